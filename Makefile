@@ -1,0 +1,27 @@
+# `make train` and `make test`; PYTHON=python3.12 make ... for another interpreter.
+PYTHON ?= python3
+BIN := .venv/bin
+WORKDIR ?= runs/digits
+
+.PHONY: train test lint environment clean
+
+train: environment
+	$(BIN)/python launch/train.py --config=configs/digits_lenet5.py --workdir=$(WORKDIR)
+
+test: environment
+	$(BIN)/python -m pytest
+
+lint: environment
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+environment: .venv/.installed
+
+.venv/.installed: requirements.txt pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	touch $@
+
+clean:
+	rm -rf .venv runs build dist *.egg-info

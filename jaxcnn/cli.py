@@ -1,0 +1,78 @@
+"""What the commands in `launch/` share: start-up, and a person's mistakes told in one line."""
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from jaxcnn.errors import UserError
+
+log = logging.getLogger('jaxcnn')
+
+
+def add_distributed_flags(parser: argparse.ArgumentParser) -> None:
+    """Flags for a run of several processes; the usual environment variables do as well."""
+    group = parser.add_argument_group('several processes')
+    group.add_argument('--coordinator', default=os.environ.get('JAX_COORDINATOR_ADDRESS'), metavar='HOST:PORT',
+                       help='address of process 0 (JAX_COORDINATOR_ADDRESS)')
+    group.add_argument('--num_processes', type=int, default=os.environ.get('JAX_NUM_PROCESSES'),
+                       help='how many processes (JAX_NUM_PROCESSES)')
+    group.add_argument('--process_id', type=int, default=os.environ.get('JAX_PROCESS_ID'),
+                       help='which of them this is, from 0 (JAX_PROCESS_ID)')
+
+
+def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The command line without, and the `a.b=VALUE` of, its `--config.a.b=VALUE`."""
+    prefix = '--config.'
+    return ([a for a in arguments if not a.startswith(prefix)],
+            [a[len(prefix):] for a in arguments if a.startswith(prefix)])
+
+
+def start_jax(args: argparse.Namespace) -> None:
+    """Joins the other processes where there are any, and turns the persistent compilation cache on.
+
+    Raises:
+      UserError: the flags of a run of several processes do not fit together.
+    """
+    import jax
+    given = [getattr(args, name, None) for name in ('coordinator', 'num_processes', 'process_id')]
+    if any(value is not None for value in given) and not given[0]:
+        raise UserError('--num_processes and --process_id need --coordinator')
+    if given[0]:
+        if args.num_processes is None or args.process_id is None:
+            raise UserError('--coordinator needs --num_processes and --process_id')
+        try:
+            jax.distributed.initialize(args.coordinator, int(args.num_processes), int(args.process_id))
+        except (RuntimeError, ValueError) as e:
+            raise UserError(f'could not join the run at {args.coordinator}: {" ".join(str(e).split())[:300]}') from e
+    from jaxcnn.train.parallel import use_compilation_cache
+    use_compilation_cache()
+
+
+def main(parser: argparse.ArgumentParser, run: Callable[[argparse.Namespace], int | None],
+         arguments: Sequence[str] | None = None) -> None:
+    """Parses the command line, starts JAX, runs, and leaves the process with its exit code.
+
+    A `UserError` ends it with one line and exit code 2, a signal with 128 and its number. `args.overrides` holds
+    what was given as `--config.a.b=VALUE`.
+    """
+    rest, overrides = split_overrides(sys.argv[1:] if arguments is None else arguments)
+    args = parser.parse_args(rest)
+    args.overrides = overrides
+    logging.basicConfig(level=logging.WARNING, format='%(message)s', stream=sys.stderr)
+    logging.getLogger('absl').setLevel(logging.CRITICAL)  # Orbax tells of every file, and of errors that we tell of
+    # Orbax's threads outlive a failed save and then complain, where nobody can catch it
+    sys.unraisablehook = lambda unraisable: log.debug('ignored: %s', unraisable.exc_value)
+    try:
+        start_jax(args)
+        import jax
+        log.setLevel(logging.INFO if jax.process_index() == 0 else logging.WARNING)
+        code = run(args)
+    except UserError as e:
+        log.error('error: %s', ' '.join(str(e).split()))
+        code = 2
+    except KeyboardInterrupt:
+        code = 130
+    sys.stdout.flush()
+    sys.exit(code)

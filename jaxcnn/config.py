@@ -1,0 +1,515 @@
+"""The schema of a run: every field with its default, its unit and what it does; checking; durations.
+
+A config file's `get_config()` returns `make(...)`: an `ml_collections.ConfigDict` with every field, so that it
+can be printed, changed and passed on. `parse` turns it into the typed, frozen `Config` that the rest of the
+library reads, and is the only place where a config's shape is checked.
+"""
+
+import ast
+import dataclasses
+import importlib.util
+import inspect
+import math
+import os
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ml_collections
+
+from jaxcnn.errors import UserError, unknown
+
+UNITS = ('steps', 'epochs', 'fraction')
+
+
+@dataclass(frozen=True)
+class Duration:
+    """A length or a moment of a run: `steps` (updates), `epochs` (passes over the training part), or
+    `fraction` (of the whole run). Written `dict(epochs=30)`."""
+
+    unit: str
+    value: float
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One of a registry, with its arguments. Written `dict(name='sgd', momentum=0.9)`, or just `'sgd'`."""
+
+    name: str
+    args: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def _field(default: Any, doc: str, *, least: float | None = None, above: float | None = None,
+           most: float | None = None, choices: Sequence[str] = (), result: bool = True) -> Any:
+    """A schema field. `result=False`: the field cannot change the trained parameters or the metrics, so a
+    run may be resumed with another value."""
+    meta = dict(doc=doc, least=least, above=above, most=most, choices=choices, result=result)
+    if isinstance(default, type):
+        return dataclasses.field(default_factory=default, metadata=meta)
+    return dataclasses.field(default=default, metadata=meta)
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What is trained on."""
+
+    name: str = _field('digits', 'the data set: see jaxcnn.data.names()')
+    dir: str = _field('', 'folder of prepared TFDS data sets; empty: $TFDS_DATA_DIR, else ~/tensorflow_datasets',
+                      result=False)
+    cache_dir: str = _field('', 'folder for decoded uint8 images; empty: $JAXCNN_CACHE, else ~/.cache/jaxcnn',
+                            result=False)
+    val_fraction: float = _field(0.1, 'part of the training images kept apart for validation, stratified',
+                                 least=0, most=0.9)
+    split_seed: int = _field(0, 'seed of that cut; apart from `seed`, so that runs share their validation part', least=0)
+    image_size: int = _field(0, 'pixels; images are resized to this square on the host; 0: as they are', least=0)
+    augment: str = _field('', "training pipeline of registered ops, as in 'pad_crop(4)|flip_lr|cutout(8)'")
+    normalize: str = _field('standardize', 'standardize: zero mean and unit deviation per channel, with the '
+                            'statistics of the training part; none: pixels in [0, 1]',
+                            choices=('standardize', 'none'))
+    placement: str = _field('auto', 'device: the split lives on the accelerator; host: Grain feeds it; auto: by size',
+                            choices=('auto', 'device', 'host'), result=False)
+    workers: int = _field(0, 'Grain worker processes of the host placement; 0: threads only', least=0, result=False)
+
+
+@dataclass(frozen=True)
+class SwitchConfig:
+    """A later stage of the optimisation; what is left out stays as in the stage before, begun afresh."""
+
+    at: Duration = _field(Duration('fraction', 0.5), 'when this stage begins')
+    optimizer: Choice | None = _field(None, 'the optimizer from then on')
+    learning_rate: float | None = _field(None, 'its peak learning rate', above=0)
+    schedule: Choice | None = _field(None, 'its schedule, over this stage alone')
+    warmup: Duration | None = _field(None, 'its warm-up')
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """How parameters are updated."""
+
+    optimizer: Choice = _field(Choice('sgd', {'momentum': 0.9}), 'see jaxcnn.optim.optimizer_names(), with its arguments')
+    learning_rate: float = _field(0.1, 'peak learning rate', above=0)
+    schedule: Choice = _field(Choice('cosine'), 'see jaxcnn.optim.schedule_names(), with its arguments')
+    warmup: Duration | None = _field(None, 'linear warm-up before the schedule: the n-th of w steps has n/w of the peak')
+    switch: tuple[SwitchConfig, ...] = _field((), 'later stages: another optimizer, rate or schedule from a moment on')
+    weight_decay: float = _field(0.0, 'decoupled weight decay (AdamW, SGDW): times the learning rate', least=0)
+    l2: float = _field(0.0, "L2 penalty's gradient, added to the loss's (what PyTorch's SGD calls weight_decay)", least=0)
+    decay_mask: str = _field(r'kernel$', "regular expression searched in 'path/of/parameter'; decay and L2 act on "
+                             'what it finds')
+    clip_norm: float = _field(0.0, 'largest global norm of the gradient; 0: unlimited', least=0)
+    accumulate: int = _field(1, 'micro-batches that a batch is worked through in, gradients averaged', least=1)
+    ema_decay: float = _field(0.0, 'exponential moving average of the parameters, with decay '
+                              'min(ema_decay, (1+n)/(10+n)); 0: none', least=0, most=0.999999)
+    label_smoothing: float = _field(0.0, 'probability spread evenly over all classes', least=0, most=0.999)
+
+
+@dataclass(frozen=True)
+class ParallelConfig:
+    """How a step is spread over devices."""
+
+    backend: str = _field('sharded', 'sharded: jax.jit over a mesh; pmap: jax.pmap', choices=('sharded', 'pmap'))
+    devices: int = _field(0, 'how many of the local devices to use; 0: all', least=0)
+    bn_sync: bool = _field(True, 'BatchNorm statistics over the whole batch; False: over each device\'s part')
+    steps_per_dispatch: int = _field(1, 'training steps in one compiled call (lax.scan)', least=1)
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """Evaluation while training."""
+
+    every: Duration = _field(Duration('epochs', 1), 'interval')
+    batch_size: int = _field(256, 'images per evaluation step', least=1, result=False)
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """What is kept of a run, and by which measure."""
+
+    every: Duration | None = _field(None, 'interval; None: after every evaluation', result=False)
+    keep: int = _field(2, 'how many of the newest are kept, besides the best', least=1, result=False)
+    metric: str = _field('val_accuracy', 'what `best` means; the higher the better, a loss the lower',
+                         choices=('val_accuracy', 'val_top5', 'val_loss',
+                                  'val_ema_accuracy', 'val_ema_top5', 'val_ema_loss'))
+    patience: int = _field(0, 'stop early after this many evaluations without a better one; 0: never', least=0)
+
+
+@dataclass(frozen=True)
+class Config:
+    """A whole run."""
+
+    name: str = _field('', "the run's name in reports; empty: the config file's", result=False)
+    seed: int = _field(0, 'of initialisation, shuffling, augmentation and dropout', least=0, most=2**32 - 1)
+    duration: Duration = _field(Duration('epochs', 10), 'length of the run')
+    batch_size: int = _field(128, 'images per update, over all devices', least=1)
+    batch_schedule: tuple[tuple[Duration, int], ...] = _field(
+        (), 'other batch sizes from given moments on, as in ((dict(epochs=5), 256), (dict(epochs=8), 512))')
+    model: Choice = _field(Choice('lenet5'), 'see jaxcnn.models.names(), with its fields')
+    data: DataConfig = _field(DataConfig, 'the data')
+    optim: OptimConfig = _field(OptimConfig, 'the optimisation')
+    freeze_bn: Duration | None = _field(None, 'from then on BatchNorm uses its running statistics and leaves them alone')
+    parallel: ParallelConfig = _field(ParallelConfig, 'the devices')
+    eval: EvalConfig = _field(EvalConfig, 'the evaluation')
+    checkpoint: CheckpointConfig = _field(CheckpointConfig, 'the checkpoints')
+    log_every: Duration = _field(Duration('steps', 50), 'interval of logged training metrics')
+
+
+def _is_optional(kind: Any) -> bool:
+    return typing.get_origin(kind) is types.UnionType and type(None) in typing.get_args(kind)
+
+
+def _strip_optional(kind: Any) -> Any:
+    return next(k for k in typing.get_args(kind) if k is not type(None)) if _is_optional(kind) else kind
+
+
+def _fields(schema: type) -> dict[str, tuple[Any, dataclasses.Field]]:
+    hints = typing.get_type_hints(schema)
+    return {f.name: (hints[f.name], f) for f in dataclasses.fields(schema)}
+
+
+def _wrong(path: str, expected: str, value: Any) -> UserError:
+    return UserError(f'{path}: expected {expected}, got {value!r}')
+
+
+def _plain(value: Any) -> Any:
+    """ConfigDicts and tuples inside out to plain dicts and lists."""
+    if isinstance(value, ml_collections.ConfigDict):
+        value = value.to_dict()
+    if isinstance(value, Mapping):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    return value
+
+
+def _build_duration(value: Any, path: str) -> Duration:
+    if isinstance(value, Duration):
+        value = {value.unit: value.value}
+    if not isinstance(value, Mapping) or len(value) != 1:
+        raise _wrong(path, 'a duration in one unit, as in dict(epochs=30)', value)
+    (unit, amount), = value.items()
+    if unit not in UNITS:
+        raise UserError(f'{path}: {unknown("unit of duration", unit, UNITS)}')
+    if isinstance(amount, bool) or not isinstance(amount, (int, float)):
+        raise _wrong(f'{path}.{unit}', 'a number', amount)
+    if not 0 < amount < 1e15:
+        limit = ' and below 1e15' if 0 < amount < math.inf else ''
+        raise UserError(f'{path}.{unit}: a duration must be positive{limit}, got {amount!r}')
+    if unit == 'steps' and amount != int(amount):
+        raise _wrong(f'{path}.steps', 'a whole number', amount)
+    return Duration(unit, amount)
+
+
+def _build(kind: Any, value: Any, path: str, meta: Mapping[str, Any] = types.MappingProxyType({})) -> Any:
+    if _is_optional(kind):
+        if value is None:
+            return None
+        kind = _strip_optional(kind)
+    if kind is Duration:
+        return _build_duration(value, path)
+    if kind is Choice:
+        if isinstance(value, Choice):
+            return value
+        if isinstance(value, str):
+            value = {'name': value}
+        if not isinstance(value, Mapping) or not isinstance(value.get('name'), str):
+            raise _wrong(path, "a name with arguments, as in dict(name='...')", value)
+        return Choice(value['name'], {k: v for k, v in value.items() if k != 'name'})
+    if dataclasses.is_dataclass(kind):
+        assert isinstance(kind, type)
+        if isinstance(value, kind):
+            return value
+        if not isinstance(value, Mapping):
+            raise _wrong(path, 'a group of fields', value)
+        known = _fields(kind)
+        for name in value:
+            if name not in known:
+                raise unknown('field', f'{path}.{name}', [f'{path}.{k}' for k in known])
+        return kind(**{k: _build(known[k][0], v, f'{path}.{k}', known[k][1].metadata) for k, v in value.items()})
+    if typing.get_origin(kind) is tuple:
+        if not isinstance(value, (list, tuple)):
+            raise _wrong(path, 'a sequence', value)
+        inner = typing.get_args(kind)
+        if inner[-1] is Ellipsis:
+            return tuple(_build(inner[0], v, f'{path}[{i}]') for i, v in enumerate(value))
+        if len(value) != len(inner):
+            raise _wrong(path, f'{len(inner)} entries', value)
+        return tuple(_build(k, v, f'{path}[{i}]') for i, (k, v) in enumerate(zip(inner, value, strict=True)))
+    names = {bool: 'True or False', int: 'a whole number', float: 'a number', str: 'a string'}
+    fits = isinstance(value, (int, float) if kind is float else kind)
+    if not fits or (isinstance(value, bool) and kind is not bool):
+        raise _wrong(path, names[kind], value)
+    if meta.get('choices') and value not in meta['choices']:
+        raise UserError(f'{path}: {unknown("value", value, meta["choices"])}')
+    if meta.get('least') is not None and not value >= meta['least']:
+        raise _wrong(path, f'at least {meta["least"]}', value)
+    if meta.get('above') is not None and not value > meta['above']:
+        raise _wrong(path, f'a finite number above {meta["above"]}', value)
+    if meta.get('most') is not None and not value <= meta['most']:
+        raise _wrong(path, f'at most {meta["most"]}', value)
+    if kind is float and not abs(value) < 1e300:
+        raise _wrong(path, 'a finite number', value)
+    return float(value) if kind is float else value
+
+
+def parse(fields: Mapping[str, Any] | ml_collections.ConfigDict | Config) -> Config:
+    """The typed config of `fields`; what is left out has its default.
+
+    Raises:
+      UserError: an unknown field, a wrong type or a value out of range; the line names field and value.
+    """
+    if isinstance(fields, Config):
+        return fields
+    config = _build(Config, _plain(fields), 'config')
+    if config.checkpoint.metric.startswith('val_ema') and not config.optim.ema_decay:
+        raise UserError(f'config.checkpoint.metric: {config.checkpoint.metric!r} needs config.optim.ema_decay above 0')
+    if config.checkpoint.patience and not config.data.val_fraction:
+        raise UserError('config.checkpoint.patience: stopping early needs a validation part: '
+                        'config.data.val_fraction above 0')
+    return config
+
+
+def to_dict(value: Any) -> Any:
+    """Plain dicts, lists and scalars, as they go into `config.json`; `parse` reads them back."""
+    if isinstance(value, Duration):
+        return {value.unit: value.value}
+    if isinstance(value, Choice):
+        return {'name': value.name, **_plain(value.args)}
+    if dataclasses.is_dataclass(value):
+        return {f.name: to_dict(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, (list, tuple)):
+        return [to_dict(v) for v in value]
+    return value
+
+
+def make(**fields: Any) -> ml_collections.ConfigDict:
+    """The ConfigDict of a config file: the named fields, every other at its default."""
+    return ml_collections.ConfigDict(to_dict(parse(fields)))
+
+
+def differences(old: Config, new: Config, all_fields: bool = False) -> list[str]:
+    """Fields that differ and that could change the result, or all that differ: each as 'config.a.b: old -> new'."""
+    found = []
+
+    def walk(a: Any, b: Any, path: str) -> None:
+        if dataclasses.is_dataclass(a) and type(a) is type(b) and not isinstance(a, (Duration, Choice)):
+            for f in dataclasses.fields(a):
+                if all_fields or f.metadata.get('result', True):
+                    walk(getattr(a, f.name), getattr(b, f.name), f'{path}.{f.name}')
+        elif to_dict(a) != to_dict(b):
+            found.append(f'{path}: {to_dict(a)!r} -> {to_dict(b)!r}')
+
+    walk(old, new, 'config')
+    return found
+
+
+def _literal(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return text
+
+
+def override(fields: Mapping[str, Any] | ml_collections.ConfigDict, assignments: Sequence[str]) -> dict[str, Any]:
+    """`fields` with assignments of the command line, `'a.b=VALUE'`, carried out; VALUE is a Python literal.
+
+    A duration is replaced whole by its new unit (`duration.epochs=3`); another `name` of an optimizer, schedule
+    or model drops the arguments of the one before.
+
+    Raises:
+      UserError: the assignment names no field of the config, or is none.
+    """
+    tree = to_dict(parse(fields))
+    for assignment in assignments:
+        path, equals, text = assignment.partition('=')
+        if not equals:
+            raise UserError(f'--config.{assignment}: expected --config.{path}=VALUE')
+        schema: type = Config
+        node, at, parts = tree, 'config', path.split('.')
+        while True:
+            known = _fields(schema)
+            if parts[0] not in known:
+                raise unknown('field', f'{at}.{parts[0]}', [f'{at}.{k}' for k in known])
+            kind = _strip_optional(known[parts[0]][0])
+            key, at, rest = parts[0], f'{at}.{parts[0]}', parts[1:]
+            if rest and kind is Duration and len(rest) == 1:
+                node[key] = {rest[0]: _literal(text)}
+            elif rest and kind is Choice and len(rest) == 1:
+                same = node[key] is not None and node[key]['name'] == text
+                if rest[0] == 'name' and not same:
+                    node[key] = {'name': text}
+                elif rest[0] != 'name':
+                    node[key] = {**(node[key] or {}), rest[0]: _literal(text)}
+            elif rest and dataclasses.is_dataclass(kind) and kind not in (Duration, Choice):
+                assert isinstance(kind, type)
+                node, schema, parts = node[key], kind, rest
+                continue
+            elif rest:
+                raise UserError(f'{at}: has no field {".".join(rest)!r}')
+            elif kind is Choice and not text.startswith('{'):
+                node[key] = {'name': text}
+            elif kind is str:
+                node[key] = text
+            else:
+                node[key] = _plain(_literal(text))
+            break
+    return to_dict(parse(tree))
+
+
+def load(path: str | os.PathLike, assignments: Sequence[str] = ()) -> Config:
+    """The config of a file with `get_config()`, after the assignments of the command line.
+
+    Raises:
+      UserError: the file is missing or not a config, or see `parse` and `override`.
+    """
+    path = os.fspath(path)
+    if not os.path.isfile(path):
+        folder = os.path.dirname(path) or '.'
+        near = [os.path.join(folder, n) for n in os.listdir(folder) if n.endswith('.py')] if os.path.isdir(folder) else []
+        raise unknown('config file', path, near)
+    spec = importlib.util.spec_from_file_location('jaxcnn_user_config', path)
+    if spec is None or spec.loader is None:
+        raise UserError(f'{path}: a config is a Python file with get_config()')
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        fields = module.get_config()
+    except UserError as e:
+        raise UserError(f'{path}: {e}') from e
+    except Exception as e:
+        raise UserError(f'{path}: {type(e).__name__}: {" ".join(str(e).split())}') from e
+    stem = os.path.splitext(os.path.basename(path))[0]
+    tree = override(fields, assignments)
+    return parse({**tree, 'name': tree['name'] or stem})
+
+
+def parse_call(text: str, where: str) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
+    """'name(1, b=2)' or 'name' as (name, args, kwargs); arguments are literals, nothing is evaluated as code."""
+    error = UserError(f'{where}: {text.strip()!r} is not name or name(literal, key=literal, ...)')
+    try:
+        node = ast.parse(text.strip(), mode='eval').body
+        if isinstance(node, ast.Name):
+            return node.id, (), {}
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and all(k.arg for k in node.keywords):
+            return (node.func.id, tuple(ast.literal_eval(a) for a in node.args),
+                    {str(k.arg): ast.literal_eval(k.value) for k in node.keywords})
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        raise error from None
+    raise error
+
+
+def bind(function: Callable, args: Sequence[Any], kwargs: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The arguments as keywords of `function`; a UserError names the one that does not fit and the known ones."""
+    signature = inspect.signature(function)
+    for name in kwargs:
+        if name not in signature.parameters:
+            raise unknown(f'argument of {where}', name, signature.parameters)
+    try:
+        return dict(signature.bind(*args, **kwargs).arguments)
+    except TypeError as e:
+        raise UserError(f'{where}: {e}; it takes ({", ".join(map(str, signature.parameters))})') from e
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of steps, from `start` up to the next phase, that runs one compiled program."""
+
+    start: int
+    batch_size: int
+    stage: int  # which optimizer
+    bn_frozen: bool
+
+
+class Timeline:
+    """Where a run stands at each step: the one place that turns durations into steps.
+
+    Images are drawn in one stream, epoch after epoch, in batches that may reach over an epoch's end; so each
+    epoch holds every image once whatever the batch size, and `epochs` are passed images over `num_train`.
+
+    Args:
+      config: the run.
+      num_train: images in the training part.
+    """
+
+    def __init__(self, config: Config, num_train: int):
+        self._config = config
+        self.num_train = num_train
+        self._next: dict[Duration, tuple[int, int]] = {}  # every -> (from, next): the answer for all steps between
+        self._sizes = [(0, 0, config.batch_size)]  # (first step, images before it, batch size)
+        for i, (when, size) in enumerate(config.batch_schedule):
+            where = f'config.batch_schedule[{i}]'
+            if size < 1:
+                raise _wrong(where, 'a batch size of at least 1', size)
+            start = self.steps(when)
+            if start <= self._sizes[-1][0]:
+                raise UserError(f'{where}: begins at step {start}, not after the one before it')
+            self._sizes.append((start, self.examples(start), size))
+        self.total = self.steps(config.duration)
+        self.stages = [0]
+        for i, switch in enumerate(config.optim.switch):
+            start = self.steps(switch.at)
+            if not self.stages[-1] < start < self.total:
+                raise UserError(f'config.optim.switch[{i}].at: step {start} is not between the stage before it and '
+                                f'the end of the run at step {self.total}')
+            self.stages.append(start)
+        frozen = self.total if config.freeze_bn is None else self.steps(config.freeze_bn)
+        for where, start in [('config.freeze_bn', 0 if config.freeze_bn is None else frozen),
+                             (f'config.batch_schedule[{len(self._sizes) - 2}]', self._sizes[-1][0])]:
+            if start >= self.total:
+                raise UserError(f'{where}: begins at step {start}, but the run ends at step {self.total}')
+        starts = sorted({s for s, _, _ in self._sizes} | set(self.stages) | {frozen})
+        self.phases = [Phase(s, self._size_at(s)[2], sum(s >= b for b in self.stages) - 1, s >= frozen)
+                       for s in starts if s < self.total]
+
+    def _size_at(self, step: int) -> tuple[int, int, int]:
+        return [entry for entry in self._sizes if entry[0] <= step][-1]
+
+    def examples(self, step: int) -> int:
+        """Images drawn before `step`."""
+        start, before, size = self._size_at(step)
+        return before + (step - start) * size
+
+    def epoch(self, step: int) -> float:
+        """Passes over the training part before `step`."""
+        return self.examples(step) / self.num_train
+
+    def steps(self, duration: Duration) -> int:
+        """The step at which `duration`, from the start of the run, has passed: rounded up, at least 1."""
+        unit, value = duration.unit, duration.value
+        if unit == 'fraction':
+            unit, value = self._config.duration.unit, value * self._config.duration.value
+            if self._config.duration.unit == 'fraction':
+                raise UserError('config.duration: the length of the run cannot be a fraction of itself')
+        if unit == 'steps':
+            return max(1, math.ceil(value - 1e-9))
+        images = value * self.num_train
+        start, before, size = [entry for entry in self._sizes if entry[1] <= images][-1]
+        return max(1, start + math.ceil((images - before) / size - 1e-9))
+
+    def phase(self, step: int) -> Phase:
+        """The phase that `step` belongs to."""
+        return [p for p in self.phases if p.start <= step][-1]
+
+    def phase_end(self, step: int) -> int:
+        """The first step after `step` that belongs to another phase, or the end of the run."""
+        return min((p.start for p in self.phases if p.start > step), default=self.total)
+
+    def next_multiple(self, step: int, every: Duration) -> int:
+        """The first step after `step` at which `every` has passed a whole number of times, or the end."""
+        known = self._next.get(every, (0, 0))
+        if known[0] <= step < known[1]:
+            return known[1]
+        run = self._config.duration
+        share = (self.epoch(step) if run.unit == 'epochs' else step) / run.value
+        passed = {'steps': step, 'epochs': self.epoch(step), 'fraction': share}[every.unit]
+        count = max(0, math.floor(passed / every.value) - 1)
+        at = 0
+        while at <= step:
+            count += 1
+            at = self.steps(Duration(every.unit, count * every.value))
+        self._next[every] = (step, min(at, self.total))
+        return min(at, self.total)
+
+    def is_multiple(self, step: int, every: Duration) -> bool:
+        """Whether `every` has just passed a whole number of times, or the run has ended."""
+        return step > 0 and self.next_multiple(step - 1, every) == step

@@ -1,0 +1,117 @@
+"""Which images a step trains on, and how they reach it: `device` and `host` placement behind one interface.
+
+The order of images is a function of `(seed, epoch)` and both placements follow it, so they train alike.
+"""
+
+import functools
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from jaxcnn.config import Timeline
+from jaxcnn.data.dataset import Split
+
+DEVICE_LIMIT = 2 << 30  # bytes of decoded images up to which `auto` keeps a data set on the accelerator
+
+Batch = dict[str, np.ndarray]
+
+
+class Order:
+    """The stream of training images: epoch after epoch, each its own permutation of the training part."""
+
+    def __init__(self, seed: int, timeline: Timeline):
+        self._seed, self._timeline = seed, timeline
+
+    @functools.lru_cache(maxsize=4)  # noqa: B019 (an Order lives as long as its run)
+    def _permutation(self, epoch: int) -> np.ndarray:
+        rng = np.random.Generator(np.random.PCG64([self._seed, epoch]))
+        return rng.permutation(self._timeline.num_train).astype(np.int32)
+
+    def positions(self, step: int) -> np.ndarray:
+        """Positions in the training part of the images of `step`: (B,) int32."""
+        first, end = self._timeline.examples(step), self._timeline.examples(step + 1)
+        count = self._timeline.num_train
+        return np.concatenate([self._permutation(epoch)[max(first - epoch * count, 0):end - epoch * count]
+                               for epoch in range(first // count, (end - 1) // count + 1)])
+
+
+class _Steps:
+    """Grain's random-access source: item `i` is the batch of step `i`."""
+
+    def __init__(self, split: Split, order: Order, total: int, rows: Callable[[int], slice]):
+        self._split, self._order, self._total, self._rows = split, order, total, rows
+
+    def __len__(self) -> int:
+        return self._total
+
+    def __getitem__(self, step: int) -> Batch:
+        positions = self._order.positions(int(step))
+        positions = positions[self._rows(len(positions))]
+        return {'image': self._split.take(positions), 'label': self._split.labels[positions]}
+
+
+class TrainFeed:
+    """Training batches for any stretch of steps.
+
+    Args:
+      split: the training part.
+      seed: of the order.
+      timeline: the run.
+      on_device: `device` placement: batches are positions, and the step gathers from `resident`; else
+        `host` placement: batches are images that Grain reads ahead.
+      rows: of a global batch of a given size, the rows that this process feeds.
+      workers: Grain worker processes; 0: threads.
+    """
+
+    def __init__(self, split: Split, seed: int, timeline: Timeline, *, on_device: bool,
+                 rows: Callable[[int], slice] = lambda size: slice(0, size), workers: int = 0):
+        self._order = Order(seed, timeline)
+        self._rows, self._on_device, self._workers = rows, on_device, workers
+        self._steps = _Steps(split, self._order, timeline.total, rows)
+        self._stream: Iterator[Batch] | None = None
+        self._next = -1
+
+    def _grain(self, step: int) -> Iterator[Batch]:
+        import grain
+        items = grain.MapDataset.source(self._steps)[step:]
+        stream = items.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4))
+        if self._workers:
+            from absl import flags
+            flags.FLAGS.mark_as_parsed()  # Grain reads flags there, and our commands have none of absl's
+            stream = stream.mp_prefetch(grain.MultiprocessingOptions(num_workers=self._workers))
+        return iter(stream)
+
+    def batch(self, step: int, count: int) -> Batch:
+        """The batches of `count` steps from `step` on, stacked: this process's rows, each leaf (count, b, ...)."""
+        if self._on_device:
+            positions = np.stack([self._order.positions(s) for s in range(step, step + count)])
+            return {'position': positions[:, self._rows(positions.shape[1])]}
+        if self._stream is None or self._next != step:
+            self._stream = self._grain(step)
+        batches = [next(self._stream) for _ in range(count)]
+        self._next = step + count
+        return {name: np.stack([b[name] for b in batches]) for name in batches[0]}
+
+
+def resident(split: Split) -> Batch:
+    """A split whole, as `device` placement keeps it on the accelerator."""
+    return {'image': split.take(np.arange(len(split))), 'label': split.labels}
+
+
+def eval_batches(split: Split, batch_size: int, *, on_device: bool,
+                 rows: Callable[[int], slice] = lambda size: slice(0, size)) -> Iterator[Batch]:
+    """Every image of `split` once, in order, in batches of one size: the last is padded, and `mask` is 0 there.
+
+    Yields:
+      This process's rows: `mask` (b,) float32, with `position`, or `image` and `label`.
+    """
+    for start in range(0, len(split), batch_size):
+        positions = np.arange(start, start + batch_size)
+        mask = (positions < len(split)).astype(np.float32)
+        padded = np.where(mask > 0, positions, 0).astype(np.int32)[rows(batch_size)]
+        batch: Batch = {'mask': mask[rows(batch_size)]}
+        if on_device:
+            batch['position'] = padded
+        else:
+            batch.update(image=split.take(padded), label=split.labels[padded])
+        yield batch

@@ -1,0 +1,113 @@
+"""A person's own picture, brought into the form of the data set that a network was trained on."""
+
+import logging
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from jaxcnn.data.cache import resize
+from jaxcnn.errors import UserError
+
+log = logging.getLogger('jaxcnn')
+
+
+def read(path: str | os.PathLike, mode: str) -> np.ndarray:
+    """The picture as a viewer shows it: uint8 (H, W) for mode `L`, (H, W, 3) for `RGB`; alpha is laid over white.
+
+    Raises:
+      UserError: the file is missing or no picture.
+    """
+    from PIL import Image, ImageOps, UnidentifiedImageError
+    try:
+        with Image.open(path) as file:
+            image = ImageOps.exif_transpose(file)
+            if image.mode in ('I', 'I;16', 'I;16B', 'F'):  # 16 bits: PIL's own conversion would clip them
+                image = Image.fromarray((np.asarray(image, np.float64) / 257).clip(0, 255).astype(np.uint8))
+            if image.has_transparency_data:
+                image = image.convert('RGBA')
+                image = Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image)
+            return np.asarray(image.convert(mode))
+    except FileNotFoundError:
+        raise UserError(f'{os.fspath(path)}: no such file') from None
+    except Exception as e:  # Pillow's decoders raise many kinds of error
+        reason = 'not a picture' if isinstance(e, UnidentifiedImageError) else str(e)
+        raise UserError(f'{os.fspath(path)}: {reason}') from None
+
+
+def _otsu(grey: np.ndarray) -> int:
+    """The level that parts grey values best in two: the largest variance between them (Otsu 1979)."""
+    counts = np.bincount(grey.ravel(), minlength=256).astype(np.float64)
+    below, total = np.cumsum(counts), counts.sum()
+    weighted = np.cumsum(counts * np.arange(256))
+    with np.errstate(divide='ignore', invalid='ignore'):
+        between = (weighted[-1] * below / total - weighted) ** 2 / (below * (total - below))
+    return int(np.nanargmax(np.where(np.isfinite(between), between, -1)))
+
+
+def frame_ink(grey: np.ndarray, ink: Mapping[str, Any], ink_is: str = 'auto') -> np.ndarray:
+    """Handwriting as its data set frames it: light ink on black, fitted into a box, centred.
+
+    Args:
+      grey: uint8 (H, W).
+      ink: fields of `sources.Ink`.
+      ink_is: `dark` or `light` against its ground; `auto`: the ground is what most of the border is.
+
+    Returns:
+      uint8 (size, size, 1). A picture of one nearly even grey comes out black.
+    """
+    from PIL import Image
+    size, box = ink['size'], ink['box']
+    canvas = np.zeros((size, size, 1), np.uint8)
+    if grey.min() == grey.max():
+        return canvas
+    light = grey > _otsu(grey)
+    border = np.concatenate([light[0], light[-1], light[:, 0], light[:, -1]])
+    ink_is_light = border.mean() < 0.5 if ink_is == 'auto' else ink_is == 'light'
+    mask = light if ink_is_light else ~light
+    ground, full = np.median(grey[~mask]), np.percentile(grey[mask], 95 if ink_is_light else 5)
+    if abs(full - ground) < 16:  # nothing but paper
+        return canvas
+    strength = np.clip((grey - ground) / (full - ground), 0, 1)
+    strength = np.clip((strength - 0.15) / 0.7, 0, 1)  # paper is never quite even
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    crop = strength[rows[0]:rows[-1] + 1, columns[0]:columns[-1] + 1]
+    scale = box / max(crop.shape)
+    height, width = (max(1, round(side * scale)) for side in crop.shape)
+    small = np.asarray(Image.fromarray((crop * 255).astype(np.uint8)).resize((width, height),
+                                                                             Image.Resampling.BOX)).astype(np.float64)
+    top, left = (size - height) / 2, (size - width) / 2
+    if ink['by_mass'] and small.sum():
+        top = size / 2 - (small.sum(1) @ (np.arange(height) + 0.5)) / small.sum()
+        left = size / 2 - (small.sum(0) @ (np.arange(width) + 0.5)) / small.sum()
+    y, x = (int(np.clip(round(v), 0, size - side)) for v, side in ((top, height), (left, width)))
+    canvas[y:y + height, x:x + width, 0] = small
+    return canvas
+
+
+def load(path: str | os.PathLike, info: Mapping[str, Any], ink_is: str = 'auto') -> np.ndarray:
+    """A picture file as the network's input before normalisation.
+
+    Args:
+      path: of a PNG, JPEG or whatever Pillow reads, of any size.
+      info: `data.json` of the workdir.
+      ink_is: see `frame_ink`; for handwriting alone.
+
+    Returns:
+      uint8 (H, W, C). Photographs are cut to their central square and resized.
+
+    Raises:
+      UserError: the file is missing or no picture.
+    """
+    height, width, channels = info['image_shape']
+    if info['ink']:
+        framed = frame_ink(read(path, 'L'), info['ink'], ink_is)
+        if not framed.any():
+            log.warning('%s: no handwriting found in it', os.fspath(path))
+        return np.broadcast_to(resize(framed, height), (height, width, channels))
+    image = read(path, 'L' if channels == 1 else 'RGB')
+    image = image.reshape(*image.shape[:2], channels)
+    side = min(image.shape[:2])
+    top, left = (image.shape[0] - side) // 2, (image.shape[1] - side) // 2
+    return resize(image[top:top + side, left:left + side], height)

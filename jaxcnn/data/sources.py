@@ -1,0 +1,187 @@
+"""Where images come from: one function per kind of data set, in a registry.
+
+A source names its splits and gives random access to `(image, label)` pairs, undecoded until asked for.
+`dataset.load` decodes each image once into the cache (`cache.py`).
+"""
+
+import contextlib
+import dataclasses
+import functools
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from jaxcnn.config import DataConfig
+from jaxcnn.errors import UserError, unknown
+
+
+class Examples(Protocol):
+    """Random access to one split."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
+        """The uint8 image (H, W, C) and its label."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Ink:
+    """How a data set frames handwriting, light ink on black; a person's own picture is brought into this form.
+
+    Attributes:
+      size: pixels of the square image, before any resizing.
+      box: pixels of the square that the ink's bounding box is fitted into.
+      by_mass: the ink's centre of mass is at the image's centre; else the box's centre is.
+    """
+
+    size: int
+    box: int
+    by_mass: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A data set that has been found but not yet read.
+
+    Attributes:
+      where: the folder, or what else to name when something is wrong with it.
+      key: JSON-able; changes whenever the images could.
+      splits: reads a split: `train` and `test`.
+      class_names: gives the classes in the order of their labels.
+      ink: for handwriting; None for photographs.
+    """
+
+    where: str
+    key: dict[str, Any]
+    splits: dict[str, Callable[[], Examples]]
+    class_names: Callable[[], Sequence[str]]
+    ink: Ink | None = None
+
+
+_SOURCES: dict[str, Callable[[DataConfig], Source]] = {}
+
+
+def names() -> list[str]:
+    """The known data sets."""
+    return sorted(_SOURCES)
+
+
+def find(config: DataConfig) -> Source:
+    """The source of `config.name`.
+
+    Raises:
+      UserError: an unknown name, or the data is not there.
+    """
+    if config.name not in _SOURCES:
+        raise unknown('data set', config.name, names())
+    return _SOURCES[config.name](config)
+
+
+@dataclasses.dataclass(frozen=True)
+class _InMemory:
+    images: np.ndarray
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
+        return self.images[index], int(self.labels[index])
+
+
+def stratified_cut(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Sorted indices of the (larger, smaller) part, the smaller holding `fraction` of every class.
+
+    The smaller part has `round(fraction * len(labels))` members; classes whose share is not whole are rounded by
+    largest remainder.
+    """
+    rng = np.random.Generator(np.random.PCG64([seed, 0x5EED]))
+    classes, counts = np.unique(labels, return_counts=True)
+    shares = counts * fraction
+    take = np.floor(shares).astype(int)
+    missing = round(fraction * len(labels)) - int(take.sum())
+    take[np.argsort(take - shares, kind='stable')[:missing]] += 1
+    small = np.concatenate([rng.permutation(np.flatnonzero(labels == c))[:k] for c, k in zip(classes, take, strict=True)])
+    chosen = np.zeros(len(labels), bool)
+    chosen[small.astype(int)] = True
+    return np.flatnonzero(~chosen), np.flatnonzero(chosen)
+
+
+def _digits(config: DataConfig) -> Source:
+    """scikit-learn's handwritten digits: 1,797 images of 8x8, a fixed fifth of each class kept as test part."""
+    @functools.cache
+    def parts() -> dict[str, _InMemory]:
+        from sklearn.datasets import load_digits
+        bunch = load_digits()
+        images = np.round(bunch.images * (255 / 16)).astype(np.uint8)[..., None]  # (1797, 8, 8, 1)
+        train, test = stratified_cut(bunch.target, 0.2, seed=0)
+        return {'train': _InMemory(images[train], bunch.target[train]),
+                'test': _InMemory(images[test], bunch.target[test])}
+
+    return Source('scikit-learn', key={'source': 'digits', 'version': 1},
+                  splits={'train': lambda: parts()['train'], 'test': lambda: parts()['test']},
+                  class_names=lambda: [str(i) for i in range(10)], ink=Ink(8, 8, by_mass=False))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Tfds:
+    data: Any
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
+        example = self.data[index]
+        return example['image'], int(example['label'])
+
+
+def _tfds(name: str, ink: Ink | None = None) -> Callable[[DataConfig], Source]:
+    """A prepared TFDS data set, read through `tfds.data_source`: needs no TensorFlow."""
+    def find_prepared(config: DataConfig) -> Source:
+        root = os.path.expanduser(config.dir or os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets')
+        folder = os.path.join(root, name)
+        versions = sorted((v for v in (os.listdir(folder) if os.path.isdir(folder) else [])
+                           if os.path.isfile(os.path.join(folder, v, 'dataset_info.json'))),
+                          key=lambda v: [int(n) if n.isdigit() else 0 for n in v.split('.')])
+        if not versions:
+            raise UserError(f"data set {name!r} is not prepared in {root!r} (config.data.dir); prepare it once: "
+                            f"pip install 'jaxcnn[prepare]' && tfds build {name} --file_format=array_record "
+                            f'--data_dir={root}')
+        version = os.path.join(folder, versions[-1])
+        files = sorted(os.listdir(version))
+        if not any('array_record' in f for f in files):
+            raise UserError(f'{version}: holds no ArrayRecord files; prepare it again: '
+                            f'tfds build {name} --file_format=array_record --data_dir={root}')
+        stats = [os.stat(os.path.join(version, f)) for f in files]
+
+        @functools.cache
+        def builder() -> Any:
+            import tensorflow_datasets as tfds
+            with _readable():
+                return tfds.builder_from_directory(version)
+
+        @contextlib.contextmanager
+        def _readable() -> Iterator[None]:
+            try:
+                yield
+            except Exception as e:  # TFDS raises many kinds of error for damaged files
+                raise UserError(f'{version}: cannot be read as a TFDS data set: {type(e).__name__}: '
+                                f'{" ".join(str(e).split())[:200]}') from e
+
+        def read(split: str) -> _Tfds:
+            with _readable():
+                return _Tfds(builder().as_data_source(split=split))
+
+        return Source(version, key={'source': f'tfds:{name}', 'version': versions[-1],
+                           'files': [[f, s.st_size, s.st_mtime_ns] for f, s in zip(files, stats, strict=True)]},
+                      splits={'train': lambda: read('train'), 'test': lambda: read('test')},
+                      class_names=lambda: builder().info.features['label'].names, ink=ink)
+    return find_prepared
+
+
+_SOURCES['digits'] = _digits
+_SOURCES['mnist'] = _tfds('mnist', ink=Ink(28, 20, by_mass=True))
+for _name in ('cifar10', 'cifar100', 'fashion_mnist', 'svhn_cropped'):
+    _SOURCES[_name] = _tfds(_name)

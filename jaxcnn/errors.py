@@ -1,0 +1,17 @@
+"""Errors that are a person's mistake: told in one line, without a traceback."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """Something the person who started the run can put right; the message says what and how, in one line."""
+
+
+def unknown(what: str, value: str, choices: Iterable[str]) -> UserError:
+    """The error for a name that is none of `choices`: names the nearest ones, or all where none is near."""
+    names = sorted(choices)
+    near = difflib.get_close_matches(str(value), names, n=3, cutoff=0.5)
+    if near:
+        return UserError(f'unknown {what} {value!r}; nearest: {", ".join(near)}')
+    return UserError(f'unknown {what} {value!r}; known: {", ".join(names) or "none"}')

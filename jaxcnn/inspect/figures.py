@@ -1,0 +1,74 @@
+"""Figures, written as PNG."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+
+def image_grid(images: np.ndarray, titles: Sequence[str], path: str, columns: int = 8) -> None:
+    """Draws images in a grid, each under its title, enlarged by whole pixels to at least 96 on a side.
+
+    Args:
+      images: (N, H, W, C) float; clipped to [0, 1]. C is 1 or 3.
+      titles: N of them.
+      path: of the PNG.
+    """
+    from PIL import Image, ImageDraw
+    count, height, width, channels = images.shape
+    factor = max(1, -(-96 // max(height, width)))
+    pixels = np.rint(np.clip(images, 0, 1) * 255).astype(np.uint8).repeat(factor, 1).repeat(factor, 2)
+    cell_height, cell_width, gap, text = height * factor, width * factor, 6, 14
+    rows = -(-count // columns)
+    sheet = Image.new('RGB', (columns * (cell_width + gap) + gap, rows * (cell_height + text + gap) + gap), 'white')
+    draw = ImageDraw.Draw(sheet)
+    for i, (tile, title) in enumerate(zip(pixels, titles, strict=True)):
+        x, y = gap + i % columns * (cell_width + gap), gap + i // columns * (cell_height + text + gap)
+        draw.text((x, y), str(title)[:cell_width // 6], fill='black')
+        sheet.paste(Image.fromarray(tile[..., 0] if channels == 1 else tile), (x, y + text))
+    sheet.save(path)
+
+
+def _axes(columns: int, width: float, height: float) -> tuple[Any, Any]:
+    from matplotlib.figure import Figure
+    figure = Figure(figsize=(width, height), layout='constrained')
+    return figure, figure.subplots(1, columns, squeeze=False)[0]
+
+
+def curves(rows: Sequence[Mapping[str, float]], path: str) -> None:
+    """Loss, accuracy and learning rate over epochs, from the rows of `metrics.jsonl`."""
+    figure, axes = _axes(3, 15, 4.2)
+    for axis, quantity in zip(axes, ('loss', 'accuracy', 'learning_rate'), strict=True):
+        names = [quantity] if quantity == 'learning_rate' else sorted(
+            {k for row in rows for k in row if k.endswith(f'_{quantity}')}, key=lambda k: (not k.startswith('train'), k))
+        for name in names:
+            points = [(row['epoch'], row[name]) for row in rows if name in row]
+            if points:
+                marker = 'o' if len(points) < 40 and not name.startswith('train') else None
+                axis.plot(*zip(*points, strict=True), label=name.removesuffix(f'_{quantity}').replace('_', ' '),
+                          marker=marker, markersize=3, linewidth=1.3)
+        axis.set(xlabel='epoch', title=quantity.replace('_', ' '))
+        axis.grid(alpha=0.3)
+        if quantity != 'learning_rate' and names:
+            axis.legend()
+    figure.savefig(path, dpi=110)
+
+
+def confusion_matrix(confusion: np.ndarray, class_names: Sequence[str], path: str) -> None:
+    """A confusion matrix (labels, predictions) as shares of each label; numbers are written up to 20 classes."""
+    count = len(confusion)
+    side = float(np.clip(0.55 * count + 2, 5, 14))
+    figure, (axis,) = _axes(1, side + 1, side)
+    shares = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
+    picture = axis.imshow(shares, cmap='Blues', vmin=0, vmax=1)
+    axis.set(xlabel='predicted', ylabel='label', title='confusion matrix')
+    if count <= 40:
+        axis.set_xticks(range(count), class_names, rotation=90)
+        axis.set_yticks(range(count), class_names)
+    if count <= 20:
+        for i, j in np.ndindex(count, count):
+            if confusion[i, j]:
+                axis.text(j, i, str(confusion[i, j]), ha='center', va='center', fontsize=8,
+                          color='white' if shares[i, j] > 0.5 else 'black')
+    figure.colorbar(picture, ax=axis, fraction=0.046)
+    figure.savefig(path, dpi=110)

@@ -1,0 +1,79 @@
+"""The report of a run, for someone who was not there."""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxcnn import config as cfg
+from jaxcnn.inspect import figures
+from jaxcnn.metrics import per_class
+
+
+def _percent(value: float | None) -> str:
+    return 'not measured' if value is None else f'{100 * value:.2f} %'
+
+
+def _number(value: float | None, digits: int = 4) -> str:
+    return 'not measured' if value is None else f'{value:,.{digits}f}'
+
+
+def _changed_fields(config: cfg.Config) -> str:
+    """What of the config differs from its defaults."""
+    return '\n'.join(f'{field} = {values.split(" -> ", 1)[1]}' for field, values in (
+        line.split(': ', 1) for line in cfg.differences(cfg.Config(), config, all_fields=True)))
+
+
+def write_report(workdir: str, config: cfg.Config, summary: Mapping[str, Any], rows: Sequence[Mapping[str, float]],
+                 confusion: np.ndarray, class_names: Sequence[str], train_counts: Sequence[int]) -> None:
+    """Writes `report.md` and the figures it shows into the workdir.
+
+    Args:
+      workdir: of the run.
+      config: of the run.
+      summary: as in `summary.json`.
+      rows: of `metrics.jsonl`.
+      confusion: (labels, predictions) of the test part.
+      class_names: of the labels.
+      train_counts: training images of each class.
+    """
+    figures.curves(rows, os.path.join(workdir, 'figures', 'curves.png'))
+    figures.confusion_matrix(confusion, class_names, os.path.join(workdir, 'figures', 'confusion_matrix.png'))
+    table = per_class(confusion)
+    wrong = [(int(confusion[i, j]), class_names[i], class_names[j])
+             for i, j in np.ndindex(*confusion.shape) if i != j and confusion[i, j]]
+    mistakes = ', '.join(f'{a} taken for {b} ({n})' for n, a, b in sorted(wrong, reverse=True)[:5]) or 'none'
+    chosen = (f'the best of the evaluated checkpoints by `{config.checkpoint.metric}`, step {summary["best_step"]}'
+              if config.data.val_fraction else f'the last checkpoint, step {summary["best_step"]}')
+    ema = [f'| {name.replace("_", " ")} | {_number(value) if name.endswith("loss") else _percent(value)} |'
+           for name, value in summary.items() if '_ema_' in name]
+    lines = [
+        f'# {summary["name"] or summary["model"]}', '',
+        f'{summary["model"]} ({summary["params"]:,} parameters) on {summary["dataset"]}, seed {summary["seed"]}: '
+        f'{summary["steps"]:,} steps, {summary["epochs"]:.2f} epochs, on {summary["num_devices"]} x {summary["device"]}.',
+        f'Figures are of {chosen}.', '',
+        '| | |', '|---|---|',
+        f'| test accuracy | {_percent(summary["test_accuracy"])} |',
+        f'| test top-5 | {_percent(summary["test_top5"])} |',
+        f'| test loss | {_number(summary["test_loss"])} |',
+        f'| validation accuracy | {_percent(summary["val_accuracy"])} |',
+        f'| validation loss | {_number(summary["val_loss"])} |',
+        *ema,
+        f'| training loss, last interval | {_number(summary["train_loss"])} |',
+        f'| images/s in training | {_number(summary["images_per_second"], 0)} |',
+        f'| wall time | {_number(summary["wall_seconds"], 1)} s |', '',
+        '## Curves', '', '![curves](figures/curves.png)', '',
+        '## Test part, by class', '', f'Most frequent mistakes: {mistakes}.', '',
+        '| class | precision | recall | F1 | test images | training images |', '|---|---|---|---|---|---|',
+        *(f'| {name} | {_percent(r["precision"])} | {_percent(r["recall"])} | {r["f1"]:.4f} | {r["support"]} | {n} |'
+          for name, r, n in zip(class_names, table, train_counts, strict=True)), '',
+        '![confusion matrix](figures/confusion_matrix.png)', '',
+        '## The first training batch, as the network saw it', '', '![first batch](figures/first_batch.png)', '',
+        '## Config', '', 'Fields that differ from their defaults (all of them: `config.json`):', '',
+        '```', _changed_fields(config), '```', '',
+        '## Versions', '', '```', json.dumps(summary['versions']), '```', '',
+    ]
+    with open(os.path.join(workdir, 'report.md'), 'w') as f:
+        f.write('\n'.join(lines))

@@ -1,0 +1,59 @@
+"""Measures of a classifier: sums over batches on the device, figures from those sums on the host."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxcnn.losses import cross_entropy
+
+Sums = dict[str, jax.Array]
+
+
+def zero_sums(num_classes: int) -> dict[str, np.ndarray]:
+    """Sums over no images."""
+    zero = np.zeros((), np.float32)
+    return {'count': zero, 'loss': zero, 'top1': zero, 'top5': zero,
+            'confusion': np.zeros((num_classes, num_classes), np.int32)}
+
+
+def batch_sums(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> Sums:
+    """Sums over the images of a batch whose mask is 1.
+
+    Args:
+      logits: (N, classes).
+      labels: (N,) int.
+      mask: (N,) of 0 or 1.
+
+    Returns:
+      `count`, `loss` (cross-entropy without smoothing), `top1`, `top5` (label among the five largest logits, or
+      all of them where there are fewer), and `confusion` (classes, classes): rows are labels, columns predictions.
+    """
+    classes = logits.shape[-1]
+    logits = logits.astype(jnp.float32)
+    _, best = jax.lax.top_k(logits, min(5, classes))  # (N, 5)
+    hits = (best == labels[:, None]) & (mask[:, None] > 0)
+    confusion = jnp.zeros((classes, classes), jnp.int32).at[labels, best[:, 0]].add(mask.astype(jnp.int32))
+    return {'count': mask.sum(), 'loss': jnp.where(mask > 0, cross_entropy(logits, labels), 0).sum(),
+            'top1': hits[:, 0].sum().astype(jnp.float32), 'top5': hits.any(1).sum().astype(jnp.float32),
+            'confusion': confusion}
+
+
+def figures(sums: dict[str, Any]) -> dict[str, float]:
+    """Mean `loss`, `accuracy` and `top5` (both in [0, 1]) of summed batches."""
+    count = float(sums['count'])
+    return {'loss': float(sums['loss']) / count, 'accuracy': float(sums['top1']) / count,
+            'top5': float(sums['top5']) / count}
+
+
+def per_class(confusion: np.ndarray) -> list[dict[str, float]]:
+    """Precision, recall, F1 (0 where undefined) and support of each class of a confusion matrix (labels, predictions)."""
+    rows = []
+    for c in range(len(confusion)):
+        hit, support, predicted = int(confusion[c, c]), int(confusion[c].sum()), int(confusion[:, c].sum())
+        precision = hit / predicted if predicted else 0.0
+        recall = hit / support if support else 0.0
+        f1 = 2 * precision * recall / (precision + recall) if hit else 0.0
+        rows.append({'precision': precision, 'recall': recall, 'f1': f1, 'support': support})
+    return rows

@@ -1,0 +1,118 @@
+"""What networks are made of: named activations and initialisers, and `Network`, their common base."""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxcnn.config import bind, parse_call
+from jaxcnn.errors import UserError, unknown
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    'relu': nn.relu, 'leaky_relu': nn.leaky_relu, 'elu': nn.elu, 'relu6': nn.relu6, 'swish': nn.swish,
+    'tanh': jnp.tanh, 'sigmoid': nn.sigmoid, 'gelu': nn.gelu,
+}
+
+
+def _truncated_normal(std: float) -> nn.initializers.Initializer:
+    """Normal of deviation `std` before it is cut off at two deviations, as TensorFlow's."""
+    return nn.initializers.truncated_normal(std)
+
+
+def _normal(std: float) -> nn.initializers.Initializer:
+    return nn.initializers.normal(std)
+
+
+INITIALIZERS: dict[str, Callable[..., nn.initializers.Initializer]] = {
+    'he_normal': nn.initializers.he_normal, 'he_uniform': nn.initializers.he_uniform,
+    'xavier_normal': nn.initializers.xavier_normal, 'xavier_uniform': nn.initializers.xavier_uniform,
+    'glorot_normal': nn.initializers.glorot_normal, 'glorot_uniform': nn.initializers.glorot_uniform,
+    'lecun_normal': nn.initializers.lecun_normal, 'lecun_uniform': nn.initializers.lecun_uniform,
+    'truncated_normal': _truncated_normal, 'normal': _normal,
+}
+
+
+def activation(name: str) -> Callable[[jax.Array], jax.Array]:
+    """The activation of that name.
+
+    Raises:
+      UserError: there is none.
+    """
+    if name not in ACTIVATIONS:
+        raise unknown('activation', name, ACTIVATIONS)
+    return ACTIVATIONS[name]
+
+
+def initializer(text: str) -> nn.initializers.Initializer:
+    """The initialiser of a name, or of a name with its parameters, as in `'truncated_normal(0.1)'`.
+
+    Raises:
+      UserError: unknown, or its parameters do not fit.
+    """
+    name, args, kwargs = parse_call(text, 'initialiser')
+    if name not in INITIALIZERS:
+        raise unknown('initialiser', name, INITIALIZERS)
+    chosen = INITIALIZERS[name](**bind(INITIALIZERS[name], args, kwargs, f'initialiser {name}'))
+    try:
+        jax.eval_shape(lambda: chosen(jax.random.key(0), (2, 2)))
+    except (TypeError, ValueError) as e:
+        raise UserError(f'initialiser {text!r}: {" ".join(str(e).split())[:200]}') from e
+    return chosen
+
+
+class Network(nn.Module):
+    """Fields and layers that every network shares. Input (N, H, W, C) float, output logits (N, num_classes).
+
+    Attributes:
+      num_classes: logits.
+      dtype: of the computation; BatchNorm statistics stay float32.
+      param_dtype: of the parameters.
+      kernel_init: name of the initialiser of convolution and dense kernels.
+      dropout: probability of zeroing a feature, in [0, 1).
+      bn_momentum: part of the running statistics kept at each step (PyTorch's momentum is one minus this).
+      bn_frozen: use the running statistics in training, too.
+      bn_axis: name of the pmap axis that BatchNorm statistics are taken over.
+    """
+
+    num_classes: int = 10
+    dtype: str = 'float32'
+    param_dtype: str = 'float32'
+    kernel_init: str = 'he_normal'
+    dropout: float = 0.0
+    bn_momentum: float = 0.9
+    bn_frozen: bool = False
+    bn_axis: str | None = None
+
+    def check(self) -> None:
+        """Raises a UserError for fields that make no network; `models.create` calls it."""
+        for name in ('dtype', 'param_dtype'):
+            known = ('float32', 'bfloat16')
+            if getattr(self, name) not in known:
+                raise unknown(name, getattr(self, name), known)
+        initializer(self.kernel_init)
+        for name, low, high in (('dropout', 0, 1), ('bn_momentum', 0, 1)):
+            if not low <= getattr(self, name) < high:
+                raise UserError(f'{name} must be in [{low}, {high}), got {getattr(self, name)!r}')
+        if self.num_classes < 1:
+            raise UserError(f'num_classes must be at least 1, got {self.num_classes!r}')
+
+    def conv(self, features: int, size: int, stride: int = 1, padding: Any = 'SAME', **fields: Any) -> nn.Conv:
+        """A `size` x `size` convolution."""
+        return nn.Conv(features, (size, size), (stride, stride), padding, dtype=jnp.dtype(self.dtype),
+                       param_dtype=jnp.dtype(self.param_dtype), kernel_init=initializer(self.kernel_init), **fields)
+
+    def dense(self, features: int, **fields: Any) -> nn.Dense:
+        """A fully connected layer."""
+        return nn.Dense(features, dtype=jnp.dtype(self.dtype), param_dtype=jnp.dtype(self.param_dtype),
+                        kernel_init=initializer(self.kernel_init), **fields)
+
+    def norm(self, train: bool, **fields: Any) -> nn.BatchNorm:
+        """Batch normalisation (Ioffe & Szegedy 2015), statistics in float32."""
+        return nn.BatchNorm(use_running_average=not train or self.bn_frozen, momentum=self.bn_momentum,
+                            dtype=jnp.dtype(self.dtype), param_dtype=jnp.float32, axis_name=self.bn_axis, **fields)
+
+    def drop(self, x: jax.Array, train: bool) -> jax.Array:
+        """Dropout (Srivastava et al. 2014) in training."""
+        return nn.Dropout(self.dropout, deterministic=not train)(x)

@@ -1,0 +1,66 @@
+"""LeNet-5 (LeCun et al. 1998, "Gradient-based learning applied to document recognition") and its MNIST descendant."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxcnn.errors import unknown
+from jaxcnn.models.layers import Network, activation
+from jaxcnn.ops.pool import avg_pool, max_pool
+
+POOLS = {'avg': avg_pool, 'max': max_pool}
+
+
+class LeNet5(Network):
+    """LeNet-5 in its customary form: every feature map sees all maps before it, and the output is dense.
+
+    On 32x32x1 it has 61,706 parameters at 10 classes. Smaller images are framed with zeros to 32x32, as the
+    paper frames its 28x28 digits; larger ones make the first dense layer larger.
+
+    Attributes:
+      activation: see `layers.ACTIVATIONS`; the classic is `tanh`.
+      pool: `avg`, the classic, or `max`.
+    """
+
+    kernel_init: str = 'xavier_uniform'
+    activation: str = 'tanh'
+    pool: str = 'avg'
+
+    def check(self) -> None:
+        """See `Network.check`."""
+        super().check()
+        activation(self.activation)
+        if self.pool not in POOLS:
+            raise unknown('pool', self.pool, POOLS)
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        """Logits (N, num_classes) of images (N, H, W, C)."""
+        act, pool = activation(self.activation), POOLS[self.pool]
+        missing = [max(32 - side, 0) for side in x.shape[1:3]]
+        x = jnp.pad(x, ((0, 0), *((m // 2, m - m // 2) for m in missing), (0, 0)))
+        x = pool(act(self.conv(6, 5, padding='VALID')(x)), 2)  # (N, 14, 14, 6)
+        x = pool(act(self.conv(16, 5, padding='VALID')(x)), 2)  # (N, 5, 5, 16)
+        x = x.reshape(len(x), -1)
+        x = self.drop(act(self.dense(120)(x)), train)
+        x = self.drop(act(self.dense(84)(x)), train)
+        return self.dense(self.num_classes)(x)
+
+
+class LeNetMnist(Network):
+    """The two-convolution network of the MNIST tutorials: 5x5x32, pool, 5x5x64, pool, 512 with dropout, classes.
+
+    SAME padding, ReLU, 2x2 max pooling; 1,663,370 parameters on 28x28x1 at 10 classes.
+    """
+
+    kernel_init: str = 'truncated_normal(0.1)'
+    dropout: float = 0.5
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        """Logits (N, num_classes) of images (N, H, W, C)."""
+        x = max_pool(nn.relu(self.conv(32, 5)(x)), 2)
+        x = max_pool(nn.relu(self.conv(64, 5)(x)), 2)
+        x = x.reshape(len(x), -1)
+        x = self.drop(nn.relu(self.dense(512)(x)), train)
+        return self.dense(self.num_classes)(x)

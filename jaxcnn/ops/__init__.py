@@ -1,0 +1,1 @@
+"""Numeric primitives on arrays, without state."""

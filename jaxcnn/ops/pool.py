@@ -1,0 +1,34 @@
+"""Pooling over (N, H, W, C)."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+
+def _windows(x: jax.Array, size: int) -> jax.Array:
+    """(N, H, W, C) as non-overlapping windows (N, H', size, W', size, C); rows and columns left over are dropped."""
+    n, h, w, c = x.shape
+    x = x[:, :h // size * size, :w // size * size]
+    return x.reshape(n, h // size, size, w // size, size, c)
+
+
+def max_pool(x: jax.Array, size: int, stride: int | None = None) -> jax.Array:
+    """Largest value of each window, without padding (what is called VALID).
+
+    Windows that do not overlap are taken by reshaping: the gradient of `reduce_window`, which flax uses, is several
+    times slower on the CPU. Values that tie for the maximum share its gradient.
+
+    Args:
+      x: (N, H, W, C).
+      size: side of the window.
+      stride: distance between windows; by default `size`.
+    """
+    stride = stride or size
+    if stride == size:
+        return _windows(x, size).max((2, 4))
+    return nn.max_pool(x, (size, size), (stride, stride))
+
+
+def avg_pool(x: jax.Array, size: int) -> jax.Array:
+    """Mean of each non-overlapping window of `size` x `size`, without padding."""
+    return jnp.mean(_windows(x, size), (2, 4))

@@ -1,0 +1,298 @@
+"""Optimizers and learning-rate schedules: optax chains from the config."""
+
+import functools
+import inspect
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+import optax.contrib
+
+from jaxcnn import config as cfg
+from jaxcnn.errors import UserError, unknown
+
+# these need more than gradients (the loss as a function, gradients per example), or other parameters in evaluation
+# or take no schedule for their learning rate
+_NOT_HERE = {'lbfgs', 'sophia', 'dpsgd', 'schedule_free_sgd', 'schedule_free_adamw', 'optimistic_adam', 'rprop', 'sm3'}
+
+
+@functools.cache
+def _optimizers() -> dict[str, Callable[..., optax.GradientTransformation]]:
+    found: dict[str, Callable[..., optax.GradientTransformation]] = {}
+    for module in (optax.contrib, optax):
+        for name, make in inspect.getmembers(module, inspect.isfunction):
+            if name.startswith(('_', 'scale_by')) or name in _NOT_HERE:
+                continue
+            if next(iter(inspect.signature(make).parameters), None) == 'learning_rate':
+                found[name] = make
+    return found
+
+
+def optimizer_names() -> list[str]:
+    """Optimizers that a config may name: those of optax and optax.contrib that need gradients alone."""
+    return sorted(_optimizers())
+
+
+class _Span(NamedTuple):
+    """The steps that a schedule covers: `steps` of them, from `start` of the run on."""
+
+    start: int
+    steps: int
+    timeline: cfg.Timeline
+
+    def length(self, duration: Any, where: str) -> int:
+        """Steps of a duration given as a schedule's argument."""
+        return self.timeline.steps(cfg._build_duration(duration, where))
+
+
+def _constant(lr: float, span: _Span) -> optax.Schedule:
+    """The learning rate throughout."""
+    return optax.constant_schedule(lr)
+
+
+def _exponential(lr: float, span: _Span, decay_rate: float = 0.94, every: Any = cfg.Duration('epochs', 2),  # noqa: B008
+                 staircase: bool = False) -> optax.Schedule:
+    """Times `decay_rate` after each `every`: smoothly, or in steps where `staircase`."""
+    return optax.exponential_decay(lr, span.length(every, 'schedule exponential: every'), decay_rate,
+                                   staircase=staircase)
+
+
+def _step(lr: float, span: _Span, at: Sequence[Any] = ({'fraction': 0.5}, {'fraction': 0.75}),
+          factor: float = 0.1) -> optax.Schedule:
+    """Times `factor` at each of the moments `at`, durations from the start of the run."""
+    if not isinstance(at, (list, tuple)):
+        raise UserError(f'schedule step: at must be a sequence of durations, got {at!r}')
+    moments = [span.length(a, f'schedule step: at[{i}]') - span.start for i, a in enumerate(at)]
+    if len(set(moments)) < len(moments):
+        raise UserError(f'schedule step: two of {at!r} fall on one step')
+    return optax.piecewise_constant_schedule(lr, dict.fromkeys(moments, factor))
+
+
+def _cosine(lr: float, span: _Span, end_factor: float = 0.0) -> optax.Schedule:
+    """Half a cosine from the learning rate down to `end_factor` of it (Loshchilov & Hutter 2017)."""
+    return optax.cosine_decay_schedule(lr, span.steps, alpha=end_factor)
+
+
+def _polynomial(lr: float, span: _Span, power: float = 1.0, end_factor: float = 0.0) -> optax.Schedule:
+    """Down to `end_factor` of the learning rate, as (1 - t)^power."""
+    return optax.polynomial_schedule(lr, lr * end_factor, power, span.steps)
+
+
+def _one_cycle(lr: float, span: _Span, pct_start: float = 0.3, div_factor: float = 25.0,
+               final_div_factor: float = 1e4) -> optax.Schedule:
+    """Cosine up from lr / div_factor during `pct_start` of the steps, then down to lr / (div_factor * final_div_factor)
+    (Smith & Topin 2018); see `optax.cosine_onecycle_schedule`."""
+    return optax.cosine_onecycle_schedule(span.steps, lr, pct_start, div_factor, final_div_factor)
+
+
+_PLATEAU_DEFAULTS: dict[str, Any] = dict(factor=0.1, patience=5, rtol=1e-4, atol=0.0, cooldown=0, min_scale=0.0)
+
+
+def _plateau(lr: float, span: _Span, factor: float = 0.1, patience: int = 5, rtol: float = 1e-4, atol: float = 0.0,
+             cooldown: int = 0, min_scale: float = 0.0) -> optax.Schedule:
+    """Times `factor` when the validation loss has not improved for `patience` evaluations (see
+    `optax.contrib.reduce_on_plateau` for the arguments)."""
+    return optax.constant_schedule(lr)
+
+
+_SCHEDULES: dict[str, Callable[..., optax.Schedule]] = {
+    'constant': _constant, 'exponential': _exponential, 'step': _step, 'cosine': _cosine,
+    'polynomial': _polynomial, 'one_cycle': _one_cycle, 'plateau': _plateau,
+}
+
+
+def schedule_names() -> list[str]:
+    """Schedules that a config may name."""
+    return sorted(_SCHEDULES)
+
+
+def _find_schedule(choice: cfg.Choice) -> Callable[..., optax.Schedule]:
+    if choice.name not in _SCHEDULES:
+        raise unknown('schedule', choice.name, schedule_names())
+    make = _SCHEDULES[choice.name]
+    known = list(inspect.signature(make).parameters)[2:]
+    for name in choice.args:
+        if name not in known:
+            raise unknown(f'argument of schedule {choice.name}', name, known)
+    return make
+
+
+def make_schedule(choice: cfg.Choice, lr: float, warmup: cfg.Duration | None, timeline: cfg.Timeline, start: int,
+                  end: int) -> optax.Schedule:
+    """Learning rate by step of a stage that runs from `start` to `end`; step 0 of it is `start`.
+
+    The n-th of w warm-up steps (n = 1..w) has n/w of the peak; the schedule covers the steps after it.
+
+    Raises:
+      UserError: an unknown schedule or argument, or a warm-up as long as the stage.
+    """
+    make = _find_schedule(choice)
+    ramp = timeline.steps(warmup) if warmup else 0
+    if ramp >= end - start:
+        raise UserError(f'config.optim.warmup: {cfg.to_dict(warmup)} is {ramp} steps, but the stage has {end - start}')
+    try:
+        main = make(lr, _Span(start + ramp, end - start - ramp, timeline), **choice.args)
+        main(0)
+    except (TypeError, ValueError, ZeroDivisionError) as e:
+        raise UserError(f'config.optim.schedule: {choice.name} with {dict(choice.args)}: {e}') from e
+    if not ramp:
+        return main
+    return optax.join_schedules([optax.linear_schedule(lr / ramp, lr * (ramp + 1) / ramp, ramp), main], [ramp])
+
+
+def decay_mask(pattern: str) -> Callable[[Any], Any]:
+    """Of parameters, the tree of booleans: whether `pattern` is found in the parameter's path, `'a/b/kernel'`.
+
+    Raises:
+      UserError: the pattern is no regular expression.
+    """
+    try:
+        regex = re.compile(pattern)
+    except re.error as e:
+        raise UserError(f'config.optim.decay_mask: {pattern!r} is no regular expression: {e}') from e
+
+    def mask(params: Any) -> Any:
+        return jax.tree_util.tree_map_with_path(
+            lambda path, _: regex.search('/'.join(str(getattr(k, 'key', k)) for k in path)) is not None, params)
+    return mask
+
+
+def _decoupled_decay(rate: float, mask: Callable[[Any], Any], schedule: optax.Schedule) -> optax.GradientTransformation:
+    """Subtracts `schedule(n) * rate * parameter` from updates that are already scaled (Loshchilov & Hutter 2019)."""
+    def init(params: Any) -> optax.ScaleByScheduleState:
+        return optax.ScaleByScheduleState(count=jnp.zeros([], jnp.int32))
+
+    def update(updates: Any, state: optax.ScaleByScheduleState, params: Any = None) -> tuple[Any, Any]:
+        step = schedule(state.count) * rate
+        updates = jax.tree.map(lambda u, p, m: u - (step * p).astype(u.dtype) if m else u, updates, params, mask(params))
+        return updates, optax.ScaleByScheduleState(count=optax.safe_increment(state.count))
+    return optax.GradientTransformation(init, update)
+
+
+def _scale_by_plateau(observer: optax.GradientTransformationExtraArgs) -> optax.GradientTransformation:
+    """Scales updates by the state's factor, which `Optimizer.observe` alone changes."""
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        return jax.tree.map(lambda u: u * state.scale.astype(u.dtype), updates), state
+    return optax.GradientTransformation(observer.init, update)
+
+
+@dataclass(frozen=True)
+class _Stage:
+    start: int
+    transform: optax.GradientTransformationExtraArgs
+    schedule: optax.Schedule
+    observer: optax.GradientTransformationExtraArgs | None  # of a plateau
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """The optax chains of a run, one for each stage. Their states are kept side by side: a tuple."""
+
+    stages: tuple[_Stage, ...]
+
+    def init(self, params: Any) -> tuple:
+        """The state before the first step."""
+        return tuple(s.transform.init(params) for s in self.stages)
+
+    def update(self, grads: Any, state: tuple, params: Any, stage: int, loss: jax.Array) -> tuple[Any, tuple]:
+        """Updates to add to the parameters, and the state after them."""
+        updates, new = self.stages[stage].transform.update(grads, state[stage], params, value=loss)
+        return updates, (*state[:stage], new, *state[stage + 1:])
+
+    def learning_rate(self, state: tuple, step: jax.Array, stage: int) -> jax.Array:
+        """The learning rate in force at `step`."""
+        s = self.stages[stage]
+        lr = jnp.asarray(s.schedule(step - s.start), jnp.float32)
+        return lr * state[stage][-1].scale if s.observer else lr
+
+    def observes(self, stage: int) -> bool:
+        """Whether the stage follows the validation loss."""
+        return self.stages[stage].observer is not None
+
+    def observe(self, state: tuple, stage: int, val_loss: float) -> tuple:
+        """The state after an evaluation: a plateau counts it. Works on host arrays."""
+        observer = self.stages[stage].observer
+        if observer is None:
+            return state
+        _, plateau = observer.update({}, state[stage][-1], value=jnp.float32(val_loss))
+        return (*state[:stage], (*state[stage][:-1], plateau), *state[stage + 1:])
+
+
+def _make_core(choice: cfg.Choice, schedule: optax.Schedule) -> optax.GradientTransformation:
+    known = _optimizers()
+    if choice.name not in known:
+        raise unknown('optimizer', choice.name, known)
+    make = known[choice.name]
+    # decay is ours, so that it means the same for each of them
+    parameters = inspect.signature(make).parameters
+    taken = {'learning_rate', 'mask', *(p for p in parameters if 'weight_decay' in p)}
+    for name in choice.args:
+        if name in taken:
+            raise UserError(f'config.optim.optimizer.{name}: set config.optim.'
+                            f'{"learning_rate" if name == "learning_rate" else "weight_decay and decay_mask"} instead')
+        if name not in parameters:
+            raise unknown(f'argument of optimizer {choice.name}', name, set(parameters) - taken)
+    extra = {p: 0.0 for p in parameters if 'weight_decay' in p and isinstance(parameters[p].default, float)}
+    try:
+        core = make(schedule, **choice.args, **extra)
+        trial = {'kernel': jnp.zeros((1, 1))}
+        jax.eval_shape(lambda: optax.with_extra_args_support(core).update(
+            trial, core.init(trial), trial, value=jnp.zeros(())))
+        return core
+    except (TypeError, ValueError, AttributeError, ZeroDivisionError) as e:
+        raise UserError(f'config.optim.optimizer: {choice.name} with {dict(choice.args)}: {e}') from e
+
+
+def check(optim: cfg.OptimConfig) -> None:
+    """Raises a UserError for an optimizer, schedule, argument or mask that is not known, before there is any data."""
+    decay_mask(optim.decay_mask)
+    for optimizer in (optim.optimizer, *(s.optimizer for s in optim.switch)):
+        if optimizer:
+            _make_core(optimizer, optax.constant_schedule(1.0))
+    for schedule in (optim.schedule, *(s.schedule for s in optim.switch)):
+        if schedule:
+            _find_schedule(schedule)
+
+
+def _make_stage(optim: cfg.OptimConfig, optimizer: cfg.Choice, lr: float, schedule: cfg.Choice,
+                warmup: cfg.Duration | None, timeline: cfg.Timeline, start: int, end: int) -> _Stage:
+    by_step = make_schedule(schedule, lr, warmup, timeline, start, end)
+    mask = decay_mask(optim.decay_mask)
+    observer = None
+    if schedule.name == 'plateau':
+        try:
+            observer = optax.contrib.reduce_on_plateau(**{**_PLATEAU_DEFAULTS, **schedule.args})
+        except (TypeError, ValueError) as e:
+            raise UserError(f'config.optim.schedule: plateau with {dict(schedule.args)}: {e}') from e
+    parts = [
+        optax.clip_by_global_norm(optim.clip_norm) if optim.clip_norm else None,
+        optax.add_decayed_weights(optim.l2, mask) if optim.l2 else None,
+        _make_core(optimizer, by_step),
+        _decoupled_decay(optim.weight_decay, mask, by_step) if optim.weight_decay else None,
+        _scale_by_plateau(observer) if observer else None,
+    ]
+    return _Stage(start, optax.chain(*(p for p in parts if p is not None)), by_step, observer)
+
+
+def make_optimizer(optim: cfg.OptimConfig, timeline: cfg.Timeline) -> Optimizer:
+    """The optimizer of a config: gradients are clipped, L2 is added, the optimizer of the stage follows, then
+    decoupled decay.
+
+    Raises:
+      UserError: an unknown optimizer, schedule or argument, or moments outside the run.
+    """
+    stages = []
+    now: dict[str, Any] = {'optimizer': optim.optimizer, 'lr': optim.learning_rate, 'schedule': optim.schedule,
+                           'warmup': optim.warmup}
+    ends = [*timeline.stages[1:], timeline.total]
+    for i, (start, end) in enumerate(zip(timeline.stages, ends, strict=True)):
+        if i:
+            switch = optim.switch[i - 1]
+            now = {'optimizer': switch.optimizer or now['optimizer'], 'lr': switch.learning_rate or now['lr'],
+                   'schedule': switch.schedule or now['schedule'], 'warmup': switch.warmup}
+        stages.append(_make_stage(optim, **now, timeline=timeline, start=start, end=end))
+    return Optimizer(tuple(stages))

@@ -1,0 +1,216 @@
+"""Checkpoints of a run, through Orbax: saved in the background, verified when read, the best and the newest kept."""
+
+import hashlib
+import json
+import logging
+import math
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import PreservationPolicy
+
+from jaxcnn import config as cfg
+from jaxcnn import sealed
+from jaxcnn.errors import UserError
+from jaxcnn.train.state import TrainState
+
+log = logging.getLogger('jaxcnn')
+
+
+def fingerprint(state: Any) -> str:
+    """A checksum of all arrays of a host tree, their shapes and types: any changed bit changes it."""
+    digest = hashlib.blake2b(digest_size=16)
+    for leaf in jax.tree.leaves(state):
+        array = np.ascontiguousarray(leaf)
+        digest.update(f'{array.dtype}{array.shape}'.encode())
+        digest.update(array.reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
+
+
+def _reason(error: Exception) -> str:
+    return ' '.join(str(error).split())[:300] or type(error).__name__
+
+
+def _all_processes(name: str) -> None:
+    """Waits until every process is here."""
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+        multihost_utils.sync_global_devices(name)
+
+
+class _Keep(PreservationPolicy):
+    """Keeps the newest and the best."""
+
+    def __init__(self, newest: int, best: Callable[[list[int]], int | None]):
+        self._newest, self._best = newest, best
+
+    def should_preserve(self, checkpoints: Any, *, context: Any) -> list[bool]:
+        """See Orbax."""
+        steps = [c.step for c in checkpoints]
+        kept = {*sorted(steps)[-self._newest:], self._best(steps)}
+        return [step in kept for step in steps]
+
+
+class Checkpoints:
+    """The folder `checkpoints/` of a workdir.
+
+    Each `<step>/` holds the state, and as JSON what the loop has to remember, the metrics, and checksums (`progress`).
+
+    Args:
+      workdir: of the run.
+      config: which are kept, and which is best.
+      read_only: for reading while another process may be writing.
+    """
+
+    def __init__(self, workdir: str, config: cfg.CheckpointConfig, read_only: bool = False):
+        self.folder = os.path.abspath(os.path.join(workdir, 'checkpoints'))
+        self._metric = config.metric
+        self._sign = -1 if config.metric.endswith('loss') else 1
+        self._metrics: dict[int, dict[str, float] | None] = {}
+        self._replaced = f'{self.folder}.replaced'
+        if not read_only and jax.process_index() == 0:
+            self._put_back()
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=_Keep(config.keep, self._best), read_only=read_only, create=not read_only,
+            cleanup_tmp_directories=not read_only)
+        self._manager = ocp.CheckpointManager(self.folder, options=options, item_handlers={
+            'state': ocp.StandardCheckpointHandler(), 'progress': ocp.JsonCheckpointHandler()})
+
+    def _put_back(self) -> None:
+        """Puts back checkpoints that were to be replaced by a save that did not end."""
+        for name in os.listdir(self._replaced) if os.path.isdir(self._replaced) else []:
+            if not os.path.exists(os.path.join(self.folder, name)):
+                os.rename(os.path.join(self._replaced, name), os.path.join(self.folder, name))
+        shutil.rmtree(self._replaced, ignore_errors=True)
+
+    def _best(self, steps: list[int]) -> int | None:
+        """The best of `steps` by the config's metric; of equals the later; None where none has that metric."""
+        values = {s: self._sign * m[self._metric] for s in steps if (m := self.metrics(s)) and self._metric in m}
+        return max(values, key=lambda s: (-math.inf if math.isnan(values[s]) else values[s], s), default=None)
+
+    def save(self, step: int, state: TrainState, progress: dict[str, Any],
+             metrics: dict[str, float] | None) -> None:
+        """Begins to save a host copy of the state; earlier checkpoints go only when this one is whole.
+
+        Raises:
+          UserError: this or the save before it failed; the earlier checkpoints are kept.
+        """
+        try:
+            self._manager.wait_until_finished()
+            self._forget_replaced()
+            if step in self._manager.all_steps():
+                self._set_aside(step)
+            self._metrics[step] = metrics
+            begun = self._manager.save(step, args=ocp.args.Composite(
+                state=ocp.args.StandardSave(state), progress=ocp.args.JsonSave(sealed.seal(
+                    {'progress': progress, 'metrics': metrics, 'fingerprint': fingerprint(state)}))))
+        except Exception as e:
+            raise self._failed(e) from e
+        if not begun:
+            raise self._failed(RuntimeError(f'Orbax refused step {step}'))
+
+    def _set_aside(self, step: int) -> None:
+        """Moves a checkpoint out of the way of its successor, which may fail."""
+        if jax.process_index() == 0:
+            os.makedirs(self._replaced, exist_ok=True)
+            os.rename(os.path.join(self.folder, str(step)), os.path.join(self._replaced, str(step)))
+        _all_processes('set aside')
+        self._manager.reload()
+
+    def _forget_replaced(self) -> None:
+        if jax.process_index() == 0:
+            shutil.rmtree(self._replaced, ignore_errors=True)
+
+    def wait(self) -> None:
+        """Until the last save is on the disk.
+
+        Raises:
+          UserError: it failed.
+        """
+        try:
+            self._manager.wait_until_finished()
+            self._forget_replaced()
+        except Exception as e:
+            raise self._failed(e) from e
+
+    def _failed(self, error: Exception) -> UserError:
+        if jax.process_index() == 0:
+            self._put_back()
+        return UserError(f'could not write a checkpoint to {self.folder}; earlier ones are kept: {_reason(error)}')
+
+    def steps(self) -> list[int]:
+        """Steps with a finished checkpoint, in order."""
+        self._manager.reload()
+        return sorted(self._manager.all_steps())
+
+    def metrics(self, step: int) -> dict[str, float] | None:
+        """The metrics that a checkpoint was saved with; None without, and for a damaged one."""
+        if step not in self._metrics:
+            try:
+                self._metrics[step] = self._sealed(step)['metrics']
+            except ValueError:
+                return None
+        return self._metrics[step]
+
+    def _sealed(self, step: int) -> dict[str, Any]:
+        """The content of `progress`; read without Orbax, whose `restore` waits for a save that is under way."""
+        try:
+            with open(os.path.join(self.folder, str(step), 'progress', 'metadata')) as f:
+                return sealed.unseal(json.load(f))
+        except OSError as e:
+            raise ValueError(_reason(e)) from e
+
+    def best_step(self, apart_from: Sequence[int] = ()) -> int | None:
+        """The best step by the config's metric; None where none was evaluated."""
+        return self._best([s for s in self.steps() if s not in apart_from])
+
+    def read(self, step: int, template: Any) -> tuple[TrainState, dict[str, Any]]:
+        """A checkpoint's state, as host arrays, and its progress.
+
+        Args:
+          step: one of `steps()`.
+          template: a state of the same structure, shapes and types.
+
+        Raises:
+          ValueError: it is damaged or of another structure.
+        """
+        kept = self._sealed(step)
+        template = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), template)
+        try:
+            found = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(template)))
+        except Exception as e:  # Orbax and TensorStore raise several kinds of error for damaged files
+            raise ValueError(_reason(e)) from e
+        state = jax.tree.map(np.asarray, found['state'])
+        if fingerprint(state) != kept['fingerprint']:
+            raise ValueError('its checksum does not match its content')
+        if [(x.shape, x.dtype) for x in jax.tree.leaves(state)] != [(x.shape, x.dtype) for x in jax.tree.leaves(template)]:
+            raise ValueError('its arrays have other shapes or types than the network')
+        return state, kept['progress']
+
+    def newest_whole(self, template: Any) -> Iterator[tuple[int, TrainState, dict[str, Any]]]:
+        """Undamaged checkpoints, newest first; each damaged one passed over is logged."""
+        for step in reversed(self.steps()):
+            try:
+                yield step, *self.read(step, template)
+            except ValueError as e:
+                log.warning('checkpoint %d is damaged and not used: %s', step, e)
+
+    def discard(self, step: int) -> None:
+        """Moves a damaged checkpoint to `checkpoints.damaged/`, so that the run can write that step again."""
+        if jax.process_index() == 0:
+            place = os.path.join(f'{self.folder}.damaged', str(step))
+            shutil.rmtree(place, ignore_errors=True)
+            os.makedirs(os.path.dirname(place), exist_ok=True)
+            os.rename(os.path.join(self.folder, str(step)), place)
+        self._metrics.pop(step, None)
+        _all_processes('discard')
+        self._manager.reload()
+
+    def close(self) -> None:
+        """Waits for the last save and lets go of the folder."""
+        self._manager.close()

@@ -1,0 +1,49 @@
+"""Evaluation: every image of a split once, on all devices."""
+
+from collections.abc import Callable
+from typing import Any
+
+from jaxcnn import metrics
+from jaxcnn.data import feed
+from jaxcnn.data.dataset import Dataset
+from jaxcnn.models import Network
+from jaxcnn.train.parallel import Backend
+from jaxcnn.train.step import Preparation, eval_step
+
+
+class Evaluator:
+    """Evaluates variables of one network on the splits of one data set.
+
+    Args:
+      network: without a BatchNorm axis.
+      dataset: its splits.
+      prepare: the pixels' preparation.
+      backend: the devices.
+      batch_size: images per step; rounded up to a multiple of the devices.
+      on_device: keep evaluated splits on the accelerator.
+    """
+
+    def __init__(self, network: Network, dataset: Dataset, prepare: Preparation, backend: Backend, batch_size: int,
+                 on_device: bool):
+        self._dataset, self._backend, self._on_device = dataset, backend, on_device
+        self._batch_size = -(-batch_size // backend.num_devices) * backend.num_devices
+        self._step = backend.compile_eval(eval_step(network, prepare, backend.axis_name))
+        self._resident: dict[str, Any] = {}
+
+    def __call__(self, variables: Any, split: str, stop: Callable[[], bool] = lambda: False) -> dict[str, Any] | None:
+        """Sums over the split (see `metrics.batch_sums`) on the host, or None where `stop` said so half-way.
+
+        Args:
+          variables: `params` and `batch_stats`, placed by the back end.
+          split: a name in the data set's splits.
+          stop: asked before each batch.
+        """
+        part = self._dataset.splits[split]
+        if split not in self._resident:
+            self._resident[split] = self._backend.place(feed.resident(part)) if self._on_device else {}
+        sums = self._backend.place(metrics.zero_sums(self._dataset.num_classes))
+        for batch in feed.eval_batches(part, self._batch_size, on_device=self._on_device, rows=self._backend.rows):
+            if stop():
+                return None
+            sums = self._step(variables, self._backend.put_rows(batch), self._resident[split], sums)
+        return self._backend.fetch(sums)

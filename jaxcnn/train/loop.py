@@ -1,0 +1,449 @@
+"""The training loop: dispatches steps, logs, evaluates, saves, resumes, and reports at the end.
+
+Nothing in it waits for the device except where figures are due: metrics stay there until a logged interval is
+over, and are fetched after the next steps have been dispatched.
+"""
+
+import collections
+import dataclasses
+import functools
+import importlib.metadata
+import logging
+import math
+import os
+import platform
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+
+from jaxcnn import config as cfg
+from jaxcnn import data, metrics, models, optim
+from jaxcnn.data import augment, feed, sources
+from jaxcnn.errors import UserError, unknown
+from jaxcnn.train import parallel, signals, workdir
+from jaxcnn.train.checkpoint import Checkpoints
+from jaxcnn.train.evaluate import Evaluator
+from jaxcnn.train.progress import Progress
+from jaxcnn.train.state import TrainState, init_state, variables
+from jaxcnn.train.step import Preparation, TrainStep, many_steps, step_keys
+
+log = logging.getLogger('jaxcnn')
+RUN_AHEAD = 4  # dispatches in flight
+
+
+def check_config(config: cfg.Config) -> None:
+    """Raises a UserError for names and arguments that are in no registry, before any work is done."""
+    if config.data.name not in sources.names():
+        raise unknown('data set', config.data.name, sources.names())
+    for field, reason in (('num_classes', 'it is the number of classes of the data set'),
+                          ('bn_axis', 'config.parallel says over which devices'), ('bn_frozen', 'see config.freeze_bn')):
+        if field in config.model.args:
+            raise UserError(f'config.model.{field}: cannot be set; {reason}')
+    models.create(config.model.name, **config.model.args)
+    augment.pipeline(config.data.augment)
+    optim.check(config.optim)
+    schedules = [config.optim.schedule, *(s.schedule for s in config.optim.switch)]
+    if not config.data.val_fraction and any(s and s.name == 'plateau' for s in schedules):
+        raise UserError('config.optim.schedule: plateau follows the validation loss: set config.data.val_fraction')
+
+
+@dataclasses.dataclass
+class RunProgress:
+    """What the loop remembers beside the state; saved with each checkpoint."""
+
+    evaluated_step: int = -1
+    best_value: float | None = None
+    evaluations_since_best: int = 0
+    interval_steps: int = 0
+    interval_sums: dict[str, float] = dataclasses.field(default_factory=dict)
+    timed_images: int = 0
+    timed_seconds: float = 0.0
+    wall_seconds: float = 0.0
+
+    @property
+    def images_per_second(self) -> float | None:
+        """Of all training, compilation, evaluation and saving left out; None before anything was timed."""
+        return self.timed_images / self.timed_seconds if self.timed_seconds else None
+
+    def observe(self, value: float, lower_is_better: bool) -> None:
+        """Counts an evaluation."""
+        better = self.best_value is None or (value < self.best_value if lower_is_better else value > self.best_value)
+        if better:
+            self.best_value, self.evaluations_since_best = value, 0
+        else:
+            self.evaluations_since_best += 1
+
+
+@dataclasses.dataclass
+class _Dispatch:
+    """Steps that were handed to the device, and their metrics there."""
+
+    start: int
+    count: int
+    images: int
+    metrics: Any
+    logs: bool  # a logged interval ends with it
+
+
+class Run:
+    """One run: everything that belongs to it, and the loop over its steps."""
+
+    def __init__(self, config: cfg.Config, folder: str, stop: signals.StopRequest):
+        self.started = self._counted = time.monotonic()
+        self.config, self.folder, self._stop = config, folder, stop
+        self.dataset = data.load(config.data)
+        self.timeline = cfg.Timeline(config, len(self.dataset.splits['train']))
+        self.optimizer = optim.make_optimizer(config.optim, self.timeline)
+        self.backend = parallel.make_backend(config.parallel)
+        parallel.check_batch_sizes(self.timeline, config.optim.accumulate, self.backend.num_devices)
+        self.network = models.create(config.model.name, num_classes=self.dataset.num_classes, **config.model.args)
+        self.prepare = Preparation.of(config.data, self.dataset.mean, self.dataset.std)
+        size = sum(s.nbytes for s in self.dataset.splits.values())
+        self.on_device = config.data.placement == 'device' or (
+            config.data.placement == 'auto' and size <= feed.DEVICE_LIMIT)
+        train = self.dataset.splits['train']
+        self.feed = feed.TrainFeed(train, config.seed, self.timeline, on_device=self.on_device,
+                                   rows=self.backend.rows, workers=config.data.workers)
+        self.evaluator = Evaluator(self.network, self.dataset, self.prepare, self.backend, config.eval.batch_size,
+                                   self.on_device)
+        self.watched = 'val' if 'val' in self.dataset.splits else 'test'
+        self.chief = jax.process_index() == 0
+        self.progress = RunProgress()
+        self.last_evaluation: dict[str, float] | None = None
+        self._display = Progress(self.timeline.total, self.timeline.epoch(self.timeline.total))
+        self._pending: collections.deque[_Dispatch] = collections.deque()
+        self._clock = 0.0
+        self._interval_images, self._interval_seconds = 0, 0.0
+        self._asked = 0
+        self._programs: dict[cfg.Phase, Callable] = {}
+        self._compiled: set[tuple[cfg.Phase, int]] = set()
+
+    # setting up
+
+    def init_fn(self) -> Callable[[jax.Array], TrainState]:
+        """The pure function from a seed to the first state."""
+        return functools.partial(init_state, self.network, self.optimizer, self.dataset.image_shape,
+                                 with_ema=self.config.optim.ema_decay > 0)
+
+    def open(self) -> None:
+        """Restores the newest whole checkpoint, or begins; opens the logs."""
+        template = jax.eval_shape(self.init_fn(), np.uint32(0))  # the network takes these images, or says why not
+        if any(0 in x.shape for x in jax.tree.leaves(template.params)):
+            raise UserError(f'images of {self.dataset.image_shape[0]}x{self.dataset.image_shape[1]} are too small for '
+                            f'{self.config.model.name}: nothing is left of them before its last layers')
+        data_path = os.path.join(self.folder, 'data.json')
+        if os.path.exists(data_path) and not self.dataset.is_that_of(workdir.read_json(data_path)):
+            raise UserError(f'workdir {self.folder!r} was trained on other data than that in {self.config.data.dir!r} '
+                            '(config.data.dir)')
+        if self.chief:
+            workdir.write_json(os.path.join(self.folder, 'config.json'), cfg.to_dict(self.config))
+            workdir.write_json(data_path, self.dataset.info())
+        self.checkpoints = Checkpoints(self.folder, self.config.checkpoint)
+        found = next(self.checkpoints.newest_whole(template), None)
+        if found:
+            step, host_state, kept = found
+            self.state = self.backend.place(host_state)
+            self.progress = RunProgress(**kept)
+            self._display.say(f'resuming {self.folder} from step {step} of {self.timeline.total}')
+        else:
+            step = 0
+            self.state = self.backend.init(self.init_fn(), self.config.seed)
+        for damaged in [s for s in self.checkpoints.steps() if s > step]:
+            self.checkpoints.discard(damaged)
+        self.step, self._saved = step, (step, self.progress.evaluated_step == step)
+        self.metrics_log = workdir.MetricsLog(self.folder, step) if self.chief else None
+        self.resident = self.backend.place(feed.resident(self.dataset.splits['train'])) if self.on_device else {}
+        if not found and self.chief:
+            self._draw_first_batch()
+
+    def _draw_first_batch(self) -> None:
+        from jaxcnn.inspect.figures import image_grid
+        order = feed.Order(self.config.seed, self.timeline)
+        positions = order.positions(0)[:32]
+        train = self.dataset.splits['train']
+        key, _ = step_keys(jax.random.key(np.uint32(self.config.seed)), 0)
+        seen = np.asarray(jax.jit(self.prepare)(train.take(positions), key))
+        pixels = seen * np.asarray(self.prepare.std) + np.asarray(self.prepare.mean)
+        titles = [self.dataset.class_names[label] for label in train.labels[positions]]
+        image_grid(pixels, titles, os.path.join(self.folder, 'figures', 'first_batch.png'))
+
+    def program(self, phase: cfg.Phase) -> Callable:
+        """The compiled steps of a phase."""
+        if phase not in self._programs:
+            sync, backend = self.config.parallel.bn_sync, self.backend
+            network = self.network.clone(bn_frozen=phase.bn_frozen or self.network.bn_frozen,
+                                         bn_axis=backend.axis_name if sync else None)
+            step = TrainStep(network, self.optimizer, self.prepare, self.config.optim.label_smoothing,
+                             self.config.optim.accumulate, self.config.optim.ema_decay, phase.stage,
+                             1 if sync or backend.axis_name else backend.num_devices, backend.axis_name)
+            self._programs[phase] = backend.compile_train(many_steps(step))
+        return self._programs[phase]
+
+    # the loop
+
+    def train(self) -> None:
+        """Trains to the end of the run.
+
+        Raises:
+          Interrupted: a signal came; the state is saved.
+          UserError: the loss is not finite, or a file could not be written.
+        """
+        every, timeline = self.config.checkpoint.every or self.config.eval.every, self.timeline
+        while True:
+            if self.progress.evaluated_step != self.step and timeline.is_multiple(self.step, self.config.eval.every):
+                self._evaluate()
+            finished = self.step == timeline.total or self._out_of_patience()
+            stopping = self._stopping()
+            better = self.progress.evaluated_step == self.step and self.progress.evaluations_since_best == 0
+            if stopping or finished or (better and self.watched == 'val') or timeline.is_multiple(self.step, every):
+                self._save()
+            if finished:
+                break
+            if stopping:
+                self.checkpoints.wait()
+                raise signals.Interrupted(self._stop.signum, self.step)
+            self.advance(every)
+        self.checkpoints.wait()
+
+    def _stopping(self) -> bool:
+        """Whether a signal came; several processes agree on it, every tenth time they are asked."""
+        if jax.process_count() == 1:
+            return self._stop.acknowledge()
+        self._asked += 1
+        if self._asked % 10:
+            return False
+        from jax.experimental import multihost_utils
+        self._stop.signum = int(np.max(multihost_utils.process_allgather(np.int32(self._stop.signum))))
+        return self._stop.acknowledge()
+
+    def _out_of_patience(self) -> bool:
+        patience = self.config.checkpoint.patience
+        return 0 < patience <= self.progress.evaluations_since_best
+
+    def advance(self, save_every: cfg.Duration) -> None:
+        """Dispatches `steps_per_dispatch` steps, or one where an event comes before that many. Where dispatches begin
+        depends on the step alone, so that a resumed run repeats them."""
+        timeline, step, chunk = self.timeline, self.step, self.config.parallel.steps_per_dispatch
+        next_log = timeline.next_multiple(step, self.config.log_every)
+        end = min(step // chunk * chunk + chunk, timeline.phase_end(step), next_log,
+                  timeline.next_multiple(step, self.config.eval.every), timeline.next_multiple(step, save_every))
+        if end - step < chunk:
+            end = step + 1
+        phase = timeline.phase(step)
+        fresh = (phase, end - step) not in self._compiled
+        if fresh:
+            self.drain()
+        program = self.program(phase)
+        batches = self.backend.put_stacked_rows(self.feed.batch(step, end - step))
+        self.state, values = program(self.state, batches, self.resident, np.uint32(self.config.seed))
+        self.step = end
+        self._pending.append(_Dispatch(step, end - step, timeline.examples(end) - timeline.examples(step), values,
+                                       logs=end == next_log))
+        if fresh:  # compilation is not part of the speed
+            self._compiled.add((phase, end - step))
+            self._pending[-1].images = 0
+            self.drain()
+            self._display.say(f'step {self.step}: compiled and run, {time.monotonic() - self.started:.1f} s after the start')
+        if len(self._pending) > RUN_AHEAD:
+            jax.block_until_ready(self._pending[-RUN_AHEAD - 1].metrics)
+        while any(d.logs for d in list(self._pending)[:-1]):
+            self._drain_one()
+        while self._display.due and self._pending and self._pending[0].metrics['loss'].is_ready():
+            self._drain_one()
+
+    def drain(self) -> None:
+        """Waits for all dispatched steps and takes in their metrics."""
+        while self._pending:
+            self._drain_one()
+
+    def _drain_one(self) -> None:
+        """Fetches the metrics of the oldest dispatch; writes a row where its interval ends."""
+        done = self._pending.popleft()
+        values = self.backend.fetch(done.metrics)
+        now = time.monotonic()
+        seconds, self._clock = now - self._clock, now
+        if done.images:
+            self.progress.timed_images += done.images
+            self.progress.timed_seconds += seconds
+            self._interval_images += done.images
+            self._interval_seconds += seconds
+        bad = np.flatnonzero(~np.isfinite(values['loss']))
+        if len(bad):
+            self._stop_for_nan(done.start + int(bad[0]), float(values['loss'][bad[0]]))
+        p = self.progress
+        for i in range(done.count):
+            p.interval_steps += 1
+            for name in ('loss', 'accuracy', 'grad_norm'):
+                p.interval_sums[name] = p.interval_sums.get(name, 0.0) + float(values[name][i])
+        means = {f'train_{name}': total / p.interval_steps for name, total in p.interval_sums.items()}
+        step = done.start + done.count
+        rate = self._interval_images / self._interval_seconds if self._interval_seconds else 0.0
+        overall = p.images_per_second or 0.0
+        left = (self.timeline.examples(self.timeline.total) - self.timeline.examples(step)) / overall if overall else 0.0
+        epoch = self.timeline.epoch(step)
+        self._display.show(step, epoch, means['train_loss'], means['train_accuracy'], rate or overall, left, done.logs)
+        if done.logs:
+            if self.metrics_log:
+                self.metrics_log.write(step, {'epoch': epoch, **means, 'learning_rate': float(values['learning_rate'][-1]),
+                                              **({'images_per_second': rate} if rate else {})})
+            p.interval_steps, p.interval_sums = 0, {}
+            self._interval_images, self._interval_seconds = 0, 0.0
+
+    def _stop_for_nan(self, step: int, value: float, what: str = 'the loss at') -> None:
+        self.checkpoints.wait()
+        kept = self.checkpoints.steps()
+        raise UserError(f'{what} step {step} is {value}: training stopped; ' + (
+            f'the last good checkpoint is step {kept[-1]}' if kept else 'there is no checkpoint yet') +
+            '. A lower config.optim.learning_rate or config.optim.clip_norm may help')
+
+    def evaluate(self, state: TrainState, split: str) -> tuple[dict[str, float], dict[str, np.ndarray]] | None:
+        """Figures of a split, named `<split>_<prefix><figure>`, and confusion matrices by prefix; None where a
+        signal came."""
+        row, confusion = {}, {}
+        for prefix, placed in variables(state).items():
+            sums = self.evaluator(placed, split, stop=lambda: bool(self._stop) and jax.process_count() == 1)
+            if sums is None:
+                return None
+            row.update({f'{split}_{prefix}{name}': value for name, value in metrics.figures(sums).items()})
+            confusion[prefix] = sums['confusion']
+        return row, confusion
+
+    def _evaluate(self) -> None:
+        self.drain()
+        found = self.evaluate(self.state, self.watched)
+        if found is None:
+            return
+        row, _ = found
+        for name, value in row.items():
+            if not math.isfinite(value):
+                self._stop_for_nan(self.step, value, f'{name} after')
+        self.last_evaluation = row
+        if self.metrics_log:
+            self.metrics_log.write(self.step, {'epoch': self.timeline.epoch(self.step), **row})
+        stage = self.timeline.phase(min(self.step, self.timeline.total - 1)).stage
+        if self.watched == 'val':
+            metric = self.config.checkpoint.metric
+            self.progress.observe(row[metric], metric.endswith('loss'))
+            if self.optimizer.observes(stage):
+                seen = self.optimizer.observe(self.backend.fetch(self.state.opt_state), stage, row['val_loss'])
+                self.state = self.state.replace(opt_state=self.backend.place(jax.device_get(seen)))
+        self.progress.evaluated_step = self.step
+        self._display.say(f'step {self.step}: ' + '  '.join(f'{k} {v:.4f}' for k, v in row.items()))
+        self._clock = time.monotonic()
+
+    def _save(self) -> None:
+        evaluated = self.progress.evaluated_step == self.step
+        if self._saved == (self.step, evaluated):
+            return
+        self.drain()
+        state = self.backend.fetch(self.state)
+        if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params)):
+            self._stop_for_nan(self.step, math.nan, 'a parameter after')
+        now = time.monotonic()
+        self.progress.wall_seconds += now - self._counted
+        self._counted = now
+        self.checkpoints.save(self.step, state, dataclasses.asdict(self.progress),
+                              self.last_evaluation if evaluated and self.watched == 'val' else None)
+        self._saved = (self.step, evaluated)
+        self._clock = time.monotonic()
+
+    # the end
+
+    def finish(self) -> dict[str, Any]:
+        """Evaluates the best checkpoint on every part, writes the report, and returns the summary."""
+        from jaxcnn.inspect.report import write_report
+        best, state = self._best_state()
+        row: dict[str, float] = {}
+        for split in ('val', 'test'):
+            if split in self.dataset.splits:
+                found = self.evaluate(state, split)
+                if found is None:
+                    raise signals.Interrupted(self._stop.signum, self.step)
+                row.update(found[0])
+                confusion = found[1]
+        prefix = 'ema_' if '_ema_' in self.config.checkpoint.metric and 'ema_' in confusion else ''
+        summary = self._summary(row, prefix, best)
+        if self.chief:
+            workdir.write_json(os.path.join(self.folder, 'summary.json'), summary)
+            write_report(self.folder, self.config, summary, workdir.read_metrics(self.folder), confusion[prefix],
+                         self.dataset.class_names, self.dataset.splits['train'].class_counts(self.dataset.num_classes))
+        return summary
+
+    def _best_state(self) -> tuple[int, TrainState]:
+        """The best checkpoint that is not damaged; the last state where none was evaluated."""
+        damaged: list[int] = []
+        while (best := self.checkpoints.best_step(apart_from=damaged)) not in (None, self.step):
+            assert best is not None
+            try:
+                host_state, _ = self.checkpoints.read(best, jax.eval_shape(self.init_fn(), np.uint32(0)))
+                return best, self.backend.place(host_state)
+            except ValueError as e:
+                log.warning('checkpoint %d is damaged and not used: %s', best, e)
+                damaged.append(best)
+        return self.step, self.state
+
+    def _summary(self, row: Mapping[str, float], prefix: str, best: int) -> dict[str, Any]:
+        last = next((r for r in reversed(workdir.read_metrics(self.folder)) if 'train_loss' in r), {})
+        versions = {name: importlib.metadata.version(name) for name in ('jax', 'jaxlib', 'flax', 'optax', 'numpy')}
+        from jaxcnn import __version__
+        return {
+            'name': self.config.name, 'model': self.config.model.name, 'dataset': self.config.data.name,
+            'seed': self.config.seed, 'steps': self.step, 'epochs': self.timeline.epoch(self.step),
+            'params': sum(int(np.prod(p.shape)) for p in jax.tree.leaves(
+                jax.eval_shape(self.init_fn(), np.uint32(0)).params)),
+            'train_loss': last.get('train_loss'), 'train_accuracy': last.get('train_accuracy'),
+            'val_accuracy': row.get(f'val_{prefix}accuracy'), 'val_loss': row.get(f'val_{prefix}loss'),
+            'test_accuracy': row.get(f'test_{prefix}accuracy'), 'test_top5': row.get(f'test_{prefix}top5'),
+            'test_loss': row.get(f'test_{prefix}loss'),
+            **{k: v for k, v in row.items() if '_ema_' in k},
+            'best_step': best,
+            'images_per_second': self.progress.images_per_second,
+            'wall_seconds': self.progress.wall_seconds,
+            'device': jax.devices()[0].device_kind, 'num_devices': self.backend.num_devices,
+            'versions': {'jaxcnn': __version__, 'python': platform.python_version(), **versions},
+        }
+
+    def close(self) -> None:
+        """Lets go of the logs and checkpoints."""
+        if self.metrics_log:
+            self.metrics_log.close()
+        self.checkpoints.close()
+
+
+def train_and_evaluate(config: cfg.Config | ml_collections.ConfigDict | Mapping[str, Any], folder: str) -> dict[str, Any]:
+    """Trains, or goes on with the run in the workdir, and evaluates it.
+
+    Args:
+      config: of the run.
+      folder: the workdir; made where it is missing.
+
+    Returns:
+      The summary, as it is in `summary.json`: accuracies in [0, 1], of the best checkpoint by
+      `config.checkpoint.metric`; what was not measured is None.
+
+    Raises:
+      UserError: what the person can put right: the config, the data, the workdir, a loss that is not finite.
+      Interrupted: SIGTERM or SIGINT came; the run can be resumed.
+    """
+    config = cfg.parse(config)
+    check_config(config)
+    with signals.stop_on_signals() as stop, workdir.claim(folder, config):
+        try:
+            run = Run(config, folder, stop)
+            run.open()
+            try:
+                run.train()
+                return run.finish()
+            finally:
+                run.close()
+        except OSError as e:
+            raise UserError(f'{e.filename or folder}: {e.strerror or e}') from e
+        except jax.errors.JaxRuntimeError as e:
+            if 'RESOURCE_EXHAUSTED' not in str(e):
+                raise
+            raise UserError('the device has not enough memory: a smaller config.batch_size, a larger '
+                            'config.optim.accumulate or config.data.placement=host may help') from e

@@ -1,0 +1,54 @@
+"""What a run shows: one line that is rewritten on a terminal, one line an interval elsewhere."""
+
+import logging
+import sys
+import time
+
+log = logging.getLogger('jaxcnn')
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f'{hours}:{minutes:02d}:{seconds:02d}' if hours else f'{minutes}:{seconds:02d}'
+
+
+class Progress:
+    """The progress line.
+
+    Args:
+      total: steps of the run.
+      epochs: epochs of the run.
+    """
+
+    def __init__(self, total: int, epochs: float):
+        self._total, self._epochs = total, epochs
+        self._terminal = sys.stderr.isatty()
+        self._shown = 0.0
+
+    @property
+    def due(self) -> bool:
+        """Whether a terminal's line is old enough to be written anew."""
+        return self._terminal and time.monotonic() - self._shown > 0.5
+
+    def show(self, step: int, epoch: float, loss: float, accuracy: float, rate: float, seconds_left: float,
+             interval: bool) -> None:
+        """Shows where the run stands; `interval`: this is a logged interval's end."""
+        if not self._terminal and not interval:
+            return
+        line = f'epoch {epoch:.2f}/{self._epochs:.4g}  step {step}/{self._total}  loss {loss:.4f}  accuracy {accuracy:.4f}'
+        if rate:  # not known before the second dispatch
+            line += f'  {rate:,.0f} images/s  {_clock(seconds_left)} left'
+        if self._terminal:
+            sys.stderr.write(f'\r\x1b[K{line}')
+            sys.stderr.flush()
+            self._shown = time.monotonic()
+        else:
+            log.info(line)
+
+    def say(self, text: str) -> None:
+        """A line of its own, which stays."""
+        if self._terminal:
+            sys.stderr.write('\r\x1b[K')
+            sys.stderr.flush()
+        log.info(text)

@@ -1,0 +1,60 @@
+"""What training changes: one plain pytree."""
+
+from typing import Any
+
+import flax
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxcnn.optim import Optimizer
+
+# for programs that run once: optimising the random numbers of an initialisation takes seconds on the CPU
+RUN_ONCE: dict[str, bool | int | str] = {'xla_backend_optimization_level': 0}
+
+
+@flax.struct.dataclass
+class TrainState:
+    """All that a run has to remember between two steps; Orbax saves and restores it whole.
+
+    Attributes:
+      step: updates done, int32 scalar.
+      params: trainable parameters.
+      batch_stats: running statistics of BatchNorm; empty without.
+      opt_state: of every stage's optimizer, side by side.
+      ema_params: exponential moving average of `params`, or None.
+    """
+
+    step: jax.Array
+    params: Any
+    batch_stats: Any
+    opt_state: Any
+    ema_params: Any
+
+
+def init_state(network: nn.Module, optimizer: Optimizer, image_shape: tuple[int, ...], seed: Any,
+               with_ema: bool) -> TrainState:
+    """The state before the first step; a pure function of the seed.
+
+    Args:
+      network: takes images (N, *image_shape).
+      optimizer: of the run.
+      image_shape: (H, W, C).
+      seed: scalar.
+      with_ema: keep a moving average of the parameters; it starts at them.
+    """
+    images = jnp.zeros((1, *image_shape), jnp.float32)
+    variables = network.init(jax.random.key(seed), images)
+    params = variables['params']
+    return TrainState(step=jnp.zeros((), jnp.int32), params=params, batch_stats=variables.get('batch_stats', {}),
+                      opt_state=optimizer.init(params),
+                      ema_params=jax.tree.map(jnp.copy, params) if with_ema else None)
+
+
+def variables(state: TrainState) -> dict[str, dict[str, Any]]:
+    """What of a state is evaluated, by the prefix of its metrics' names: the parameters (''), and their moving
+    average ('ema_') where there is one."""
+    found = {'': {'params': state.params, 'batch_stats': state.batch_stats}}
+    if state.ema_params is not None:
+        found['ema_'] = {'params': state.ema_params, 'batch_stats': state.batch_stats}
+    return found

@@ -1,0 +1,188 @@
+"""The training step and the evaluation step, each written once as a pure function.
+
+Two back ends (`parallel.py`) compile them. Under `sharded` a batch is the global batch and `axis_name` is None;
+under `pmap` it is this device's part of it and means are taken over `axis_name`.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxcnn.config import DataConfig
+from jaxcnn.data import augment
+from jaxcnn.losses import cross_entropy
+from jaxcnn.metrics import Sums, batch_sums
+from jaxcnn.models import Network
+from jaxcnn.optim import Optimizer
+from jaxcnn.train.state import TrainState
+
+Batch = dict[str, jax.Array]
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """From uint8 pixels to what the network sees.
+
+    Attributes:
+      augment: on one float image in [0, 1], or None.
+      mean, std: per channel, subtracted and divided by after augmentation.
+    """
+
+    augment: augment.Op | None
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @classmethod
+    def of(cls, config: DataConfig, mean: Sequence[float], std: Sequence[float]) -> 'Preparation':
+        """The preparation that a config asks for, given the training part's statistics."""
+        if config.normalize == 'none':
+            mean, std = (0.0,) * len(mean), (1.0,) * len(std)
+        return cls(augment.pipeline(config.augment), tuple(mean), tuple(std))
+
+    def __call__(self, images: jax.Array, key: jax.Array | None = None, first_row: Any = 0) -> jax.Array:
+        """Float32 images of uint8 ones (N, H, W, C); augmented where there is a key.
+
+        Each image's key is folded from its row in the global batch, `first_row` on, so that it does not depend on
+        how the batch is spread over devices.
+        """
+        x = images.astype(jnp.float32) / 255
+        if key is not None and self.augment is not None:
+            keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(first_row + jnp.arange(len(x)))
+            x = jax.vmap(self.augment)(keys, x)
+        return (x - jnp.asarray(self.mean)) / jnp.asarray(self.std)
+
+
+def step_keys(key: jax.Array, step: Any) -> tuple[jax.Array, jax.Array]:
+    """The keys of augmentation and dropout at a step: a function of the run's key and the step alone."""
+    augment_key, dropout_key = jax.random.split(jax.random.fold_in(key, step))
+    return augment_key, dropout_key
+
+
+def gather(batch: Batch, data: Batch) -> Batch:
+    """The batch with its images: looked up in the resident `data` where the batch holds positions."""
+    if 'position' not in batch:
+        return batch
+    found = {name: jnp.take(array, batch['position'], axis=0, mode='clip') for name, array in data.items()}
+    return {**batch, **found}
+
+
+@dataclass(frozen=True)
+class TrainStep:
+    """One update: augment, normalise, forward, loss, backward, optax, metrics.
+
+    Attributes:
+      stage: of the optimizer.
+      bn_groups: BatchNorm takes its statistics over each of so many equal parts of the batch.
+      axis_name: of the pmap axis, or None.
+    """
+
+    network: Network
+    optimizer: Optimizer
+    prepare: Preparation
+    label_smoothing: float = 0.0
+    accumulate: int = 1
+    ema_decay: float = 0.0
+    stage: int = 0
+    bn_groups: int = 1
+    axis_name: str | None = None
+
+    def _forward(self, params: Any, batch_stats: Any, images: jax.Array, key: jax.Array) -> tuple[jax.Array, Any]:
+        def apply(x: jax.Array, key: jax.Array) -> tuple[jax.Array, Any]:
+            logits, updates = self.network.apply({'params': params, 'batch_stats': batch_stats}, x, train=True,
+                                                 rngs={'dropout': key}, mutable=['batch_stats'])
+            return logits, updates.get('batch_stats', batch_stats)
+
+        if self.bn_groups == 1:
+            return apply(images, key)
+        groups = images.reshape(self.bn_groups, -1, *images.shape[1:])
+        logits, stats = jax.vmap(apply)(groups, jax.random.split(key, self.bn_groups))
+        return logits.reshape(len(images), -1), jax.tree.map(lambda s: s.mean(0), stats)
+
+    def _micro_batch(self, params: Any, batch_stats: Any, images: jax.Array, labels: jax.Array,
+                     key: jax.Array) -> tuple[Any, Any, dict[str, jax.Array]]:
+        """Gradients, new BatchNorm statistics and metrics, all means over the images."""
+        def loss_fn(params: Any) -> tuple[jax.Array, Any]:
+            logits, stats = self._forward(params, batch_stats, images, key)
+            return cross_entropy(logits, labels, self.label_smoothing).mean(), (logits, stats)
+
+        (loss, (logits, stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
+        accuracy = (logits.argmax(-1) == labels).astype(jnp.float32).mean()
+        return grads, stats, {'loss': loss, 'accuracy': accuracy}
+
+    def _gradients(self, state: TrainState, images: jax.Array, labels: jax.Array, key: jax.Array) -> Any:
+        if self.accumulate == 1:
+            return self._micro_batch(state.params, state.batch_stats, images, labels, key)
+
+        def split(x: jax.Array) -> jax.Array:  # row r goes to micro-batch r % accumulate, on every device alike
+            return x.reshape(-1, self.accumulate, *x.shape[1:]).swapaxes(0, 1)
+
+        def body(carry: Any, part: Any) -> tuple[Any, None]:
+            stats, sums = carry
+            images, labels, index = part
+            grads, stats, metrics = self._micro_batch(state.params, stats, images, labels,
+                                                      jax.random.fold_in(key, index))
+            return (stats, jax.tree.map(jnp.add, sums, (grads, metrics))), None
+
+        zeros = (jax.tree.map(jnp.zeros_like, state.params), {'loss': jnp.zeros(()), 'accuracy': jnp.zeros(())})
+        (stats, sums), _ = jax.lax.scan(body, (state.batch_stats, zeros),
+                                        (split(images), split(labels), jnp.arange(self.accumulate)))
+        grads, metrics = jax.tree.map(lambda s: s / self.accumulate, sums)
+        return grads, stats, metrics
+
+    def __call__(self, state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
+        """The state after the step, and its scalars `loss, accuracy, grad_norm, learning_rate`.
+
+        Args:
+          state: before the step.
+          batch: `image` (N, H, W, C) uint8 and `label` (N,).
+          key: of the run; the step folds its number in, so that its randomness depends on `(key, step)` alone.
+        """
+        augment_key, dropout_key = step_keys(key, state.step)
+        first_row: Any = 0
+        if self.axis_name:
+            device = jax.lax.axis_index(self.axis_name)
+            first_row = device * len(batch['label'])
+            dropout_key = jax.random.fold_in(dropout_key, device)
+        images = self.prepare(batch['image'], augment_key, first_row)
+        grads, stats, metrics = self._gradients(state, images, batch['label'], dropout_key)
+        if self.axis_name:
+            grads, stats, metrics = jax.lax.pmean((grads, stats, metrics), self.axis_name)
+        updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params, self.stage, metrics['loss'])
+        params = optax.apply_updates(state.params, updates)
+        ema = state.ema_params
+        if ema is not None:
+            n = state.step.astype(jnp.float32)
+            decay = jnp.minimum(self.ema_decay, (1 + n) / (10 + n))
+            ema = jax.tree.map(lambda e, p: (decay * e + (1 - decay) * p).astype(e.dtype), ema, params)
+        metrics = {**metrics, 'grad_norm': optax.global_norm(grads),
+                   'learning_rate': self.optimizer.learning_rate(state.opt_state, state.step, self.stage)}
+        return TrainState(state.step + 1, params, stats, opt_state, ema), metrics
+
+
+def many_steps(step: TrainStep) -> Callable[[TrainState, Batch, Batch, jax.Array], tuple[TrainState, Any]]:
+    """The function that is compiled: `(state, batches, data, seed) -> (state, metrics)`, over the leading axis of
+    `batches`; metrics are stacked along it."""
+    def run(state: TrainState, batches: Batch, data: Batch, seed: jax.Array) -> tuple[TrainState, Any]:
+        key = jax.random.key(seed)
+        if len(next(iter(batches.values()))) == 1:  # a loop of one step costs speed on the CPU and gains nothing
+            state, metrics = step(state, gather(jax.tree.map(lambda x: x[0], batches), data), key)
+            return state, jax.tree.map(lambda m: m[None], metrics)
+        return jax.lax.scan(lambda s, b: step(s, gather(b, data), key), state, batches)
+    return run
+
+
+def eval_step(network: Network, prepare: Preparation,
+              axis_name: str | None = None) -> Callable[[Any, Batch, Batch, Sums], Sums]:
+    """The function that is compiled: adds a batch's sums (see `metrics.batch_sums`) to those so far."""
+    def run(variables: Any, batch: Batch, data: Batch, sums: Sums) -> Sums:
+        batch = gather(batch, data)
+        logits: Any = network.apply(variables, prepare(batch['image']), train=False)
+        new = batch_sums(logits, batch['label'], batch['mask'])
+        if axis_name:
+            new = jax.lax.psum(new, axis_name)
+        return jax.tree.map(jnp.add, sums, new)
+    return run

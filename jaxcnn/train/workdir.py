@@ -1,0 +1,128 @@
+"""The folder of a run: its lock, its config, its metrics and its small files."""
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from typing import IO, Any
+
+import jax
+
+from jaxcnn import config as cfg
+from jaxcnn.errors import UserError
+
+
+def write_json(path: str, value: Any) -> None:
+    """Writes JSON under a temporary name and renames it, so that no reader sees half of it."""
+    temporary = f'{path}.tmp'
+    with open(temporary, 'w') as f:
+        json.dump(value, f, indent=2)
+        f.write('\n')
+        f.flush()
+        os.fsync(f.fileno())
+    os.replace(temporary, path)
+
+
+def read_json(path: str) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+      UserError: it is missing or damaged.
+    """
+    try:
+        with open(path) as f:
+            return json.load(f)
+    except FileNotFoundError:
+        raise UserError(f'{os.path.dirname(path) or "."}: holds no run (no {os.path.basename(path)})') from None
+    except (OSError, ValueError) as e:
+        raise UserError(f'{path}: cannot be read: {e}') from e
+
+
+def read_config(workdir: str) -> cfg.Config:
+    """The config of the run in `workdir`."""
+    path = os.path.join(workdir, 'config.json')
+    fields = read_json(path)
+    try:
+        return cfg.parse(fields)
+    except UserError as e:
+        raise UserError(f'{path}: {e}') from e
+
+
+@contextlib.contextmanager
+def claim(workdir: str, config: cfg.Config) -> Iterator[None]:
+    """Holds the workdir for this run alone.
+
+    Raises:
+      UserError: another run has it, it cannot be written, or it holds a run whose config would give another result.
+    """
+    if jax.process_index():  # the first process does it for all
+        yield
+        return
+    try:
+        os.makedirs(os.path.join(workdir, 'figures'), exist_ok=True)
+        lock = open(os.path.join(workdir, '.lock'), 'a+')  # noqa: SIM115 (closed below)
+    except OSError as e:
+        raise UserError(f'workdir {workdir!r} cannot be written: {e.strerror}') from e
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            lock.seek(0)
+            raise UserError(f'workdir {workdir!r} is in use by another run (process {lock.read().strip()})') from None
+        lock.seek(0)
+        lock.truncate()
+        lock.write(f'{os.getpid()}\n')
+        lock.flush()
+        path = os.path.join(workdir, 'config.json')
+        if os.path.exists(path):
+            changed = cfg.differences(read_config(workdir), config)
+            if changed:
+                raise UserError(f'workdir {workdir!r} holds a run with another config; use its config or a new '
+                                f'workdir. Changed: {"; ".join(changed)}')
+        yield
+
+
+@dataclasses.dataclass
+class MetricsLog:
+    """`metrics.jsonl` and TensorBoard scalars; what lies after the step that a run resumes from is taken back."""
+
+    workdir: str
+    step: int
+    _file: IO[str] = dataclasses.field(init=False)
+    _board: Any = dataclasses.field(init=False)
+
+    def __post_init__(self) -> None:
+        from tensorboardX import SummaryWriter
+        path = os.path.join(self.workdir, 'metrics.jsonl')
+        kept = [json.dumps(row) + '\n' for row in read_metrics(self.workdir) if row['step'] <= self.step]
+        temporary = f'{path}.tmp'
+        with open(temporary, 'w') as f:
+            f.writelines(kept)
+        os.replace(temporary, path)
+        self._file = open(path, 'a')  # noqa: SIM115 (closed by close())
+        self._board = SummaryWriter(self.workdir, purge_step=self.step + 1 if self.step else None)
+
+    def write(self, step: int, row: dict[str, float]) -> None:
+        """One line, and one scalar for each figure."""
+        self._file.write(json.dumps({'step': step, **row}) + '\n')
+        self._file.flush()
+        for name, value in row.items():
+            part, _, rest = name.partition('_')
+            self._board.add_scalar(f'{part}/{rest}' if part in ('train', 'val', 'test') else name, value, step)
+
+    def close(self) -> None:
+        """Writes out what is pending."""
+        self._file.close()
+        self._board.close()
+
+
+def read_metrics(workdir: str) -> list[dict[str, float]]:
+    """The rows of `metrics.jsonl`; a last line that a crash cut short is left out."""
+    rows = []
+    with contextlib.suppress(FileNotFoundError), open(os.path.join(workdir, 'metrics.jsonl')) as f:
+        for line in f:
+            with contextlib.suppress(ValueError):
+                rows.append(json.loads(line))
+    return rows

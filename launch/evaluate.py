@@ -1,0 +1,57 @@
+"""Evaluates checkpoints of a run on a split of its data; with --watch, each new one while training goes on."""
+
+import argparse
+import json
+import os
+import time
+
+from jaxcnn import cli
+
+
+def run(args: argparse.Namespace) -> int:
+    from jaxcnn.errors import UserError
+    from jaxcnn.train import workdir
+    from jaxcnn.train.trained import Trained
+    while args.watch and os.path.isdir(args.workdir) and not os.path.exists(os.path.join(args.workdir, 'data.json')):
+        time.sleep(1)  # the run is starting
+    trained = Trained(args.workdir)
+    evaluator = trained.evaluator(args.split, args.data_dir)
+
+    def show(step: int) -> None:
+        for prefix, figures in evaluator(trained.read(step)).items():
+            if args.json:
+                print(json.dumps({'step': step, 'split': args.split, 'ema': bool(prefix), **figures}), flush=True)
+            else:
+                print(f'checkpoint {step}, {args.split}{", moving average" if prefix else ""}: '
+                      f'accuracy {100 * figures["accuracy"]:.2f} %  top-5 {100 * figures["top5"]:.2f} %  '
+                      f'loss {figures["loss"]:.4f}  ({figures["count"]:.0f} images)', flush=True)
+
+    if not args.watch:
+        show(trained.find(args.checkpoint))
+        return 0
+    seen, summary = -1, os.path.join(args.workdir, 'summary.json')
+    while not (seen >= 0 and os.path.exists(summary) and workdir.read_json(summary)['steps'] == seen):
+        step = max(trained.steps(), default=-1)
+        if step > seen:
+            try:
+                show(step)
+            except UserError:  # the run may have replaced it meanwhile
+                if step in trained.steps():
+                    raise
+                continue
+            seen = step
+        else:
+            time.sleep(max(args.interval, 0.1))
+    return 0
+
+
+if __name__ == '__main__':
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('--workdir', required=True, help='folder of the run')
+    parser.add_argument('--split', default='test', help='train, val or test (default: test)')
+    parser.add_argument('--checkpoint', default='best', help='best, latest or a step (default: best)')
+    parser.add_argument('--watch', action='store_true', help='look for a newer checkpoint until the run is complete')
+    parser.add_argument('--interval', type=float, default=10, help='seconds between two looks (default: 10)')
+    parser.add_argument('--data_dir', default='', help='where the prepared data is, if not where it was in training')
+    parser.add_argument('--json', action='store_true', help='one JSON object a line')
+    cli.main(parser, run)

@@ -1,0 +1,58 @@
+"""Starts several processes of one command on this machine, joined by jax.distributed.
+
+    python launch/multiprocess.py -n 2 -- python launch/train.py --config=configs/digits_lenet5.py --workdir=runs/two
+
+SIGTERM and SIGINT are passed on. When one process fails the others are ended. The exit code is the first failure's.
+"""
+
+import argparse
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('-n', type=int, required=True, help='how many processes')
+    parser.add_argument('command', nargs='+', help='what each runs, behind --')
+    args = parser.parse_args()
+    if args.n < 1:
+        parser.error(f'-n must be at least 1, got {args.n}')
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        address = f'127.0.0.1:{s.getsockname()[1]}'
+    processes: list[subprocess.Popen] = []
+
+    def pass_on(signum, frame):
+        for p in processes:
+            if p.poll() is None:
+                p.send_signal(signum)
+
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(signum, pass_on)
+    if shutil.which(args.command[0]) is None:
+        parser.error(f'{args.command[0]}: no such command')
+    for i in range(args.n):
+        processes.append(subprocess.Popen(args.command, start_new_session=True, env={
+            **os.environ, 'JAX_COORDINATOR_ADDRESS': address, 'JAX_NUM_PROCESSES': str(args.n),
+            'JAX_PROCESS_ID': str(i)}))
+    while any(p.poll() is None for p in processes):
+        failed = [p.returncode for p in processes if p.returncode]
+        if failed:
+            deadline = time.monotonic() + 10  # the others may be about to say the same
+            while any(p.poll() is None for p in processes) and time.monotonic() < deadline:
+                time.sleep(0.1)
+            for p in processes:
+                if p.poll() is None:
+                    p.kill()
+            return failed[0] if failed[0] > 0 else 128 - failed[0]
+        time.sleep(0.1)
+    return next((p.returncode for p in processes if p.returncode), 0)
+
+
+if __name__ == '__main__':
+    sys.exit(main())

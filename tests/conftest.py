@@ -1,0 +1,39 @@
+import os
+
+# before JAX starts: eight virtual devices, and one compilation cache for the whole session
+os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} --xla_force_host_platform_device_count=8'
+
+import jax
+import pytest
+from ml_collections import ConfigDict
+
+from jaxcnn import config
+
+
+@pytest.fixture(scope='session', autouse=True)
+def caches(tmp_path_factory):
+    """Decoded images and compiled programs, shared by all tests of the session."""
+    folder = tmp_path_factory.mktemp('cache')
+    os.environ['JAXCNN_CACHE'] = str(folder)
+    jax.config.update('jax_compilation_cache_dir', str(folder / 'xla'))
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
+
+
+@pytest.fixture
+def small():
+    """A config that trains in seconds on one device: `small(**fields)`, nested fields merged."""
+    def make(**fields) -> ConfigDict:
+        base = config.make(
+            duration=dict(steps=20), batch_size=32,
+            model=dict(name='shallow_cnn', widths=(4, 4, 8, 8), hidden=16, dropout=0.0),
+            data=dict(name='digits', image_size=16, augment='pad_crop(2)|flip_lr|cutout(4)'),
+            optim=dict(optimizer=dict(name='sgd', momentum=0.9), learning_rate=0.05),
+            eval=dict(every=dict(steps=10), batch_size=128), log_every=dict(steps=5),
+            parallel=dict(devices=1)).to_dict()
+        for name, value in fields.items():
+            if isinstance(value, dict) and name in ('data', 'optim', 'eval', 'parallel', 'checkpoint'):
+                base[name].update(value)
+            else:
+                base[name] = value
+        return ConfigDict(config.to_dict(config.parse(base)))
+    return make

@@ -1,0 +1,346 @@
+"""The cache of decoded images: built once, never wrong, never half there."""
+
+import dataclasses
+import io
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jaxcnn.config import DataConfig
+from jaxcnn.data import cache, sources
+from jaxcnn.errors import UserError
+
+
+@dataclasses.dataclass
+class Images:
+    """Examples that count how often they are decoded, and can be made to fail."""
+
+    images: list
+    labels: list
+    decoded: int = 0
+    fails_at: int = -1
+
+    def __len__(self):
+        return len(self.labels)
+
+    def __getitem__(self, index):
+        self.decoded += 1
+        if index == self.fails_at:
+            raise RuntimeError('power cut')
+        return self.images[index], self.labels[index]
+
+
+def random_images(count=12, size=6, channels=3, seed=0):
+    rng = np.random.default_rng(seed)
+    return Images(list(rng.integers(0, 256, (count, size, size, channels), np.uint8)),
+                  rng.integers(0, 4, count).tolist())
+
+
+def source_of(train, test=None, key='one'):
+    test = random_images(5, seed=1) if test is None else test
+    return sources.Source('somewhere', {'source': key}, {'train': lambda: train, 'test': lambda: test}, lambda: list('abcd'))
+
+
+def open_cache(source, folder, image_size=0):
+    return cache.open_cache('tiny', source, image_size, str(folder))
+
+
+def assert_holds(parts, train):
+    images, labels = parts['train']
+    np.testing.assert_array_equal(images[np.arange(len(train))], np.stack(train.images))
+    np.testing.assert_array_equal(labels, train.labels)
+    assert labels.dtype == np.int32
+
+
+def built(folder):
+    """The one cache in a folder."""
+    path, = (p for p in folder.iterdir() if p.is_dir())
+    return path
+
+
+def test_images_are_decoded_once(tmp_path):
+    train = random_images()
+    meta, parts = open_cache(source_of(train), tmp_path)
+    assert_holds(parts, train)
+    assert meta['class_names'] == list('abcd')
+    assert train.decoded >= len(train)
+    train.decoded = 0
+    meta_again, again = open_cache(source_of(train), tmp_path)
+    assert train.decoded == 0
+    assert_holds(again, train)
+    assert meta_again == meta
+
+
+def test_another_source_or_size_is_another_cache(tmp_path):
+    one, two = random_images(), random_images(seed=5)
+    open_cache(source_of(one), tmp_path)
+    assert_holds(open_cache(source_of(two, key='two'), tmp_path)[1], two)
+    assert_holds(open_cache(source_of(one), tmp_path)[1], one)
+    resized = open_cache(source_of(one), tmp_path, image_size=4)[1]['train'][0]
+    assert resized.shape == (12, 4, 4, 3)
+
+
+def test_a_changed_source_file_changes_the_key(tmp_path):
+    version = tmp_path / 'mnist' / '3.0.1'
+    version.mkdir(parents=True)
+    (version / 'dataset_info.json').write_text('{}')
+    record = version / 'mnist-train.array_record-00000-of-00001'
+    record.write_bytes(b'first')
+
+    def key():
+        return sources.find(DataConfig(name='mnist', dir=str(tmp_path))).key
+
+    keys = [key()]
+    assert key() == keys[0]
+    record.write_bytes(b'other length')
+    keys.append(key())
+    record.write_bytes(b'equal length')  # size alone would not tell
+    os.utime(record, ns=(0, os.stat(record).st_mtime_ns + 1))
+    keys.append(key())
+    (version / 'mnist-train.array_record-00001-of-00002').write_bytes(b'')
+    keys.append(key())
+    assert len({json.dumps(k) for k in keys}) == 4
+
+
+# damage
+
+
+def flip(path, at=-1):
+    content = bytearray(path.read_bytes())
+    content[at] ^= 1
+    path.write_bytes(content)
+
+
+def cut(path):
+    content = path.read_bytes()
+    path.write_bytes(content[:len(content) // 2])
+
+
+@pytest.mark.parametrize('damage', [flip, cut, os.remove, lambda path: path.write_bytes(b'')],
+                         ids=['flipped', 'cut', 'removed', 'emptied'])
+@pytest.mark.parametrize('file', ['train.images.npy', 'train.labels.npy', 'test.images.npy', 'meta.json'])
+def test_a_damaged_file_is_never_used(tmp_path, file, damage):
+    train, test = random_images(), random_images(5, seed=1)
+    open_cache(source_of(train, test), tmp_path)
+    damage(built(tmp_path) / file)
+    meta, parts = open_cache(source_of(train, test), tmp_path)
+    assert_holds(parts, train)
+    np.testing.assert_array_equal(parts['test'][0][np.arange(5)], np.stack(test.images))
+    assert meta['class_names'] == list('abcd')
+    train.decoded = 0
+    open_cache(source_of(train, test), tmp_path)  # and it is whole again
+    assert train.decoded == 0
+
+
+def test_no_flipped_byte_of_the_meta_data_goes_unnoticed(tmp_path):
+    train = random_images(2, size=1)
+    meta, _ = open_cache(source_of(train), tmp_path)
+    path = built(tmp_path) / 'meta.json'
+    wrong = []
+    for at in range(0, len(path.read_bytes()), 3):
+        flip(path, at)
+        found, _ = open_cache(source_of(train), tmp_path)
+        if found.get('class_names') != meta['class_names']:
+            wrong.append(at)
+            flip(path, at)
+    assert not wrong
+
+
+@pytest.mark.parametrize('content', ['[]', 'null', '3', '{}', '{"checksums": []}', '{"checksums": {}}'])
+def test_other_json_in_place_of_the_meta_data_is_no_cache(tmp_path, content):
+    train = random_images()
+    open_cache(source_of(train), tmp_path)
+    (built(tmp_path) / 'meta.json').write_text(content)
+    meta, parts = open_cache(source_of(train), tmp_path)
+    assert meta['class_names'] == list('abcd')
+    assert_holds(parts, train)
+
+
+def test_rebuilding_is_told(tmp_path, caplog):
+    train = random_images()
+    open_cache(source_of(train), tmp_path)
+    flip(built(tmp_path) / 'train.images.npy')
+    open_cache(source_of(train), tmp_path)
+    assert 'train.images.npy is damaged' in caplog.text
+
+
+# crashes
+
+
+def test_an_exception_half_way_leaves_no_cache(tmp_path):
+    train = random_images()
+    train.fails_at = 7
+    with pytest.raises(UserError, match='train image 7 cannot be read: RuntimeError: power cut'):
+        open_cache(source_of(train), tmp_path)
+    assert not [p for p in tmp_path.iterdir() if p.is_dir()]
+    train.fails_at = -1
+    assert_holds(open_cache(source_of(train), tmp_path)[1], train)
+
+
+BUILDER = '''
+import os, sys, time
+import numpy as np
+from jaxcnn.data import cache, sources
+
+class Slow:
+    """Image i is filled with i; each decoding leaves a line in a file, and may last."""
+    def __len__(self):
+        return 40
+    def __getitem__(self, index):
+        with open(sys.argv[2], 'a') as f:
+            f.write('.')
+        time.sleep(float(sys.argv[3]))
+        return np.full((3, 3, 1), index, np.uint8), index % 4
+
+source = sources.Source('somewhere', {'source': 'slow'}, {'train': Slow, 'test': Slow}, lambda: list('abcd'))
+_, parts = cache.open_cache('slow', source, 0, sys.argv[1])
+for images, labels in parts.values():
+    assert (images[:] == np.arange(40, dtype=np.uint8)[:, None, None, None]).all()
+    assert (labels == np.arange(40) % 4).all()
+print('right')
+'''
+
+
+def build(folder, log, seconds=0.0):
+    return subprocess.Popen([sys.executable, '-c', textwrap.dedent(BUILDER), str(folder), str(log), str(seconds)],
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def decoded(log):
+    return len(log.read_text()) if log.exists() else 0
+
+
+def test_a_process_killed_while_decoding_leaves_nothing_that_is_taken_for_a_cache(tmp_path):
+    folder, log = tmp_path / 'cache', tmp_path / 'log'
+    process = build(folder, log, seconds=0.2)
+    while decoded(log) < 10:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert decoded(log) < 80, 'it was over before it could be killed'
+    assert [p for p in folder.iterdir() if p.is_dir()], 'it was killed before it wrote anything'
+    before = decoded(log)
+    out, err = build(folder, log).communicate(timeout=60)
+    assert out.strip() == 'right', err
+    assert decoded(log) - before >= 80  # nothing of the killed one was used
+    assert [p.name for p in folder.iterdir() if p.is_dir()] == [built(folder).name]
+    assert not built(folder).name.endswith('.tmp')
+
+
+def test_two_processes_at_once_build_it_once_and_both_are_right(tmp_path):
+    folder, log = tmp_path / 'cache', tmp_path / 'log'
+    processes = [build(folder, log, seconds=0.05) for _ in range(2)]
+    for process in processes:
+        out, err = process.communicate(timeout=60)
+        assert out.strip() == 'right', err
+    assert 80 <= decoded(log) <= 80 + 2 * 2  # a look at the first of each split beside
+
+
+# what a person has to put right
+
+
+def test_an_image_of_another_size_is_named(tmp_path):
+    train = random_images()
+    train.images[9] = np.zeros((6, 7, 3), np.uint8)
+    with pytest.raises(UserError, match=r'train image 9 is \(6, 7, 3\).*config\.data\.image_size'):
+        open_cache(source_of(train), tmp_path)
+    assert open_cache(source_of(train), tmp_path, image_size=6)[1]['train'][0].shape == (12, 6, 6, 3)
+
+
+@pytest.mark.parametrize('label', [-1, 4])
+def test_a_label_out_of_range_is_named(tmp_path, label):
+    train = random_images()
+    train.labels[5] = label
+    with pytest.raises(UserError, match=f'train image 5: label {label} is not one of the 4 classes'):
+        open_cache(source_of(train), tmp_path)
+    assert not [p for p in tmp_path.iterdir() if p.is_dir()]
+
+
+def test_an_empty_part_is_named(tmp_path):
+    with pytest.raises(UserError, match='somewhere: the test part holds no images'):
+        open_cache(source_of(random_images(), Images([], [])), tmp_path)
+
+
+@pytest.mark.parametrize('folder', ['file/cache', '/proc/nowhere/cache'])
+def test_a_folder_that_cannot_be_written_is_named(tmp_path, folder):
+    (tmp_path / 'file').write_text('')
+    with pytest.raises(UserError) as error:
+        open_cache(source_of(random_images()), tmp_path / folder)
+    assert str(tmp_path / folder) in str(error.value)
+    assert 'config.data.cache_dir' in str(error.value)
+
+
+def test_an_error_of_the_source_is_not_put_down_to_the_cache_folder(tmp_path):
+    class Unreadable(Images):
+        def __getitem__(self, index):
+            raise OSError('cannot identify image file')
+
+    with pytest.raises((UserError, OSError)) as error:
+        open_cache(source_of(Unreadable([None], [0])), tmp_path)
+    assert 'cache_dir' not in str(error.value)
+
+
+def test_the_environment_names_the_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv('JAXCNN_CACHE', str(tmp_path / 'elsewhere'))
+    open_cache(source_of(random_images()), '')
+    assert built(tmp_path / 'elsewhere').name.startswith('tiny-')
+
+
+# pixels
+
+
+@pytest.mark.parametrize('channels', [1, 3])
+@pytest.mark.parametrize(('shape', 'size'), [((31, 31), 8), ((8, 8), 32), ((20, 45), 16), ((1, 9), 4)])
+def test_resize_is_that_of_pillow(shape, size, channels):
+    image = np.random.default_rng(0).integers(0, 256, (*shape, channels), np.uint8)
+    found = cache.resize(image, size)
+    assert found.shape == (size, size, channels)
+    for c in range(channels):
+        plane = Image.fromarray(image[..., c]).resize((size, size), Image.Resampling.BILINEAR)
+        np.testing.assert_array_equal(found[..., c], np.asarray(plane))
+
+
+def test_shrinking_is_antialiased_bilinear():
+    """Weights of the output pixel at `i` fall off linearly over two output pixels (a triangle of that width)."""
+    size, factor = 8, 5
+    image = np.random.default_rng(0).integers(0, 256, (size * factor, size * factor, 1), np.uint8)
+    centres = (np.arange(size) + 0.5) * factor
+    weights = np.maximum(0, 1 - np.abs(np.arange(size * factor) + 0.5 - centres[:, None]) / factor)
+    weights /= weights.sum(1, keepdims=True)
+    expected = weights @ image[..., 0].astype(np.float64) @ weights.T
+    assert np.abs(cache.resize(image, size)[..., 0] - expected).max() <= 1.01  # rounded in each direction
+
+
+def test_an_image_of_the_right_size_is_left_alone():
+    image = np.random.default_rng(0).integers(0, 256, (9, 9, 3), np.uint8)
+    np.testing.assert_array_equal(cache.resize(image, 9), image)
+
+
+def test_a_file_of_images_pickles_as_its_path(tmp_path):
+    content = np.random.default_rng(0).integers(0, 256, (2000, 8, 8, 3), np.uint8)
+    np.save(tmp_path / 'a.npy', content)
+    images = cache.ArrayFile(str(tmp_path / 'a.npy'))
+    pickled = pickle.dumps(images)
+    assert len(pickled) < 500
+    again = pickle.loads(pickled)
+    assert again.shape == content.shape
+    assert len(again) == 2000
+    np.testing.assert_array_equal(again[np.array([[5, 1999], [0, 5]])], content[[[5, 1999], [0, 5]]])
+
+
+def test_a_pickle_in_place_of_an_image_file_is_not_read(tmp_path):
+    content = io.BytesIO()
+    np.save(content, np.array([{}], object), allow_pickle=True)
+    (tmp_path / 'a.npy').write_bytes(content.getvalue())
+    with pytest.raises(ValueError, match=r'allow_pickle|Python objects'):
+        cache.ArrayFile(str(tmp_path / 'a.npy'))

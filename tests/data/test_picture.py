@@ -1,0 +1,297 @@
+"""A person's own picture, brought into the form of the data set."""
+
+import os
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+from jaxcnn.data import picture
+from jaxcnn.data.cache import resize
+from jaxcnn.errors import UserError
+
+MNIST = {'size': 28, 'box': 20, 'by_mass': True}
+DIGITS = {'size': 8, 'box': 8, 'by_mass': False}
+INFO = {'image_shape': [28, 28, 1], 'ink': MNIST}
+PHOTO = {'image_shape': [16, 16, 3], 'ink': None}
+
+
+def drawn(ground=255, ink=0, size=(300, 240), shift=(0, 0), scale=1.0):
+    """A large 7 with a bar, not symmetric in any way: uint8 (H, W), wide anti-aliased strokes."""
+    over = 4
+    image = Image.new('L', (size[0] * over, size[1] * over), ground)
+    pen = ImageDraw.Draw(image)
+    points = [(90, 50), (190, 55), (120, 190)]
+    bar = [(105, 120), (165, 118)]
+    for line in (points, bar):
+        pen.line([((x * scale + shift[0]) * over, (y * scale + shift[1]) * over) for x, y in line], fill=ink,
+                 width=int(14 * scale * over), joint='curve')
+    return np.asarray(image.resize(size, Image.Resampling.BOX))
+
+
+def box_of(framed, level=0):
+    """Top, bottom, left, right of what is above `level`; ends exclusive."""
+    rows, columns = np.flatnonzero((framed > level).any(1)), np.flatnonzero((framed > level).any(0))
+    return rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
+
+
+def difference(a, b):
+    return np.abs(a.astype(int) - b.astype(int))
+
+
+@pytest.fixture(scope='module')
+def reference():
+    return picture.frame_ink(drawn(), MNIST)
+
+
+# framing
+
+
+@pytest.mark.parametrize(('ground', 'ink'), [(255, 0), (0, 255), (230, 40), (30, 180), (120, 60), (100, 140)])
+def test_ink_comes_out_light_on_black_whichever_it_was(reference, ground, ink):
+    framed = picture.frame_ink(drawn(ground, ink), MNIST)
+    assert framed.shape == (28, 28, 1)
+    assert framed.dtype == np.uint8
+    for side in (framed[0], framed[-1], framed[:, 0], framed[:, -1]):
+        assert not side.any()
+    assert framed.max() >= 250
+    assert difference(framed, reference).mean() < 4
+
+
+@pytest.mark.parametrize('ink', [MNIST, DIGITS, {'size': 28, 'box': 20, 'by_mass': False}])
+@pytest.mark.parametrize('size', [(300, 240), (240, 400)])
+def test_a_picture_and_its_negative_come_out_alike(ink, size):
+    image = drawn(size=size)
+    assert difference(picture.frame_ink(image, ink), picture.frame_ink(255 - image, ink)).max() <= 1
+
+
+def test_ink_fits_the_box_and_fills_it(reference):
+    for image in (drawn(), drawn(scale=0.4), drawn(scale=0.15), drawn().T):
+        top, bottom, left, right = box_of(picture.frame_ink(image, MNIST)[..., 0])
+        assert 19 <= max(bottom - top, right - left) <= 20
+    top, bottom, left, right = box_of(reference[..., 0])
+    assert bottom - top > right - left  # as it was drawn: 154 x 114
+    assert abs((right - left) / (bottom - top) - 114 / 154) < 0.1
+
+
+def test_ink_is_centred_by_its_mass(reference):
+    for image in (drawn(), drawn(size=(400, 400), shift=(150, 150)), drawn(scale=0.5)):
+        framed = picture.frame_ink(image, MNIST)[..., 0].astype(float)
+        y, x = (framed.sum(1 - axis) @ (np.arange(28) + 0.5) / framed.sum() for axis in (0, 1))
+        assert abs(y - 14) <= 0.5 + 1e-6
+        assert abs(x - 14) <= 0.5 + 1e-6
+    # which is elsewhere than by its box
+    top, bottom, left, right = box_of(reference[..., 0])
+    assert max(abs(top + bottom - 28), abs(left + right - 28)) >= 2
+
+
+def test_ink_is_centred_by_its_box_where_the_data_set_is():
+    framed = picture.frame_ink(drawn(), {'size': 28, 'box': 20, 'by_mass': False})[..., 0]
+    top, bottom, left, right = box_of(framed)
+    assert abs(top + bottom - 28) <= 1
+    assert abs(left + right - 28) <= 1
+
+
+def test_where_it_was_drawn_does_not_matter(reference):
+    for shift in ((-60, -20), (80, 30)):
+        assert difference(picture.frame_ink(drawn(shift=shift), MNIST), reference).mean() < 2
+    assert not np.array_equal(picture.frame_ink(drawn().T, MNIST), reference)
+
+
+def test_a_flag_overrides_what_the_border_says():
+    image = drawn(size=(300, 240))[40:205, 70:205]  # cut close
+    image = np.where(np.pad(np.zeros((161, 131), bool), 2, constant_values=True), 0, image)  # in a black frame
+    assert not np.array_equal(picture.frame_ink(image, MNIST, 'auto'), picture.frame_ink(image, MNIST, 'dark'))
+    np.testing.assert_array_equal(picture.frame_ink(image, MNIST, 'auto'), picture.frame_ink(image, MNIST, 'light'))
+    for ground, ink, flag in ((255, 0, 'dark'), (0, 255, 'light')):
+        np.testing.assert_array_equal(picture.frame_ink(drawn(ground, ink), MNIST, flag),
+                                      picture.frame_ink(drawn(ground, ink), MNIST))
+
+
+@pytest.mark.parametrize('level', [0, 128, 255])
+def test_an_even_grey_picture_is_black(level):
+    for ink in (MNIST, DIGITS):
+        framed = picture.frame_ink(np.full((50, 40), level, np.uint8), ink)
+        assert framed.shape == (ink['size'], ink['size'], 1)
+        assert not framed.any()
+
+
+def test_uneven_paper_and_grain_stay_out_of_the_frame(reference):
+    image = drawn(255, 50).astype(float)
+    height, width = image.shape
+    shade = np.linspace(0.85, 1.0, width)[None, :] * np.linspace(1.0, 0.9, height)[:, None]
+    grain = np.random.default_rng(0).normal(0, 3, image.shape)
+    paper = np.clip(image * shade + grain, 0, 255).astype(np.uint8)
+    framed = picture.frame_ink(paper, MNIST)
+    assert difference(framed, reference).mean() < 6
+    assert (framed[reference == 0] < 60).all()
+
+
+@pytest.mark.parametrize('shape', [(1, 2), (2, 1), (3, 400), (400, 3)])
+def test_pictures_of_any_shape_come_out(shape):
+    image = np.zeros(shape, np.uint8)
+    image[-1, -1] = 255
+    assert picture.frame_ink(image, MNIST).shape == (28, 28, 1)
+
+
+def test_two_specks_far_apart_are_no_error():
+    image = np.full((3000, 3000), 255, np.uint8)
+    image[0, 0] = image[-1, -1] = 0  # dust on a blank scan
+    framed = picture.frame_ink(image, MNIST)
+    assert framed.shape == (28, 28, 1)
+
+
+def test_ink_for_the_digits_is_eight_pixels_high():
+    framed = picture.frame_ink(drawn(), DIGITS)
+    assert framed.shape == (8, 8, 1)
+    top, bottom, _, _ = box_of(framed[..., 0])
+    assert bottom - top == 8
+
+
+# files
+
+
+def save(image, path, **fields):
+    image.save(path, **fields)
+    return path
+
+
+def rotated_jpeg(folder):
+    """Stored on its side, with the tag that tells a viewer to turn it."""
+    exif = Image.Exif()
+    exif[0x0112] = 6  # shown after a quarter turn clockwise
+    return save(Image.fromarray(drawn()).transpose(Image.Transpose.ROTATE_90), folder / 'r.jpg', exif=exif, quality=95)
+
+
+def rgba(folder):
+    """Black ink on transparent ground whose hidden colour is black."""
+    alpha = Image.fromarray(255 - drawn())
+    image = Image.new('RGBA', alpha.size, (0, 0, 0, 0))
+    image.putalpha(alpha)
+    return save(image, folder / 'a.png')
+
+
+def palette(folder):
+    image = Image.fromarray(np.where(drawn() < 128, 0, 1).astype(np.uint8), mode='P')
+    image.putpalette([200, 20, 20, 240, 240, 230])
+    return save(image, folder / 'p.png')
+
+
+def transparent_palette(folder):
+    image = Image.fromarray(np.where(drawn() < 128, 0, 1).astype(np.uint8), mode='P')
+    image.putpalette([0, 0, 0, 0, 0, 0])
+    return save(image, folder / 't.gif', transparency=1)
+
+
+FILES = {
+    'grey': lambda folder: save(Image.fromarray(drawn()), folder / 'g.png'),
+    'white on black': lambda folder: save(Image.fromarray(drawn(0, 255)), folder / 'n.png'),
+    'rgb': lambda folder: save(Image.merge('RGB', [Image.fromarray(drawn(g, i)) for g, i in (
+        (250, 20), (240, 30), (200, 120))]), folder / 'c.png'),
+    'rgba': rgba,
+    'palette': palette,
+    'transparent palette': transparent_palette,
+    '16 bits': lambda folder: save(Image.fromarray(drawn().astype(np.uint16) * 257), folder / 's.png'),
+    'faint 16 bits': lambda folder: save(Image.fromarray(drawn(200, 90).astype(np.uint16) * 257), folder / 'f.tif'),
+    'one bit': lambda folder: save(Image.fromarray(drawn()).convert('1', dither=Image.Dither.NONE), folder / 'b.png'),
+    'cmyk': lambda folder: save(Image.fromarray(drawn()).convert('RGB').convert('CMYK'), folder / 'k.jpg', quality=95),
+    'rotated': rotated_jpeg,
+    'jpeg noise': lambda folder: save(Image.fromarray(drawn(230, 30)), folder / 'j.jpg', quality=12),
+    'webp': lambda folder: save(Image.fromarray(drawn()).convert('RGB'), folder / 'w.webp', quality=60),
+}
+
+
+@pytest.mark.parametrize('kind', FILES)
+def test_every_kind_of_file_is_framed_alike(tmp_path, reference, kind):
+    framed = picture.load(FILES[kind](tmp_path), INFO)
+    assert framed.shape == (28, 28, 1)
+    assert framed.dtype == np.uint8
+    assert difference(framed, reference).mean() < 6, kind
+
+
+def test_a_picture_is_read_as_a_viewer_shows_it(tmp_path):
+    np.testing.assert_array_equal(picture.read(FILES['grey'](tmp_path), 'L'), drawn())
+    assert difference(picture.read(rotated_jpeg(tmp_path), 'L'), drawn()).mean() < 2
+    np.testing.assert_array_equal(picture.read(FILES['16 bits'](tmp_path), 'L'), drawn())
+    assert picture.read(palette(tmp_path), 'RGB')[0, 0].tolist() == [240, 240, 230]
+    assert picture.read(rgba(tmp_path), 'RGB')[0, 0].tolist() == [255, 255, 255]
+
+
+def test_framed_ink_is_brought_to_the_size_and_channels_that_were_trained_on(tmp_path, reference):
+    path = FILES['grey'](tmp_path)
+    wide = picture.load(path, {'image_shape': [32, 32, 3], 'ink': MNIST})
+    assert wide.shape == (32, 32, 3)
+    for c in range(3):
+        np.testing.assert_array_equal(wide[..., c:c + 1], resize(reference, 32))
+
+
+@pytest.mark.parametrize('shape', [(60, 100), (100, 60)])
+def test_a_photograph_is_cut_to_its_central_square(tmp_path, shape):
+    content = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
+    path = save(Image.fromarray(content), tmp_path / 'photo.png')
+    top, left = (shape[0] - 60) // 2, (shape[1] - 60) // 2
+    square = content[top:top + 60, left:left + 60]
+    np.testing.assert_array_equal(picture.load(path, PHOTO), resize(square, 16))
+    grey = picture.load(path, {'image_shape': [16, 16, 1], 'ink': None})
+    expected = np.asarray(Image.fromarray(content).convert('L'))[top:top + 60, left:left + 60, None]
+    np.testing.assert_array_equal(grey, resize(expected, 16))
+
+
+# what is no picture
+
+
+def text(path):
+    path.write_text('a shopping list\n')
+
+
+def truncated(path):
+    Image.fromarray(drawn()).save(path, 'JPEG')
+    path.write_bytes(path.read_bytes()[:-600])
+
+
+def truncated_png(path):
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64), np.uint8)).save(path, 'PNG')
+    path.write_bytes(path.read_bytes()[:2000])
+
+
+@pytest.mark.parametrize('make', [text, lambda path: None, lambda path: path.write_bytes(b''), truncated, truncated_png,
+                                  lambda path: path.mkdir(), lambda path: path.write_bytes(b'\xff\xd8\xff')],
+                         ids=['text', 'missing', 'empty', 'truncated JPEG', 'truncated PNG', 'folder',
+                              'JPEG header alone'])
+@pytest.mark.parametrize('info', [INFO, PHOTO], ids=['ink', 'photo'])
+def test_what_is_no_picture_is_named_in_one_line(tmp_path, make, info):
+    path = tmp_path / 'holiday.jpg'
+    make(path)
+    with pytest.raises(UserError) as error:
+        picture.load(path, info)
+    assert str(path) in str(error.value)
+    assert '\n' not in str(error.value)
+
+
+@pytest.mark.filterwarnings('ignore::UserWarning')  # Pillow's, of damaged TIFF
+@pytest.mark.parametrize('kind', ['PNG', 'JPEG', 'GIF', 'BMP', 'TIFF', 'WEBP', 'PPM'])
+def test_random_damage_gives_a_picture_or_a_line_that_names_it(tmp_path, kind):
+    rng = np.random.default_rng(0)
+    whole = tmp_path / 'whole'
+    Image.fromarray(rng.integers(0, 256, (12, 9, 3), np.uint8)).save(whole, kind)
+    content, path, refused = whole.read_bytes(), tmp_path / 'damaged', []
+    for trial in range(60):
+        damaged = bytearray(content[:rng.integers(1, len(content)) if trial % 2 else len(content)])
+        for at in rng.integers(0, len(damaged), 3):
+            damaged[at] = rng.integers(0, 256)
+        path.write_bytes(damaged)
+        try:
+            assert picture.load(path, PHOTO).shape == (16, 16, 3)
+        except UserError as e:
+            refused.append(str(e))
+    assert refused
+    assert all(str(path) in line for line in refused)
+
+
+def test_reading_changes_no_file(tmp_path):
+    path = FILES['grey'](tmp_path)
+    before = shutil.copy(path, tmp_path / 'copy')
+    picture.load(path, INFO)
+    assert path.read_bytes() == before.read_bytes()
+    assert sorted(os.listdir(tmp_path)) == ['copy', 'g.png']

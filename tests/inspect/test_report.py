@@ -1,0 +1,182 @@
+"""Figures are written and show what they are given; the report holds the numbers of the summary."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jaxcnn import config
+from jaxcnn.inspect import figures, report
+
+ROWS = [{'epoch': e / 4, 'step': 10 * e, 'train_loss': 2.0 / (e + 1), 'train_accuracy': 1 - 0.8 / (e + 1),
+         'learning_rate': 0.1 * (1 - e / 8), **({'val_loss': 2.1 / (e + 1), 'val_accuracy': 0.9} if e % 4 == 0 else {})}
+        for e in range(1, 9)]
+CONFUSION = np.array([[5, 1, 0], [0, 3, 4], [2, 0, 8]])
+NAMES = ['cat', 'dog', 'owl']
+
+
+def pixels(path):
+    """Of a PNG that decodes."""
+    with Image.open(path) as image:
+        assert image.format == 'PNG'
+        return np.asarray(image.convert('RGB'))
+
+
+def colours(path):
+    return len(np.unique(pixels(path).reshape(-1, 3), axis=0))
+
+
+# ---- figures
+
+
+def test_curves_are_a_picture_of_the_rows(tmp_path):
+    one, other = str(tmp_path / 'one.png'), str(tmp_path / 'other.png')
+    figures.curves(ROWS, one)
+    figures.curves([{**row, 'train_loss': row['train_loss'] ** 2} for row in ROWS], other)
+    height, width, _ = pixels(one).shape
+    assert 300 < height < 800
+    assert 1000 < width < 2400
+    assert colours(one) > 50
+    assert pixels(other).shape == pixels(one).shape
+    changed = (pixels(other) != pixels(one)).any((0, 2)).nonzero()[0]
+    assert len(changed) > 0
+    assert changed.max() < width / 3  # of the three, the loss alone
+
+
+def test_curves_of_no_rows_are_empty_axes(tmp_path):
+    figures.curves([], str(tmp_path / 'curves.png'))
+    assert pixels(tmp_path / 'curves.png').min() < 255
+
+
+@pytest.mark.parametrize('count', [2, 21, 41])
+def test_a_confusion_matrix_of_any_size_is_a_picture(tmp_path, count):
+    names = [f'class {n}' for n in range(count)]
+    rng = np.random.default_rng(0)
+    pictures = []
+    for n, confusion in enumerate((np.diag(rng.integers(1, 9, count)), np.zeros((count, count), int))):
+        figures.confusion_matrix(confusion, names, str(tmp_path / f'{n}.png'))
+        pictures.append(pixels(tmp_path / f'{n}.png'))
+        assert 400 < min(pictures[-1].shape[:2]) <= max(pictures[-1].shape[:2]) < 1800
+    assert pictures[0].shape == pictures[1].shape
+    assert 0.002 < (pictures[0] != pictures[1]).any(-1).mean() < 0.5  # the diagonal, not the whole
+
+
+@pytest.mark.parametrize(('channels', 'side', 'factor'), [(1, 32, 3), (3, 32, 3), (1, 28, 4), (3, 120, 1)])
+def test_a_grid_holds_each_image_in_whole_pixels(tmp_path, channels, side, factor):
+    images = np.random.default_rng(0).uniform(-0.2, 1.2, (5, side, side, channels)).astype(np.float32)
+    path = str(tmp_path / 'grid.png')
+    figures.image_grid(images, ['a', 'b', 'c', 'd', 'e'], path, columns=3)
+    sheet, cell = pixels(path), side * factor
+    assert sheet.shape == (2 * (cell + 20) + 6, 3 * (cell + 6) + 6, 3)
+    expected = np.rint(np.clip(images, 0, 1) * 255).repeat(factor, 1).repeat(factor, 2)
+    for n, tile in enumerate(expected):
+        y, x = 6 + n // 3 * (cell + 20) + 14, 6 + n % 3 * (cell + 6)
+        np.testing.assert_array_equal(sheet[y:y + cell, x:x + cell], np.broadcast_to(tile, (cell, cell, 3)))
+    assert (sheet[-cell:, -cell:] == 255).all()  # the sixth place is empty
+
+
+def test_titles_of_a_grid_are_drawn_and_one_too_few_is_an_error(tmp_path):
+    images = np.zeros((2, 32, 32, 1))
+    sheets = []
+    for n, titles in enumerate((['1', '2'], ['1', '3'])):
+        figures.image_grid(images, titles, str(tmp_path / f'{n}.png'))
+        sheets.append(pixels(tmp_path / f'{n}.png'))
+    assert (sheets[0] != sheets[1]).any()
+    with pytest.raises(ValueError, match='zip'):
+        figures.image_grid(images, ['1'], str(tmp_path / 'x.png'))
+
+
+# ---- the report
+
+SUMMARY = {
+    'name': 'first try', 'model': 'lenet5', 'dataset': 'digits', 'seed': 17, 'steps': 12345, 'epochs': 39.996,
+    'params': 61706, 'train_loss': 0.12344, 'val_accuracy': 0.98765, 'val_loss': 0.04321, 'test_accuracy': 0.97531,
+    'test_top5': 0.99991, 'test_loss': 1234.56789, 'best_step': 11000, 'images_per_second': 54321.6, 'wall_seconds': 98.76,
+    'device': 'H100', 'num_devices': 3, 'versions': {'jax': '0.10.2'},
+}
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Writes a report with its figures and gives its text: `write(fields of the config, **of the summary)`."""
+    tmp_path.joinpath('figures').mkdir()
+
+    def write(fields=None, confusion=CONFUSION, **summary):
+        report.write_report(str(tmp_path), config.parse(fields or {}), {**SUMMARY, **summary}, ROWS, confusion, NAMES,
+                            [40, 50, 60])
+        return (tmp_path / 'report.md').read_text()
+    return write
+
+
+@pytest.fixture
+def written(write, monkeypatch):
+    """The same without the figures, which take their time."""
+    for name in ('curves', 'confusion_matrix'):
+        monkeypatch.setattr(figures, name, lambda *_: None)
+    return write
+
+
+def cells(text, first):
+    """The cells after the one named `first`, of the only table row that begins with it."""
+    row, = [line for line in text.splitlines() if line.startswith(f'| {first} |')]
+    return [cell.strip() for cell in row.strip('|').split('|')][1:]
+
+
+def test_the_report_holds_the_numbers_of_the_summary(written):
+    text = written()
+    assert text.startswith('# first try\n')
+    assert ('lenet5 (61,706 parameters) on digits, seed 17: 12,345 steps, 40.00 epochs, on 3 x H100.') in text
+    assert 'the best of the evaluated checkpoints by `val_accuracy`, step 11000' in text
+    for name, value in {'test accuracy': '97.53 %', 'test top-5': '99.99 %', 'test loss': '1,234.5679',
+                        'validation accuracy': '98.77 %', 'validation loss': '0.0432',
+                        'training loss, last interval': '0.1234', 'images/s in training': '54,322',
+                        'wall time': '98.8 s'}.items():
+        assert cells(text, name) == [value]
+    assert '{"jax": "0.10.2"}' in text
+
+
+def test_the_report_holds_each_class_and_the_most_frequent_mistakes(written):
+    text = written()
+    # cat: 5 right of 7 predicted and 6 there; F1 = 2*5 / (7 + 6)
+    assert cells(text, 'cat') == ['71.43 %', '83.33 %', '0.7692', '6', '40']
+    assert cells(text, 'dog') == ['75.00 %', '42.86 %', '0.5455', '7', '50']
+    assert cells(text, 'owl') == ['66.67 %', '80.00 %', '0.7273', '10', '60']
+    assert 'Most frequent mistakes: dog taken for owl (4), owl taken for cat (2), cat taken for dog (1).' in text
+    assert 'Most frequent mistakes: none.' in written(confusion=np.diag([3, 4, 5]))
+
+
+def test_what_was_not_measured_is_said(written):
+    text = written({'data': {'val_fraction': 0.0}}, val_accuracy=None, val_loss=None, train_loss=None,
+                   images_per_second=None)
+    for name in ('validation accuracy', 'validation loss', 'training loss, last interval', 'images/s in training'):
+        assert cells(text, name) == ['not measured']
+    assert 'None' not in text
+    assert 'Figures are of the last checkpoint, step 11000.' in text
+    assert cells(text, 'test accuracy') == ['97.53 %']
+
+
+def test_moving_averages_are_told_where_there_are_any(written):
+    assert 'ema' not in written()
+    text = written(val_ema_accuracy=0.5, test_ema_loss=0.25, test_ema_top5=None)
+    assert cells(text, 'val ema accuracy') == ['50.00 %']
+    assert cells(text, 'test ema loss') == ['0.2500']
+    assert cells(text, 'test ema top5') == ['not measured']
+
+
+def test_a_run_without_a_name_is_headed_by_its_model(written):
+    assert written(name='').startswith('# lenet5\n')
+
+
+def test_the_report_lists_the_fields_that_were_changed_and_no_others(written):
+    text = written({'seed': 17, 'optim': {'learning_rate': 0.02, 'warmup': {'epochs': 2}},
+                    'data': {'augment': 'flip_lr'}})
+    block = text.split('## Config')[1].split('```')[1].strip().splitlines()
+    assert sorted(block) == ["config.data.augment = 'flip_lr'", 'config.optim.learning_rate = 0.02',
+                             "config.optim.warmup = {'epochs': 2}", 'config.seed = 17']
+
+
+def test_the_figures_that_the_report_shows_are_there(write, tmp_path):
+    text = write()
+    for name in ('curves', 'confusion_matrix'):
+        assert f'](figures/{name}.png)' in text
+        assert colours(tmp_path / 'figures' / f'{name}.png') > 20
+    assert '](figures/first_batch.png)' in text  # which the loop draws when the run begins

@@ -1,0 +1,84 @@
+"""Runs the commands of `launch/` in processes of their own, as a person does."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+TINY = '''
+from jaxcnn.config import make
+
+def get_config():
+    return make(duration=dict(steps=4), batch_size=32,
+                model=dict(name='shallow_cnn', widths=(4, 4, 8, 8), hidden=16, dropout=0.0),
+                data=dict(name='digits', image_size=16),
+                optim=dict(optimizer=dict(name='sgd', momentum=0.9), learning_rate=0.05, schedule='constant'),
+                eval=dict(every=dict(steps=2)), log_every=dict(steps=1))
+'''
+
+# no file may have more bytes than this: writing more fails, as on a full disk
+LIMITED = '''
+import os, resource, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]),) * 2)
+os.execv(sys.argv[2], sys.argv[2:])
+'''
+
+
+@pytest.fixture(scope='session')
+def environment(caches):
+    """Environment of the commands: `environment(devices)`. Caches are those of the session."""
+    def make(devices=1):
+        return {**os.environ, 'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}',
+                'JAX_DISABLE_MOST_OPTIMIZATIONS': '1', 'PYTHONWARNINGS': 'ignore::DeprecationWarning'}
+    return make
+
+
+@pytest.fixture(scope='session')
+def start(environment):
+    """Starts a command and does not wait: `start('train', '--workdir=...', devices=8)`."""
+    def begin(name, *arguments, devices=1, file_limit=0):
+        line = [sys.executable, f'launch/{name}.py', *map(str, arguments)]
+        if file_limit:
+            line = [sys.executable, '-c', LIMITED, str(file_limit), *line]
+        return subprocess.Popen(line, cwd=ROOT, text=True, env=environment(devices), stdout=subprocess.PIPE,
+                                stderr=subprocess.PIPE)
+    return begin
+
+
+@pytest.fixture(scope='session')
+def command(start):
+    """Runs a command to its end: its exit code, and the lines of its standard output and error."""
+    def run(name, *arguments, **options):
+        process = start(name, *arguments, **options)
+        out, err = process.communicate(timeout=240)
+        return process.returncode, out.splitlines(), err.splitlines()
+    return run
+
+
+@pytest.fixture(scope='session')
+def tiny_config(tmp_path_factory):
+    """A config file whose run takes seconds: digits at 16x16, 4 steps, checkpoints at 2 and 4."""
+    path = tmp_path_factory.mktemp('config') / 'tiny.py'
+    path.write_text(TINY)
+    return path
+
+
+@pytest.fixture(scope='session')
+def tiny_run(tiny_config, command, tmp_path_factory):
+    """The workdir of a finished run of that config. Not to be changed: copy it."""
+    folder = tmp_path_factory.mktemp('runs') / 'tiny'
+    code, _, err = command('train', f'--config={tiny_config}', f'--workdir={folder}')
+    assert code == 0, '\n'.join(err)
+    return folder
+
+
+@pytest.fixture(scope='session')
+def snapshot():
+    """Every file of a folder but the lock, with its bytes: `snapshot(folder)`."""
+    def take(folder):
+        return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob('*'))
+                if p.is_file() and p.name != '.lock'}
+    return take

@@ -1,0 +1,152 @@
+"""The commands as a person runs them."""
+
+import csv
+import json
+import os
+import pty
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from jaxcnn.config import DataConfig
+from jaxcnn.data.sources import find
+from jaxcnn.train.trained import Trained
+
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+pytestmark = pytest.mark.launch
+
+CONFIG = '''
+from jaxcnn.config import make
+
+def get_config():
+    return make(duration=dict(steps=60), batch_size=32, model=dict(name='shallow_cnn', widths=(8, 8, 16, 16), hidden=32),
+                data=dict(name='digits', image_size=16, augment='pad_crop(1)'),
+                optim=dict(optimizer='adam', learning_rate=3e-3), eval=dict(every=dict(steps=20)), log_every=dict(steps=10))
+'''
+
+
+def environment(devices=1):
+    return {**os.environ, 'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}',
+            'JAX_DISABLE_MOST_OPTIMIZATIONS': '1'}  # compiles in half the time
+
+
+def command(name, *arguments):
+    return [sys.executable, os.path.join('launch', f'{name}.py'), *map(str, arguments)]
+
+
+def run(name, *arguments, devices=1):
+    done = subprocess.run(command(name, *arguments), cwd=ROOT, env=environment(devices), capture_output=True, text=True,
+                          timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+@pytest.fixture(scope='module')
+def config(tmp_path_factory):
+    path = tmp_path_factory.mktemp('config') / 'tiny.py'
+    path.write_text(CONFIG)
+    return path
+
+
+@pytest.fixture(scope='module')
+def watched_run(config, tmp_path_factory):
+    """A run's folder, what it printed, and what `evaluate --watch` printed beside it."""
+    folder = tmp_path_factory.mktemp('watched')
+    watcher = subprocess.Popen(command('evaluate', f'--workdir={folder}', '--watch', '--interval=0.2', '--json'),
+                               cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    done = run('train', f'--config={config}', f'--workdir={folder}')
+    out, errors = watcher.communicate(timeout=120)
+    assert watcher.returncode == 0, errors
+    return folder, done, [json.loads(line) for line in out.splitlines()]
+
+
+def test_train_ends_with_the_accuracy_and_the_paths(watched_run):
+    folder, done, _ = watched_run
+    assert 'test accuracy' in done.stderr
+    assert str(folder / 'report.md') in done.stderr
+    assert 'images/s' in done.stderr
+    assert 'left' in done.stderr
+    assert (folder / 'report.md').read_text().startswith('# tiny')
+
+
+def test_watch_tells_of_checkpoints_until_the_run_is_complete(watched_run):
+    folder, _, seen = watched_run
+    steps = [row['step'] for row in seen]
+    assert steps[-1] == 60
+    assert steps == sorted(set(steps))
+    assert set(steps) <= {20, 40, 60}
+    with open(folder / 'summary.json') as f:
+        summary = json.load(f)
+    if summary['best_step'] == 60:
+        assert seen[-1]['accuracy'] == pytest.approx(summary['test_accuracy'])
+    assert seen[-1]['count'] == 359
+
+
+def test_evaluate_counts_every_image_on_any_number_of_devices(watched_run):
+    folder, _, _ = watched_run
+    rows = [json.loads(run('evaluate', f'--workdir={folder}', '--split=train', '--json', devices=n).stdout) for n in (1, 8)]
+    assert [r['count'] for r in rows] == [1294, 1294]
+    assert rows[0]['accuracy'] == rows[1]['accuracy']
+
+
+def test_predict_reads_pictures_of_digits_in_any_form(watched_run, tmp_path):
+    folder, _, _ = watched_run
+    examples = find(DataConfig(name='digits')).splits['test']()
+    paths, labels = [], []
+    for i in range(40):
+        image, label = examples[i]
+        big = np.asarray(Image.fromarray(image[..., 0]).resize((200, 200), Image.Resampling.BICUBIC), np.float64)
+        page = np.zeros((300 + i, 420))
+        page[40:240, 100 + i:300 + i] = big
+        page = 10 + page * 0.9
+        page = page if i % 2 else 255 - page
+        paths.append(tmp_path / f'{i}.{("png", "jpg")[i // 2 % 2]}')
+        Image.fromarray(page.clip(0, 255).astype(np.uint8)).convert('RGB').save(paths[-1])
+        labels.append(str(label))
+    done = run('predict', f'--workdir={folder}', f'--csv={tmp_path / "out.csv"}', *paths)
+    with open(tmp_path / 'out.csv') as f:
+        rows = list(csv.DictReader(f))
+    assert [r['image'] for r in rows] == [str(p) for p in paths]
+    right = np.mean([r['class_1'] == label for r, label in zip(rows, labels, strict=True)])
+    with open(folder / 'summary.json') as f:
+        assert right > json.load(f)['test_accuracy'] - 0.15
+    for row, line in zip(rows, done.stdout.splitlines(), strict=True):
+        probabilities = [float(row[f'probability_{k}']) for k in range(1, 6)]
+        assert probabilities == sorted(probabilities, reverse=True)
+        assert sum(probabilities) <= 1.00001
+        assert line.startswith(f'{row["image"]}: {row["class_1"]}  (')
+
+
+@pytest.mark.parametrize('backend', ['sharded', 'pmap'])
+def test_two_processes_train_as_one_with_two_devices(config, tmp_path, backend):
+    flags = [f'--config={config}', f'--config.parallel.backend={backend}', '--config.duration.steps=20',
+             '--config.model.dropout=0.0']
+    subprocess.run([sys.executable, 'launch/multiprocess.py', '-n', '2', '--',
+                    *command('train', *flags, f'--workdir={tmp_path / "two"}')],
+                   cwd=ROOT, env=environment(), check=True, timeout=300)
+    run('train', *flags, f'--workdir={tmp_path / "one"}', devices=2)
+    two, one = (Trained(str(tmp_path / n)).read(20) for n in ('two', 'one'))
+    flat = [np.concatenate([np.ravel(x) for x in jax.tree.leaves((s.params, s.batch_stats))]) for s in (two, one)]
+    assert np.linalg.norm(flat[0] - flat[1]) / np.linalg.norm(flat[1]) < 1e-5
+
+
+def test_a_terminal_shows_one_progress_line(config, tmp_path):
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(command('train', f'--config={config}', f'--workdir={tmp_path}', '--config.duration.steps=30'),
+                               cwd=ROOT, env=environment(), stderr=theirs, stdout=theirs)
+    os.close(theirs)
+    shown = b''
+    while True:
+        try:
+            shown += os.read(ours, 1 << 16)
+        except OSError:  # the other end is closed
+            break
+    assert process.wait() == 0
+    text = shown.decode()
+    assert '\r\x1b[Kepoch' in text
+    last = text[text.rindex('\r\x1b[Kepoch'):].split('\r\x1b[K')[1]
+    assert all(word in last for word in ('step 30/30', 'loss', 'accuracy', 'images/s', 'left'))

@@ -1,0 +1,235 @@
+"""A person's mistake, and a run that fails, end with one line that tells what to put right, and change no file."""
+
+import re
+import shutil
+import time
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from jaxcnn import config
+from jaxcnn.errors import UserError
+from jaxcnn.train import train_and_evaluate
+from jaxcnn.train.trained import Trained
+
+pytestmark = pytest.mark.launch
+
+
+@pytest.fixture
+def copy_of_run(tiny_run, tmp_path):
+    shutil.copytree(tiny_run, tmp_path / 'run')
+    return tmp_path / 'run'
+
+
+def assert_told(result, *parts):
+    """One line on standard error, which holds every part; nothing beside it."""
+    code, out, err = result
+    assert code not in (0, None)
+    assert code > 0, f'died of signal {-code}'
+    assert len(err) == 1, '\n'.join(err)
+    assert 'Traceback' not in err[0]
+    for part in parts:
+        assert part in err[0]
+    assert out == []
+
+
+def assert_last_line(result, *parts):
+    """Where a run had begun: its log, then the one line."""
+    code, _, err = result
+    assert code > 0, f'died of signal {-code}'
+    assert 'Traceback' not in '\n'.join(err)
+    assert err[-1].startswith('error: ')
+    for part in parts:
+        assert part in err[-1]
+
+
+WRONG = {
+    'unknown field': (['optim.learning_rat=0.1'], ['config.optim.learning_rat', 'config.optim.learning_rate']),
+    'wrong type': (['batch_size=many'], ['config.batch_size', "'many'", 'whole number']),
+    'negative duration': (['duration.steps=-3'], ['config.duration.steps', 'positive', '-3']),
+    'zero duration': (['duration.epochs=0'], ['config.duration.epochs', 'positive', '0']),
+    'unknown model': (['model.name=lenet6'], ['model', "'lenet6'", 'lenet5']),
+    'unknown data set': (['data.name=digit'], ['data set', "'digit'", 'digits']),
+}
+
+ALSO_WRONG = {  # told in this process, for speed
+    'unknown unit': (['duration.hours=2'], ['config.duration', 'hours', 'epochs']),
+    'unknown optimizer': (['optim.optimizer=adm'], ['optimizer', "'adm'", 'adam']),
+    'unknown schedule': (['optim.schedule=cosin'], ['schedule', "'cosin'", 'cosine']),
+    'unknown op': (['data.augment=pad_crop(2)|flip_rl'], ['augmentation', "'flip_rl'", 'flip_lr']),
+    'two settings of an optimizer': (['optim.optimizer=sgd', 'optim.optimizer.momentun=0.5'], ['momentun', 'momentum']),
+    'negative seed of the cut': (['data.split_seed=-1'], ['config.data.split_seed', '-1']),
+    'seed too large': (['seed=4294967296'], ['config.seed', '4294967296']),
+    'classes of the model': (['model.num_classes=5'], ['num_classes']),
+    'images too small': (['data.image_size=8'], ['shallow_cnn', '8x8']),
+    'cache folder': (['data.cache_dir=/proc/nowhere'], ['config.data.cache_dir', '/proc/nowhere']),
+}
+
+
+@pytest.mark.parametrize('kind', WRONG)
+def test_a_wrong_config_stops_before_any_work(tiny_config, command, tmp_path, snapshot, kind):
+    assignments, parts = WRONG[kind]
+    result = command('train', f'--config={tiny_config}', f'--workdir={tmp_path / "run"}',
+                     *(f'--config.{a}' for a in assignments))
+    assert_told(result, *parts)
+    assert not snapshot(tmp_path), 'a workdir with a config would refuse the corrected one'
+
+
+@pytest.mark.parametrize('kind', ALSO_WRONG)
+def test_other_wrong_configs_are_told_before_any_work(tiny_config, tmp_path, snapshot, kind):
+    assignments, parts = ALSO_WRONG[kind]
+    with pytest.raises(UserError) as error:
+        train_and_evaluate(config.load(tiny_config, assignments), str(tmp_path / 'run'))
+    for part in parts:
+        assert part in str(error.value)
+    assert not snapshot(tmp_path), 'a workdir with a config would refuse the corrected one'
+
+
+def test_a_batch_that_does_not_divide_over_the_devices_is_told(tiny_config, command, tmp_path, snapshot):
+    result = command('train', f'--config={tiny_config}', f'--workdir={tmp_path / "run"}', '--config.batch_size=60',
+                     devices=8)
+    assert_told(result, 'config.batch_size', '60', '8 devices', '56', '64')
+    assert not snapshot(tmp_path)
+
+
+def test_a_missing_data_folder_is_told_with_the_command_that_prepares_it(tiny_config, command, tmp_path, snapshot):
+    result = command('train', f'--config={tiny_config}', f'--workdir={tmp_path / "run"}', '--config.data.name=mnist',
+                     f'--config.data.dir={tmp_path / "nowhere"}')
+    assert_told(result, str(tmp_path / 'nowhere'), 'config.data.dir', 'tfds build mnist')
+    assert not snapshot(tmp_path)
+
+
+def test_a_missing_config_file_is_told_with_the_nearest(command, tmp_path):
+    result = command('train', '--config=configs/digits_lenet.py', f'--workdir={tmp_path / "run"}')
+    assert_told(result, "'configs/digits_lenet.py'", 'configs/digits_lenet5.py')
+    assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.parametrize(('text', 'part'), [('def get_config(:\n', 'SyntaxError'), ('x = 1\n', 'get_config')])
+def test_a_file_that_is_no_config_is_named(tmp_path, text, part):
+    (tmp_path / 'mine.py').write_text(text)
+    with pytest.raises(UserError, match=part) as error:
+        config.load(tmp_path / 'mine.py')
+    assert str(tmp_path / 'mine.py') in str(error.value)
+
+
+def test_a_workdir_that_cannot_be_written_is_named(tiny_config, command, tmp_path):
+    (tmp_path / 'file').write_text('kept')
+    result = command('train', f'--config={tiny_config}', f'--workdir={tmp_path / "file" / "run"}')
+    assert_told(result, str(tmp_path / 'file' / 'run'), 'cannot be written')
+    assert (tmp_path / 'file').read_text() == 'kept'
+
+
+def test_going_on_with_another_model_is_refused_with_the_changed_fields(copy_of_run, tiny_config, command, snapshot):
+    before = snapshot(copy_of_run)
+    result = command('train', f'--config={tiny_config}', f'--workdir={copy_of_run}', '--config.model.hidden=32',
+                     '--config.data.workers=1')
+    assert_told(result, str(copy_of_run), 'config.model', "'hidden': 16", "'hidden': 32")
+    assert 'workers' not in result[2][0]
+    assert snapshot(copy_of_run) == before
+
+
+def test_two_runs_in_one_workdir_at_a_time_are_refused(tiny_config, command, start, tmp_path, snapshot):
+    folder = tmp_path / 'run'
+    first = start('train', f'--config={tiny_config}', f'--workdir={folder}', '--config.duration.steps=1000000')
+    try:
+        while not (folder / 'config.json').exists():
+            assert first.poll() is None, first.communicate()
+            time.sleep(0.02)
+        before = (folder / 'config.json').read_bytes()
+        result = command('train', f'--config={tiny_config}', f'--workdir={folder}')
+        assert first.poll() is None
+        assert_told(result, str(folder), 'in use', str(first.pid))
+        assert (folder / 'config.json').read_bytes() == before
+    finally:
+        first.kill()
+        first.communicate()
+
+
+# runs that fail half-way
+
+
+@pytest.mark.parametrize('at', [2, 3], ids=['in a training step', 'first seen by an evaluation'])
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(
+        tiny_config, command, tmp_path, at):
+    """From step `at` on the learning rate is 1e25 times as high; checkpoints are due at steps 2, 4, ..."""
+    folder = tmp_path / 'run'
+    result = command('train', f'--config={tiny_config}', f'--workdir={folder}', '--config.duration.steps=40',
+                     f"--config.optim.schedule={{'name': 'step', 'at': [{{'steps': {at}}}], 'factor': 1e25}}")
+    assert_last_line(result, 'config.optim.learning_rate', 'the last good checkpoint is step 2')
+    assert at < int(re.search(r'step (\d+)', result[2][-1]).group(1)) <= at + 3
+    trained = Trained(str(folder))
+    assert trained.find('latest') == 2, 'a run begun again would go on from the broken state'
+    state = trained.read(2)
+    assert all(np.abs(leaf).max() < 100 for leaf in jax.tree.leaves(state.params))
+
+
+def test_a_full_disk_ends_the_run_with_one_line_and_keeps_the_earlier_checkpoint(
+        copy_of_run, tiny_config, command, snapshot):
+    shutil.rmtree(copy_of_run / 'checkpoints' / '4')
+    before = snapshot(copy_of_run / 'checkpoints' / '2')
+    limit = max(len(content) for content in before.values()) // 2  # bytes that a file may have
+    result = command('train', f'--config={tiny_config}', f'--workdir={copy_of_run}', file_limit=limit)
+    assert_last_line(result, 'checkpoint', str(copy_of_run))
+    assert snapshot(copy_of_run / 'checkpoints' / '2') == before
+    assert Trained(str(copy_of_run)).checkpoints.steps() == [2]
+
+
+# evaluate and predict
+
+
+@pytest.mark.parametrize(('arguments', 'parts'), [
+    (['--split=tset'], ["'tset'", 'train, val, test']), (['--checkpoint=3'], ["'3'", 'best, latest, 2, 4'])])
+def test_an_unknown_split_or_checkpoint_is_told_with_those_there_are(tiny_run, command, snapshot, arguments, parts):
+    before = snapshot(tiny_run)
+    assert_told(command('evaluate', f'--workdir={tiny_run}', *arguments), *parts)
+    assert snapshot(tiny_run) == before
+
+
+@pytest.mark.parametrize('which', ['newest', '3', '-4', '4.0', '²', ''])
+def test_any_other_checkpoint_is_told_with_those_there_are(tiny_run, which):
+    with pytest.raises(UserError, match='best, latest, 2, 4') as error:
+        Trained(str(tiny_run)).find(which)
+    assert repr(which) in str(error.value)
+
+
+def test_evaluating_a_folder_without_a_run_is_told(command, tmp_path):
+    with pytest.raises(UserError, match='nowhere'):
+        Trained(str(tmp_path / 'nowhere'))
+    assert_told(command('evaluate', f'--workdir={tmp_path}'), str(tmp_path), 'no run')
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_picture_that_is_none_is_told(tiny_run, command, tmp_path, snapshot):
+    (tmp_path / 'notes.txt').write_text('a shopping list')
+    Image.linear_gradient('L').save(tmp_path / 'good.png')
+    before = snapshot(tiny_run)
+    for name, reason in (('notes.txt', 'not a picture'), ('nowhere.png', 'no such file')):
+        result = command('predict', f'--workdir={tiny_run}', f'--csv={tmp_path / "all.csv"}', tmp_path / 'good.png',
+                         tmp_path / name)
+        assert_told(result, str(tmp_path / name), reason)
+    assert snapshot(tiny_run) == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == ['good.png', 'notes.txt']
+
+
+def test_a_workdir_without_a_checkpoint_is_told(copy_of_run, command, tmp_path):
+    Image.new('L', (30, 30), 255).save(tmp_path / 'good.png')
+    for path in (copy_of_run / 'checkpoints').iterdir():
+        shutil.rmtree(path)
+    with pytest.raises(UserError, match='no checkpoint yet'):
+        Trained(str(copy_of_run)).find('best')
+    (copy_of_run / 'checkpoints').rmdir()
+    assert_told(command('predict', f'--workdir={copy_of_run}', tmp_path / 'good.png'), str(copy_of_run), 'checkpoint')
+
+
+def test_a_damaged_checkpoint_is_named(copy_of_run):
+    for path in (copy_of_run / 'checkpoints' / '4' / 'state').rglob('*'):
+        if path.is_file() and path.stat().st_size > 2000:
+            path.write_bytes(path.read_bytes()[:-500])
+    trained = Trained(str(copy_of_run))
+    with pytest.raises(UserError, match=r'checkpoint 4 .* is damaged') as error:
+        trained.read(4)
+    assert str(copy_of_run) in str(error.value)
+    assert trained.read(2).step == 2

@@ -1,0 +1,120 @@
+"""A run that is killed at random moments, and begun again with the same command, ends as if nothing had happened."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from jaxcnn.train import workdir
+from jaxcnn.train.trained import Trained
+
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+KILLS = int(os.environ.get('JAXCNN_KILLS', '3'))  # the issue's ten: JAXCNN_KILLS=10
+pytestmark = pytest.mark.launch
+
+CONFIG = '''
+from jaxcnn.config import make
+
+def get_config():
+    return make(duration=dict(steps=120), batch_size=32,
+                model=dict(name='shallow_cnn', widths=(8, 8, 16, 16), hidden=16),
+                data=dict(name='digits', image_size=16, augment='pad_crop(2)|cutout(4)'),
+                optim=dict(optimizer='adam', learning_rate=3e-3, schedule='plateau', ema_decay=0.9,
+                           switch=[dict(at=dict(steps=70), optimizer=dict(name='sgd', momentum=0.9),
+                                        learning_rate=0.01)]),
+                batch_schedule=[(dict(steps=90), 64)], parallel=dict(devices=1),
+                eval=dict(every=dict(steps=15)), checkpoint=dict(every=dict(steps=6)), log_every=dict(steps=10))
+'''
+
+
+def start(folder, config):
+    environment = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'}
+    with open(f'{folder}.log', 'a') as log:
+        return subprocess.Popen([sys.executable, 'launch/train.py', f'--config={config}', f'--workdir={folder}'],
+                                cwd=ROOT, env=environment, stdout=log, stderr=log)
+
+
+def metric_rows(folder, missing=None):
+    path = os.path.join(folder, 'metrics.jsonl')
+    if missing is not None and not os.path.exists(path):
+        return missing
+    with open(path) as lines:
+        rows = [json.loads(line) for line in lines if line.endswith('\n')]
+    return [{k: v for k, v in row.items() if k != 'images_per_second'} for row in rows]
+
+
+def assert_same_run(a, b):
+    assert metric_rows(a) == metric_rows(b)
+    runs = [Trained(str(f)) for f in (a, b)]
+    assert runs[0].checkpoints.steps()[-1] == runs[1].checkpoints.steps()[-1] == runs[0].total_steps
+    assert runs[0].find('best') == runs[1].find('best')
+    states = [r.read(r.find('latest')) for r in runs]
+    for x, y in zip(*map(jax.tree.leaves, states), strict=True):
+        np.testing.assert_array_equal(x, y)
+    kept = [workdir.read_json(os.path.join(f, 'summary.json')) for f in (a, b)]
+    for name in ('val_accuracy', 'test_accuracy', 'test_loss', 'best_step', 'steps'):
+        assert kept[0][name] == kept[1][name]
+
+
+@pytest.fixture(scope='module')
+def uninterrupted(tmp_path_factory):
+    """Folder with the run `whole`, and its config."""
+    folder = tmp_path_factory.mktemp('resume')
+    config = folder / 'config.py'
+    config.write_text(CONFIG)
+    assert start(folder / 'whole', config).wait(300) == 0, (folder / 'whole.log').read_text()
+    return folder, config
+
+
+def test_killed_at_random_moments_it_ends_bit_identical(uninterrupted):
+    folder, config = uninterrupted
+    rng, moments = random.Random(0), []
+    total = len(metric_rows(folder / 'whole'))
+    for i in range(KILLS):
+        process = start(folder / 'killed', config)
+        rows = rng.uniform(0, total / KILLS) if i else 0  # the first is killed while it starts
+        goal = rows + len(metric_rows(folder / 'killed', missing=[]))
+        while process.poll() is None and len(metric_rows(folder / 'killed', missing=[])) < goal:
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0, 0.5) if i else 2)
+        if process.poll() is None:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            moments.append(len(metric_rows(folder / 'killed', missing=[])))
+    print('rows of metrics at each kill:', moments)
+    assert len(moments) >= min(KILLS, 2), 'the run was over before it could be killed so often'
+    assert start(folder / 'killed', config).wait(300) == 0, (folder / 'killed.log').read_text()
+    assert_same_run(folder / 'whole', folder / 'killed')
+
+
+def test_sigterm_leaves_a_resumable_workdir_within_ten_seconds(uninterrupted):
+    folder, config = uninterrupted
+    process = start(folder / 'stopped', config)
+    metrics = folder / 'stopped' / 'metrics.jsonl'
+    while not (metrics.exists() and metrics.read_text()):
+        assert process.poll() is None
+        time.sleep(0.05)
+    began = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == 128 + signal.SIGTERM
+    assert time.monotonic() - began < 10
+    log = (folder / 'stopped.log').read_text()
+    assert 'stopped by SIGTERM at step' in log
+    assert 'Traceback' not in log
+    assert start(folder / 'stopped', config).wait(300) == 0
+    assert 'resuming' in (folder / 'stopped.log').read_text()
+    assert_same_run(folder / 'whole', folder / 'stopped')
+
+
+def test_a_finished_run_started_again_changes_nothing(uninterrupted):
+    folder, config = uninterrupted
+    before = metric_rows(folder / 'whole')
+    assert start(folder / 'whole', config).wait(300) == 0
+    assert metric_rows(folder / 'whole') == before

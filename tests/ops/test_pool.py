@@ -1,0 +1,98 @@
+"""Pooling against flax and plain NumPy, with its gradients."""
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.test_util import check_grads
+
+from jaxcnn.ops.pool import avg_pool, max_pool
+
+SHAPES = [(2, 7, 8, 3), (1, 3, 3, 4)]
+
+
+def image(shape, dtype=np.float32):
+    """No two values alike, so that no maximum is tied."""
+    return np.random.default_rng(0).permutation(np.prod(shape)).reshape(shape).astype(dtype) / 7
+
+
+def by_hand(x, size, stride, reduce):
+    n, h, w, c = x.shape
+    rows, columns = (h - size) // stride + 1, (w - size) // stride + 1
+    out = np.zeros((n, rows, columns, c))
+    for i, j in np.ndindex(rows, columns):
+        out[:, i, j] = reduce(x[:, i * stride:i * stride + size, j * stride:j * stride + size], axis=(1, 2))
+    return out
+
+
+@pytest.mark.parametrize('size', [1, 2, 3])
+@pytest.mark.parametrize('shape', SHAPES, ids=str)
+def test_windows_side_by_side_are_those_of_flax_and_of_numpy(shape, size):
+    x, window = image(shape), (size, size)
+    ours = jax.jit(lambda x: (max_pool(x, size), avg_pool(x, size)))(x)
+    theirs = jax.jit(lambda x: (nn.max_pool(x, window, window), nn.avg_pool(x, window, window)))(x)
+    chex.assert_trees_all_close(ours, theirs, rtol=1e-6)
+    for pooled, reduce in zip(ours, (np.max, np.mean), strict=True):
+        np.testing.assert_allclose(pooled, by_hand(x, size, size, reduce), rtol=1e-6)
+
+
+@pytest.mark.parametrize(('size', 'stride'), [(3, 2), (2, 1), (2, 3), (3, 3)])
+@pytest.mark.parametrize('shape', SHAPES, ids=str)
+def test_windows_of_any_stride(shape, size, stride):
+    x = image(shape)
+    np.testing.assert_allclose(jax.jit(max_pool, static_argnums=(1, 2))(x, size, stride),
+                               by_hand(x, size, stride, np.max), rtol=1e-6)
+
+
+@pytest.mark.parametrize('size', [2, 3])
+@pytest.mark.parametrize('shape', SHAPES, ids=str)
+def test_gradients_are_those_of_flax_where_nothing_ties(shape, size):
+    x, window = jnp.asarray(image(shape)), (size, size)
+    weights = jnp.asarray(image((shape[0], shape[1] // size, shape[2] // size, shape[3])))
+
+    @jax.jit
+    def gradients(x):
+        return [jax.grad(lambda x, f=f: jnp.sum(weights * f(x)))(x) for f in (
+            lambda x: max_pool(x, size), lambda x: nn.max_pool(x, window, window),
+            lambda x: avg_pool(x, size), lambda x: nn.avg_pool(x, window, window))]
+
+    ours_max, flax_max, ours_avg, flax_avg = gradients(x)
+    np.testing.assert_allclose(ours_max, flax_max, rtol=1e-5)
+    np.testing.assert_allclose(ours_avg, flax_avg, rtol=1e-5)
+
+
+@pytest.mark.parametrize(('pool', 'arguments'), [(max_pool, (2,)), (max_pool, (3, 2)), (avg_pool, (2,)), (avg_pool, (3,))],
+                         ids=['max 2', 'max 3 by 2', 'avg 2', 'avg 3'])
+def test_gradients_are_those_of_finite_differences(pool, arguments):
+    with jax.enable_x64(True):
+        check_grads(jax.jit(lambda x: pool(x, *arguments)), (jnp.asarray(image((1, 5, 7, 2), np.float64)),), order=1,
+                    modes=['rev'], eps=1e-5, atol=1e-6, rtol=1e-6)
+
+
+def test_ties_share_the_gradient_of_their_maximum():
+    x = jnp.array([[1.0, 1], [0, 1]]).reshape(1, 2, 2, 1)
+    gradient = jax.grad(lambda x: max_pool(x, 2).sum())(x)
+    np.testing.assert_allclose(gradient[0, :, :, 0], [[1 / 3, 1 / 3], [0, 1 / 3]], rtol=1e-6)
+
+
+@pytest.mark.parametrize('dtype', [jnp.bfloat16, jnp.float32, jnp.int32])
+def test_the_maximum_keeps_the_type_of_its_input(dtype):
+    assert max_pool(jnp.ones((1, 4, 4, 1), dtype), 2).dtype == dtype
+
+
+def test_the_mean_of_bfloat16_is_bfloat16():
+    x = jnp.asarray(image((1, 4, 4, 1)), jnp.bfloat16)
+    assert avg_pool(x, 2).dtype == jnp.bfloat16
+    expected = by_hand(np.asarray(x, np.float32), 2, 2, np.mean)
+    np.testing.assert_allclose(np.asarray(avg_pool(x, 2), np.float32), expected, rtol=2 ** -8)
+
+
+class VariantsTest(chex.TestCase):
+    @chex.variants(with_jit=True, without_jit=True)
+    def test_jit_changes_nothing(self):
+        x = image((2, 5, 7, 3))
+        for pool, reduce in ((max_pool, np.max), (avg_pool, np.mean)):
+            pooled = self.variant(lambda x, f=pool: f(x, 2))(jnp.asarray(x))
+            np.testing.assert_allclose(pooled, by_hand(x, 2, 2, reduce), rtol=1e-6)

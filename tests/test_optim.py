@@ -1,0 +1,411 @@
+"""Schedules against their closed forms, optimizers against their published updates, in plain NumPy."""
+
+import math
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxcnn import optim
+from jaxcnn.config import Choice, Duration, Timeline, parse
+from jaxcnn.errors import UserError
+
+PEAK = 0.4
+
+
+def timeline(steps=20, num_train=100, **fields):
+    return Timeline(parse({'duration': {'steps': steps}, 'batch_size': 10, **fields}), num_train)
+
+
+def make(steps=20, **fields):
+    config = parse({'duration': {'steps': steps}, 'batch_size': 10, 'optim': {'schedule': 'constant', **fields}})
+    return optim.make_optimizer(config.optim, Timeline(config, 100))
+
+
+# ---- schedules
+
+
+def constant(n, steps):
+    return PEAK
+
+
+def exponential(n, steps):
+    return PEAK * 0.5 ** (n / 4)
+
+
+def exponential_staircase(n, steps):
+    return PEAK * 0.5 ** (n // 4)
+
+
+def step_at_6_and_10_of_the_run(n, steps):
+    at = n + 20 - steps  # steps of the run: the warm-up comes first
+    return PEAK * (0.2 if at >= 6 else 1) * (0.2 if at >= 10 else 1)
+
+
+def cosine(n, steps):
+    return PEAK * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * n / steps)))
+
+
+def cosine_to_zero(n, steps):
+    return PEAK * 0.5 * (1 + math.cos(math.pi * n / steps))
+
+
+def polynomial(n, steps):
+    return PEAK * 0.05 + (PEAK - PEAK * 0.05) * (1 - n / steps) ** 2
+
+
+def linear(n, steps):
+    return PEAK * (1 - n / steps)
+
+
+def one_cycle(n, steps):
+    """Cosine from PEAK / 10 to PEAK by a quarter of the steps, then to PEAK / 1000 at the end."""
+    def between(a, b, t):
+        return b + (a - b) * 0.5 * (1 + math.cos(math.pi * t))
+    rise = int(0.25 * steps)
+    return between(PEAK / 10, PEAK, n / rise) if n < rise else between(PEAK, PEAK / 1000, (n - rise) / (steps - rise))
+
+
+SCHEDULES = [
+    (constant, {'name': 'constant'}),
+    (exponential, {'name': 'exponential', 'decay_rate': 0.5, 'every': {'steps': 4}}),
+    (exponential_staircase, {'name': 'exponential', 'decay_rate': 0.5, 'every': {'steps': 4}, 'staircase': True}),
+    (exponential, {'name': 'exponential', 'decay_rate': 0.5, 'every': {'epochs': 0.4}}),
+    (exponential, {'name': 'exponential', 'decay_rate': 0.5, 'every': {'fraction': 0.2}}),
+    (step_at_6_and_10_of_the_run, {'name': 'step', 'at': [{'steps': 6}, {'epochs': 1}], 'factor': 0.2}),
+    (step_at_6_and_10_of_the_run, {'name': 'step', 'at': [{'fraction': 0.5}, {'fraction': 0.3}], 'factor': 0.2}),
+    (cosine, {'name': 'cosine', 'end_factor': 0.1}),
+    (cosine_to_zero, {'name': 'cosine'}),
+    (polynomial, {'name': 'polynomial', 'power': 2, 'end_factor': 0.05}),
+    (linear, {'name': 'polynomial'}),
+    (one_cycle, {'name': 'one_cycle', 'pct_start': 0.25, 'div_factor': 10, 'final_div_factor': 100}),
+    (constant, {'name': 'plateau'}),
+]
+
+
+@pytest.mark.parametrize('warmup', [0, 1, 5], ids='warmup {}'.format)
+@pytest.mark.parametrize(('form', 'choice'), SCHEDULES, ids=lambda x: x['name'] if isinstance(x, dict) else x.__name__)
+def test_a_schedule_is_its_closed_form_after_the_warm_up(form, choice, warmup):
+    t = timeline(20)
+    choice = Choice(choice['name'], {k: v for k, v in choice.items() if k != 'name'})
+    schedule = optim.make_schedule(choice, PEAK, Duration('steps', warmup) if warmup else None, t, 0, 20)
+    expected = [PEAK * (n + 1) / warmup for n in range(warmup)] + [form(n, 20 - warmup) for n in range(20 - warmup)]
+    np.testing.assert_allclose([schedule(n) for n in range(20)], expected, rtol=2e-5, atol=1e-7)
+    np.testing.assert_allclose(jax.jit(jax.vmap(schedule))(jnp.arange(20)), expected, rtol=2e-5, atol=1e-7)
+
+
+def test_every_schedule_is_in_that_test():
+    assert {choice['name'] for _, choice in SCHEDULES} == set(optim.schedule_names())
+
+
+def test_a_later_stage_has_its_schedule_over_itself_alone():
+    t = timeline(20)
+    schedule = optim.make_schedule(Choice('cosine'), PEAK, Duration('steps', 2), t, 8, 20)
+    np.testing.assert_allclose([schedule(n) for n in range(12)],
+                               [PEAK / 2, PEAK] + [cosine_to_zero(n, 10) for n in range(10)], rtol=2e-5)
+    steps = optim.make_schedule(Choice('step', {'at': [{'steps': 5}, {'steps': 11}], 'factor': 0.5}), PEAK, None, t, 8, 20)
+    np.testing.assert_allclose([steps(n) for n in (0, 2, 3)], [PEAK / 2, PEAK / 2, PEAK / 4], rtol=1e-6)
+
+
+def test_a_warm_up_in_epochs_is_in_steps_of_the_batch():
+    schedule = optim.make_schedule(Choice('constant'), PEAK, Duration('epochs', 0.4), timeline(20), 0, 20)
+    np.testing.assert_allclose([schedule(n) for n in range(6)], PEAK * np.array([.25, .5, .75, 1, 1, 1]), rtol=1e-6)
+
+
+@pytest.mark.parametrize(('fields', 'line'), [
+    ({'schedule': 'cosin'}, r"unknown schedule 'cosin'; nearest: cosine"),
+    ({'schedule': {'name': 'cosine', 'end_facter': 0.1}},
+     r"unknown argument of schedule cosine 'end_facter'; nearest: end_factor"),
+    ({'schedule': {'name': 'constant', 'lr': 0.1}}, r"unknown argument of schedule constant 'lr'; known: none"),
+    ({'schedule': {'name': 'exponential', 'every': {'epoch': 3}}},
+     r"schedule exponential: every: .*'epoch'; nearest: epochs"),
+    ({'schedule': {'name': 'exponential', 'every': 3}}, r'schedule exponential: every: expected a duration'),
+    ({'schedule': {'name': 'step', 'at': 3}}, r'schedule step: at must be a sequence of durations, got 3'),
+    ({'schedule': {'name': 'step', 'at': [{'steps': -1}]}}, r'schedule step: at\[0\]\.steps: .*positive'),
+    ({'schedule': {'name': 'step', 'at': [{'steps': 10}, {'epochs': 1}]}}, r'schedule step: two of .* fall on one step'),
+    ({'warmup': {'steps': 20}}, r"config\.optim\.warmup: \{'steps': 20\} is 20 steps, but the stage has 20"),
+    ({'switch': [{'at': {'steps': 15}, 'warmup': {'steps': 5}}]}, r'is 5 steps, but the stage has 5'),
+    ({'schedule': {'name': 'plateau', 'factor': 2.0}}, r'config\.optim\.schedule: plateau with .*2\.0'),
+    ({'optimizer': 'adamm'}, r"unknown optimizer 'adamm'; nearest: adam"),
+    ({'optimizer': {'name': 'sgd', 'momentun': 0.9}}, r"unknown argument of optimizer sgd 'momentun'; nearest: momentum"),
+    ({'optimizer': {'name': 'adamw', 'weight_decay': 0.1}},
+     r'config\.optim\.optimizer\.weight_decay: set config\.optim\.weight_decay and decay_mask instead'),
+    ({'optimizer': {'name': 'adamw', 'mask': None}}, r'config\.optim\.optimizer\.mask: set config\.optim\.weight_decay'),
+    ({'optimizer': {'name': 'sgd', 'learning_rate': 0.1}},
+     r'config\.optim\.optimizer\.learning_rate: set config\.optim\.learning_rate instead'),
+    ({'l2': 0.1, 'decay_mask': '('}, r"config\.optim\.decay_mask: '\(' is no regular expression"),
+])
+def test_what_makes_no_optimizer_is_told_in_one_line(fields, line):
+    with pytest.raises(UserError, match=line) as error:
+        make(**fields)
+    assert '\n' not in str(error.value)
+
+
+# ---- optimizers
+
+START = {'dense': {'kernel': np.array([[1.0, -2.0], [0.5, 3.0]], np.float32), 'bias': np.array([0.1, -0.3], np.float32)},
+         'bn': {'scale': np.array([1.0, 1.5], np.float32)}}
+
+
+def gradients(steps):
+    rng = np.random.default_rng(0)
+    return [jax.tree.map(lambda p: rng.normal(size=p.shape).astype(np.float32), START) for _ in range(steps)]
+
+
+def trained(optimizer, grads, params=START, stage=0, state=None):
+    """Parameters after each gradient, through one jitted update; and the last state."""
+    update = jax.jit(lambda g, s, p: optimizer.update(g, s, p, stage, jnp.float32(1)))
+    state = optimizer.init(params) if state is None else state
+    after = []
+    for g in grads:
+        updates, state = update(g, state, params)
+        params = jax.tree.map(np.asarray, optax.apply_updates(params, updates))
+        after.append(params)
+    return after, state
+
+
+def by_hand(rule, grads, params=START):
+    """Parameters after each gradient, where `rule(n, p, g, memory)` gives the n-th (from 1) new value of an array."""
+    leaves, tree = jax.tree.flatten(jax.tree.map(np.float64, params))
+    memories = [{} for _ in leaves]
+    after = []
+    for n, g in enumerate(grads, 1):
+        leaves = [rule(n, p, np.float64(x), m) for p, x, m in zip(leaves, jax.tree.leaves(g), memories, strict=True)]
+        after.append(jax.tree.unflatten(tree, leaves))
+    return after
+
+
+def sgd(n, p, g, m):
+    return p - 0.1 * g
+
+
+def momentum(n, p, g, m):
+    m['v'] = 0.9 * m.get('v', 0) + g
+    return p - 0.1 * m['v']
+
+
+def nesterov(n, p, g, m):
+    m['v'] = 0.9 * m.get('v', 0) + g
+    return p - 0.1 * (g + 0.9 * m['v'])
+
+
+def adagrad(n, p, g, m):  # Duchi et al. 2011; optax begins the sum at 0.1
+    m['s'] = m.get('s', 0.1) + g ** 2
+    return p - 0.1 * g / np.sqrt(m['s'] + 1e-7)
+
+
+def rmsprop(n, p, g, m):  # Tieleman & Hinton 2012
+    m['s'] = 0.8 * m.get('s', 0) + 0.2 * g ** 2
+    return p - 0.1 * g / np.sqrt(m['s'] + 1e-8)
+
+
+def adam(n, p, g, m, b1=0.8, b2=0.95, eps=1e-8):  # Kingma & Ba 2015, algorithm 1
+    m['m'] = b1 * m.get('m', 0) + (1 - b1) * g
+    m['v'] = b2 * m.get('v', 0) + (1 - b2) * g ** 2
+    return p - 0.1 * (m['m'] / (1 - b1 ** n)) / (np.sqrt(m['v'] / (1 - b2 ** n)) + eps)
+
+
+ADAM = {'name': 'adam', 'b1': 0.8, 'b2': 0.95}
+
+
+@pytest.mark.parametrize(('rule', 'choice'), [
+    (sgd, 'sgd'), (momentum, {'name': 'sgd', 'momentum': 0.9}),
+    (nesterov, {'name': 'sgd', 'momentum': 0.9, 'nesterov': True}), (adagrad, 'adagrad'),
+    (rmsprop, {'name': 'rmsprop', 'decay': 0.8}), (adam, ADAM), (adam, {**ADAM, 'name': 'adamw'}),
+], ids=['sgd', 'momentum', 'nesterov', 'adagrad', 'rmsprop', 'adam', 'adamw without decay'])
+def test_an_optimizer_is_its_published_update(rule, choice):
+    grads = gradients(5)
+    after, _ = trained(make(optimizer=choice, learning_rate=0.1), grads)
+    chex.assert_trees_all_close(after, by_hand(rule, grads), rtol=2e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize('name', optim.optimizer_names())
+def test_every_optimizer_takes_finite_steps_that_keep_shapes_and_types(name):
+    # in one compiled scan, so that a state that changes its structure or types fails, too
+    optimizer = make(optimizer=name, learning_rate=0.01)
+
+    @jax.jit
+    def run(params):
+        def step(carry, _):
+            params, state = carry
+            loss, grads = jax.value_and_grad(lambda p: sum(jnp.sum((x - 0.3) ** 2) for x in jax.tree.leaves(p)))(params)
+            updates, state = optimizer.update(grads, state, params, 0, loss)
+            return (optax.apply_updates(params, updates), state), loss
+        return jax.lax.scan(step, (params, optimizer.init(params)), length=3)
+
+    start = {'kernel': jnp.full((4, 3), 0.5), 'bias': jnp.full(3, 0.1)}
+    (params, _), losses = run(start)
+    chex.assert_trees_all_equal_shapes_and_dtypes(params, start)
+    chex.assert_tree_all_finite((params, losses))
+    assert losses[2] < losses[0]
+
+
+@pytest.mark.parametrize('name', ['lbfgs', 'sophia', 'dpsgd', 'schedule_free_sgd', 'schedule_free_adamw', 'apply_updates',
+                                  'scale_by_learning_rate'])
+def test_what_needs_more_than_gradients_is_not_offered(name):
+    assert name not in optim.optimizer_names()
+
+
+# ---- decay, L2, clipping
+
+
+def kernels_only(rule_of_kernel, rule_of_others, grads):
+    """by_hand with one rule for the kernel and another for bias and scale."""
+    def rule(n, p, g, m):
+        return (rule_of_kernel if p.ndim == 2 else rule_of_others)(n, p, g, m)
+    return by_hand(rule, grads)
+
+
+def test_l2_is_added_to_the_gradient_of_kernels_and_passes_through_the_optimizer():
+    grads = gradients(4)
+    for choice, rule in (({'name': 'sgd', 'momentum': 0.9}, momentum), (ADAM, adam)):
+        after, _ = trained(make(optimizer=choice, learning_rate=0.1, l2=0.3), grads)
+        expected = kernels_only(lambda n, p, g, m, rule=rule: rule(n, p, g + 0.3 * p, m), rule, grads)
+        chex.assert_trees_all_close(after, expected, rtol=2e-5, atol=1e-6)
+
+
+def test_decoupled_decay_takes_the_scheduled_rate_of_kernels_beside_the_optimizer():
+    grads = gradients(4)
+    for choice, rule in (({'name': 'sgd', 'momentum': 0.9}, momentum), (ADAM, adam)):
+        after, _ = trained(make(optimizer=choice, learning_rate=0.1, weight_decay=0.3), grads)
+        expected = kernels_only(lambda n, p, g, m, rule=rule: rule(n, p, g, m) - 0.1 * 0.3 * p, rule, grads)
+        chex.assert_trees_all_close(after, expected, rtol=2e-5, atol=1e-6)
+
+
+def test_decay_follows_the_schedule():
+    zeros = [jax.tree.map(np.zeros_like, START)] * 4
+    after, _ = trained(make(steps=4, learning_rate=0.2, weight_decay=0.5, schedule={'name': 'polynomial'},
+                            optimizer='sgd'), zeros)
+    expected = START['dense']['kernel'] * np.cumprod([1 - 0.5 * 0.2 * r for r in (1, 0.75, 0.5, 0.25)])[:, None, None]
+    np.testing.assert_allclose(np.stack([p['dense']['kernel'] for p in after]), expected, rtol=1e-6)
+    chex.assert_trees_all_equal(after[-1]['dense']['bias'], START['dense']['bias'])
+    chex.assert_trees_all_equal(after[-1]['bn'], START['bn'])
+
+
+def test_decay_of_adamw_is_that_of_optax():
+    grads = gradients(4)
+    after, _ = trained(make(optimizer='adamw', learning_rate=0.1, weight_decay=0.3, decay_mask=''), grads)
+    theirs = optax.adamw(0.1, weight_decay=0.3)
+    params, state = START, theirs.init(START)
+    for g in grads:
+        updates, state = theirs.update(g, state, params)
+        params = optax.apply_updates(params, updates)
+    chex.assert_trees_all_close(after[-1], params, rtol=1e-5)
+
+
+def test_the_mask_is_searched_in_the_path():
+    tree = {'Conv_0': {'kernel': 1, 'bias': 2}, 'BatchNorm_0': {'scale': 3, 'bias': 4}, 'kernel_like': {'x': 5}}
+
+    def found(pattern):
+        return optim.decay_mask(pattern)(tree)
+
+    default = parse({}).optim.decay_mask
+    assert found(default) == {'Conv_0': {'kernel': True, 'bias': False}, 'BatchNorm_0': {'scale': False, 'bias': False},
+                              'kernel_like': {'x': False}}
+    assert found('^Conv_0/') == {'Conv_0': {'kernel': True, 'bias': True}, 'BatchNorm_0': {'scale': False, 'bias': False},
+                                 'kernel_like': {'x': False}}
+    assert jax.tree.leaves(found('')) == [True] * 5
+    assert jax.tree.leaves(found(r'Norm_\d+/(scale|bias)$')).count(True) == 2
+
+
+def test_gradients_are_clipped_by_their_global_norm_before_l2_is_added():
+    grads = gradients(3)
+    norms = [math.sqrt(sum(float((x ** 2).sum()) for x in jax.tree.leaves(g))) for g in grads]
+    limit = sorted(norms)[1]  # clips one, leaves one, and one at the limit
+    factors = [min(1, limit / norm) for norm in norms]
+    clipped = [jax.tree.map(lambda x, f=f: x * f, g) for g, f in zip(grads, factors, strict=True)]
+    after, _ = trained(make(optimizer='sgd', learning_rate=0.1, clip_norm=limit, l2=0.3), grads)
+    expected = kernels_only(lambda n, p, g, m: sgd(n, p, g + 0.3 * p, m), sgd, clipped)
+    chex.assert_trees_all_close(after, expected, rtol=2e-5, atol=1e-6)
+
+
+# ---- stages
+
+
+def test_a_later_stage_begins_afresh_and_leaves_the_state_of_the_other_alone():
+    optimizer = make(steps=10, optimizer={'name': 'sgd', 'momentum': 0.9}, learning_rate=0.1,
+                     switch=[{'at': {'steps': 3}, 'optimizer': ADAM}])
+    grads = gradients(5)
+    first, state = trained(optimizer, grads[:3])
+    assert len(state) == 2
+    chex.assert_trees_all_equal(state[1], optimizer.init(START)[1])
+    second, later = trained(optimizer, grads[3:], params=first[-1], stage=1, state=state)
+    chex.assert_trees_all_equal(later[0], state[0])
+    chex.assert_trees_all_close(first, by_hand(momentum, grads[:3]), rtol=2e-5, atol=1e-6)
+    chex.assert_trees_all_close(second, by_hand(adam, grads[3:], params=first[-1]), rtol=2e-5, atol=1e-6)
+
+
+def test_what_a_stage_leaves_out_stays_as_in_the_one_before_but_for_the_warm_up():
+    optimizer = make(steps=20, learning_rate=0.1, schedule='cosine', warmup={'steps': 2},
+                     switch=[{'at': {'steps': 8}, 'learning_rate': 0.01}, {'at': {'steps': 12}, 'schedule': 'constant'}])
+    state = optimizer.init(START)
+
+    def rates(stage, steps):
+        return [float(optimizer.learning_rate(state, jnp.int32(s), stage)) for s in steps]
+
+    def cosine_of(peak, n, steps):
+        return peak * 0.5 * (1 + math.cos(math.pi * n / steps))
+
+    np.testing.assert_allclose(rates(0, (0, 1, 2, 5)), [0.05, 0.1, 0.1, cosine_of(0.1, 3, 6)], rtol=1e-5)
+    np.testing.assert_allclose(rates(1, (8, 10)), [0.01, cosine_of(0.01, 2, 4)], rtol=1e-5)
+    np.testing.assert_allclose(rates(2, (12, 19)), [0.01, 0.01], rtol=1e-5)
+
+
+def test_the_rate_told_is_the_rate_applied():
+    optimizer = make(steps=6, optimizer='sgd', learning_rate=0.1, schedule='cosine', warmup={'steps': 2})
+    ones = [jax.tree.map(np.ones_like, START)] * 6
+    after, state = trained(optimizer, ones)
+    bias = np.array([START['dense']['bias'][0]] + [p['dense']['bias'][0] for p in after])
+    told = [float(optimizer.learning_rate(state, jnp.int32(n), 0)) for n in range(6)]
+    np.testing.assert_allclose(-np.diff(bias), told, rtol=1e-4, atol=1e-7)
+
+
+# ---- plateau
+
+
+def plateau(**fields):
+    return make(optimizer='sgd', learning_rate=0.1, weight_decay=0.5,
+                schedule={'name': 'plateau', 'factor': 0.5, 'patience': 2, 'rtol': 1e-4, **fields})
+
+
+def rates_after(optimizer, losses):
+    state, found = jax.tree.map(np.asarray, optimizer.init(START)), []
+    for loss in losses:
+        state = optimizer.observe(state, 0, loss)
+        found.append(round(float(optimizer.learning_rate(state, jnp.int32(3), 0)), 6))
+    return found
+
+
+def test_a_plateau_lowers_the_rate_after_patience_evaluations_without_a_better_one():
+    assert rates_after(plateau(), [1.0, 0.9, 0.9, 0.95, 0.8, 0.9, 0.9, 0.9, 0.9, 0.7]) == [
+        0.1, 0.1, 0.1, 0.05, 0.05, 0.05, 0.025, 0.025, 0.0125, 0.0125]
+
+
+def test_a_plateau_waits_for_its_cooldown_and_stops_at_its_smallest_scale():
+    assert rates_after(plateau(patience=1, cooldown=2), [1.0] + [2.0] * 5) == [0.1, 0.05, 0.05, 0.05, 0.025, 0.025]
+    assert rates_after(plateau(patience=1, min_scale=0.3), [1.0] + [2.0] * 3) == [0.1, 0.05, 0.03, 0.03]
+
+
+def test_a_plateau_scales_the_update_and_its_decay():
+    optimizer = plateau(patience=1)
+    grads = gradients(1)
+    (before,), state = trained(optimizer, grads)
+    for loss in (1.0, 2.0):
+        state = optimizer.observe(state, 0, loss)
+    (after,), _ = trained(optimizer, grads, state=state)
+    chex.assert_trees_all_close(jax.tree.map(np.subtract, after, START),
+                                jax.tree.map(lambda a, b: (a - b) / 2, before, START), rtol=1e-4, atol=1e-6)
+
+
+def test_training_steps_do_not_move_a_plateau_and_only_a_plateau_observes():
+    optimizer = plateau(patience=1)
+    _, state = trained(optimizer, gradients(4))
+    assert float(optimizer.learning_rate(state, jnp.int32(4), 0)) == pytest.approx(0.1)
+    assert optimizer.observes(0)
+    other = make(optimizer='sgd', learning_rate=0.1)
+    assert not other.observes(0)
+    state = other.init(START)
+    assert other.observe(state, 0, 1.0) is state

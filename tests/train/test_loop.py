@@ -1,0 +1,158 @@
+"""Whole runs, in this process, at a small size."""
+
+import json
+import os
+
+import jax
+import numpy as np
+import pytest
+
+from jaxcnn import config as cfg
+from jaxcnn.errors import UserError
+from jaxcnn.train import train_and_evaluate
+from jaxcnn.train.loop import Run, RunProgress
+from jaxcnn.train.signals import StopRequest
+from jaxcnn.train.trained import Trained
+from jaxcnn.train.workdir import read_metrics
+
+SUMMARY = {'name', 'model', 'dataset', 'seed', 'steps', 'epochs', 'params', 'train_loss', 'val_accuracy', 'test_accuracy',
+           'test_top5', 'test_loss', 'best_step', 'images_per_second', 'wall_seconds', 'device', 'num_devices', 'versions'}
+
+
+@pytest.fixture(scope='module')
+def shared_folder(tmp_path_factory):
+    return tmp_path_factory.mktemp('runs')
+
+
+def test_a_run_leaves_what_a_person_relies_on(small, shared_folder):
+    folder = str(shared_folder / 'run')
+    fields = dict(duration=dict(steps=60), log_every=dict(steps=7), eval={'every': dict(steps=20)}, data={'augment': ''},
+                  optim={'ema_decay': 0.9, 'schedule': 'cosine', 'learning_rate': 0.1, 'warmup': dict(steps=10)})
+    summary = train_and_evaluate(small(**fields), folder)
+    assert set(summary) >= SUMMARY
+    assert None not in [summary[k] for k in SUMMARY]
+    assert summary['test_accuracy'] > 0.3, 'it learns more than chance'
+    with open(os.path.join(folder, 'summary.json')) as f:
+        assert json.load(f) == summary
+    for name in ('config.json', 'data.json', 'report.md', 'figures/curves.png', 'figures/confusion_matrix.png',
+                 'figures/first_batch.png'):
+        assert os.path.getsize(os.path.join(folder, name)) > 0, name
+    assert any(n.startswith('events.out.tfevents') for n in os.listdir(folder))
+
+    rows = read_metrics(folder)
+    logged = {r['step']: r for r in rows if 'train_loss' in r}
+    assert list(logged) == [*range(7, 60, 7), 60]
+    evaluated = {r['step']: r for r in rows if 'val_loss' in r}
+    assert list(evaluated) == [20, 40, 60]
+    assert {'val_accuracy', 'val_top5', 'val_ema_loss', 'val_ema_accuracy', 'val_ema_top5'} <= set(evaluated[20])
+    assert logged[7]['learning_rate'] == pytest.approx(0.07)  # of the 7th step
+    step = 48  # of the 49th; 39 after the warm-up, of 50
+    assert logged[49]['learning_rate'] == pytest.approx(0.05 * (1 + np.cos(np.pi * (step - 10) / 50)), rel=1e-4)
+
+    trained = Trained(folder)
+    best = max(evaluated, key=lambda s: (evaluated[s]['val_accuracy'], s))
+    assert summary['best_step'] == best == trained.find('best')
+    assert summary['val_accuracy'] == pytest.approx(evaluated[best]['val_accuracy'])
+    found = trained.evaluator('test')(trained.read(best))
+    assert found['']['count'] == 359
+    assert found['']['accuracy'] == pytest.approx(summary['test_accuracy'])
+    assert found['ema_']['accuracy'] == pytest.approx(summary['test_ema_accuracy'])
+
+
+def test_the_statistics_are_those_of_the_training_part(small, shared_folder):
+    run = Run(cfg.parse(small()), str(shared_folder), StopRequest())
+    train = run.dataset.splits['train']
+    pixels = train.take(np.arange(len(train))) / 255
+    np.testing.assert_allclose(run.prepare.mean, pixels.mean((0, 1, 2)), rtol=1e-9)
+    np.testing.assert_allclose(run.prepare.std, pixels.std((0, 1, 2)), rtol=1e-9)
+    seen = np.asarray(run.prepare(train.take(np.arange(len(train)))))
+    assert abs(seen.mean()) < 1e-3
+    assert abs(seen.std() - 1) < 1e-3
+
+
+def test_it_stops_early_and_stays_stopped(small, tmp_path):
+    config = small(duration=dict(steps=200), eval={'every': dict(steps=5)}, checkpoint={'patience': 2},
+                   optim={'learning_rate': 1e-12, 'optimizer': 'sgd'}, freeze_bn=dict(steps=1))
+    summary = train_and_evaluate(config, str(tmp_path))
+    assert summary['steps'] == 15  # the first is the best there ever is; two more are not better
+    assert train_and_evaluate(config, str(tmp_path))['steps'] == 15
+
+
+def test_patience_counts_evaluations_that_are_not_better():
+    progress = RunProgress()
+    for value, count in ((0.5, 0), (0.5, 1), (0.6, 0), (0.1, 1), (0.2, 2)):
+        progress.observe(value, lower_is_better=False)
+        assert progress.evaluations_since_best == count
+    progress = RunProgress()
+    for value, count in ((0.5, 0), (0.6, 1), (0.4, 0)):
+        progress.observe(value, lower_is_better=True)
+        assert progress.evaluations_since_best == count
+
+
+def test_without_a_validation_part_the_last_checkpoint_is_the_best(small, tmp_path):
+    summary = train_and_evaluate(small(data={'val_fraction': 0.0}), str(tmp_path))
+    assert summary['val_accuracy'] is None
+    assert summary['best_step'] == 20 == Trained(str(tmp_path)).find('best')
+    assert [r['step'] for r in read_metrics(str(tmp_path)) if 'test_loss' in r] == [10, 20]
+    assert 'not measured' in (tmp_path / 'report.md').read_text()
+
+
+def test_a_bfloat16_run_keeps_float32_parameters_and_statistics(small, tmp_path):
+    model = dict(name='shallow_cnn', widths=(4, 4, 8, 8), hidden=16, dropout=0.0, dtype='bfloat16')
+    train_and_evaluate(small(model=model), str(tmp_path))
+    state = Trained(str(tmp_path)).read(20)
+    assert {leaf.dtype for leaf in jax.tree.leaves((state.params, state.batch_stats))} == {np.dtype(np.float32)}
+
+
+def test_batch_size_optimizer_and_statistics_change_at_their_moments(small, tmp_path):
+    config = cfg.parse(small(
+        duration=dict(steps=30), batch_schedule=[(dict(steps=10), 64)], freeze_bn=dict(steps=25), log_every=dict(steps=1),
+        optim={'optimizer': 'adam', 'learning_rate': 1e-3, 'schedule': 'constant',
+               'switch': [dict(at=dict(steps=20), optimizer='sgd', learning_rate=0.5)]}))
+    run = Run(config, str(tmp_path), StopRequest())
+    os.mkdir(tmp_path / 'figures')
+    run.open()
+    stats = {}
+    while run.step < 30:
+        run.advance(cfg.Duration('steps', 1000))
+        stats[run.step] = jax.tree.leaves(run.backend.fetch(run.state.batch_stats))
+    run.drain()
+    run.close()
+    rows = {r['step']: r for r in read_metrics(str(tmp_path)) if 'train_loss' in r}
+    assert rows[20]['learning_rate'] == pytest.approx(1e-3)
+    assert rows[21]['learning_rate'] == pytest.approx(0.5)
+    images = len(run.dataset.splits['train'])
+    assert rows[10]['epoch'] == pytest.approx(10 * 32 / images)
+    assert rows[11]['epoch'] == pytest.approx((10 * 32 + 64) / images)
+    assert all(np.any(a != b) for a, b in zip(stats[25], stats[24], strict=True))
+    assert all(np.all(a == b) for a, b in zip(stats[30], stats[25], strict=True))
+
+
+@pytest.mark.parametrize('backend', ['sharded', 'pmap'])
+def test_evaluation_counts_every_image_once_on_eight_devices(small, tmp_path, backend):
+    figures = {}
+    for devices, batch_size in ((1, 359), (1, 100), (8, 100)):
+        config = cfg.parse(small(parallel={'devices': devices, 'backend': backend}, eval={'batch_size': batch_size}))
+        run = Run(config, str(tmp_path), StopRequest())
+        state = run.backend.init(run.init_fn(), 0)
+        row, confusion = run.evaluate(state, 'test')
+        assert confusion[''].sum() == 359
+        np.testing.assert_array_equal(confusion[''].sum(1), run.dataset.splits['test'].class_counts(10))
+        figures[devices, batch_size] = row
+    first, *others = figures.values()
+    for other in others:
+        assert other == pytest.approx(first, rel=1e-5)
+
+
+@pytest.mark.parametrize(('fields', 'line'), [
+    (dict(model=dict(name='lenet6')), 'unknown model .lenet6.; nearest: lenet5'),
+    (dict(optim={'optimizer': 'sdg'}), 'unknown optimizer .sdg.; nearest: sgd'),
+    (dict(optim={'schedule': 'cosin'}), 'unknown schedule .cosin.; nearest: cosine'),
+    (dict(optim={'schedule': 'plateau'}, data={'val_fraction': 0.0}), 'plateau follows the validation loss'),
+    (dict(data={'augment': 'flip_rl'}), 'unknown augmentation .flip_rl.; nearest: flip_lr'),
+    (dict(data={'name': 'digit'}), 'unknown data set .digit.; nearest: digits'),
+])
+def test_wrong_names_stop_a_run_before_there_is_a_workdir(small, tmp_path, fields, line):
+    with pytest.raises(UserError, match=line):
+        train_and_evaluate(small(**fields), str(tmp_path / 'run'))
+    assert not (tmp_path / 'run').exists()

@@ -1,0 +1,90 @@
+"""The same global batch gives the same parameters however it is spread over devices."""
+
+import jax
+import numpy as np
+import pytest
+
+from jaxcnn import config
+from jaxcnn.errors import UserError
+from jaxcnn.train import parallel
+from jaxcnn.train.loop import Run
+from jaxcnn.train.signals import StopRequest
+
+
+def trained_state(settings, folder, steps=20):
+    """The host state after `steps`."""
+    run = Run(config.parse(settings), str(folder), StopRequest())
+    folder.joinpath('figures').mkdir(parents=True)
+    run.open()
+    while run.step < steps:
+        run.advance(config.Duration('steps', 1000))
+    state = run.backend.fetch(run.state)
+    run.close()
+    return state
+
+
+def relative_difference(a, b):
+    flat_a, flat_b = (np.concatenate([np.ravel(x) for x in jax.tree.leaves((s.params, s.batch_stats))]) for s in (a, b))
+    return np.linalg.norm(flat_a - flat_b) / np.linalg.norm(flat_b)
+
+
+@pytest.fixture(scope='module')
+def reference(tmp_path_factory):
+    cache = {}
+
+    def get(small, **fields):
+        key = str(fields)
+        if key not in cache:
+            cache[key] = trained_state(small(**fields), tmp_path_factory.mktemp('reference'))
+        return cache[key]
+    return get
+
+
+@pytest.mark.parametrize('fields', [{}, {'optim': {'accumulate': 2, 'ema_decay': 0.9, 'clip_norm': 1.0}},
+                                    {'data': {'placement': 'host'}}], ids=['plain', 'accumulate', 'host'])
+@pytest.mark.parametrize('backend', ['sharded', 'pmap'])
+def test_eight_devices_train_as_one_does(small, tmp_path, reference, backend, fields):
+    one = reference(small, **{k: v for k, v in fields.items() if k != 'data'})
+    eight = trained_state(small(**fields, parallel={'backend': backend, 'devices': 8}), tmp_path)
+    assert relative_difference(eight, one) < 1e-5
+    assert eight.step == one.step == 20
+
+
+def test_the_comparison_can_fail(small, tmp_path, reference):
+    other = trained_state(small(seed=1), tmp_path)
+    assert relative_difference(other, reference(small)) > 1e-2
+
+
+def test_several_steps_in_one_dispatch_change_nothing(small, tmp_path, reference):
+    many = trained_state(small(parallel={'devices': 1, 'steps_per_dispatch': 4}), tmp_path)
+    assert relative_difference(many, reference(small)) < 1e-5
+
+
+def test_per_device_statistics_are_alike_in_both_back_ends_and_differ_from_synchronised_ones(small, tmp_path, reference):
+    sharded, pmap = (trained_state(small(parallel={'backend': b, 'devices': 4, 'bn_sync': False}), tmp_path / b)
+                     for b in ('sharded', 'pmap'))
+    assert relative_difference(sharded, pmap) < 1e-5
+    assert relative_difference(sharded, reference(small)) > 1e-3
+
+
+def test_sharded_dropout_is_that_of_one_device(small, tmp_path):
+    model = dict(name='shallow_cnn', widths=(4, 4, 8, 8), hidden=16, dropout=0.5)
+    one, four = (trained_state(small(model=model, parallel={'devices': n}), tmp_path / str(n), steps=5) for n in (1, 4))
+    assert relative_difference(four, one) < 1e-5
+
+
+def test_both_placements_give_the_same_bits(small, tmp_path):
+    states = [trained_state(small(data={'placement': p}), tmp_path / p, steps=15) for p in ('device', 'host')]
+    for a, b in zip(*map(jax.tree.leaves, states), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_batch_that_does_not_divide_is_told_with_the_nearest_sizes(small):
+    timeline = config.Timeline(config.parse(small(batch_size=100)), 1000)
+    with pytest.raises(UserError, match=r'config.batch_size: 100 .* 8 devices .* nearest: 96 or 112'):
+        parallel.check_batch_sizes(timeline, 2, 8)
+
+
+def test_more_devices_than_there_are(small):
+    with pytest.raises(UserError, match=r'config.parallel.devices: 9 of 8'):
+        parallel.make_backend(config.parse(small(parallel={'devices': 9})).parallel)
