@@ -35,8 +35,8 @@ def run(args: argparse.Namespace) -> int:
         if step > seen:
             try:
                 show(step)
-            except UserError:  # the run may have replaced it meanwhile
-                if step in trained.steps():
+            except UserError:  # the run may have removed or replaced it meanwhile
+                if step == max(trained.steps(), default=-1):
                     raise
                 continue
             seen = step

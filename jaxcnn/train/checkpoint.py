@@ -73,11 +73,14 @@ class Checkpoints:
         self._sign = -1 if config.metric.endswith('loss') else 1
         self._metrics: dict[int, dict[str, float] | None] = {}
         self._replaced = f'{self.folder}.replaced'
-        if not read_only and jax.process_index() == 0:
+        self._reader = ocp.Checkpointer(ocp.StandardCheckpointHandler())
+        self._manager: Any = None
+        if read_only:  # without Orbax's manager, which fails where a checkpoint goes while it looks at it
+            return
+        if jax.process_index() == 0:
             self._put_back()
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=_Keep(config.keep, self._best), read_only=read_only, create=not read_only,
-            cleanup_tmp_directories=not read_only)
+            preservation_policy=_Keep(config.keep, self._best), cleanup_tmp_directories=True)
         self._manager = ocp.CheckpointManager(self.folder, options=options, item_handlers={
             'state': ocp.StandardCheckpointHandler(), 'progress': ocp.JsonCheckpointHandler()})
 
@@ -103,7 +106,7 @@ class Checkpoints:
         try:
             self._manager.wait_until_finished()
             self._forget_replaced()
-            if step in self._manager.all_steps():
+            if step in self.steps():
                 self._set_aside(step)
             self._metrics[step] = metrics
             begun = self._manager.save(step, args=ocp.args.Composite(
@@ -144,9 +147,9 @@ class Checkpoints:
         return UserError(f'could not write a checkpoint to {self.folder}; earlier ones are kept: {_reason(error)}')
 
     def steps(self) -> list[int]:
-        """Steps with a finished checkpoint, in order."""
-        self._manager.reload()
-        return sorted(self._manager.all_steps())
+        """Steps with a finished checkpoint, in order: Orbax gives a folder its number as the last thing it does."""
+        names = os.listdir(self.folder) if os.path.isdir(self.folder) else []
+        return sorted(int(name) for name in names if name.isdecimal())
 
     def metrics(self, step: int) -> dict[str, float] | None:
         """The metrics that a checkpoint was saved with; None without, and for a damaged one."""
@@ -182,10 +185,11 @@ class Checkpoints:
         kept = self._sealed(step)
         template = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), template)
         try:
-            found = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(template)))
+            found = self._reader.restore(os.path.join(self.folder, str(step), 'state'),
+                                         args=ocp.args.StandardRestore(template))
         except Exception as e:  # Orbax and TensorStore raise several kinds of error for damaged files
             raise ValueError(_reason(e)) from e
-        state = jax.tree.map(np.asarray, found['state'])
+        state = jax.tree.map(np.asarray, found)
         if fingerprint(state) != kept['fingerprint']:
             raise ValueError('its checksum does not match its content')
         if [(x.shape, x.dtype) for x in jax.tree.leaves(state)] != [(x.shape, x.dtype) for x in jax.tree.leaves(template)]:
@@ -213,4 +217,6 @@ class Checkpoints:
 
     def close(self) -> None:
         """Waits for the last save and lets go of the folder."""
-        self._manager.close()
+        self._reader.close()
+        if self._manager:
+            self._manager.close()

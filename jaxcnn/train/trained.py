@@ -56,7 +56,7 @@ class Trained:
 
     def steps(self) -> list[int]:
         """Steps that have a checkpoint by now, in order."""
-        return self.checkpoints.steps() if os.path.isdir(os.path.join(self.folder, 'checkpoints')) else []
+        return self.checkpoints.steps()
 
     def find(self, which: str) -> int:
         """The step of a checkpoint called `best`, `latest` or by its number.
