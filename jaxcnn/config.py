@@ -24,6 +24,11 @@ from jaxcnn.errors import UserError, unknown
 UNITS = ('steps', 'epochs', 'fraction')
 
 
+def cache_folder(given: str = '') -> str:
+    """Where what can be made again is kept: as given, else `$JAXCNN_CACHE`, else `~/.cache/jaxcnn`."""
+    return os.path.expanduser(given or os.environ.get('JAXCNN_CACHE') or '~/.cache/jaxcnn')
+
+
 @dataclass(frozen=True)
 class Duration:
     """A length or a moment of a run: `steps` (updates), `epochs` (passes over the training part), or
@@ -305,8 +310,8 @@ def differences(old: Config, new: Config, all_fields: bool = False) -> list[str]
 
 def _literal(text: str) -> Any:
     try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return parse_call(text, '')[2] if text.startswith('dict(') else ast.literal_eval(text)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError, UserError):
         return text
 
 
@@ -346,7 +351,7 @@ def override(fields: Mapping[str, Any] | ml_collections.ConfigDict, assignments:
                 continue
             elif rest:
                 raise UserError(f'{at}: has no field {".".join(rest)!r}')
-            elif kind is Choice and not text.startswith('{'):
+            elif kind is Choice and not text.startswith(('{', 'dict(')):
                 node[key] = {'name': text}
             elif kind is str:
                 node[key] = text

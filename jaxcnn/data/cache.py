@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxcnn import config as cfg
 from jaxcnn.data.sources import Examples, Source
 from jaxcnn.errors import UserError
 from jaxcnn.sealed import seal, unseal
@@ -136,7 +137,7 @@ def open_cache(name: str, source: Source, image_size: int, cache_dir: str) -> tu
       UserError: an image does not decode or has another size than the first, a label is out of range, or the
         cache folder cannot be written.
     """
-    root = os.path.expanduser(cache_dir or os.environ.get('JAXCNN_CACHE') or '~/.cache/jaxcnn')
+    root = cfg.cache_folder(cache_dir)
     key = json.dumps([_FORMAT, source.key, image_size], sort_keys=True)
     folder = os.path.join(root, f'{name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}')
     try:

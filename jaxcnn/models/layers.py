@@ -1,5 +1,6 @@
 """What networks are made of: named activations and initialisers, and `Network`, their common base."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 
 from jaxcnn.config import bind, parse_call
 from jaxcnn.errors import UserError, unknown
+from jaxcnn.ops.conv import IMPLEMENTATIONS, conv_general_dilated
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     'relu': nn.relu, 'leaky_relu': nn.leaky_relu, 'elu': nn.elu, 'relu6': nn.relu6, 'swish': nn.swish,
@@ -70,6 +72,7 @@ class Network(nn.Module):
       dtype: of the computation; BatchNorm statistics stay float32.
       param_dtype: of the parameters.
       kernel_init: name of the initialiser of convolution and dense kernels.
+      conv_implementation: of the convolutions: `auto`, or one by name, see `ops.conv`.
       dropout: probability of zeroing a feature, in [0, 1).
       bn_momentum: part of the running statistics kept at each step (PyTorch's momentum is one minus this).
       bn_frozen: use the running statistics in training, too.
@@ -80,6 +83,7 @@ class Network(nn.Module):
     dtype: str = 'float32'
     param_dtype: str = 'float32'
     kernel_init: str = 'he_normal'
+    conv_implementation: str = 'auto'
     dropout: float = 0.0
     bn_momentum: float = 0.9
     bn_frozen: bool = False
@@ -92,6 +96,8 @@ class Network(nn.Module):
             if getattr(self, name) not in known:
                 raise unknown(name, getattr(self, name), known)
         initializer(self.kernel_init)
+        if self.conv_implementation not in IMPLEMENTATIONS:
+            raise unknown('conv_implementation', self.conv_implementation, IMPLEMENTATIONS)
         for name, low, high in (('dropout', 0, 1), ('bn_momentum', 0, 1)):
             if not low <= getattr(self, name) < high:
                 raise UserError(f'{name} must be in [{low}, {high}), got {getattr(self, name)!r}')
@@ -101,7 +107,9 @@ class Network(nn.Module):
     def conv(self, features: int, size: int, stride: int = 1, padding: Any = 'SAME', **fields: Any) -> nn.Conv:
         """A `size` x `size` convolution."""
         return nn.Conv(features, (size, size), (stride, stride), padding, dtype=jnp.dtype(self.dtype),
-                       param_dtype=jnp.dtype(self.param_dtype), kernel_init=initializer(self.kernel_init), **fields)
+                       param_dtype=jnp.dtype(self.param_dtype), kernel_init=initializer(self.kernel_init),
+                       conv_general_dilated=functools.partial(conv_general_dilated, implementation=self.conv_implementation),
+                       **fields)
 
     def dense(self, features: int, **fields: Any) -> nn.Dense:
         """A fully connected layer."""

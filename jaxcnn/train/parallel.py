@@ -40,8 +40,7 @@ def _host_copies(tree: Any) -> Any:
 def use_compilation_cache() -> None:
     """Keeps compiled programs in `$JAXCNN_CACHE`, else `~/.cache/jaxcnn`, unless JAX was told where."""
     if not jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
-        root = os.path.expanduser(os.environ.get('JAXCNN_CACHE') or '~/.cache/jaxcnn')
-        jax.config.update('jax_compilation_cache_dir', os.path.join(root, 'xla'))
+        jax.config.update('jax_compilation_cache_dir', os.path.join(cfg.cache_folder(), 'xla'))
         jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
 
 

@@ -1,0 +1,193 @@
+"""Convolutions that train fast on the CPU, too: a stand-in for `lax.conv_general_dilated`.
+
+On GPU and TPU it is XLA's own. On the CPU XLA's convolutions train at a third of the speed that the processor allows,
+and its grouped ones at a hundredth (jax-ml/jax #13800, #23713, #31662; openxla/xla #34273), so there it is oneDNN
+(`onednn.py`), or where that is missing the fastest formulation in plain JAX (`shifts.py`).
+"""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.custom_batching import custom_vmap
+from jax.experimental.custom_partitioning import custom_partitioning
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from jaxcnn.errors import unknown
+from jaxcnn.ops import onednn, shifts
+
+IMPLEMENTATIONS = ('auto', 'onednn', 'jax', 'xla')
+NHWC = ('NHWC', 'HWIO', 'NHWC')
+FORWARD, INPUT_GRADIENT, KERNEL_GRADIENT = range(3)
+
+
+@dataclasses.dataclass(frozen=True)
+class Geometry:
+    """What a convolution is, batch size apart.
+
+    Attributes:
+      x, kernel, y: shapes (H, W, C), (kh, kw, C / groups, features) and (H', W', features).
+      strides, padding, dilation: each (height, width), padding as (before, after).
+      groups: of features, each of which sees its own part of the input's channels.
+    """
+
+    x: tuple[int, ...]
+    kernel: tuple[int, ...]
+    y: tuple[int, ...]
+    strides: tuple[int, ...]
+    padding: tuple[tuple[int, int], ...]
+    dilation: tuple[int, ...]
+    groups: int
+
+    def result_shape(self, kind: int, a: Any) -> tuple[int, ...]:
+        """The shape that `kind` gives where its first operand is `a`."""
+        return self.kernel if kind == KERNEL_GRADIENT else (len(a), *(self.y if kind == FORWARD else self.x))
+
+    def window(self) -> np.ndarray:
+        """As `onednn.cc` takes it."""
+        (top, bottom), (left, right) = self.padding
+        return np.array([*self.strides, top, left, bottom, right, *self.dilation, self.groups], np.int64)
+
+
+def conv_general_dilated(
+        lhs: jax.Array, rhs: jax.Array, window_strides: Sequence[int], padding: str | Sequence[tuple[int, int]],
+        lhs_dilation: Sequence[int] | None = None, rhs_dilation: Sequence[int] | None = None,
+        dimension_numbers: Any = None, feature_group_count: int = 1, precision: Any = None, *,
+        implementation: str = 'auto') -> jax.Array:
+    """A convolution, as `jax.lax.conv_general_dilated`, whose gradients are fast on the CPU, too.
+
+    What is not a convolution of (N, H, W, C) images, float32 or bfloat16, without input dilation, is left to XLA. By the
+    other implementations it can be differentiated in reverse mode any number of times, but not in forward mode
+    (`jax.jvp`, `jax.jacfwd`, `jax.hessian`), for which `implementation='xla'` is.
+
+    Args:
+      lhs: images (N, H, W, C).
+      rhs: kernels (kh, kw, C / groups, features).
+      window_strides: (height, width).
+      padding: 'SAME', 'VALID', or ((top, bottom), (left, right)).
+      lhs_dilation: input dilation; XLA's where it is not 1.
+      rhs_dilation: kernel dilation.
+      dimension_numbers: XLA's where it is not `('NHWC', 'HWIO', 'NHWC')`.
+      feature_group_count: groups; C for a depthwise convolution.
+      precision: see JAX; of no account on the CPU.
+      implementation: `auto`; or one by name: `onednn`, `jax`, `xla`.
+
+    Returns:
+      (N, H', W', features).
+
+    Raises:
+      UserError: an unknown implementation, or oneDNN is asked for by name and not there.
+    """
+    if implementation not in IMPLEMENTATIONS:
+        raise unknown('convolution implementation', implementation, IMPLEMENTATIONS)
+    numbers = dimension_numbers and lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
+    plain = (lhs.ndim == 4 and numbers == lax.conv_dimension_numbers(lhs.shape, rhs.shape, NHWC) and lhs.dtype == rhs.dtype
+             and lhs.dtype in (jnp.float32, jnp.bfloat16) and all(d == 1 for d in lhs_dilation or ()) and lhs.size)
+    if implementation == 'auto':
+        implementation = 'xla' if jax.default_backend() != 'cpu' else 'onednn' if onednn.available(lhs.dtype) else 'jax'
+    elif implementation == 'onednn':
+        onednn.require(lhs.dtype)
+    own = functools.partial(
+        lax.conv_general_dilated, window_strides=window_strides, padding=padding, lhs_dilation=lhs_dilation,
+        rhs_dilation=rhs_dilation, dimension_numbers=dimension_numbers, feature_group_count=feature_group_count,
+        precision=precision)
+    if implementation == 'xla' or not plain:
+        return own(lhs, rhs)
+    result = jax.eval_shape(own, lhs, rhs)  # XLA's own checks and messages
+    dilation = tuple(rhs_dilation or (1, 1))
+    if isinstance(padding, str):
+        spans = [(k - 1) * d + 1 for k, d in zip(rhs.shape, dilation, strict=False)]
+        padding = lax.padtype_to_pads(lhs.shape[1:3], spans, window_strides, padding)
+    pads = tuple((int(low), int(high)) for low, high in padding)
+    if min(map(min, pads)) < 0 or not result.size:
+        return own(lhs, rhs)
+    geometry = Geometry(lhs.shape[1:], rhs.shape, result.shape[1:], tuple(window_strides), pads, dilation,
+                        feature_group_count)
+    return _conv(FORWARD, geometry, implementation, lhs, rhs)
+
+
+# The convolution y = x * k and its two gradients are one trilinear form in x, k and y; each of the three is
+# differentiated by the other two.
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _conv(kind: int, geometry: Geometry, implementation: str, a: jax.Array, b: jax.Array) -> jax.Array:
+    """FORWARD: (x, k) to y. INPUT_GRADIENT: (y, k) to x. KERNEL_GRADIENT: (x, y) to k."""
+    if implementation == 'jax':
+        return shifts.conv(kind, geometry, a, b)
+    return lax.platform_dependent(a, b, cpu=_onednn(kind, geometry), default=functools.partial(xla, kind, geometry))
+
+
+def _conv_forward(kind: int, geometry: Geometry, implementation: str, a: jax.Array, b: jax.Array) -> Any:
+    return _conv(kind, geometry, implementation, a, b), (a, b)
+
+
+def _conv_backward(kind: int, geometry: Geometry, implementation: str, operands: Any, g: jax.Array) -> Any:
+    a, b = operands
+    form = functools.partial(lambda kind, *two: _conv(kind, geometry, implementation, *two))
+    if kind == FORWARD:
+        return form(INPUT_GRADIENT, g, b), form(KERNEL_GRADIENT, a, g)
+    if kind == INPUT_GRADIENT:
+        return form(FORWARD, g, b), form(KERNEL_GRADIENT, g, a)
+    return form(INPUT_GRADIENT, b, g), form(FORWARD, a, g)
+
+
+_conv.defvjp(_conv_forward, _conv_backward)
+
+
+def xla(kind: int, geometry: Geometry, a: jax.Array, b: jax.Array) -> jax.Array:
+    """The same by XLA's convolution and its gradients."""
+    def forward(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        return lax.conv_general_dilated(x, kernel, geometry.strides, geometry.padding, rhs_dilation=geometry.dilation,
+                                        dimension_numbers=NHWC, feature_group_count=geometry.groups)
+    if kind == FORWARD:
+        return forward(a, b)
+    wanted = jax.ShapeDtypeStruct(geometry.result_shape(kind, a), a.dtype)
+    if kind == INPUT_GRADIENT:
+        return jax.linear_transpose(lambda x: forward(x, b), wanted)(a)[0]
+    return jax.linear_transpose(lambda kernel: forward(a, kernel), wanted)(b)[0]
+
+
+@functools.lru_cache(maxsize=4096)
+def _onednn(kind: int, geometry: Geometry) -> Any:
+    """The call of oneDNN, with its rules for several devices and for `vmap`."""
+    def call(a: jax.Array, b: jax.Array) -> jax.Array:
+        result = jax.ShapeDtypeStruct(geometry.result_shape(kind, a), a.dtype)
+        return jax.ffi.ffi_call(onednn.TARGET, result)(a, b, kind=np.int64(kind), window=geometry.window())
+
+    def partition(mesh: Any, operands: Any, result: Any) -> Any:
+        """Each device does its part of the batch."""
+        spec = operands[0].sharding.spec
+        batch = spec[0] if spec else None
+        rows, whole = NamedSharding(mesh, P(batch)), NamedSharding(mesh, P())
+
+        def lower(a: jax.Array, b: jax.Array) -> jax.Array:
+            found = call(a, b)
+            return lax.psum(found, batch) if kind == KERNEL_GRADIENT and batch else found
+        if kind == KERNEL_GRADIENT:
+            return mesh, lower, whole, (rows, rows)
+        return mesh, lower, rows, (rows, whole)
+
+    rules = {FORWARD: 'n h w c, r s i o -> n p q m', INPUT_GRADIENT: 'n p q m, r s i o -> n h w c',
+             KERNEL_GRADIENT: 'n h w c, n p q m -> r s i o'}
+    whole = dict.fromkeys(letter for letter in rules[kind] if letter.isalpha() and letter != 'n')
+    partitioned = custom_partitioning(call)
+    partitioned.def_partition(partition=partition, sharding_rule=rules[kind], need_replication_factors=tuple(whole),
+                              reduction_factors=('n',) if kind == KERNEL_GRADIENT else ())
+    batched = custom_vmap(partitioned)
+
+    @batched.def_vmap
+    def _(size: int, mapped: Sequence[bool], a: jax.Array, b: jax.Array) -> tuple[jax.Array, bool]:
+        if kind != KERNEL_GRADIENT and not mapped[1]:  # one kernel: a larger batch
+            found = batched(a.reshape(-1, *a.shape[2:]), b)
+            return found.reshape(size, -1, *found.shape[1:]), True
+        operands = [x if m else jnp.broadcast_to(x, (size, *x.shape)) for x, m in zip((a, b), mapped, strict=True)]
+        return lax.map(lambda two: batched(*two), tuple(operands)), True
+
+    return batched

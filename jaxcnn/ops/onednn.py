@@ -1,0 +1,137 @@
+"""oneDNN as a library that XLA calls on the CPU: found, compiled once with the machine's own compiler, and loaded.
+
+Its extra, `pip install 'jaxcnn[cpu]'`, holds oneDNN's library and headers; those of XLA's calls come with jaxlib. What
+`onednn.cc` becomes is kept in `$JAXCNN_CACHE`, else `~/.cache/jaxcnn`, by versions.
+"""
+
+import ctypes
+import functools
+import hashlib
+import importlib.metadata
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxcnn.config import cache_folder
+from jaxcnn.errors import UserError
+
+log = logging.getLogger('jaxcnn')
+TARGET = 'jaxcnn_conv'
+SOURCE = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'onednn.cc')
+LIBRARY, HEADERS = 'onednn-cpu-gomp', 'onednn-devel-cpu-gomp'
+
+
+class _MissingError(Exception):
+    """Why oneDNN cannot be used here."""
+
+
+def _find(package: str, name: str) -> str:
+    """The path of a file of an installed package."""
+    try:
+        found = [f for f in importlib.metadata.files(package) or () if f.as_posix().endswith(name)]
+    except importlib.metadata.PackageNotFoundError:
+        found = []
+    if not found or not os.path.exists(found[0].locate()):
+        raise _MissingError(f"{package} is not installed: pip install 'jaxcnn[cpu]'")
+    return os.path.realpath(found[0].locate())
+
+
+def _compile(headers: str, library: str) -> bytes:
+    compiler = os.environ.get('CXX') or shutil.which('g++') or shutil.which('c++')
+    if not compiler:
+        raise _MissingError('no C++ compiler (g++) was found')
+    log.info('compiling the convolutions for this machine, once')
+    with tempfile.TemporaryDirectory() as folder:
+        target = os.path.join(folder, 'conv.so')
+        try:
+            subprocess.run([compiler, '-O2', '-std=c++17', '-shared', '-fPIC', '-fopenmp', '-w', f'-I{headers}',
+                            f'-I{jax.ffi.include_dir()}', SOURCE, library, '-o', target],
+                           check=True, capture_output=True, text=True, timeout=300)
+        except subprocess.CalledProcessError as e:
+            raise _MissingError(f'{compiler} could not compile it: {" ".join(e.stderr.split())[:300]}') from e
+        except (OSError, subprocess.TimeoutExpired) as e:
+            raise _MissingError(f'{compiler}: {e}') from e
+        with open(target, 'rb') as f:
+            return f.read()
+
+
+def _kept(path: str) -> bool:
+    """Whether a compiled library is there and whole: its checksum is its last 32 bytes."""
+    try:
+        with open(path, 'rb') as f:
+            content = f.read()
+    except OSError:
+        return False
+    return hashlib.sha256(content[:-32]).digest() == content[-32:]
+
+
+def _build() -> str:
+    """The path of the compiled library."""
+    library = _find(LIBRARY, 'libdnnl.so.3')
+    headers = os.path.dirname(os.path.dirname(os.path.dirname(_find(HEADERS, 'oneapi/dnnl/dnnl.hpp'))))
+    with open(SOURCE, 'rb') as f:
+        key = hashlib.sha256(f.read())
+    key.update(repr([importlib.metadata.version(name) for name in (LIBRARY, 'jaxlib')] + [platform.machine()]).encode())
+    folder = os.path.join(cache_folder(), 'onednn')
+    path = os.path.join(folder, f'conv-{key.hexdigest()[:16]}.so')
+    if not _kept(path):
+        content = _compile(headers, library)
+        os.makedirs(folder, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder, delete=False) as new:  # processes may do this at the same time
+            new.write(content + hashlib.sha256(content).digest())
+        os.replace(new.name, path)
+    return path
+
+
+@functools.cache
+def library() -> Any:
+    """The library, or None: told once, with the reason."""
+    try:
+        if platform.system() != 'Linux':
+            raise _MissingError(f'it is for Linux, and this is {platform.system()}')
+        path = _build()
+        os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')  # its threads sleep while XLA's work
+        ctypes.CDLL(_find(LIBRARY, 'libdnnl.so.3'), mode=ctypes.RTLD_GLOBAL)
+        loaded = ctypes.CDLL(path)
+        jax.ffi.register_ffi_target(TARGET, jax.ffi.pycapsule(loaded.JaxcnnConv), platform='cpu')
+        return loaded
+    except (_MissingError, OSError) as e:
+        log.info('convolutions without oneDNN, which is faster on the CPU: %s', e)
+        return None
+
+
+@functools.cache
+def _has_bfloat16() -> bool:
+    try:
+        with open('/proc/cpuinfo') as f:
+            return 'avx512_bf16' in f.read()
+    except OSError:
+        return False
+
+
+def available(dtype: Any) -> bool:
+    """Whether convolutions of this type can be done here."""
+    return (dtype == jnp.float32 or (dtype == jnp.bfloat16 and _has_bfloat16())) and library() is not None
+
+
+def require(dtype: Any) -> None:
+    """Raises a UserError where they cannot."""
+    if not available(dtype):
+        raise UserError(f"convolutions by oneDNN are not to be had here for {jnp.dtype(dtype).name}: "
+                        f"see the log; pip install 'jaxcnn[cpu]' and g++ are needed")
+
+
+def counts() -> dict[str, int]:
+    """Calls made so far in this process, images in them, and compiled primitives that are kept."""
+    loaded, found = library(), np.zeros(3, np.int64)
+    if loaded is not None:
+        loaded.JaxcnnConvCounts(found.ctypes.data_as(ctypes.c_void_p))
+    return dict(zip(('calls', 'images', 'plans'), found.tolist(), strict=True))

@@ -1,0 +1,331 @@
+"""Convolutions: by each implementation, forward and both gradients, what XLA's own give."""
+
+import concurrent.futures
+import ctypes
+import functools
+import itertools
+import logging
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from jaxcnn.errors import UserError
+from jaxcnn.ops import onednn
+from jaxcnn.ops.conv import NHWC, conv_general_dilated
+from jaxcnn.train.state import RUN_ONCE
+
+needs_onednn = pytest.mark.skipif(not onednn.available(jnp.float32), reason='needs the extra jaxcnn[cpu] and g++')
+OURS = [pytest.param('onednn', marks=needs_onednn), 'jax']
+
+
+def conv(x, kernel, implementation, stride=1, padding='SAME', dilation=1, groups=1):
+    return conv_general_dilated(x, kernel, (stride, stride), padding, rhs_dilation=(dilation, dilation),
+                                dimension_numbers=NHWC, feature_group_count=groups, implementation=implementation)
+
+
+def arrays(n=2, h=11, w=10, c=8, features=16, size=3, groups=1, seed=0, dtype=np.float32):
+    rng = np.random.default_rng(seed)
+    return (jnp.asarray(rng.normal(size=(n, h, w, c)).astype(dtype)),
+            jnp.asarray(rng.normal(size=(size, size, c // groups, features)).astype(dtype)))
+
+
+def close(found, expected, tolerance=2e-6):
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        assert a.shape == b.shape
+        assert a.dtype == b.dtype
+        a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+        assert np.abs(a - b).max() <= tolerance * max(np.abs(b).max(), 1e-30)
+
+
+def cotangent(y):
+    """The same for each image."""
+    return jnp.broadcast_to(jnp.cos(jnp.arange(y[0].size)).reshape(y.shape[1:]), y.shape).astype(y.dtype)
+
+
+def all_three(f, x, kernel):
+    """f(x, kernel), and its gradients by x and kernel."""
+    y, vjp = jax.vjp(f, x, kernel)
+    return y, *vjp(cotangent(y))
+
+
+# the meaning
+
+SHAPES = [dict(c=8, features=16), dict(c=3, features=5), dict(c=1, features=6), dict(c=16, features=16, groups=4),
+          dict(c=8, features=8, groups=8), dict(c=4, features=12, groups=4), dict(c=6, features=9, groups=3)]
+WINDOWS = [dict(), dict(stride=2), dict(padding='VALID'), dict(dilation=2), dict(stride=2, dilation=2, padding='VALID'),
+           dict(stride=3, padding=((2, 0), (1, 3))), dict(stride=2, padding=((0, 1), (1, 2)))]
+
+
+@pytest.mark.parametrize('size', [1, 2, 3])
+@pytest.mark.parametrize('shape', SHAPES, ids=str)
+def test_forward_and_gradients_are_those_of_xla(shape, size):
+    groups = shape.get('groups', 1)
+    x, kernel = arrays(size=size, **shape)
+    implementations = ['jax', 'onednn'] if onednn.available(jnp.float32) else ['jax']
+
+    @functools.partial(jax.jit, compiler_options=RUN_ONCE)
+    def run(x, kernel):
+        return [[all_three(functools.partial(conv, implementation=i, groups=groups, **window), x, kernel)
+                 for i in ['xla', *implementations]] for window in WINDOWS]
+
+    for window, (expected, *found) in zip(WINDOWS, run(x, kernel), strict=True):
+        for implementation, values in zip(implementations, found, strict=True):
+            try:
+                close(values, expected)
+            except AssertionError as e:
+                raise AssertionError(f'{implementation}, {window}: {e}') from e
+
+
+@pytest.mark.parametrize('implementation', OURS)
+@pytest.mark.parametrize(('h', 'w', 'size', 'stride'), [
+    (1, 1, 1, 1), (1, 1, 3, 1), (2, 5, 3, 2), (3, 3, 3, 3), (7, 4, 4, 4), (11, 6, 6, 5), (5, 5, 1, 2)])
+def test_the_smallest_and_uneven_sizes(h, w, size, stride, implementation):
+    x, kernel = arrays(n=1, h=h, w=w, size=size)
+    close(jax.jit(lambda: all_three(lambda *a: conv(*a, implementation, stride), x, kernel))(),
+          all_three(lambda *a: conv(*a, 'xla', stride), x, kernel))
+
+
+@needs_onednn
+def test_bfloat16_is_as_exact_as_its_operands():
+    if not onednn.available(jnp.bfloat16):
+        pytest.skip('this CPU has no bfloat16')
+    x, kernel = arrays(n=4, h=16, w=16, c=32, features=32)
+    low = x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16)
+    high = jax.tree.map(lambda a: a.astype(jnp.float32), low)
+    found = jax.jit(lambda: all_three(lambda *a: conv(*a, 'onednn'), *low))()
+    assert all(a.dtype == jnp.bfloat16 for a in found)
+    y, vjp = jax.vjp(lambda *a: conv(*a, 'xla'), *high)
+    expected = (y, *vjp(cotangent(found[0]).astype(jnp.float32)))
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_allclose(a.astype(np.float32), b, atol=2 ** -7 * np.abs(b).max())
+
+
+def test_what_it_is_not_made_for_is_left_to_xla():
+    x, kernel = arrays()
+    for args in ((x.astype(jnp.float16), kernel.astype(jnp.float16)),):
+        assert conv(*args, 'auto').dtype == args[0].dtype
+    sequence = conv_general_dilated(x[:, 0], kernel[0], (1,), 'SAME', dimension_numbers=('NWC', 'WIO', 'NWC'))
+    assert sequence.shape == (2, 10, 16)
+    other = conv_general_dilated(x, kernel.transpose(3, 2, 0, 1), (1, 1), 'SAME', dimension_numbers=('NHWC', 'OIHW', 'NHWC'))
+    close(other, conv(x, kernel, 'xla'))
+    spread = conv_general_dilated(x, kernel, (1, 1), ((0, 0), (0, 0)), lhs_dilation=(2, 2), dimension_numbers=NHWC)
+    assert spread.shape == (2, 19, 17, 16)
+    cropped = conv_general_dilated(x, kernel, (1, 1), ((-1, 0), (0, 0)), dimension_numbers=NHWC)
+    assert cropped.shape == (2, 8, 8, 16)
+    assert conv(x[:0], kernel, 'auto').shape == (0, 11, 10, 16)
+
+
+@pytest.mark.parametrize('kernel_shape', [(3, 3, 7, 16), (3, 3, 8)])
+def test_shapes_that_do_not_fit_are_refused_as_by_xla(kernel_shape):
+    with pytest.raises((TypeError, ValueError)):
+        conv(arrays()[0], jnp.zeros(kernel_shape), 'auto')
+
+
+def test_an_unknown_implementation_is_told_with_the_nearest():
+    with pytest.raises(UserError, match=r"unknown convolution implementation 'onednm'; nearest: onednn"):
+        conv(*arrays(), 'onednm')
+
+
+# transformations
+
+
+@pytest.mark.parametrize('implementation', OURS)
+@pytest.mark.parametrize(('mapped', 'shapes'), [((0, None), 'x'), ((None, 0), 'kernel'), ((0, 0), 'both'), ((1, None), 'x')])
+def test_vmap_of_the_value_and_of_the_gradients(mapped, shapes, implementation):
+    x, kernel = arrays(n=6)
+    x = x.reshape(2, 3, *x.shape[1:]) if mapped[0] == 1 else x.reshape(3, 2, *x.shape[1:]) if mapped[0] == 0 else x
+    kernel = jnp.stack([kernel, 2 * kernel, kernel ** 2]) if mapped[1] == 0 else kernel
+    found, expected = (jax.jit(jax.vmap(lambda x, k, i=i: all_three(lambda *a: conv(*a, i, 2), x, k), mapped))(x, kernel)
+                       for i in (implementation, 'xla'))
+    close(found, expected, 5e-6)
+    sums = [jax.jit(jax.grad(lambda k, i=i: (jax.vmap(lambda x, k: conv(x, k, i), mapped)(x, k) ** 2).sum()))(kernel)
+            for i in (implementation, 'xla')]
+    close(*sums, 5e-6)
+
+
+@pytest.mark.parametrize('implementation', OURS)
+def test_gradients_of_gradients(implementation):
+    x, kernel = arrays(groups=2)
+
+    def penalty(x, kernel, i):  # of the input's gradient, as for WGAN-GP or saliency; differentiated by both
+        def value(x, kernel):
+            return jnp.tanh(conv(x, kernel, i, stride=2, groups=2)).sum()
+        by_x, by_kernel = jax.grad(value, (0, 1))(x, kernel)
+        return (by_x ** 2).sum() + (by_kernel ** 3).sum()
+    close(jax.jit(jax.grad(lambda *a: penalty(*a, implementation), (0, 1)))(x, kernel),
+          jax.jit(jax.grad(lambda *a: penalty(*a, 'xla'), (0, 1)))(x, kernel), 2e-5)
+
+
+@pytest.mark.parametrize('implementation', OURS)
+def test_forward_mode_says_that_it_is_not_to_be_had(implementation):
+    x, kernel = arrays()
+    with pytest.raises(TypeError, match='forward-mode'):
+        jax.jvp(lambda x: conv(x, kernel, implementation), (x,), (x,))
+    jax.jvp(lambda x: conv(x, kernel, 'xla'), (x,), (x,))
+
+
+@pytest.mark.parametrize('implementation', OURS)
+def test_inside_loops_conditions_rematerialisation_and_donated_buffers(implementation):
+    x, kernel = arrays(c=8, features=8)
+
+    def body(x, _):
+        return lax.cond(x.sum() > 0, lambda x: jnp.tanh(conv(x, kernel, implementation)), lambda x: x * 0.5, x), None
+
+    looped, _ = jax.jit(lambda x: lax.scan(body, x, length=3))(x)
+    plain = x
+    for _ in range(3):
+        plain, _ = body(plain, None)
+    close(looped, plain)
+    y = jax.jit(jax.grad(lambda x: jax.checkpoint(lambda x: conv(x, kernel, implementation))(x).sum()))(x)
+    close(y, jax.grad(lambda x: conv(x, kernel, 'xla').sum())(x))
+    donated = jax.jit(lambda x: conv(x, kernel, implementation), donate_argnums=0)
+    close(donated(x + 0), conv(x, kernel, 'xla'))
+
+
+# oneDNN: devices, threads, memory
+
+
+def count(function):
+    before = onednn.counts()
+    result = jax.block_until_ready(function())
+    return result, {name: value - before[name] for name, value in onednn.counts().items()}
+
+
+@needs_onednn
+def test_each_of_eight_devices_does_an_eighth():
+    x, kernel = arrays(n=16, c=8, features=8)
+    mesh = Mesh(np.array(jax.devices()), ('batch',))
+    rows, whole = NamedSharding(mesh, P('batch')), NamedSharding(mesh, P())
+    assert len(jax.devices()) == 8
+    run = jax.jit(lambda x, k: all_three(lambda *a: conv(*a, 'onednn', groups=2), x, k),
+                  in_shardings=(rows, whole), out_shardings=(rows, rows, whole))
+    kernel = kernel[:, :, :4]
+    placed = jax.device_put(x, rows), jax.device_put(kernel, whole)
+    found, done = count(lambda: run(*placed))
+    assert (done['calls'], done['images']) == (3 * 8, 3 * 16)
+    close(found, all_three(lambda *a: conv(*a, 'xla', groups=2), x, kernel))
+
+
+@needs_onednn
+def test_pmap_and_shard_map_do_as_much():
+    x, kernel = arrays(n=16)
+    expected = all_three(lambda *a: conv(*a, 'xla'), x, kernel)
+    parts, done = count(lambda: jax.pmap(lambda x: all_three(lambda *a: conv(*a, 'onednn'), x, kernel))(
+        x.reshape(8, 2, *x.shape[1:])))
+    assert (done['calls'], done['images']) == (3 * 8, 3 * 16)
+    close((parts[0].reshape(16, *parts[0].shape[2:]), parts[1].reshape(x.shape), parts[2].sum(0)), expected, 5e-6)
+    mesh = Mesh(np.array(jax.devices()), ('batch',))
+    mapped = jax.jit(jax.shard_map(lambda x: conv(x, kernel, 'onednn'), mesh=mesh, in_specs=P('batch'),
+                                   out_specs=P('batch'), check_vma=False))
+    found, done = count(lambda: mapped(x))
+    assert done['images'] == 16
+    close(found, expected[0])
+
+
+@needs_onednn
+def test_calls_from_several_threads_at_once():
+    def work(seed):
+        x, kernel = arrays(h=8 + seed % 5, c=4 + 4 * (seed % 3), seed=seed)
+        found = [all_three(lambda *a: conv(*a, 'onednn'), x, kernel) for _ in range(3)]
+        return found, all_three(lambda *a: conv(*a, 'xla'), x, kernel)
+
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        for found, expected in pool.map(work, range(16)):
+            for values in found:
+                close(values, expected)
+
+
+@needs_onednn
+def test_the_same_bits_each_time():
+    x, kernel = arrays(n=8, h=16, w=16, c=32, features=32)
+    run = jax.jit(lambda: all_three(lambda *a: conv(*a, 'onednn'), x, kernel))
+    first = [np.asarray(a).tobytes() for a in run()]
+    assert all([np.asarray(a).tobytes() for a in run()] == first for _ in range(5))
+
+
+@needs_onednn
+def test_compiled_primitives_are_few_however_many_shapes_come():
+    limit = ctypes.c_int64.in_dll(onednn.library(), 'JaxcnnConvLimit')
+    before, limit.value = limit.value, 6
+    try:
+        for h, _ in itertools.product(range(5, 15), range(2)):
+            x, kernel = arrays(n=1, h=h)
+            close(conv(x, kernel, 'onednn'), conv(x, kernel, 'xla'))
+        assert onednn.counts()['plans'] <= 6
+    finally:
+        limit.value = before
+
+
+# where oneDNN is missing: a fresh process each
+
+FRESH = '''
+import logging, sys
+logging.basicConfig(level=logging.INFO, format='%(message)s', stream=sys.stdout)
+logging.getLogger('jax').setLevel(logging.WARNING)
+import jax, jax.numpy as jnp
+{before}
+from jaxcnn.ops.conv import NHWC, conv_general_dilated
+from jaxcnn.train.state import RUN_ONCE
+from jaxcnn.ops import onednn
+x = jnp.ones((1, 4, 4, 2)), jnp.ones((3, 3, 2, 2))
+for _ in range(2):
+    print(conv_general_dilated(*x, (1, 1), 'SAME', dimension_numbers=NHWC)[0, 1, 1])
+print('oneDNN' if onednn.available(jnp.float32) else 'without')
+'''
+
+
+def fresh(tmp_path, before='', **variables):
+    done = subprocess.run([sys.executable, '-c', FRESH.format(before=before)], capture_output=True, text=True, timeout=120,
+                          env={**os.environ, 'JAXCNN_CACHE': str(tmp_path), **variables})
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+@needs_onednn
+def test_it_is_compiled_once_and_a_damaged_one_again(tmp_path):
+    compiling = 'compiling the convolutions for this machine, once'
+    assert fresh(tmp_path) == [compiling, '[18. 18.]', '[18. 18.]', 'oneDNN']
+    assert fresh(tmp_path) == ['[18. 18.]', '[18. 18.]', 'oneDNN']
+    library, = (tmp_path / 'onednn').iterdir()
+    content = library.read_bytes()
+    for damaged in (content[:5000], content[:9999] + b'?' + content[10000:], b''):
+        library.write_bytes(damaged)
+        assert fresh(tmp_path) == [compiling, '[18. 18.]', '[18. 18.]', 'oneDNN']
+    assert [p.name for p in (tmp_path / 'onednn').iterdir()] == [library.name]
+
+
+@pytest.mark.parametrize(('before', 'variables', 'reason'), [
+    ("from jaxcnn.ops import onednn; onednn.LIBRARY = 'no-such-wheel'", {}, 'no-such-wheel is not installed'),
+    pytest.param('', {'PATH': '', 'CXX': ''}, 'no C++ compiler (g++) was found', marks=needs_onednn),
+    pytest.param('', {'CXX': 'false'}, 'false could not compile it', marks=needs_onednn),
+    pytest.param('', {'CXX': '/no/such/compiler'}, '/no/such/compiler', marks=needs_onednn),
+    ("import platform; platform.system = lambda: 'Darwin'", {}, 'it is for Linux, and this is Darwin')],
+    ids=['wheels', 'compiler', 'compiling', 'compiler path', 'platform'])
+def test_without_it_one_line_says_so_and_plain_jax_does_the_work(tmp_path, before, variables, reason):
+    lines = fresh(tmp_path, before, **variables)
+    told = [line for line in lines if line.startswith('convolutions without oneDNN')]
+    assert len(told) == 1
+    assert reason in told[0]
+    assert lines[-3:] == ['[18. 18.]', '[18. 18.]', 'without']
+
+
+def test_asked_for_by_name_and_missing_is_an_error(monkeypatch):
+    monkeypatch.setattr(onednn, 'library', lambda: None)
+    with pytest.raises(UserError, match=r'jaxcnn\[cpu\]'):
+        conv(*arrays(), 'onednn')
+    assert not onednn.available(jnp.float32)
+    assert conv(*arrays(), 'auto').shape == (2, 11, 10, 16)
+
+
+def test_nothing_is_said_where_it_is_there(caplog):
+    with caplog.at_level(logging.INFO, 'jaxcnn'):
+        conv(*arrays(), 'auto')
+    assert not caplog.records
