@@ -40,7 +40,6 @@ def show(title: str, unit: str, columns: dict[str, list[float]], args: argparse.
 
 def loop(args: argparse.Namespace) -> int:
     import jax
-    import numpy as np
 
     from jaxcnn.train.loop import Run, check_config
     from jaxcnn.train.signals import StopRequest
@@ -52,14 +51,14 @@ def loop(args: argparse.Namespace) -> int:
         run.open()
         run.advance(settings.eval.every)
         program = run.program(run.timeline.phase(0))
-        batches = run.backend.put_stacked_rows(run.feed.batch(0, settings.parallel.steps_per_dispatch))
+        inputs = run.inputs(0, settings.parallel.steps_per_dispatch)
         state = run.backend.place(run.backend.fetch(run.state))
 
         def bare(dispatches: int) -> None:
             nonlocal state
             values = None
             for _ in range(dispatches):
-                state, values = program(state, batches, run.resident, np.uint32(settings.seed))
+                state, values = program(state, *inputs)
             jax.block_until_ready(values)
 
         def looped(dispatches: int) -> None:

@@ -29,7 +29,10 @@ class Order:
 
     def positions(self, step: int) -> np.ndarray:
         """Positions in the training part of the images of `step`: (B,) int32."""
-        first, end = self._timeline.examples(step), self._timeline.examples(step + 1)
+        return self.stretch(self._timeline.examples(step), self._timeline.examples(step + 1))
+
+    def stretch(self, first: int, end: int) -> np.ndarray:
+        """Positions of the images from the `first` of the run up to, not including, `end`: (n,) int32."""
         count = self._timeline.num_train
         return np.concatenate([self._permutation(epoch)[max(first - epoch * count, 0):end - epoch * count]
                                for epoch in range(first // count, (end - 1) // count + 1)])
@@ -57,15 +60,17 @@ class TrainFeed:
       split: the training part.
       seed: of the order.
       timeline: the run.
-      on_device: `device` placement: batches are positions, and the step gathers from `resident`; else
-        `host` placement: batches are images that Grain reads ahead.
+      on_device: `device` placement: batches are empty, and the step gathers from `resident` what `order` says from
+        `first` on, so that the host has nothing to do; else `host` placement: batches are images that Grain reads ahead.
       rows: of a global batch of a given size, the rows that this process feeds.
       workers: Grain worker processes; 0: threads.
+      most_steps: the longest stretch.
     """
 
     def __init__(self, split: Split, seed: int, timeline: Timeline, *, on_device: bool,
-                 rows: Callable[[int], slice] = lambda size: slice(0, size), workers: int = 0):
+                 rows: Callable[[int], slice] = lambda size: slice(0, size), workers: int = 0, most_steps: int = 1):
         self._order = Order(seed, timeline)
+        self._timeline, self._most = timeline, most_steps * max(p.batch_size for p in timeline.phases)
         self._rows, self._on_device, self._workers = rows, on_device, workers
         self._steps = _Steps(split, self._order, timeline.total, rows)
         self._stream: Iterator[Batch] | None = None
@@ -81,11 +86,24 @@ class TrainFeed:
             stream = stream.mp_prefetch(grain.MultiprocessingOptions(num_workers=self._workers))
         return iter(stream)
 
+    def epoch(self, step: int) -> int:
+        """The epoch that the first image of `step` is in."""
+        return self._timeline.examples(step) // self._timeline.num_train
+
+    def order(self, epoch: int) -> np.ndarray:
+        """Positions of the images from the beginning of an epoch on, for any stretch that begins in it: (n,) int32."""
+        return self._order.stretch(epoch * self._timeline.num_train,
+                                   (epoch + 1 + -(-self._most // self._timeline.num_train)) * self._timeline.num_train)
+
+    def first(self, step: int, count: int) -> np.ndarray:
+        """Where in `order` of the epoch of `step` the batches of `count` steps begin: (count,) int32."""
+        begin = self.epoch(step) * self._timeline.num_train
+        return np.array([self._timeline.examples(s) - begin for s in range(step, step + count)], np.int32)
+
     def batch(self, step: int, count: int) -> Batch:
         """The batches of `count` steps from `step` on, stacked: this process's rows, each leaf (count, b, ...)."""
         if self._on_device:
-            positions = np.stack([self._order.positions(s) for s in range(step, step + count)])
-            return {'position': positions[:, self._rows(positions.shape[1])]}
+            return {}
         if self._stream is None or self._next != step:
             self._stream = self._grain(step)
         batches = [next(self._stream) for _ in range(count)]

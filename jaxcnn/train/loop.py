@@ -29,7 +29,7 @@ from jaxcnn.train.checkpoint import Checkpoints
 from jaxcnn.train.evaluate import Evaluator
 from jaxcnn.train.progress import Progress
 from jaxcnn.train.state import TrainState, init_state, variables
-from jaxcnn.train.step import Preparation, TrainStep, many_steps, step_keys
+from jaxcnn.train.step import METRICS, Preparation, TrainStep, many_steps, step_keys
 
 log = logging.getLogger('jaxcnn')
 RUN_AHEAD = 4  # dispatches in flight
@@ -107,7 +107,9 @@ class Run:
             config.data.placement == 'auto' and size <= feed.DEVICE_LIMIT)
         train = self.dataset.splits['train']
         self.feed = feed.TrainFeed(train, config.seed, self.timeline, on_device=self.on_device,
-                                   rows=self.backend.rows, workers=config.data.workers)
+                                   rows=self.backend.rows, workers=config.data.workers,
+                                   most_steps=config.parallel.steps_per_dispatch)
+        self._epoch = -1  # whose order is on the device
         self.evaluator = Evaluator(self.network, self.dataset, self.prepare, self.backend, config.eval.batch_size,
                                    self.on_device)
         self.watched = 'val' if 'val' in self.dataset.splits else 'test'
@@ -118,7 +120,7 @@ class Run:
         self._pending: collections.deque[_Dispatch] = collections.deque()
         self._clock = 0.0
         self._interval_images, self._interval_seconds = 0, 0.0
-        self._asked = 0
+        self._asked = self._logged = 0
         self._programs: dict[cfg.Phase, Callable] = {}
         self._compiled: set[tuple[cfg.Phase, int]] = set()
 
@@ -180,8 +182,16 @@ class Run:
             step = TrainStep(network, self.optimizer, self.prepare, self.config.optim.label_smoothing,
                              self.config.optim.accumulate, self.config.optim.ema_decay, phase.stage,
                              1 if sync or backend.axis_name else backend.num_devices, backend.axis_name)
-            self._programs[phase] = backend.compile_train(many_steps(step))
+            rows = functools.partial(backend.rows_of_batch, batch_size=phase.batch_size)
+            self._programs[phase] = backend.compile_train(many_steps(step, rows))
         return self._programs[phase]
+
+    def inputs(self, step: int, count: int) -> tuple[Any, Any, np.ndarray, np.uint32]:
+        """What the program takes beside the state for `count` steps from `step` on."""
+        if self.on_device and self._epoch != (epoch := self.feed.epoch(step)):
+            self._epoch, self.resident['order'] = epoch, self.backend.place(self.feed.order(epoch))
+        batches = self.backend.put_stacked_rows(self.feed.batch(step, count))
+        return batches, self.resident, self.feed.first(step, count), np.uint32(self.config.seed)
 
     # the loop
 
@@ -238,8 +248,7 @@ class Run:
         if fresh:
             self.drain()
         program = self.program(phase)
-        batches = self.backend.put_stacked_rows(self.feed.batch(step, end - step))
-        self.state, values = program(self.state, batches, self.resident, np.uint32(self.config.seed))
+        self.state, values = program(self.state, *self.inputs(step, end - step))
         self.step = end
         self._pending.append(_Dispatch(step, end - step, timeline.examples(end) - timeline.examples(step), values,
                                        logs=end == next_log))
@@ -250,9 +259,11 @@ class Run:
             self._display.say(f'step {self.step}: compiled and run, {time.monotonic() - self.started:.1f} s after the start')
         if len(self._pending) > RUN_AHEAD:
             jax.block_until_ready(self._pending[-RUN_AHEAD - 1].metrics)
-        while any(d.logs for d in list(self._pending)[:-1]):
+        while self._pending and self._pending[0].start < self._logged:
             self._drain_one()
-        while self._display.due and self._pending and self._pending[0].metrics['loss'].is_ready():
+        if end == next_log:
+            self._logged = end  # its figures are fetched when the next steps have been dispatched
+        while self._display.due and self._pending and self._pending[0].metrics.is_ready():
             self._drain_one()
 
     def drain(self) -> None:
@@ -263,7 +274,7 @@ class Run:
     def _drain_one(self) -> None:
         """Fetches the metrics of the oldest dispatch; writes a row where its interval ends."""
         done = self._pending.popleft()
-        values = self.backend.fetch(done.metrics)
+        values = dict(zip(METRICS, self.backend.fetch(done.metrics).T, strict=True))
         now = time.monotonic()
         seconds, self._clock = now - self._clock, now
         if done.images:

@@ -89,7 +89,11 @@ class Sharded:
     def compile_train(self, fn: Callable) -> Callable:
         """Compiles `step.many_steps`; the state is donated."""
         r = self._replicated
-        return jax.jit(fn, donate_argnums=0, in_shardings=(r, self._stacked_rows, r, None), out_shardings=r)
+        return jax.jit(fn, donate_argnums=0, in_shardings=(r, self._stacked_rows, r, r, r), out_shardings=r)
+
+    def rows_of_batch(self, order: jax.Array, first: jax.Array, batch_size: int) -> jax.Array:
+        """In a compiled step: the batch of that size that begins at `first` of the order, split over the devices."""
+        return jax.lax.with_sharding_constraint(jax.lax.dynamic_slice(order, (first,), (batch_size,)), self._rows)
 
     def compile_eval(self, fn: Callable) -> Callable:
         """Compiles `step.eval_step`; the sums are donated."""
@@ -135,7 +139,12 @@ class Pmap:
 
     def compile_train(self, fn: Callable) -> Callable:
         """Compiles `step.many_steps`; the state is donated."""
-        return jax.pmap(fn, AXIS, in_axes=(0, 0, 0, None), out_axes=(0, 0), donate_argnums=0)
+        return jax.pmap(fn, AXIS, in_axes=(0, 0, 0, None, None), out_axes=(0, 0), donate_argnums=0)
+
+    def rows_of_batch(self, order: jax.Array, first: jax.Array, batch_size: int) -> jax.Array:
+        """In a compiled step: this device's part of the batch of that size that begins at `first` of the order."""
+        part = batch_size // self.num_devices
+        return jax.lax.dynamic_slice(order, (first + jax.lax.axis_index(AXIS) * part,), (part,))
 
     def compile_eval(self, fn: Callable) -> Callable:
         """Compiles `step.eval_step`; the sums are donated."""

@@ -21,6 +21,7 @@ from jaxcnn.optim import Optimizer
 from jaxcnn.train.state import TrainState
 
 Batch = dict[str, jax.Array]
+METRICS = ('loss', 'accuracy', 'grad_norm', 'learning_rate')
 
 
 @dataclass(frozen=True)
@@ -62,12 +63,9 @@ def step_keys(key: jax.Array, step: Any) -> tuple[jax.Array, jax.Array]:
     return augment_key, dropout_key
 
 
-def gather(batch: Batch, data: Batch) -> Batch:
-    """The batch with its images: looked up in the resident `data` where the batch holds positions."""
-    if 'position' not in batch:
-        return batch
-    found = {name: jnp.take(array, batch['position'], axis=0, mode='clip') for name, array in data.items()}
-    return {**batch, **found}
+def gather(position: jax.Array, data: Batch) -> Batch:
+    """The images and labels at `position` (N,) of the resident `data`."""
+    return {name: jnp.take(data[name], position, axis=0, mode='clip') for name in ('image', 'label')}
 
 
 @dataclass(frozen=True)
@@ -163,15 +161,27 @@ class TrainStep:
         return TrainState(state.step + 1, params, stats, opt_state, ema), metrics
 
 
-def many_steps(step: TrainStep) -> Callable[[TrainState, Batch, Batch, jax.Array], tuple[TrainState, Any]]:
-    """The function that is compiled: `(state, batches, data, seed) -> (state, metrics)`, over the leading axis of
-    `batches`; metrics are stacked along it."""
-    def run(state: TrainState, batches: Batch, data: Batch, seed: jax.Array) -> tuple[TrainState, Any]:
+def many_steps(step: TrainStep, rows: Callable[[jax.Array, jax.Array], jax.Array]) -> Callable[
+        [TrainState, Batch, Batch, jax.Array, jax.Array], tuple[TrainState, jax.Array]]:
+    """The function that is compiled: `(state, batches, data, first, seed) -> (state, metrics)`, over the leading axis
+    of `first`; metrics are stacked along it, with the scalars of `METRICS` (steps, 4).
+
+    Args:
+      step: one.
+      rows: of an order and the place in it where a batch begins, this device's part of the batch.
+    """
+    def run(state: TrainState, batches: Batch, data: Batch, first: jax.Array, seed: jax.Array) -> tuple[TrainState, Any]:
         key = jax.random.key(seed)
-        if len(next(iter(batches.values()))) == 1:  # a loop of one step costs speed on the CPU and gains nothing
-            state, metrics = step(state, gather(jax.tree.map(lambda x: x[0], batches), data), key)
-            return state, jax.tree.map(lambda m: m[None], metrics)
-        return jax.lax.scan(lambda s, b: step(s, gather(b, data), key), state, batches)
+
+        def one(state: TrainState, part: tuple[Batch, jax.Array]) -> tuple[TrainState, jax.Array]:
+            batch, first = part
+            state, metrics = step(state, batch or gather(rows(data['order'], first), data), key)
+            return state, jnp.stack([metrics[name] for name in METRICS])
+
+        if len(first) == 1:  # a loop of one step gains nothing
+            state, metrics = one(state, jax.tree.map(lambda x: x[0], (batches, first)))
+            return state, metrics[None]
+        return jax.lax.scan(one, state, (batches, first))
     return run
 
 
@@ -179,7 +189,8 @@ def eval_step(network: Network, prepare: Preparation,
               axis_name: str | None = None) -> Callable[[Any, Batch, Batch, Sums], Sums]:
     """The function that is compiled: adds a batch's sums (see `metrics.batch_sums`) to those so far."""
     def run(variables: Any, batch: Batch, data: Batch, sums: Sums) -> Sums:
-        batch = gather(batch, data)
+        if 'position' in batch:
+            batch = {**batch, **gather(batch['position'], data)}
         logits: Any = network.apply(variables, prepare(batch['image']), train=False)
         new = batch_sums(logits, batch['label'], batch['mask'])
         if axis_name:

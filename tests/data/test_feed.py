@@ -33,6 +33,15 @@ def seen(batch):
     return np.asarray(batch['label'])
 
 
+def read(a_feed, step, count, batch_size):
+    """The positions of the batches of `count` steps, (count, b), whichever placement the feed is of."""
+    batch = a_feed.batch(step, count)
+    if batch:
+        return seen(batch)
+    order = a_feed.order(a_feed.epoch(step))
+    return np.stack([order[first:first + batch_size] for first in a_feed.first(step, count)])
+
+
 def positions(order, first, end):
     return np.concatenate([order.positions(step) for step in range(first, end)])
 
@@ -91,21 +100,21 @@ def test_first_places_are_drawn_evenly():
 def test_a_feed_that_starts_at_any_step_gives_what_one_from_the_beginning_gives(on_device):
     split, when = numbered(101), timeline(101, 32, steps=12)
     whole = make_feed(split, when, on_device=on_device)
-    expected = [seen(whole.batch(step, 1))[0] for step in range(12)]
+    expected = [read(whole, step, 1, 32)[0] for step in range(12)]
     for step in range(12):
         np.testing.assert_array_equal(expected[step], feed.Order(0, when).positions(step))
     for start in (0, 3, 4, 11):
         begun = make_feed(split, when, on_device=on_device)
         for step in range(start, 12):
-            np.testing.assert_array_equal(seen(begun.batch(step, 1))[0], expected[step])
+            np.testing.assert_array_equal(read(begun, step, 1, 32)[0], expected[step])
 
 
 @pytest.mark.parametrize('on_device', [True, False], ids=['device', 'host'])
 def test_several_steps_at_once_are_their_batches_stacked_and_a_feed_may_jump(on_device):
     split, when = numbered(101), timeline(101, 16, steps=30)
-    order, one = feed.Order(0, when), make_feed(split, when, on_device=on_device)
+    order, one = feed.Order(0, when), make_feed(split, when, on_device=on_device, most_steps=5)
     for step, count in ((0, 4), (4, 3), (20, 5), (2, 1), (3, 2), (29, 1)):
-        found = seen(one.batch(step, count))
+        found = read(one, step, count, 16)
         assert found.shape == (count, 16)
         np.testing.assert_array_equal(found.ravel(), positions(order, step, step + count))
 
@@ -120,10 +129,19 @@ def test_worker_processes_feed_the_same_batches(tmp_path):
         np.testing.assert_array_equal(seen(workers.batch(step, 1))[0], feed.Order(0, when).positions(step))
 
 
-@pytest.mark.parametrize('on_device', [True, False], ids=['device', 'host'])
-def test_rows_of_two_processes_make_the_global_batch(on_device):
+@pytest.mark.parametrize(('most_steps', 'batch_size'), [(1, 8), (7, 8), (1, 40), (5, 40)])
+def test_an_order_reaches_to_the_end_of_every_stretch_that_begins_in_its_epoch(most_steps, batch_size):
+    when = timeline(11, batch_size, steps=30)  # stretches of up to 200 images, epochs of 11
+    a_feed, expected = make_feed(numbered(11), when, on_device=True, most_steps=most_steps), feed.Order(0, when)
+    for step in range(30 - most_steps):
+        np.testing.assert_array_equal(read(a_feed, step, most_steps, batch_size).ravel(),
+                                      positions(expected, step, step + most_steps))
+    assert len({a_feed.order(epoch).shape for epoch in range(5)}) == 1  # one shape, so one compilation
+
+
+def test_rows_of_two_processes_make_the_global_batch():
     split, when = numbered(101), timeline(101, 32, steps=6)
-    parts = [make_feed(split, when, on_device=on_device, rows=lambda size, part=part: slice(
+    parts = [make_feed(split, when, on_device=False, rows=lambda size, part=part: slice(
         part * size // 2, (part + 1) * size // 2)) for part in range(2)]
     for step in range(0, 6, 2):
         both = np.concatenate([seen(part.batch(step, 2)) for part in parts], axis=1)
@@ -133,7 +151,7 @@ def test_rows_of_two_processes_make_the_global_batch(on_device):
 def test_a_resident_split_is_addressed_by_the_positions_of_the_feed():
     split, when = numbered(50), timeline(50, 16, steps=3)
     whole = feed.resident(split)
-    batch = make_feed(split, when, on_device=True).batch(0, 1)['position'][0]
+    batch = read(make_feed(split, when, on_device=True), 0, 1, 16)[0]
     np.testing.assert_array_equal(seen({name: leaf[batch] for name, leaf in whole.items()}), batch)
 
 

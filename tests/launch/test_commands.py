@@ -23,9 +23,10 @@ CONFIG = '''
 from jaxcnn.config import make
 
 def get_config():
-    return make(duration=dict(steps=60), batch_size=32, model=dict(name='shallow_cnn', widths=(8, 8, 16, 16), hidden=32),
+    return make(duration=dict(steps=60), batch_size=128,
+                model=dict(name='shallow_cnn', widths=(8, 8, 16, 16), hidden=32, dropout=0.0),
                 data=dict(name='digits', image_size=16, augment='pad_crop(1)'),
-                optim=dict(optimizer='adam', learning_rate=3e-3), eval=dict(every=dict(steps=20)), log_every=dict(steps=10))
+                optim=dict(optimizer='adam', learning_rate=1e-2), eval=dict(every=dict(steps=20)), log_every=dict(steps=10))
 '''
 
 

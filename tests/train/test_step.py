@@ -12,7 +12,7 @@ from jaxcnn import models, optim
 from jaxcnn.data import augment
 from jaxcnn.losses import cross_entropy
 from jaxcnn.train.state import RUN_ONCE, init_state
-from jaxcnn.train.step import Preparation, TrainStep, gather, many_steps
+from jaxcnn.train.step import METRICS, Preparation, TrainStep, gather, many_steps
 
 SHAPE = (16, 16, 1)
 KEY = jax.random.key(3)
@@ -126,7 +126,7 @@ def test_randomness_depends_on_key_step_and_row_alone():
 
 def test_positions_are_looked_up_in_the_resident_data():
     data = batch_of(20)
-    found = gather({'position': jnp.array([3, 19, 3])}, data)
+    found = gather(jnp.array([3, 19, 3]), data)
     np.testing.assert_array_equal(found['image'], data['image'][[3, 19, 3]])
     np.testing.assert_array_equal(found['label'], data['label'][[3, 19, 3]])
 
@@ -140,6 +140,10 @@ def test_many_steps_are_the_steps_one_after_the_other(count):
         expected, metrics = jax.jit(step)(expected, batch, jax.random.key(5))
         losses.append(metrics['loss'])
     stacked = {k: np.stack([b[k] for b in batches]) for k in batches[0]}
-    after, metrics = jax.jit(many_steps(step))(state, stacked, {}, np.uint32(5))
-    chex.assert_trees_all_close(after, expected, rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(metrics['loss'], losses, rtol=1e-5)
+    run = jax.jit(many_steps(step, lambda order, first: jax.lax.dynamic_slice(order, (first,), (8,))))
+    first = np.arange(count, dtype=np.int32) * 8
+    resident = {**{k: v.reshape(-1, *v.shape[2:]) for k, v in stacked.items()}, 'order': np.arange(8 * count)}
+    for batches, data in ((stacked, {}), ({}, resident)):
+        after, metrics = run(state, batches, data, first, np.uint32(5))
+        chex.assert_trees_all_close(after, expected, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(metrics[:, METRICS.index('loss')], losses, rtol=1e-5)
