@@ -2,7 +2,8 @@
 
     python launch/multiprocess.py -n 2 -- python launch/train.py --config=configs/digits_lenet5.py --workdir=runs/two
 
-SIGTERM and SIGINT are passed on. When one process fails the others are ended. The exit code is the first failure's.
+The machine's GPUs, or those in CUDA_VISIBLE_DEVICES, are shared out evenly. SIGTERM and SIGINT are passed on. When one
+process fails the others are ended. The exit code is the first failure's.
 """
 
 import argparse
@@ -15,6 +16,15 @@ import sys
 import time
 
 
+def gpus() -> list[str]:
+    """The GPUs that are to be shared out, as CUDA_VISIBLE_DEVICES names them."""
+    given = os.environ.get('CUDA_VISIBLE_DEVICES')
+    if given is None and shutil.which('nvidia-smi'):
+        listed = subprocess.run(['nvidia-smi', '--query-gpu=index', '--format=csv,noheader'], capture_output=True, text=True)
+        given = ','.join(listed.stdout.split())
+    return [gpu for gpu in (given or '').split(',') if gpu]
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('-n', type=int, required=True, help='how many processes')
@@ -22,6 +32,10 @@ def main() -> int:
     args = parser.parse_args()
     if args.n < 1:
         parser.error(f'-n must be at least 1, got {args.n}')
+    shared = gpus()
+    if len(shared) % args.n:
+        parser.error(f'{len(shared)} GPUs do not divide over {args.n} processes; CUDA_VISIBLE_DEVICES chooses some')
+    each = len(shared) // args.n
     with socket.socket() as s:
         s.bind(('127.0.0.1', 0))
         address = f'127.0.0.1:{s.getsockname()[1]}'
@@ -39,7 +53,8 @@ def main() -> int:
     for i in range(args.n):
         processes.append(subprocess.Popen(args.command, start_new_session=True, env={
             **os.environ, 'JAX_COORDINATOR_ADDRESS': address, 'JAX_NUM_PROCESSES': str(args.n),
-            'JAX_PROCESS_ID': str(i)}))
+            'JAX_PROCESS_ID': str(i),
+            **({'CUDA_VISIBLE_DEVICES': ','.join(shared[i * each:(i + 1) * each])} if shared else {})}))
     while any(p.poll() is None for p in processes):
         failed = [p.returncode for p in processes if p.returncode]
         if failed:

@@ -5,6 +5,7 @@ over, and are fetched after the next steps have been dispatched.
 """
 
 import collections
+import contextlib
 import dataclasses
 import functools
 import importlib.metadata
@@ -146,6 +147,10 @@ class Run:
             workdir.write_json(data_path, self.dataset.info())
         self.checkpoints = Checkpoints(self.folder, self.config.checkpoint)
         found = next(self.checkpoints.newest_whole(template), None)
+        steps = parallel.from_all(found[0] if found else 0)
+        if len(set(steps)) > 1:
+            raise UserError(f'the processes do not see the same checkpoints in {self.folder!r}: they would go on from steps '
+                            f'{", ".join(map(str, steps))}; it must be a folder that all of them share')
         if found:
             step, host_state, kept = found
             self.state = self.backend.place(host_state)
@@ -226,8 +231,7 @@ class Run:
         self._asked += 1
         if self._asked % 10:
             return False
-        from jax.experimental import multihost_utils
-        self._stop.signum = int(np.max(multihost_utils.process_allgather(np.int32(self._stop.signum))))
+        self._stop.signum = int(parallel.from_all(self._stop.signum).max())
         return self._stop.acknowledge()
 
     def _out_of_patience(self) -> bool:
@@ -442,9 +446,10 @@ def train_and_evaluate(config: cfg.Config | ml_collections.ConfigDict | Mapping[
     """
     config = cfg.parse(config)
     check_config(config)
-    with signals.stop_on_signals() as stop, workdir.claim(folder, config):
+    with signals.stop_on_signals() as stop, contextlib.ExitStack() as held:
+        parallel.together(lambda: held.enter_context(workdir.claim(folder, config)))
         try:
-            run = Run(config, folder, stop)
+            run = parallel.together(lambda: Run(config, folder, stop))
             run.open()
             try:
                 run.train()

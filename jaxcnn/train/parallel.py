@@ -6,7 +6,7 @@ Both are data-parallel: state and resident data are on every device, batches are
 import functools
 import os
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -18,6 +18,7 @@ from jaxcnn.errors import UserError
 from jaxcnn.train.state import RUN_ONCE
 
 AXIS = 'batch'
+T = TypeVar('T')
 
 
 def _part_of(part: int, parts: int, size: int) -> slice:
@@ -42,6 +43,30 @@ def use_compilation_cache() -> None:
     if not jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
         jax.config.update('jax_compilation_cache_dir', os.path.join(cfg.cache_folder(), 'xla'))
         jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
+
+
+def from_all(value: int) -> np.ndarray:
+    """The value of each process, in their order: (processes,)."""
+    if jax.process_count() == 1:
+        return np.array([value])
+    from jax.experimental import multihost_utils
+    return np.asarray(multihost_utils.process_allgather(np.int32(value)))
+
+
+def together(work: Callable[[], T]) -> T:
+    """`work()` in every process; where it fails in one, none goes on without it.
+
+    Raises:
+      UserError: its own, or one that says which process failed.
+    """
+    try:
+        result, error = work(), None
+    except UserError as e:
+        error = e
+    failed = np.flatnonzero(from_all(error is not None))
+    if error or len(failed):
+        raise error or UserError(f'process {failed[0]} failed, and says why')
+    return result
 
 
 class Sharded:

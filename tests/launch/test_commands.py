@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import pty
+import socket
 import subprocess
 import sys
 
@@ -13,8 +14,10 @@ import pytest
 from PIL import Image
 
 from jaxcnn.config import DataConfig
+from jaxcnn.config import load as load_config
 from jaxcnn.data.sources import find
 from jaxcnn.train.trained import Trained
+from jaxcnn.train.workdir import claim
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 pytestmark = pytest.mark.launch
@@ -133,6 +136,38 @@ def test_two_processes_train_as_one_with_two_devices(config, tmp_path, backend):
     two, one = (Trained(str(tmp_path / n)).read(20) for n in ('two', 'one'))
     flat = [np.concatenate([np.ravel(x) for x in jax.tree.leaves((s.params, s.batch_stats))]) for s in (two, one)]
     assert np.linalg.norm(flat[0] - flat[1]) / np.linalg.norm(flat[1]) < 1e-5
+
+
+def test_where_one_of_two_processes_fails_the_other_does_not_wait(config, tmp_path):
+    """Started by hand, so that nobody ends the other: the workdir is in use, which process 0 alone finds out."""
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        address = f'127.0.0.1:{s.getsockname()[1]}'
+    with claim(str(tmp_path), load_config(config)):
+        both = [subprocess.Popen(command('train', f'--config={config}', f'--workdir={tmp_path}', f'--coordinator={address}',
+                                         '--num_processes=2', f'--process_id={i}'),
+                                 cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True) for i in range(2)]
+        told = [p.communicate(timeout=120)[1] for p in both]
+    assert [p.returncode for p in both] == [2, 2]
+    assert 'is in use by another run' in told[0]
+    assert 'process 0 failed, and says why' in told[1]
+
+
+@pytest.mark.parametrize(('given', 'n', 'shares'), [('0,1,2,3', 2, ['0,1', '2,3']), ('5,GPU-ab', 2, ['5', 'GPU-ab']),
+                                                   ('', 2, ['', ''])])
+def test_processes_share_the_gpus_out(given, n, shares):
+    show = 'import os; os.write(1, " ".join(map(os.getenv, ["JAX_PROCESS_ID", "CUDA_VISIBLE_DEVICES"])).encode() + b".")'
+    done = subprocess.run([sys.executable, 'launch/multiprocess.py', '-n', str(n), '--', sys.executable, '-c', show],
+                          cwd=ROOT, env={**os.environ, 'CUDA_VISIBLE_DEVICES': given}, check=True, text=True,
+                          stdout=subprocess.PIPE)
+    assert sorted(done.stdout.split('.')[:-1]) == [f'{i} {share}' for i, share in enumerate(shares)]
+
+
+def test_gpus_that_do_not_divide_are_told():
+    done = subprocess.run([sys.executable, 'launch/multiprocess.py', '-n', '2', '--', sys.executable, '-V'],
+                          cwd=ROOT, env={**os.environ, 'CUDA_VISIBLE_DEVICES': '0,1,2'}, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert '3 GPUs do not divide over 2 processes' in done.stderr
 
 
 def test_a_terminal_shows_one_progress_line(config, tmp_path):
