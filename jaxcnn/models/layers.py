@@ -104,8 +104,9 @@ class Network(nn.Module):
         if self.num_classes < 1:
             raise UserError(f'num_classes must be at least 1, got {self.num_classes!r}')
 
-    def conv(self, features: int, size: int, stride: int = 1, padding: Any = 'SAME', **fields: Any) -> nn.Conv:
-        """A `size` x `size` convolution."""
+    def conv(self, features: int, size: int, stride: int = 1, padding: Any = None, **fields: Any) -> nn.Conv:
+        """A `size` x `size` convolution; padding is symmetric and keeps the size at stride 1, as in PyTorch's networks."""
+        padding = size // 2 if padding is None else padding
         return nn.Conv(features, (size, size), (stride, stride), padding, dtype=jnp.dtype(self.dtype),
                        param_dtype=jnp.dtype(self.param_dtype), kernel_init=initializer(self.kernel_init),
                        conv_general_dilated=functools.partial(conv_general_dilated, implementation=self.conv_implementation),

@@ -12,8 +12,8 @@ def _windows(x: jax.Array, size: int) -> jax.Array:
     return x.reshape(n, h // size, size, w // size, size, c)
 
 
-def max_pool(x: jax.Array, size: int, stride: int | None = None) -> jax.Array:
-    """Largest value of each window, without padding (what is called VALID).
+def max_pool(x: jax.Array, size: int, stride: int | None = None, padding: int = 0) -> jax.Array:
+    """Largest value of each window.
 
     Windows that do not overlap are taken by reshaping: the gradient of `reduce_window`, which flax uses, is several
     times slower on the CPU. Values that tie for the maximum share its gradient.
@@ -22,11 +22,12 @@ def max_pool(x: jax.Array, size: int, stride: int | None = None) -> jax.Array:
       x: (N, H, W, C).
       size: side of the window.
       stride: distance between windows; by default `size`.
+      padding: rows and columns before and after that are no candidates.
     """
     stride = stride or size
-    if stride == size:
+    if stride == size and not padding:
         return _windows(x, size).max((2, 4))
-    return nn.max_pool(x, (size, size), (stride, stride))
+    return nn.max_pool(x, (size, size), (stride, stride), ((padding, padding),) * 2)
 
 
 def avg_pool(x: jax.Array, size: int) -> jax.Array:

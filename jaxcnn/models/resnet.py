@@ -1,0 +1,75 @@
+"""Residual networks: ResNet (He et al. 2015, "Deep residual learning for image recognition") and ResNeXt (Xie et al.
+2016, "Aggregated residual transformations for deep neural networks")."""
+
+import flax.linen as nn
+import jax
+
+from jaxcnn.errors import UserError, unknown
+from jaxcnn.models.layers import Network
+from jaxcnn.ops.pool import max_pool
+
+STEMS = ('imagenet', 'small')
+
+
+class ResNet(Network):
+    """A stem, four stages of residual blocks that halve the image and double the features, mean over the image, classes.
+
+    The stride of a bottleneck is in its 3x3 convolution, and padding is symmetric, as in the authors' later code and
+    PyTorch's. Projections (option B) where the shape changes.
+
+    Attributes:
+      blocks: in each stage.
+      bottleneck: blocks of 1x1, 3x3, 1x1 with four times the features; else of two 3x3.
+      width: features of the first stage's 3x3 convolutions.
+      groups: of the 3x3 convolutions in bottlenecks (the cardinality of ResNeXt).
+      group_width: features of each group in the first stage; 0: `width` over `groups`.
+      stem: `imagenet`: 7x7 with stride 2 and pooling; `small`, for images of 32 or 64 pixels: 3x3, stride 1, no pooling.
+    """
+
+    blocks: tuple[int, ...] = (2, 2, 2, 2)
+    bottleneck: bool = False
+    width: int = 64
+    groups: int = 1
+    group_width: int = 0
+    stem: str = 'imagenet'
+
+    def check(self) -> None:
+        """See `Network.check`."""
+        super().check()
+        if self.stem not in STEMS:
+            raise unknown('stem', self.stem, STEMS)
+        if not self.blocks or any(not isinstance(n, int) or n < 1 for n in self.blocks):
+            raise UserError(f'blocks must be positive numbers, got {self.blocks}')
+        if min(self.width, self.groups) < 1 or self.group_width < 0:
+            raise UserError(f'width and groups must be at least 1, and group_width 0, got {self.width}, {self.groups} and '
+                            f'{self.group_width}')
+        if self.groups > 1 and not self.bottleneck:
+            raise UserError('groups are for bottlenecks')
+        if not self.group_width and self.width % self.groups:
+            raise UserError(f'{self.groups} groups do not divide {self.width} features')
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        """Logits (N, num_classes) of images (N, H, W, C)."""
+        x = self.conv(self.width, 3 if self.stem == 'small' else 7, 1 if self.stem == 'small' else 2, use_bias=False)(x)
+        x = nn.relu(self.norm(train)(x))
+        if self.stem == 'imagenet':
+            x = max_pool(x, 3, 2, padding=1)
+        for stage, count in enumerate(self.blocks):
+            for i in range(count):
+                x = self._block(x, self.width << stage, 2 if stage and not i else 1, train)
+        return self.dense(self.num_classes)(self.drop(x.mean((1, 2)), train))
+
+    def _block(self, x: jax.Array, features: int, stride: int, train: bool) -> jax.Array:
+        if self.bottleneck:
+            inner = features * self.group_width * self.groups // self.width if self.group_width else features
+            layers = [(inner, 1, 1, 1), (inner, 3, stride, self.groups), (4 * features, 1, 1, 1)]
+        else:
+            layers = [(features, 3, stride, 1), (features, 3, 1, 1)]
+        y = x
+        for i, (width, size, step, groups) in enumerate(layers):
+            y = self.conv(width, size, step, feature_group_count=groups, use_bias=False)(nn.relu(y) if i else y)
+            y = self.norm(train)(y)
+        if x.shape != y.shape:
+            x = self.norm(train)(self.conv(y.shape[-1], 1, stride, use_bias=False)(x))
+        return nn.relu(x + y)
