@@ -1,8 +1,14 @@
 """Measures speed, as ratios within one run on one machine.
 
+    python launch/benchmark.py train_step [--models shallow_cnn,resnet18,...] [--peers torch,compiled,jax,xla]
+    python launch/benchmark.py eval [--models ...] [--peers ...]
     python launch/benchmark.py loop --config=configs/mnist_lenet.py [--config.a.b=VALUE ...]
     python launch/benchmark.py startup --config=configs/digits_lenet5.py
 
+train_step, eval: images/s of a network's whole training step, or of its inference at batch 64, over those of peers: PyTorch
+(`torch`, and `compiled` by torch.compile; float32, channels_last; needs torch==2.13.0 and pytorchcv==0.0.67 on PYTHONPATH),
+and jaxcnn with other convolutions: `jax` in plain JAX, `xla` as plain Flax has them. In turn, A B A B. `limit` is the part
+of the machine's matrix product rate, measured in the same run, that the network's multiply-adds make up.
 loop: images/s of the training loop as `train.py` runs it (feeding, logging, progress) over those of the bare compiled
 step on one batch that is already on the device; in turn, A B A B.
 startup: seconds from the command to its first finished step, with an empty compilation cache and with a full one.
@@ -19,6 +25,7 @@ import tempfile
 import time
 
 from jaxcnn import cli, config
+from jaxcnn.errors import UserError, unknown
 
 
 def machine() -> dict:
@@ -36,6 +43,153 @@ def show(title: str, unit: str, columns: dict[str, list[float]], args: argparse.
     if args.json:
         with open(args.json, 'w') as f:
             json.dump(result, f, indent=2)
+
+
+# what train_step and eval measure: model, image size, batch, fields
+NETWORKS = [('shallow_cnn', 32, 128, {}), ('resnet18', 32, 64, {'stem': 'small'}),
+            ('resnext50_32x4d', 64, 16, {'stem': 'small'}), ('mobilenet_v1', 64, 32, {}), ('vgg16_bn', 64, 16, {}),
+            ('resnet50', 224, 8, {})]
+
+
+class Own:
+    """A network's step in this process: `Own(...)(seconds)` gives images/s."""
+
+    def __init__(self, what: str, name: str, size: int, batch: int, fields: dict):
+        import jax
+        import jax.numpy as jnp
+        import numpy as np
+
+        from jaxcnn import models, optim
+        from jaxcnn.config import Choice, OptimConfig, Timeline, parse
+        from jaxcnn.train.state import init_state, variables
+        from jaxcnn.train.step import Preparation, TrainStep
+        network = models.create(name, num_classes=10, **fields)
+        settings = parse({'batch_size': batch, 'duration': {'steps': 10 ** 6}})
+        descent = OptimConfig(optimizer=Choice('sgd', {'momentum': 0.9}), learning_rate=0.01, l2=1e-4)
+        optimizer = optim.make_optimizer(descent, Timeline(settings, batch))
+        rng = np.random.default_rng(0)
+        images = {'image': jnp.asarray(rng.integers(0, 256, (batch, size, size, 3), np.uint8)),
+                  'label': jnp.arange(batch) % 10}
+        prepare = Preparation(None, (0.5,) * 3, (0.25,) * 3)
+        state = jax.jit(lambda: init_state(network, optimizer, (size, size, 3), np.uint32(0), False))()
+        placed = variables(state)['']
+        flat = models.create(name, num_classes=10, **{**fields, 'conv_implementation': 'xla'})
+        self.flops = jax.jit(lambda v, x: flat.apply(v, x, train=False)).lower(
+            placed, jnp.zeros((1, size, size, 3))).cost_analysis()['flops'] * (3 if what == 'train_step' else 1)
+        self.batch = batch
+        if what == 'train_step':
+            compiled = jax.jit(TrainStep(network, optimizer, prepare), donate_argnums=0)
+
+            def step() -> object:
+                nonlocal state
+                state, values = compiled(state, images, jax.random.key(0))
+                return values
+        else:
+            forward = jax.jit(lambda v, x: network.apply(v, prepare(x), train=False))
+
+            def step() -> object:
+                return forward(placed, images['image'])
+        self.step = step
+        for _ in range(3):
+            jax.block_until_ready(step())
+
+    def __call__(self, seconds: float) -> float:
+        import jax
+        count, began = 0, time.perf_counter()
+        while time.perf_counter() - began < seconds:
+            jax.block_until_ready(self.step())
+            count += 1
+        return count * self.batch / (time.perf_counter() - began)
+
+
+class Torch:
+    """The same by PyTorch, in a process of its own."""
+
+    def __init__(self, what: str, name: str, size: int, batch: int, fields: dict, compiled: bool):
+        script = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'torch_peer.py')
+        self.process = subprocess.Popen(
+            [sys.executable, script, what, name, str(size), str(batch), *(f'--{k}={v}' for k, v in fields.items()),
+             *(['--compile'] if compiled else [])], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.answer()
+
+    def answer(self) -> str:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            raise UserError(f'the PyTorch process ended with {self.process.wait()}; '
+                            'it needs torch==2.13.0 and pytorchcv==0.0.67')
+        return line
+
+    def __call__(self, seconds: float) -> float:
+        print(seconds, file=self.process.stdin, flush=True)
+        return float(self.answer())
+
+    def close(self) -> None:
+        self.process.terminate()
+        self.process.wait()
+
+
+def product_rate() -> float:
+    """FLOP/s of a float32 matrix product of 2048 x 2048, the best of ten."""
+    import jax
+    import jax.numpy as jnp
+    a = jnp.ones((2048, 2048))
+    product = jax.jit(jnp.matmul)
+    times = []
+    for _ in range(10):
+        began = time.perf_counter()
+        product(a, a).block_until_ready()
+        times.append(time.perf_counter() - began)
+    return 2 * 2048 ** 3 / min(times)
+
+
+def networks(args: argparse.Namespace) -> int:
+    known = [name for name, *_ in NETWORKS]
+    chosen = args.models.split(',') if args.models else known
+    peers = [peer for peer in args.peers.split(',') if peer]
+    for given, choices, kind in ((chosen, known, 'model'), (peers, ('torch', 'compiled', 'jax', 'xla'), 'peer')):
+        if wrong := [name for name in given if name not in choices]:
+            raise unknown(kind, wrong[0], choices)
+    rows, results = [], {}
+    for name, size, batch, fields in NETWORKS:
+        if name not in chosen:
+            continue
+        batch = 64 if args.what == 'eval' else batch
+        sides: dict[str, Own | Torch] = {'jaxcnn': Own(args.what, name, size, batch, fields)}
+        for peer in peers:
+            if peer in ('jax', 'xla'):
+                sides[peer] = Own(args.what, name, size, batch, {**fields, 'conv_implementation': peer})
+            else:
+                sides[peer] = Torch(args.what, name, size, batch, fields, peer == 'compiled')
+        rates: dict[str, list[float]] = {side: [] for side in sides}
+        limits = []
+        for _ in range(args.rounds):
+            limits.append(product_rate())
+            for side, work in sides.items():
+                rates[side].append(work(args.seconds))
+        for side in sides.values():
+            if isinstance(side, Torch):
+                side.close()
+        own = sides['jaxcnn']
+        assert isinstance(own, Own)
+        part = statistics.median(r * own.flops / limit for r, limit in zip(rates['jaxcnn'], limits, strict=True))
+        title = f'{name}, {size} px, batch {batch}'
+        results[title] = {'images/s': rates, 'flops per image': own.flops, 'matrix product, FLOP/s': limits}
+        cells = [f'{statistics.median(rates["jaxcnn"]):.4g} ({min(rates["jaxcnn"]):.4g} to {max(rates["jaxcnn"]):.4g})']
+        for peer in peers:
+            ratios = [a / b for a, b in zip(rates['jaxcnn'], rates[peer], strict=True)]
+            cells.append(f'{statistics.median(rates[peer]):.4g}: {statistics.median(ratios):.2f} '
+                         f'({min(ratios):.2f} to {max(ratios):.2f})')
+        rows.append(f'| {title} | {" | ".join(cells)} | {part:.2f} |')
+        print(rows[-1], file=sys.stderr, flush=True)
+    print(f'{args.what}: images/s, median (least to most); of peers images/s: jaxcnn over it\n\n'
+          f'| network | jaxcnn | {"".join(f"{peer} | " for peer in peers)}limit |\n|{"---|" * (len(peers) + 3)}')
+    print('\n'.join(rows))
+    print(f'\n{json.dumps(machine())}')
+    if args.json:
+        with open(args.json, 'w') as f:
+            json.dump({'benchmark': args.what, 'results': results, 'machine': machine()}, f, indent=2)
+    return 0
 
 
 def loop(args: argparse.Namespace) -> int:
@@ -112,9 +266,11 @@ def startup(args: argparse.Namespace) -> int:
 
 if __name__ == '__main__':
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('what', choices=('loop', 'startup'))
-    parser.add_argument('--config', required=True, help='configs/NAME.py')
+    parser.add_argument('what', choices=('train_step', 'eval', 'loop', 'startup'))
+    parser.add_argument('--config', default='', help='configs/NAME.py, of loop and startup')
+    parser.add_argument('--models', default='', help='of train_step and eval, with commas between (default: all)')
+    parser.add_argument('--peers', default='torch,jax', help='of train_step and eval (default: torch,jax)')
     parser.add_argument('--rounds', type=int, default=5, help='how often each is measured (default: 5)')
-    parser.add_argument('--seconds', type=float, default=5, help='of each measurement of the loop (default: 5)')
+    parser.add_argument('--seconds', type=float, default=5, help='of each measurement (default: 5)')
     parser.add_argument('--json', default='', metavar='FILE', help='write the figures there, too')
-    cli.main(parser, lambda args: {'loop': loop, 'startup': startup}[args.what](args))
+    cli.main(parser, lambda args: {'loop': loop, 'startup': startup}.get(args.what, networks)(args))
