@@ -109,7 +109,8 @@ class Torch:
         script = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'torch_peer.py')
         self.process = subprocess.Popen(
             [sys.executable, script, what, name, str(size), str(batch), *(f'--{k}={v}' for k, v in fields.items()),
-             *(['--compile'] if compiled else [])], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+             *(['--compile'] if compiled else [])], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            env={k: v for k, v in os.environ.items() if k != 'GLIBC_TUNABLES'})  # as a person starts it
         self.answer()
 
     def answer(self) -> str:

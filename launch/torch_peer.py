@@ -40,7 +40,7 @@ def create(name, size, stem):
     net = get_model({'mobilenet_v1': 'mobilenet_w1', 'vgg16_bn': 'bn_vgg16b'}.get(name, name), num_classes=10)
     if name == 'vgg16_bn':
         net.output.fc1.fc = nn.Linear(512 * (size // 32) ** 2, 4096)
-        return net
+        return nn.Sequential(net.features, nn.Flatten(), net.output)  # its own `view` does not take channels_last
     net.features.final_pool = nn.AdaptiveAvgPool2d(1)
     if stem == 'small':
         net.features.init_block = nn.Sequential(nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.BatchNorm2d(64),

@@ -51,7 +51,7 @@ def create(name: str, num_classes: int = 10, **fields: Any) -> Network:
             raise unknown(f'field of model {name}', field, known)
         kind = type(known[field])
         if kind is tuple and isinstance(value, list):
-            fields[field] = tuple(value)
+            fields[field] = tuple(tuple(part) if isinstance(part, list) else part for part in value)
         elif known[field] is not None and not isinstance(value, (int, float) if kind is float else kind):
             raise UserError(f'model {name}: {field} must be a {kind.__name__}, got {value!r}')
     network = module(num_classes=num_classes, **{**variant, **fields})

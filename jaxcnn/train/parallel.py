@@ -43,6 +43,8 @@ def use_compilation_cache() -> None:
     if not jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
         jax.config.update('jax_compilation_cache_dir', os.path.join(cfg.cache_folder(), 'xla'))
         jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
+    # the convolutions' rule for several devices is an address, which is another one in each process
+    jax.config.update('jax_remove_custom_partitioning_ptr_from_cache_key', True)
 
 
 def from_all(value: int) -> np.ndarray:

@@ -14,7 +14,14 @@ from jaxcnn.losses import cross_entropy
 from jaxcnn.models.layers import ACTIVATIONS, INITIALIZERS, activation, initializer
 
 # fields that keep a network small here, where its published size would take long
-SMALL = {'shallow_cnn': {'widths': (4, 4, 8, 8), 'hidden': 16}}
+SMALL = {
+    'shallow_cnn': {'widths': (4, 4, 8, 8), 'hidden': 16},
+    'resnet18': {'blocks': (1, 1), 'width': 8},
+    'resnet50': {'blocks': (1, 1), 'width': 8},
+    'resnext50_32x4d': {'blocks': (1, 1), 'width': 8, 'groups': 2, 'group_width': 4},
+    'mobilenet_v1': {'multiplier': 0.25},
+    'vgg16_bn': {'stages': ((4,), (8,)), 'hidden': 16},
+}
 SIZE = 32
 
 
@@ -78,6 +85,16 @@ def test_every_layer_has_its_published_size(name, shape, layers):
     assert count(params) == {'lenet5': 61_706, 'lenet_mnist': 1_663_370, 'shallow_cnn': 1_499_210}[name]
 
 
+@pytest.mark.parametrize(('name', 'fields', 'size', 'parameters'), [
+    ('resnet18', {}, 224, 11_689_512), ('resnet50', {}, 224, 25_557_032), ('resnext50_32x4d', {}, 224, 25_028_904),
+    ('mobilenet_v1', {}, 224, 4_231_976), ('vgg16_bn', {}, 224, 138_365_992),
+    ('resnet18', {'stem': 'small', 'num_classes': 200}, 64, 11_271_432),
+    ('resnet50', {'stem': 'small', 'num_classes': 200}, 64, 23_910_152),
+    ('resnext50_32x4d', {'stem': 'small', 'num_classes': 200}, 64, 23_382_024)])
+def test_parameters_are_as_many_as_published(name, fields, size, parameters):
+    assert count(shapes(models.create(name, **{'num_classes': 1000, **fields}), size, size, 3)['params']) == parameters
+
+
 def test_lenet5_has_the_sizes_of_the_paper_layer_by_layer():
     params = shapes(models.create('lenet5'), 32, 32, 1)['params']
     assert [count(params[layer]) for layer in ('Conv_0', 'Conv_1', 'Dense_0', 'Dense_1', 'Dense_2')] == [
@@ -126,7 +143,7 @@ def test_a_step_of_gradient_descent_lowers_the_loss_and_moves_every_parameter(na
     params = jax.tree.map(np.asarray, variables['params'])
     before, grads = jax.tree.map(np.asarray, loss_and_gradient(params))
     length = math.sqrt(sum(float((g ** 2).sum()) for g in jax.tree.leaves(grads)))
-    after, _ = loss_and_gradient(jax.tree.map(lambda p, g: p - np.float32(0.01 / length) * g, params, grads))
+    after, _ = loss_and_gradient(jax.tree.map(lambda p, g: p - np.float32(0.002 / length) * g, params, grads))
     assert np.isfinite(before)
     assert after < before
     for path, grad in jax.tree_util.tree_leaves_with_path(grads):
@@ -293,6 +310,13 @@ def test_every_kernel_is_drawn_as_named_and_every_bias_is_zero(name, monkeypatch
     ('shallow_cnn', {'widths': (1, 2, 3, 4.0)}, r'widths and hidden must be positive'),
     ('shallow_cnn', {'widths': 4}, r'model shallow_cnn: widths must be a tuple, got 4'),
     ('shallow_cnn', {'hidden': 0}, r'widths and hidden must be positive'),
+    ('lenet5', {'conv_implementation': 'onednn2'}, r"unknown conv_implementation 'onednn2'; nearest: onednn"),
+    ('resnet18', {'stem': 'smal'}, r"unknown stem 'smal'; nearest: small"),
+    ('resnet18', {'groups': 2}, r'groups are for bottlenecks'),
+    ('resnet50', {'groups': 3}, r'3 groups do not divide 64 features'),
+    ('resnet50', {'blocks': (3, 0)}, r'blocks must be positive numbers, got \(3, 0\)'),
+    ('vgg16_bn', {'stages': ((64, -1),)}, r'stages and hidden must be positive'),
+    ('mobilenet_v1', {'multiplier': 0.01}, r'multiplier must leave at least one of 32 features, got 0\.01'),
     ('lenet5', {'num_classes': 0}, r'num_classes must be at least 1, got 0'),
     ('lenet5', {'num_classes': 'ten'}, r'num_classes'),
     ('lenet5', {'kernel_init': 'normal("a")'}, r'initialiser'),
@@ -305,6 +329,7 @@ def test_what_makes_no_network_is_told_in_one_line(name, fields, line):
 
 def test_widths_may_be_a_list_as_json_has_them():
     assert create('shallow_cnn', widths=[1, 2, 3, 4]).widths == (1, 2, 3, 4)
+    assert create('vgg16_bn', stages=[[4, 4], [8]]).stages == ((4, 4), (8,))
 
 
 def test_an_image_too_small_to_halve_four_times_is_told():
