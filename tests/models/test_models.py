@@ -143,7 +143,7 @@ def test_a_step_of_gradient_descent_lowers_the_loss_and_moves_every_parameter(na
     params = jax.tree.map(np.asarray, variables['params'])
     before, grads = jax.tree.map(np.asarray, loss_and_gradient(params))
     length = math.sqrt(sum(float((g ** 2).sum()) for g in jax.tree.leaves(grads)))
-    after, _ = loss_and_gradient(jax.tree.map(lambda p, g: p - np.float32(0.002 / length) * g, params, grads))
+    after, _ = loss_and_gradient(jax.tree.map(lambda p, g: p - np.float32(1e-4 / length) * g, params, grads))
     assert np.isfinite(before)
     assert after < before
     for path, grad in jax.tree_util.tree_leaves_with_path(grads):
