@@ -2,6 +2,8 @@
 
     python launch/benchmark.py train_step [--models shallow_cnn,resnet18,...] [--peers torch,compiled,jax,xla]
     python launch/benchmark.py eval [--models ...] [--peers ...]
+    python launch/benchmark.py data --config=configs/cifar10_shallow.py [--peers torch]
+    python launch/benchmark.py checkpoint [--models resnet50] [--peers torch]
     python launch/benchmark.py loop --config=configs/mnist_lenet.py [--config.a.b=VALUE ...]
     python launch/benchmark.py startup --config=configs/digits_lenet5.py
 
@@ -9,6 +11,10 @@ train_step, eval: images/s of a network's whole training step, or of its inferen
 (`torch`, and `compiled` by torch.compile; float32, channels_last; needs torch==2.13.0 and pytorchcv==0.0.67 on PYTHONPATH),
 and jaxcnn with other convolutions: `jax` in plain JAX, `xla` as plain Flax has them. In turn, A B A B. `limit` is the part
 of the machine's matrix product rate, measured in the same run, that the network's multiply-adds make up.
+data: images/s of a config's training images, augmented and normalised, from either placement, over those of a PyTorch
+DataLoader with a worker a core that pads, crops, flips and normalises.
+checkpoint: seconds to save (until it is on the disk), to hand over (while the loop waits) and to read a network's state with
+SGD's momentum, beside torch.save and torch.load of the same, synchronised to the disk.
 loop: images/s of the training loop as `train.py` runs it (feeding, logging, progress) over those of the bare compiled
 step on one batch that is already on the device; in turn, A B A B.
 startup: seconds from the command to its first finished step, with an empty compilation cache and with a full one.
@@ -103,13 +109,12 @@ class Own:
 
 
 class Torch:
-    """The same by PyTorch, in a process of its own."""
+    """The same by PyTorch, in a process of its own: what it takes is in `torch_peer.py`."""
 
-    def __init__(self, what: str, name: str, size: int, batch: int, fields: dict, compiled: bool):
+    def __init__(self, *arguments: object):
         script = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'torch_peer.py')
         self.process = subprocess.Popen(
-            [sys.executable, script, what, name, str(size), str(batch), *(f'--{k}={v}' for k, v in fields.items()),
-             *(['--compile'] if compiled else [])], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            [sys.executable, script, *map(str, arguments)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
             env={k: v for k, v in os.environ.items() if k != 'GLIBC_TUNABLES'})  # as a person starts it
         self.answer()
 
@@ -161,7 +166,8 @@ def networks(args: argparse.Namespace) -> int:
             if peer in ('jax', 'xla'):
                 sides[peer] = Own(args.what, name, size, batch, {**fields, 'conv_implementation': peer})
             else:
-                sides[peer] = Torch(args.what, name, size, batch, fields, peer == 'compiled')
+                sides[peer] = Torch(args.what, name, size, batch, *(f'--{k}={v}' for k, v in fields.items()),
+                                    *(['--compile'] if peer == 'compiled' else []))
         rates: dict[str, list[float]] = {side: [] for side in sides}
         limits = []
         for _ in range(args.rounds):
@@ -190,6 +196,94 @@ def networks(args: argparse.Namespace) -> int:
     if args.json:
         with open(args.json, 'w') as f:
             json.dump({'benchmark': args.what, 'results': results, 'machine': machine()}, f, indent=2)
+    return 0
+
+
+def data(args: argparse.Namespace) -> int:
+    import jax
+    import numpy as np
+
+    from jaxcnn.train.loop import Run, check_config
+    from jaxcnn.train.signals import StopRequest
+    from jaxcnn.train.step import gather
+    settings = {p: config.load(args.config, [*args.overrides, f'data.placement={p}', 'duration.steps=100000000'])
+                for p in ('device', 'host')}
+    check_config(settings['host'])
+    sides: dict[str, object] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for placement, chosen in settings.items():
+            os.makedirs(os.path.join(folder, placement, 'figures'))
+            run = Run(chosen, os.path.join(folder, placement), StopRequest())
+            run.open()
+
+            def batch(batches: dict, resident: dict, first: jax.Array, seed: jax.Array, run: Run = run) -> jax.Array:
+                rows = {k: v[0] for k, v in batches.items()} or gather(
+                    run.backend.rows_of_batch(resident['order'], first[0], run.config.batch_size), resident)
+                return run.prepare(rows['image'], jax.random.fold_in(jax.random.key(seed), first[0]))
+
+            compiled, steps = jax.jit(batch), iter(range(10 ** 8))
+
+            def work(seconds: float, run: Run = run, compiled=compiled, steps=steps) -> float:
+                count, began = 0, time.perf_counter()
+                while time.perf_counter() - began < seconds:
+                    jax.block_until_ready(compiled(*run.inputs(next(steps), 1)))
+                    count += 1
+                return count * run.config.batch_size / (time.perf_counter() - began)
+            work(1)
+            sides[f'{placement} placement'] = work
+        if 'torch' in args.peers.split(','):
+            train = run.dataset.splits['train']
+            np.save(os.path.join(folder, 'images.npy'), train.take(np.arange(len(train))))
+            sides['torch DataLoader'] = Torch('data', os.path.join(folder, 'images.npy'), 0, run.config.batch_size)
+        rates = {side: [] for side in sides}
+        for _ in range(args.rounds):
+            for side, work in sides.items():
+                rates[side].append(work(args.seconds))
+        if 'torch DataLoader' in sides:
+            sides['torch DataLoader'].close()
+            for side in list(rates)[:2]:
+                rates[f'{side} / torch'] = [a / b for a, b in zip(rates[side], rates['torch DataLoader'], strict=True)]
+    show(f'data of {run.config.name}', 'images/s', rates, args)
+    return 0
+
+
+def checkpoint(args: argparse.Namespace) -> int:
+    import jax
+    import numpy as np
+
+    from jaxcnn import models, optim
+    from jaxcnn.config import CheckpointConfig, Choice, OptimConfig, Timeline, parse
+    from jaxcnn.train.checkpoint import Checkpoints
+    from jaxcnn.train.state import init_state
+    name = args.models or 'resnet50'
+    optimizer = optim.make_optimizer(OptimConfig(optimizer=Choice('sgd', {'momentum': 0.9})),
+                                     Timeline(parse({'duration': {'steps': 1}}), 128))
+    template = jax.eval_shape(lambda: init_state(models.create(name, num_classes=1000), optimizer, (224, 224, 3),
+                                                 np.uint32(0), False))
+    rng = np.random.default_rng(0)
+    state = jax.tree.map(lambda x: np.asarray(rng.normal(size=x.shape)).astype(x.dtype), template)
+    times: dict[str, list[float]] = {'hand over': [], 'save': [], 'read': []}
+    with tempfile.TemporaryDirectory(dir='.') as folder:
+        checkpoints = Checkpoints(folder, CheckpointConfig(keep=1))
+        peer = Torch('checkpoint', name, 224, 0, f'--folder={folder}') if 'torch' in args.peers.split(',') else None
+        for step in range(args.rounds):
+            began = time.perf_counter()
+            checkpoints.save(step, state, {}, None)
+            times['hand over'].append(time.perf_counter() - began)
+            checkpoints.wait()
+            times['save'].append(time.perf_counter() - began)
+            began = time.perf_counter()
+            checkpoints.read(step, template)
+            times['read'].append(time.perf_counter() - began)
+            if peer:
+                print(0, file=peer.process.stdin, flush=True)
+                for what, seconds in zip(('torch save', 'torch read'), peer.answer().split(), strict=True):
+                    times.setdefault(what, []).append(float(seconds))
+        checkpoints.close()
+        if peer:
+            peer.close()
+    size = sum(x.nbytes for x in jax.tree.leaves(state))
+    show(f'checkpoint of {name}, {size / 1e6:.0f} MB', 'seconds', times, args, bytes=size)
     return 0
 
 
@@ -267,11 +361,12 @@ def startup(args: argparse.Namespace) -> int:
 
 if __name__ == '__main__':
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('what', choices=('train_step', 'eval', 'loop', 'startup'))
-    parser.add_argument('--config', default='', help='configs/NAME.py, of loop and startup')
-    parser.add_argument('--models', default='', help='of train_step and eval, with commas between (default: all)')
-    parser.add_argument('--peers', default='torch,jax', help='of train_step and eval (default: torch,jax)')
+    parser.add_argument('what', choices=('train_step', 'eval', 'data', 'checkpoint', 'loop', 'startup'))
+    parser.add_argument('--config', default='', help='configs/NAME.py, of data, loop and startup')
+    parser.add_argument('--models', default='', help='of train_step, eval and checkpoint, with commas between')
+    parser.add_argument('--peers', default='torch,jax', help='see above (default: torch,jax)')
     parser.add_argument('--rounds', type=int, default=5, help='how often each is measured (default: 5)')
     parser.add_argument('--seconds', type=float, default=5, help='of each measurement (default: 5)')
     parser.add_argument('--json', default='', metavar='FILE', help='write the figures there, too')
-    cli.main(parser, lambda args: {'loop': loop, 'startup': startup}.get(args.what, networks)(args))
+    cli.main(parser, lambda args: {'data': data, 'checkpoint': checkpoint, 'loop': loop, 'startup': startup}.get(
+        args.what, networks)(args))

@@ -1,9 +1,12 @@
 """The other side of `benchmark.py`: the same networks in PyTorch, in a process of their own that waits to be asked.
 
     python launch/torch_peer.py train_step resnet18 32 64 [--compile]
+    python launch/torch_peer.py data IMAGES.npy 0 128
+    python launch/torch_peer.py checkpoint resnet50 224 0 --folder=DIR
 
-Says `ready`; then for each line with a number of seconds on its standard input prints the images/s of that long. float32,
-channels_last, SGD with momentum and weight decay. Needs torch==2.13.0 and pytorchcv==0.0.67.
+Says `ready`; then for each line with a number of seconds on its standard input prints the images/s of that long, or for
+`checkpoint` the seconds to save and to read. float32, channels_last, SGD with momentum and weight decay. Needs
+torch==2.13.0 and pytorchcv==0.0.67.
 """
 
 import argparse
@@ -11,6 +14,7 @@ import os
 import sys
 import time
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -33,11 +37,11 @@ class ShallowCNN(nn.Module):
         return self.head(self.features(x))
 
 
-def create(name, size, stem):
+def create(name, size, stem, classes=10):
     if name == 'shallow_cnn':
         return ShallowCNN(size)
     from pytorchcv.model_provider import get_model
-    net = get_model({'mobilenet_v1': 'mobilenet_w1', 'vgg16_bn': 'bn_vgg16b'}.get(name, name), num_classes=10)
+    net = get_model({'mobilenet_v1': 'mobilenet_w1', 'vgg16_bn': 'bn_vgg16b'}.get(name, name), num_classes=classes)
     if name == 'vgg16_bn':
         net.output.fc1.fc = nn.Linear(512 * (size // 32) ** 2, 4096)
         return nn.Sequential(net.features, nn.Flatten(), net.output)  # its own `view` does not take channels_last
@@ -48,23 +52,83 @@ def create(name, size, stem):
     return net
 
 
+def serve(step, batch):
+    print('ready', flush=True)
+    for line in sys.stdin:
+        count, began = 0, time.perf_counter()
+        while time.perf_counter() - began < float(line):
+            step()
+            count += 1
+        print(count * batch / (time.perf_counter() - began), flush=True)
+
+
+class Images(torch.utils.data.Dataset):
+    """Images of a file of uint8 (N, H, W, C); padded by 4, cropped, flipped and normalised one by one."""
+
+    def __init__(self, path):
+        self.images = np.load(path, mmap_mode='r')
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, i):
+        x = torch.from_numpy(self.images[i].copy()).permute(2, 0, 1).float() / 255
+        top, left, flip = torch.randint(0, 9, ()), torch.randint(0, 9, ()), torch.rand(()) < 0.5
+        x = F.pad(x, (4, 4, 4, 4))[:, top:top + self.images.shape[1], left:left + self.images.shape[2]]
+        return ((x.flip(2) if flip else x) - 0.5) / 0.25
+
+
+def serve_data(path, batch):
+    cores = len(os.sched_getaffinity(0))
+    loader = torch.utils.data.DataLoader(Images(path), batch, shuffle=True, drop_last=True, num_workers=cores,
+                                         persistent_workers=True)
+    torch.set_num_threads(1)
+
+    def forever():
+        while True:
+            yield from loader
+    batches = forever()
+    next(batches)
+    return lambda: next(batches)
+
+
+def serve_checkpoints(net, optimizer, size, folder):
+    F.cross_entropy(net(torch.randn(2, 3, size, size)), torch.tensor([0, 1])).backward()
+    optimizer.step()  # momentum
+    print('ready', flush=True)
+    for _ in sys.stdin:
+        began = time.perf_counter()
+        path = os.path.join(folder, 'torch.pt')
+        with open(path, 'wb') as f:
+            torch.save({'model': net.state_dict(), 'optimizer': optimizer.state_dict()}, f)
+            f.flush()
+            os.fsync(f.fileno())
+        saved = time.perf_counter()
+        torch.load(path)
+        print(saved - began, time.perf_counter() - saved, flush=True)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('what', choices=('train_step', 'eval'))
+    parser.add_argument('what', choices=('train_step', 'eval', 'data', 'checkpoint'))
     parser.add_argument('model')
     parser.add_argument('size', type=int)
     parser.add_argument('batch', type=int)
     parser.add_argument('--stem', default='imagenet')
     parser.add_argument('--compile', action='store_true')
+    parser.add_argument('--folder', default='.')
     args = parser.parse_args()
     torch.manual_seed(0)
     torch.set_num_threads(len(os.sched_getaffinity(0)))
-    net = create(args.model, args.size, args.stem).to(memory_format=torch.channels_last)
-    if args.model != 'shallow_cnn':
-        assert net(torch.zeros(2, 3, args.size, args.size)).shape == (2, 10)
+    if args.what == 'data':
+        return serve(serve_data(args.model, args.batch), args.batch)
+    classes = 1000 if args.what == 'checkpoint' else 10
+    net = create(args.model, args.size, args.stem, classes).to(memory_format=torch.channels_last)
     x = torch.randn(args.batch, 3, args.size, args.size).to(memory_format=torch.channels_last)
     y = torch.arange(args.batch) % 10
     optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4)
+    if args.what == 'checkpoint':
+        return serve_checkpoints(net, optimizer, args.size, args.folder)
     run = torch.compile(net) if args.compile else net
 
     def step():
@@ -78,13 +142,7 @@ def main():
     net.train(args.what == 'train_step')
     for _ in range(3):
         step()
-    print('ready', sum(p.numel() for p in net.parameters()), flush=True)
-    for line in sys.stdin:
-        count, began = 0, time.perf_counter()
-        while time.perf_counter() - began < float(line):
-            step()
-            count += 1
-        print(count * args.batch / (time.perf_counter() - began), flush=True)
+    serve(step, args.batch)
 
 
 if __name__ == '__main__':
