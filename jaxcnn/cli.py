@@ -1,6 +1,7 @@
 """What the commands in `launch/` share: start-up, and a person's mistakes told in one line."""
 
 import argparse
+import contextlib
 import logging
 import os
 import sys
@@ -56,15 +57,17 @@ def use_huge_pages() -> None:
     XLA takes its temporary memory anew for each step on the CPU; in pages of 4 KiB, that takes a tenth to a fifth of a
     step (docs/performance.md). Only a new process can have it: the C library reads its settings when it starts.
     """
-    tunables = os.environ.get('GLIBC_TUNABLES', '')
-    try:
-        with open('/sys/kernel/mm/transparent_hugepage/enabled') as f:
-            on_request = '[madvise]' in f.read()
-    except OSError:
+    tunables, marker = os.environ.get('GLIBC_TUNABLES', ''), 'JAXCNN_STARTED_ANEW'
+    ours = sys.orig_argv[-len(sys.argv):] == sys.argv and os.path.isfile(sys.argv[0])  # not a notebook that runs us
+    if not ours or 'glibc.malloc.hugetlb' in tunables or marker in os.environ:
         return
-    if on_request and 'glibc.malloc.hugetlb' not in tunables:
+    with contextlib.suppress(OSError):
+        with open('/sys/kernel/mm/transparent_hugepage/enabled') as f:
+            if '[madvise]' not in f.read():
+                return
         settings = ':'.join(filter(None, [tunables, 'glibc.malloc.hugetlb=1']))
-        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, 'GLIBC_TUNABLES': settings})
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]],
+                  {**os.environ, 'GLIBC_TUNABLES': settings, marker: '1'})
 
 
 def main(parser: argparse.ArgumentParser, run: Callable[[argparse.Namespace], int | None],

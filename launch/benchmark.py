@@ -8,9 +8,9 @@
     python launch/benchmark.py startup --config=configs/digits_lenet5.py
 
 train_step, eval: images/s of a network's whole training step, or of its inference at batch 64, over those of peers: PyTorch
-(`torch`, and `compiled` by torch.compile; float32, channels_last; needs torch==2.13.0 and pytorchcv==0.0.67 on PYTHONPATH),
-and jaxcnn with other convolutions: `jax` in plain JAX, `xla` as plain Flax has them. In turn, A B A B. `limit` is the part
-of the machine's matrix product rate, measured in the same run, that the network's multiply-adds make up.
+(`torch`, and `compiled` by torch.compile; float32, channels_last; by --torch_python, which needs torch==2.13.0 and
+pytorchcv==0.0.67), and jaxcnn with other convolutions: `jax` in plain JAX, `xla` as plain Flax has them. In turn, A B A B.
+`limit` is the part of the machine's matrix product rate, measured in the same run, that the network's multiply-adds make up.
 data: images/s of a config's training images, augmented and normalised, from either placement, over those of a PyTorch
 DataLoader with a worker a core that pads, crops, flips and normalises.
 checkpoint: seconds to save (until it is on the disk), to hand over (while the loop waits) and to read a network's state with
@@ -111,11 +111,11 @@ class Own:
 class Torch:
     """The same by PyTorch, in a process of its own: what it takes is in `torch_peer.py`."""
 
-    def __init__(self, *arguments: object):
+    def __init__(self, python: str, *arguments: object):
         script = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'torch_peer.py')
         self.process = subprocess.Popen(
-            [sys.executable, script, *map(str, arguments)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-            env={k: v for k, v in os.environ.items() if k != 'GLIBC_TUNABLES'})  # as a person starts it
+            [python, script, *map(str, arguments)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            env={k: v for k, v in os.environ.items() if k not in ('GLIBC_TUNABLES', 'OMP_WAIT_POLICY')})  # as a person does
         self.answer()
 
     def answer(self) -> str:
@@ -166,8 +166,8 @@ def networks(args: argparse.Namespace) -> int:
             if peer in ('jax', 'xla'):
                 sides[peer] = Own(args.what, name, size, batch, {**fields, 'conv_implementation': peer})
             else:
-                sides[peer] = Torch(args.what, name, size, batch, *(f'--{k}={v}' for k, v in fields.items()),
-                                    *(['--compile'] if peer == 'compiled' else []))
+                options = [f'--{k}={v}' for k, v in fields.items()] + (['--compile'] if peer == 'compiled' else [])
+                sides[peer] = Torch(args.torch_python, args.what, name, size, batch, *options)
         rates: dict[str, list[float]] = {side: [] for side in sides}
         limits = []
         for _ in range(args.rounds):
@@ -233,8 +233,9 @@ def data(args: argparse.Namespace) -> int:
             sides[f'{placement} placement'] = work
         if 'torch' in args.peers.split(','):
             train = run.dataset.splits['train']
-            np.save(os.path.join(folder, 'images.npy'), train.take(np.arange(len(train))))
-            sides['torch DataLoader'] = Torch('data', os.path.join(folder, 'images.npy'), 0, run.config.batch_size)
+            path = os.path.join(folder, 'images.npy')
+            np.save(path, train.take(np.arange(len(train))))
+            sides['torch DataLoader'] = Torch(args.torch_python, 'data', path, 0, run.config.batch_size)
         rates = {side: [] for side in sides}
         for _ in range(args.rounds):
             for side, work in sides.items():
@@ -265,7 +266,9 @@ def checkpoint(args: argparse.Namespace) -> int:
     times: dict[str, list[float]] = {'hand over': [], 'save': [], 'read': []}
     with tempfile.TemporaryDirectory(dir='.') as folder:
         checkpoints = Checkpoints(folder, CheckpointConfig(keep=1))
-        peer = Torch('checkpoint', name, 224, 0, f'--folder={folder}') if 'torch' in args.peers.split(',') else None
+        peer = None
+        if 'torch' in args.peers.split(','):
+            peer = Torch(args.torch_python, 'checkpoint', name, 224, 0, f'--folder={folder}')
         for step in range(args.rounds):
             began = time.perf_counter()
             checkpoints.save(step, state, {}, None)
@@ -365,6 +368,7 @@ if __name__ == '__main__':
     parser.add_argument('--config', default='', help='configs/NAME.py, of data, loop and startup')
     parser.add_argument('--models', default='', help='of train_step, eval and checkpoint, with commas between')
     parser.add_argument('--peers', default='torch,jax', help='see above (default: torch,jax)')
+    parser.add_argument('--torch_python', default=sys.executable, help='of an environment with PyTorch (default: this one)')
     parser.add_argument('--rounds', type=int, default=5, help='how often each is measured (default: 5)')
     parser.add_argument('--seconds', type=float, default=5, help='of each measurement (default: 5)')
     parser.add_argument('--json', default='', metavar='FILE', help='write the figures there, too')

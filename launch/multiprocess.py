@@ -19,10 +19,12 @@ import time
 def gpus() -> list[str]:
     """The GPUs that are to be shared out, as CUDA_VISIBLE_DEVICES names them."""
     given = os.environ.get('CUDA_VISIBLE_DEVICES')
+    if os.environ.get('JAX_PLATFORMS') == 'cpu':
+        return []
     if given is None and shutil.which('nvidia-smi'):
         listed = subprocess.run(['nvidia-smi', '--query-gpu=index', '--format=csv,noheader'], capture_output=True, text=True)
-        given = ','.join(listed.stdout.split())
-    return [gpu for gpu in (given or '').split(',') if gpu]
+        given = '' if listed.returncode else ','.join(listed.stdout.split())
+    return [gpu for gpu in (given or '').split(',') if gpu and not gpu.startswith('-')]
 
 
 def main() -> int:
@@ -46,7 +48,7 @@ def main() -> int:
             if p.poll() is None:
                 p.send_signal(signum)
 
-    for signum in (signal.SIGTERM, signal.SIGINT):
+    for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(signum, pass_on)
     if shutil.which(args.command[0]) is None:
         parser.error(f'{args.command[0]}: no such command')
@@ -55,6 +57,7 @@ def main() -> int:
             **os.environ, 'JAX_COORDINATOR_ADDRESS': address, 'JAX_NUM_PROCESSES': str(args.n),
             'JAX_PROCESS_ID': str(i),
             **({'CUDA_VISIBLE_DEVICES': ','.join(shared[i * each:(i + 1) * each])} if shared else {})}))
+    failed: list[int] = []
     while any(p.poll() is None for p in processes):
         failed = [p.returncode for p in processes if p.returncode]
         if failed:
@@ -64,9 +67,10 @@ def main() -> int:
             for p in processes:
                 if p.poll() is None:
                     p.kill()
-            return failed[0] if failed[0] > 0 else 128 - failed[0]
+            break
         time.sleep(0.1)
-    return next((p.returncode for p in processes if p.returncode), 0)
+    code = next((p.returncode for p in processes if p.returncode), 0) if not failed else failed[0]
+    return code if code >= 0 else 128 - code
 
 
 if __name__ == '__main__':

@@ -7,6 +7,7 @@ and its grouped ones at a hundredth (jax-ml/jax #13800, #23713, #31662; openxla/
 
 import dataclasses
 import functools
+import hashlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -180,7 +181,14 @@ def _onednn(kind: int, geometry: Geometry) -> Any:
     partitioned = custom_partitioning(call)
     partitioned.def_partition(partition=partition, sharding_rule=rules[kind], need_replication_factors=tuple(whole),
                               reduction_factors=('n',) if kind == KERNEL_GRADIENT else ())
-    batched = custom_vmap(partitioned)
+
+    def named(a: jax.Array, b: jax.Array) -> jax.Array:
+        return partitioned(a, b)
+    # until XLA has split it over devices, a program holds no more of the call than an address: without a name that tells
+    # one window from another, the compilation cache would take programs of the same shapes for each other
+    what = repr((kind, geometry, onednn.source_key()))
+    named.__name__ = f'conv_{hashlib.sha256(what.encode()).hexdigest()[:16]}'
+    batched = custom_vmap(jax.jit(named))
 
     @batched.def_vmap
     def _(size: int, mapped: Sequence[bool], a: jax.Array, b: jax.Array) -> tuple[jax.Array, bool]:

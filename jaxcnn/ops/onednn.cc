@@ -39,7 +39,7 @@ struct Plan {
 };
 
 dnnl::engine& Engine() {
-  static dnnl::engine engine(dnnl::engine::kind::cpu, 0);
+  static auto& engine = *new dnnl::engine(dnnl::engine::kind::cpu, 0);
   return engine;
 }
 
@@ -94,7 +94,7 @@ Plan MakePlan(Kind kind, Dims x, Dims kernel, Dims y, memory::data_type type, co
 
 // Memory that grows to the largest need and is used by one call at a time.
 void* Workspace(size_t bytes) {
-  static std::vector<char> space;
+  static auto& space = *new std::vector<char>;
   if (space.size() < bytes + 64) std::vector<char>(bytes + 64).swap(space);
   return reinterpret_cast<void*>((reinterpret_cast<uintptr_t>(space.data()) + 63) / 64 * 64);
 }
@@ -132,8 +132,9 @@ class Caller {
 };
 
 // The plans used last are kept. All of this belongs to the caller's thread.
-std::list<std::pair<std::vector<int64_t>, Plan>> plans;
-std::map<std::vector<int64_t>, decltype(plans)::iterator> places;
+using Plans = std::list<std::pair<std::vector<int64_t>, Plan>>;
+Plans& plans = *new Plans;
+auto& places = *new std::map<std::vector<int64_t>, Plans::iterator>;
 std::atomic<int64_t> calls{0}, images{0};  // counted for tests
 
 Plan& FindPlan(Kind kind, const Dims& x, const Dims& kernel, const Dims& y, memory::data_type type,
@@ -183,12 +184,12 @@ void Execute(int threads, int64_t kind, const std::vector<int64_t>& window, ffi:
 // kind, then x (N, H, W, C), kernel (H, W, C / groups, features) and y (N, H', W', features): two given, one written.
 ffi::Error Run(ffi::ThreadPool pool, int64_t kind, ffi::Span<const int64_t> window, ffi::AnyBuffer a, ffi::AnyBuffer b,
                ffi::Result<ffi::AnyBuffer> result) {
-  static Caller* caller = new Caller;             // never destroyed: calls may come until the process ends
   static const int cores = omp_get_max_threads();  // the cores of this process, or OMP_NUM_THREADS
   const int threads = std::clamp(static_cast<int>(pool.num_threads()), 1, cores);
   ffi::AnyBuffer &x = kind == kInputGradient ? *result : a, &kernel = kind == kKernelGradient ? *result : b,
                  &y = kind == kForward ? *result : kind == kInputGradient ? a : b;
   try {
+    static Caller* caller = new Caller;  // never destroyed, as all that it uses: calls may come until the process ends
     caller->Do([&] { Execute(threads, kind, {window.begin(), window.end()}, x, kernel, y); });
     return ffi::Error::Success();
   } catch (const std::exception& e) {

@@ -11,6 +11,7 @@ import importlib.metadata
 import logging
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -45,20 +46,20 @@ def _find(package: str, name: str) -> str:
 
 
 def _compile(headers: str, library: str) -> bytes:
-    compiler = os.environ.get('CXX') or shutil.which('g++') or shutil.which('c++')
+    compiler = shlex.split(os.environ.get('CXX', '')) or [c for c in map(shutil.which, ('g++', 'c++')) if c][:1]
     if not compiler:
         raise _MissingError('no C++ compiler (g++) was found')
     log.info('compiling the convolutions for this machine, once')
     with tempfile.TemporaryDirectory() as folder:
         target = os.path.join(folder, 'conv.so')
         try:
-            subprocess.run([compiler, '-O2', '-std=c++17', '-shared', '-fPIC', '-fopenmp', '-w', f'-I{headers}',
+            subprocess.run([*compiler, '-O2', '-std=c++17', '-shared', '-fPIC', '-fopenmp', '-w', f'-I{headers}',
                             f'-I{jax.ffi.include_dir()}', SOURCE, library, '-o', target],
                            check=True, capture_output=True, text=True, timeout=300)
         except subprocess.CalledProcessError as e:
-            raise _MissingError(f'{compiler} could not compile it: {" ".join(e.stderr.split())[:300]}') from e
+            raise _MissingError(f'{compiler[0]} could not compile it: {" ".join(e.stderr.split())[:300]}') from e
         except (OSError, subprocess.TimeoutExpired) as e:
-            raise _MissingError(f'{compiler}: {e}') from e
+            raise _MissingError(f'{compiler[0]}: {e}') from e
         with open(target, 'rb') as f:
             return f.read()
 
@@ -73,21 +74,39 @@ def _kept(path: str) -> bool:
     return hashlib.sha256(content[:-32]).digest() == content[-32:]
 
 
+@functools.cache
+def source_key() -> str:
+    """Changes with what `onednn.cc` is."""
+    with open(SOURCE, 'rb') as f:
+        return hashlib.sha256(f.read()).hexdigest()
+
+
 def _build() -> str:
     """The path of the compiled library."""
     library = _find(LIBRARY, 'libdnnl.so.3')
     headers = os.path.dirname(os.path.dirname(os.path.dirname(_find(HEADERS, 'oneapi/dnnl/dnnl.hpp'))))
-    with open(SOURCE, 'rb') as f:
-        key = hashlib.sha256(f.read())
-    key.update(repr([importlib.metadata.version(name) for name in (LIBRARY, 'jaxlib')] + [platform.machine()]).encode())
-    folder = os.path.join(cache_folder(), 'onednn')
-    path = os.path.join(folder, f'conv-{key.hexdigest()[:16]}.so')
-    if not _kept(path):
-        content = _compile(headers, library)
-        os.makedirs(folder, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=folder, delete=False) as new:  # processes may do this at the same time
-            new.write(content + hashlib.sha256(content).digest())
-        os.replace(new.name, path)
+    key = repr([source_key(), importlib.metadata.version(LIBRARY), importlib.metadata.version('jaxlib'),
+                platform.machine(), platform.libc_ver()])
+    name = f'conv-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so'
+    path = os.path.join(cache_folder(), 'onednn', name)
+    if _kept(path):
+        return path
+    content = _compile(headers, library)
+    content += hashlib.sha256(content).digest()
+    try:
+        return _write(path, content)
+    except OSError as e:
+        log.info('%s: %s; the convolutions will be compiled at each start', os.path.dirname(path), e.strerror or e)
+        return _write(os.path.join(tempfile.mkdtemp(), name), content)
+
+
+def _write(path: str, content: bytes) -> str:
+    """Writes it under a name of its own and renames that: several processes may do so at the same time."""
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=os.path.dirname(path), delete=False) as new:
+        new.write(content)
+    os.chmod(new.name, 0o755)
+    os.replace(new.name, path)
     return path
 
 
@@ -95,11 +114,11 @@ def _build() -> str:
 def library() -> Any:
     """The library, or None: told once, with the reason."""
     try:
-        if platform.system() != 'Linux':
-            raise _MissingError(f'it is for Linux, and this is {platform.system()}')
+        if (platform.system(), platform.machine()) != ('Linux', 'x86_64'):
+            raise _MissingError(f'it is for Linux on x86_64, and this is {platform.system()} on {platform.machine()}')
         path = _build()
         os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')  # its threads sleep while XLA's work
-        ctypes.CDLL(_find(LIBRARY, 'libdnnl.so.3'), mode=ctypes.RTLD_GLOBAL)
+        ctypes.CDLL(_find(LIBRARY, 'libdnnl.so.3'))
         loaded = ctypes.CDLL(path)
         jax.ffi.register_ffi_target(TARGET, jax.ffi.pycapsule(loaded.JaxcnnConv), platform='cpu')
         return loaded

@@ -43,7 +43,7 @@ def use_compilation_cache() -> None:
     if not jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
         jax.config.update('jax_compilation_cache_dir', os.path.join(cfg.cache_folder(), 'xla'))
         jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
-    # the convolutions' rule for several devices is an address, which is another one in each process
+    # the convolutions' rule for several devices is an address, another one in each process; their names tell them apart
     jax.config.update('jax_remove_custom_partitioning_ptr_from_cache_key', True)
 
 
@@ -63,7 +63,7 @@ def together(work: Callable[[], T]) -> T:
     """
     try:
         result, error = work(), None
-    except UserError as e:
+    except (UserError, OSError) as e:
         error = e
     failed = np.flatnonzero(from_all(error is not None))
     if error or len(failed):

@@ -9,7 +9,10 @@ import threading
 import types
 from collections.abc import Iterator
 
+import jax
+
 PATIENCE = 8.0  # seconds from the signal to the end, whatever the process is busy with
+PATIENCE_TOGETHER = 60.0  # of several processes, which agree on a stop at every tenth dispatch only
 
 
 class Interrupted(Exception):
@@ -40,8 +43,8 @@ def stop_on_signals() -> Iterator[StopRequest]:
     """Within it, SIGTERM and SIGINT set the request, which the loop looks at between steps.
 
     Python runs handlers between bytecodes, so a long compilation would hold them up: a thread that hears of the
-    signal at once ends the process when the loop has not acknowledged it after `PATIENCE` seconds, or at a second
-    signal. No checkpoint suffers: they are whole or not there.
+    signal at once ends the process when the loop has not acknowledged it after `PATIENCE` seconds
+    (`PATIENCE_TOGETHER`), or at a second signal. No checkpoint suffers: they are whole or not there.
     """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
@@ -51,13 +54,14 @@ def stop_on_signals() -> Iterator[StopRequest]:
     def handle(signum: int, frame: types.FrameType | None) -> None:
         request.signum = signum
 
+    patience = PATIENCE if jax.process_count() == 1 else PATIENCE_TOGETHER
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
 
     def watch() -> None:
         first = os.read(reading, 1)
         if first:
-            again, _, _ = select.select([reading], [], [], PATIENCE)
+            again, _, _ = select.select([reading], [], [], patience)
             if not again and request.acknowledged:
                 again = [reading]
             if not again or os.read(reading, 1):  # nobody heeds it, or a second signal

@@ -215,6 +215,32 @@ def test_each_of_eight_devices_does_an_eighth():
 
 
 @needs_onednn
+def test_the_compilation_cache_tells_windows_of_the_same_shapes_apart(tmp_path):
+    """In fresh processes, of which the second finds the programs of the first."""
+    code = '''
+import sys
+import jax, jax.numpy as jnp, numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+from jaxcnn.ops.conv import NHWC, conv_general_dilated
+from jaxcnn.train.parallel import use_compilation_cache
+use_compilation_cache()
+jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
+rows = NamedSharding(Mesh(np.array(jax.devices()), ('batch',)), P('batch'))
+rng = np.random.default_rng(0)
+x, k = rng.normal(size=(4, 9, 9, 2)).astype(np.float32), rng.normal(size=(3, 3, 2, 2)).astype(np.float32)
+for d in (1, 2, 3):
+    run = jax.jit(lambda x, i: conv_general_dilated(x, k, (1, 1), 'SAME', rhs_dilation=(d, d), dimension_numbers=NHWC,
+                                                    implementation=i), static_argnums=1, in_shardings=rows)
+    print(float(abs(run(x, 'onednn') - run(x, 'xla')).max()) < 1e-4)
+'''
+    variables = {**os.environ, 'JAXCNN_CACHE': str(tmp_path), 'XLA_FLAGS': '--xla_force_host_platform_device_count=2'}
+    for _ in range(2):
+        done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=120, env=variables)
+        assert done.stdout.split() == ['True'] * 3, done.stderr
+    assert list((tmp_path / 'xla').iterdir())
+
+
+@needs_onednn
 def test_pmap_and_shard_map_do_as_much():
     x, kernel = arrays(n=16)
     expected = all_three(lambda *a: conv(*a, 'xla'), x, kernel)
@@ -307,7 +333,7 @@ def test_it_is_compiled_once_and_a_damaged_one_again(tmp_path):
     pytest.param('', {'PATH': '', 'CXX': ''}, 'no C++ compiler (g++) was found', marks=needs_onednn),
     pytest.param('', {'CXX': 'false'}, 'false could not compile it', marks=needs_onednn),
     pytest.param('', {'CXX': '/no/such/compiler'}, '/no/such/compiler', marks=needs_onednn),
-    ("import platform; platform.system = lambda: 'Darwin'", {}, 'it is for Linux, and this is Darwin')],
+    ("import platform; platform.system = lambda: 'Darwin'", {}, 'it is for Linux on x86_64, and this is Darwin')],
     ids=['wheels', 'compiler', 'compiling', 'compiler path', 'platform'])
 def test_without_it_one_line_says_so_and_plain_jax_does_the_work(tmp_path, before, variables, reason):
     lines = fresh(tmp_path, before, **variables)
