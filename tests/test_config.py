@@ -244,6 +244,7 @@ def test_the_same_name_and_an_argument_keep_the_other_arguments():
     fields = {'optim': {'optimizer': {'name': 'sgd', 'momentum': 0.9, 'nesterov': True}}}
     assert overridden(fields, 'optim.optimizer.name=sgd').optim.optimizer == Choice(
         'sgd', {'momentum': 0.9, 'nesterov': True})
+    assert overridden(fields, "optim.optimizer=dict(name='adam', b1=0.8)").optim.optimizer == Choice('adam', {'b1': 0.8})
     assert overridden(fields, 'optim.optimizer.momentum=0.5').optim.optimizer == Choice(
         'sgd', {'momentum': 0.5, 'nesterov': True})
 
