@@ -2,8 +2,8 @@
 
     python launch/train.py --config=configs/cifar10_shallow.py --workdir=runs/cifar10 --config.data.dir=DIR
 
-DIR holds TFDS data sets (or set TFDS_DATA_DIR). Result: the 30 epochs are not yet
-measured; 4 epochs (--config.duration.epochs=4) reached 69.35 % test, seed 0, 2 CPU cores, jax 0.10.2 (docs/results.md).
+DIR holds TFDS data sets (or set TFDS_DATA_DIR). Result: 88.23 % test, seed 0, 2 CPU cores,
+jax 0.10.2 (docs/results.md).
 """
 
 from jaxcnn.config import make
