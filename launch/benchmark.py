@@ -322,12 +322,14 @@ def loop(args: argparse.Namespace) -> int:
         bare(3)
         count = max(5, int(args.seconds / ((time.perf_counter() - began) / 3)))
         rates: dict[str, list[float]] = {'bare step': [], 'loop': []}
-        images = count * settings.parallel.steps_per_dispatch * settings.batch_size
         for _ in range(args.rounds):
-            for name, work in (('bare step', bare), ('loop', looped)):
-                began = time.perf_counter()
-                work(count)
-                rates[name].append(images / (time.perf_counter() - began))
+            began = time.perf_counter()
+            bare(count)
+            images = count * settings.parallel.steps_per_dispatch * settings.batch_size
+            rates['bare step'].append(images / (time.perf_counter() - began))
+            before, began = run.timeline.examples(run.step), time.perf_counter()
+            looped(count)
+            rates['loop'].append((run.timeline.examples(run.step) - before) / (time.perf_counter() - began))
         run.close()
     ratios = [b / a for a, b in zip(rates['bare step'], rates['loop'], strict=True)]
     show(f'loop of {settings.name}', 'images/s', {**rates, 'loop / bare step': ratios}, args, dispatches=count)
