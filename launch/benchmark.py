@@ -3,6 +3,7 @@
     python launch/benchmark.py train_step [--models shallow_cnn,resnet18,...] [--peers torch,compiled,jax,xla]
     python launch/benchmark.py eval [--models ...] [--peers ...]
     python launch/benchmark.py data --config=configs/cifar10_shallow.py [--peers torch]
+    python launch/benchmark.py train --config=configs/mnist_lenet.py [--config.model=lenet5 --config.duration.epochs=2]
     python launch/benchmark.py checkpoint [--models resnet50] [--peers torch]
     python launch/benchmark.py loop --config=configs/mnist_lenet.py [--config.a.b=VALUE ...]
     python launch/benchmark.py startup --config=configs/digits_lenet5.py
@@ -13,6 +14,8 @@ pytorchcv==0.0.67), and jaxcnn with other convolutions: `jax` in plain JAX, `xla
 `limit` is the part of the machine's matrix product rate, measured in the same run, that the network's multiply-adds make up.
 data: images/s of a config's training images, augmented and normalised, from either placement, over those of a PyTorch
 DataLoader with a worker a core that pads, crops, flips and normalises.
+train: seconds of the whole `train.py`, from the command to the report, over those of the plain PyTorch script with a
+DataLoader (of no workers and of one a core) that trains and tests the same network on the same images for as many epochs.
 checkpoint: seconds to save (until it is on the disk), to hand over (while the loop waits) and to read a network's state with
 SGD's momentum, beside torch.save and torch.load of the same, synchronised to the disk.
 loop: images/s of the training loop as `train.py` runs it (feeding, logging, progress) over those of the bare compiled
@@ -108,6 +111,11 @@ class Own:
         return count * self.batch / (time.perf_counter() - began)
 
 
+def as_a_person_does() -> dict[str, str]:
+    """The environment without what we have set in this process."""
+    return {k: v for k, v in os.environ.items() if k not in ('GLIBC_TUNABLES', 'OMP_WAIT_POLICY', 'JAXCNN_STARTED_ANEW')}
+
+
 class Torch:
     """The same by PyTorch, in a process of its own: what it takes is in `torch_peer.py`."""
 
@@ -115,7 +123,7 @@ class Torch:
         script = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'torch_peer.py')
         self.process = subprocess.Popen(
             [python, script, *map(str, arguments)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-            env={k: v for k, v in os.environ.items() if k not in ('GLIBC_TUNABLES', 'OMP_WAIT_POLICY')})  # as a person does
+            env=as_a_person_does())
         self.answer()
 
     def answer(self) -> str:
@@ -248,6 +256,47 @@ def data(args: argparse.Namespace) -> int:
     return 0
 
 
+def train(args: argparse.Namespace) -> int:
+    import numpy as np
+
+    from jaxcnn.data.dataset import load
+    from jaxcnn.train.loop import check_config
+    settings = config.load(args.config, args.overrides)
+    check_config(settings)
+    if settings.model.name not in ('lenet5', 'lenet_mnist') or settings.duration.unit != 'epochs':
+        raise UserError(f'the PyTorch script has lenet5 and lenet_mnist, and counts epochs; '
+                        f'got {settings.model.name} for {settings.duration}')
+    here = os.path.dirname(os.path.abspath(__file__))
+    seconds: dict[str, list[float]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        dataset = load(settings.data)
+        for part, split in dataset.splits.items():
+            np.save(os.path.join(folder, f'{part}_images.npy'), split.take(np.arange(len(split))))
+            np.save(os.path.join(folder, f'{part}_labels.npy'), split.labels.astype(np.int64))
+        size, cores = dataset.image_shape[0], len(os.sched_getaffinity(0))
+        for round_ in range(args.rounds):
+            commands = {'train.py': [sys.executable, os.path.join(here, 'train.py'), f'--config={args.config}',
+                                     f'--workdir={folder}/{round_}', *(f'--config.{o}' for o in args.overrides)]}
+            for workers in (0, cores):
+                commands[f'torch, {workers} workers'] = [
+                    args.torch_python, os.path.join(here, 'torch_peer.py'), 'train', settings.model.name, str(size),
+                    str(settings.batch_size), f'--epochs={int(settings.duration.value)}', f'--workers={workers}',
+                    f'--folder={folder}']
+            for side, command in commands.items():
+                began = time.perf_counter()
+                done = subprocess.run(command, capture_output=True, text=True, env=as_a_person_does())
+                seconds.setdefault(side, []).append(time.perf_counter() - began)
+                last = (done.stdout + done.stderr).strip().splitlines() or ['nothing']
+                if done.returncode:
+                    raise UserError(f'{side} ended with {done.returncode}: {last[-1]}')
+                print(f'{side}: {seconds[side][-1]:.1f} s: {next((x for x in last[::-1] if "test acc" in x), last[-1])}',
+                      file=sys.stderr, flush=True)
+    best = [min(t[i] for side, t in seconds.items() if side != 'train.py') for i in range(args.rounds)]
+    seconds['best torch / train.py'] = [b / a for a, b in zip(seconds['train.py'], best, strict=True)]
+    show(f'{settings.model.name} on {settings.data.name}, {settings.duration}', 'seconds', seconds, args)
+    return 0
+
+
 def checkpoint(args: argparse.Namespace) -> int:
     import jax
     import numpy as np
@@ -366,13 +415,13 @@ def startup(args: argparse.Namespace) -> int:
 
 if __name__ == '__main__':
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('what', choices=('train_step', 'eval', 'data', 'checkpoint', 'loop', 'startup'))
-    parser.add_argument('--config', default='', help='configs/NAME.py, of data, loop and startup')
+    parser.add_argument('what', choices=('train_step', 'eval', 'data', 'train', 'checkpoint', 'loop', 'startup'))
+    parser.add_argument('--config', default='', help='configs/NAME.py, of data, train, loop and startup')
     parser.add_argument('--models', default='', help='of train_step, eval and checkpoint, with commas between')
     parser.add_argument('--peers', default='torch,jax', help='see above (default: torch,jax)')
     parser.add_argument('--torch_python', default=sys.executable, help='of an environment with PyTorch (default: this one)')
     parser.add_argument('--rounds', type=int, default=5, help='how often each is measured (default: 5)')
     parser.add_argument('--seconds', type=float, default=5, help='of each measurement (default: 5)')
     parser.add_argument('--json', default='', metavar='FILE', help='write the figures there, too')
-    cli.main(parser, lambda args: {'data': data, 'checkpoint': checkpoint, 'loop': loop, 'startup': startup}.get(
-        args.what, networks)(args))
+    others = {'data': data, 'train': train, 'checkpoint': checkpoint, 'loop': loop, 'startup': startup}
+    cli.main(parser, lambda args: others.get(args.what, networks)(args))

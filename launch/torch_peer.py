@@ -3,13 +3,16 @@
     python launch/torch_peer.py train_step resnet18 32 64 [--compile]
     python launch/torch_peer.py data IMAGES.npy 0 128
     python launch/torch_peer.py checkpoint resnet50 224 0 --folder=DIR
+    python launch/torch_peer.py train lenet5 28 128 --folder=DIR --epochs=2 --workers=2
 
-Says `ready`; then for each line with a number of seconds on its standard input prints the images/s of that long, or for
-`checkpoint` the seconds to save and to read. float32, channels_last, SGD with momentum and weight decay. Needs
+`train` is the plain script that a person would write: a DataLoader over the images in DIR, epochs, a test after each.
+The others say `ready`; then for each line with a number of seconds on its standard input print the images/s of that long,
+or `checkpoint` the seconds to save and to read. float32, channels_last, SGD with momentum and weight decay. Needs
 torch==2.13.0 and pytorchcv==0.0.67.
 """
 
 import argparse
+import itertools
 import os
 import sys
 import time
@@ -50,6 +53,49 @@ def create(name, size, stem, classes=10):
         net.features.init_block = nn.Sequential(nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.BatchNorm2d(64),
                                                 nn.ReLU(inplace=True))
     return net
+
+
+def lenet(name):
+    """As jaxcnn's `lenet5` and `lenet_mnist`."""
+    first, second, conv, dense, kind = (6, 16, 0, (400, 120, 84), nn.Tanh) if name == 'lenet5' else (
+        32, 64, 2, (3136, 512), nn.ReLU)
+    pool = nn.AvgPool2d if name == 'lenet5' else nn.MaxPool2d
+    layers = [nn.Conv2d(1, first, 5, padding=2), kind(), pool(2), nn.Conv2d(first, second, 5, padding=conv), kind(), pool(2),
+              nn.Flatten()]
+    for size, features in itertools.pairwise(dense):
+        layers += [nn.Linear(size, features), kind()] + ([nn.Dropout(0.5)] if name == 'lenet_mnist' else [])
+    return nn.Sequential(*layers, nn.Linear(dense[-1], 10))
+
+
+def train(name, batch, epochs, workers, folder):
+    parts = {part: [torch.from_numpy(np.load(os.path.join(folder, f'{part}_{what}.npy'))) for what in ('images', 'labels')]
+             for part in ('train', 'test')}
+
+    class Part(torch.utils.data.Dataset):
+        def __init__(self, part):
+            self.images, self.labels = parts[part]
+
+        def __len__(self):
+            return len(self.images)
+
+        def __getitem__(self, i):
+            return (self.images[i].permute(2, 0, 1).float() / 255 - 0.1307) / 0.3081, self.labels[i]
+
+    net = lenet(name)
+    optimizer = torch.optim.Adam(net.parameters(), 1e-3)
+    options = dict(num_workers=workers, persistent_workers=workers > 0)
+    loader = torch.utils.data.DataLoader(Part('train'), batch, shuffle=True, **options)
+    tests = torch.utils.data.DataLoader(Part('test'), 1000, **options)
+    for epoch in range(epochs):
+        net.train()
+        for x, y in loader:
+            optimizer.zero_grad()
+            F.cross_entropy(net(x), y).backward()
+            optimizer.step()
+        net.eval()
+        with torch.no_grad():
+            right = sum((net(x).argmax(1) == y).sum().item() for x, y in tests)
+        print(f'epoch {epoch}: test accuracy {right / len(tests.dataset):.4f}', flush=True)
 
 
 def serve(step, batch):
@@ -110,16 +156,20 @@ def serve_checkpoints(net, optimizer, size, folder):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('what', choices=('train_step', 'eval', 'data', 'checkpoint'))
+    parser.add_argument('what', choices=('train_step', 'eval', 'data', 'checkpoint', 'train'))
     parser.add_argument('model')
     parser.add_argument('size', type=int)
     parser.add_argument('batch', type=int)
     parser.add_argument('--stem', default='imagenet')
     parser.add_argument('--compile', action='store_true')
     parser.add_argument('--folder', default='.')
+    parser.add_argument('--epochs', type=int, default=1)
+    parser.add_argument('--workers', type=int, default=0)
     args = parser.parse_args()
     torch.manual_seed(0)
     torch.set_num_threads(len(os.sched_getaffinity(0)))
+    if args.what == 'train':
+        return train(args.model, args.batch, args.epochs, args.workers, args.folder)
     if args.what == 'data':
         return serve(serve_data(args.model, args.batch), args.batch)
     classes = 1000 if args.what == 'checkpoint' else 10

@@ -15,6 +15,7 @@ import shlex
 import shutil
 import subprocess
 import tempfile
+import threading
 from typing import Any
 
 import jax
@@ -27,6 +28,7 @@ from jaxcnn.errors import UserError
 log = logging.getLogger('jaxcnn')
 TARGET = 'jaxcnn_conv'
 SOURCE = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'onednn.cc')
+_LOADING = threading.Lock()
 LIBRARY, HEADERS = 'onednn-cpu-gomp', 'onednn-devel-cpu-gomp'
 
 
@@ -110,9 +112,14 @@ def _write(path: str, content: bytes) -> str:
     return path
 
 
-@functools.cache
 def library() -> Any:
     """The library, or None: told once, with the reason."""
+    with _LOADING:
+        return _library()
+
+
+@functools.cache
+def _library() -> Any:
     try:
         if (platform.system(), platform.machine()) != ('Linux', 'x86_64'):
             raise _MissingError(f'it is for Linux on x86_64, and this is {platform.system()} on {platform.machine()}')

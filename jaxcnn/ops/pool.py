@@ -1,6 +1,7 @@
 """Pooling over (N, H, W, C)."""
 
-import flax.linen as nn
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -15,8 +16,8 @@ def _windows(x: jax.Array, size: int) -> jax.Array:
 def max_pool(x: jax.Array, size: int, stride: int | None = None, padding: int = 0) -> jax.Array:
     """Largest value of each window.
 
-    Windows that do not overlap are taken by reshaping: the gradient of `reduce_window`, which flax uses, is several
-    times slower on the CPU. Values that tie for the maximum share its gradient.
+    By reshaping, or where windows overlap as the maximum of shifted rows and then of shifted columns: the gradient of
+    `reduce_window`, which flax uses, is several times slower on the CPU. Values that tie for the maximum share its gradient.
 
     Args:
       x: (N, H, W, C).
@@ -27,7 +28,13 @@ def max_pool(x: jax.Array, size: int, stride: int | None = None, padding: int = 
     stride = stride or size
     if stride == size and not padding:
         return _windows(x, size).max((2, 4))
-    return nn.max_pool(x, (size, size), (stride, stride), ((padding, padding),) * 2)
+    least = -jnp.inf if jnp.issubdtype(x.dtype, jnp.floating) else jnp.iinfo(x.dtype).min
+    x = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)), constant_values=least)
+    for axis in (1, 2):
+        last = (x.shape[axis] - size) // stride * stride
+        x = functools.reduce(jnp.maximum, (
+            jax.lax.slice_in_dim(x, first, first + last + 1, stride, axis) for first in range(size)))
+    return x
 
 
 def avg_pool(x: jax.Array, size: int) -> jax.Array:

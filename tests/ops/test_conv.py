@@ -290,6 +290,32 @@ def test_compiled_primitives_are_few_however_many_shapes_come():
         limit.value = before
 
 
+def resident():
+    """Bytes of memory that this process holds."""
+    with open('/proc/self/statm') as f:
+        return int(f.read().split()[1]) * os.sysconf('SC_PAGE_SIZE')
+
+
+@needs_onednn
+def test_calls_with_changing_shapes_hold_no_more_memory_after_a_while():
+    limit = ctypes.c_int64.in_dll(onednn.library(), 'JaxcnnConvLimit')
+    dnnl = ctypes.CDLL(onednn._find(onednn.LIBRARY, 'libdnnl.so.3'))
+    before, limit.value = limit.value, 4
+    dnnl.dnnl_set_primitive_cache_capacity(0)  # every call makes its primitive anew
+    try:
+        run = jax.jit(lambda *two: all_three(lambda *a: conv(*a, 'onednn'), *two))
+        shapes = [arrays(n=1, h=h, w=w) for h, w in itertools.product(range(5, 11), repeat=2)]
+        held = []
+        for _ in range(93):  # 93 rounds of 36 shapes and 3 calls: 10,044
+            for two in shapes:
+                jax.block_until_ready(run(*two))
+            held.append(resident())
+    finally:
+        limit.value = before
+        dnnl.dnnl_set_primitive_cache_capacity(1024)
+    assert max(held[-30:]) - max(held[30:60]) < 512 << 10
+
+
 # where oneDNN is missing: a fresh process each
 
 FRESH = '''

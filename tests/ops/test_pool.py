@@ -46,6 +46,22 @@ def test_windows_of_any_stride(shape, size, stride):
                                by_hand(x, size, stride, np.max), rtol=1e-6)
 
 
+@pytest.mark.parametrize(('size', 'stride', 'padding'), [(3, 2, 1), (3, 2, 0), (2, 1, 0), (5, 3, 2)])
+@pytest.mark.parametrize('shape', SHAPES, ids=str)
+def test_windows_that_overlap_are_those_of_flax_with_their_gradients(shape, size, stride, padding):
+    if min(shape[1:3]) + 2 * padding < size:
+        size = 3
+    x = jnp.asarray(image(shape)) - 9  # below zero, too: what is padded is no candidate
+
+    def theirs(x):
+        return nn.max_pool(x, (size, size), (stride, stride), ((padding, padding),) * 2)
+    expected, pull = jax.vjp(theirs, x)
+    found, ours = jax.vjp(lambda x: max_pool(x, size, stride, padding), x)
+    np.testing.assert_array_equal(found, expected)
+    weights = jnp.asarray(image(expected.shape))
+    np.testing.assert_allclose(ours(weights)[0], pull(weights)[0], rtol=1e-6)
+
+
 @pytest.mark.parametrize('size', [2, 3])
 @pytest.mark.parametrize('shape', SHAPES, ids=str)
 def test_gradients_are_those_of_flax_where_nothing_ties(shape, size):
