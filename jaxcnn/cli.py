@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 from jaxcnn.errors import UserError
 
@@ -79,6 +80,10 @@ def main(parser: argparse.ArgumentParser, run: Callable[[argparse.Namespace], in
     """
     if arguments is None:
         use_huge_pages()
+    def wrong(message: str) -> NoReturn:
+        hint = '; fields of the config are set by --config.PATH=VALUE' if 'unrecognized' in message else ''
+        parser.exit(2, f'error: {message}{hint} (--help tells all flags)\n')
+    parser.error = wrong  # type: ignore[method-assign]
     rest, overrides = split_overrides(sys.argv[1:] if arguments is None else arguments)
     args = parser.parse_args(rest)
     args.overrides = overrides

@@ -301,6 +301,10 @@ def differences(old: Config, new: Config, all_fields: bool = False) -> list[str]
             for f in dataclasses.fields(a):
                 if all_fields or f.metadata.get('result', True):
                     walk(getattr(a, f.name), getattr(b, f.name), f'{path}.{f.name}')
+        elif isinstance(a, Choice) and isinstance(b, Choice) and a.name == b.name:
+            for name in sorted({*a.args, *b.args}):
+                if (old := _plain(a.args.get(name, 'its default'))) != (new := _plain(b.args.get(name, 'its default'))):
+                    found.append(f'{path}.{name}: {old!r} -> {new!r}')
         elif to_dict(a) != to_dict(b):
             found.append(f'{path}: {to_dict(a)!r} -> {to_dict(b)!r}')
 
@@ -370,7 +374,8 @@ def load(path: str | os.PathLike, assignments: Sequence[str] = ()) -> Config:
     path = os.fspath(path)
     if not os.path.isfile(path):
         folder = os.path.dirname(path) or '.'
-        near = [os.path.join(folder, n) for n in os.listdir(folder) if n.endswith('.py')] if os.path.isdir(folder) else []
+        near = [os.path.normpath(os.path.join(f, n)) for f in {folder, 'configs'} if os.path.isdir(f)
+                for n in os.listdir(f) if n.endswith('.py')]
         raise unknown('config file', path, near)
     spec = importlib.util.spec_from_file_location('jaxcnn_user_config', path)
     if spec is None or spec.loader is None:
@@ -378,6 +383,8 @@ def load(path: str | os.PathLike, assignments: Sequence[str] = ()) -> Config:
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
+        if not hasattr(module, 'get_config'):
+            raise UserError('has no get_config()')
         fields = module.get_config()
     except UserError as e:
         raise UserError(f'{path}: {e}') from e

@@ -1,11 +1,23 @@
 """Errors that are a person's mistake: told in one line, without a traceback."""
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 
 class UserError(Exception):
     """Something the person who started the run can put right; the message says what and how, in one line."""
+
+
+@contextlib.contextmanager
+def within(field: str) -> Iterator[None]:
+    """Puts the config's field before the message of a UserError that names none."""
+    try:
+        yield
+    except UserError as e:
+        if str(e).startswith('config.'):
+            raise
+        raise UserError(f'{field}: {e}') from e
 
 
 def unknown(what: str, value: str, choices: Iterable[str]) -> UserError:

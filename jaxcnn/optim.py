@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import itertools
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ import optax
 import optax.contrib
 
 from jaxcnn import config as cfg
-from jaxcnn.errors import UserError, unknown
+from jaxcnn.errors import UserError, unknown, within
 
 # these need more than gradients (the loss as a function, gradients per example), or other parameters in evaluation
 # or take no schedule for their learning rate
@@ -133,7 +134,8 @@ def make_schedule(choice: cfg.Choice, lr: float, warmup: cfg.Duration | None, ti
     make = _find_schedule(choice)
     ramp = timeline.steps(warmup) if warmup else 0
     if ramp >= end - start:
-        raise UserError(f'config.optim.warmup: {cfg.to_dict(warmup)} is {ramp} steps, but the stage has {end - start}')
+        raise UserError(f'config.optim.warmup: {cfg.to_dict(warmup)} is {ramp} steps, and the stage is over after '
+                        f'{end - start}: train longer, or set a shorter warm-up or None')
     try:
         main = make(lr, _Span(start + ramp, end - start - ramp, timeline), **choice.args)
         main(0)
@@ -148,7 +150,7 @@ def decay_mask(pattern: str) -> Callable[[Any], Any]:
     """Of parameters, the tree of booleans: whether `pattern` is found in the parameter's path, `'a/b/kernel'`.
 
     Raises:
-      UserError: the pattern is no regular expression.
+      UserError: the pattern is no regular expression, or of the tree: it is found nowhere.
     """
     try:
         regex = re.compile(pattern)
@@ -156,14 +158,20 @@ def decay_mask(pattern: str) -> Callable[[Any], Any]:
         raise UserError(f'config.optim.decay_mask: {pattern!r} is no regular expression: {e}') from e
 
     def mask(params: Any) -> Any:
-        return jax.tree_util.tree_map_with_path(
+        found = jax.tree_util.tree_map_with_path(
             lambda path, _: regex.search('/'.join(str(getattr(k, 'key', k)) for k in path)) is not None, params)
+        if not any(jax.tree.leaves(found)):
+            names = ('/'.join(str(getattr(k, 'key', k)) for k in path) for path, _ in jax.tree.leaves_with_path(params))
+            raise UserError(f'config.optim.decay_mask: {pattern!r} is found in no parameter; they are '
+                            f'{", ".join(itertools.islice(names, 4))}, ...')
+        return found
     return mask
 
 
 def _decoupled_decay(rate: float, mask: Callable[[Any], Any], schedule: optax.Schedule) -> optax.GradientTransformation:
     """Subtracts `schedule(n) * rate * parameter` from updates that are already scaled (Loshchilov & Hutter 2019)."""
     def init(params: Any) -> optax.ScaleByScheduleState:
+        mask(params)  # says so where it is found nowhere
         return optax.ScaleByScheduleState(count=jnp.zeros([], jnp.int32))
 
     def update(updates: Any, state: optax.ScaleByScheduleState, params: Any = None) -> tuple[Any, Any]:
@@ -250,12 +258,15 @@ def _make_core(choice: cfg.Choice, schedule: optax.Schedule) -> optax.GradientTr
 def check(optim: cfg.OptimConfig) -> None:
     """Raises a UserError for an optimizer, schedule, argument or mask that is not known, before there is any data."""
     decay_mask(optim.decay_mask)
-    for optimizer in (optim.optimizer, *(s.optimizer for s in optim.switch)):
-        if optimizer:
-            _make_core(optimizer, optax.constant_schedule(1.0))
-    for schedule in (optim.schedule, *(s.schedule for s in optim.switch)):
-        if schedule:
-            _find_schedule(schedule)
+    parts: list[tuple[str, Any]] = [('config.optim', optim)]
+    parts += [(f'config.optim.switch[{i}]', switch) for i, switch in enumerate(optim.switch)]
+    for path, part in parts:
+        if part.optimizer:
+            with within(f'{path}.optimizer'):
+                _make_core(part.optimizer, optax.constant_schedule(1.0))
+        if part.schedule:
+            with within(f'{path}.schedule'):
+                _find_schedule(part.schedule)
 
 
 def _make_stage(optim: cfg.OptimConfig, optimizer: cfg.Choice, lr: float, schedule: cfg.Choice,

@@ -12,8 +12,13 @@ def run(args: argparse.Namespace) -> int:
     from jaxcnn.errors import UserError
     from jaxcnn.train import workdir
     from jaxcnn.train.trained import Trained
-    while args.watch and os.path.isdir(args.workdir) and not os.path.exists(os.path.join(args.workdir, 'data.json')):
-        time.sleep(1)  # the run is starting
+    if args.interval <= 0:
+        raise UserError(f'--interval: expected seconds above 0, got {args.interval}')
+    begun = os.path.join(args.workdir, 'data.json')
+    if args.watch and not os.path.exists(begun):
+        cli.log.info('waiting for a run to begin in %s', args.workdir)
+        while not os.path.exists(begun):
+            time.sleep(1)
     trained = Trained(args.workdir)
     evaluator = trained.evaluator(args.split, args.data_dir)
 
@@ -29,6 +34,7 @@ def run(args: argparse.Namespace) -> int:
     if not args.watch:
         show(trained.find(args.checkpoint))
         return 0
+    cli.log.info('looking for a newer checkpoint every %g s until the run is complete', args.interval)
     seen, summary = -1, os.path.join(args.workdir, 'summary.json')
     while not (seen >= 0 and os.path.exists(summary) and workdir.read_json(summary)['steps'] == seen):
         step = max(trained.steps(), default=-1)
@@ -41,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
                 continue
             seen = step
         else:
-            time.sleep(max(args.interval, 0.1))
+            time.sleep(args.interval)
     return 0
 
 

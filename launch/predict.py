@@ -19,17 +19,25 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f'{args.csv}: its folder is missing or cannot be written')
     trained = Trained(args.workdir)
     state = trained.read(trained.find(args.checkpoint))
-    rows = []
+    rows, bad = [], 0
     for start in range(0, len(args.images), BATCH):
-        paths = args.images[start:start + BATCH]
-        images = np.stack([picture.load(path, trained.info, args.ink) for path in paths])
-        padded = np.zeros((BATCH if len(args.images) > BATCH else len(paths), *images.shape[1:]), np.uint8)
-        padded[:len(paths)] = images
-        for path, probabilities in zip(paths, trained.predict(state, padded)[:len(paths)], strict=True):
+        paths, images = [], []
+        for path in args.images[start:start + BATCH]:
+            try:
+                images.append(picture.load(path, trained.info, args.ink))
+                paths.append(path)
+            except UserError as e:  # the others are predicted all the same
+                cli.log.error('error: %s', e)
+                bad += 1
+        if not images:
+            continue
+        padded = np.zeros((min(BATCH, len(args.images)), *trained.info['image_shape']), np.uint8)
+        padded[:len(images)] = images
+        for path, probabilities in zip(paths, trained.predict(state, padded), strict=False):
             best = describe(probabilities, trained.info['class_names'])
             rows.append((path, best))
             print(f'{path}: {best[0][0]}  (' + ', '.join(f'{name} {100 * p:.2f} %' for name, p in best) + ')')
-    if args.csv:
+    if args.csv and rows:
         try:
             with open(f'{args.csv}.tmp', 'w', newline='') as f:
                 writer = csv.writer(f)
@@ -40,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
         except OSError as e:
             raise UserError(f'{args.csv}: cannot be written: {e.strerror}') from e
         cli.log.info('%d predictions: %s', len(rows), args.csv)
-    return 0
+    return 2 if bad else 0
 
 
 if __name__ == '__main__':

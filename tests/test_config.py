@@ -197,8 +197,7 @@ def test_differences_name_what_could_change_the_result_and_nothing_else():
     assert cfg.differences(old, new) == [
         'config.seed: 3 -> 4',
         "config.duration: {'epochs': 2.5} -> {'steps': 3}",
-        "config.model: {'name': 'shallow_cnn', 'widths': [1, 2, 3, 4], 'dropout': 0.25} -> "
-        "{'name': 'shallow_cnn', 'widths': [1, 2, 3, 4], 'dropout': 0.5}"]
+        'config.model.dropout: 0.25 -> 0.5']
 
 
 # ---- the command line
@@ -305,7 +304,7 @@ def test_load_takes_the_name_of_the_file_and_the_assignments(tmp_path):
 @pytest.mark.parametrize(('text', 'line'), [
     ('def get_config():\n    return 1 / 0\n', r'bad\.py: ZeroDivisionError: division by zero'),
     ('def get_config(:\n', r'bad\.py: SyntaxError'),
-    ('x = 1\n', r"bad\.py: AttributeError: .*get_config"),
+    ('x = 1\n', r"bad\.py: has no get_config"),
     ('from jaxcnn.config import make\n\n\ndef get_config():\n    return make(sed=3)\n',
      r"bad\.py: unknown field 'config\.sed'; nearest: config\.seed"),
     ('def get_config():\n    return None\n', r'config: expected a group of fields, got None'),

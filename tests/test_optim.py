@@ -126,8 +126,8 @@ def test_a_warm_up_in_epochs_is_in_steps_of_the_batch():
     ({'schedule': {'name': 'step', 'at': 3}}, r'schedule step: at must be a sequence of durations, got 3'),
     ({'schedule': {'name': 'step', 'at': [{'steps': -1}]}}, r'schedule step: at\[0\]\.steps: .*positive'),
     ({'schedule': {'name': 'step', 'at': [{'steps': 10}, {'epochs': 1}]}}, r'schedule step: two of .* fall on one step'),
-    ({'warmup': {'steps': 20}}, r"config\.optim\.warmup: \{'steps': 20\} is 20 steps, but the stage has 20"),
-    ({'switch': [{'at': {'steps': 15}, 'warmup': {'steps': 5}}]}, r'is 5 steps, but the stage has 5'),
+    ({'warmup': {'steps': 20}}, r"config\.optim\.warmup: \{'steps': 20\} is 20 steps, and the stage is over after 20"),
+    ({'switch': [{'at': {'steps': 15}, 'warmup': {'steps': 5}}]}, r'is 5 steps, and the stage is over after 5'),
     ({'schedule': {'name': 'plateau', 'factor': 2.0}}, r'config\.optim\.schedule: plateau with .*2\.0'),
     ({'optimizer': 'adamm'}, r"unknown optimizer 'adamm'; nearest: adam"),
     ({'optimizer': {'name': 'sgd', 'momentun': 0.9}}, r"unknown argument of optimizer sgd 'momentun'; nearest: momentum"),
@@ -142,6 +142,13 @@ def test_what_makes_no_optimizer_is_told_in_one_line(fields, line):
     with pytest.raises(UserError, match=line) as error:
         make(**fields)
     assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize('decay', ['l2', 'weight_decay'])
+def test_a_mask_that_is_found_in_no_parameter_is_told(decay):
+    optimizer = make(**{decay: 0.1}, decay_mask='kernle')
+    with pytest.raises(UserError, match=r"config\.optim\.decay_mask: 'kernle' is found in no parameter; they are .*kernel"):
+        optimizer.init({'Dense_0': {'kernel': jnp.ones(2), 'bias': jnp.ones(2)}})
 
 
 # ---- optimizers

@@ -32,7 +32,7 @@ def read(path: str | os.PathLike, mode: str) -> np.ndarray:
     except FileNotFoundError:
         raise UserError(f'{os.fspath(path)}: no such file') from None
     except Exception as e:  # Pillow's decoders raise many kinds of error
-        reason = 'not a picture' if isinstance(e, UnidentifiedImageError) else str(e)
+        reason = 'not a picture' if isinstance(e, UnidentifiedImageError) else getattr(e, 'strerror', None) or str(e)
         raise UserError(f'{os.fspath(path)}: {reason}') from None
 
 

@@ -24,7 +24,7 @@ import numpy as np
 from jaxcnn import config as cfg
 from jaxcnn import data, metrics, models, optim
 from jaxcnn.data import augment, feed, sources
-from jaxcnn.errors import UserError, unknown
+from jaxcnn.errors import UserError, unknown, within
 from jaxcnn.train import parallel, signals, workdir
 from jaxcnn.train.checkpoint import Checkpoints
 from jaxcnn.train.evaluate import Evaluator
@@ -39,13 +39,15 @@ RUN_AHEAD = 4  # dispatches in flight
 def check_config(config: cfg.Config) -> None:
     """Raises a UserError for names and arguments that are in no registry, before any work is done."""
     if config.data.name not in sources.names():
-        raise unknown('data set', config.data.name, sources.names())
+        raise unknown('data set config.data.name', config.data.name, sources.names())
     for field, reason in (('num_classes', 'it is the number of classes of the data set'),
                           ('bn_axis', 'config.parallel says over which devices'), ('bn_frozen', 'see config.freeze_bn')):
         if field in config.model.args:
             raise UserError(f'config.model.{field}: cannot be set; {reason}')
-    models.create(config.model.name, **config.model.args)
-    augment.pipeline(config.data.augment)
+    with within('config.model'):
+        models.create(config.model.name, **config.model.args)
+    with within('config.data.augment'):
+        augment.pipeline(config.data.augment)
     optim.check(config.optim)
     schedules = [config.optim.schedule, *(s.schedule for s in config.optim.switch)]
     if not config.data.val_fraction and any(s and s.name == 'plateau' for s in schedules):
@@ -158,6 +160,8 @@ class Run:
             self._display.say(f'resuming {self.folder} from step {step} of {self.timeline.total}')
         else:
             step = 0
+            if self.checkpoints.steps():
+                self._display.say(f'no checkpoint in {self.folder} is whole: the run begins anew')
             self.state = self.backend.init(self.init_fn(), self.config.seed)
         for damaged in [s for s in self.checkpoints.steps() if s > step]:
             self.checkpoints.discard(damaged)

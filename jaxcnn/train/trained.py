@@ -86,7 +86,9 @@ class Trained:
         try:
             return self.checkpoints.read(step, self._template)[0]
         except ValueError as e:
-            raise UserError(f'checkpoint {step} in {self.folder!r} is damaged: {e}') from e
+            others = ', '.join(f'--checkpoint={s}' for s in self.steps() if s != step)
+            raise UserError(f'checkpoint {step} in {self.folder!r} is damaged: {e}; '
+                            f'{f"there is {others}" if others else "there is no other"}') from e
 
     def best_variables(self, state: TrainState) -> Any:
         """The variables that the run's metric judges: the moving average where it is `val_ema_...`."""

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import fcntl
 import json
+import math
 import os
 from collections.abc import Iterator
 from typing import IO, Any
@@ -37,7 +38,7 @@ def read_json(path: str) -> Any:
     except FileNotFoundError:
         raise UserError(f'{os.path.dirname(path) or "."}: holds no run (no {os.path.basename(path)})') from None
     except (OSError, ValueError) as e:
-        raise UserError(f'{path}: cannot be read: {e}') from e
+        raise UserError(f'{path}: cannot be read: {e}; put it back, or use a new workdir') from e
 
 
 def read_config(workdir: str) -> cfg.Config:
@@ -109,6 +110,8 @@ class MetricsLog:
         self._file.write(json.dumps({'step': step, **row}) + '\n')
         self._file.flush()
         for name, value in row.items():
+            if not math.isfinite(value):  # TensorBoard has no place for it
+                continue
             part, _, rest = name.partition('_')
             self._board.add_scalar(f'{part}/{rest}' if part in ('train', 'val', 'test') else name, value, step)
 

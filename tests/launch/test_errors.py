@@ -126,7 +126,7 @@ def test_going_on_with_another_model_is_refused_with_the_changed_fields(copy_of_
     before = snapshot(copy_of_run)
     result = command('train', f'--config={tiny_config}', f'--workdir={copy_of_run}', '--config.model.hidden=32',
                      '--config.data.workers=1')
-    assert_told(result, str(copy_of_run), 'config.model', "'hidden': 16", "'hidden': 32")
+    assert_told(result, str(copy_of_run), 'config.model.hidden: 16 -> 32')
     assert 'workers' not in result[2][0]
     assert snapshot(copy_of_run) == before
 
@@ -207,9 +207,12 @@ def test_a_picture_that_is_none_is_told(tiny_run, command, tmp_path, snapshot):
     Image.linear_gradient('L').save(tmp_path / 'good.png')
     before = snapshot(tiny_run)
     for name, reason in (('notes.txt', 'not a picture'), ('nowhere.png', 'no such file')):
-        result = command('predict', f'--workdir={tiny_run}', f'--csv={tmp_path / "all.csv"}', tmp_path / 'good.png',
-                         tmp_path / name)
-        assert_told(result, str(tmp_path / name), reason)
+        assert_told(command('predict', f'--workdir={tiny_run}', f'--csv={tmp_path / "all.csv"}', tmp_path / name),
+                    str(tmp_path / name), reason)
+        code, out, err = command('predict', f'--workdir={tiny_run}', tmp_path / name, tmp_path / 'good.png')
+        assert code == 2  # and yet the other one is predicted
+        assert reason in err[0]
+        assert [line.partition(': ')[0] for line in out] == [str(tmp_path / 'good.png')]
     assert snapshot(tiny_run) == before
     assert sorted(p.name for p in tmp_path.iterdir()) == ['good.png', 'notes.txt']
 
