@@ -1,8 +1,9 @@
 """Convolutions that train fast on the CPU, too: a stand-in for `lax.conv_general_dilated`.
 
 On GPU and TPU it is XLA's own. On the CPU XLA's convolutions train at a third of the speed that the processor allows,
-and its grouped ones at a hundredth (jax-ml/jax #13800, #23713, #31662; openxla/xla #34273), so there it is oneDNN
-(`onednn.py`), or where that is missing the fastest formulation in plain JAX (`shifts.py`).
+and its grouped ones at a hundredth (jax-ml/jax #13800, #23713, #31662; openxla/xla #34273), so there it is our own of 3x3
+kernels in Winograd's form (`winograd.h`) and oneDNN for the others (`onednn.py`), or where that is missing the fastest
+formulation in plain JAX (`shifts.py`).
 """
 
 import dataclasses
@@ -23,7 +24,7 @@ from jax.sharding import PartitionSpec as P
 from jaxcnn.errors import unknown
 from jaxcnn.ops import onednn, shifts
 
-IMPLEMENTATIONS = ('auto', 'onednn', 'jax', 'xla')
+IMPLEMENTATIONS = ('auto', 'winograd', 'onednn', 'jax', 'xla')
 NHWC = ('NHWC', 'HWIO', 'NHWC')
 FORWARD, INPUT_GRADIENT, KERNEL_GRADIENT = range(3)
 
@@ -77,7 +78,8 @@ def conv_general_dilated(
       dimension_numbers: XLA's where it is not `('NHWC', 'HWIO', 'NHWC')`.
       feature_group_count: groups; C for a depthwise convolution.
       precision: see JAX; of no account on the CPU.
-      implementation: `auto`; or one by name: `onednn`, `jax`, `xla`.
+      implementation: `auto`; or one by name: `winograd` (F(4x4, 3x3) where it is faster, else oneDNN; what `auto` is on a
+        CPU that has oneDNN), `onednn` alone, `jax`, `xla`.
 
     Returns:
       (N, H', W', features).
@@ -91,8 +93,8 @@ def conv_general_dilated(
     plain = (lhs.ndim == 4 and numbers == lax.conv_dimension_numbers(lhs.shape, rhs.shape, NHWC) and lhs.dtype == rhs.dtype
              and lhs.dtype in (jnp.float32, jnp.bfloat16) and all(d == 1 for d in lhs_dilation or ()) and lhs.size)
     if implementation == 'auto':
-        implementation = 'xla' if jax.default_backend() != 'cpu' else 'onednn' if onednn.available(lhs.dtype) else 'jax'
-    elif implementation == 'onednn':
+        implementation = 'xla' if jax.default_backend() != 'cpu' else 'winograd' if onednn.available(lhs.dtype) else 'jax'
+    elif implementation in ('winograd', 'onednn'):
         onednn.require(lhs.dtype)
     own = functools.partial(
         lax.conv_general_dilated, window_strides=window_strides, padding=padding, lhs_dilation=lhs_dilation,
@@ -122,7 +124,8 @@ def _conv(kind: int, geometry: Geometry, implementation: str, a: jax.Array, b: j
     """FORWARD: (x, k) to y. INPUT_GRADIENT: (y, k) to x. KERNEL_GRADIENT: (x, y) to k."""
     if implementation == 'jax':
         return shifts.conv(kind, geometry, a, b)
-    return lax.platform_dependent(a, b, cpu=_onednn(kind, geometry), default=functools.partial(xla, kind, geometry))
+    own = _onednn(kind, geometry, implementation == 'winograd')
+    return lax.platform_dependent(a, b, cpu=own, default=functools.partial(xla, kind, geometry))
 
 
 def _conv_forward(kind: int, geometry: Geometry, implementation: str, a: jax.Array, b: jax.Array) -> Any:
@@ -156,11 +159,12 @@ def xla(kind: int, geometry: Geometry, a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 @functools.lru_cache(maxsize=4096)
-def _onednn(kind: int, geometry: Geometry) -> Any:
+def _onednn(kind: int, geometry: Geometry, winograd: bool) -> Any:
     """The call of oneDNN, with its rules for several devices and for `vmap`."""
     def call(a: jax.Array, b: jax.Array) -> jax.Array:
         result = jax.ShapeDtypeStruct(geometry.result_shape(kind, a), a.dtype)
-        return jax.ffi.ffi_call(onednn.TARGET, result)(a, b, kind=np.int64(kind), window=geometry.window())
+        return jax.ffi.ffi_call(onednn.TARGET, result)(a, b, kind=np.int64(kind), winograd=winograd,
+                                                          window=geometry.window())
 
     def partition(mesh: Any, operands: Any, result: Any) -> Any:
         """Each device does its part of the batch."""
@@ -186,7 +190,7 @@ def _onednn(kind: int, geometry: Geometry) -> Any:
         return partitioned(a, b)
     # until XLA has split it over devices, a program holds no more of the call than an address: without a name that tells
     # one window from another, the compilation cache would take programs of the same shapes for each other
-    what = repr((kind, geometry, onednn.source_key()))
+    what = repr((kind, geometry, winograd, onednn.source_key()))
     named.__name__ = f'conv_{hashlib.sha256(what.encode()).hexdigest()[:16]}'
     batched = custom_vmap(jax.jit(named))
 

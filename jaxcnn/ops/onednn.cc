@@ -1,5 +1,5 @@
-// Convolutions of (N, H, W, C) arrays and their gradients by oneDNN, as calls that XLA makes on the CPU (jax.ffi).
-// conv.py compiles this file at first use, and says what each call means.
+// Convolutions of (N, H, W, C) arrays and their gradients, as calls that XLA makes on the CPU (jax.ffi): by oneDNN, or in
+// Winograd's form where that is faster. onednn.py compiles this file at first use, conv.py says what each call means.
 
 #include <omp.h>
 
@@ -19,6 +19,7 @@
 #include <vector>
 
 #include "oneapi/dnnl/dnnl.hpp"
+#include "winograd.h"
 #include "xla/ffi/api/ffi.h"
 
 namespace ffi = xla::ffi;
@@ -155,13 +156,36 @@ Plan& FindPlan(Kind kind, const Dims& x, const Dims& kernel, const Dims& y, memo
   return plans.front().second;
 }
 
-void Execute(int threads, int64_t kind, const std::vector<int64_t>& window, ffi::AnyBuffer& x, ffi::AnyBuffer& kernel,
+// Whether it was done in Winograd's form.
+bool Winograd(int threads, int64_t kind, const std::vector<int64_t>& window, const Dims& x, const Dims& kernel, const Dims& y,
+              const float* a, const float* b, float* result) {
+  if (window[0] != 1 || window[1] != 1 || window[6] != 1 || window[7] != 1 || window[8] != 1 || kernel[0] != 3 ||
+      kernel[1] != 3 || std::max({window[2], window[3], window[4], window[5]}) > 2)
+    return false;
+  winograd::Shape shape{x[0], x[1], x[2], x[3], y[1], y[2], y[3], window[2], window[3]};
+  if (kind == kInputGradient) shape = {y[0], y[1], y[2], y[3], x[1], x[2], x[3], 2 - window[2], 2 - window[3]};
+  if (!shape.fits()) return false;
+  float* space = static_cast<float*>(Workspace(4 * shape.space(kind == kKernelGradient, threads)));
+  if (kind == kKernelGradient)
+    winograd::KernelGradient(shape, a, b, result, space, threads);
+  else
+    winograd::Convolve(shape, a, b, kind == kInputGradient, result, space, threads);
+  return true;
+}
+
+void Execute(int threads, int64_t kind, bool may_winograd, const std::vector<int64_t>& window, ffi::AnyBuffer& x, ffi::AnyBuffer& kernel,
              ffi::AnyBuffer& y) {
   auto dims = [](const ffi::AnyBuffer& buffer) { return Dims(buffer.dimensions().begin(), buffer.dimensions().end()); };
   const auto type = x.element_type() == ffi::DataType::BF16 ? memory::data_type::bf16 : memory::data_type::f32;
+  ++calls, images += x.dimensions()[0];
+  if (may_winograd && type == memory::data_type::f32) {
+    auto floats = [](ffi::AnyBuffer& buffer) { return static_cast<float*>(buffer.untyped_data()); };
+    float *a = floats(kind == kInputGradient ? y : x), *b = floats(kind == kKernelGradient ? y : kernel);
+    float* result = floats(kind == kForward ? y : kind == kInputGradient ? x : kernel);
+    if (Winograd(threads, kind, window, dims(x), dims(kernel), dims(y), a, b, result)) return;
+  }
   omp_set_num_threads(threads);
   Plan& plan = FindPlan(static_cast<Kind>(kind), dims(x), dims(kernel), dims(y), type, window, threads);
-  ++calls, images += x.dimensions()[0];
   plan.x.set_data_handle(x.untyped_data());
   plan.y.set_data_handle(y.untyped_data());
   plan.plain_kernel.set_data_handle(kernel.untyped_data());
@@ -183,7 +207,7 @@ void Execute(int threads, int64_t kind, const std::vector<int64_t>& window, ffi:
 }
 
 // kind, then x (N, H, W, C), kernel (H, W, C / groups, features) and y (N, H', W', features): two given, one written.
-ffi::Error Run(ffi::ThreadPool pool, int64_t kind, ffi::Span<const int64_t> window, ffi::AnyBuffer a, ffi::AnyBuffer b,
+ffi::Error Run(ffi::ThreadPool pool, int64_t kind, bool may_winograd, ffi::Span<const int64_t> window, ffi::AnyBuffer a, ffi::AnyBuffer b,
                ffi::Result<ffi::AnyBuffer> result) {
   static const int cores = omp_get_max_threads();  // the cores of this process, or OMP_NUM_THREADS
   const int threads = std::clamp(static_cast<int>(pool.num_threads()), 1, cores);
@@ -191,7 +215,7 @@ ffi::Error Run(ffi::ThreadPool pool, int64_t kind, ffi::Span<const int64_t> wind
                  &y = kind == kForward ? *result : kind == kInputGradient ? a : b;
   try {
     static Caller* caller = new Caller;  // never destroyed, as all that it uses: calls may come until the process ends
-    caller->Do([&] { Execute(threads, kind, {window.begin(), window.end()}, x, kernel, y); });
+    caller->Do([&] { Execute(threads, kind, may_winograd, {window.begin(), window.end()}, x, kernel, y); });
     return ffi::Error::Success();
   } catch (const std::exception& e) {
     return ffi::Error::Internal(std::string("oneDNN: ") + e.what());
@@ -204,6 +228,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(JaxcnnConv, Run,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::ThreadPool>()
                                   .Attr<int64_t>("kind")
+                                  .Attr<bool>("winograd")
                                   .Attr<ffi::Span<const int64_t>>("window")
                                   .Arg<ffi::AnyBuffer>()
                                   .Arg<ffi::AnyBuffer>()

@@ -4,6 +4,7 @@ Its extra, `pip install 'jaxcnn[cpu]'`, holds oneDNN's library and headers; thos
 `onednn.cc` becomes is kept in `$JAXCNN_CACHE`, else `~/.cache/jaxcnn`, by versions.
 """
 
+import contextlib
 import ctypes
 import functools
 import hashlib
@@ -55,8 +56,8 @@ def _compile(headers: str, library: str) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         target = os.path.join(folder, 'conv.so')
         try:
-            subprocess.run([*compiler, '-O2', '-std=c++17', '-shared', '-fPIC', '-fopenmp', '-w', f'-I{headers}',
-                            f'-I{jax.ffi.include_dir()}', SOURCE, library, '-o', target],
+            subprocess.run([*compiler, '-O3', '-march=native', '-ffp-contract=fast', '-std=c++17', '-shared', '-fPIC',
+                            '-fopenmp', '-w', f'-I{headers}', f'-I{jax.ffi.include_dir()}', SOURCE, library, '-o', target],
                            check=True, capture_output=True, text=True, timeout=300)
         except subprocess.CalledProcessError as e:
             raise _MissingError(f'{compiler[0]} could not compile it: {" ".join(e.stderr.split())[:300]}') from e
@@ -78,9 +79,14 @@ def _kept(path: str) -> bool:
 
 @functools.cache
 def source_key() -> str:
-    """Changes with what `onednn.cc` is."""
-    with open(SOURCE, 'rb') as f:
-        return hashlib.sha256(f.read()).hexdigest()
+    """Changes with what is compiled, and with the processor's instructions."""
+    found = hashlib.sha256()
+    for name in ('onednn.cc', 'winograd.h'):
+        with open(os.path.join(os.path.dirname(SOURCE), name), 'rb') as f:
+            found.update(f.read())
+    with contextlib.suppress(OSError), open('/proc/cpuinfo') as f:
+        found.update(next((line for line in f if line.startswith('flags')), '').encode())
+    return found.hexdigest()
 
 
 def _build() -> str:

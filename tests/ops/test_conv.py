@@ -84,6 +84,32 @@ def test_forward_and_gradients_are_those_of_xla(shape, size):
                 raise AssertionError(f'{implementation}, {window}: {e}') from e
 
 
+# Winograd's form needs some size to be taken: features that fill registers, and 32 squares of 4x4 outputs
+WINOGRAD_SHAPES = [dict(n=32, h=4, w=4, c=32, features=32), dict(n=9, h=7, w=9, c=48, features=32),
+                   dict(n=6, h=13, w=10, c=32, features=80), dict(n=40, h=3, w=1, c=64, features=64),
+                   dict(n=2, h=33, w=35, c=96, features=160), dict(n=64, h=4, w=4, c=256, features=288)]
+
+
+@needs_onednn
+@pytest.mark.parametrize('padding', ['SAME', 'VALID', ((2, 0), (1, 2)), ((2, 2), (2, 2))], ids=str)
+@pytest.mark.parametrize('shape', WINOGRAD_SHAPES, ids=str)
+def test_winograds_form_is_exact_to_some_roundings(shape, padding):
+    if padding == 'VALID' and shape['w'] < 3:
+        padding = 'SAME'
+    x, kernel = arrays(**shape)
+    found, direct = (jax.jit(lambda x, kernel, i=i: all_three(lambda *a: conv(*a, i, padding=padding), x, kernel))(x, kernel)
+                     for i in ('winograd', 'onednn'))
+    g = cotangent(direct[0])
+    with jax.enable_x64(True):
+        y, vjp = jax.vjp(lambda *a: conv(*a, 'xla', padding=padding), *(jnp.asarray(np.float64(a)) for a in (x, kernel)))
+        exact = y, *vjp(jnp.asarray(np.float64(g)))
+    close([np.float64(a) for a in found], exact, 8e-6)
+    for ours, theirs, true in zip(found, direct, exact, strict=True):
+        assert np.asarray(ours).tobytes() != np.asarray(theirs).tobytes()  # it was taken
+        error = np.float64(ours) - np.float64(true)
+        assert np.sqrt(np.mean(error ** 2)) < 1.5e-6 * np.std(true)
+
+
 @pytest.mark.parametrize('implementation', OURS)
 @pytest.mark.parametrize(('h', 'w', 'size', 'stride'), [
     (1, 1, 1, 1), (1, 1, 3, 1), (2, 5, 3, 2), (3, 3, 3, 3), (7, 4, 4, 4), (11, 6, 6, 5), (5, 5, 1, 2)])
@@ -270,9 +296,10 @@ def test_calls_from_several_threads_at_once():
 
 
 @needs_onednn
-def test_the_same_bits_each_time():
+@pytest.mark.parametrize('implementation', ['winograd', 'onednn'])
+def test_the_same_bits_each_time(implementation):
     x, kernel = arrays(n=8, h=16, w=16, c=32, features=32)
-    run = jax.jit(lambda: all_three(lambda *a: conv(*a, 'onednn'), x, kernel))
+    run = jax.jit(lambda: all_three(lambda *a: conv(*a, implementation), x, kernel))
     first = [np.asarray(a).tobytes() for a in run()]
     assert all([np.asarray(a).tobytes() for a in run()] == first for _ in range(5))
 
