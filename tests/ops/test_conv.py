@@ -107,7 +107,7 @@ def test_winograds_form_is_exact_to_some_roundings(shape, padding):
     for ours, theirs, true in zip(found, direct, exact, strict=True):
         assert np.asarray(ours).tobytes() != np.asarray(theirs).tobytes()  # it was taken
         error = np.float64(ours) - np.float64(true)
-        assert np.sqrt(np.mean(error ** 2)) < 1.5e-6 * np.std(true)
+        assert np.sqrt(np.mean(error ** 2)) < 2e-6 * np.std(true)
 
 
 @pytest.mark.parametrize('implementation', OURS)
