@@ -52,21 +52,27 @@ def start_jax(args: argparse.Namespace) -> None:
     use_compilation_cache()
 
 
-def use_huge_pages() -> None:
-    """Starts this command anew with memory in pages of 2 MiB, where Linux gives them to those who ask.
+# of the C library: pages of 2 MiB for those who ask, one heap for all threads, and what was freed is kept
+_MEMORY = ('glibc.malloc.hugetlb=1', 'glibc.malloc.arena_max=1', f'glibc.malloc.mmap_threshold={1 << 40}',
+           f'glibc.malloc.trim_threshold={1 << 40}')
 
-    XLA takes its temporary memory anew for each step on the CPU; in pages of 4 KiB, that takes a tenth to a fifth of a
-    step (docs/performance.md). Only a new process can have it: the C library reads its settings when it starts.
+
+def keep_memory() -> None:
+    """Starts this command anew with memory that is kept, in pages of 2 MiB, where Linux gives them to those who ask.
+
+    XLA takes its temporary memory anew for each step on the CPU, gigabytes for a large network; to have it from the system
+    each time takes a tenth to a third of a step (docs/performance.md). Only a new process can have it otherwise: the C
+    library reads its settings when it starts.
     """
     tunables, marker = os.environ.get('GLIBC_TUNABLES', ''), 'JAXCNN_STARTED_ANEW'
     ours = sys.orig_argv[-len(sys.argv):] == sys.argv and os.path.isfile(sys.argv[0])  # not a notebook that runs us
-    if not ours or 'glibc.malloc.hugetlb' in tunables or marker in os.environ:
+    if not ours or 'glibc.malloc' in tunables or marker in os.environ:
         return
     with contextlib.suppress(OSError):
         with open('/sys/kernel/mm/transparent_hugepage/enabled') as f:
             if '[madvise]' not in f.read():
                 return
-        settings = ':'.join(filter(None, [tunables, 'glibc.malloc.hugetlb=1']))
+        settings = ':'.join(filter(None, [tunables, *_MEMORY]))
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]],
                   {**os.environ, 'GLIBC_TUNABLES': settings, marker: '1'})
 
@@ -79,7 +85,7 @@ def main(parser: argparse.ArgumentParser, run: Callable[[argparse.Namespace], in
     what was given as `--config.a.b=VALUE`.
     """
     if arguments is None:
-        use_huge_pages()
+        keep_memory()
     def wrong(message: str) -> NoReturn:
         hint = '; fields of the config are set by --config.PATH=VALUE' if 'unrecognized' in message else ''
         parser.exit(2, f'error: {message}{hint} (--help tells all flags)\n')
