@@ -120,8 +120,6 @@ constexpr std::make_integer_sequence<int, kRows> kUpToRows;
 
 inline int64_t Whole(int64_t columns) { return (columns + kPair - 1) / kPair * kPair; }
 
-constexpr auto kRowNumbers = std::make_integer_sequence<int, kRows>{};
-
 // The convolution of `x` with 3x3 kernels, at stride 1.
 struct Shape {
   int64_t n, h, w, c;               // of x
