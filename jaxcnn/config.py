@@ -303,8 +303,9 @@ def differences(old: Config, new: Config, all_fields: bool = False) -> list[str]
                     walk(getattr(a, f.name), getattr(b, f.name), f'{path}.{f.name}')
         elif isinstance(a, Choice) and isinstance(b, Choice) and a.name == b.name:
             for name in sorted({*a.args, *b.args}):
-                if (old := _plain(a.args.get(name, 'its default'))) != (new := _plain(b.args.get(name, 'its default'))):
-                    found.append(f'{path}.{name}: {old!r} -> {new!r}')
+                old, new = (repr(_plain(c.args[name])) if name in c.args else 'its default' for c in (a, b))
+                if old != new:
+                    found.append(f'{path}.{name}: {old} -> {new}')
         elif to_dict(a) != to_dict(b):
             found.append(f'{path}: {to_dict(a)!r} -> {to_dict(b)!r}')
 

@@ -263,9 +263,10 @@ def train(args: argparse.Namespace) -> int:
     from jaxcnn.train.loop import check_config
     settings = config.load(args.config, args.overrides)
     check_config(settings)
-    if settings.model.name not in ('lenet5', 'lenet_mnist') or settings.duration.unit != 'epochs':
-        raise UserError(f'the PyTorch script has lenet5 and lenet_mnist, and counts epochs; '
-                        f'got {settings.model.name} for {settings.duration}')
+    if (settings.model.name not in ('lenet5', 'lenet_mnist') or settings.duration.unit != 'epochs' or
+            settings.duration.value % 1 or settings.data.name not in ('mnist', 'fashion_mnist') or settings.data.image_size):
+        raise UserError(f'the PyTorch script has lenet5 and lenet_mnist for images of 28 x 28, and whole epochs; got '
+                        f'{settings.model.name} on {settings.data.name} for {settings.duration}')
     here = os.path.dirname(os.path.abspath(__file__))
     seconds: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as folder:

@@ -77,7 +77,7 @@ def conv_general_dilated(
       rhs_dilation: kernel dilation.
       dimension_numbers: XLA's where it is not `('NHWC', 'HWIO', 'NHWC')`.
       feature_group_count: groups; C for a depthwise convolution.
-      precision: see JAX; of no account on the CPU.
+      precision: see JAX; of no account on the CPU, where `winograd` has up to some times the direct sum's rounding error.
       implementation: `auto`; or one by name: `winograd` (F(4x4, 3x3) where it is faster, else oneDNN; what `auto` is on a
         CPU that has oneDNN), `onednn` alone, `jax`, `xla`.
 

@@ -157,8 +157,8 @@ Plan& FindPlan(Kind kind, const Dims& x, const Dims& kernel, const Dims& y, memo
 }
 
 // Whether it was done in Winograd's form.
-bool Winograd(int threads, int64_t kind, const std::vector<int64_t>& window, const Dims& x, const Dims& kernel, const Dims& y,
-              const float* a, const float* b, float* result) {
+bool Winograd(int threads, int64_t kind, const std::vector<int64_t>& window, const Dims& x, const Dims& kernel,
+              const Dims& y, float* x_data, float* kernel_data, float* y_data) {
   if (window[0] != 1 || window[1] != 1 || window[6] != 1 || window[7] != 1 || window[8] != 1 || kernel[0] != 3 ||
       kernel[1] != 3 || std::max({window[2], window[3], window[4], window[5]}) > 2)
     return false;
@@ -167,22 +167,22 @@ bool Winograd(int threads, int64_t kind, const std::vector<int64_t>& window, con
   if (!shape.fits()) return false;
   float* space = static_cast<float*>(Workspace(4 * shape.space(kind == kKernelGradient, threads)));
   if (kind == kKernelGradient)
-    winograd::KernelGradient(shape, a, b, result, space, threads);
+    winograd::KernelGradient(shape, x_data, y_data, kernel_data, space, threads);
+  else if (kind == kInputGradient)
+    winograd::Convolve(shape, y_data, kernel_data, true, x_data, space, threads);
   else
-    winograd::Convolve(shape, a, b, kind == kInputGradient, result, space, threads);
+    winograd::Convolve(shape, x_data, kernel_data, false, y_data, space, threads);
   return true;
 }
 
-void Execute(int threads, int64_t kind, bool may_winograd, const std::vector<int64_t>& window, ffi::AnyBuffer& x, ffi::AnyBuffer& kernel,
-             ffi::AnyBuffer& y) {
+void Execute(int threads, int64_t kind, bool may_winograd, const std::vector<int64_t>& window, ffi::AnyBuffer& x,
+             ffi::AnyBuffer& kernel, ffi::AnyBuffer& y) {
   auto dims = [](const ffi::AnyBuffer& buffer) { return Dims(buffer.dimensions().begin(), buffer.dimensions().end()); };
   const auto type = x.element_type() == ffi::DataType::BF16 ? memory::data_type::bf16 : memory::data_type::f32;
   ++calls, images += x.dimensions()[0];
   if (may_winograd && type == memory::data_type::f32) {
     auto floats = [](ffi::AnyBuffer& buffer) { return static_cast<float*>(buffer.untyped_data()); };
-    float *a = floats(kind == kInputGradient ? y : x), *b = floats(kind == kKernelGradient ? y : kernel);
-    float* result = floats(kind == kForward ? y : kind == kInputGradient ? x : kernel);
-    if (Winograd(threads, kind, window, dims(x), dims(kernel), dims(y), a, b, result)) return;
+    if (Winograd(threads, kind, window, dims(x), dims(kernel), dims(y), floats(x), floats(kernel), floats(y))) return;
   }
   omp_set_num_threads(threads);
   Plan& plan = FindPlan(static_cast<Kind>(kind), dims(x), dims(kernel), dims(y), type, window, threads);
@@ -207,8 +207,8 @@ void Execute(int threads, int64_t kind, bool may_winograd, const std::vector<int
 }
 
 // kind, then x (N, H, W, C), kernel (H, W, C / groups, features) and y (N, H', W', features): two given, one written.
-ffi::Error Run(ffi::ThreadPool pool, int64_t kind, bool may_winograd, ffi::Span<const int64_t> window, ffi::AnyBuffer a, ffi::AnyBuffer b,
-               ffi::Result<ffi::AnyBuffer> result) {
+ffi::Error Run(ffi::ThreadPool pool, int64_t kind, bool may_winograd, ffi::Span<const int64_t> window, ffi::AnyBuffer a,
+               ffi::AnyBuffer b, ffi::Result<ffi::AnyBuffer> result) {
   static const int cores = omp_get_max_threads();  // the cores of this process, or OMP_NUM_THREADS
   const int threads = std::clamp(static_cast<int>(pool.num_threads()), 1, cores);
   ffi::AnyBuffer &x = kind == kInputGradient ? *result : a, &kernel = kind == kKernelGradient ? *result : b,
@@ -218,7 +218,7 @@ ffi::Error Run(ffi::ThreadPool pool, int64_t kind, bool may_winograd, ffi::Span<
     caller->Do([&] { Execute(threads, kind, may_winograd, {window.begin(), window.end()}, x, kernel, y); });
     return ffi::Error::Success();
   } catch (const std::exception& e) {
-    return ffi::Error::Internal(std::string("oneDNN: ") + e.what());
+    return ffi::Error::Internal(std::string("convolution: ") + e.what());
   }
 }
 

@@ -29,6 +29,7 @@ from jaxcnn.errors import UserError
 log = logging.getLogger('jaxcnn')
 TARGET = 'jaxcnn_conv'
 SOURCE = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'onednn.cc')
+FLAGS = ('-O3', '-march=native', '-ffp-contract=fast', '-std=c++17', '-shared', '-fPIC', '-fopenmp', '-w')
 _LOADING = threading.Lock()
 LIBRARY, HEADERS = 'onednn-cpu-gomp', 'onednn-devel-cpu-gomp'
 
@@ -56,8 +57,7 @@ def _compile(headers: str, library: str) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         target = os.path.join(folder, 'conv.so')
         try:
-            subprocess.run([*compiler, '-O3', '-march=native', '-ffp-contract=fast', '-std=c++17', '-shared', '-fPIC',
-                            '-fopenmp', '-w', f'-I{headers}', f'-I{jax.ffi.include_dir()}', SOURCE, library, '-o', target],
+            subprocess.run([*compiler, *FLAGS, f'-I{headers}', f'-I{jax.ffi.include_dir()}', SOURCE, library, '-o', target],
                            check=True, capture_output=True, text=True, timeout=300)
         except subprocess.CalledProcessError as e:
             raise _MissingError(f'{compiler[0]} could not compile it: {" ".join(e.stderr.split())[:300]}') from e
@@ -94,7 +94,7 @@ def _build() -> str:
     library = _find(LIBRARY, 'libdnnl.so.3')
     headers = os.path.dirname(os.path.dirname(os.path.dirname(_find(HEADERS, 'oneapi/dnnl/dnnl.hpp'))))
     key = repr([source_key(), importlib.metadata.version(LIBRARY), importlib.metadata.version('jaxlib'),
-                platform.machine(), platform.libc_ver()])
+                platform.machine(), platform.libc_ver(), FLAGS, os.environ.get('CXX')])
     name = f'conv-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so'
     path = os.path.join(cache_folder(), 'onednn', name)
     if _kept(path):

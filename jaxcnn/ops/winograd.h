@@ -129,12 +129,13 @@ struct Shape {
   int64_t down() const { return (height + 3) / 4; }
   int64_t across() const { return (width + 3) / 4; }
   int64_t squares() const { return n * down() * across(); }  // of 4x4 outputs
-  // whether it can be done like this, and is faster than the direct sum (docs/performance.md)
+  // whether it can be done like this, in 150 MB, and is faster than the direct sum (docs/performance.md)
   bool fits() const {
-    return kFast && c % kWide == 0 && features % kWide == 0 && std::min(c, features) >= 32 && squares() >= 32;
+    return kFast && c % kWide == 0 && features % kWide == 0 && std::min(c, features) >= 32 && c * features <= 1 << 20 &&
+           squares() >= 32;
   }
 
-  // how many squares are worked on at a time: by each thread in its own cache, or by all of them
+  // how many squares are worked on at a time: by each thread, in its own cache where channels are few, or by all of them
   int64_t few(int threads) const {
     const int64_t cached = (int64_t{768} << 10) / (4 * kPoints * (c + Whole(features))) / kRows * kRows;
     return std::min(std::clamp<int64_t>(cached, 4 * kRows, 8 * kRows), (squares() + threads - 1) / threads);
@@ -147,6 +148,13 @@ struct Shape {
     const int64_t squares = gradient ? many() : few(threads) * threads;
     return kPoints * (c * Whole(features) + squares * (c + Whole(features)) + (2 * threads + 1) * kWide);
   }
+};
+
+// Where square `i` begins.
+struct Corner {
+  int64_t n, top, left;
+  Corner(const Shape& s, int64_t i)
+      : n(i / (s.down() * s.across())), top(i / s.across() % s.down() * 4), left(i % s.across() * 4) {}
 };
 
 // The square of size x size pixels of a batch (N, h, w, c) that begins at (y, x) of image n, at its 36 points: a point
@@ -170,7 +178,7 @@ void SquareToPoints(const float* images, int64_t h, int64_t w, int64_t c, int64_
 // y = x * kernel. `turned`: the kernel (3, 3, features, c) is that of the convolution whose input gradient this is.
 inline void Convolve(const Shape& s, const float* x, const float* kernel, bool turned, float* y, float* space, int threads) {
   const int64_t columns = Whole(s.features), next_u = s.c * columns + kWide, few = s.few(threads);
-  const int64_t across = s.across(), down = s.down(), ins = turned ? s.features : s.c, outs = turned ? s.c : s.features;
+  const int64_t ins = turned ? s.features : s.c, outs = turned ? s.c : s.features;
   float* const u = space;  // [36][columns / kPair][c][kPair]
 #pragma omp parallel num_threads(threads)
   {
@@ -191,13 +199,14 @@ inline void Convolve(const Shape& s, const float* x, const float* kernel, bool t
       }
 #pragma omp for schedule(dynamic)
     for (int64_t first = 0; first < s.squares(); first += few) {
-      const int64_t count = std::min(few, s.squares() - first), next_v = count * s.c + kWide, next_m = count * columns + kWide;
+      const int64_t count = std::min(few, s.squares() - first);
+      const int64_t next_v = count * s.c + kWide, next_m = count * columns + kWide;
       float* const v = u + kPoints * next_u + omp_get_thread_num() * kPoints * (few * (s.c + columns) + 2 * kWide);
       float* const m = v + kPoints * next_v;  // v: [36][c / kWide][count][kWide]; m: [36][columns / kWide][count][kWide]
       for (int64_t i = 0; i < count; ++i) {
-        const int64_t square = first + i, top = square / across % down * 4, left = square % across * 4;
-        SquareToPoints<ToPoints, 6, kWide>(x, s.h, s.w, s.c, square / (down * across), top - s.top, left - s.left,
-                                           v + i * kWide, count * kWide, next_v);
+        const Corner at(s, first + i);
+        SquareToPoints<ToPoints, 6, kWide>(x, s.h, s.w, s.c, at.n, at.top - s.top, at.left - s.left, v + i * kWide,
+                                           count * kWide, next_v);
       }
       for (int p = 0; p < kPoints; ++p)
         for (int64_t column = 0; column < s.features; column += kPair)
@@ -210,14 +219,14 @@ inline void Convolve(const Shape& s, const float* x, const float* kernel, bool t
                       count * kWide, c > 0);
           }
       for (int64_t i = 0; i < count; ++i) {
-        const int64_t square = first + i, top = square / across % down * 4, left = square % across * 4;
-        float* const corner = y + ((square / (down * across) * s.height + top) * s.width + left) * s.features;
+        const Corner at(s, first + i);
+        float* const corner = y + ((at.n * s.height + at.top) * s.width + at.left) * s.features;
         for (int64_t feature = 0; feature < s.features; feature += kWide) {
           Vec t[kPoints];
           for (int p = 0; p < kPoints; ++p) t[p] = Load(m + p * next_m + feature * count + i * kWide);
           Square<FromPoints, 6, 4>(t);
-          for (int r = 0; r < 4 && top + r < s.height; ++r)
-            for (int k = 0; k < 4 && left + k < s.width; ++k)
+          for (int r = 0; r < 4 && at.top + r < s.height; ++r)
+            for (int k = 0; k < 4 && at.left + k < s.width; ++k)
               Store(corner + (r * s.width + k) * s.features + feature, t[6 * r + k]);
         }
       }
@@ -227,22 +236,21 @@ inline void Convolve(const Shape& s, const float* x, const float* kernel, bool t
 
 // The gradient of the kernel (3, 3, c, features), where `y` is that of the result.
 inline void KernelGradient(const Shape& s, const float* x, const float* y, float* kernel, float* space, int threads) {
-  const int64_t columns = Whole(s.features), across = s.across(), down = s.down(), many = s.many();
-  const int64_t next_u = s.c * columns + kWide;
+  const int64_t columns = Whole(s.features), next_u = s.c * columns + kWide, many = s.many();
   float* const u = space;  // [36][columns / kPair][c][kPair]
 #pragma omp parallel num_threads(threads)
   {
     for (int64_t first = 0; first < s.squares(); first += many) {
-      const int64_t count = std::min(many, s.squares() - first), next_v = count * s.c + kWide, next_z = count * columns + kWide;
+      const int64_t count = std::min(many, s.squares() - first);
+      const int64_t next_v = count * s.c + kWide, next_z = count * columns + kWide;
       float* const v = u + kPoints * next_u;   // [36][c / kWide][count][kWide]
       float* const z = v + kPoints * next_v;  // [36][columns / kPair][count][kPair]
 #pragma omp for
       for (int64_t i = 0; i < count; ++i) {
-        const int64_t square = first + i, n = square / (down * across), top = square / across % down * 4,
-                      left = square % across * 4;
-        SquareToPoints<ToPoints, 6, kWide>(x, s.h, s.w, s.c, n, top - s.top, left - s.left, v + i * kWide, count * kWide,
-                                           next_v);
-        SquareToPoints<OutputsToPoints, 4, kPair>(y, s.height, s.width, s.features, n, top, left, z + i * kPair,
+        const Corner at(s, first + i);
+        SquareToPoints<ToPoints, 6, kWide>(x, s.h, s.w, s.c, at.n, at.top - s.top, at.left - s.left, v + i * kWide,
+                                           count * kWide, next_v);
+        SquareToPoints<OutputsToPoints, 4, kPair>(y, s.height, s.width, s.features, at.n, at.top, at.left, z + i * kPair,
                                                   count * kPair, next_z);
       }
 #pragma omp for collapse(2) schedule(dynamic)

@@ -88,7 +88,7 @@ def test_a_changed_config_is_refused_with_the_changed_fields(tmp_path):
                    optim={'learning_rate': 0.5}, log_every={'steps': 10})
     message = str(error.value)
     for change in ("config.seed: 1 -> 2", "config.duration: {'epochs': 10} -> {'epochs': 3}",
-                   "config.model.dropout: 'its default' -> 0.25",
+                   'config.model.dropout: its default -> 0.25',
                    'config.optim.learning_rate: 0.1 -> 0.5'):
         assert change in message
     assert 'batch_size' not in message
