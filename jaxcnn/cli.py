@@ -86,14 +86,15 @@ def main(parser: argparse.ArgumentParser, run: Callable[[argparse.Namespace], in
     """
     if arguments is None:
         keep_memory()
+    has_config = any(action.dest == 'config' for action in parser._actions)
+
     def wrong(message: str) -> NoReturn:
-        takes = any(action.dest == 'config' for action in parser._actions)
-        hint = '; fields of the config are set by --config.PATH=VALUE' if takes and 'unrecognized' in message else ''
+        hint = '; fields of the config are set by --config.PATH=VALUE' if has_config and 'unrecognized' in message else ''
         parser.exit(2, f'error: {message}{hint} (--help tells all flags)\n')
     parser.error = wrong  # type: ignore[method-assign]
     rest, overrides = split_overrides(sys.argv[1:] if arguments is None else arguments)
     args = parser.parse_args(rest)
-    if overrides and not hasattr(args, 'config'):
+    if overrides and not has_config:
         wrong(f'unrecognized arguments: --config.{overrides[0]}; this command takes the config of the run')
     args.overrides = overrides
     logging.basicConfig(level=logging.WARNING, format='%(message)s', stream=sys.stderr)

@@ -2,7 +2,6 @@
 
 import functools
 import inspect
-import itertools
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -159,11 +158,11 @@ def decay_mask(pattern: str) -> Callable[[Any], Any]:
 
     def mask(params: Any) -> Any:
         found = jax.tree_util.tree_map_with_path(
-            lambda path, _: regex.search('/'.join(str(getattr(k, 'key', k)) for k in path)) is not None, params)
+            lambda path, _: regex.search(jax.tree_util.keystr(path, simple=True, separator='/')) is not None, params)
         if not any(jax.tree.leaves(found)):
-            names = ('/'.join(str(getattr(k, 'key', k)) for k in path) for path, _ in jax.tree.leaves_with_path(params))
+            names = [jax.tree_util.keystr(path, simple=True, separator='/') for path, _ in jax.tree.leaves_with_path(params)]
             raise UserError(f'config.optim.decay_mask: {pattern!r} is found in no parameter; they are '
-                            f'{", ".join(itertools.islice(names, 4))}, ...')
+                            f'{", ".join(names[:4])}, ...')
         return found
     return mask
 

@@ -160,11 +160,11 @@ def xla(kind: int, geometry: Geometry, a: jax.Array, b: jax.Array) -> jax.Array:
 
 @functools.lru_cache(maxsize=4096)
 def _onednn(kind: int, geometry: Geometry, winograd: bool) -> Any:
-    """The call of oneDNN, with its rules for several devices and for `vmap`."""
+    """The call of `onednn.cc`, with its rules for several devices and for `vmap`."""
     def call(a: jax.Array, b: jax.Array) -> jax.Array:
         result = jax.ShapeDtypeStruct(geometry.result_shape(kind, a), a.dtype)
         return jax.ffi.ffi_call(onednn.TARGET, result)(a, b, kind=np.int64(kind), winograd=winograd,
-                                                          window=geometry.window())
+                                                      window=geometry.window())
 
     def partition(mesh: Any, operands: Any, result: Any) -> Any:
         """Each device does its part of the batch."""

@@ -135,11 +135,8 @@ struct Shape {
            squares() >= 32;
   }
 
-  // how many squares are worked on at a time: by each thread, in its own cache where channels are few, or by all of them
-  int64_t few(int threads) const {
-    const int64_t cached = (int64_t{768} << 10) / (4 * kPoints * (c + Whole(features))) / kRows * kRows;
-    return std::min(std::clamp<int64_t>(cached, 4 * kRows, 8 * kRows), (squares() + threads - 1) / threads);
-  }
+  // how many squares are worked on at a time: by each thread, or by all of them
+  int64_t few(int threads) const { return std::min<int64_t>(4 * kRows, (squares() + threads - 1) / threads); }
   int64_t many() const {
     return std::min(std::max<int64_t>((int64_t{8} << 20) / (4 * kPoints * (c + Whole(features))), 64), squares());
   }

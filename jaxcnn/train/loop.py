@@ -39,7 +39,8 @@ RUN_AHEAD = 4  # dispatches in flight
 def check_config(config: cfg.Config) -> None:
     """Raises a UserError for names and arguments that are in no registry, before any work is done."""
     if config.data.name not in sources.names():
-        raise UserError(f"config.data.name: {unknown('data set', config.data.name, sources.names())}")
+        with within('config.data.name'):
+            raise unknown('data set', config.data.name, sources.names())
     for field, reason in (('num_classes', 'it is the number of classes of the data set'),
                           ('bn_axis', 'config.parallel says over which devices'), ('bn_frozen', 'see config.freeze_bn')):
         if field in config.model.args:

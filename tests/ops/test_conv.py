@@ -304,16 +304,20 @@ import sys
 import jax, jax.numpy as jnp, numpy as np
 from jaxcnn.ops.conv import NHWC, conv_general_dilated
 x, kernel = (jnp.sin(jnp.arange(np.prod(s))).reshape(s) for s in ((9, 19, 17, 64), (3, 3, 64, 48)))
-y, vjp = jax.vjp(jax.jit(lambda *two: conv_general_dilated(*two, (1, 1), 'SAME', dimension_numbers=NHWC)), x, kernel)
+y, vjp = jax.vjp(jax.jit(lambda *two: conv_general_dilated(
+    *two, (1, 1), 'SAME', dimension_numbers=NHWC, implementation=sys.argv[1])), x, kernel)
 sys.stdout.buffer.write(b''.join(np.asarray(a).tobytes() for a in (y, *vjp(y))))
 '''
 
 
 @needs_onednn
 def test_winograds_form_has_the_same_bits_whatever_the_number_of_threads():
-    one, two = (subprocess.run([sys.executable, '-c', BITS], capture_output=True, check=True, timeout=120,
-                               env={**os.environ, 'OMP_NUM_THREADS': threads}).stdout for threads in '12')
+    one, two, direct = (
+        subprocess.run([sys.executable, '-c', BITS, implementation], capture_output=True, check=True, timeout=120,
+                       env={**os.environ, 'OMP_NUM_THREADS': threads}).stdout
+        for threads, implementation in (('1', 'winograd'), ('2', 'winograd'), ('1', 'onednn')))
     assert one == two
+    assert not WINOGRAD_IS_TAKEN or one != direct
     assert len(one) > 1e6
 
 
