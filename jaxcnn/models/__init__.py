@@ -4,26 +4,13 @@ import dataclasses
 from typing import Any
 
 from jaxcnn.errors import UserError, unknown
-from jaxcnn.models.layers import Network
-from jaxcnn.models.lenet import LeNet5, LeNetMnist
-from jaxcnn.models.mobilenet import MobileNetV1
-from jaxcnn.models.resnet import ResNet
-from jaxcnn.models.shallow import ShallowCNN
-from jaxcnn.models.vgg import VGG, VGG16
+from jaxcnn.models import lenet, mobilenet, resnet, shallow, vgg
+from jaxcnn.models.layers import Models, Network
 
 __all__ = ['Network', 'create', 'names']
 
-# name -> the module and the fields that make this variant of it
-_MODELS: dict[str, tuple[type[Network], dict[str, Any]]] = {
-    'lenet5': (LeNet5, {}),
-    'lenet_mnist': (LeNetMnist, {}),
-    'shallow_cnn': (ShallowCNN, {}),
-    'vgg16_bn': (VGG, {'stages': VGG16, 'batch_norm': True}),
-    'resnet18': (ResNet, {}),
-    'resnet50': (ResNet, {'blocks': (3, 4, 6, 3), 'bottleneck': True}),
-    'resnext50_32x4d': (ResNet, {'blocks': (3, 4, 6, 3), 'bottleneck': True, 'groups': 32, 'group_width': 4}),
-    'mobilenet_v1': (MobileNetV1, {}),
-}
+_MODELS: Models = {
+    name: variant for family in (lenet, shallow, vgg, resnet, mobilenet) for name, variant in family.MODELS.items()}
 
 
 def names() -> list[str]:

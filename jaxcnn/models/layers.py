@@ -12,6 +12,8 @@ from jaxcnn.config import bind, parse_call
 from jaxcnn.errors import UserError, unknown
 from jaxcnn.ops.conv import IMPLEMENTATIONS, conv_general_dilated
 
+Maps = dict[str, jax.Array]  # feature maps by name
+
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     'relu': nn.relu, 'leaky_relu': nn.leaky_relu, 'elu': nn.elu, 'relu6': nn.relu6, 'swish': nn.swish,
     'tanh': jnp.tanh, 'sigmoid': nn.sigmoid, 'gelu': nn.gelu,
@@ -67,6 +69,8 @@ def initializer(text: str) -> nn.initializers.Initializer:
 class Network(nn.Module):
     """Fields and layers that every network shares. Input (N, H, W, C) float, output logits (N, num_classes).
 
+    A network writes `forward`, and `check` and `smallest` where it has something to say.
+
     Attributes:
       num_classes: logits.
       dtype: of the computation; BatchNorm statistics stay float32.
@@ -76,7 +80,9 @@ class Network(nn.Module):
       dropout: probability of zeroing a feature, in [0, 1).
       bn_momentum: part of the running statistics kept at each step (PyTorch's momentum is one minus this).
       bn_frozen: use the running statistics in training, too.
+      bn_epsilon: added to the variance.
       bn_axis: name of the pmap axis that BatchNorm statistics are taken over.
+      remat: keep only the results of blocks for the backward pass, and compute what is within them again.
     """
 
     num_classes: int = 10
@@ -87,7 +93,9 @@ class Network(nn.Module):
     dropout: float = 0.0
     bn_momentum: float = 0.9
     bn_frozen: bool = False
+    bn_epsilon: float = 1e-5
     bn_axis: str | None = None
+    remat: bool = False
 
     def check(self) -> None:
         """Raises a UserError for fields that make no network; `models.create` calls it."""
@@ -101,13 +109,56 @@ class Network(nn.Module):
         for name, low, high in (('dropout', 0, 1), ('bn_momentum', 0, 1)):
             if not low <= getattr(self, name) < high:
                 raise UserError(f'{name} must be in [{low}, {high}), got {getattr(self, name)!r}')
+        if self.bn_epsilon <= 0:
+            raise UserError(f'bn_epsilon must be above 0, got {self.bn_epsilon!r}')
         if self.num_classes < 1:
             raise UserError(f'num_classes must be at least 1, got {self.num_classes!r}')
 
-    def conv(self, features: int, size: int, stride: int = 1, padding: Any = None, **fields: Any) -> nn.Conv:
-        """A `size` x `size` convolution; padding is symmetric and keeps the size at stride 1, as in PyTorch's networks."""
-        padding = size // 2 if padding is None else padding
-        return nn.Conv(features, (size, size), (stride, stride), padding, dtype=jnp.dtype(self.dtype),
+    def smallest(self) -> int:
+        """Pixels of the smallest side of an image that it can work on."""
+        return 1
+
+    def forward(self, x: jax.Array, train: bool, maps: Maps) -> Any:
+        """What `__call__` gives; every network writes its own.
+
+        Args:
+          x: images (N, H, W, C).
+          train: see `__call__`.
+          maps: where it leaves its feature maps, under names in the order in which they are computed.
+        """
+        raise NotImplementedError
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False, features: bool = False) -> Any:
+        """Logits (N, num_classes) of images (N, H, W, C); in training a network with auxiliary classifiers gives a tuple,
+        its logits and then theirs.
+
+        Args:
+          x: images, normalised as in training.
+          train: dropout draws, BatchNorm takes the batch's statistics, auxiliary classifiers are there.
+          features: give a pair, of that and of the named feature maps, (N, H', W', C') each.
+
+        Raises:
+          UserError: images are smaller than `smallest`.
+        """
+        if min(x.shape[1:3]) < self.smallest():
+            raise UserError(f'{type(self).__name__} needs images of at least {self.smallest()} x {self.smallest()} pixels, '
+                            f'got {x.shape[1]} x {x.shape[2]}')
+        maps: Maps = {}
+        output = self.forward(x, train, maps)
+        return (output, maps) if features else output
+
+    def block(self, body: Callable[[Any, jax.Array], jax.Array], x: jax.Array) -> jax.Array:
+        """`body(self, x)`: a block of the network, the unit of rematerialisation (see `remat`)."""
+        return nn.remat(body)(self, x) if self.remat else body(self, x)
+
+    def conv(self, features: int, size: int | tuple[int, int], stride: int = 1, padding: Any = None,
+             **fields: Any) -> nn.Conv:
+        """A convolution of a square kernel or one of (height, width); padding is symmetric and keeps the size at stride 1,
+        as in PyTorch's networks, unless it is given: a number, 'VALID', 'SAME', or ((top, bottom), (left, right))."""
+        kernel = (size, size) if isinstance(size, int) else size
+        padding = [(k // 2, k // 2) for k in kernel] if padding is None else padding
+        return nn.Conv(features, kernel, (stride, stride), padding, dtype=jnp.dtype(self.dtype),
                        param_dtype=jnp.dtype(self.param_dtype), kernel_init=initializer(self.kernel_init),
                        conv_general_dilated=functools.partial(conv_general_dilated, implementation=self.conv_implementation),
                        **fields)
@@ -117,11 +168,20 @@ class Network(nn.Module):
         return nn.Dense(features, dtype=jnp.dtype(self.dtype), param_dtype=jnp.dtype(self.param_dtype),
                         kernel_init=initializer(self.kernel_init), **fields)
 
-    def norm(self, train: bool, **fields: Any) -> nn.BatchNorm:
-        """Batch normalisation (Ioffe & Szegedy 2015), statistics in float32."""
-        return nn.BatchNorm(use_running_average=not train or self.bn_frozen, momentum=self.bn_momentum,
-                            dtype=jnp.dtype(self.dtype), param_dtype=jnp.float32, axis_name=self.bn_axis, **fields)
+    def norm(self, x: jax.Array, train: bool, relu: bool = False) -> jax.Array:
+        """Batch normalisation (Ioffe & Szegedy 2015), statistics in float32; and ReLU after it, where asked for."""
+        x = nn.BatchNorm(use_running_average=not train or self.bn_frozen, momentum=self.bn_momentum, epsilon=self.bn_epsilon,
+                         dtype=jnp.dtype(self.dtype), param_dtype=jnp.float32, axis_name=self.bn_axis)(x)
+        return nn.relu(x) if relu else x
+
+    def conv_norm(self, x: jax.Array, train: bool, features: int, size: int | tuple[int, int], stride: int = 1,
+                  padding: Any = None, relu: bool = True, **fields: Any) -> jax.Array:
+        """A convolution without bias, batch normalisation, ReLU; see `conv` and `norm`."""
+        return self.norm(self.conv(features, size, stride, padding, use_bias=False, **fields)(x), train, relu)
 
     def drop(self, x: jax.Array, train: bool) -> jax.Array:
         """Dropout (Srivastava et al. 2014) in training."""
         return nn.Dropout(self.dropout, deterministic=not train)(x)
+
+
+Models = dict[str, tuple[type[Network], dict[str, Any]]]  # name -> the module and the fields that make this variant of it

@@ -1,14 +1,16 @@
 """LeNet-5 (LeCun et al. 1998, "Gradient-based learning applied to document recognition") and its MNIST descendant."""
 
+from collections.abc import Callable
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from jaxcnn.errors import unknown
-from jaxcnn.models.layers import Network, activation
+from jaxcnn.models.layers import Maps, Models, Network, activation
 from jaxcnn.ops.pool import avg_pool, max_pool
 
-POOLS = {'avg': avg_pool, 'max': max_pool}
+POOLS: dict[str, Callable[..., jax.Array]] = {'avg': avg_pool, 'max': max_pool}
 
 
 class LeNet5(Network):
@@ -33,14 +35,14 @@ class LeNet5(Network):
         if self.pool not in POOLS:
             raise unknown('pool', self.pool, POOLS)
 
-    @nn.compact
-    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-        """Logits (N, num_classes) of images (N, H, W, C)."""
+    def forward(self, x: jax.Array, train: bool, maps: Maps) -> jax.Array:
+        """See `Network.forward`; maps `conv1` and `conv2`, before pooling."""
         act, pool = activation(self.activation), POOLS[self.pool]
         missing = [max(32 - side, 0) for side in x.shape[1:3]]
         x = jnp.pad(x, ((0, 0), *((m // 2, m - m // 2) for m in missing), (0, 0)))
-        x = pool(act(self.conv(6, 5, padding='VALID')(x)), 2)  # (N, 14, 14, 6)
-        x = pool(act(self.conv(16, 5, padding='VALID')(x)), 2)  # (N, 5, 5, 16)
+        x = maps['conv1'] = act(self.conv(6, 5, padding='VALID')(x))  # (N, 28, 28, 6)
+        x = maps['conv2'] = act(self.conv(16, 5, padding='VALID')(pool(x, 2)))  # (N, 10, 10, 16)
+        x = pool(x, 2)  # (N, 5, 5, 16)
         x = x.reshape(len(x), -1)
         x = self.drop(act(self.dense(120)(x)), train)
         x = self.drop(act(self.dense(84)(x)), train)
@@ -56,11 +58,18 @@ class LeNetMnist(Network):
     kernel_init: str = 'truncated_normal(0.1)'
     dropout: float = 0.5
 
-    @nn.compact
-    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-        """Logits (N, num_classes) of images (N, H, W, C)."""
-        x = max_pool(nn.relu(self.conv(32, 5)(x)), 2)
-        x = max_pool(nn.relu(self.conv(64, 5)(x)), 2)
+    def smallest(self) -> int:
+        """See `Network.smallest`."""
+        return 4
+
+    def forward(self, x: jax.Array, train: bool, maps: Maps) -> jax.Array:
+        """See `Network.forward`; maps `conv1` and `conv2`, before pooling."""
+        x = maps['conv1'] = nn.relu(self.conv(32, 5)(x))
+        x = maps['conv2'] = nn.relu(self.conv(64, 5)(max_pool(x, 2)))
+        x = max_pool(x, 2)
         x = x.reshape(len(x), -1)
         x = self.drop(nn.relu(self.dense(512)(x)), train)
         return self.dense(self.num_classes)(x)
+
+
+MODELS: Models = {'lenet5': (LeNet5, {}), 'lenet_mnist': (LeNetMnist, {})}

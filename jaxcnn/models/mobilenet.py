@@ -1,10 +1,11 @@
 """MobileNet v1 (Howard et al. 2017, "MobileNets: efficient convolutional neural networks for mobile vision")."""
 
-import flax.linen as nn
+from typing import Self
+
 import jax
 
 from jaxcnn.errors import UserError
-from jaxcnn.models.layers import Network
+from jaxcnn.models.layers import Maps, Models, Network
 
 # features and stride of each depthwise separable convolution (the paper's table 1)
 LAYERS = ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *((512, 1),) * 5, (1024, 2), (1024, 1))
@@ -27,12 +28,15 @@ class MobileNetV1(Network):
         if self.multiplier <= 0 or int(32 * self.multiplier) < 1:
             raise UserError(f'multiplier must leave at least one of 32 features, got {self.multiplier}')
 
-    @nn.compact
-    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-        """Logits (N, num_classes) of images (N, H, W, C)."""
-        x = nn.relu(self.norm(train)(self.conv(int(32 * self.multiplier), 3, 2, use_bias=False)(x)))
-        for width, stride in LAYERS:
-            c = x.shape[-1]
-            x = nn.relu(self.norm(train)(self.conv(c, 3, stride, feature_group_count=c, use_bias=False)(x)))
-            x = nn.relu(self.norm(train)(self.conv(int(width * self.multiplier), 1, use_bias=False)(x)))
+    def forward(self, x: jax.Array, train: bool, maps: Maps) -> jax.Array:
+        """See `Network.forward`; maps `conv1` to `conv14`, of each 1x1 convolution but the first."""
+        x = maps['conv1'] = self.conv_norm(x, train, int(32 * self.multiplier), 3, 2)
+        for i, (width, stride) in enumerate(LAYERS, 2):
+            def separable(self: Self, x: jax.Array, width: int = width, stride: int = stride) -> jax.Array:
+                x = self.conv_norm(x, train, x.shape[-1], 3, stride, feature_group_count=x.shape[-1])
+                return self.conv_norm(x, train, int(width * self.multiplier), 1)
+            x = maps[f'conv{i}'] = self.block(separable, x)
         return self.dense(self.num_classes)(self.drop(x.mean((1, 2)), train))
+
+
+MODELS: Models = {'mobilenet_v1': (MobileNetV1, {})}

@@ -1,11 +1,13 @@
 """Residual networks: ResNet (He et al. 2015, "Deep residual learning for image recognition") and ResNeXt (Xie et al.
 2016, "Aggregated residual transformations for deep neural networks")."""
 
+from typing import Self
+
 import flax.linen as nn
 import jax
 
 from jaxcnn.errors import UserError, unknown
-from jaxcnn.models.layers import Network
+from jaxcnn.models.layers import Maps, Models, Network
 from jaxcnn.ops.pool import max_pool
 
 STEMS = ('imagenet', 'small')
@@ -48,16 +50,19 @@ class ResNet(Network):
         if not self.group_width and self.width % self.groups:
             raise UserError(f'{self.groups} groups do not divide {self.width} features')
 
-    @nn.compact
-    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-        """Logits (N, num_classes) of images (N, H, W, C)."""
-        x = self.conv(self.width, 3 if self.stem == 'small' else 7, 1 if self.stem == 'small' else 2, use_bias=False)(x)
-        x = nn.relu(self.norm(train)(x))
-        if self.stem == 'imagenet':
+    def forward(self, x: jax.Array, train: bool, maps: Maps) -> jax.Array:
+        """See `Network.forward`; maps `stem`, before pooling, and `stage1` to `stage4`."""
+        small = self.stem == 'small'
+        x = maps['stem'] = self.conv_norm(x, train, self.width, 3 if small else 7, 1 if small else 2)
+        if not small:
             x = max_pool(x, 3, 2, padding=1)
         for stage, count in enumerate(self.blocks):
             for i in range(count):
-                x = self._block(x, self.width << stage, 2 if stage and not i else 1, train)
+                def body(self: Self, x: jax.Array, width: int = self.width << stage, stride: int = 2 if stage and not i else 1
+                         ) -> jax.Array:
+                    return self._block(x, width, stride, train)
+                x = self.block(body, x)
+            maps[f'stage{stage + 1}'] = x
         return self.dense(self.num_classes)(self.drop(x.mean((1, 2)), train))
 
     def _block(self, x: jax.Array, features: int, stride: int, train: bool) -> jax.Array:
@@ -67,9 +72,15 @@ class ResNet(Network):
         else:
             layers = [(features, 3, stride, 1), (features, 3, 1, 1)]
         y = x
-        for i, (width, size, step, groups) in enumerate(layers):
-            y = self.conv(width, size, step, feature_group_count=groups, use_bias=False)(nn.relu(y) if i else y)
-            y = self.norm(train)(y)
+        for i, (width, size, step, groups) in enumerate(layers, 1):
+            y = self.conv_norm(y, train, width, size, step, relu=i < len(layers), feature_group_count=groups)
         if x.shape != y.shape:
-            x = self.norm(train)(self.conv(y.shape[-1], 1, stride, use_bias=False)(x))
+            x = self.conv_norm(x, train, y.shape[-1], 1, stride, relu=False)
         return nn.relu(x + y)
+
+
+MODELS: Models = {
+    'resnet18': (ResNet, {}),
+    'resnet50': (ResNet, {'blocks': (3, 4, 6, 3), 'bottleneck': True}),
+    'resnext50_32x4d': (ResNet, {'blocks': (3, 4, 6, 3), 'bottleneck': True, 'groups': 32, 'group_width': 4}),
+}

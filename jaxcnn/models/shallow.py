@@ -1,10 +1,9 @@
 """The shallow CNN: four convolutions with BatchNorm and two dense layers, for images of about 32 pixels."""
 
-import flax.linen as nn
 import jax
 
 from jaxcnn.errors import UserError
-from jaxcnn.models.layers import Network, activation
+from jaxcnn.models.layers import Maps, Models, Network, activation
 from jaxcnn.ops.pool import max_pool
 
 
@@ -29,15 +28,19 @@ class ShallowCNN(Network):
         if len(self.widths) != 4 or any(not isinstance(w, int) or w < 1 for w in (*self.widths, self.hidden)):
             raise UserError(f'widths and hidden must be positive, and widths four, got {self.widths} and {self.hidden}')
 
-    @nn.compact
-    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-        """Logits (N, num_classes) of images (N, H, W, C) of at least 16x16."""
-        if min(x.shape[1:3]) < 16:
-            raise UserError(f'shallow_cnn halves its input four times: images of {x.shape[1]}x{x.shape[2]} are too small')
+    def smallest(self) -> int:
+        """See `Network.smallest`."""
+        return 16
+
+    def forward(self, x: jax.Array, train: bool, maps: Maps) -> jax.Array:
+        """See `Network.forward`; maps `conv1` to `conv4`, before pooling."""
         act = activation(self.activation)
-        for width, size in zip(self.widths, (7, 3, 3, 3), strict=True):
-            x = self.conv(width, size, use_bias=False)(x)
-            x = max_pool(act(self.norm(train)(x)), 2)
+        for i, (width, size) in enumerate(zip(self.widths, (7, 3, 3, 3), strict=True), 1):
+            x = maps[f'conv{i}'] = act(self.conv_norm(x, train, width, size, relu=False))
+            x = max_pool(x, 2)
         x = x.reshape(len(x), -1)
         x = self.drop(act(self.dense(self.hidden)(x)), train)
         return self.dense(self.num_classes)(x)
+
+
+MODELS: Models = {'shallow_cnn': (ShallowCNN, {})}

@@ -1,10 +1,12 @@
 """VGG (Simonyan & Zisserman 2014, "Very deep convolutional networks for large-scale image recognition")."""
 
+from typing import Self
+
 import flax.linen as nn
 import jax
 
 from jaxcnn.errors import UserError
-from jaxcnn.models.layers import Network
+from jaxcnn.models.layers import Maps, Models, Network
 from jaxcnn.ops.pool import max_pool
 
 
@@ -30,16 +32,19 @@ class VGG(Network):
         if not self.stages or any(not isinstance(w, int) or w < 1 for stage in self.stages for w in (self.hidden, *stage)):
             raise UserError(f'stages and hidden must be positive, got {self.stages} and {self.hidden}')
 
-    @nn.compact
-    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-        """Logits (N, num_classes) of images (N, H, W, C) of at least 32x32 for five stages."""
-        if min(x.shape[1:3]) < 1 << len(self.stages):
-            raise UserError(f'{len(self.stages)} stages halve their input as often: images of {x.shape[1]}x{x.shape[2]} are '
-                            'too small')
-        for stage in self.stages:
-            for width in stage:
-                x = self.conv(width, 3)(x)
-                x = nn.relu(self.norm(train)(x) if self.batch_norm else x)
+    def smallest(self) -> int:
+        """See `Network.smallest`."""
+        return 1 << len(self.stages)
+
+    def forward(self, x: jax.Array, train: bool, maps: Maps) -> jax.Array:
+        """See `Network.forward`; maps `stage1` and on, before pooling."""
+        for i, stage in enumerate(self.stages, 1):
+            def convolutions(self: Self, x: jax.Array, stage: tuple[int, ...] = stage) -> jax.Array:
+                for width in stage:
+                    x = self.conv(width, 3)(x)
+                    x = self.norm(x, train, relu=True) if self.batch_norm else nn.relu(x)
+                return x
+            x = maps[f'stage{i}'] = self.block(convolutions, x)
             x = max_pool(x, 2)
         x = x.reshape(len(x), -1)
         for _ in range(2):
@@ -48,3 +53,4 @@ class VGG(Network):
 
 
 VGG16 = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
+MODELS: Models = {'vgg16_bn': (VGG, {'stages': VGG16, 'batch_norm': True})}

@@ -1,9 +1,32 @@
 """Pooling over (N, H, W, C)."""
 
 import functools
+import operator
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+
+
+def _padded(x: jax.Array, size: int, stride: int, padding: int, ceil: bool, value: float) -> jax.Array:
+    """With `padding` on all sides, and with `ceil` with what a last, incomplete window lacks, as PyTorch has it: a window
+    that would begin in the padding after the image is left out."""
+    pads = []
+    for side in x.shape[1:3]:
+        over = (side + 2 * padding - size) % stride
+        more = stride - over if ceil and over and side + padding > side + 2 * padding - size - over + stride else 0
+        pads.append((padding, padding + more))
+    return jnp.pad(x, ((0, 0), *pads, (0, 0)), constant_values=value)
+
+
+def _reduce(x: jax.Array, size: int, stride: int, combine: Callable[[jax.Array, jax.Array], jax.Array]) -> jax.Array:
+    """Shifted rows combined, and then shifted columns: the gradient of `reduce_window`, which flax uses, is several times
+    slower on the CPU."""
+    for axis in (1, 2):
+        last = (x.shape[axis] - size) // stride * stride
+        x = functools.reduce(combine, (
+            jax.lax.slice_in_dim(x, first, first + last + 1, stride, axis) for first in range(size)))
+    return x
 
 
 def _windows(x: jax.Array, size: int) -> jax.Array:
@@ -13,30 +36,43 @@ def _windows(x: jax.Array, size: int) -> jax.Array:
     return x.reshape(n, h // size, size, w // size, size, c)
 
 
-def max_pool(x: jax.Array, size: int, stride: int | None = None, padding: int = 0) -> jax.Array:
-    """Largest value of each window.
-
-    By reshaping, or where windows overlap as the maximum of shifted rows and then of shifted columns: the gradient of
-    `reduce_window`, which flax uses, is several times slower on the CPU. Values that tie for the maximum share its gradient.
+def max_pool(x: jax.Array, size: int, stride: int | None = None, padding: int = 0, ceil: bool = False) -> jax.Array:
+    """Largest value of each window. Values that tie for the maximum share its gradient.
 
     Args:
       x: (N, H, W, C).
       size: side of the window.
       stride: distance between windows; by default `size`.
       padding: rows and columns before and after that are no candidates.
+      ceil: a last window that reaches over the edge counts, too, with what it has (PyTorch's `ceil_mode`).
     """
     stride = stride or size
-    if stride == size and not padding:
-        return _windows(x, size).max((2, 4))
     least = -jnp.inf if jnp.issubdtype(x.dtype, jnp.floating) else jnp.iinfo(x.dtype).min
-    x = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)), constant_values=least)
-    for axis in (1, 2):
-        last = (x.shape[axis] - size) // stride * stride
-        x = functools.reduce(jnp.maximum, (
-            jax.lax.slice_in_dim(x, first, first + last + 1, stride, axis) for first in range(size)))
-    return x
+    x = _padded(x, size, stride, padding, ceil, least)
+    if stride == size:
+        return _windows(x, size).max((2, 4))
+    return _reduce(x, size, stride, jnp.maximum)
 
 
-def avg_pool(x: jax.Array, size: int) -> jax.Array:
-    """Mean of each non-overlapping window of `size` x `size`, without padding."""
-    return jnp.mean(_windows(x, size), (2, 4))
+def avg_pool(x: jax.Array, size: int, stride: int | None = None, padding: int = 0, count_padding: bool = True,
+             ceil: bool = False) -> jax.Array:
+    """Mean of each window.
+
+    Args:
+      x: (N, H, W, C).
+      size: side of the window.
+      stride: distance between windows; by default `size`.
+      padding: rows and columns of zeros before and after.
+      count_padding: means are over all places of a window; else over those within the image.
+      ceil: a last window that reaches over the edge counts, too (PyTorch's `ceil_mode`), its mean over what it has of the
+        image and, with `count_padding`, of the padding.
+    """
+    stride = stride or size
+    if stride == size and not padding and not ceil:
+        return jnp.mean(_windows(x, size), (2, 4))
+    sums = _reduce(_padded(x, size, stride, padding, ceil, 0), size, stride, operator.add)
+    ones = jnp.ones((1, *x.shape[1:3], 1), x.dtype)
+    if count_padding:
+        ones = jnp.pad(ones, ((0, 0), (padding, padding), (padding, padding), (0, 0)), constant_values=1)
+    extra = 0 if count_padding else padding
+    return sums / _reduce(_padded(ones, size, stride, extra, ceil, 0), size, stride, operator.add)

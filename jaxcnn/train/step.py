@@ -88,24 +88,26 @@ class TrainStep:
     bn_groups: int = 1
     axis_name: str | None = None
 
-    def _forward(self, params: Any, batch_stats: Any, images: jax.Array, key: jax.Array) -> tuple[jax.Array, Any]:
-        def apply(x: jax.Array, key: jax.Array) -> tuple[jax.Array, Any]:
-            logits, updates = self.network.apply({'params': params, 'batch_stats': batch_stats}, x, train=True,
+    def _forward(self, params: Any, batch_stats: Any, images: jax.Array, key: jax.Array) -> tuple[list[jax.Array], Any]:
+        """Logits, those of auxiliary classifiers after them, and the new BatchNorm statistics."""
+        def apply(x: jax.Array, key: jax.Array) -> tuple[list[jax.Array], Any]:
+            output, updates = self.network.apply({'params': params, 'batch_stats': batch_stats}, x, train=True,
                                                  rngs={'dropout': key}, mutable=['batch_stats'])
-            return logits, updates.get('batch_stats', batch_stats)
+            return [*output] if isinstance(output, tuple) else [output], updates.get('batch_stats', batch_stats)
 
         if self.bn_groups == 1:
             return apply(images, key)
         groups = images.reshape(self.bn_groups, -1, *images.shape[1:])
         logits, stats = jax.vmap(apply)(groups, jax.random.split(key, self.bn_groups))
-        return logits.reshape(len(images), -1), jax.tree.map(lambda s: s.mean(0), stats)
+        return [x.reshape(len(images), -1) for x in logits], jax.tree.map(lambda s: s.mean(0), stats)
 
     def _micro_batch(self, params: Any, batch_stats: Any, images: jax.Array, labels: jax.Array,
                      key: jax.Array) -> tuple[Any, Any, dict[str, jax.Array]]:
         """Gradients, new BatchNorm statistics and metrics, all means over the images."""
         def loss_fn(params: Any) -> tuple[jax.Array, Any]:
-            logits, stats = self._forward(params, batch_stats, images, key)
-            return cross_entropy(logits, labels, self.label_smoothing).mean(), (logits, stats)
+            (logits, *auxiliary), stats = self._forward(params, batch_stats, images, key)
+            losses = [cross_entropy(x, labels, self.label_smoothing).mean() for x in (logits, *auxiliary)]
+            return losses[0] + getattr(self.network, 'aux_weight', 0) * sum(losses[1:]), (logits, stats)
 
         (loss, (logits, stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
         accuracy = (logits.argmax(-1) == labels).astype(jnp.float32).mean()

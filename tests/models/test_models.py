@@ -334,7 +334,7 @@ def test_widths_may_be_a_list_as_json_has_them():
 
 def test_an_image_too_small_to_halve_four_times_is_told():
     assert shapes(create('shallow_cnn'), 16, 17, 1)
-    with pytest.raises(UserError, match=r'shallow_cnn halves its input four times: images of 15x16 are too small'):
+    with pytest.raises(UserError, match=r'ShallowCNN needs images of at least 16 x 16 pixels, got 15 x 16'):
         shapes(create('shallow_cnn'), 15, 16, 1)
 
 
