@@ -58,8 +58,9 @@ class ResNet(Network):
             x = max_pool(x, 3, 2, padding=1)
         for stage, count in enumerate(self.blocks):
             for i in range(count):
-                def body(self: Self, x: jax.Array, width: int = self.width << stage, stride: int = 2 if stage and not i else 1
-                         ) -> jax.Array:
+                width, stride = self.width << stage, 2 if stage and not i else 1
+
+                def body(self: Self, x: jax.Array, width: int = width, stride: int = stride) -> jax.Array:
                     return self._block(x, width, stride, train)
                 x = self.block(body, x)
             maps[f'stage{stage + 1}'] = x
