@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from jaxcnn.config import bind, parse_call
 from jaxcnn.errors import UserError, unknown
+from jaxcnn.ops import batch_norm, onednn
 from jaxcnn.ops.conv import IMPLEMENTATIONS, conv_general_dilated
 
 Maps = dict[str, jax.Array]  # feature maps by name
@@ -64,6 +65,40 @@ def initializer(text: str) -> nn.initializers.Initializer:
     except (TypeError, ValueError) as e:
         raise UserError(f'initialiser {text!r}: {" ".join(str(e).split())[:200]}') from e
     return chosen
+
+
+class BatchNorm(nn.BatchNorm):
+    """Flax's batch normalisation over the last axis, with a gradient that is faster on the CPU (`ops/batch_norm.py`).
+
+    Attributes:
+      relu: the rectifier after it.
+      native: by the library's calls on the CPU, where there is one.
+    """
+
+    relu: bool = False
+    native: bool = True
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:  # type: ignore[override]
+        """(N, ..., C) normalised, of the same shape, in `dtype`."""
+        shape = x.shape[-1:]
+        scale, bias = (self.param(name, start, shape, self.param_dtype) for name, start in (
+            ('scale', self.scale_init), ('bias', self.bias_init)))
+        means, variances = (self.variable('batch_stats', name, start, shape, jnp.float32) for name, start in (
+            ('mean', jnp.zeros), ('var', jnp.ones)))
+        native = self.native and jax.default_backend() == 'cpu' and onednn.available(jnp.float32)
+        if self.use_running_average:
+            mean, var = means.value, variances.value
+        else:
+            sums = batch_norm.moments(x, native)
+            if self.axis_name is not None and not self.is_initializing():
+                sums = jax.lax.pmean(sums, self.axis_name)
+            mean, var = sums[0], jnp.maximum(sums[1] - sums[0] ** 2, 0)
+            if not self.is_initializing():
+                for old, new in ((means, mean), (variances, var)):
+                    old.value = self.momentum * old.value + (1 - self.momentum) * new
+        factor = scale * jax.lax.rsqrt(var + self.epsilon)
+        return batch_norm.normalise(x, mean, factor, bias, self.relu, native).astype(self.dtype)
 
 
 class Network(nn.Module):
@@ -168,16 +203,18 @@ class Network(nn.Module):
         return nn.Dense(features, dtype=jnp.dtype(self.dtype), param_dtype=jnp.dtype(self.param_dtype),
                         kernel_init=initializer(self.kernel_init), **fields)
 
-    def norm(self, x: jax.Array, train: bool, relu: bool = False) -> jax.Array:
-        """Batch normalisation (Ioffe & Szegedy 2015), statistics in float32; and ReLU after it, where asked for."""
-        x = nn.BatchNorm(use_running_average=not train or self.bn_frozen, momentum=self.bn_momentum, epsilon=self.bn_epsilon,
-                         dtype=jnp.dtype(self.dtype), param_dtype=jnp.float32, axis_name=self.bn_axis)(x)
-        return nn.relu(x) if relu else x
+    def norm(self, x: jax.Array, train: bool, relu: bool = False, zero: bool = False) -> jax.Array:
+        """Batch normalisation (Ioffe & Szegedy 2015), statistics in float32; and ReLU after it, where asked for. `zero`: its
+        scale begins at 0 instead of 1."""
+        scale = nn.initializers.zeros if zero else nn.initializers.ones
+        return BatchNorm(use_running_average=not train or self.bn_frozen, momentum=self.bn_momentum, epsilon=self.bn_epsilon,
+                         dtype=jnp.dtype(self.dtype), param_dtype=jnp.float32, axis_name=self.bn_axis, relu=relu,
+                         scale_init=scale, native=self.conv_implementation in ('auto', 'own'))(x)
 
     def conv_norm(self, x: jax.Array, train: bool, features: int, size: int | tuple[int, int], stride: int = 1,
-                  padding: Any = None, relu: bool = True, **fields: Any) -> jax.Array:
+                  padding: Any = None, relu: bool = True, zero: bool = False, **fields: Any) -> jax.Array:
         """A convolution without bias, batch normalisation, ReLU; see `conv` and `norm`."""
-        return self.norm(self.conv(features, size, stride, padding, use_bias=False, **fields)(x), train, relu)
+        return self.norm(self.conv(features, size, stride, padding, use_bias=False, **fields)(x), train, relu, zero)
 
     def drop(self, x: jax.Array, train: bool) -> jax.Array:
         """Dropout (Srivastava et al. 2014) in training."""

@@ -14,7 +14,8 @@ LAYERS = ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *((512, 1),
 class MobileNetV1(Network):
     """A 3x3 convolution with stride 2, then depthwise separable ones: 3x3 by channel, 1x1; each with BatchNorm and ReLU.
 
-    Padding is symmetric, as in PyTorch's.
+    Padding is symmetric, as in PyTorch's. Widths are rounded down. At 1,000 classes multipliers of 0.25, 0.5, 0.75 and 1
+    give 470,072, 1,331,592, 2,585,560 and 4,231,976 parameters, as pytorchcv's `mobilenet_wd4`, `_wd2`, `_w3d4` and `_w1`.
 
     Attributes:
       multiplier: of all widths (the paper's alpha).

@@ -1,23 +1,36 @@
-"""Residual networks: ResNet (He et al. 2015, "Deep residual learning for image recognition") and ResNeXt (Xie et al.
-2016, "Aggregated residual transformations for deep neural networks")."""
+"""Residual networks: ResNet (He et al. 2015, "Deep residual learning for image recognition"), with pre-activation (He et
+al. 2016, "Identity mappings in deep residual networks"), and ResNeXt (Xie et al. 2016, "Aggregated residual
+transformations for deep neural networks")."""
 
 from typing import Self
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from jaxcnn.errors import UserError, unknown
 from jaxcnn.models.layers import Maps, Models, Network
 from jaxcnn.ops.pool import max_pool
 
 STEMS = ('imagenet', 'small')
+SHORTCUTS = ('A', 'B', 'C', 'none')
 
 
 class ResNet(Network):
-    """A stem, four stages of residual blocks that halve the image and double the features, mean over the image, classes.
+    """A stem, stages of residual blocks, each but the first halving the image and doubling the features, mean over the
+    image, classes.
 
     The stride of a bottleneck is in its 3x3 convolution, and padding is symmetric, as in the authors' later code and
-    PyTorch's. Projections (option B) where the shape changes.
+    PyTorch's (`resnet50` and `preresnet50` are pytorchcv's `resnet50b` and `preresnet50b`). Any image size.
+
+    Shortcuts are the paper's options where a block changes the shape: `A`, every stride-th pixel and zeros for the features
+    that are new, without parameters; `B`, projections, 1x1 convolutions with BatchNorm. `C`: projections in all blocks.
+    `none`: no shortcuts, the plain nets that the paper compares with.
+
+    Pre-activation has BatchNorm and ReLU before the convolutions, and nothing after the sum; a last BatchNorm and ReLU
+    follow the last stage. Shortcuts that are no identity begin after the block's first activation, and projections are
+    without BatchNorm. The ImageNet stem keeps its own BatchNorm and ReLU; the small one is a convolution alone, as the
+    paper's for CIFAR.
 
     Attributes:
       blocks: in each stage.
@@ -26,6 +39,10 @@ class ResNet(Network):
       groups: of the 3x3 convolutions in bottlenecks (the cardinality of ResNeXt).
       group_width: features of each group in the first stage; 0: `width` over `groups`.
       stem: `imagenet`: 7x7 with stride 2 and pooling; `small`, for images of 32 or 64 pixels: 3x3, stride 1, no pooling.
+      shortcut: `A`, `B`, `C` or `none`.
+      preact: pre-activation.
+      zero_init: the scale of each block's last BatchNorm begins at 0, so that blocks begin as their shortcuts (Goyal et
+        al. 2017, "Accurate, large minibatch SGD"); not for pre-activation, whose last ReLU would let no gradient pass.
     """
 
     blocks: tuple[int, ...] = (2, 2, 2, 2)
@@ -34,28 +51,41 @@ class ResNet(Network):
     groups: int = 1
     group_width: int = 0
     stem: str = 'imagenet'
+    shortcut: str = 'B'
+    preact: bool = False
+    zero_init: bool = False
 
     def check(self) -> None:
         """See `Network.check`."""
         super().check()
         if self.stem not in STEMS:
             raise unknown('stem', self.stem, STEMS)
+        if self.shortcut not in SHORTCUTS:
+            raise unknown('shortcut', self.shortcut, SHORTCUTS)
+        if self.preact and self.shortcut == 'none':
+            raise UserError("preact is for residual blocks: shortcut must be 'A', 'B' or 'C' with it, got 'none'")
+        if self.zero_init and (self.preact or self.shortcut == 'none'):
+            raise UserError('zero_init is for blocks with shortcuts and without preact')
         if not self.blocks or any(not isinstance(n, int) or n < 1 for n in self.blocks):
             raise UserError(f'blocks must be positive numbers, got {self.blocks}')
         if min(self.width, self.groups) < 1 or self.group_width < 0:
             raise UserError(f'width and groups must be at least 1, and group_width 0, got {self.width}, {self.groups} and '
                             f'{self.group_width}')
-        if self.groups > 1 and not self.bottleneck:
+        if (self.groups > 1 or self.group_width) and not self.bottleneck:
             raise UserError('groups are for bottlenecks')
         if not self.group_width and self.width % self.groups:
             raise UserError(f'{self.groups} groups do not divide {self.width} features')
 
     def forward(self, x: jax.Array, train: bool, maps: Maps) -> jax.Array:
-        """See `Network.forward`; maps `stem`, before pooling, and `stage1` to `stage4`."""
-        small = self.stem == 'small'
-        x = maps['stem'] = self.conv_norm(x, train, self.width, 3 if small else 7, 1 if small else 2)
-        if not small:
+        """See `Network.forward`; maps `stem`, before pooling, `stage1` and on, and with pre-activation `activation`, after
+        the last ReLU."""
+        if self.stem == 'imagenet':
+            x = maps['stem'] = self.conv_norm(x, train, self.width, 7, 2)
             x = max_pool(x, 3, 2, padding=1)
+        elif self.preact:
+            x = maps['stem'] = self.conv(self.width, 3, use_bias=False)(x)
+        else:
+            x = maps['stem'] = self.conv_norm(x, train, self.width, 3)
         for stage, count in enumerate(self.blocks):
             for i in range(count):
                 width, stride = self.width << stage, 2 if stage and not i else 1
@@ -64,24 +94,51 @@ class ResNet(Network):
                     return self._block(x, width, stride, train)
                 x = self.block(body, x)
             maps[f'stage{stage + 1}'] = x
+        if self.preact:
+            x = maps['activation'] = self.norm(x, train, relu=True)
         return self.dense(self.num_classes)(self.drop(x.mean((1, 2)), train))
 
     def _block(self, x: jax.Array, features: int, stride: int, train: bool) -> jax.Array:
         if self.bottleneck:
             inner = features * self.group_width * self.groups // self.width if self.group_width else features
-            layers = [(inner, 1, 1, 1), (inner, 3, stride, self.groups), (4 * features, 1, 1, 1)]
+            convs = [(inner, 1, 1, 1), (inner, 3, stride, self.groups), (4 * features, 1, 1, 1)]
         else:
-            layers = [(features, 3, stride, 1), (features, 3, 1, 1)]
-        y = x
-        for i, (width, size, step, groups) in enumerate(layers, 1):
-            y = self.conv_norm(y, train, width, size, step, relu=i < len(layers), feature_group_count=groups)
-        if x.shape != y.shape:
-            x = self.conv_norm(x, train, y.shape[-1], 1, stride, relu=False)
-        return nn.relu(x + y)
+            convs = [(features, 3, stride, 1), (features, 3, 1, 1)]
+        out = convs[-1][0]
+        resized = stride > 1 or x.shape[-1] != out
+        projected = self.shortcut == 'C' or (self.shortcut == 'B' and resized)
+        if self.preact:
+            active = y = self.norm(x, train, relu=True)
+            for i, (width, size, step, groups) in enumerate(convs):
+                y = self.norm(y, train, relu=True) if i else y
+                y = self.conv(width, size, step, use_bias=False, feature_group_count=groups)(y)
+            if projected:
+                return y + self.conv(out, 1, stride, use_bias=False)(active)
+            return y + (_fitted(active, out, stride) if resized else x)
+        short = self.conv_norm(x, train, out, 1, stride, relu=False) if projected else x
+        for i, (width, size, step, groups) in enumerate(convs, 1):
+            x = self.conv_norm(x, train, width, size, step, relu=i < len(convs) or self.shortcut == 'none',
+                               zero=self.zero_init and i == len(convs), feature_group_count=groups)
+        if self.shortcut == 'none':
+            return x
+        return nn.relu(x + (_fitted(short, out, stride) if resized and not projected else short))
 
+
+def _fitted(x: jax.Array, features: int, stride: int) -> jax.Array:
+    """Every stride-th pixel of `x`, and zeros for the features that it lacks."""
+    return jnp.pad(x[:, ::stride, ::stride], ((0, 0), (0, 0), (0, 0), (0, features - x.shape[-1])))
+
+
+_BASIC = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
+_BOTTLENECK = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
+_BLOCKS = {depth: {'blocks': blocks, 'bottleneck': depth in _BOTTLENECK}
+           for depth, blocks in (_BASIC | _BOTTLENECK).items()}
 
 MODELS: Models = {
-    'resnet18': (ResNet, {}),
-    'resnet50': (ResNet, {'blocks': (3, 4, 6, 3), 'bottleneck': True}),
-    'resnext50_32x4d': (ResNet, {'blocks': (3, 4, 6, 3), 'bottleneck': True, 'groups': 32, 'group_width': 4}),
+    **{f'resnet{depth}': (ResNet, fields) for depth, fields in _BLOCKS.items()},
+    **{f'preresnet{depth}': (ResNet, {**fields, 'preact': True}) for depth, fields in _BLOCKS.items()},
+    **{f'resnet{depth}_cifar': (ResNet, {'blocks': (depth // 6,) * 3, 'width': 16, 'stem': 'small', 'shortcut': 'A'})
+       for depth in (20, 32, 44, 56, 110, 1202)},  # two layers to a block, the stem and the dense layer
+    'resnext50_32x4d': (ResNet, {**_BLOCKS[50], 'groups': 32, 'group_width': 4}),
+    'resnext101_32x8d': (ResNet, {**_BLOCKS[101], 'groups': 32, 'group_width': 8}),
 }

@@ -8,7 +8,6 @@ formulation in plain JAX (`shifts.py`).
 
 import dataclasses
 import functools
-import hashlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,14 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.custom_batching import custom_vmap
-from jax.experimental.custom_partitioning import custom_partitioning
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
 
 from jaxcnn.errors import unknown
 from jaxcnn.ops import onednn, shifts
 
-IMPLEMENTATIONS = ('auto', 'winograd', 'onednn', 'jax', 'xla')
+IMPLEMENTATIONS = ('auto', 'own', 'onednn', 'jax', 'xla')
 NHWC = ('NHWC', 'HWIO', 'NHWC')
 FORWARD, INPUT_GRADIENT, KERNEL_GRADIENT = range(3)
 
@@ -93,8 +89,8 @@ def conv_general_dilated(
     plain = (lhs.ndim == 4 and numbers == lax.conv_dimension_numbers(lhs.shape, rhs.shape, NHWC) and lhs.dtype == rhs.dtype
              and lhs.dtype in (jnp.float32, jnp.bfloat16) and all(d == 1 for d in lhs_dilation or ()) and lhs.size)
     if implementation == 'auto':
-        implementation = 'xla' if jax.default_backend() != 'cpu' else 'winograd' if onednn.available(lhs.dtype) else 'jax'
-    elif implementation in ('winograd', 'onednn'):
+        implementation = 'xla' if jax.default_backend() != 'cpu' else 'own' if onednn.available(lhs.dtype) else 'jax'
+    elif implementation in ('own', 'onednn'):
         onednn.require(lhs.dtype)
     own = functools.partial(
         lax.conv_general_dilated, window_strides=window_strides, padding=padding, lhs_dilation=lhs_dilation,
@@ -124,7 +120,7 @@ def _conv(kind: int, geometry: Geometry, implementation: str, a: jax.Array, b: j
     """FORWARD: (x, k) to y. INPUT_GRADIENT: (y, k) to x. KERNEL_GRADIENT: (x, y) to k."""
     if implementation == 'jax':
         return shifts.conv(kind, geometry, a, b)
-    own = _onednn(kind, geometry, implementation == 'winograd')
+    own = _onednn(kind, geometry, implementation == 'own')
     return lax.platform_dependent(a, b, cpu=own, default=functools.partial(xla, kind, geometry))
 
 
@@ -159,47 +155,22 @@ def xla(kind: int, geometry: Geometry, a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 @functools.lru_cache(maxsize=4096)
-def _onednn(kind: int, geometry: Geometry, winograd: bool) -> Any:
+def _onednn(kind: int, geometry: Geometry, own: bool) -> Any:
     """The call of `onednn.cc`, with its rules for several devices and for `vmap`."""
     def call(a: jax.Array, b: jax.Array) -> jax.Array:
         result = jax.ShapeDtypeStruct(geometry.result_shape(kind, a), a.dtype)
-        return jax.ffi.ffi_call(onednn.TARGET, result)(a, b, kind=np.int64(kind), winograd=winograd,
-                                                      window=geometry.window())
-
-    def partition(mesh: Any, operands: Any, result: Any) -> Any:
-        """Each device does its part of the batch."""
-        spec = operands[0].sharding.spec
-        batch = spec[0] if spec else None
-        rows, whole = NamedSharding(mesh, P(batch)), NamedSharding(mesh, P())
-
-        def lower(a: jax.Array, b: jax.Array) -> jax.Array:
-            found = call(a, b)
-            return lax.psum(found, batch) if kind == KERNEL_GRADIENT and batch else found
-        if kind == KERNEL_GRADIENT:
-            return mesh, lower, whole, (rows, rows)
-        return mesh, lower, rows, (rows, whole)
+        return jax.ffi.ffi_call(onednn.CONV, result)(a, b, kind=np.int64(kind), own=own, window=geometry.window())
 
     rules = {FORWARD: 'n h w c, r s i o -> n p q m', INPUT_GRADIENT: 'n p q m, r s i o -> n h w c',
              KERNEL_GRADIENT: 'n h w c, n p q m -> r s i o'}
-    whole = dict.fromkeys(letter for letter in rules[kind] if letter.isalpha() and letter != 'n')
-    partitioned = custom_partitioning(call)
-    partitioned.def_partition(partition=partition, sharding_rule=rules[kind], need_replication_factors=tuple(whole),
-                              reduction_factors=('n',) if kind == KERNEL_GRADIENT else ())
-
-    def named(a: jax.Array, b: jax.Array) -> jax.Array:
-        return partitioned(a, b)
-    # until XLA has split it over devices, a program holds no more of the call than an address: without a name that tells
-    # one window from another, the compilation cache would take programs of the same shapes for each other
-    what = repr((kind, geometry, winograd, onednn.source_key()))
-    named.__name__ = f'conv_{hashlib.sha256(what.encode()).hexdigest()[:16]}'
-    batched = custom_vmap(jax.jit(named))
+    batched = custom_vmap(onednn.spread(call, (kind, geometry, own), rules[kind], (True, kind == KERNEL_GRADIENT),
+                                        kind == KERNEL_GRADIENT))
 
     @batched.def_vmap
     def _(size: int, mapped: Sequence[bool], a: jax.Array, b: jax.Array) -> tuple[jax.Array, bool]:
         if kind != KERNEL_GRADIENT and not mapped[1]:  # one kernel: a larger batch
             found = batched(a.reshape(-1, *a.shape[2:]), b)
             return found.reshape(size, -1, *found.shape[1:]), True
-        operands = [x if m else jnp.broadcast_to(x, (size, *x.shape)) for x, m in zip((a, b), mapped, strict=True)]
-        return lax.map(lambda two: batched(*two), tuple(operands)), True
+        return onednn.each(batched, size, mapped, a, b)
 
     return batched

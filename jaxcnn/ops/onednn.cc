@@ -18,6 +18,8 @@
 #include <utility>
 #include <vector>
 
+#include "channels.h"
+#include "few.h"
 #include "oneapi/dnnl/dnnl.hpp"
 #include "winograd.h"
 #include "xla/ffi/api/ffi.h"
@@ -156,6 +158,34 @@ Plan& FindPlan(Kind kind, const Dims& x, const Dims& kernel, const Dims& y, memo
   return plans.front().second;
 }
 
+float* Floats(ffi::AnyBuffer& buffer) { return static_cast<float*>(buffer.untyped_data()); }
+Dims DimsOf(const ffi::AnyBuffer& buffer) { return {buffer.dimensions().begin(), buffer.dimensions().end()}; }
+
+// Whether it was a depthwise convolution of ours or one of few channels, and is done.
+bool Shared(ffi::ThreadPool pool, int64_t kind, const std::vector<int64_t>& window, ffi::AnyBuffer& x,
+            ffi::AnyBuffer& kernel, ffi::AnyBuffer& y) {
+  const Dims in = DimsOf(x), size = DimsOf(kernel), out = DimsOf(y);
+  const int64_t top = window[2], left = window[3];
+  auto run = [&](const auto& shape) {
+    ++calls, images += in[0];
+    if (kind == kKernelGradient)
+      shape.KernelGradient(pool, Floats(x), Floats(y), Floats(kernel));
+    else if (kind == kInputGradient)
+      shape.InputGradient(pool, Floats(y), Floats(kernel), Floats(x));
+    else
+      shape.Convolve(pool, Floats(x), Floats(kernel), Floats(y));
+    return true;
+  };
+  if (x.element_type() != ffi::DataType::F32 || window[0] != window[1] || window[6] != 1 || window[7] != 1) return false;
+  const channels::Depthwise depthwise{in[0], in[1], in[2], in[3], out[1], out[2], window[0], top, left};
+  if (window[8] == in[3] && in[3] == out[3] && size[0] == 3 && size[1] == 3 && std::max({top, left, window[4], window[5]}) <= 2 &&
+      depthwise.fits(kind == kKernelGradient))
+    return run(depthwise);
+  const few::Shape few{in[0], in[1], in[2], in[3], size[0], size[1], out[1], out[2], out[3], top, left};
+  return window[0] == 1 && window[8] == 1 && std::max({top, window[4]}) < size[0] && std::max({left, window[5]}) < size[1] &&
+         few.fits() && run(few);
+}
+
 // Whether it was done in Winograd's form.
 bool Winograd(int threads, int64_t kind, const std::vector<int64_t>& window, const Dims& x, const Dims& kernel,
               const Dims& y, float* x_data, float* kernel_data, float* y_data) {
@@ -175,17 +205,15 @@ bool Winograd(int threads, int64_t kind, const std::vector<int64_t>& window, con
   return true;
 }
 
-void Execute(int threads, int64_t kind, bool may_winograd, const std::vector<int64_t>& window, ffi::AnyBuffer& x,
+void Execute(int threads, int64_t kind, bool may_own, const std::vector<int64_t>& window, ffi::AnyBuffer& x,
              ffi::AnyBuffer& kernel, ffi::AnyBuffer& y) {
-  auto dims = [](const ffi::AnyBuffer& buffer) { return Dims(buffer.dimensions().begin(), buffer.dimensions().end()); };
   const auto type = x.element_type() == ffi::DataType::BF16 ? memory::data_type::bf16 : memory::data_type::f32;
   ++calls, images += x.dimensions()[0];
-  if (may_winograd && type == memory::data_type::f32) {
-    auto floats = [](ffi::AnyBuffer& buffer) { return static_cast<float*>(buffer.untyped_data()); };
-    if (Winograd(threads, kind, window, dims(x), dims(kernel), dims(y), floats(x), floats(kernel), floats(y))) return;
+  if (may_own && type == memory::data_type::f32) {
+    if (Winograd(threads, kind, window, DimsOf(x), DimsOf(kernel), DimsOf(y), Floats(x), Floats(kernel), Floats(y))) return;
   }
   omp_set_num_threads(threads);
-  Plan& plan = FindPlan(static_cast<Kind>(kind), dims(x), dims(kernel), dims(y), type, window, threads);
+  Plan& plan = FindPlan(static_cast<Kind>(kind), DimsOf(x), DimsOf(kernel), DimsOf(y), type, window, threads);
   plan.x.set_data_handle(x.untyped_data());
   plan.y.set_data_handle(y.untyped_data());
   plan.plain_kernel.set_data_handle(kernel.untyped_data());
@@ -207,15 +235,16 @@ void Execute(int threads, int64_t kind, bool may_winograd, const std::vector<int
 }
 
 // kind, then x (N, H, W, C), kernel (H, W, C / groups, features) and y (N, H', W', features): two given, one written.
-ffi::Error Run(ffi::ThreadPool pool, int64_t kind, bool may_winograd, ffi::Span<const int64_t> window, ffi::AnyBuffer a,
+ffi::Error Run(ffi::ThreadPool pool, int64_t kind, bool may_own, ffi::Span<const int64_t> window, ffi::AnyBuffer a,
                ffi::AnyBuffer b, ffi::Result<ffi::AnyBuffer> result) {
   static const int cores = omp_get_max_threads();  // the cores of this process, or OMP_NUM_THREADS
   const int threads = std::clamp(static_cast<int>(pool.num_threads()), 1, cores);
   ffi::AnyBuffer &x = kind == kInputGradient ? *result : a, &kernel = kind == kKernelGradient ? *result : b,
                  &y = kind == kForward ? *result : kind == kInputGradient ? a : b;
+  if (may_own && Shared(pool, kind, {window.begin(), window.end()}, x, kernel, y)) return ffi::Error::Success();
   try {
     static Caller* caller = new Caller;  // never destroyed, as all that it uses: calls may come until the process ends
-    caller->Do([&] { Execute(threads, kind, may_winograd, {window.begin(), window.end()}, x, kernel, y); });
+    caller->Do([&] { Execute(threads, kind, may_own, {window.begin(), window.end()}, x, kernel, y); });
     return ffi::Error::Success();
   } catch (const std::exception& e) {
     return ffi::Error::Internal(std::string("convolution: ") + e.what());
@@ -228,8 +257,28 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(JaxcnnConv, Run,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::ThreadPool>()
                                   .Attr<int64_t>("kind")
-                                  .Attr<bool>("winograd")
+                                  .Attr<bool>("own")
                                   .Attr<ffi::Span<const int64_t>>("window")
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Ret<ffi::AnyBuffer>());
+
+// g and x (..., C), and none or mean, scale and bias (3, C), to (2, C): see channels::Sums.
+static ffi::Error RunSums(ffi::ThreadPool pool, bool relu, ffi::AnyBuffer g, ffi::AnyBuffer x, ffi::AnyBuffer affine,
+                          ffi::Result<ffi::AnyBuffer> sums) {
+  const int64_t channels = x.dimensions().back(), rows = static_cast<int64_t>(x.element_count()) / channels;
+  float* const mean = affine.element_count() ? Floats(affine) : nullptr;
+  float* const scale = mean ? mean + channels : nullptr;
+  float* const bias = mean ? mean + 2 * channels : nullptr;
+  channels::Sums(pool, rows, channels, Floats(g), Floats(x), mean, scale, bias, relu, Floats(*sums));
+  return ffi::Error::Success();
+}
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(JaxcnnSums, RunSums,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Attr<bool>("relu")
+                                  .Arg<ffi::AnyBuffer>()
                                   .Arg<ffi::AnyBuffer>()
                                   .Arg<ffi::AnyBuffer>()
                                   .Ret<ffi::AnyBuffer>());

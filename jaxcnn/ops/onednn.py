@@ -17,17 +17,22 @@ import shutil
 import subprocess
 import tempfile
 import threading
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
+from jax.experimental.custom_partitioning import custom_partitioning
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from jaxcnn.config import cache_folder
 from jaxcnn.errors import UserError
 
 log = logging.getLogger('jaxcnn')
-TARGET = 'jaxcnn_conv'
+CONV, SUMS = 'jaxcnn_conv', 'jaxcnn_sums'
 SOURCE = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'onednn.cc')
 FLAGS = ('-O3', '-march=native', '-ffp-contract=fast', '-std=c++17', '-shared', '-fPIC', '-fopenmp', '-w')
 _LOADING = threading.Lock()
@@ -81,7 +86,7 @@ def _kept(path: str) -> bool:
 def source_key() -> str:
     """Changes with what is compiled, and with the processor's instructions."""
     found = hashlib.sha256()
-    for name in ('onednn.cc', 'winograd.h'):
+    for name in ('onednn.cc', 'vector.h', 'share.h', 'winograd.h', 'channels.h', 'few.h'):
         with open(os.path.join(os.path.dirname(SOURCE), name), 'rb') as f:
             found.update(f.read())
     with contextlib.suppress(OSError), open('/proc/cpuinfo') as f:
@@ -133,7 +138,8 @@ def _library() -> Any:
         os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')  # its threads sleep while XLA's work
         ctypes.CDLL(_find(LIBRARY, 'libdnnl.so.3'))
         loaded = ctypes.CDLL(path)
-        jax.ffi.register_ffi_target(TARGET, jax.ffi.pycapsule(loaded.JaxcnnConv), platform='cpu')
+        for target, symbol in ((CONV, loaded.JaxcnnConv), (SUMS, loaded.JaxcnnSums)):
+            jax.ffi.register_ffi_target(target, jax.ffi.pycapsule(symbol), platform='cpu')
         return loaded
     except (_MissingError, OSError) as e:
         log.info('convolutions without oneDNN, which is faster on the CPU: %s', e)
@@ -167,3 +173,44 @@ def counts() -> dict[str, int]:
     if loaded is not None:
         loaded.JaxcnnConvCounts(found.ctypes.data_as(ctypes.c_void_p))
     return dict(zip(('calls', 'images', 'plans'), found.tolist(), strict=True))
+
+
+def spread(call: Callable[..., jax.Array], what: Any, rule: str, split: Sequence[bool],
+           summed: bool) -> Callable[..., jax.Array]:
+    """A call of the library with its rule for several devices, over which XLA does not split a call by itself: each does
+    its part of the batch.
+
+    Args:
+      call: of arrays; gives one.
+      what: tells this call from others of the same shapes.
+      rule: names of the dimensions, in which `n` is the batch, the leading one.
+      split: which of the operands have the batch.
+      summed: the result is a sum over the batch; else it has the batch.
+    """
+    def partition(mesh: Any, operands: Any, result: Any) -> Any:
+        spec = operands[split.index(True)].sharding.spec
+        batch = spec[0] if spec else None
+        rows, whole = NamedSharding(mesh, P(batch)), NamedSharding(mesh, P())
+
+        def lower(*arrays: jax.Array) -> jax.Array:
+            found = call(*arrays)
+            return lax.psum(found, batch) if summed and batch else found
+        return mesh, lower, whole if summed else rows, tuple(rows if s else whole for s in split)
+
+    whole = dict.fromkeys(letter for letter in rule if letter.isalpha() and letter != 'n')
+    partitioned = custom_partitioning(call)
+    partitioned.def_partition(partition=partition, sharding_rule=rule, need_replication_factors=tuple(whole),
+                              reduction_factors=('n',) if summed else ())
+
+    def named(*arrays: jax.Array) -> jax.Array:
+        return partitioned(*arrays)
+    # until XLA has split it over devices, a program holds no more of the call than an address: without a name that tells
+    # one from another, the compilation cache would take programs of the same shapes for each other
+    named.__name__ = f'jaxcnn_{hashlib.sha256(repr((what, source_key())).encode()).hexdigest()[:16]}'
+    return jax.jit(named)
+
+
+def each(call: Callable[..., jax.Array], size: int, mapped: Sequence[bool], *operands: jax.Array) -> tuple[jax.Array, bool]:
+    """The rule for `vmap` of a call that has no better one: one after the other."""
+    every = [x if m else jnp.broadcast_to(x, (size, *x.shape)) for x, m in zip(operands, mapped, strict=True)]
+    return lax.map(lambda arrays: call(*arrays), tuple(every)), True

@@ -13,25 +13,14 @@
 #include <cstdint>
 #include <utility>
 
+#include "vector.h"
+
 namespace winograd {
 
-#ifdef __AVX512F__
-constexpr int kWide = 16, kRows = 14;  // floats in a register; 2 * kRows of 32 registers hold sums
-#else
-constexpr int kWide = 8, kRows = 6;  // 2 * kRows of 16
-#endif
-#if defined(__AVX2__) && defined(__FMA__)
-constexpr bool kFast = true;
-#else
-constexpr bool kFast = false;
-#endif
+constexpr int kRows = kWide == 16 ? 14 : 6;  // 2 * kRows of 32 registers, or of 16, hold sums
 constexpr int kPair = 2 * kWide, kHalf = kWide / 2, kPoints = 36;
 constexpr int64_t kRun = 64;  // products that are summed in a register, before the sum is added to others
 constexpr float kA = 0.75f, kB = 1.5f, kA2 = kA * kA, kB2 = kB * kB;
-
-typedef float Vec __attribute__((vector_size(4 * kWide), aligned(4), may_alias));
-inline Vec Load(const float* p) { return *reinterpret_cast<const Vec*>(p); }
-inline void Store(float* p, const Vec& v) { *reinterpret_cast<Vec*>(p) = v; }
 
 // The transforms of one line, which may be done in place; `s` is the distance between its elements.
 

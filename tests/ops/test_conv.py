@@ -85,7 +85,7 @@ def test_forward_and_gradients_are_those_of_xla(shape, size):
 
 
 with open('/proc/cpuinfo') as cpuinfo:
-    WINOGRAD_IS_TAKEN = {'avx2', 'fma'} <= set(cpuinfo.read().split())
+    OURS_ARE_TAKEN = {'avx2', 'fma'} <= set(cpuinfo.read().split())
 # Winograd's form needs some size to be taken: features that fill registers, and 32 squares of 4x4 outputs
 WINOGRAD_SHAPES = [dict(n=32, h=4, w=4, c=32, features=32), dict(n=9, h=7, w=9, c=48, features=32),
                    dict(n=6, h=13, w=10, c=32, features=80), dict(n=40, h=3, w=1, c=64, features=64),
@@ -101,17 +101,42 @@ def test_winograds_form_is_exact_to_some_roundings(shape, padding):
         padding = 'SAME'
     x, kernel = arrays(**shape)
     found, direct = (jax.jit(lambda x, kernel, i=i: all_three(lambda *a: conv(*a, i, padding=padding), x, kernel))(x, kernel)
-                     for i in ('winograd', 'onednn'))
+                     for i in ('own', 'onednn'))
     g = cotangent(direct[0])
     with jax.enable_x64(True):
         y, vjp = jax.vjp(lambda *a: conv(*a, 'xla', padding=padding), *(jnp.asarray(np.float64(a)) for a in (x, kernel)))
         exact = [np.asarray(a) for a in (y, *vjp(jnp.asarray(np.float64(g))))]
     close([np.float64(a) for a in found], exact, 8e-6)
     for ours, theirs, true in zip(found, direct, exact, strict=True):
-        if WINOGRAD_IS_TAKEN:
+        if OURS_ARE_TAKEN:
             assert np.asarray(ours).tobytes() != np.asarray(theirs).tobytes()
         error = np.float64(ours) - np.float64(true)
         assert np.sqrt(np.mean(error ** 2)) < 2e-6 * np.std(true)
+
+
+# depthwise convolutions of whole registers, and ones of few channels, have kernels of their own, too
+OWN_SHAPES = [dict(c=16, features=16, groups=16), dict(n=3, h=9, w=5, c=80, features=80, groups=80),
+              dict(n=17, h=2, w=2, c=48, features=48, groups=48), dict(n=1, h=1, w=7, c=128, features=128, groups=128),
+              dict(n=16, c=3, features=5), dict(n=21, c=1, features=6, size=5),
+              dict(n=9, h=9, w=17, c=7, features=15, size=4),
+              dict(n=37, h=5, w=6, c=8, features=16, size=2), dict(n=8, h=3, w=3, c=2, features=1, size=1)]
+
+
+@needs_onednn
+@pytest.mark.parametrize('shape', OWN_SHAPES, ids=str)
+def test_depthwise_convolutions_and_those_of_few_channels_are_exact(shape):
+    groups, size = shape.get('groups', 1), shape.get('size', 3)
+    x, kernel = arrays(**shape)
+    windows = [dict(padding=((top, size - 1 - top), (size - 1 - left, left)), stride=stride)
+               for top, left in {(size // 2, size // 2), (0, size - 1)} for stride in (1, 2)]
+    windows += [dict(padding=((size - 1,) * 2,) * 2)] + ([dict(padding='VALID')] if min(x.shape[1:3]) >= size else [])
+    for window in windows:
+        found, direct, expected = jax.jit(lambda x, kernel, window=window: [
+            all_three(functools.partial(conv, implementation=i, groups=groups, **window), x, kernel)
+            for i in ('own', 'onednn', 'xla')])(x, kernel)
+        close(found, expected)
+        if OURS_ARE_TAKEN and window.get('stride', 1) == 1 and x.size > 100:
+            assert any(np.asarray(a).tobytes() != np.asarray(b).tobytes() for a, b in zip(found, direct, strict=True))
 
 
 @pytest.mark.parametrize('implementation', OURS)
@@ -300,29 +325,31 @@ def test_calls_from_several_threads_at_once():
 
 
 BITS = '''
-import sys
+import os, sys
+os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:int(sys.argv[2])])
 import jax, jax.numpy as jnp, numpy as np
 from jaxcnn.ops.conv import NHWC, conv_general_dilated
-x, kernel = (jnp.sin(jnp.arange(np.prod(s))).reshape(s) for s in ((9, 19, 17, 64), (3, 3, 64, 48)))
-y, vjp = jax.vjp(jax.jit(lambda *two: conv_general_dilated(
-    *two, (1, 1), 'SAME', dimension_numbers=NHWC, implementation=sys.argv[1])), x, kernel)
-sys.stdout.buffer.write(b''.join(np.asarray(a).tobytes() for a in (y, *vjp(y))))
+for c, features, groups in ((64, 48, 1), (64, 64, 64), (6, 12, 1)):
+    x, kernel = (jnp.sin(jnp.arange(np.prod(s))).reshape(s) for s in ((19, 19, 17, c), (3, 3, c // groups, features)))
+    y, vjp = jax.vjp(jax.jit(lambda *two: conv_general_dilated(
+        *two, (1, 1), 'SAME', dimension_numbers=NHWC, feature_group_count=groups, implementation=sys.argv[1])), x, kernel)
+    sys.stdout.buffer.write(b''.join(np.asarray(a).tobytes() for a in (y, *vjp(y))))
 '''
 
 
 @needs_onednn
-def test_winograds_form_has_the_same_bits_whatever_the_number_of_threads():
+def test_our_kernels_have_the_same_bits_whatever_the_number_of_threads():
     one, two, direct = (
-        subprocess.run([sys.executable, '-c', BITS, implementation], capture_output=True, check=True, timeout=120,
-                       env={**os.environ, 'OMP_NUM_THREADS': threads}).stdout
-        for threads, implementation in (('1', 'winograd'), ('2', 'winograd'), ('1', 'onednn')))
+        subprocess.run([sys.executable, '-c', BITS, implementation, cores], capture_output=True, check=True, timeout=120,
+                       env={**os.environ, 'OMP_NUM_THREADS': cores}).stdout
+        for cores, implementation in (('1', 'own'), ('2', 'own'), ('1', 'onednn')))
     assert one == two
-    assert not WINOGRAD_IS_TAKEN or one != direct
+    assert not OURS_ARE_TAKEN or one != direct
     assert len(one) > 1e6
 
 
 @needs_onednn
-@pytest.mark.parametrize('implementation', ['winograd', 'onednn'])
+@pytest.mark.parametrize('implementation', ['own', 'onednn'])
 def test_the_same_bits_each_time(implementation):
     x, kernel = arrays(n=8, h=16, w=16, c=32, features=32)
     run = jax.jit(lambda: all_three(lambda *a: conv(*a, implementation), x, kernel))

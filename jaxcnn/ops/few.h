@@ -1,0 +1,227 @@
+// Convolutions of (N, H, W, C) images with few channels and features, such as LeNet's, at stride 1: a register holds one
+// value of kWide images, so that it is full whatever the number of channels.
+
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <utility>
+#include <vector>
+
+#include "share.h"
+#include "vector.h"
+
+namespace few {
+
+// registers that hold sums, and the features that are worked on at a time
+constexpr int kSums = kWide == 16 ? 24 : 12, kBlock = kWide == 16 ? 8 : 4;
+
+typedef int32_t Places __attribute__((vector_size(4 * kWide)));
+
+template <int bit, int... e>
+constexpr Places Exchange(bool high, std::integer_sequence<int, e...>) {
+  return high ? Places{(e & bit ? kWide + e : e + bit)...} : Places{(e & bit ? kWide + e - bit : e)...};
+}
+
+// rows and columns of a square of kWide x kWide exchanged
+template <int bit = 1>
+inline void Transpose(Vec* t) {
+  constexpr auto lanes = std::make_integer_sequence<int, kWide>();
+  constexpr Places low = Exchange<bit>(false, lanes), high = Exchange<bit>(true, lanes);
+#pragma GCC unroll 16
+  for (int i = 0; i < kWide; ++i)
+    if (!(i & bit)) {
+      const Vec a = t[i], b = t[i + bit];
+      t[i] = __builtin_shuffle(a, b, low), t[i + bit] = __builtin_shuffle(a, b, high);
+    }
+  if constexpr (2 * bit < kWide) Transpose<2 * bit>(t);
+}
+
+// `count` values of each of `images` images (of kWide; the others are 0), `next` floats apart, to registers, one value of all
+// images after the other.
+inline void Pack(const float* from, int64_t next, int64_t images, int64_t count, float* to) {
+  int64_t i = 0;
+  for (; i + kWide <= count; i += kWide) {
+    Vec t[kWide];
+    for (int n = 0; n < kWide; ++n) t[n] = n < images ? Load(from + n * next + i) : Vec{};
+    Transpose(t);
+    for (int n = 0; n < kWide; ++n) Store(to + (i + n) * kWide, t[n]);
+  }
+  for (; i < count; ++i)
+    for (int n = 0; n < kWide; ++n) to[i * kWide + n] = n < images ? from[n * next + i] : 0;
+}
+
+inline void Unpack(const float* from, int64_t next, int64_t images, int64_t count, float* to) {
+  int64_t i = 0;
+  for (; i + kWide <= count; i += kWide) {
+    Vec t[kWide];
+    for (int n = 0; n < kWide; ++n) t[n] = Load(from + (i + n) * kWide);
+    Transpose(t);
+    for (int n = 0; n < images; ++n) Store(to + n * next + i, t[n]);
+  }
+  for (; i < count; ++i)
+    for (int n = 0; n < images; ++n) to[n * next + i] = from[i * kWide + n];
+}
+
+// kWide images (h, w, c), framed with zeros.
+struct Images {
+  int64_t h, w, c, top, left, height, width;  // height, width: with their frame
+  int64_t size() const { return height * width * c * kWide; }
+  void Fill(const float* from, int64_t images, float* to) const {
+    std::fill_n(to, size(), 0.f);
+    for (int64_t i = std::max<int64_t>(0, -top); i < h && i + top < height; ++i) {
+      const int64_t first = std::max<int64_t>(0, -left), count = std::min(w, width - left) - first;
+      Pack(from + (i * w + first) * c, h * w * c, images, count * c, to + ((i + top) * width + left + first) * c * kWide);
+    }
+  }
+  const float* Row(const float* data, int64_t i) const { return data + i * width * c * kWide; }
+};
+
+// sums[o][f] = the sum over i < rows and u < inner of x[i * next_row + (o * c + u)] k[(i * inner + u) * next_k + f], of
+// registers x and sums and numbers k.
+template <int outputs, int features>
+void Place(const float* x, int64_t c, int64_t rows, int64_t next_row, int64_t inner, const float* k, int64_t next_k,
+           float* sums, int64_t next_sum) {
+  Vec s[outputs][features] = {};
+  for (int64_t i = 0; i < rows; ++i)
+    for (int64_t u = 0; u < inner; ++u, k += next_k) {
+      const float* const from = x + (i * next_row + u) * kWide;
+      Vec v[outputs];
+#pragma GCC unroll 16
+      for (int o = 0; o < outputs; ++o) v[o] = Load(from + o * c * kWide);
+#pragma GCC unroll 8
+      for (int f = 0; f < features; ++f)
+#pragma GCC unroll 16
+        for (int o = 0; o < outputs; ++o) s[o][f] += v[o] * k[f];
+    }
+  for (int o = 0; o < outputs; ++o)
+    for (int f = 0; f < features; ++f) Store(sums + (o * next_sum + f) * kWide, s[o][f]);
+}
+
+// sums[u][f] += the sum over o < outputs of x[o * c + u] y[o * next_y + f], all registers.
+template <int taps, int features>
+void Product(const float* x, int64_t c, int64_t outputs, const float* y, int64_t next_y, float* sums, int64_t next_sum) {
+  Vec s[taps][features];
+  for (int u = 0; u < taps; ++u)
+    for (int f = 0; f < features; ++f) s[u][f] = Load(sums + (u * next_sum + f) * kWide);
+  for (int64_t o = 0; o < outputs; ++o, x += c * kWide, y += next_y * kWide) {
+    Vec v[taps];
+#pragma GCC unroll 16
+    for (int u = 0; u < taps; ++u) v[u] = Load(x + u * kWide);
+#pragma GCC unroll 8
+    for (int f = 0; f < features; ++f) {
+      const Vec b = Load(y + f * kWide);
+#pragma GCC unroll 16
+      for (int u = 0; u < taps; ++u) s[u][f] += v[u] * b;
+    }
+  }
+  for (int u = 0; u < taps; ++u)
+    for (int f = 0; f < features; ++f) Store(sums + (u * next_sum + f) * kWide, s[u][f]);
+}
+
+// body(first, constant count) over 0 to `whole` in blocks of kBlock, and what is left of them.
+template <typename Body>
+void InBlocks(int64_t whole, const Body& body) {
+  int64_t i = 0;
+  for (; i + kBlock <= whole; i += kBlock) body(i, std::integral_constant<int, kBlock>());
+  switch (whole - i) {
+    case 7: return body(i, std::integral_constant<int, 7>());
+    case 6: return body(i, std::integral_constant<int, 6>());
+    case 5: return body(i, std::integral_constant<int, 5>());
+    case 4: return body(i, std::integral_constant<int, 4>());
+    case 3: return body(i, std::integral_constant<int, 3>());
+    case 2: return body(i, std::integral_constant<int, 2>());
+    case 1: return body(i, std::integral_constant<int, 1>());
+  }
+}
+
+// A convolution y = x * kernel of images (n, h, w, c), whose kernel is (kh, kw, c, features).
+struct Shape {
+  int64_t n, h, w, c, kh, kw, height, width, features;  // height, width: of y
+  int64_t top, left;                                    // padding
+
+  Images Framed() const { return {h, w, c, top, left, height + kh - 1, width + kw - 1}; }
+  // whether it is faster than oneDNN: docs/performance.md
+  bool fits() const {
+    return kFast && n >= kWide / 2 && c <= 8 && features <= 16 && std::max(Framed().size(), width * features * kWide) <= 1 << 18;
+  }
+
+  // body(images, where they begin, how many there are) for each kWide images.
+  template <typename Body>
+  void Groups(xla::ffi::ThreadPool pool, const Body& body) const {
+    Share(pool, (n + kWide - 1) / kWide, [&](int64_t group) {
+      body(group, group * kWide, std::min<int64_t>(kWide, n - group * kWide));
+    });
+  }
+
+  void Convolve(xla::ffi::ThreadPool pool, const float* x, const float* kernel, float* y) const {
+    const Images framed = Framed();
+    Groups(pool, [&](int64_t, int64_t first, int64_t images) {
+      thread_local std::vector<float> space;
+      space.resize(std::max<size_t>(space.size(), framed.size() + width * features * kWide));
+      float* const data = space.data();
+      float* const line = data + framed.size();
+      framed.Fill(x + first * h * w * c, images, data);
+      for (int64_t i = 0; i < height; ++i) {
+        InBlocks(features, [&](int64_t f, auto count) {
+          constexpr int some = count.value, wide = kSums / some;
+          int64_t j = 0;
+          auto place = [&](auto outputs) {
+            Place<outputs.value, some>(framed.Row(data, i) + j * c * kWide, c, kh, framed.width * c, kw * c, kernel + f, features,
+                                       line + (j * features + f) * kWide, features);
+            j += outputs.value;
+          };
+          while (j + wide <= width) place(std::integral_constant<int, wide>());
+          while (j < width) place(std::integral_constant<int, 1>());
+        });
+        Unpack(line, height * width * features, images, width * features, y + (first * height + i) * width * features);
+      }
+    });
+  }
+
+  void InputGradient(xla::ffi::ThreadPool pool, const float* y, const float* kernel, float* x) const {
+    std::vector<float> turned(kh * kw * c * features);
+    for (int64_t i = 0; i < kh * kw; ++i)
+      for (int64_t in = 0; in < c; ++in)
+        for (int64_t out = 0; out < features; ++out)
+          turned[((kh * kw - 1 - i) * features + out) * c + in] = kernel[(i * c + in) * features + out];
+    Back().Convolve(pool, y, turned.data(), x);
+  }
+  Shape Back() const { return {n, height, width, features, kh, kw, h, w, c, kh - 1 - top, kw - 1 - left}; }
+
+  void KernelGradient(xla::ffi::ThreadPool pool, const float* x, const float* y, float* kernel) const {
+    const Images framed = Framed();
+    const int64_t size = kh * kw * c * features, inner = kw * c;
+    std::vector<float> partial((n + kWide - 1) / kWide * size);
+    Groups(pool, [&](int64_t group, int64_t first, int64_t images) {
+      thread_local std::vector<float> space;
+      space.resize(std::max<size_t>(space.size(), framed.size() + (width * features + size) * kWide));
+      float* const data = space.data();
+      float* const line = data + framed.size();
+      float* const sums = line + width * features * kWide;
+      framed.Fill(x + first * h * w * c, images, data);
+      std::fill_n(sums, size * kWide, 0.f);
+      for (int64_t i = 0; i < height; ++i) {
+        Pack(y + (first * height + i) * width * features, height * width * features, images, width * features, line);
+        for (int64_t r = 0; r < kh; ++r)
+          InBlocks(features, [&](int64_t f, auto count) {
+            constexpr int some = count.value, wide = std::min(kSums / some, 5);
+            int64_t u = 0;
+            auto product = [&](auto taps) {
+              Product<taps.value, some>(framed.Row(data, i + r) + u * kWide, c, width, line + f * kWide, features,
+                                        sums + ((r * inner + u) * features + f) * kWide, features);
+              u += taps.value;
+            };
+            while (u + wide <= inner) product(std::integral_constant<int, wide>());
+            while (u < inner) product(std::integral_constant<int, 1>());
+          });
+      }
+      for (int64_t i = 0; i < size; ++i)
+        for (int lane = 0; lane < kWide; ++lane) partial[group * size + i] += sums[i * kWide + lane];
+    });
+    std::copy_n(partial.data(), size, kernel);
+    for (size_t i = size; i < partial.size(); ++i) kernel[i % size] += partial[i];
+  }
+};
+
+}  // namespace few

@@ -1,0 +1,230 @@
+"""Tokens-to-token vision transformers."""
+
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxcnn import models
+from jaxcnn.errors import UserError
+from jaxcnn.models import t2t_vit
+
+SMALL = {'depth': 2, 'embed': 12, 'heads': 3, 'token_dim': 8}
+SPLITS_64 = ((7, 2, 3), (3, 2, 1), (3, 2, 1))
+
+
+def shapes(*side, **fields):
+    network = models.create('t2t_vit_14', **fields)
+    return jax.eval_shape(lambda: network.init(jax.random.key(0), jnp.zeros((1, *side, 3))))['params']
+
+
+def count(tree):
+    return sum(math.prod(x.shape) for x in jax.tree.leaves(tree))
+
+
+@pytest.mark.parametrize(('side', 'splits'), [(224, ((7, 4, 2), (3, 2, 1), (3, 2, 1))), (64, SPLITS_64)])
+@pytest.mark.parametrize(('tokens', 'parameters'), [('performer', 21_465_806), ('transformer', 21_465_422)])
+def test_both_forms_have_the_parameters_of_the_authors_at_both_sizes(tokens, parameters, side, splits):
+    assert count(shapes(side, side, tokens=tokens, splits=splits, num_classes=1000)) == parameters
+
+
+def test_maps_are_the_grids_of_tokens():
+    network = models.create('t2t_vit_14', **SMALL)
+
+    def maps(network, *side):
+        _, named = jax.eval_shape(lambda x: network.init_with_output(jax.random.key(0), x, features=True)[0],
+                                  jax.ShapeDtypeStruct((2, *side, 3), jnp.float32))
+        return {name: x.shape[1:] for name, x in named.items()}
+    assert maps(network, 224, 160) == {
+        'tokens1': (56, 40, 8), 'tokens2': (28, 20, 8),
+        'tokens': (14, 10, 12), 'block1': (14, 10, 12), 'block2': (14, 10, 12)}
+    assert maps(network.copy(splits=SPLITS_64), 64, 64)['tokens'] == (8, 8, 12)
+
+
+def test_it_works_on_images_that_leave_one_token_and_refuses_smaller_ones():
+    assert shapes(3, 3, **SMALL)
+    with pytest.raises(UserError, match='T2TViT needs images of at least 3 x 3 pixels, got 2 x 3'):
+        shapes(2, 3, **SMALL)
+    assert models.create('t2t_vit_14', splits=((5, 1, 0), (3, 2, 0))).smallest() == 7
+
+
+# ---- the parts
+
+
+@pytest.mark.parametrize(('size', 'stride', 'padding'), [(7, 4, 2), (3, 2, 1), (2, 3, 0)])
+def test_a_soft_split_is_every_patch(size, stride, padding):
+    x = np.random.default_rng(0).normal(size=(2, 9, 12, 3))
+    padded = np.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+    patches = np.asarray(t2t_vit.unfold(jnp.asarray(x), size, stride, padding))
+    rows, columns = ((side + 2 * padding - size) // stride + 1 for side in (9, 12))
+    assert patches.shape == (2, rows, columns, size * size * 3)
+    for i, j in np.ndindex(rows, columns):
+        patch = padded[:, i * stride:i * stride + size, j * stride:j * stride + size]
+        np.testing.assert_array_equal(patches[:, i, j], np.float32(patch.reshape(2, -1)))
+
+
+def test_positions_are_sinusoids():
+    table = t2t_vit.positions(50, 6)
+    for position, feature in np.ndindex(50, 6):
+        angle = position / 10000 ** (feature // 2 * 2 / 6)
+        assert table[position, feature] == pytest.approx((math.cos if feature % 2 else math.sin)(angle), abs=1e-5)
+
+
+def test_random_directions_are_fixed_orthogonal_and_equally_long():
+    w = t2t_vit.directions(0, 64)
+    np.testing.assert_allclose(w @ w.T, 32 * np.eye(32), atol=1e-4)
+    np.testing.assert_array_equal(w, t2t_vit.directions.__wrapped__(0, 64))
+    assert np.abs(w - t2t_vit.directions(1, 64)).max() > 1
+
+
+def test_stochastic_depth_leaves_out_the_last_block_for_some_images_and_never_the_first():
+    network = models.create('t2t_vit_14', **SMALL, drop_path=0.7, splits=((3, 2, 1),))
+    images = np.random.default_rng(0).normal(size=(64, 8, 8, 3)).astype(np.float32)
+    rng = np.random.default_rng(1)
+    variables = jax.tree.map(lambda x: rng.normal(0, 0.3, x.shape).astype(x.dtype),
+                             jax.eval_shape(network.init, jax.random.key(0), images))
+
+    @jax.jit
+    def run(v, x):
+        return (network.apply(v, x, features=True)[1],
+                network.apply(v, x, train=True, features=True, rngs={'dropout': jax.random.key(1)})[1])
+    evaluated, trained = run(variables, images)
+    np.testing.assert_allclose(trained['block1'], evaluated['block1'], rtol=1e-5, atol=1e-6)
+    same = np.all(np.asarray(trained['block1'] == trained['block2']), (1, 2, 3))
+    assert 0.2 < same.mean() < 0.8  # two paths in a block: 0.49
+    assert not np.any(np.all(np.asarray(evaluated['block1'] == evaluated['block2']), (1, 2, 3)))
+
+
+# ---- PyTorch
+
+
+def torch_network(torch, performer, side, splits, depth=2, embed=12, heads=3, ratio=3, dim=8, channels=3, classes=5):
+    """T2T-ViT as the authors' code computes it in evaluation; `patch` marks layers on unfolded features."""
+    class Tokens(torch.nn.Module):
+        def __init__(self, features, index):
+            super().__init__()
+            self.norm1, self.norm2 = torch.nn.LayerNorm(features), torch.nn.LayerNorm(dim)
+            self.qkv = torch.nn.Linear(features, 3 * dim, bias=performer)
+            self.out, self.fc1, self.fc2 = (torch.nn.Linear(dim, dim) for _ in range(3))
+            self.w, self.scale = torch.from_numpy(t2t_vit.directions(index, dim)), features ** -0.5
+            self.norm1.patch = self.qkv.patch = True
+
+        def lift(self, x):
+            return torch.exp(x @ self.w.T - (x ** 2).sum(2, keepdim=True) / 2) / math.sqrt(dim // 2)
+
+        def forward(self, x):
+            parts = self.qkv(self.norm1(x)).split(dim, dim=2)
+            if performer:
+                k, q, v = parts
+                weights = self.lift(q) @ self.lift(k).transpose(1, 2)  # the authors never form this matrix
+                y = weights @ v / (weights.sum(2, keepdim=True) + 1e-8)
+            else:
+                q, k, v = parts
+                y = torch.softmax(self.scale * q @ k.transpose(1, 2), 2) @ v
+            x = v + self.out(y)
+            return x + self.fc2(torch.nn.functional.gelu(self.fc1(self.norm2(x))))
+
+    class Block(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm1, self.norm2 = torch.nn.LayerNorm(embed), torch.nn.LayerNorm(embed)
+            self.qkv, self.out = torch.nn.Linear(embed, 3 * embed, bias=False), torch.nn.Linear(embed, embed)
+            self.fc1, self.fc2 = torch.nn.Linear(embed, ratio * embed), torch.nn.Linear(ratio * embed, embed)
+
+        def forward(self, x):
+            n, count, _ = x.shape
+            q, k, v = self.qkv(self.norm1(x)).reshape(n, count, 3, heads, embed // heads).permute(2, 0, 3, 1, 4)
+            y = torch.softmax(q @ k.transpose(2, 3) * (embed // heads) ** -0.5, 3) @ v
+            x = x + self.out(y.transpose(1, 2).reshape(n, count, embed))
+            return x + self.fc2(torch.nn.functional.gelu(self.fc1(self.norm2(x))))
+
+    class T2T(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.splits = [torch.nn.Unfold(size, stride=stride, padding=padding) for size, stride, padding in splits]
+            widths = [(dim if i else channels) * size ** 2 for i, (size, _, _) in enumerate(splits)]
+            self.tokens = torch.nn.ModuleList(Tokens(width, i) for i, width in enumerate(widths[:-1]))
+            self.project = torch.nn.Linear(widths[-1], embed)
+            self.project.patch = True
+            self.first = torch.nn.Parameter(torch.randn(1, 1, embed))
+            self.blocks = torch.nn.ModuleList(Block() for _ in range(depth))
+            self.norm, self.head = torch.nn.LayerNorm(embed), torch.nn.Linear(embed, classes)
+
+        def forward(self, x):
+            for split, tokens in zip(self.splits[:-1], self.tokens, strict=True):
+                x = tokens(split(x).transpose(1, 2)).transpose(1, 2)
+                x = x.reshape(*x.shape[:2], math.isqrt(x.shape[2]), -1)
+            x = self.project(self.splits[-1](x).transpose(1, 2))
+            x = torch.cat([self.first.expand(len(x), -1, -1), x], 1)
+            position, feature = torch.arange(x.shape[1])[:, None], torch.arange(embed)
+            angle = position / 10000 ** (2 * (feature // 2) / embed)
+            x = x + torch.where(feature % 2 == 0, angle.sin(), angle.cos())
+            for block in self.blocks:
+                x = block(x)
+            return self.head(self.norm(x)[:, 0])
+    return T2T()
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize(('side', 'splits'), [(48, ((7, 4, 2), (3, 2, 1), (3, 2, 1))), (12, ((3, 2, 1),))])
+@pytest.mark.parametrize('tokens', ['performer', 'transformer'])
+def test_logits_are_those_of_pytorch_with_the_same_weights(tokens, side, splits):
+    torch = pytest.importorskip('torch')
+    torch.manual_seed(0)
+    theirs = torch_network(torch, tokens == 'performer', side, splits)
+    order, mine = [], []
+    for module in theirs.modules():
+        if isinstance(module, (torch.nn.Linear, torch.nn.LayerNorm)):
+            for values in module.parameters():
+                torch.nn.init.normal_(values, 1.0 if values.ndim == 1 else 0.0, 0.3)
+            module.register_forward_hook(lambda module, *_: order.append(module))
+    images = np.random.default_rng(0).normal(size=(2, side, side, 3)).astype(np.float32)
+    with torch.no_grad():
+        expected = theirs(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).numpy()
+
+    ours = models.create('t2t_vit_14', **SMALL, tokens=tokens, splits=splits, num_classes=5)
+
+    def listing(call, args, kwargs, context):
+        if isinstance(context.module, (nn.Dense, nn.LayerNorm)) and context.method_name == '__call__':
+            mine.append(context.module.name)
+        return call(*args, **kwargs)
+    with nn.intercept_methods(listing):
+        params = jax.eval_shape(ours.init, jax.random.key(0), images)['params']
+    sizes, filled = iter(size for size, *_ in splits for _ in range(2)), {'class_token': theirs.first.detach().numpy()}
+    for name, module in zip(mine, order, strict=True):
+        dense = isinstance(module, torch.nn.Linear)
+        values = {('kernel' if dense else 'scale') if key == 'weight' else key: value.detach().numpy().T
+                  for key, value in module.named_parameters()}
+        if hasattr(module, 'patch'):  # (channel, row, column) to (row, column, channel)
+            size = next(sizes)
+            values |= {key: x.reshape(-1, size * size, *x.shape[1:]).swapaxes(0, 1).reshape(x.shape)
+                       for key, x in values.items() if not (dense and key == 'bias')}
+        filled[name] = values
+    assert jax.tree.map(np.shape, filled) == jax.tree.map(np.shape, params)
+    logits = jax.jit(ours.apply)({'params': filled}, images)
+    assert expected.std() > 0.05
+    np.testing.assert_allclose(logits, expected, atol=1e-4 * np.abs(expected).max())
+
+
+# ---- what is refused
+
+
+@pytest.mark.parametrize(('fields', 'line'), [
+    ({'tokens': 'preformer'}, r"unknown tokens 'preformer'; nearest: performer"),
+    ({'depth': -1}, r'depth must be at least 1, got -1'), ({'token_dim': 1}, r'token_dim must be at least 2, got 1'),
+    ({'heads': 5}, r'5 heads do not divide 384 features'), ({'heads': 0}, r'heads must be at least 1, got 0'),
+    ({'mlp_ratio': -3}, r'mlp_ratio must leave at least one of 384 features, got -3'),
+    ({'scale': -1.0}, r'scale must be at least 0, got -1\.0'),
+    ({'drop_path': 1.0}, r'drop_path must be in \[0, 1\), got 1\.0'),
+    ({'token_dropout': -0.1}, r'token_dropout must be in \[0, 1\), got -0\.1'),
+    ({'splits': []}, r'splits must be \(size, stride, padding\) each'),
+    ({'splits': [7, 4, 2]}, r'splits must be .* got \(7, 4, 2\)'),
+    ({'splits': [[7, 4]]}, r'splits must be .* got \(\(7, 4\),\)'), ({'splits': [[3, 2, 3]]}, r'padding less than size'),
+    ({'splits': [[3, 0, 1]]}, r'size and stride positive')])
+def test_what_makes_no_network_is_told_in_one_line(fields, line):
+    with pytest.raises(UserError, match=line) as error:
+        models.create('t2t_vit_14', **fields)
+    assert '\n' not in str(error.value)
