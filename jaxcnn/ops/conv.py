@@ -47,6 +47,12 @@ class Geometry:
         """The shape that `kind` gives where its first operand is `a`."""
         return self.kernel if kind == KERNEL_GRADIENT else (len(a), *(self.y if kind == FORWARD else self.x))
 
+    def is_small_product(self, a: jax.Array) -> bool:
+        """Whether it is a matrix product so small that XLA's own is faster than oneDNN's, which has its kernels reordered at
+        each call (docs/performance.md)."""
+        return (self.kernel[:2] == (1, 1) and self.x[:2] == self.y[:2] and self.groups == 1 and a.dtype == jnp.float32 and
+                len(a) * self.x[0] * self.x[1] <= 4096)
+
     def window(self) -> np.ndarray:
         """As `onednn.cc` takes it."""
         (top, bottom), (left, right) = self.padding
@@ -118,7 +124,7 @@ def conv_general_dilated(
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def _conv(kind: int, geometry: Geometry, implementation: str, a: jax.Array, b: jax.Array) -> jax.Array:
     """FORWARD: (x, k) to y. INPUT_GRADIENT: (y, k) to x. KERNEL_GRADIENT: (x, y) to k."""
-    if implementation == 'jax':
+    if implementation == 'jax' or (implementation == 'own' and geometry.is_small_product(a)):
         return shifts.conv(kind, geometry, a, b)
     own = _onednn(kind, geometry, implementation == 'own')
     return lax.platform_dependent(a, b, cpu=own, default=functools.partial(xla, kind, geometry))
