@@ -153,6 +153,10 @@ class Network(nn.Module):
         """Pixels of the smallest side of an image that it can work on."""
         return 1
 
+    def published(self) -> tuple[tuple[int, int, int], int]:
+        """The images (H, W, C) and the number of classes that it was published for."""
+        return (224, 224, 3), 1000
+
     def forward(self, x: jax.Array, train: bool, maps: Maps) -> Any:
         """What `__call__` gives; every network writes its own.
 

@@ -35,6 +35,10 @@ class LeNet5(Network):
         if self.pool not in POOLS:
             raise unknown('pool', self.pool, POOLS)
 
+    def published(self) -> tuple[tuple[int, int, int], int]:
+        """See `Network.published`."""
+        return (32, 32, 1), 10
+
     def forward(self, x: jax.Array, train: bool, maps: Maps) -> jax.Array:
         """See `Network.forward`; maps `conv1` and `conv2`, before pooling."""
         act, pool = activation(self.activation), POOLS[self.pool]
@@ -61,6 +65,10 @@ class LeNetMnist(Network):
     def smallest(self) -> int:
         """See `Network.smallest`."""
         return 4
+
+    def published(self) -> tuple[tuple[int, int, int], int]:
+        """See `Network.published`."""
+        return (28, 28, 1), 10
 
     def forward(self, x: jax.Array, train: bool, maps: Maps) -> jax.Array:
         """See `Network.forward`; maps `conv1` and `conv2`, before pooling."""

@@ -32,6 +32,10 @@ class ShallowCNN(Network):
         """See `Network.smallest`."""
         return 16
 
+    def published(self) -> tuple[tuple[int, int, int], int]:
+        """See `Network.published`."""
+        return (32, 32, 3), 10
+
     def forward(self, x: jax.Array, train: bool, maps: Maps) -> jax.Array:
         """See `Network.forward`; maps `conv1` to `conv4`, before pooling."""
         act = activation(self.activation)

@@ -1,56 +1,78 @@
 """VGG (Simonyan & Zisserman 2014, "Very deep convolutional networks for large-scale image recognition")."""
 
-from typing import Self
+from typing import Any, Self
 
 import flax.linen as nn
 import jax
 
 from jaxcnn.errors import UserError
-from jaxcnn.models.layers import Maps, Models, Network
+from jaxcnn.models.layers import Maps, Models
+from jaxcnn.models.plain import Plain, positive
+from jaxcnn.ops.lrn import local_response_norm
 from jaxcnn.ops.pool import max_pool
 
 
-class VGG(Network):
-    """Stages of 3x3 convolutions with padding 1, each stage ended by 2x2 max pooling; three dense layers with dropout.
+class VGG(Plain):
+    """Stages of 3x3 convolutions with padding 1, as in the paper and in PyTorch's; each stage ended by 2x2 max pooling;
+    three dense layers with dropout.
 
     The first dense layer takes what the stages leave: 7x7x512 of 224 pixels, 2x2x512 of 64.
+
+    The paper's A is `vgg11`, A-LRN `vgg11_lrn`, B `vgg13`, C `vgg16_c`, D `vgg16` and E `vgg19`.
 
     Attributes:
       stages: features of the convolutions of each stage.
       batch_norm: BatchNorm after each convolution, which keeps its bias, as in PyTorch's.
+      pointwise: the third convolution of a stage, and any after it, is 1x1 (the paper's C).
+      lrn: local response normalisation after the first convolution, with the parameters of AlexNet.
       hidden: features of the first two dense layers.
     """
 
     stages: tuple[tuple[int, ...], ...] = ()
     batch_norm: bool = False
+    pointwise: bool = False
+    lrn: bool = False
     hidden: int = 4096
     dropout: float = 0.5
 
     def check(self) -> None:
         """See `Network.check`."""
         super().check()
-        if not self.stages or any(not isinstance(w, int) or w < 1 for stage in self.stages for w in (self.hidden, *stage)):
-            raise UserError(f'stages and hidden must be positive, got {self.stages} and {self.hidden}')
+        if not self.stages or not all(map(positive, (*self.stages, (self.hidden,)))):
+            raise UserError(f'stages and hidden must be positive, and stages lists, got {self.stages} and {self.hidden}')
 
-    def smallest(self) -> int:
-        """See `Network.smallest`."""
-        return 1 << len(self.stages)
+    def side(self, pixels: int) -> int:
+        """See `Plain.side`."""
+        return pixels >> len(self.stages)
 
     def forward(self, x: jax.Array, train: bool, maps: Maps) -> jax.Array:
         """See `Network.forward`; maps `stage1` and on, before pooling."""
         for i, stage in enumerate(self.stages, 1):
-            def convolutions(self: Self, x: jax.Array, stage: tuple[int, ...] = stage) -> jax.Array:
-                for width in stage:
-                    x = self.conv(width, 3)(x)
+            def convolutions(self: Self, x: jax.Array, i: int = i, stage: tuple[int, ...] = stage) -> jax.Array:
+                for j, width in enumerate(stage, 1):
+                    x = self.conv(width, 1 if self.pointwise and j > 2 else 3)(x)
                     x = self.norm(x, train, relu=True) if self.batch_norm else nn.relu(x)
+                    if self.lrn and i == j == 1:
+                        x = local_response_norm(x)
                 return x
             x = maps[f'stage{i}'] = self.block(convolutions, x)
             x = max_pool(x, 2)
-        x = x.reshape(len(x), -1)
-        for _ in range(2):
-            x = self.drop(nn.relu(self.dense(self.hidden)(x)), train)
-        return self.dense(self.num_classes)(x)
+        return self.classify(x, train, (self.hidden, self.hidden))
 
 
-VGG16 = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
-MODELS: Models = {'vgg16_bn': (VGG, {'stages': VGG16, 'batch_norm': True})}
+# the paper's table 1, by the number of layers with weights
+STAGES = {
+    11: ((64,), (128,), (256, 256), (512, 512), (512, 512)),
+    13: ((64, 64), (128, 128), (256, 256), (512, 512), (512, 512)),
+    16: ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512)),
+    19: ((64, 64), (128, 128), (256, 256, 256, 256), (512, 512, 512, 512), (512, 512, 512, 512)),
+}
+_PLAIN: dict[str, dict[str, Any]] = {
+    **{f'vgg{depth}': {'stages': stages} for depth, stages in STAGES.items()},
+    'vgg16_c': {'stages': STAGES[16], 'pointwise': True}}
+
+MODELS: Models = {
+    **{name: (VGG, fields) for name, fields in _PLAIN.items()},
+    **{f'{name}_bn': (VGG, {**fields, 'batch_norm': True}) for name, fields in _PLAIN.items()},
+    'vgg11_lrn': (VGG, {'stages': STAGES[11], 'lrn': True}),
+}

@@ -1,9 +1,9 @@
 """Convolutions that train fast on the CPU, too: a stand-in for `lax.conv_general_dilated`.
 
 On GPU and TPU it is XLA's own. On the CPU XLA's convolutions train at a third of the speed that the processor allows,
-and its grouped ones at a hundredth (jax-ml/jax #13800, #23713, #31662; openxla/xla #34273), so there it is our own of 3x3
-kernels in Winograd's form (`winograd.h`) and oneDNN for the others (`onednn.py`), or where that is missing the fastest
-formulation in plain JAX (`shifts.py`).
+and its grouped ones at a hundredth (jax-ml/jax #13800, #23713, #31662; openxla/xla #34273), so there it is our own for 3x3
+kernels in Winograd's form (`winograd.h`), depthwise ones (`channels.h`) and few channels (`few.h`), and oneDNN for the
+others (`onednn.py`), or where that is missing the fastest formulation in plain JAX (`shifts.py`).
 """
 
 import dataclasses
@@ -79,9 +79,9 @@ def conv_general_dilated(
       rhs_dilation: kernel dilation.
       dimension_numbers: XLA's where it is not `('NHWC', 'HWIO', 'NHWC')`.
       feature_group_count: groups; C for a depthwise convolution.
-      precision: see JAX; of no account on the CPU, where `winograd` has up to some times the direct sum's rounding error.
-      implementation: `auto`; or one by name: `winograd` (F(4x4, 3x3) where it is faster, else oneDNN; what `auto` is on a
-        CPU that has oneDNN), `onednn` alone, `jax`, `xla`.
+      precision: see JAX; of no account on the CPU, where Winograd's form has some times the direct sum's rounding error.
+      implementation: `auto`; or one by name: `own` (our kernels where they are faster, else oneDNN; what `auto` is on a CPU
+        that has oneDNN), `onednn` alone, `jax`, `xla`.
 
     Returns:
       (N, H', W', features).

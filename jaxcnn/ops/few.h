@@ -119,20 +119,11 @@ void Product(const float* x, int64_t c, int64_t outputs, const float* y, int64_t
     for (int f = 0; f < features; ++f) Store(sums + (u * next_sum + f) * kWide, s[u][f]);
 }
 
-// body(first, constant count) over 0 to `whole` in blocks of kBlock, and what is left of them.
-template <typename Body>
-void InBlocks(int64_t whole, const Body& body) {
-  int64_t i = 0;
-  for (; i + kBlock <= whole; i += kBlock) body(i, std::integral_constant<int, kBlock>());
-  switch (whole - i) {
-    case 7: return body(i, std::integral_constant<int, 7>());
-    case 6: return body(i, std::integral_constant<int, 6>());
-    case 5: return body(i, std::integral_constant<int, 5>());
-    case 4: return body(i, std::integral_constant<int, 4>());
-    case 3: return body(i, std::integral_constant<int, 3>());
-    case 2: return body(i, std::integral_constant<int, 2>());
-    case 1: return body(i, std::integral_constant<int, 1>());
-  }
+// body(first, constant count) over 0 to `whole` in blocks of `size`, and what is left of them.
+template <int size = kBlock, typename Body>
+void InBlocks(int64_t whole, const Body& body, int64_t first = 0) {
+  for (; first + size <= whole; first += size) body(first, std::integral_constant<int, size>());
+  if constexpr (size > 1) InBlocks<size - 1>(whole, body, first);
 }
 
 // A convolution y = x * kernel of images (n, h, w, c), whose kernel is (kh, kw, c, features).

@@ -36,6 +36,7 @@ def _windows(x: jax.Array, size: int) -> jax.Array:
     return x.reshape(n, h // size, size, w // size, size, c)
 
 
+@jax.named_scope('max_pool')
 def max_pool(x: jax.Array, size: int, stride: int | None = None, padding: int = 0, ceil: bool = False) -> jax.Array:
     """Largest value of each window. Values that tie for the maximum share its gradient.
 
@@ -49,11 +50,16 @@ def max_pool(x: jax.Array, size: int, stride: int | None = None, padding: int = 
     stride = stride or size
     least = -jnp.inf if jnp.issubdtype(x.dtype, jnp.floating) else jnp.iinfo(x.dtype).min
     x = _padded(x, size, stride, padding, ceil, least)
-    if stride == size:
-        return _windows(x, size).max((2, 4))
+    if stride == size:  # not by `max` over the windows: XLA may compute x once more, rounded otherwise, to compare it with y
+        windows = _windows(x, size)
+        for axis in (2, 3):
+            windows = functools.reduce(jnp.maximum, (
+                jax.lax.index_in_dim(windows, i, axis, keepdims=False) for i in range(size)))
+        return windows
     return _reduce(x, size, stride, jnp.maximum)
 
 
+@jax.named_scope('avg_pool')
 def avg_pool(x: jax.Array, size: int, stride: int | None = None, padding: int = 0, count_padding: bool = True,
              ceil: bool = False) -> jax.Array:
     """Mean of each window.

@@ -1,0 +1,96 @@
+"""GoogLeNet (Szegedy et al. 2014, "Going deeper with convolutions"), and its form with BatchNorm."""
+
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax
+
+from jaxcnn.errors import UserError
+from jaxcnn.models.inception import HALF_CEIL, MAX, Branches, Conv, Inception, Row
+from jaxcnn.models.layers import Maps, Models
+from jaxcnn.ops.lrn import local_response_norm
+from jaxcnn.ops.pool import avg_pool
+
+LRN = functools.partial(local_response_norm, size=5, alpha=1e-4, beta=0.75, k=1.0)
+
+
+def _block(one: int, three_in: int, three: int, five_in: int, five: int, pooled: int) -> Branches:
+    """A row of the paper's table 1: 1x1; 3x3 and 5x5 with the reductions before them; the projection after the pool."""
+    return (Conv(one, 1),), (Conv(three_in, 1), Conv(three, 3)), (Conv(five_in, 1), Conv(five, 5)), (MAX, Conv(pooled, 1))
+
+
+class GoogLeNet(Inception):
+    """A stem, stages of Inception blocks with max pooling between them, mean over the image, classes; in training two
+    auxiliary classifiers, on blocks 4a and 4d.
+
+    Convolutions are padded symmetrically, as in PyTorch's networks; 3x3 pooling with stride 2 begins at the first pixel and
+    may reach over the edge, which is TensorFlow's `SAME` on even sides, too. Local response normalisation has the values of
+    Caffe's GoogLeNet (`bvlc_googlenet`), as the paper gives none.
+
+    An auxiliary classifier is 5x5 mean pooling with stride 3, 1x1 convolution, two dense layers with dropout between them.
+    On maps of fewer than 5x5 (images under 79 pixels) the pool takes the whole. Its dense layer takes 4x4 of 224 pixels, and
+    has other sizes for other images. A network of fewer than four blocks in its second stage has only the first of the two.
+
+    Attributes:
+      batch_norm: BatchNorm after each convolution, which has no bias, and no local response normalisation.
+      aux_weight: of each auxiliary classifier in the loss; 0: there are none.
+      aux_dropout: in the auxiliary classifiers, as `dropout`.
+    """
+
+    STEM = (Conv(64, 7, 2), HALF_CEIL, LRN, Conv(64, 1), Conv(192, 3), LRN, HALF_CEIL)
+    STAGES = ((_block(64, 96, 128, 16, 32, 32), _block(128, 128, 192, 32, 96, 64)),
+              (_block(192, 96, 208, 16, 48, 64), _block(160, 112, 224, 24, 64, 64), _block(128, 128, 256, 24, 64, 64),
+               _block(112, 144, 288, 32, 64, 64), _block(256, 160, 320, 32, 128, 128)),
+              (_block(256, 160, 320, 32, 128, 128), _block(384, 192, 384, 48, 128, 128)))
+    REDUCTIONS = ((HALF_CEIL,), (HALF_CEIL,))
+
+    blocks: tuple[int, ...] = (2, 5, 2)
+    dropout: float = 0.4
+    bn_epsilon: float = 1e-3
+    batch_norm: bool = False
+    aux_weight: float = 0.3
+    aux_dropout: float = 0.7
+
+    def check(self) -> None:
+        """See `Network.check`."""
+        super().check()
+        if self.aux_weight < 0:
+            raise UserError(f'aux_weight must be at least 0, got {self.aux_weight!r}')
+        if not 0 <= self.aux_dropout < 1:
+            raise UserError(f'aux_dropout must be in [0, 1), got {self.aux_dropout!r}')
+
+    def smallest(self) -> int:
+        """See `Network.smallest`."""
+        return 31
+
+    def label(self, stage: int, i: int) -> str:
+        """The paper's names, `inception_3a` and on; `pool_3` and `pool_4` follow the stages."""
+        return f'pool_{stage + 3}' if i == self.blocks[stage] else f'inception_{stage + 3}{chr(ord("a") + i)}'
+
+    def forward(self, x: jax.Array, train: bool, maps: Maps) -> Any:
+        """See `Inception.forward`."""
+        logits = super().forward(x, train, maps)
+        if not self.aux_weight or not (train or self.is_initializing()):
+            return logits
+        heads = [self._auxiliary(maps[name], train) for name in ('inception_4a', 'inception_4d') if name in maps]
+        return (logits, *heads) if train else logits
+
+    def row(self, x: jax.Array, train: bool, row: Row) -> jax.Array:
+        """See `Inception.row`."""
+        return super().row(x, train, tuple(layer for layer in row if not (self.batch_norm and layer is LRN)))
+
+    def convolution(self, x: jax.Array, train: bool, conv: Conv) -> jax.Array:
+        """A convolution with ReLU, and in the form with BatchNorm that between them."""
+        if self.batch_norm:
+            return super().convolution(x, train, conv)
+        return nn.relu(self.conv(self.width(conv.features), *conv[1:])(x))
+
+    def _auxiliary(self, x: jax.Array, train: bool) -> jax.Array:
+        x = avg_pool(x, min(5, *x.shape[1:3]), 3)
+        x = self.convolution(x, train, Conv(128, 1))
+        x = nn.relu(self.dense(self.width(1024))(x.reshape(len(x), -1)))
+        return self.dense(self.num_classes)(nn.Dropout(self.aux_dropout, deterministic=not train)(x))
+
+
+MODELS: Models = {'googlenet': (GoogLeNet, {}), 'googlenet_bn': (GoogLeNet, {'batch_norm': True})}

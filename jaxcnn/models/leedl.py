@@ -1,0 +1,48 @@
+"""The food classifier of Hung-yi Lee's course "Machine learning" (homework 3, images of 128 pixels in 11 classes)."""
+
+from typing import Self
+
+import jax
+
+from jaxcnn.errors import UserError
+from jaxcnn.models.layers import Maps, Models
+from jaxcnn.models.plain import Plain, positive
+from jaxcnn.ops.pool import max_pool
+
+
+class LeeDL(Plain):
+    """3x3 convolutions with padding 1 (PyTorch's symmetric) and a bias, each with BatchNorm, ReLU and 2x2 max pooling;
+    three dense layers.
+
+    12,833,803 parameters for 128 pixels and 11 classes. The homework's other network is `resnet18`.
+
+    Attributes:
+      widths: features of the convolutions.
+      hidden: features of the dense layers before the last.
+    """
+
+    widths: tuple[int, ...] = (64, 128, 256, 512, 512)
+    hidden: tuple[int, ...] = (1024, 512)
+    window: int = 4
+
+    def check(self) -> None:
+        """See `Network.check`."""
+        super().check()
+        if not positive(self.widths) or not positive(self.hidden):
+            raise UserError(f'widths and hidden must be positive numbers, got {self.widths} and {self.hidden}')
+
+    def side(self, pixels: int) -> int:
+        """See `Plain.side`."""
+        return pixels >> len(self.widths)
+
+    def forward(self, x: jax.Array, train: bool, maps: Maps) -> jax.Array:
+        """See `Network.forward`; maps `conv1` and on, before pooling."""
+        for i, width in enumerate(self.widths, 1):
+            def convolution(self: Self, x: jax.Array, width: int = width) -> jax.Array:
+                return self.norm(self.conv(width, 3)(x), train, relu=True)
+            x = maps[f'conv{i}'] = self.block(convolution, x)
+            x = max_pool(x, 2)
+        return self.classify(x, train, self.hidden)
+
+
+MODELS: Models = {'leedl_cnn': (LeeDL, {})}
