@@ -63,7 +63,7 @@ ALSO_WRONG = {  # told in this process, for speed
     'negative seed of the cut': (['data.split_seed=-1'], ['config.data.split_seed', '-1']),
     'seed too large': (['seed=4294967296'], ['config.seed', '4294967296']),
     'classes of the model': (['model.num_classes=5'], ['num_classes']),
-    'images too small': (['data.image_size=8'], ['shallow_cnn', '8x8']),
+    'images too small': (['data.image_size=8'], ['ShallowCNN', '16 x 16', '8 x 8']),
     'cache folder': (['data.cache_dir=/proc/nowhere'], ['config.data.cache_dir', '/proc/nowhere']),
 }
 
