@@ -22,7 +22,7 @@ SMALL = {
     'AlexNet': {'widths': (4, 6, 8, 6, 4), 'hidden': 8},
     'VGG': {'stages': ((4,), (8,)), 'hidden': 16},
     'NIN': {'stages': ((6, 4), (4, 4), (4,))},
-    'nin_ima': {'stages': ((4, 4), (4,), (4, 4), (6,))},
+    'nin_ima': {'stages': ((16, 8), (8,), (16, 8), (8,))},
     'LeeDL': {'widths': (4, 6, 4), 'hidden': (8, 6, 5)},
     'MobileNetV1': {'multiplier': 0.25},
     'ResNet': {'blocks': (1, 1), 'width': 8},

@@ -85,10 +85,15 @@ def test_gradients_are_those_of_finite_differences(pool, arguments):
                     modes=['rev'], eps=1e-5, atol=1e-6, rtol=1e-6)
 
 
-def test_ties_share_the_gradient_of_their_maximum():
-    x = jnp.array([[1.0, 1], [0, 1]]).reshape(1, 2, 2, 1)
-    gradient = jax.grad(lambda x: max_pool(x, 2).sum())(x)
-    np.testing.assert_allclose(gradient[0, :, :, 0], [[1 / 3, 1 / 3], [0, 1 / 3]], rtol=1e-6)
+@pytest.mark.parametrize('size', [2, 3])
+def test_what_ties_shares_the_gradient_of_its_maximum(size):
+    """Nothing of it goes elsewhere, and nothing is lost."""
+    x = jnp.asarray(np.random.default_rng(0).integers(0, 3, (8, 6, 6, 4)), jnp.float32)
+    weights = 1 + jnp.asarray(image((8, 6 // size, 6 // size, 4)))
+    gradient = np.asarray(jax.grad(lambda x: jnp.sum(weights * max_pool(x, size)))(x))
+    highest = np.repeat(np.repeat(max_pool(x, size), size, 1), size, 2)
+    assert np.all((gradient != 0) == (highest == x))
+    np.testing.assert_allclose(avg_pool(jnp.asarray(gradient), size) * size ** 2, weights, rtol=1e-5)
 
 
 @pytest.mark.parametrize('dtype', [jnp.bfloat16, jnp.float32, jnp.int32])
