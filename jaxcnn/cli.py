@@ -106,10 +106,13 @@ def main(parser: argparse.ArgumentParser, run: Callable[[argparse.Namespace], in
         import jax
         log.setLevel(logging.INFO if jax.process_index() == 0 else logging.WARNING)
         code = run(args)
+        sys.stdout.flush()
+    except BrokenPipeError:  # of `| head`, which has all that it wants
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
     except UserError as e:
         log.error('error: %s', ' '.join(str(e).split()))
         code = 2
     except KeyboardInterrupt:
         code = 130
-    sys.stdout.flush()
     sys.exit(code)

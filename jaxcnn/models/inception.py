@@ -56,6 +56,10 @@ class Inception(Network):
         """See `Network.smallest`: 75 pixels leave one, after five halvings and two convolutions without padding."""
         return 75
 
+    def published(self) -> tuple[tuple[int, int, int], int]:
+        """See `Network.published`."""
+        return (299, 299, 3), 1000
+
     def width(self, features: int) -> int:
         """The width that this network has where the paper's has `features`."""
         return max(1, int(features * self.multiplier))
@@ -150,6 +154,10 @@ class BNInception(Inception):
     REDUCTIONS = (_bn_reduction(128, 160, 64, 96), _bn_reduction(128, 192, 192, 256))
 
     blocks: tuple[int, ...] = (2, 4, 2)
+
+    def published(self) -> tuple[tuple[int, int, int], int]:
+        """See `Network.published`."""
+        return (224, 224, 3), 1000
 
     def smallest(self) -> int:
         """See `Network.smallest`."""

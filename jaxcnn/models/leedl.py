@@ -35,6 +35,10 @@ class LeeDL(Plain):
         """See `Plain.side`."""
         return pixels >> len(self.widths)
 
+    def published(self) -> tuple[tuple[int, int, int], int]:
+        """See `Network.published`."""
+        return (128, 128, 3), 11
+
     def forward(self, x: jax.Array, train: bool, maps: Maps) -> jax.Array:
         """See `Network.forward`; maps `conv1` and on, before pooling."""
         for i, width in enumerate(self.widths, 1):

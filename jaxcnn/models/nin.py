@@ -63,6 +63,10 @@ class NIN(Network):
         """See `Network.smallest`."""
         return smallest_side(self.side)
 
+    def published(self) -> tuple[tuple[int, int, int], int]:
+        """See `Network.published`."""
+        return ((32, 32, 3), 10) if len(self.stages) == 3 else super().published()
+
     def forward(self, x: jax.Array, train: bool, maps: Maps) -> jax.Array:
         """See `Network.forward`; maps `stage1` and on, before pooling, and `classes`."""
         first = len(self.stages) - self.dropped

@@ -76,6 +76,10 @@ class ResNet(Network):
         if not self.group_width and self.width % self.groups:
             raise UserError(f'{self.groups} groups do not divide {self.width} features')
 
+    def published(self) -> tuple[tuple[int, int, int], int]:
+        """See `Network.published`."""
+        return ((32, 32, 3), 10) if self.stem == 'small' else super().published()
+
     def forward(self, x: jax.Array, train: bool, maps: Maps) -> jax.Array:
         """See `Network.forward`; maps `stem`, before pooling, `stage1` and on, and with pre-activation `activation`, after
         the last ReLU."""

@@ -112,7 +112,7 @@ def test_every_layer_has_its_published_size(name, shape, layers):
     assert count(params) == {'lenet5': 61_706, 'lenet_mnist': 1_663_370, 'shallow_cnn': 1_499_210}[name]
 
 
-# parameters at 1,000 classes and 224 pixels where nothing else is said
+# at as many classes, and for images of the size, that it was published for, where nothing else is said
 PUBLISHED = [
     ('resnet18', {}, 11_689_512), ('resnet34', {}, 21_797_672), ('resnet50', {}, 25_557_032), ('resnet101', {}, 44_549_160),
     ('resnet152', {}, 60_192_808), ('resnext50_32x4d', {}, 25_028_904), ('resnext101_32x8d', {}, 88_791_336),
@@ -121,24 +121,26 @@ PUBLISHED = [
     ('mobilenet_v1', {}, 4_231_976), ('mobilenet_v1', {'multiplier': 0.25}, 470_072),
     ('alexnet', {}, 62_378_344), ('zfnet', {}, 62_357_608), ('vgg11', {}, 132_863_336), ('vgg11_lrn', {}, 132_863_336),
     ('vgg13', {}, 133_047_848), ('vgg16_c', {}, 133_638_952), ('vgg16', {}, 138_357_544), ('vgg19', {}, 143_667_240),
-    ('vgg16_bn', {}, 138_365_992), ('vgg19_bn', {}, 143_678_248), ('nin_cifar', {'num_classes': 10, 'size': 32}, 966_986),
-    ('leedl_cnn', {'num_classes': 11, 'size': 128}, 12_833_803),
+    ('vgg16_bn', {}, 138_365_992), ('vgg19_bn', {}, 143_678_248), ('nin_cifar', {}, 966_986),
+    ('leedl_cnn', {}, 12_833_803),
     ('googlenet', {'aux_weight': 0.0}, 6_998_552), ('googlenet', {}, 13_378_280), ('bn_inception', {}, 11_295_240),
-    ('inception_v3', {'aux_weight': 0.0, 'size': 299}, 23_834_568), ('inception_v3', {'size': 299}, 27_161_264),
-    ('inception_v4', {'size': 299}, 42_679_816), ('inception_resnet_v2', {'size': 299}, 55_843_464),
+    ('inception_v3', {'aux_weight': 0.0}, 23_834_568), ('inception_v3', {}, 27_161_264), ('inception_v4', {}, 42_679_816),
+    ('inception_resnet_v2', {}, 55_843_464),
     ('t2t_vit_14', {}, 21_465_806), ('t2t_vit_14', {'tokens': 'transformer'}, 21_465_422),
     *((name, {'stem': 'small', 'num_classes': 200, 'size': 64, **fields}, parameters) for name, fields, parameters in (
         ('resnet18', {}, 11_271_432), ('resnet34', {}, 21_379_592), ('resnet50', {}, 23_910_152),
         ('resnext50_32x4d', {}, 23_382_024), ('resnet50', {'shortcut': 'none'}, 21_133_576))),
-    *((f'resnet{depth}_cifar', {'num_classes': 10, 'size': 32}, parameters) for depth, parameters in (
+    *((f'resnet{depth}_cifar', {}, parameters) for depth, parameters in (
         (20, 269_722), (32, 464_154), (44, 658_586), (56, 853_018), (110, 1_727_962))),
 ]
 
 
 @pytest.mark.parametrize(('name', 'fields', 'parameters'), PUBLISHED)
 def test_parameters_are_as_many_as_published(name, fields, parameters):
-    fields = {'num_classes': 1000, 'size': 224, **fields}
+    (height, width, channels), classes = models.create(name).published()
+    fields = {'num_classes': classes, 'size': height, **fields}
     size = fields.pop('size')
+    assert (height, channels) == (width, 3)
     assert count(shapes(models.create(name, **fields), size, size, 3)['params']) == parameters
 
 

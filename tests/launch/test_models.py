@@ -1,0 +1,38 @@
+"""`launch/models.py` as a person runs it."""
+
+import json
+
+import pytest
+
+pytestmark = pytest.mark.launch
+
+
+def test_named_networks_are_shown_layer_by_layer(command):
+    code, out, err = command('models', 'lenet5', 'alexnet', '--image_size=227', '--num_classes=10')
+    assert (code, err) == (0, [])
+    row, = [line.split() for line in out if line.startswith('alexnet ') and '227x227x3' in line]
+    assert row[2:4] == ['10', '58,322,314']
+    assert ['max_pool_2', '6x6x256', '0', '0', '195', '32', '0', '33.5'] in [line.split() for line in out]
+
+
+def test_json_and_a_figure(command, tmp_path):
+    code, out, err = command('models', 'lenet5', '--json', '--batch_size=4', '--optimizer=adamw',
+                             f'--figure={tmp_path / "a.png"}')
+    assert (code, err, len(out)) == (0, [], 1)
+    found = json.loads(out[0])['lenet5']
+    assert (found['parameters'], found['image_shape'], found['batch_size']) == (61_706, [32, 32, 1], 4)
+    assert list(found['training_memory']) == ['sgd', 'momentum', 'adam', 'adamw']
+    assert found['layers'][0]['field'] == [5, 5]
+    assert (tmp_path / 'a.png').read_bytes().startswith(b'\x89PNG')
+
+
+@pytest.mark.parametrize(('arguments', 'parts'), [
+    (['resnet19'], ["'resnet19'", 'resnet18']), (['shallow_cnn', '--image_size=8'], ['shallow_cnn', '16', '8']),
+    (['lenet5', '--image_size=-3'], ['--image_size', '-3']), (['lenet5', '--batch_size=0'], ['--batch_size', '0']),
+    (['lenet5', '--optimizer=adm'], ["'adm'", 'adam']),
+    (['lenet5', '--figure=/proc/no/a.png'], ['--figure', '/proc/no/a.png']),
+])
+def test_what_is_wrong_is_told_in_one_line(command, arguments, parts):
+    code, out, err = command('models', *arguments)
+    assert (code, out, len(err)) == (2, [], 1)
+    assert all(part in err[0] for part in parts)
