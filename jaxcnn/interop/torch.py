@@ -1,0 +1,405 @@
+"""Parameters from a PyTorch module of the same architecture, and back.
+
+Both networks are walked in the order in which they are computed. Their convolutions and dense layers are paired in that
+order, and with each of them the normalisation that takes its output; normalisation of anything else is paired for itself.
+Where parallel branches come in another order, a layer is paired with the next one of the same form. Names do not matter.
+That the pairs are right is then computed: both networks have to give the same logits.
+"""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxcnn.errors import UserError
+from jaxcnn.models import Network
+
+if TYPE_CHECKING:
+    import torch
+
+Path = tuple[str, ...]
+Form = tuple[Any, ...]
+
+AHEAD = 8  # layers that a layer of the same form is looked for in
+TOLERANCE = 1e-4  # of the largest logit
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Layer:
+    """A layer as it was met in a walk.
+
+    Attributes:
+      name: the path of our module, with slashes, or PyTorch's name of theirs.
+      form: all that must be the same in both networks: kind, sizes, strides, groups, whether there is a bias.
+      after: the layer whose output it takes, for normalisation; None: any other array.
+      channels: of the map that it takes flattened, for PyTorch's dense layers.
+    """
+
+    name: str
+    form: Form
+    after: '_Layer | None' = None
+    channels: int | None = None
+
+    def __str__(self) -> str:
+        kind, *rest = self.form
+        return f'{self.name} ({kind} {", ".join(f"{what} {value}" for what, value in rest)})'
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    """A layer of ours and the same layer of a PyTorch module.
+
+    Attributes:
+      ours: the path of our module.
+      theirs: PyTorch's name of theirs.
+      channels: of the map (H, W, channels) that a dense layer takes flattened, in another order in PyTorch; None of others.
+    """
+
+    ours: Path
+    theirs: str
+    channels: int | None
+
+
+def pair(network: Network, module: 'torch.nn.Module', image_shape: tuple[int, int, int]) -> list[Pair]:
+    """The layers of both networks, in the order in which ours are computed; auxiliary classifiers, where ours has them, too.
+
+    Args:
+      network: of ours.
+      module: of the same architecture. Nothing of it is changed.
+      image_shape: (H, W, C) that both can work on; dense layers may have to be of one size.
+
+    Raises:
+      UserError: the first layer that has no partner, or a layer that is none of those that can be paired.
+    """
+    train = getattr(network, 'aux_weight', 0) > 0
+    ours, left = _units(_ours(network, image_shape, train)), _units(_theirs(module, image_shape, train))
+    own, other = type(network).__name__, type(module).__name__
+    pairs: list[Pair] = []
+    for unit in ours:
+        found = next((there for there in left[:AHEAD] if [a.form for a in there] == [a.form for a in unit]), None)
+        if found is None:
+            what = ' and '.join(map(str, left[0])) if left else 'nothing'
+            raise UserError(f'the networks differ: {" and ".join(map(str, unit))} of {own} meets {what} of {other}'
+                            + (f', and none of the next {AHEAD} is the same' if len(left) > 1 else ''))
+        left.remove(found)
+        pairs += [Pair(tuple(a.name.split('/')), b.name, b.channels) for a, b in zip(unit, found, strict=True)]
+    if left:
+        raise UserError(f'the networks differ: {left[0][0]} of {other} has no partner in {own}')
+    return pairs
+
+
+def _units(layers: list[_Layer]) -> list[list[_Layer]]:
+    """Each layer with the normalisation that takes its output."""
+    units = {id(layer): [layer] for layer in layers if layer.after is None}
+    for layer in layers:
+        if layer.after is not None:
+            units.setdefault(id(layer.after), []).append(layer)
+    return list(units.values())
+
+
+def from_torch(network: Network, module: 'torch.nn.Module', image_shape: tuple[int, int, int],
+               state_dict: 'Mapping[str, torch.Tensor] | None' = None) -> dict[str, Any]:
+    """Our variables, `{'params': ..., 'batch_stats': ...}`, with the values of a PyTorch module of the same architecture.
+
+    Args:
+      network: of ours; its `param_dtype` is that of the result.
+      module: see `pair`.
+      image_shape: see `pair`; both networks are computed once on two images of it.
+      state_dict: taken instead of the module's own values, and loaded into it.
+
+    Raises:
+      UserError: see `pair`; the state dict is of another module; the logits differ by more than 1e-4 of the largest, with
+        the first layer whose output does.
+    """
+    if state_dict is not None:
+        try:
+            module.load_state_dict(state_dict)
+        except RuntimeError as e:
+            raise UserError(f'state_dict: {" ".join(str(e).split())}') from e
+    pairs = pair(network, module, image_shape)
+    variables = to_jax(pairs, module.state_dict(), jnp.dtype(network.param_dtype))
+    variables.setdefault('batch_stats', {})
+    _check(network, variables, module, pairs, image_shape)
+    return variables
+
+
+def to_torch(network: Network, variables: Mapping[str, Any], module: 'torch.nn.Module',
+             image_shape: tuple[int, int, int]) -> None:
+    """Gives a PyTorch module of the same architecture our values. See `from_torch`, of which it is the inverse.
+
+    Raises:
+      UserError: see `from_torch`; then the module is as it was.
+    """
+    import torch
+    pairs = pair(network, module, image_shape)
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    after = dict(before)
+    for p in pairs:
+        for collection, leaf, theirs, forth, back in _leaves(p, before):
+            values = variables[collection]
+            for part in p.ours:
+                values = values[part]
+            array = np.asarray(values[leaf], np.float32)
+            if array.shape != forth(before[theirs].numpy()).shape:
+                raise UserError(f'{collection} of {"/".join(p.ours)}: {leaf} is {array.shape}, its network has '
+                                f'{forth(before[theirs].numpy()).shape}')
+            after[theirs] = torch.from_numpy(np.array(back(array))).to(before[theirs].dtype)
+    module.load_state_dict(after)
+    try:
+        _check(network, variables, module, pairs, image_shape)
+    except UserError:
+        module.load_state_dict(before)
+        raise
+
+
+def to_jax(pairs: list[Pair], tensors: 'Mapping[str, torch.Tensor]', dtype: Any = jnp.float32) -> dict[str, Any]:
+    """PyTorch's tensors in the tree of our variables: those of a state dict, or gradients by the name of their parameter.
+
+    Args:
+      pairs: from `pair`.
+      tensors: `{'features.0.weight': ...}`; what is not there is left out.
+      dtype: of parameters; statistics are float32.
+    """
+    result: dict[str, Any] = {}
+    for p in pairs:
+        for collection, leaf, theirs, forth, _ in _leaves(p, tensors):
+            into = result.setdefault(collection, {})
+            for part in p.ours:
+                into = into.setdefault(part, {})
+            array = forth(tensors[theirs].detach().cpu().float().numpy())
+            into[leaf] = jnp.array(array, jnp.float32 if collection == 'batch_stats' else dtype)
+    return result
+
+
+Change = Callable[[np.ndarray], np.ndarray]
+
+
+def _same(array: np.ndarray) -> np.ndarray:
+    return array
+
+
+def _leaves(p: Pair, tensors: 'Mapping[str, torch.Tensor]') -> Iterator[tuple[str, str, str, Change, Change]]:
+    """Of the arrays of a pair that `tensors` has: our collection and name, their name, and what makes each of the other."""
+    prefix = f'{p.theirs}.' if p.theirs else ''
+    weight, norm = f'{prefix}weight', f'{prefix}running_mean' in tensors
+    rank = tensors[weight].ndim if weight in tensors else 1
+    if rank == 4:
+        yield 'params', 'kernel', weight, lambda w: w.transpose(2, 3, 1, 0), lambda k: k.transpose(3, 2, 0, 1)
+    elif rank == 2:
+        channels = p.channels or tensors[weight].shape[1]
+
+        def forth(w: np.ndarray) -> np.ndarray:
+            return w.reshape(len(w), channels, -1).transpose(2, 1, 0).reshape(-1, len(w))
+
+        def back(k: np.ndarray) -> np.ndarray:
+            return k.reshape(-1, channels, k.shape[1]).transpose(2, 1, 0).reshape(k.shape[1], -1)
+        yield 'params', 'kernel', weight, forth, back
+    elif weight in tensors:
+        yield 'params', 'scale', weight, _same, _same
+    if f'{prefix}bias' in tensors:
+        yield 'params', 'bias', f'{prefix}bias', _same, _same
+    if norm:
+        yield 'batch_stats', 'mean', f'{prefix}running_mean', _same, _same
+        yield 'batch_stats', 'var', f'{prefix}running_var', _same, _same
+
+
+# ---- walks
+
+
+def _ours(network: Network, image_shape: tuple[int, int, int], train: bool) -> list[_Layer]:
+    layers: list[_Layer] = []
+    outputs: list[tuple[Any, _Layer]] = []  # kept, so that no other array has their identity
+
+    def met(module: nn.Module, x: Any, output: Any) -> None:
+        if not module.path or '/'.join(module.path) in {layer.name for layer in layers}:
+            return
+        own = module.variables.get('params', {})
+        sizes = {name: value.shape for name, value in own.items() if hasattr(value, 'shape')}
+        if not sizes:
+            return
+        name, bias = '/'.join(module.path), 'bias' in sizes
+        after = None
+        if isinstance(module, nn.Conv):
+            form = _conv(sizes['kernel'], _two(module.strides), _two(module.kernel_dilation), module.feature_group_count,
+                         bias, output.shape[1:3])
+        elif isinstance(module, nn.Dense):
+            form = _dense(sizes['kernel'], bias)
+        elif isinstance(module, nn.BatchNorm | nn.LayerNorm):
+            after = next((layer for array, layer in outputs if array is x), None)
+            form = _norm(type(module).__name__, x.shape[-1], 'scale' in sizes, bias, x.shape[1:3] if x.ndim == 4 else ())
+        else:
+            raise UserError(f'{name} ({type(module).__name__}) is no convolution, dense layer or normalisation, and has '
+                            f'parameters: {", ".join(sizes)}')
+        layers.append(_Layer(name, form, after))
+        outputs.append((output, layers[-1]))
+
+    def watch(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
+        output = call(*args, **kwargs)
+        if context.method_name == '__call__' and args:
+            met(context.module, args[0], output)
+        return output
+
+    def walk(x: jax.Array) -> Any:
+        with nn.intercept_methods(watch):
+            return network.init({'params': jax.random.key(0), 'dropout': jax.random.key(0)}, x, train=train)
+    variables = jax.eval_shape(walk, jax.ShapeDtypeStruct((2, *image_shape), jnp.float32))
+    found = {layer.name for layer in layers}
+    for path, _ in jax.tree.leaves_with_path(variables['params']):
+        owner = '/'.join(part.key for part in path[:-1])
+        if owner not in found:
+            raise UserError(f'{type(network).__name__} has the parameter {path[-1].key!r} in no layer that could be paired')
+    return layers
+
+
+def _theirs(module: 'torch.nn.Module', image_shape: tuple[int, int, int], train: bool) -> list[_Layer]:
+    import torch
+    layers: list[_Layer] = []
+    outputs: list[tuple[Any, _Layer]] = []
+
+    def met(name: str, module: Any, x: Any, output: Any) -> None:
+        if name in {layer.name for layer in layers}:
+            return
+        bias = getattr(module, 'bias', None) is not None
+        after, channels = None, None
+        if isinstance(module, torch.nn.Conv2d):
+            out, per_group, *size = module.weight.shape
+            form = _conv((*size, per_group, out), module.stride, module.dilation, module.groups, bias, output.shape[2:])
+        elif isinstance(module, torch.nn.Linear):
+            form, channels = _dense(tuple(module.weight.shape)[::-1], bias), _flattened(x)
+        elif isinstance(module, torch.nn.modules.batchnorm._BatchNorm | torch.nn.LayerNorm):
+            after = next((layer for array, layer in outputs if array is x), None)
+            map_shape = x.shape[2:] if x.ndim == 4 else ()
+            kind = 'LayerNorm' if isinstance(module, torch.nn.LayerNorm) else 'BatchNorm'
+            features = x.shape[-1] if kind == 'LayerNorm' else x.shape[1]
+            form = _norm(kind, features, module.weight is not None, bias, map_shape)
+        else:
+            raise UserError(f'{name} ({type(module).__name__}) is no convolution, dense layer or normalisation, and has '
+                            f'parameters: {", ".join(n for n, _ in module.named_parameters(recurse=False))}')
+        layers.append(_Layer(name, form, after, channels))
+        outputs.append((output, layers[-1]))
+    with _walking(module, train):
+        hooks = [part.register_forward_hook(lambda part, args, output, name=name: met(name, part, args[0], output))
+                 for name, part in module.named_modules()
+                 if any(True for _ in part.parameters(recurse=False)) or isinstance(
+                     part, torch.nn.modules.batchnorm._BatchNorm)]
+        try:
+            module(_images(module, image_shape).requires_grad_())
+        except RuntimeError as e:
+            raise UserError(f'{type(module).__name__} does not take images {image_shape}: {" ".join(str(e).split())}') from e
+        finally:
+            for hook in hooks:
+                hook.remove()
+    return layers
+
+
+def _two(values: Any) -> tuple[int, int]:
+    values = (values or 1,) * 2 if isinstance(values, int | None) else tuple(values)
+    return values[0], values[1]
+
+
+def _conv(kernel: Any, stride: Any, dilation: Any, groups: int, bias: bool, sides: Any) -> Form:
+    return ('convolution', ('kernel', 'x'.join(map(str, kernel))), ('stride', tuple(stride)), ('dilation', tuple(dilation)),
+            ('groups', groups), ('bias', bias), ('map', 'x'.join(map(str, sides))))
+
+
+def _dense(kernel: Any, bias: bool) -> Form:
+    return 'dense', ('kernel', 'x'.join(map(str, kernel))), ('bias', bias)
+
+
+def _norm(kind: str, features: int, scale: bool, bias: bool, sides: Any) -> Form:
+    return kind, ('features', features), ('scale', scale), ('bias', bias), ('map', 'x'.join(map(str, sides)))
+
+
+def _flattened(x: Any) -> int | None:
+    """Channels of the map (N, C, H, W) that `x` is, flattened; None where it is none."""
+    node = x.grad_fn
+    while node is not None and 'mm' not in node.name().lower():  # not past another dense layer
+        sizes: Any = getattr(node, '_saved_self_sym_sizes', ())
+        if len(sizes) == 4:
+            return int(sizes[1])
+        node = next((following for following, _ in node.next_functions if following is not None), None)
+    return None
+
+
+@contextlib.contextmanager
+def _walking(module: 'torch.nn.Module', train: bool) -> Iterator[None]:
+    """In training or evaluation mode; afterwards modes and statistics are what they were."""
+    modes = {part: part.training for part in module.modules()}
+    buffers = {name: value.clone() for name, value in module.named_buffers()}
+    module.train(train)
+    try:
+        yield
+    finally:
+        for name, value in module.named_buffers():
+            value.data.copy_(buffers[name])
+        for part, mode in modes.items():
+            part.training = mode
+
+
+def _images(module: 'torch.nn.Module', image_shape: tuple[int, int, int]) -> 'torch.Tensor':
+    """Two images (2, C, H, W), where the module is."""
+    import torch
+    height, width, channels = image_shape
+    images = np.random.default_rng(0).normal(size=(2, height, width, channels)).astype(np.float32)
+    like = next(module.parameters())
+    return torch.from_numpy(images.transpose(0, 3, 1, 2).copy()).to(like.device, like.dtype)
+
+
+# ---- the proof
+
+
+def _check(network: Network, variables: Mapping[str, Any], module: 'torch.nn.Module', pairs: list[Pair],
+           image_shape: tuple[int, int, int]) -> None:
+    """Raises a UserError where the logits of both differ, in evaluation."""
+    import torch
+    network = network.clone(dtype='float32')
+    images = _images(module, image_shape)
+    theirs: dict[str, np.ndarray] = {}
+    names = {p.theirs for p in pairs}
+
+    def keep(name: str) -> Any:
+        def hook(part: Any, args: Any, output: Any) -> None:  # what a hook returns would take the output's place
+            theirs[name] = output.detach().cpu().float().numpy()
+        return hook
+    with _walking(module, False), torch.no_grad():
+        hooks = [part.register_forward_hook(keep(name)) for name, part in module.named_modules()
+                 if name in names and isinstance(part, torch.nn.Conv2d | torch.nn.Linear)]
+        expected = module(images)
+        for hook in hooks:
+            hook.remove()
+    expected = (expected[0] if isinstance(expected, tuple) else expected).detach().cpu().float().numpy()
+    ours: dict[str, jax.Array] = {}
+
+    def watch(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
+        output = call(*args, **kwargs)
+        if context.method_name == '__call__' and isinstance(context.module, nn.Conv | nn.Dense):
+            ours.setdefault('/'.join(context.module.path), output)
+        return output
+
+    @jax.jit
+    def apply(variables: Any, x: jax.Array) -> Any:
+        with nn.intercept_methods(watch):
+            logits = network.apply(variables, x)
+        return logits, dict(ours)
+    logits, outputs = apply(variables, images.permute(0, 2, 3, 1).cpu().float().numpy())
+    if _near(np.asarray(logits).reshape(len(expected), -1), expected.reshape(len(expected), -1)):
+        return
+    for p in pairs:
+        name = '/'.join(p.ours)
+        if name in outputs and p.theirs in theirs:
+            array, other = np.asarray(outputs[name]), theirs[p.theirs]
+            if not _near(array, other.transpose(0, 2, 3, 1) if other.ndim == 4 else other):
+                raise UserError(f'the networks differ before or in {name} of {type(network).__name__}, {p.theirs} of '
+                                f'{type(module).__name__}: its output is another for the same images. All layers before '
+                                'have the same; look at padding, pooling, activations, epsilon of BatchNorm')
+    raise UserError(f'the networks differ after their last layer: all layers of {type(network).__name__} and '
+                    f'{type(module).__name__} have the same output, the logits have not')
+
+
+def _near(array: np.ndarray, expected: np.ndarray) -> bool:
+    return array.shape == expected.shape and bool(np.abs(array - expected).max() <= TOLERANCE * np.abs(expected).max())

@@ -1,0 +1,269 @@
+"""Networks against PyTorch's with the same weights, through the bridge a person brings weights in by."""
+
+import copy
+import importlib
+import re
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxcnn import models
+from jaxcnn.errors import UserError
+from jaxcnn.losses import cross_entropy
+from jaxcnn.train.state import RUN_ONCE
+
+torch = pytest.importorskip('torch')
+pytest.importorskip('pytorchcv')
+bridge = importlib.import_module('jaxcnn.interop.torch')
+
+pytestmark = pytest.mark.torch
+
+
+def theirs(file, name, **fields):
+    """A network of pytorchcv with random weights and statistics, in which no layer is like another."""
+    return drawn(getattr(importlib.import_module(f'pytorchcv.models.{file}'), name)(**fields))
+
+
+def drawn(module):
+    torch.manual_seed(0)
+    for part in module.modules():
+        if isinstance(part, torch.nn.modules.batchnorm._BatchNorm):
+            part.running_mean.normal_(0, 0.2)
+            part.running_var.uniform_(0.5, 1.5)
+            part.weight.data.uniform_(0.5, 1.5)
+            part.bias.data.normal_(0, 0.2)
+        elif isinstance(part, torch.nn.Conv2d | torch.nn.Linear):
+            torch.nn.init.kaiming_normal_(part.weight)
+            if part.bias is not None:
+                part.bias.data.normal_(0, 0.2)
+    return module.eval()
+
+
+def images_of(count, side, channels=3):
+    return np.random.default_rng(0).normal(size=(count, side, side, channels)).astype(np.float32)
+
+
+def run(module, images):
+    with torch.no_grad():
+        return module(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).numpy()
+
+
+def equal(ours, expected):
+    assert np.abs(np.asarray(ours) - expected).max() <= 1e-4 * np.abs(expected).max()
+
+
+# ours, its fields; pytorchcv's file and name
+SAME = [
+    ('alexnet', {}, 'alexnet', 'alexnet'), ('zfnet', {}, 'zfnet', 'zfnet'),
+    ('vgg11', {}, 'vgg', 'vgg11'), ('vgg13_bn', {}, 'vgg', 'bn_vgg13b'), ('vgg16', {}, 'vgg', 'vgg16'),
+    ('vgg16_bn', {}, 'vgg', 'bn_vgg16b'), ('vgg19', {}, 'vgg', 'vgg19'), ('vgg19_bn', {}, 'vgg', 'bn_vgg19b'),
+    ('nin_cifar', {}, 'nin_cifar', 'nin_cifar10'),
+    ('bn_inception', {}, 'bninception', 'bninception'), ('inception_v3', {'aux_weight': 0.0}, 'inceptionv3', 'inceptionv3'),
+    ('inception_v4', {}, 'inceptionv4', 'inceptionv4'),
+    ('inception_resnet_v1', {}, 'inceptionresnetv1', 'inceptionresnetv1'),
+    ('inception_resnet_v2', {}, 'inceptionresnetv2', 'inceptionresnetv2'),
+    ('resnet18', {}, 'resnet', 'resnet18'), ('resnet50', {}, 'resnet', 'resnet50b'),
+    ('preresnet18', {}, 'preresnet', 'preresnet18'), ('preresnet50', {}, 'preresnet', 'preresnet50b'),
+    ('resnext50_32x4d', {}, 'resnext', 'resnext50_32x4d'),
+    ('resnet20_cifar', {'shortcut': 'B'}, 'resnet_cifar', 'resnet20_cifar10'),
+    ('resnet20_cifar', {'shortcut': 'B', 'preact': True}, 'preresnet_cifar', 'preresnet20_cifar10'),
+    ('mobilenet_v1', {'multiplier': 0.25}, 'mobilenet', 'mobilenet_wd4'),
+]
+
+
+@pytest.mark.parametrize(('name', 'fields', 'file', 'other'), SAME, ids=[other for *_, other in SAME])
+def test_at_full_size_the_logits_are_those_of_pytorchcv(name, fields, file, other):
+    """`from_torch` raises where they are not; here once more, without it."""
+    (height, width, channels), classes = models.create(name, **fields).published()
+    network, module = models.create(name, classes, **fields), theirs(file, other)
+    variables = bridge.from_torch(network, module, (height, width, channels))
+    images = images_of(1, height)
+    equal(jax.jit(network.apply)(variables, images), run(module, images))
+
+
+@pytest.mark.parametrize(('name', 'fields', 'file', 'other', 'side'), [
+    ('resnet18', {}, 'resnet', 'resnet18', 64), ('preresnet18', {}, 'preresnet', 'preresnet18', 64),
+    ('resnext50_32x4d', {}, 'resnext', 'resnext50_32x4d', 64), ('mobilenet_v1', {'multiplier': 0.25}, 'mobilenet',
+                                                               'mobilenet_wd4', 64),
+    ('nin_cifar', {'dropout': 0.0}, 'nin_cifar', 'nin_cifar10', 32),
+], ids=str)
+def test_in_training_logits_statistics_and_all_gradients_are_those_of_pytorchcv(name, fields, file, other, side):
+    module = theirs(file, other)
+    if side == 64:  # theirs is for a map of 7 x 7
+        module.features.final_pool = torch.nn.AdaptiveAvgPool2d(1)
+    network = models.create(name, 10 if side == 32 else 1000, bn_momentum=0.9, **fields)
+    variables = bridge.from_torch(network, module, (side, side, 3))
+    pairs = bridge.pair(network, module, (side, side, 3))
+    images, labels = images_of(4, side), np.array([1, 5, 3, 7])
+
+    def loss(params):
+        logits, new = network.apply({**variables, 'params': params}, images, train=True, mutable=['batch_stats'])
+        return cross_entropy(logits, labels, 0.0).mean(), (logits, new)
+    (_, (logits, new)), grads = jax.jit(jax.value_and_grad(loss, has_aux=True), compiler_options=RUN_ONCE)(
+        variables['params'])
+    module.train()
+    for part in module.modules():
+        if isinstance(part, torch.nn.Dropout):
+            part.eval()
+
+    def gradients(module, dtype):
+        logits = module(torch.from_numpy(images.transpose(0, 3, 1, 2).copy()).to(dtype))
+        module.zero_grad()
+        torch.nn.functional.cross_entropy(logits, torch.from_numpy(labels)).backward()
+        return logits, bridge.to_jax(pairs, {name: p.grad for name, p in module.named_parameters()})['params']
+    exact_logits, exact = gradients(copy.deepcopy(module).double(), torch.float64)
+    _, rounded = gradients(module, torch.float32)
+    equal(logits, exact_logits.detach().numpy())
+    largest = max(float(np.abs(x).max()) for x in jax.tree.leaves(exact))
+    assert jax.tree.structure(grads) == jax.tree.structure(exact)
+    for (path, ours), other, right in zip(jax.tree.leaves_with_path(grads), *map(jax.tree.leaves, (rounded, exact)),
+                                          strict=True):
+        noise, norm = float(np.linalg.norm(other - right)), float(np.linalg.norm(right))
+        assert np.linalg.norm(ours - right) <= 10 * noise + 1e-4 * norm + 1e-6 * largest, path
+        assert noise <= 0.1 * norm + 1e-6 * largest, path
+    statistics = bridge.to_jax(pairs, module.state_dict()).get('batch_stats', {})
+    for path, mean in jax.tree.leaves_with_path(new.get('batch_stats', {})):
+        if path[-1].key == 'mean':  # PyTorch's variance is over one less than there are values
+            equal(mean, np.asarray(statistics[path[0].key]['mean']))
+
+
+def plain(*layers):
+    return drawn(torch.nn.Sequential(*layers))
+
+
+def shallow(last=10, pad=1, norm=True):
+    """A small network as a person writes it: functions in `forward`, shared ReLU, blocks in another order."""
+    class Small(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.dense = torch.nn.Linear(4 * 4 * 6, last)
+            self.norm = torch.nn.BatchNorm2d(6) if norm else torch.nn.Identity()
+            self.two = torch.nn.Conv2d(3, 6, 3, padding=1, bias=False)
+            self.one = torch.nn.Conv2d(3, 3, 3, padding=pad)
+
+        def forward(self, x):
+            x = torch.relu(self.one(x))
+            x = torch.nn.functional.max_pool2d(torch.relu(self.norm(self.two(x))), 2)
+            return self.dense(x.flatten(1))
+    return drawn(Small())
+
+
+class Small(models.Network):
+    """The same."""
+
+    def forward(self, x, train, maps):
+        x = nn.relu(self.conv(3, 3)(x))
+        x = self.conv_norm(x, train, 6, 3)
+        x = nn.max_pool(x, (2, 2), (2, 2))
+        return self.dense(self.num_classes)(x.reshape(len(x), -1))
+
+
+def test_pairs_are_in_the_order_of_execution_and_flattened_maps_are_turned():
+    pairs = bridge.pair(Small(num_classes=10), shallow(), (8, 8, 3))
+    assert [(p.ours, p.theirs, p.channels) for p in pairs] == [
+        (('Conv_0',), 'one', None), (('Conv_1',), 'two', None), (('BatchNorm_0',), 'norm', None), (('Dense_0',), 'dense', 6)]
+    module = shallow()
+    variables = bridge.from_torch(Small(num_classes=10), module, (8, 8, 3))
+    images = images_of(3, 8)
+    equal(Small(num_classes=10).apply(variables, images), run(module, images))
+
+
+def test_there_and_back_is_what_it_was():
+    module, other = shallow(), shallow()
+    network = Small(num_classes=10)
+    variables = bridge.from_torch(network, module, (8, 8, 3))
+    doubled = jax.tree.map(lambda x: 2 * x, variables)
+    bridge.to_torch(network, doubled, other, (8, 8, 3))
+    for name, value in other.state_dict().items():
+        if not name.endswith('num_batches_tracked'):
+            assert torch.equal(value, 2 * module.state_dict()[name])
+    again = bridge.from_torch(network, other, (8, 8, 3))
+    assert jax.tree.all(jax.tree.map(lambda a, b: bool(jnp.all(a == b)), again, doubled))
+    images = images_of(3, 8)
+    equal(network.apply(doubled, images), run(other, images))
+
+
+def test_a_state_dict_is_taken_instead_of_the_modules_own_values():
+    state = {name: value.clone() for name, value in shallow().state_dict().items()}
+    fresh = shallow()
+    with torch.no_grad():
+        for p in fresh.parameters():
+            p.zero_()
+    variables = bridge.from_torch(Small(num_classes=10), fresh, (8, 8, 3), state)
+    assert np.array_equal(variables['params']['Dense_0']['bias'], state['dense.bias'])
+
+
+def test_nothing_of_the_module_changes():
+    module = theirs('resnet_cifar', 'resnet20_cifar10')
+    module.train()
+    module.features.stage1.eval()
+    modes = [part.training for part in module.modules()]
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    bridge.from_torch(models.create('resnet20_cifar', 10, shortcut='B'), module, (32, 32, 3))
+    assert [part.training for part in module.modules()] == modes
+    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+    assert not any(part._forward_hooks for part in module.modules())
+
+
+def test_shortcuts_may_come_in_another_order():
+    """As in torchvision, whose projections come after the block's own convolutions."""
+    class Block(torch.nn.Module):
+        def __init__(self, before, after, stride):
+            super().__init__()
+            self.conv1 = torch.nn.Conv2d(before, after, 3, stride, 1, bias=False)
+            self.bn1 = torch.nn.BatchNorm2d(after)
+            self.conv2 = torch.nn.Conv2d(after, after, 3, 1, 1, bias=False)
+            self.bn2 = torch.nn.BatchNorm2d(after)
+            self.downsample = torch.nn.Sequential(torch.nn.Conv2d(before, after, 1, stride, bias=False),
+                                                  torch.nn.BatchNorm2d(after)) if stride > 1 else torch.nn.Identity()
+
+        def forward(self, x):
+            y = self.bn2(self.conv2(torch.relu(self.bn1(self.conv1(x)))))
+            return torch.relu(y + self.downsample(x))
+    module = plain(torch.nn.Conv2d(3, 8, 3, 1, 1, bias=False), torch.nn.BatchNorm2d(8), torch.nn.ReLU(), Block(8, 8, 1),
+                   Block(8, 16, 2), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(16, 5))
+    network = models.create('resnet18', 5, stem='small', width=8, blocks=(1, 1))
+    names = [p.theirs for p in bridge.pair(network, module, (16, 16, 3))]
+    assert names.index('4.downsample.0') < names.index('4.conv1')
+    bridge.from_torch(network, module, (16, 16, 3))
+
+
+@pytest.mark.parametrize(('network', 'module', 'parts'), [
+    (Small(num_classes=9), shallow, ['Dense_0', '96x9', 'meets dense (dense kernel 96x10']),
+    (Small(num_classes=10), lambda: shallow(norm=False), ['Conv_1', 'and BatchNorm_0', 'meets two', 'none of the next']),
+    (Small(num_classes=10), lambda: shallow(pad=2), ['does not take images (8, 8, 3)', '2x150 and 96x10']),
+    (Small(num_classes=10), lambda: plain(torch.nn.PReLU()), ['0 (PReLU)', 'weight']),
+    (models.create('t2t_vit_14', 10, depth=1, embed=96, heads=2), shallow, ['parameter']),
+])
+def test_the_first_difference_is_named(network, module, parts):
+    side = 64 if 'T2T' in type(network).__name__ else 8
+    with pytest.raises(UserError) as e:
+        bridge.from_torch(network, module(), (side, side, 3))
+    assert all(part in str(e.value) for part in parts), e.value
+    assert '\n' not in str(e.value)
+
+
+def test_layers_that_are_alike_and_give_another_result_are_named():
+    module = shallow()
+    module.norm.eps = 1.0
+    with pytest.raises(UserError, match=re.escape('before or in Dense_0 of Small, dense of Small')):
+        bridge.from_torch(Small(num_classes=10), module, (8, 8, 3))
+
+
+def test_what_cannot_go_back_leaves_the_module_as_it_was():
+    module, network = shallow(), Small(num_classes=10)
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    variables = jax.tree.map(jnp.zeros_like, bridge.from_torch(network, module, (8, 8, 3)))
+    variables['params']['Conv_0']['kernel'] = jnp.zeros((5, 5, 3, 3))
+    with pytest.raises(UserError, match=r'Conv_0: kernel is \(5, 5, 3, 3\)'):
+        bridge.to_torch(network, variables, module, (8, 8, 3))
+    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+
+
+def test_a_state_dict_of_another_module_is_told_in_one_line():
+    with pytest.raises(UserError, match=r'state_dict: .*size mismatch') as e:
+        bridge.from_torch(Small(num_classes=10), shallow(), (8, 8, 3), shallow(last=7).state_dict())
+    assert '\n' not in str(e.value)
