@@ -9,7 +9,7 @@ train: environment
 	$(BIN)/python launch/train.py --config=configs/digits_lenet5.py --workdir=$(WORKDIR)
 
 test: environment
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4
 
 lint: environment
 	$(BIN)/ruff check .

@@ -60,6 +60,10 @@ class GoogLeNet(Inception):
         if not 0 <= self.aux_dropout < 1:
             raise UserError(f'aux_dropout must be in [0, 1), got {self.aux_dropout!r}')
 
+    def published(self) -> tuple[tuple[int, int, int], int]:
+        """See `Network.published`."""
+        return (224, 224, 3), 1000
+
     def smallest(self) -> int:
         """See `Network.smallest`."""
         return 31
