@@ -85,13 +85,13 @@ def cost(network: Network, image_shape: tuple[int, int, int], batch_size: int = 
     """What the network costs for images of that shape.
 
     Multiply-adds count the padding, too, and nothing that is element by element. XLA's count leaves the padding out and has
-    what is element by element: half its flops were 0.85 to 1.03 times ours for ten small networks.
+    what is element by element: half its flops were 0.90 to 1.06 times ours for ten small networks.
 
     Activation memory is of the arrays that the backward pass needs: inputs of convolutions, products and BatchNorm, one
     array for each line of arithmetic from it that has no other operand of its size (XLA computes that again), masks; and
     with `remat` the inputs of blocks and what the largest of them needs. XLA wants workspace beside that, and has done with
-    some of it before all gradients are there: on the CPU the steps of the same networks took 0.68 to 1.34 times
-    `training_memory`, by its `memory_analysis`.
+    some of it before all gradients are there: on the CPU the steps of the same networks took 0.85 to 1.65 times
+    `training_memory`, by its `memory_analysis`, and 0.91 to 1.82 times with its own convolutions.
 
     Args:
       network: its own `conv_implementation` does not matter.

@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxcnn.errors import UserError
 from jaxcnn.optim import Optimizer
 
 # for programs that run once: optimising the random numbers of an initialisation takes seconds on the CPU
@@ -42,9 +43,16 @@ def init_state(network: nn.Module, optimizer: Optimizer, image_shape: tuple[int,
       image_shape: (H, W, C).
       seed: scalar.
       with_ema: keep a moving average of the parameters; it starts at them.
+
+    Raises:
+      UserError: the network gives a map of scores.
     """
     images = jnp.zeros((1, *image_shape), jnp.float32)
-    variables = network.init(jax.random.key(seed), images)
+    output, variables = network.init_with_output(jax.random.key(seed), images)
+    logits = output[0] if isinstance(output, tuple) else output
+    if logits.ndim != 2:
+        raise UserError("config.model.head: training wants one row of logits for an image, and 'dense_conv' gives a map of "
+                        f"scores {logits.shape[1:]}; train with head='dense', whose parameters are the same")
     params = variables['params']
     return TrainState(step=jnp.zeros((), jnp.int32), params=params, batch_stats=variables.get('batch_stats', {}),
                       opt_state=optimizer.init(params),

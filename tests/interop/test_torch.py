@@ -2,6 +2,7 @@
 
 import copy
 import importlib
+import itertools
 import re
 
 import flax.linen as nn
@@ -55,6 +56,36 @@ def equal(ours, expected):
     assert np.abs(np.asarray(ours) - expected).max() <= 1e-4 * np.abs(expected).max()
 
 
+def sequential(name):
+    """What pytorchcv lacks, as it is written in PyTorch."""
+    nn = torch.nn
+    if name == 'lenet5':
+        return plain(nn.Conv2d(1, 6, 5), nn.Tanh(), nn.AvgPool2d(2), nn.Conv2d(6, 16, 5), nn.Tanh(), nn.AvgPool2d(2),
+                     nn.Flatten(), nn.Linear(400, 120), nn.Tanh(), nn.Linear(120, 84), nn.Tanh(), nn.Linear(84, 10))
+    if name == 'lenet_mnist':
+        return plain(nn.Conv2d(1, 32, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(32, 64, 5, padding=2), nn.ReLU(),
+                     nn.MaxPool2d(2), nn.Flatten(), nn.Linear(3136, 512), nn.ReLU(), nn.Dropout(0.5), nn.Linear(512, 10))
+    layers, widths = [], {'shallow_cnn': (3, 64, 128, 256, 256), 'leedl_cnn': (3, 64, 128, 256, 512, 512)}[name]
+    for i, (before, after) in enumerate(itertools.pairwise(widths)):
+        size = 7 if (name, i) == ('shallow_cnn', 0) else 3
+        layers += [nn.Conv2d(before, after, size, padding=size // 2, bias=name == 'leedl_cnn'), nn.BatchNorm2d(after),
+                   nn.ReLU(), nn.MaxPool2d(2)]
+    hidden = (1024, 512, 10) if name == 'shallow_cnn' else (8192, 1024, 512, 11)
+    for before, after in itertools.pairwise(hidden):
+        layers += [nn.Linear(before, after), nn.ReLU(), nn.Dropout(0.5)]
+    return plain(*layers[:4 * (len(widths) - 1)], nn.Flatten(), *layers[4 * (len(widths) - 1):-2])
+
+
+@pytest.mark.parametrize('name', ['lenet5', 'lenet_mnist', 'shallow_cnn', 'leedl_cnn'])
+def test_the_logits_are_those_of_the_network_written_in_pytorch(name):
+    network, module = models.create(name), sequential(name)
+    shape, classes = network.published()
+    network = models.create(name, classes)
+    variables = bridge.from_torch(network, module, shape)
+    images = images_of(4, shape[0], shape[2])
+    equal(network.apply(variables, images), run(module, images))
+
+
 # ours, its fields; pytorchcv's file and name
 SAME = [
     ('alexnet', {}, 'alexnet', 'alexnet'), ('zfnet', {}, 'zfnet', 'zfnet'),
@@ -76,12 +107,12 @@ SAME = [
 
 @pytest.mark.parametrize(('name', 'fields', 'file', 'other'), SAME, ids=[other for *_, other in SAME])
 def test_at_full_size_the_logits_are_those_of_pytorchcv(name, fields, file, other):
-    """`from_torch` raises where they are not; here once more, without it."""
-    (height, width, channels), classes = models.create(name, **fields).published()
-    network, module = models.create(name, classes, **fields), theirs(file, other)
-    variables = bridge.from_torch(network, module, (height, width, channels))
-    images = images_of(1, height)
-    equal(jax.jit(network.apply)(variables, images), run(module, images))
+    """`from_torch` raises where they are not: `test_layers_that_are_alike_and_give_another_result_are_named`."""
+    shape, classes = models.create(name, **fields).published()
+    network = models.create(name, classes, **fields)
+    variables = bridge.from_torch(network, theirs(file, other), shape)
+    expected = jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, *shape)))
+    assert jax.tree.map(jnp.shape, variables['params']) == jax.tree.map(jnp.shape, expected['params'])
 
 
 @pytest.mark.parametrize(('name', 'fields', 'file', 'other', 'side'), [

@@ -1,9 +1,9 @@
 """GoogLeNet, BN-Inception, Inception v3 and v4, Inception-ResNet."""
 
+import importlib
 import itertools
 import math
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +12,6 @@ import pytest
 from jaxcnn import models
 from jaxcnn.errors import UserError
 from jaxcnn.models import inception
-from jaxcnn.models.layers import BatchNorm
 from jaxcnn.train.state import RUN_ONCE
 
 
@@ -204,7 +203,6 @@ def torch_googlenet(torch, batch_norm, side, classes=10):
             grid = ((side // 16 - 5) // 3 + 1) ** 2
             super().__init__(torch.nn.AvgPool2d(5, 3), conv(before, 32, 1), torch.nn.Flatten(),
                              torch.nn.Linear(32 * grid, 256), torch.nn.ReLU(), torch.nn.Linear(256, classes))
-            self[3].grid = grid
 
     class GoogLeNet(torch.nn.Module):
         def __init__(self):
@@ -236,46 +234,22 @@ def torch_googlenet(torch, batch_norm, side, classes=10):
 def test_all_logits_of_googlenet_are_those_of_pytorch_with_the_same_weights(batch_norm):
     torch = pytest.importorskip('torch')
     torch.manual_seed(0)
-    side, order, mine = 128, [], []
+    side = 128
     theirs = torch_googlenet(torch, batch_norm, side).eval()
     for module in theirs.modules():
-        if isinstance(module, (torch.nn.Conv2d, torch.nn.Linear)):
+        if isinstance(module, torch.nn.Conv2d | torch.nn.Linear):
             torch.nn.init.kaiming_normal_(module.weight)
         if isinstance(module, torch.nn.BatchNorm2d):
             module.weight.data.uniform_(0.5, 1.5)
             module.running_mean.normal_(0, 0.2)
             module.running_var.uniform_(0.5, 1.5)
-        if isinstance(module, (torch.nn.Conv2d, torch.nn.BatchNorm2d, torch.nn.Linear)):
-            if module.bias is not None:
-                module.bias.data.normal_(0, 0.2)
-            module.register_forward_hook(lambda module, *_: order.append(module))
+        if getattr(module, 'bias', None) is not None:
+            module.bias.data.normal_(0, 0.2)
     images = 30 * np.random.default_rng(0).normal(size=(2, side, side, 3)).astype(np.float32)  # so that LRN counts
     with torch.no_grad():
         expected = [x.numpy() for x in theirs(torch.from_numpy(images.transpose(0, 3, 1, 2).copy()))]
-
     ours = create('googlenet', batch_norm=batch_norm, multiplier=0.25, bn_frozen=True, dropout=0.0, aux_dropout=0.0)
-
-    def listing(call, args, kwargs, context):
-        if isinstance(context.module, (nn.Conv, BatchNorm, nn.Dense)) and context.method_name == '__call__':
-            mine.append(context.module.name)
-        return call(*args, **kwargs)
-    with nn.intercept_methods(listing):
-        shapes = variables_of(ours, side, side)
-    filled = {'params': {}, 'batch_stats': {}} if batch_norm else {'params': {}}
-    for name, module in zip(mine, order, strict=True):
-        weight = module.weight.detach().numpy()
-        if isinstance(module, torch.nn.BatchNorm2d):
-            values = {'scale': weight}
-            filled['batch_stats'][name] = {'mean': module.running_mean.numpy(), 'var': module.running_var.numpy()}
-        elif isinstance(module, torch.nn.Conv2d):
-            values = {'kernel': weight.transpose(2, 3, 1, 0)}
-        else:
-            grid = getattr(module, 'grid', 1)  # (channel, row, column) to (row, column, channel)
-            values = {'kernel': weight.reshape(len(weight), -1, grid).swapaxes(1, 2).reshape(weight.shape).T}
-        if module.bias is not None:
-            values['bias'] = module.bias.detach().numpy()
-        filled['params'][name] = values
-    assert jax.tree.map(np.shape, filled) == jax.tree.map(np.shape, shapes)
+    filled = importlib.import_module('jaxcnn.interop.torch').from_torch(ours, theirs, (side, side, 3))
     logits = jax.jit(lambda v, x: ours.apply(v, x, train=True), compiler_options=RUN_ONCE)(filled, images)
     assert len(logits) == len(expected) == 3
     for a, b in zip(logits, expected, strict=True):
