@@ -58,6 +58,7 @@ def show(title: str, unit: str, columns: dict[str, list[float]], args: argparse.
 NETWORKS = [('shallow_cnn', 32, 128, {}), ('resnet18', 32, 64, {'stem': 'small'}),
             ('resnext50_32x4d', 64, 16, {'stem': 'small'}), ('mobilenet_v1', 64, 32, {}), ('vgg16_bn', 64, 16, {}),
             ('resnet50', 224, 8, {})]
+PEERS = ('torch', 'compiled', 'jax', 'xla')
 
 
 class Own:
@@ -161,9 +162,8 @@ def networks(args: argparse.Namespace) -> int:
     known = [name for name, *_ in NETWORKS]
     chosen = args.models.split(',') if args.models else known
     peers = [peer for peer in args.peers.split(',') if peer]
-    for given, choices, kind in ((chosen, known, 'model'), (peers, ('torch', 'compiled', 'jax', 'xla'), 'peer')):
-        if wrong := [name for name in given if name not in choices]:
-            raise unknown(kind, wrong[0], choices)
+    if wrong := [name for name in chosen if name not in known]:
+        raise unknown('model', wrong[0], known)
     rows, results = [], {}
     for name, size, batch, fields in NETWORKS:
         if name not in chosen:
@@ -393,7 +393,7 @@ def startup(args: argparse.Namespace) -> int:
             process = subprocess.Popen(
                 [sys.executable, os.path.join(os.path.dirname(os.path.abspath(__file__)), 'train.py'),
                  f'--config={args.config}', f'--workdir={folder}/run', *(f'--config.{o}' for o in args.overrides)],
-                stderr=subprocess.PIPE, text=True, env={**os.environ, 'JAX_COMPILATION_CACHE_DIR': cache})
+                stderr=subprocess.PIPE, text=True, env={**as_a_person_does(), 'JAX_COMPILATION_CACHE_DIR': cache})
             assert process.stderr is not None
             told = []
             for line in process.stderr:
@@ -414,6 +414,17 @@ def startup(args: argparse.Namespace) -> int:
     return 0
 
 
+def run(args: argparse.Namespace) -> int:
+    what = {'data': data, 'train': train, 'checkpoint': checkpoint, 'loop': loop, 'startup': startup}
+    for name, least in (('rounds', 1), ('seconds', 0.01)):
+        if not getattr(args, name) >= least:
+            raise UserError(f'--{name}: expected at least {least}, got {getattr(args, name)}')
+    for peer in filter(None, args.peers.split(',')):
+        if peer not in PEERS:
+            raise unknown('peer', peer, PEERS)
+    return what.get(args.what, networks)(args)
+
+
 if __name__ == '__main__':
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('what', choices=('train_step', 'eval', 'data', 'train', 'checkpoint', 'loop', 'startup'))
@@ -424,5 +435,4 @@ if __name__ == '__main__':
     parser.add_argument('--rounds', type=int, default=5, help='how often each is measured (default: 5)')
     parser.add_argument('--seconds', type=float, default=5, help='of each measurement (default: 5)')
     parser.add_argument('--json', default='', metavar='FILE', help='write the figures there, too')
-    others = {'data': data, 'train': train, 'checkpoint': checkpoint, 'loop': loop, 'startup': startup}
-    cli.main(parser, lambda args: others.get(args.what, networks)(args))
+    cli.main(parser, run)

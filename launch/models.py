@@ -29,7 +29,7 @@ def cost_of(name: str, args: argparse.Namespace) -> 'Cost | str':
     if args.image_size is not None:
         height = width = args.image_size
     network = models.create(name, classes if args.num_classes is None else args.num_classes)
-    if 0 < height < network.smallest():
+    if height < network.smallest():
         return f'{name} needs images of at least {network.smallest()} pixels, got {height}'
     try:
         return complexity.cost(network, (height, width, channels), args.batch_size,
@@ -41,7 +41,7 @@ def cost_of(name: str, args: argparse.Namespace) -> 'Cost | str':
 def run(args: argparse.Namespace) -> int:
     from jaxcnn import models
     from jaxcnn.errors import UserError, unknown
-    from jaxcnn.inspect import complexity
+    from jaxcnn.inspect import figures
     for name in args.names:
         if name not in models.names():
             raise unknown('model', name, models.names())
@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     names = list(dict.fromkeys(args.names)) or sorted(models.names(), key=lambda name: [
         int(part) if part.isdecimal() else part for part in re.split(r'(\d+)', name)])
     first = cost_of(names[0], args)  # what is wrong with the flags is told before there are processes
-    workers = min(len(os.sched_getaffinity(0)), (len(names) + 3) // 4)
+    workers = min(os.cpu_count() or 1, (len(names) + 3) // 4)
     found: dict[str, Cost | str] = {names[0]: first}
     rest = names[1:]
     if workers > 1:
@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f'--image_size: {args.image_size} is too small for every network')
     if args.figure:
         try:
-            complexity.figure(costs, args.figure)
+            figures.costs(costs, args.figure)
         except (OSError, ValueError) as e:
             raise UserError(f'--figure: {args.figure} cannot be written: {e}') from e
     layers = args.layers or bool(args.names)

@@ -1,15 +1,13 @@
 """What a network costs, and what each of its layers sees: worked out by tracing it, for any network.
 
-`cost(network, shape)` traces the network once, without computing anything, and walks over the primitives. Every array that
-depends on the images carries its `Place`: which of its dimensions run over the image, in steps of how many pixels, and what
-its first element sees. So receptive fields need no knowledge of layers, and a new network has all of this at once.
+`cost(network, shape)` traces the network once, without computing anything, and walks over the primitives, knowing nothing of
+its layers; so a new network has all of this at once.
 """
 
 import dataclasses
 import math
-import types
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +15,7 @@ import jax.numpy as jnp
 from jaxcnn import config as cfg
 from jaxcnn import optim
 from jaxcnn.errors import UserError
+from jaxcnn.inspect.receptive_field import ELEMENTWISE, HEIGHT, WIDTH, Place, is_placed, places
 from jaxcnn.models import Network
 
 OPTIMIZERS = ('sgd', 'momentum', 'adam')
@@ -141,141 +140,8 @@ def _bytes(tree: Any) -> int:
     return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
-# ---- where an array's elements are in the image
-
-HEIGHT, WIDTH = 0, 1
-_NONE: Mapping[int, float] = types.MappingProxyType({})
-
-
-class _Run(NamedTuple):
-    """A part of a dimension. Dimensions that a reshape merged have several, the slowest first.
-
-    Attributes:
-      size: of elements.
-      axis: of the image that they run over, or None.
-      step: from one to the next, in pixels.
-    """
-
-    size: int
-    axis: int | None = None
-    step: int = 0
-
-
-Dim = tuple[_Run, ...]
-
-
-def _plain(size: int) -> Dim:
-    return (_Run(size),)
-
-
-def _placed(dim: Dim) -> bool:
-    return any(run.axis is not None for run in dim)
-
-
-@dataclasses.dataclass(frozen=True)
-class Place:
-    """Where the elements of an array are in the image, and what they see.
-
-    Attributes:
-      dims: of the array.
-      low, high: first and last pixel that the first element sees, of each axis; in padding they are outside of the image.
-      jump: the smallest step along each axis.
-    """
-
-    dims: tuple[Dim, ...]
-    low: tuple[float, ...]
-    high: tuple[float, ...]
-    jump: tuple[int, ...]
-
-    def moved(self, dims: Sequence[Dim], low: Mapping[int, float] = _NONE, high: Mapping[int, float] = _NONE) -> 'Place':
-        """With other dimensions, and what the first element sees grown by so many pixels to either side."""
-        steps = [[run.step for dim in dims for run in dim if run.axis == axis] for axis in (HEIGHT, WIDTH)]
-        return Place(tuple(dims), tuple(value - low.get(axis, 0) for axis, value in enumerate(self.low)),
-                     tuple(value + high.get(axis, 0) for axis, value in enumerate(self.high)),
-                     tuple(min(found, default=old) for found, old in zip(steps, self.jump, strict=True)))
-
-    def gathered(self, which: Iterable[int], dims: Sequence[Dim]) -> 'Place':
-        """Each element sees what all elements along the dimensions `which` saw; `dims` are those afterwards."""
-        high: dict[int, float] = {}
-        for d in which:
-            for run in self.dims[d]:
-                if run.axis is not None:
-                    high[run.axis] = high.get(run.axis, 0) + (run.size - 1) * run.step
-        return self.moved(dims, high=high)
-
-    def window(self, windows: Sequence[tuple[int, int, int, int, int]], sizes: Sequence[int]) -> 'Place':
-        """After a window moved over each dimension: its size, dilation, stride, padding before, and the input's dilation."""
-        place = self
-        for d, (window, after) in enumerate(zip(windows, sizes, strict=True)):
-            size, dilation, stride, before, spread = map(int, window)
-            dim = place.dims[d]
-            if (size, stride, before, spread, after) == (1, 1, 0, 1, _size(dim)):
-                continue
-            dims = list(place.dims)
-            if len(dim) > 1 or spread > 1 or not _placed(dim):
-                dims[d] = _plain(after)
-                place = place.gathered([d], dims)
-                continue
-            run = dim[0]
-            axis = run.axis
-            assert axis is not None
-            dims[d] = (_Run(after, axis, run.step * stride),)
-            place = place.moved(dims, {axis: before * run.step}, {axis: ((size - 1) * dilation - before) * run.step})
-        return place
-
-    def reshaped(self, shape: Sequence[int]) -> 'Place':
-        """In another shape; each run stays or is cut in two."""
-        runs = [run for dim in self.dims for run in dim][::-1]
-        dims: list[Dim] = []
-        for size in shape:
-            dim: list[_Run] = []
-            missing = size
-            while missing > 1 or (not dim and runs and runs[-1].size == 1):
-                run = runs.pop()
-                if run.size > missing:
-                    if run.size % missing:  # no step tells where these elements are
-                        return self.gathered(range(len(self.dims)), [_plain(n) for n in shape])
-                    inner = run.size // missing
-                    runs.append(run._replace(size=inner))
-                    run = run._replace(size=missing, step=run.step * inner)
-                elif missing % run.size:
-                    return self.gathered(range(len(self.dims)), [_plain(n) for n in shape])
-                dim.append(run)
-                missing //= run.size
-            dims.append(tuple(dim) if _placed(tuple(dim)) else _plain(size))
-        return self.moved(dims)
-
-
-def _size(dim: Dim) -> int:
-    return math.prod(run.size for run in dim)
-
-
-def _union(places: Sequence[Place], shape: Sequence[int]) -> Place:
-    """Of an array of this shape, each element of which sees what those at its place in each of `places` saw.
-
-    Where these do not run over an axis of the image alike, as in a product of all tokens with all, or of a map with its own
-    mean, there is no bound that holds for every element: all see all.
-    """
-    dims = [next((p.dims[d] for p in places if _placed(p.dims[d]) and _size(p.dims[d]) == size), _plain(size))
-            for d, size in enumerate(shape)]
-    low, high = [], []
-    for axis in (HEIGHT, WIDTH):
-        ways = {tuple((d, i, run) for d, dim in enumerate(p.dims) for i, run in enumerate(dim)
-                      if run.axis == axis and run.size > 1) for p in places}
-        low.append(min(p.low[axis] for p in places) if len(ways) == 1 else -math.inf)
-        high.append(max(p.high[axis] for p in places) if len(ways) == 1 else math.inf)
-    jump = tuple(max(p.jump[axis] for p in places) for axis in (HEIGHT, WIDTH))
-    return Place((), tuple(low), tuple(high), jump).moved(dims)
-
-
 # ---- the walk over a network's primitives
 
-_ELEMENTWISE = frozenset((
-    'abs', 'acos', 'acosh', 'add', 'add_any', 'and', 'asin', 'asinh', 'atan', 'atan2', 'atanh', 'cbrt', 'ceil',
-    'clamp', 'convert_element_type', 'copy', 'copy_p', 'cos', 'cosh', 'div', 'eq', 'erf', 'erf_inv', 'erfc', 'exp',
-    'exp2', 'expm1', 'floor', 'ge', 'gt', 'integer_pow', 'is_finite', 'le', 'lgamma', 'log', 'log1p', 'logistic',
-    'lt', 'max', 'min', 'mul', 'ne', 'neg', 'nextafter', 'not', 'or', 'pow', 'reduce_precision', 'rem', 'round',
-    'rsqrt', 'select_n', 'sign', 'sin', 'sinh', 'sqrt', 'square', 'stop_gradient', 'sub', 'tan', 'tanh', 'xor'))
 _KEEPS_INPUT = frozenset((
     'abs', 'acos', 'acosh', 'asin', 'asinh', 'atan', 'atan2', 'atanh', 'clamp', 'cos', 'cosh', 'erf', 'erf_inv',
     'erfc', 'integer_pow', 'lgamma', 'log', 'log1p', 'pow', 'reduce_max', 'reduce_min', 'sign', 'sin', 'sinh',
@@ -409,8 +275,7 @@ class _Walk:
         self._live = live
         self._rows: dict[Any, _Row] = {}  # by module; those without parameters by what is theirs alone
         self._pool: Any = None
-        n, h, w, c = images.aval.shape
-        place = Place((_plain(n), (_Run(h, HEIGHT, 1),), (_Run(w, WIDTH, 1),), _plain(c)), (0, 0), (0, 0), (1, 1))
+        place = Place.of_images(images.aval.shape)
         memory = _Memory()
         self._run(jaxpr, [_Array(images.aval, place, given=True)], (), memory, None)
         self.kept = memory.bytes()
@@ -471,12 +336,13 @@ class _Walk:
                 memory.block = max(memory.block, block.bytes(without=operands))
             return [_Array(a.aval, a.place, a.trained) for a in made]
         trained = any(a.trained for a in operands)
-        made = [_Array(v.aval, place, trained) for v, place in zip(eqn.outvars, _places(eqn, operands), strict=True)]
+        seen = places(eqn, [a.place for a in operands])
+        made = [_Array(v.aval, place, trained) for v, place in zip(eqn.outvars, seen, strict=True)]
         output, sources = made[0], [a for a in operands if a.place is not None]
         if name in ('reshape', 'transpose', 'squeeze', 'broadcast_in_dim', 'slice', 'rev'):
             output.source = sources[0]
             output.view = sources[0].aval.size == output.aval.size
-        elif name in _ELEMENTWISE:
+        elif name in ELEMENTWISE:
             roots = {id(a.root()): a.root() for a in sources if a.aval.size == output.aval.size}
             if len(roots) == 1:
                 large = [a for a in sources if a.aval.size == output.aval.size]
@@ -518,7 +384,7 @@ class _Walk:
             row.padding = tuple((int(low), int(high)) for low, high in eqn.params['padding'])
         if pool and name == 'pad' and operands[0].place is not None:
             row.padding = tuple((int(low), int(high)) for (low, high, _), dim in zip(
-                eqn.params['padding_config'], operands[0].place.dims, strict=True) if _placed(dim))
+                eqn.params['padding_config'], operands[0].place.dims, strict=True) if is_placed(dim))
 
     def _module(self, path: Path) -> Path | None:
         """The innermost module with parameters that `path`, which begins with the network's own name, is in."""
@@ -551,128 +417,3 @@ def _whole_image(eqn: Any, operand: _Array) -> bool:
     place, axes = operand.place, eqn.params.get('axes', ())
     return place is not None and len(place.dims) == 4 and {
         run.axis for d in axes for run in place.dims[d]} == {HEIGHT, WIDTH}
-
-
-def _places(eqn: Any, operands: Sequence[_Array]) -> list[Place | None]:
-    """Of what a primitive gives, some of whose operands depend on the images."""
-    name, params = eqn.primitive.name, eqn.params
-    shapes = [v.aval.shape for v in eqn.outvars]
-    shape = shapes[0]
-    array = next(a for a in operands if a.place is not None)
-    place, old = array.place, array.aval.shape
-    assert place is not None
-    if name == 'optimization_barrier':
-        return [a.place for a in operands]
-    if name in _ELEMENTWISE:
-        return [_union([a.place if len(a.place.dims) == len(shape) else a.place.moved([_plain(n) for n in shape])
-                        for a in operands if a.place is not None], shape)]  # of fewer dimensions: a scalar
-    if name == 'reshape' and params.get('dimensions') is None:
-        return [place.reshaped(shape)]
-    if name == 'transpose':
-        return [place.moved([place.dims[d] for d in params['permutation']])]
-    if name == 'squeeze':
-        gone = {d % len(old) for d in params['dimensions']}
-        return [place.moved([dim for d, dim in enumerate(place.dims) if d not in gone])]
-    if name == 'broadcast_in_dim':
-        dims = [_plain(n) for n in shape]
-        for d, to in enumerate(params['broadcast_dimensions']):
-            if old[d] == shape[to]:
-                dims[to] = place.dims[d]
-        return [place.moved(dims)]
-    if name == 'slice':
-        strides = params['strides'] or (1,) * len(old)
-        return [place.window([(1, 1, stride, -first, 1) for first, stride in zip(
-            params['start_indices'], strides, strict=True)], shape)]
-    if name == 'pad' and array is operands[0]:
-        return [place.window([(1, 1, 1, low, inner + 1) for low, _, inner in params['padding_config']], shape)]
-    if name.startswith('reduce_window'):
-        return [place.window(list(zip(
-            params['window_dimensions'], params['window_dilation'], params['window_strides'],
-            (low for low, _ in params['padding']), params['base_dilation'], strict=True)), shape)]
-    if name.startswith('reduce_') or name in ('argmax', 'argmin'):
-        gone = set(params['axes'])
-        return [place.gathered(gone, [dim for d, dim in enumerate(place.dims) if d not in gone])] * len(shapes)
-    if name in ('concatenate', 'stack'):
-        places = [a.place for a in operands if a.place is not None]
-        if name == 'stack':
-            places = [p.moved([*p.dims[:params['axis']], _plain(1), *p.dims[params['axis']:]]) for p in places]
-        d = params['axis'] if name == 'stack' else params['dimension']
-        return [_union([p.gathered([d], [*p.dims[:d], _plain(1), *p.dims[d + 1:]]) for p in places], shape)]
-    if name == 'split':
-        d = params['axis']
-        return [place.gathered([d], [*place.dims[:d], _plain(s[d]), *place.dims[d + 1:]]) for s in shapes]
-    if name == 'conv_general_dilated' and array is operands[0]:
-        return [_convolved(params, place, eqn.invars[1].aval.shape, shape)]
-    if name == 'dot_general':
-        return [_contracted(params['dimension_numbers'], operands, shape)]
-    # not known: each element sees what all saw
-    every = _union([a.place.gathered(range(len(a.place.dims)), []) for a in operands if a.place is not None], ())
-    return [every.moved([_plain(n) for n in s]) for s in shapes]
-
-
-def _convolved(params: Mapping[str, Any], place: Place, kernel: Sequence[int], shape: Sequence[int]) -> Place:
-    (images, features, *inner), (_, _, *sides), (batch, _, *outer) = params['dimension_numbers']
-    windows = [(kernel[side], dilation, stride, low, spread) for side, dilation, stride, (low, _), spread in zip(
-        sides, params['rhs_dilation'], params['window_strides'], params['padding'], params['lhs_dilation'], strict=True)]
-    seen = place.gathered([features], [place.dims[d] for d in inner]).window(windows, [shape[d] for d in outer])
-    dims = [_plain(n) for n in shape]
-    dims[batch] = place.dims[images]
-    for d, dim in zip(outer, seen.dims, strict=True):
-        dims[d] = dim
-    return seen.moved(dims)
-
-
-def _contracted(numbers: Any, operands: Sequence[_Array], shape: Sequence[int]) -> Place:
-    (contracted, batched) = numbers
-    found = []
-    free = [[d for d in range(len(a.aval.shape)) if d not in c and d not in b]
-            for a, c, b in zip(operands, contracted, batched, strict=True)]
-    for i, a in enumerate(operands):
-        if a.place is None:
-            continue
-        dims = [a.place.dims[d] for d in batched[i]]
-        for other in (0, 1):
-            dims += [a.place.dims[d] if other == i else _plain(operands[other].aval.shape[d]) for d in free[other]]
-        found.append(a.place.gathered(contracted[i], dims))
-    return _union(found, shape)
-
-
-# ---- a picture
-
-
-def figure(costs: Mapping[str, Cost], path: str) -> None:
-    """Parameters and multiply-adds of networks, each a point with its name, on logarithmic axes.
-
-    Args:
-      costs: by name.
-      path: of the PNG.
-    """
-    from matplotlib.figure import Figure
-    picture = Figure(figsize=(14, 9), layout='constrained')
-    axis = picture.subplots()
-    axis.set(xscale='log', yscale='log', xlabel='parameters', ylabel='multiply-adds of an image')
-    axis.grid(alpha=0.3)
-    axis.scatter([c.parameters for c in costs.values()], [c.multiply_adds for c in costs.values()], s=16)
-    axis.margins(0.09)
-    picture.draw_without_rendering()  # from here on points have their places
-    places = {name: axis.transData.transform((c.parameters, c.multiply_adds)) for name, c in sorted(costs.items())}
-    taken = [(x - 3, y - 3, x + 3, y + 3) for x, y in places.values()]
-    scale = picture.dpi / 72
-    angles = [i * math.pi / 8 for i in (1, 0, 15, 3, 13, 4, 12, 5, 11, 7, 8, 9, 2, 6, 10, 14)]
-    for name, (x, y) in places.items():
-        width, height = 4.4 * len(name) * scale, 9 * scale
-        best = None
-        for distance in range(8, 200, 8):
-            for angle in angles:
-                across, up = distance * math.cos(angle) * scale, distance * math.sin(angle) * scale
-                left, low = x + across - (width if across < -1 else 0), y + up - height / 2
-                box = left, low, left + width, low + height
-                if best is None and not any(
-                        box[0] < b[2] and b[0] < box[2] and box[1] < b[3] and b[1] < box[3] for b in taken):
-                    best = across / scale, up / scale, box
-        across, up, box = best or (8, 0, (x, y, x, y))
-        taken.append(box)
-        axis.annotate(name, (costs[name].parameters, costs[name].multiply_adds), (across, up), textcoords='offset points',
-                      fontsize=7, va='center', ha='right' if across < -1 else 'left',
-                      arrowprops={'arrowstyle': '-', 'linewidth': 0.4, 'color': 'grey', 'shrinkA': 0, 'shrinkB': 1})
-    picture.savefig(path)

@@ -1,9 +1,13 @@
 """Figures, written as PNG."""
 
+import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from jaxcnn.inspect.complexity import Cost
 
 
 def image_grid(images: np.ndarray, titles: Sequence[str], path: str, columns: int = 8) -> None:
@@ -72,3 +76,38 @@ def confusion_matrix(confusion: np.ndarray, class_names: Sequence[str], path: st
                           color='white' if shares[i, j] > 0.5 else 'black')
     figure.colorbar(picture, ax=axis, fraction=0.046)
     figure.savefig(path, dpi=110)
+
+
+def costs(costs: 'Mapping[str, Cost]', path: str) -> None:
+    """Parameters and multiply-adds of networks, each a point with its name, on logarithmic axes.
+
+    Args:
+      costs: by name.
+      path: of the PNG.
+    """
+    from matplotlib.figure import Figure
+    picture = Figure(figsize=(14, 9), layout='constrained')
+    axis = picture.subplots()
+    axis.set(xscale='log', yscale='log', xlabel='parameters', ylabel='multiply-adds of an image')
+    axis.grid(alpha=0.3)
+    axis.scatter([c.parameters for c in costs.values()], [c.multiply_adds for c in costs.values()], s=16)
+    axis.margins(0.09)
+    picture.draw_without_rendering()  # from here on points have their places
+    places = {name: axis.transData.transform((c.parameters, c.multiply_adds)) for name, c in sorted(costs.items())}
+    taken = [(x - 3, y - 3, x + 3, y + 3) for x, y in places.values()]
+    scale = picture.dpi / 72
+    angles = [i * math.pi / 8 for i in (1, 0, 15, 3, 13, 4, 12, 5, 11, 7, 8, 9, 2, 6, 10, 14)]
+    offsets = [(distance * math.cos(angle) * scale, distance * math.sin(angle) * scale)
+               for distance in range(8, 200, 8) for angle in angles]
+    for name, (x, y) in places.items():
+        width, height = 4.4 * len(name) * scale, 9 * scale
+        places_around = ((x + across - (width if across < -1 else 0), y + up - height / 2, across, up)
+                         for across, up in offsets)
+        left, low, across, up = next((place for place in places_around if not any(
+            place[0] < b[2] and b[0] < place[0] + width and place[1] < b[3] and b[1] < place[1] + height for b in taken)),
+            (x, y, 8 * scale, 0))
+        taken.append((left, low, left + width, low + height))
+        axis.annotate(name, (costs[name].parameters, costs[name].multiply_adds), (across / scale, up / scale),
+                      textcoords='offset points', fontsize=7, va='center', ha='right' if across < -1 else 'left',
+                      arrowprops={'arrowstyle': '-', 'linewidth': 0.4, 'color': 'grey', 'shrinkA': 0, 'shrinkB': 1})
+    picture.savefig(path)

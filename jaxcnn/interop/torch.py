@@ -2,11 +2,13 @@
 
 Both networks are walked in the order in which they are computed. Their convolutions and dense layers are paired in that
 order, and with each of them the normalisation that takes its output; normalisation of anything else is paired for itself.
-Where parallel branches come in another order, a layer is paired with the next one of the same form. Names do not matter.
-That the pairs are right is then computed: both networks have to give the same logits.
+Where parallel branches come in another order, a layer is paired with the next one of the same form, and of several with one
+whose input other layers take, too, if its own is so. Names do not matter. That the pairs are right is then computed: both
+networks have to give the same logits. Auxiliary classifiers, which evaluation has none of, are paired by their form alone.
 """
 
 import contextlib
+import copy
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -25,11 +27,11 @@ if TYPE_CHECKING:
 Path = tuple[str, ...]
 Form = tuple[Any, ...]
 
-AHEAD = 8  # layers that a layer of the same form is looked for in
+AHEAD = 8  # layers, with their normalisation, that one of the same form is looked for in
 TOLERANCE = 1e-4  # of the largest logit
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(eq=False)
 class _Layer:
     """A layer as it was met in a walk.
 
@@ -38,12 +40,14 @@ class _Layer:
       form: all that must be the same in both networks: kind, sizes, strides, groups, whether there is a bias.
       after: the layer whose output it takes, for normalisation; None: any other array.
       channels: of the map that it takes flattened, for PyTorch's dense layers.
+      shared: other layers take the same array.
     """
 
     name: str
     form: Form
     after: '_Layer | None' = None
     channels: int | None = None
+    shared: bool = False
 
     def __str__(self) -> str:
         kind, *rest = self.form
@@ -77,19 +81,21 @@ def pair(network: Network, module: 'torch.nn.Module', image_shape: tuple[int, in
       UserError: the first layer that has no partner, or a layer that is none of those that can be paired.
     """
     train = getattr(network, 'aux_weight', 0) > 0
+    hint = '; without auxiliary classifiers it is of aux_weight=0' if train else ''
     ours, left = _units(_ours(network, image_shape, train)), _units(_theirs(module, image_shape, train))
     own, other = type(network).__name__, type(module).__name__
     pairs: list[Pair] = []
     for unit in ours:
-        found = next((there for there in left[:AHEAD] if [a.form for a in there] == [a.form for a in unit]), None)
-        if found is None:
+        same = [there for there in left[:AHEAD] if [a.form for a in there] == [a.form for a in unit]]
+        if not same:
             what = ' and '.join(map(str, left[0])) if left else 'nothing'
             raise UserError(f'the networks differ: {" and ".join(map(str, unit))} of {own} meets {what} of {other}'
-                            + (f', and none of the next {AHEAD} is the same' if len(left) > 1 else ''))
+                            + (f', and none of the next {AHEAD} is the same' if len(left) > 1 else '') + hint)
+        found = min(same, key=lambda there: there[0].shared != unit[0].shared)  # the first of those
         left.remove(found)
         pairs += [Pair(tuple(a.name.split('/')), b.name, b.channels) for a, b in zip(unit, found, strict=True)]
     if left:
-        raise UserError(f'the networks differ: {left[0][0]} of {other} has no partner in {own}')
+        raise UserError(f'the networks differ: {left[0][0]} of {other} has no partner in {own}{hint}')
     return pairs
 
 
@@ -107,7 +113,7 @@ def from_torch(network: Network, module: 'torch.nn.Module', image_shape: tuple[i
     """Our variables, `{'params': ..., 'batch_stats': ...}`, with the values of a PyTorch module of the same architecture.
 
     Args:
-      network: of ours; its `param_dtype` is that of the result.
+      network: of ours; the result has its types.
       module: see `pair`.
       image_shape: see `pair`; both networks are computed once on two images of it.
       state_dict: taken instead of the module's own values, and loaded into it.
@@ -122,10 +128,10 @@ def from_torch(network: Network, module: 'torch.nn.Module', image_shape: tuple[i
         except RuntimeError as e:
             raise UserError(f'state_dict: {" ".join(str(e).split())}') from e
     pairs = pair(network, module, image_shape)
-    variables = to_jax(pairs, module.state_dict(), jnp.dtype(network.param_dtype))
-    variables.setdefault('batch_stats', {})
+    variables = {'batch_stats': {}, **to_jax(pairs, module.state_dict())}
     _check(network, variables, module, pairs, image_shape)
-    return variables
+    kinds = {'batch_stats': {}, **_variables(network, image_shape)}
+    return jax.tree.map(lambda values, kind: values.astype(kind.dtype), variables, kinds)
 
 
 def to_torch(network: Network, variables: Mapping[str, Any], module: 'torch.nn.Module',
@@ -141,29 +147,30 @@ def to_torch(network: Network, variables: Mapping[str, Any], module: 'torch.nn.M
     after = dict(before)
     for p in pairs:
         for collection, leaf, theirs, forth, back in _leaves(p, before):
-            values = variables[collection]
-            for part in p.ours:
+            values, wanted = variables, forth(_numpy(before[theirs])).shape
+            for part in (collection, *p.ours, leaf):
+                if part not in values:
+                    raise UserError(f'variables have no {"/".join((collection, *p.ours, leaf))}, of {wanted}')
                 values = values[part]
-            array = np.asarray(values[leaf], np.float32)
-            if array.shape != forth(before[theirs].numpy()).shape:
-                raise UserError(f'{collection} of {"/".join(p.ours)}: {leaf} is {array.shape}, its network has '
-                                f'{forth(before[theirs].numpy()).shape}')
+            array = np.asarray(values, np.float32)
+            if array.shape != wanted:
+                raise UserError(f'{collection} of {"/".join(p.ours)}: {leaf} is {array.shape}, its network has {wanted}')
             after[theirs] = torch.from_numpy(np.array(back(array))).to(before[theirs].dtype)
     module.load_state_dict(after)
     try:
-        _check(network, variables, module, pairs, image_shape)
-    except UserError:
+        _check(network, {'batch_stats': {}, **to_jax(pairs, module.state_dict())}, module, pairs, image_shape)
+    except BaseException:
         module.load_state_dict(before)
         raise
 
 
-def to_jax(pairs: list[Pair], tensors: 'Mapping[str, torch.Tensor]', dtype: Any = jnp.float32) -> dict[str, Any]:
-    """PyTorch's tensors in the tree of our variables: those of a state dict, or gradients by the name of their parameter.
+def to_jax(pairs: list[Pair], tensors: 'Mapping[str, torch.Tensor]') -> dict[str, Any]:
+    """PyTorch's tensors in the tree of our variables: those of a state dict, or gradients by the name of their parameter;
+    float32.
 
     Args:
       pairs: from `pair`.
       tensors: `{'features.0.weight': ...}`; what is not there is left out.
-      dtype: of parameters; statistics are float32.
     """
     result: dict[str, Any] = {}
     for p in pairs:
@@ -171,9 +178,17 @@ def to_jax(pairs: list[Pair], tensors: 'Mapping[str, torch.Tensor]', dtype: Any 
             into = result.setdefault(collection, {})
             for part in p.ours:
                 into = into.setdefault(part, {})
-            array = forth(tensors[theirs].detach().cpu().float().numpy())
-            into[leaf] = jnp.array(array, jnp.float32 if collection == 'batch_stats' else dtype)
+            into[leaf] = jnp.array(forth(_numpy(tensors[theirs])))
     return result
+
+
+def _numpy(tensor: 'torch.Tensor') -> np.ndarray:
+    return tensor.detach().cpu().float().numpy()
+
+
+def _variables(network: Network, image_shape: tuple[int, int, int]) -> Any:
+    """Their shapes and types."""
+    return jax.eval_shape(network.init, jax.random.key(0), jax.ShapeDtypeStruct((1, *image_shape), jnp.float32))
 
 
 Change = Callable[[np.ndarray], np.ndarray]
@@ -213,7 +228,9 @@ def _leaves(p: Pair, tensors: 'Mapping[str, torch.Tensor]') -> Iterator[tuple[st
 
 def _ours(network: Network, image_shape: tuple[int, int, int], train: bool) -> list[_Layer]:
     layers: list[_Layer] = []
-    outputs: list[tuple[Any, _Layer]] = []  # kept, so that no other array has their identity
+    inputs: list[tuple[Any, _Layer]] = []  # these are kept, so that no other array has their identity
+    outputs: list[tuple[Any, _Layer]] = []
+    network = network.clone(remat=False)  # whose blocks would hand on other arrays
 
     def met(module: nn.Module, x: Any, output: Any) -> None:
         if not module.path or '/'.join(module.path) in {layer.name for layer in layers}:
@@ -236,6 +253,7 @@ def _ours(network: Network, image_shape: tuple[int, int, int], train: bool) -> l
             raise UserError(f'{name} ({type(module).__name__}) is no convolution, dense layer or normalisation, and has '
                             f'parameters: {", ".join(sizes)}')
         layers.append(_Layer(name, form, after))
+        inputs.append((x, layers[-1]))
         outputs.append((output, layers[-1]))
 
     def watch(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
@@ -253,13 +271,20 @@ def _ours(network: Network, image_shape: tuple[int, int, int], train: bool) -> l
         owner = '/'.join(part.key for part in path[:-1])
         if owner not in found:
             raise UserError(f'{type(network).__name__} has the parameter {path[-1].key!r} in no layer that could be paired')
+    _mark_shared(inputs)
     return layers
+
+
+def _mark_shared(inputs: list[tuple[Any, _Layer]]) -> None:
+    for array, layer in inputs:
+        layer.shared = any(other is array and another is not layer for other, another in inputs)
 
 
 def _theirs(module: 'torch.nn.Module', image_shape: tuple[int, int, int], train: bool) -> list[_Layer]:
     import torch
     layers: list[_Layer] = []
-    outputs: list[tuple[Any, _Layer]] = []
+    inputs: list[tuple[Any, _Layer]] = []
+    outputs: list[tuple[Any, int, _Layer]] = []  # with the version, which changes where something is added in place
 
     def met(name: str, module: Any, x: Any, output: Any) -> None:
         if name in {layer.name for layer in layers}:
@@ -272,7 +297,7 @@ def _theirs(module: 'torch.nn.Module', image_shape: tuple[int, int, int], train:
         elif isinstance(module, torch.nn.Linear):
             form, channels = _dense(tuple(module.weight.shape)[::-1], bias), _flattened(x)
         elif isinstance(module, torch.nn.modules.batchnorm._BatchNorm | torch.nn.LayerNorm):
-            after = next((layer for array, layer in outputs if array is x), None)
+            after = next((layer for array, version, layer in outputs if array is x and version == x._version), None)
             map_shape = x.shape[2:] if x.ndim == 4 else ()
             kind = 'LayerNorm' if isinstance(module, torch.nn.LayerNorm) else 'BatchNorm'
             features = x.shape[-1] if kind == 'LayerNorm' else x.shape[1]
@@ -281,8 +306,9 @@ def _theirs(module: 'torch.nn.Module', image_shape: tuple[int, int, int], train:
             raise UserError(f'{name} ({type(module).__name__}) is no convolution, dense layer or normalisation, and has '
                             f'parameters: {", ".join(n for n, _ in module.named_parameters(recurse=False))}')
         layers.append(_Layer(name, form, after, channels))
-        outputs.append((output, layers[-1]))
-    with _walking(module, train):
+        inputs.append((x, layers[-1]))
+        outputs.append((output, output._version, layers[-1]))
+    with _walking(module, train), torch.enable_grad():
         hooks = [part.register_forward_hook(lambda part, args, output, name=name: met(name, part, args[0], output))
                  for name, part in module.named_modules()
                  if any(True for _ in part.parameters(recurse=False)) or isinstance(
@@ -294,6 +320,7 @@ def _theirs(module: 'torch.nn.Module', image_shape: tuple[int, int, int], train:
         finally:
             for hook in hooks:
                 hook.remove()
+    _mark_shared(inputs)
     return layers
 
 
@@ -357,22 +384,24 @@ def _check(network: Network, variables: Mapping[str, Any], module: 'torch.nn.Mod
            image_shape: tuple[int, int, int]) -> None:
     """Raises a UserError where the logits of both differ, in evaluation."""
     import torch
-    network = network.clone(dtype='float32')
+    network = network.clone(dtype='float32', remat=False)
+    if next(module.parameters()).dtype in (torch.float16, torch.bfloat16):
+        module = copy.deepcopy(module).float()
     images = _images(module, image_shape)
     theirs: dict[str, np.ndarray] = {}
     names = {p.theirs for p in pairs}
 
     def keep(name: str) -> Any:
         def hook(part: Any, args: Any, output: Any) -> None:  # what a hook returns would take the output's place
-            theirs[name] = output.detach().cpu().float().numpy()
+            theirs[name] = _numpy(output)
         return hook
-    with _walking(module, False), torch.no_grad():
+    with _walking(module, False), torch.no_grad(), torch.backends.cudnn.flags(allow_tf32=False):
         hooks = [part.register_forward_hook(keep(name)) for name, part in module.named_modules()
                  if name in names and isinstance(part, torch.nn.Conv2d | torch.nn.Linear)]
         expected = module(images)
         for hook in hooks:
             hook.remove()
-    expected = (expected[0] if isinstance(expected, tuple) else expected).detach().cpu().float().numpy()
+    expected = _numpy(expected[0] if isinstance(expected, tuple) else expected)
     ours: dict[str, jax.Array] = {}
 
     def watch(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
@@ -386,7 +415,8 @@ def _check(network: Network, variables: Mapping[str, Any], module: 'torch.nn.Mod
         with nn.intercept_methods(watch):
             logits = network.apply(variables, x)
         return logits, dict(ours)
-    logits, outputs = apply(variables, images.permute(0, 2, 3, 1).cpu().float().numpy())
+    with jax.default_matmul_precision('float32'):
+        logits, outputs = apply(variables, _numpy(images.permute(0, 2, 3, 1)))
     if _near(np.asarray(logits).reshape(len(expected), -1), expected.reshape(len(expected), -1)):
         return
     for p in pairs:

@@ -1,6 +1,7 @@
 """Networks and their registry: `create(name, num_classes=..., **fields)`, `names()`."""
 
 import dataclasses
+import math
 from typing import Any
 
 from jaxcnn.errors import UserError, unknown
@@ -36,12 +37,15 @@ def create(name: str, num_classes: int = 10, **fields: Any) -> Network:
     module, variant = _MODELS[name]
     known = {f.name: f.default for f in dataclasses.fields(module) if f.name not in ('parent', 'name')}
     for field, value in {**fields, 'num_classes': num_classes}.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f'model {name}: {field} must be a finite number, got {value!r}')
         if field not in known:
             raise unknown(f'field of model {name}', field, known)
         kind = type(known[field])
         if kind is tuple and isinstance(value, list):
             fields[field] = tuple(tuple(part) if isinstance(part, list) else part for part in value)
-        elif known[field] is not None and not isinstance(value, (int, float) if kind is float else kind):
+        elif known[field] is not None and (
+                not isinstance(value, (int, float) if kind is float else kind) or isinstance(value, bool) != (kind is bool)):
             raise UserError(f'model {name}: {field} must be a {kind.__name__}, got {value!r}')
     network = module(num_classes=num_classes, **{**variant, **fields})
     network.check()

@@ -1,14 +1,12 @@
 """AlexNet (Krizhevsky et al. 2012, "ImageNet classification with deep convolutional neural networks") and ZFNet (Zeiler &
 Fergus 2013, "Visualizing and understanding convolutional networks")."""
 
-from typing import Self
-
 import flax.linen as nn
 import jax
 
 from jaxcnn.errors import UserError
-from jaxcnn.models.layers import Maps, Models
-from jaxcnn.models.plain import Plain, check_kernels, positive
+from jaxcnn.models.layers import Maps, Models, check_kernels, positive
+from jaxcnn.models.plain import Plain
 from jaxcnn.ops.lrn import local_response_norm
 from jaxcnn.ops.pool import max_pool
 
@@ -64,16 +62,18 @@ class AlexNet(Plain):
 
     def forward(self, x: jax.Array, train: bool, maps: Maps) -> jax.Array:
         """See `Network.forward`; maps `conv1` to `conv5`, after normalisation and before pooling."""
-        for i, width in enumerate(self.widths, 1):
-            def convolution(self: Self, x: jax.Array, i: int = i, width: int = width) -> jax.Array:
-                size, stride, padding = self.stem[i - 1] if i <= len(self.stem) else (3, 1, 1)
-                groups = self.groups if i in GROUPED else 1
-                x = nn.relu(self.conv(width, size, stride, padding, feature_group_count=groups)(x))
-                return local_response_norm(x) if self.lrn and i <= len(self.stem) else x
-            x = maps[f'conv{i}'] = self.block(convolution, x)
+        for i in range(1, len(self.widths) + 1):
+            x = maps[f'conv{i}'] = self.block(type(self).convolution, x, i)
             if i in POOLED:
                 x = max_pool(x, 3, 2, ceil=True)
         return self.classify(x, train, (self.hidden, self.hidden))
+
+    def convolution(self, x: jax.Array, i: int) -> jax.Array:
+        """Convolution i, counted from 1, with ReLU and normalisation."""
+        size, stride, padding = self.stem[i - 1] if i <= len(self.stem) else (3, 1, 1)
+        groups = self.groups if i in GROUPED else 1
+        x = nn.relu(self.conv(self.widths[i - 1], size, stride, padding, feature_group_count=groups)(x))
+        return local_response_norm(x) if self.lrn and i <= len(self.stem) else x
 
 
 MODELS: Models = {

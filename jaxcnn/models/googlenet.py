@@ -1,13 +1,12 @@
 """GoogLeNet (Szegedy et al. 2014, "Going deeper with convolutions"), and its form with BatchNorm."""
 
 import functools
-from typing import Any
 
 import flax.linen as nn
 import jax
 
 from jaxcnn.errors import UserError
-from jaxcnn.models.inception import HALF_CEIL, MAX, Branches, Conv, Inception, Row
+from jaxcnn.models.inception import HALF_CEIL, MAX, Branches, Conv, Row, WithAuxiliary
 from jaxcnn.models.layers import Maps, Models
 from jaxcnn.ops.lrn import local_response_norm
 from jaxcnn.ops.pool import avg_pool
@@ -20,7 +19,7 @@ def _block(one: int, three_in: int, three: int, five_in: int, five: int, pooled:
     return (Conv(one, 1),), (Conv(three_in, 1), Conv(three, 3)), (Conv(five_in, 1), Conv(five, 5)), (MAX, Conv(pooled, 1))
 
 
-class GoogLeNet(Inception):
+class GoogLeNet(WithAuxiliary):
     """A stem, stages of Inception blocks with max pooling between them, mean over the image, classes; in training two
     auxiliary classifiers, on blocks 4a and 4d.
 
@@ -34,7 +33,6 @@ class GoogLeNet(Inception):
 
     Attributes:
       batch_norm: BatchNorm after each convolution, which has no bias, and no local response normalisation.
-      aux_weight: of each auxiliary classifier in the loss; 0: there are none.
       aux_dropout: in the auxiliary classifiers, as `dropout`.
     """
 
@@ -49,14 +47,11 @@ class GoogLeNet(Inception):
     dropout: float = 0.4
     bn_epsilon: float = 1e-3
     batch_norm: bool = False
-    aux_weight: float = 0.3
     aux_dropout: float = 0.7
 
     def check(self) -> None:
         """See `Network.check`."""
         super().check()
-        if self.aux_weight < 0:
-            raise UserError(f'aux_weight must be at least 0, got {self.aux_weight!r}')
         if not 0 <= self.aux_dropout < 1:
             raise UserError(f'aux_dropout must be in [0, 1), got {self.aux_dropout!r}')
 
@@ -72,13 +67,9 @@ class GoogLeNet(Inception):
         """The paper's names, `inception_3a` and on; `pool_3` and `pool_4` follow the stages."""
         return f'pool_{stage + 3}' if i == self.blocks[stage] else f'inception_{stage + 3}{chr(ord("a") + i)}'
 
-    def forward(self, x: jax.Array, train: bool, maps: Maps) -> Any:
-        """See `Inception.forward`."""
-        logits = super().forward(x, train, maps)
-        if not self.aux_weight or not (train or self.is_initializing()):
-            return logits
-        heads = [self._auxiliary(maps[name], train) for name in ('inception_4a', 'inception_4d') if name in maps]
-        return (logits, *heads) if train else logits
+    def auxiliary(self, train: bool, maps: Maps) -> list[jax.Array]:
+        """See `WithAuxiliary.auxiliary`."""
+        return [self._classifier(maps[name], train) for name in ('inception_4a', 'inception_4d') if name in maps]
 
     def row(self, x: jax.Array, train: bool, row: Row) -> jax.Array:
         """See `Inception.row`."""
@@ -90,7 +81,7 @@ class GoogLeNet(Inception):
             return super().convolution(x, train, conv)
         return nn.relu(self.conv(self.width(conv.features), *conv[1:])(x))
 
-    def _auxiliary(self, x: jax.Array, train: bool) -> jax.Array:
+    def _classifier(self, x: jax.Array, train: bool) -> jax.Array:
         x = avg_pool(x, min(5, *x.shape[1:3]), 3)
         x = self.convolution(x, train, Conv(128, 1))
         x = nn.relu(self.dense(self.width(1024))(x.reshape(len(x), -1)))

@@ -4,14 +4,14 @@ v4 and Inception-ResNet (Szegedy et al. 2016, "Inception-v4, Inception-ResNet an
 learning")."""
 
 import functools
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from jaxcnn.errors import UserError
-from jaxcnn.models.layers import Maps, Models, Network
+from jaxcnn.models.layers import Maps, Models, Network, positive
 from jaxcnn.ops.pool import avg_pool, max_pool
 
 
@@ -49,7 +49,7 @@ class Inception(Network):
         super().check()
         if self.multiplier <= 0:
             raise UserError(f'multiplier must be above 0, got {self.multiplier!r}')
-        if len(self.blocks) != 3 or any(not isinstance(n, int) or n < 1 for n in self.blocks):
+        if len(self.blocks) != 3 or not positive(self.blocks):
             raise UserError(f'blocks must be three positive numbers, got {self.blocks}')
 
     def smallest(self) -> int:
@@ -70,18 +70,13 @@ class Inception(Network):
 
     def forward(self, x: jax.Array, train: bool, maps: Maps) -> jax.Array:
         """See `Network.forward`; maps `stem`, then all blocks, `inception_a1`, ..., `reduction_a`, `inception_b1`, ..."""
-        def stem(self: Self, x: jax.Array) -> jax.Array:
-            return self.row(x, train, self.STEM)
-        x = maps['stem'] = self.block(stem, x)
+        own = type(self)
+        x = maps['stem'] = self.block(own.row, x, train, self.STEM)
         for stage, count in enumerate(self.blocks):
             for i in range(count):
-                def unit(self: Self, x: jax.Array, stage: int = stage, i: int = i) -> jax.Array:
-                    return self.unit(x, train, stage, i)
-                x = maps[self.label(stage, i)] = self.block(unit, x)
+                x = maps[self.label(stage, i)] = self.block(own.unit, x, train, stage, i)
             if stage < len(self.REDUCTIONS):
-                def reduction(self: Self, x: jax.Array, row: Row = self.REDUCTIONS[stage]) -> jax.Array:
-                    return self.row(x, train, row)
-                x = maps[self.label(stage, count)] = self.block(reduction, x)
+                x = maps[self.label(stage, count)] = self.block(own.row, x, train, self.REDUCTIONS[stage])
         return self.head(x, train, maps)
 
     def convolution(self, x: jax.Array, train: bool, conv: Conv) -> jax.Array:
@@ -109,6 +104,34 @@ class Inception(Network):
     def head(self, x: jax.Array, train: bool, maps: Maps) -> jax.Array:
         """Logits of what the last stage gives."""
         return self.dense(self.num_classes)(self.drop(x.mean((1, 2)), train))
+
+
+class WithAuxiliary(Inception):
+    """Inception with auxiliary classifiers, which are there in training alone.
+
+    Attributes:
+      aux_weight: of each auxiliary classifier in the loss; 0: there are none.
+    """
+
+    aux_weight: float = 0.3
+
+    def check(self) -> None:
+        """See `Network.check`."""
+        super().check()
+        if self.aux_weight < 0:
+            raise UserError(f'aux_weight must be at least 0, got {self.aux_weight!r}')
+
+    def forward(self, x: jax.Array, train: bool, maps: Maps) -> Any:
+        """See `Inception.forward`."""
+        logits = super().forward(x, train, maps)
+        if not self.aux_weight or not (train or self.is_initializing()):
+            return logits
+        others = self.auxiliary(train, maps)
+        return (logits, *others) if train else logits
+
+    def auxiliary(self, train: bool, maps: Maps) -> list[jax.Array]:
+        """Logits of the auxiliary classifiers."""
+        raise NotImplementedError
 
 
 AVG = functools.partial(avg_pool, size=3, stride=1, padding=1)
@@ -197,16 +220,13 @@ _V3_B_END: Branches = ((Conv(192, 1), Conv(320, 3, 2, 0)),
 _STEM: Row = (Conv(32, 3, 2, 0), Conv(32, 3, 1, 0), Conv(64, 3), HALF, Conv(80, 1), Conv(192, 3, 1, 0), HALF)
 
 
-class InceptionV3(Inception):
+class InceptionV3(WithAuxiliary):
     """Inception v3, for 299 pixels: 5x5 and 7x7 convolutions in parts, and an auxiliary classifier on the last 17x17 map.
 
     What halves the image is without padding, and what follows the stem else keeps the size: so the padding of PyTorch and
     of TensorFlow is one, but means of padded 3x3 pooling count the zeros, as PyTorch's do (pytorchcv's `inceptionv3`). The
     auxiliary classifier is torchvision's: 5x5 mean pooling with stride 3, 1x1, 5x5 without padding, mean, dense; on maps
     smaller than 5x5 its windows are as large as the map, so that images under 299 pixels give it fewer parameters.
-
-    Attributes:
-      aux_weight: of the auxiliary classifier in the loss; 0: there is none.
     """
 
     STEM = _STEM
@@ -218,23 +238,13 @@ class InceptionV3(Inception):
     bn_epsilon: float = 1e-3
     aux_weight: float = 0.4
 
-    def check(self) -> None:
-        """See `Network.check`."""
-        super().check()
-        if self.aux_weight < 0:
-            raise UserError(f'aux_weight must be at least 0, got {self.aux_weight!r}')
-
-    def forward(self, x: jax.Array, train: bool, maps: Maps) -> Any:
-        """See `Inception.forward`."""
-        logits = super().forward(x, train, maps)
-        if not self.aux_weight or not (train or self.is_initializing()):
-            return logits
+    def auxiliary(self, train: bool, maps: Maps) -> list[jax.Array]:
+        """See `WithAuxiliary.auxiliary`."""
         x = maps[self.label(1, self.blocks[1] - 1)]
         x = avg_pool(x, min(5, *x.shape[1:3]), 3)
         x = self.conv_norm(x, train, self.width(128), 1)
         x = self.conv_norm(x, train, self.width(768), (min(5, x.shape[1]), min(5, x.shape[2])), padding=0)
-        aux = self.dense(self.num_classes)(x.mean((1, 2)))
-        return (logits, aux) if train else logits
+        return [self.dense(self.num_classes)(x.mean((1, 2)))]
 
 
 # ---- v4
@@ -291,22 +301,14 @@ def _res_b_end(one: tuple[int, int], two: tuple[int, int], three: tuple[int, int
              (Conv(three[0], 1), Conv(three[1], 3), Conv(three[2], 3, 2, 0)), (HALF,)),)
 
 
-class InceptionResNetV1(Inception):
-    """Inception-ResNet v1, for 299 pixels: the blocks' concatenated branches, projected by a 1x1 convolution without
-    BatchNorm and scaled down, are added to the blocks' inputs; ReLU.
-
-    As pytorchcv's `inceptionresnetv1`, of 23,995,624 parameters at 1,000 classes, and not quite the paper's: after the mean
-    a dense layer of 512 features with BatchNorm, and six blocks of the last stage instead of five, the last of them added
-    in full and without ReLU. Padding as in `InceptionV4`.
+class InceptionResNet(Inception):
+    """Inception-ResNet, for 299 pixels: the blocks' concatenated branches, projected by a 1x1 convolution without BatchNorm
+    and scaled down, are added to the blocks' inputs; ReLU. The last block of the last stage is added in full and without
+    ReLU. Padding as in `InceptionV4`.
     """
 
     SCALES = (0.17, 0.1, 0.2)
-    STEM = (*_STEM[:-1], Conv(256, 3, 2, 0))
-    STAGES = ((_res_a(32, (32, 32), (32, 32, 32)),), (_res_long(7, 128, (128, 128, 128)),),
-              (_res_long(3, 192, (192, 192, 192)),))
-    REDUCTIONS = (_res_a_end(384, (192, 192, 256)), _res_b_end((256, 384), (256, 256), (256, 256, 256)))
 
-    blocks: tuple[int, ...] = (5, 10, 6)
     dropout: float = 0.2
     bn_epsilon: float = 1e-3
 
@@ -316,18 +318,32 @@ class InceptionResNetV1(Inception):
         last = (stage, i) == (2, self.blocks[2] - 1)
         return x + y if last else nn.relu(x + self.SCALES[stage] * y)
 
+
+class InceptionResNetV1(InceptionResNet):
+    """Inception-ResNet v1.
+
+    As pytorchcv's `inceptionresnetv1`, of 23,995,624 parameters at 1,000 classes, and not quite the paper's: after the mean
+    a dense layer of 512 features with BatchNorm, and six blocks of the last stage instead of five.
+    """
+
+    STEM = (*_STEM[:-1], Conv(256, 3, 2, 0))
+    STAGES = ((_res_a(32, (32, 32), (32, 32, 32)),), (_res_long(7, 128, (128, 128, 128)),),
+              (_res_long(3, 192, (192, 192, 192)),))
+    REDUCTIONS = (_res_a_end(384, (192, 192, 256)), _res_b_end((256, 384), (256, 256), (256, 256, 256)))
+
+    blocks: tuple[int, ...] = (5, 10, 6)
+
     def head(self, x: jax.Array, train: bool, maps: Maps) -> jax.Array:
         """See `Inception.head`."""
         x = self.dense(self.width(512), use_bias=False)(self.drop(x.mean((1, 2)), train))
         return self.dense(self.num_classes)(self.norm(x, train))
 
 
-class InceptionResNetV2(InceptionResNetV1):
-    """Inception-ResNet v2, for 299 pixels: the blocks of v1, wider and more of them, and a last 1x1 convolution.
+class InceptionResNetV2(InceptionResNet):
+    """Inception-ResNet v2: the blocks of v1, wider and more of them, and a last 1x1 convolution, whose map is `final_conv`.
 
     The authors' published network (pytorchcv's `inceptionresnetv2`), which has the stem of v3 and a block without residue
-    in place of the paper's stem; the last block of the last stage is added in full and without ReLU, its map `final_conv` is
-    that of the last 1x1 convolution. Padding as in `InceptionV4`.
+    in place of the paper's stem.
     """
 
     STEM = (*_STEM, ((Conv(96, 1),), (Conv(48, 1), Conv(64, 5)), (Conv(64, 1), Conv(96, 3), Conv(96, 3)),
@@ -341,7 +357,7 @@ class InceptionResNetV2(InceptionResNetV1):
     def head(self, x: jax.Array, train: bool, maps: Maps) -> jax.Array:
         """See `Inception.head`."""
         x = maps['final_conv'] = self.convolution(x, train, Conv(1536, 1))
-        return Inception.head(self, x, train, maps)
+        return super().head(x, train, maps)
 
 
 MODELS: Models = {

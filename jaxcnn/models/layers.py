@@ -1,8 +1,9 @@
 """What networks are made of: named activations and initialisers, and `Network`, their common base."""
 
+import bisect
 import functools
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Self
 
 import flax.linen as nn
 import jax
@@ -50,6 +51,7 @@ def activation(name: str) -> Callable[[jax.Array], jax.Array]:
     return ACTIVATIONS[name]
 
 
+@functools.cache
 def initializer(text: str) -> nn.initializers.Initializer:
     """The initialiser of a name, or of a name with its parameters, as in `'truncated_normal(0.1)'`.
 
@@ -65,6 +67,27 @@ def initializer(text: str) -> nn.initializers.Initializer:
     except (TypeError, ValueError) as e:
         raise UserError(f'initialiser {text!r}: {" ".join(str(e).split())[:200]}') from e
     return chosen
+
+
+def positive(values: Any) -> bool:
+    """Whether it is a tuple of whole numbers above zero, and of one at least."""
+    return isinstance(values, tuple) and bool(values) and all(isinstance(n, int) and n > 0 for n in values)
+
+
+def check_kernels(field: str, kernels: Sequence[Any], count: int) -> None:
+    """Raises a UserError, naming the field, for what is not size, stride and padding of `count` kernels; padding is less
+    than half the size, so that nothing is seen of an image without pixels."""
+    def fits(kernel: Any) -> bool:
+        return (isinstance(kernel, tuple) and len(kernel) == 3 and all(isinstance(n, int) for n in kernel) and
+                min(kernel[:2]) > 0 and 0 <= 2 * kernel[2] < kernel[0])
+    if len(kernels) != count or not all(map(fits, kernels)):
+        raise UserError(f'{field} must be {count} times size, stride and padding, which is less than half the size, '
+                        f'got {kernels}')
+
+
+def smallest_side(side: Callable[[int], int], wanted: int = 1) -> int:
+    """The smallest image side of which `side`, which grows with it, makes at least `wanted`."""
+    return bisect.bisect_left(range(1 << 40), wanted, key=side)
 
 
 class BatchNorm(nn.BatchNorm):
@@ -109,11 +132,13 @@ class Network(nn.Module):
     Attributes:
       num_classes: logits.
       dtype: of the computation; BatchNorm statistics stay float32.
-      param_dtype: of the parameters.
+      param_dtype: of the parameters, but those of BatchNorm, which are float32.
       kernel_init: name of the initialiser of convolution and dense kernels.
-      conv_implementation: of the convolutions: `auto`, or one by name, see `ops.conv`.
+      conv_implementation: of the convolutions: `auto`, or one by name, see `ops.conv`. BatchNorm's sums on the CPU are calls
+        of ours with `auto` and `own`.
       dropout: probability of zeroing a feature, in [0, 1).
       bn_momentum: part of the running statistics kept at each step (PyTorch's momentum is one minus this).
+        The running variance is that of the batch, as the one it is normalised by; PyTorch's is N / (N - 1) times as large.
       bn_frozen: use the running statistics in training, too.
       bn_epsilon: added to the variance.
       bn_axis: name of the pmap axis that BatchNorm statistics are taken over.
@@ -187,9 +212,17 @@ class Network(nn.Module):
         output = self.forward(x, train, maps)
         return (output, maps) if features else output
 
-    def block(self, body: Callable[[Any, jax.Array], jax.Array], x: jax.Array) -> jax.Array:
-        """`body(self, x)`: a block of the network, the unit of rematerialisation (see `remat`)."""
-        return nn.remat(body)(self, x) if self.remat else body(self, x)
+    def block(self, body: Callable[..., jax.Array], x: jax.Array, *static: Any) -> jax.Array:
+        """`body(self, x, *static)`: a block of the network, the unit of rematerialisation (see `remat`).
+
+        Args:
+          body: a method, as in `self.block(type(self).stage, x, train)`.
+          x: its input.
+          *static: what else it takes, no arrays.
+        """
+        def run(self: Self, x: jax.Array) -> jax.Array:
+            return body(self, x, *static)
+        return nn.remat(run)(self, x) if self.remat else run(self, x)
 
     def conv(self, features: int, size: int | tuple[int, int], stride: int = 1, padding: Any = None,
              **fields: Any) -> nn.Conv:

@@ -1,12 +1,10 @@
 """The food classifier of Hung-yi Lee's course "Machine learning" (homework 3, images of 128 pixels in 11 classes)."""
 
-from typing import Self
-
 import jax
 
 from jaxcnn.errors import UserError
-from jaxcnn.models.layers import Maps, Models
-from jaxcnn.models.plain import Plain, positive
+from jaxcnn.models.layers import Maps, Models, positive
+from jaxcnn.models.plain import Plain
 from jaxcnn.ops.pool import max_pool
 
 
@@ -42,11 +40,13 @@ class LeeDL(Plain):
     def forward(self, x: jax.Array, train: bool, maps: Maps) -> jax.Array:
         """See `Network.forward`; maps `conv1` and on, before pooling."""
         for i, width in enumerate(self.widths, 1):
-            def convolution(self: Self, x: jax.Array, width: int = width) -> jax.Array:
-                return self.norm(self.conv(width, 3)(x), train, relu=True)
-            x = maps[f'conv{i}'] = self.block(convolution, x)
+            x = maps[f'conv{i}'] = self.block(type(self).convolution, x, train, width)
             x = max_pool(x, 2)
         return self.classify(x, train, self.hidden)
+
+    def convolution(self, x: jax.Array, train: bool, width: int) -> jax.Array:
+        """3x3, BatchNorm, ReLU."""
+        return self.norm(self.conv(width, 3)(x), train, relu=True)
 
 
 MODELS: Models = {'leedl_cnn': (LeeDL, {})}

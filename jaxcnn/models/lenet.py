@@ -1,16 +1,12 @@
 """LeNet-5 (LeCun et al. 1998, "Gradient-based learning applied to document recognition") and its MNIST descendant."""
 
-from collections.abc import Callable
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from jaxcnn.errors import unknown
 from jaxcnn.models.layers import Maps, Models, Network, activation
-from jaxcnn.ops.pool import avg_pool, max_pool
-
-POOLS: dict[str, Callable[..., jax.Array]] = {'avg': avg_pool, 'max': max_pool}
+from jaxcnn.ops.pool import POOLS, max_pool
 
 
 class LeNet5(Network):
@@ -44,13 +40,17 @@ class LeNet5(Network):
         act, pool = activation(self.activation), POOLS[self.pool]
         missing = [max(32 - side, 0) for side in x.shape[1:3]]
         x = jnp.pad(x, ((0, 0), *((m // 2, m - m // 2) for m in missing), (0, 0)))
-        x = maps['conv1'] = act(self.conv(6, 5, padding='VALID')(x))  # (N, 28, 28, 6)
-        x = maps['conv2'] = act(self.conv(16, 5, padding='VALID')(pool(x, 2)))  # (N, 10, 10, 16)
+        x = maps['conv1'] = self.block(type(self).convolution, x, 6)  # (N, 28, 28, 6)
+        x = maps['conv2'] = self.block(type(self).convolution, pool(x, 2), 16)  # (N, 10, 10, 16)
         x = pool(x, 2)  # (N, 5, 5, 16)
         x = x.reshape(len(x), -1)
         x = self.drop(act(self.dense(120)(x)), train)
         x = self.drop(act(self.dense(84)(x)), train)
         return self.dense(self.num_classes)(x)
+
+    def convolution(self, x: jax.Array, width: int) -> jax.Array:
+        """5x5 without padding, and activation."""
+        return activation(self.activation)(self.conv(width, 5, padding='VALID')(x))
 
 
 class LeNetMnist(Network):
@@ -72,12 +72,16 @@ class LeNetMnist(Network):
 
     def forward(self, x: jax.Array, train: bool, maps: Maps) -> jax.Array:
         """See `Network.forward`; maps `conv1` and `conv2`, before pooling."""
-        x = maps['conv1'] = nn.relu(self.conv(32, 5)(x))
-        x = maps['conv2'] = nn.relu(self.conv(64, 5)(max_pool(x, 2)))
+        x = maps['conv1'] = self.block(type(self).convolution, x, 32)
+        x = maps['conv2'] = self.block(type(self).convolution, max_pool(x, 2), 64)
         x = max_pool(x, 2)
         x = x.reshape(len(x), -1)
         x = self.drop(nn.relu(self.dense(512)(x)), train)
         return self.dense(self.num_classes)(x)
+
+    def convolution(self, x: jax.Array, width: int) -> jax.Array:
+        """5x5 and ReLU."""
+        return nn.relu(self.conv(width, 5)(x))
 
 
 MODELS: Models = {'lenet5': (LeNet5, {}), 'lenet_mnist': (LeNetMnist, {})}

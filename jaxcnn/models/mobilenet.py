@@ -1,7 +1,5 @@
 """MobileNet v1 (Howard et al. 2017, "MobileNets: efficient convolutional neural networks for mobile vision")."""
 
-from typing import Self
-
 import jax
 
 from jaxcnn.errors import UserError
@@ -30,14 +28,16 @@ class MobileNetV1(Network):
             raise UserError(f'multiplier must leave at least one of 32 features, got {self.multiplier}')
 
     def forward(self, x: jax.Array, train: bool, maps: Maps) -> jax.Array:
-        """See `Network.forward`; maps `conv1` to `conv14`, of each 1x1 convolution but the first."""
+        """See `Network.forward`; maps `conv1`, and `conv2` to `conv14` of the 1x1 convolutions."""
         x = maps['conv1'] = self.conv_norm(x, train, int(32 * self.multiplier), 3, 2)
         for i, (width, stride) in enumerate(LAYERS, 2):
-            def separable(self: Self, x: jax.Array, width: int = width, stride: int = stride) -> jax.Array:
-                x = self.conv_norm(x, train, x.shape[-1], 3, stride, feature_group_count=x.shape[-1])
-                return self.conv_norm(x, train, int(width * self.multiplier), 1)
-            x = maps[f'conv{i}'] = self.block(separable, x)
+            x = maps[f'conv{i}'] = self.block(type(self).separable, x, train, int(width * self.multiplier), stride)
         return self.dense(self.num_classes)(self.drop(x.mean((1, 2)), train))
+
+    def separable(self, x: jax.Array, train: bool, width: int, stride: int) -> jax.Array:
+        """A depthwise separable convolution."""
+        x = self.conv_norm(x, train, x.shape[-1], 3, stride, feature_group_count=x.shape[-1])
+        return self.conv_norm(x, train, width, 1)
 
 
 MODELS: Models = {'mobilenet_v1': (MobileNetV1, {})}

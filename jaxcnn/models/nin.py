@@ -1,17 +1,11 @@
 """Network in Network (Lin, Chen & Yan 2013, "Network in network")."""
 
-from collections.abc import Callable
-from typing import Self
-
 import flax.linen as nn
 import jax
 
 from jaxcnn.errors import UserError
-from jaxcnn.models.layers import Maps, Models, Network
-from jaxcnn.models.plain import check_kernels, positive, smallest_side
-from jaxcnn.ops.pool import avg_pool, max_pool
-
-POOLS: dict[str, Callable[..., jax.Array]] = {'max': max_pool, 'avg': avg_pool}
+from jaxcnn.models.layers import Maps, Models, Network, check_kernels, positive, smallest_side
+from jaxcnn.ops.pool import POOLS
 
 
 class NIN(Network):
@@ -22,7 +16,7 @@ class NIN(Network):
     `nin_cifar` is pytorchcv's `nin_cifar10`: its pooling begins one pixel outside of the image and does not reach over
     the end, where the authors' is the other way round. `nin_imagenet` is the authors' for Caffe, 7,595,176 parameters at
     1,000 classes: 11x11 with stride 4 without padding at first, a last pooling window may reach over the edge, and dropout
-    is before the last stage alone. Padding is symmetric. Any image size above the smallest.
+    is before the last stage alone. Padding is symmetric. Any image size from the smallest on.
 
     Attributes:
       stages: features of the convolutions of each stage.
@@ -70,20 +64,19 @@ class NIN(Network):
     def forward(self, x: jax.Array, train: bool, maps: Maps) -> jax.Array:
         """See `Network.forward`; maps `stage1` and on, before pooling, and `classes`."""
         first = len(self.stages) - self.dropped
-        for i, (widths, (size, stride, padding)) in enumerate(zip(self.stages, self.kernels, strict=True)):
+        for i in range(len(self.stages)):
             if i:
                 x = POOLS[self.pools[i - 1]](x, 3, 2, self.pool_padding, ceil=not self.pool_padding)
                 x = self.drop(x, train and i >= first)
-
-            def convolutions(self: Self, x: jax.Array, widths: tuple[int, ...] = widths, size: int = size,
-                             stride: int = stride, padding: int = padding) -> jax.Array:
-                x = nn.relu(self.conv(widths[0], size, stride, padding)(x))
-                for width in widths[1:]:
-                    x = nn.relu(self.conv(width, 1)(x))
-                return x
-            x = maps[f'stage{i + 1}'] = self.block(convolutions, x)
+            x = maps[f'stage{i + 1}'] = self.block(type(self).stage, x, i)
         x = maps['classes'] = nn.relu(self.conv(self.num_classes, 1)(x))
         return x.mean((1, 2))
+
+    def stage(self, x: jax.Array, i: int) -> jax.Array:
+        """The convolutions of stage i, counted from 0."""
+        for width, kernel in zip(self.stages[i], (self.kernels[i], *((1, 1, 0),) * len(self.stages[i])), strict=False):
+            x = nn.relu(self.conv(width, *kernel)(x))
+        return x
 
 
 MODELS: Models = {

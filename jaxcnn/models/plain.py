@@ -1,16 +1,15 @@
 """What networks of convolutions followed by dense layers share: three forms of their dense part."""
 
-import bisect
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from jaxcnn.errors import UserError, unknown
-from jaxcnn.models.layers import Network, initializer
-from jaxcnn.ops.conv import NHWC, conv_general_dilated
+from jaxcnn.models.layers import Network, initializer, positive, smallest_side
+from jaxcnn.ops.conv import conv_general_dilated
+from jaxcnn.ops.geometry import NHWC
 
 HEADS = ('dense', 'spp', 'dense_conv')
 
@@ -103,27 +102,6 @@ class Dense(nn.Dense):
         return bias + conv_general_dilated(
             x, kernel.reshape(size, size, channels, self.features), (1, 1), 'VALID', dimension_numbers=NHWC,
             implementation=self.implementation)
-
-
-def positive(values: Any) -> bool:
-    """Whether it is a tuple of whole numbers above zero, and of one at least."""
-    return isinstance(values, tuple) and bool(values) and all(isinstance(n, int) and n > 0 for n in values)
-
-
-def check_kernels(field: str, kernels: Sequence[Any], count: int) -> None:
-    """Raises a UserError, naming the field, for what is not size, stride and padding of `count` kernels; padding is less
-    than half the size, so that nothing is seen of an image without pixels."""
-    def fits(kernel: Any) -> bool:
-        return (isinstance(kernel, tuple) and len(kernel) == 3 and all(isinstance(n, int) for n in kernel) and
-                min(kernel[:2]) > 0 and 0 <= 2 * kernel[2] < kernel[0])
-    if len(kernels) != count or not all(map(fits, kernels)):
-        raise UserError(f'{field} must be {count} times size, stride and padding, which is less than half the size, '
-                        f'got {kernels}')
-
-
-def smallest_side(side: Callable[[int], int], wanted: int = 1) -> int:
-    """The smallest image side of which `side`, which grows with it, makes at least `wanted`."""
-    return bisect.bisect_left(range(1 << 40), wanted, key=side)
 
 
 def spatial_pyramid(x: jax.Array, levels: Sequence[int]) -> jax.Array:

@@ -2,14 +2,12 @@
 al. 2016, "Identity mappings in deep residual networks"), and ResNeXt (Xie et al. 2016, "Aggregated residual
 transformations for deep neural networks")."""
 
-from typing import Self
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from jaxcnn.errors import UserError, unknown
-from jaxcnn.models.layers import Maps, Models, Network
+from jaxcnn.models.layers import Maps, Models, Network, positive
 from jaxcnn.ops.pool import max_pool
 
 STEMS = ('imagenet', 'small')
@@ -20,8 +18,9 @@ class ResNet(Network):
     """A stem, stages of residual blocks, each but the first halving the image and doubling the features, mean over the
     image, classes.
 
-    The stride of a bottleneck is in its 3x3 convolution, and padding is symmetric, as in the authors' later code and
-    PyTorch's (`resnet50` and `preresnet50` are pytorchcv's `resnet50b` and `preresnet50b`). Any image size.
+    The stride of a bottleneck is in its 3x3 convolution (the authors' own have it in the first 1x1), and padding is
+    symmetric, as in fb.resnet.torch and PyTorch's (`resnet50` and `preresnet50` are pytorchcv's `resnet50b` and
+    `preresnet50b`). Any image size.
 
     Shortcuts are the paper's options where a block changes the shape: `A`, every stride-th pixel and zeros for the features
     that are new, without parameters; `B`, projections, 1x1 convolutions with BatchNorm. `C`: projections in all blocks.
@@ -66,7 +65,7 @@ class ResNet(Network):
             raise UserError("preact is for residual blocks: shortcut must be 'A', 'B' or 'C' with it, got 'none'")
         if self.zero_init and (self.preact or self.shortcut == 'none'):
             raise UserError('zero_init is for blocks with shortcuts and without preact')
-        if not self.blocks or any(not isinstance(n, int) or n < 1 for n in self.blocks):
+        if not positive(self.blocks):
             raise UserError(f'blocks must be positive numbers, got {self.blocks}')
         if min(self.width, self.groups) < 1 or self.group_width < 0:
             raise UserError(f'width and groups must be at least 1, and group_width 0, got {self.width}, {self.groups} and '
@@ -92,17 +91,14 @@ class ResNet(Network):
             x = maps['stem'] = self.conv_norm(x, train, self.width, 3)
         for stage, count in enumerate(self.blocks):
             for i in range(count):
-                width, stride = self.width << stage, 2 if stage and not i else 1
-
-                def body(self: Self, x: jax.Array, width: int = width, stride: int = stride) -> jax.Array:
-                    return self._block(x, width, stride, train)
-                x = self.block(body, x)
+                x = self.block(type(self).residual, x, train, self.width << stage, 2 if stage and not i else 1)
             maps[f'stage{stage + 1}'] = x
         if self.preact:
             x = maps['activation'] = self.norm(x, train, relu=True)
         return self.dense(self.num_classes)(self.drop(x.mean((1, 2)), train))
 
-    def _block(self, x: jax.Array, features: int, stride: int, train: bool) -> jax.Array:
+    def residual(self, x: jax.Array, train: bool, features: int, stride: int) -> jax.Array:
+        """A residual block; `features` are those of its 3x3 convolutions."""
         if self.bottleneck:
             inner = features * self.group_width * self.groups // self.width if self.group_width else features
             convs = [(inner, 1, 1, 1), (inner, 3, stride, self.groups), (4 * features, 1, 1, 1)]

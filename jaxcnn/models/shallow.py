@@ -3,7 +3,7 @@
 import jax
 
 from jaxcnn.errors import UserError
-from jaxcnn.models.layers import Maps, Models, Network, activation
+from jaxcnn.models.layers import Maps, Models, Network, activation, positive
 from jaxcnn.ops.pool import max_pool
 
 
@@ -25,7 +25,7 @@ class ShallowCNN(Network):
         """See `Network.check`."""
         super().check()
         activation(self.activation)
-        if len(self.widths) != 4 or any(not isinstance(w, int) or w < 1 for w in (*self.widths, self.hidden)):
+        if len(self.widths) != 4 or not positive((*self.widths, self.hidden)):
             raise UserError(f'widths and hidden must be positive, and widths four, got {self.widths} and {self.hidden}')
 
     def smallest(self) -> int:
@@ -40,11 +40,15 @@ class ShallowCNN(Network):
         """See `Network.forward`; maps `conv1` to `conv4`, before pooling."""
         act = activation(self.activation)
         for i, (width, size) in enumerate(zip(self.widths, (7, 3, 3, 3), strict=True), 1):
-            x = maps[f'conv{i}'] = act(self.conv_norm(x, train, width, size, relu=False))
+            x = maps[f'conv{i}'] = self.block(type(self).convolution, x, train, width, size)
             x = max_pool(x, 2)
         x = x.reshape(len(x), -1)
         x = self.drop(act(self.dense(self.hidden)(x)), train)
         return self.dense(self.num_classes)(x)
+
+    def convolution(self, x: jax.Array, train: bool, width: int, size: int) -> jax.Array:
+        """With BatchNorm and activation."""
+        return activation(self.activation)(self.conv_norm(x, train, width, size, relu=False))
 
 
 MODELS: Models = {'shallow_cnn': (ShallowCNN, {})}

@@ -2,7 +2,6 @@
 
 import functools
 import math
-from typing import Self
 
 import flax.linen as nn
 import jax
@@ -106,9 +105,7 @@ class T2TViT(Network):
             n, h, w, _ = x.shape
             x = x.reshape(n, h * w, -1)
             if i < len(self.splits) - 1:
-                def tokens(self: Self, x: jax.Array, i: int = i) -> jax.Array:
-                    return self._tokens(x, i, train)
-                x = self.block(tokens, x)
+                x = self.block(type(self).token_transformer, x, train, i)
                 x = maps[f'tokens{i + 1}'] = x.reshape(n, h, w, -1)
         x = self.dense(self.embed)(x)
         maps['tokens'] = x.reshape(n, h, w, -1)
@@ -116,13 +113,11 @@ class T2TViT(Network):
         x = jnp.concatenate([jnp.broadcast_to(first, (n, 1, self.embed)).astype(x.dtype), x], 1)
         x = self.drop(x + jnp.asarray(positions(x.shape[1], self.embed), x.dtype), train)
         for i in range(self.depth):
-            def body(self: Self, x: jax.Array, i: int = i) -> jax.Array:
-                return self._transformer(x, self.drop_path * i / max(self.depth - 1, 1), train)
-            x = self.block(body, x)
+            x = self.block(type(self).transformer, x, train, self.drop_path * i / max(self.depth - 1, 1))
             maps[f'block{i + 1}'] = x[:, 1:].reshape(n, h, w, -1)
         return self.dense(self.num_classes)(self._layer_norm(x)[:, 0])
 
-    def _transformer(self, x: jax.Array, drop_path: float, train: bool) -> jax.Array:
+    def transformer(self, x: jax.Array, train: bool, drop_path: float) -> jax.Array:
         """A block of the vision transformer."""
         def path(y: jax.Array) -> jax.Array:
             return x + nn.Dropout(drop_path, broadcast_dims=(1, 2), deterministic=not train)(y)
@@ -134,7 +129,7 @@ class T2TViT(Network):
         y = self.drop(_gelu(self.dense(int(self.embed * self.mlp_ratio))(self._layer_norm(x))), train)
         return path(self.drop(self.dense(self.embed)(y), train))
 
-    def _tokens(self, x: jax.Array, index: int, train: bool) -> jax.Array:
+    def token_transformer(self, x: jax.Array, train: bool, index: int) -> jax.Array:
         """A token transformer. Its features are fewer after it, and its values stand in for its input in the sum."""
         performer, dim = self.tokens == 'performer', self.token_dim
         drop = nn.Dropout(self.token_dropout if performer else 0.0, deterministic=not train)

@@ -1,13 +1,13 @@
 """VGG (Simonyan & Zisserman 2014, "Very deep convolutional networks for large-scale image recognition")."""
 
-from typing import Any, Self
+from typing import Any
 
 import flax.linen as nn
 import jax
 
 from jaxcnn.errors import UserError
-from jaxcnn.models.layers import Maps, Models
-from jaxcnn.models.plain import Plain, positive
+from jaxcnn.models.layers import Maps, Models, positive
+from jaxcnn.models.plain import Plain
 from jaxcnn.ops.lrn import local_response_norm
 from jaxcnn.ops.pool import max_pool
 
@@ -47,17 +47,19 @@ class VGG(Plain):
 
     def forward(self, x: jax.Array, train: bool, maps: Maps) -> jax.Array:
         """See `Network.forward`; maps `stage1` and on, before pooling."""
-        for i, stage in enumerate(self.stages, 1):
-            def convolutions(self: Self, x: jax.Array, i: int = i, stage: tuple[int, ...] = stage) -> jax.Array:
-                for j, width in enumerate(stage, 1):
-                    x = self.conv(width, 1 if self.pointwise and j > 2 else 3)(x)
-                    x = self.norm(x, train, relu=True) if self.batch_norm else nn.relu(x)
-                    if self.lrn and i == j == 1:
-                        x = local_response_norm(x)
-                return x
-            x = maps[f'stage{i}'] = self.block(convolutions, x)
+        for i in range(1, len(self.stages) + 1):
+            x = maps[f'stage{i}'] = self.block(type(self).stage, x, train, i)
             x = max_pool(x, 2)
         return self.classify(x, train, (self.hidden, self.hidden))
+
+    def stage(self, x: jax.Array, train: bool, i: int) -> jax.Array:
+        """The convolutions of stage i, counted from 1."""
+        for j, width in enumerate(self.stages[i - 1], 1):
+            x = self.conv(width, 1 if self.pointwise and j > 2 else 3)(x)
+            x = self.norm(x, train, relu=True) if self.batch_norm else nn.relu(x)
+            if self.lrn and i == j == 1:
+                x = local_response_norm(x)
+        return x
 
 
 # the paper's table 1, by the number of layers with weights

@@ -6,7 +6,6 @@ kernels in Winograd's form (`winograd.h`), depthwise ones (`channels.h`) and few
 others (`onednn.py`), or where that is missing the fastest formulation in plain JAX (`shifts.py`).
 """
 
-import dataclasses
 import functools
 from collections.abc import Sequence
 from typing import Any
@@ -19,44 +18,9 @@ from jax.custom_batching import custom_vmap
 
 from jaxcnn.errors import unknown
 from jaxcnn.ops import onednn, shifts
+from jaxcnn.ops.geometry import FORWARD, INPUT_GRADIENT, KERNEL_GRADIENT, NHWC, Geometry, xla
 
 IMPLEMENTATIONS = ('auto', 'own', 'onednn', 'jax', 'xla')
-NHWC = ('NHWC', 'HWIO', 'NHWC')
-FORWARD, INPUT_GRADIENT, KERNEL_GRADIENT = range(3)
-
-
-@dataclasses.dataclass(frozen=True)
-class Geometry:
-    """What a convolution is, batch size apart.
-
-    Attributes:
-      x, kernel, y: shapes (H, W, C), (kh, kw, C / groups, features) and (H', W', features).
-      strides, padding, dilation: each (height, width), padding as (before, after).
-      groups: of features, each of which sees its own part of the input's channels.
-    """
-
-    x: tuple[int, ...]
-    kernel: tuple[int, ...]
-    y: tuple[int, ...]
-    strides: tuple[int, ...]
-    padding: tuple[tuple[int, int], ...]
-    dilation: tuple[int, ...]
-    groups: int
-
-    def result_shape(self, kind: int, a: Any) -> tuple[int, ...]:
-        """The shape that `kind` gives where its first operand is `a`."""
-        return self.kernel if kind == KERNEL_GRADIENT else (len(a), *(self.y if kind == FORWARD else self.x))
-
-    def is_small_product(self, a: jax.Array) -> bool:
-        """Whether it is a matrix product so small that XLA's own is faster than oneDNN's, which has its kernels reordered at
-        each call (docs/performance.md)."""
-        return (self.kernel[:2] == (1, 1) and self.x[:2] == self.y[:2] and self.groups == 1 and a.dtype == jnp.float32 and
-                len(a) * self.x[0] * self.x[1] <= 4096)
-
-    def window(self) -> np.ndarray:
-        """As `onednn.cc` takes it."""
-        (top, bottom), (left, right) = self.padding
-        return np.array([*self.strides, top, left, bottom, right, *self.dilation, self.groups], np.int64)
 
 
 def conv_general_dilated(
@@ -98,20 +62,20 @@ def conv_general_dilated(
         implementation = 'xla' if jax.default_backend() != 'cpu' else 'own' if onednn.available(lhs.dtype) else 'jax'
     elif implementation in ('own', 'onednn'):
         onednn.require(lhs.dtype)
-    own = functools.partial(
+    by_xla = functools.partial(
         lax.conv_general_dilated, window_strides=window_strides, padding=padding, lhs_dilation=lhs_dilation,
         rhs_dilation=rhs_dilation, dimension_numbers=dimension_numbers, feature_group_count=feature_group_count,
         precision=precision)
     if implementation == 'xla' or not plain:
-        return own(lhs, rhs)
-    result = jax.eval_shape(own, lhs, rhs)  # XLA's own checks and messages
+        return by_xla(lhs, rhs)
+    result = jax.eval_shape(by_xla, lhs, rhs)  # XLA's own checks and messages
     dilation = tuple(rhs_dilation or (1, 1))
     if isinstance(padding, str):
         spans = [(k - 1) * d + 1 for k, d in zip(rhs.shape, dilation, strict=False)]
         padding = lax.padtype_to_pads(lhs.shape[1:3], spans, window_strides, padding)
     pads = tuple((int(low), int(high)) for low, high in padding)
     if min(map(min, pads)) < 0 or not result.size:
-        return own(lhs, rhs)
+        return by_xla(lhs, rhs)
     geometry = Geometry(lhs.shape[1:], rhs.shape, result.shape[1:], tuple(window_strides), pads, dilation,
                         feature_group_count)
     return _conv(FORWARD, geometry, implementation, lhs, rhs)
@@ -136,7 +100,9 @@ def _conv_forward(kind: int, geometry: Geometry, implementation: str, a: jax.Arr
 
 def _conv_backward(kind: int, geometry: Geometry, implementation: str, operands: Any, g: jax.Array) -> Any:
     a, b = operands
-    form = functools.partial(lambda kind, *two: _conv(kind, geometry, implementation, *two))
+
+    def form(kind: int, *two: jax.Array) -> jax.Array:
+        return _conv(kind, geometry, implementation, *two)
     if kind == FORWARD:
         return form(INPUT_GRADIENT, g, b), form(KERNEL_GRADIENT, a, g)
     if kind == INPUT_GRADIENT:
@@ -145,19 +111,6 @@ def _conv_backward(kind: int, geometry: Geometry, implementation: str, operands:
 
 
 _conv.defvjp(_conv_forward, _conv_backward)
-
-
-def xla(kind: int, geometry: Geometry, a: jax.Array, b: jax.Array) -> jax.Array:
-    """The same by XLA's convolution and its gradients."""
-    def forward(x: jax.Array, kernel: jax.Array) -> jax.Array:
-        return lax.conv_general_dilated(x, kernel, geometry.strides, geometry.padding, rhs_dilation=geometry.dilation,
-                                        dimension_numbers=NHWC, feature_group_count=geometry.groups)
-    if kind == FORWARD:
-        return forward(a, b)
-    wanted = jax.ShapeDtypeStruct(geometry.result_shape(kind, a), a.dtype)
-    if kind == INPUT_GRADIENT:
-        return jax.linear_transpose(lambda x: forward(x, b), wanted)(a)[0]
-    return jax.linear_transpose(lambda kernel: forward(a, kernel), wanted)(b)[0]
 
 
 @functools.lru_cache(maxsize=4096)

@@ -6,17 +6,18 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
-def _padded(x: jax.Array, size: int, stride: int, padding: int, ceil: bool, value: float) -> jax.Array:
-    """With `padding` on all sides, and with `ceil` with what a last, incomplete window lacks, as PyTorch has it: a window
+def _pads(shape: tuple[int, ...], size: int, stride: int, padding: int, ceil: bool) -> list[tuple[int, int]]:
+    """Of (N, H, W, C), before and after: with `ceil` also what a last, incomplete window lacks, as PyTorch has it: a window
     that would begin in the padding after the image is left out."""
     pads = []
-    for side in x.shape[1:3]:
+    for side in shape[1:3]:
         over = (side + 2 * padding - size) % stride
         more = stride - over if ceil and over and side + padding > side + 2 * padding - size - over + stride else 0
         pads.append((padding, padding + more))
-    return jnp.pad(x, ((0, 0), *pads, (0, 0)), constant_values=value)
+    return [(0, 0), *pads, (0, 0)]
 
 
 def _reduce(x: jax.Array, size: int, stride: int, combine: Callable[[jax.Array, jax.Array], jax.Array]) -> jax.Array:
@@ -49,7 +50,7 @@ def max_pool(x: jax.Array, size: int, stride: int | None = None, padding: int = 
     """
     stride = stride or size
     least = -jnp.inf if jnp.issubdtype(x.dtype, jnp.floating) else jnp.iinfo(x.dtype).min
-    x = _padded(x, size, stride, padding, ceil, least)
+    x = jnp.pad(x, _pads(x.shape, size, stride, padding, ceil), constant_values=least)
     if stride == size:  # not by `max` over the windows: XLA may compute x once more, rounded otherwise, to compare it with y
         windows = _windows(x, size)
         for axis in (2, 3):
@@ -76,9 +77,11 @@ def avg_pool(x: jax.Array, size: int, stride: int | None = None, padding: int = 
     stride = stride or size
     if stride == size and not padding and not ceil:
         return jnp.mean(_windows(x, size), (2, 4))
-    sums = _reduce(_padded(x, size, stride, padding, ceil, 0), size, stride, operator.add)
-    ones = jnp.ones((1, *x.shape[1:3], 1), x.dtype)
-    if count_padding:
-        ones = jnp.pad(ones, ((0, 0), (padding, padding), (padding, padding), (0, 0)), constant_values=1)
-    extra = 0 if count_padding else padding
-    return sums / _reduce(_padded(ones, size, stride, extra, ceil, 0), size, stride, operator.add)
+    pads = _pads(x.shape, size, stride, padding, ceil)
+    counted = np.pad(np.ones((1, *x.shape[1:3], 1), x.dtype), [(p, p) for p, _ in pads], constant_values=count_padding)
+    counted = np.pad(counted, [(0, after - before) for before, after in pads])
+    sums, counts = (_reduce(jnp.asarray(a), size, stride, operator.add) for a in (jnp.pad(x, pads), counted))
+    return sums / counts
+
+
+POOLS: dict[str, Callable[..., jax.Array]] = {'avg': avg_pool, 'max': max_pool}

@@ -114,6 +114,7 @@ struct Shape {
   int64_t n, h, w, c;               // of x
   int64_t height, width, features;  // of the result
   int64_t top, left;                // padding
+  int64_t x_pixel, y_pixel;         // from one pixel to the next, of x and of the result: c and features, or those of all groups
 
   int64_t down() const { return (height + 3) / 4; }
   int64_t across() const { return (width + 3) / 4; }
@@ -143,17 +144,18 @@ struct Corner {
       : n(i / (s.down() * s.across())), top(i / s.across() % s.down() * 4), left(i % s.across() * 4) {}
 };
 
-// The square of size x size pixels of a batch (N, h, w, c) that begins at (y, x) of image n, at its 36 points: a point
-// `next` floats after the other, and of each, `block` channels `next_block` after the others. Outside of the image is zero.
+// The square of size x size pixels of a batch (N, h, w, c), its pixels `pixel` floats apart, that begins at (y, x) of image n,
+// at its 36 points: a point `next` floats after the other, and of each, `block` channels `next_block` after the others. Outside
+// of the image is zero.
 template <void (*line)(const Vec*, Vec*, int), int size, int block>
-void SquareToPoints(const float* images, int64_t h, int64_t w, int64_t c, int64_t n, int64_t y, int64_t x, float* to,
-                    int64_t next_block, int64_t next) {
+void SquareToPoints(const float* images, int64_t h, int64_t w, int64_t c, int64_t pixel, int64_t n, int64_t y, int64_t x,
+                    float* to, int64_t next_block, int64_t next) {
   for (int64_t channel = 0; channel < c; channel += kWide) {
     Vec t[kPoints];
     for (int i = 0; i < size; ++i)
       for (int j = 0; j < size; ++j) {
         const bool inside = y + i >= 0 && y + i < h && x + j >= 0 && x + j < w;
-        t[6 * i + j] = inside ? Load(images + ((n * h + y + i) * w + x + j) * c + channel) : Vec{};
+        t[6 * i + j] = inside ? Load(images + ((n * h + y + i) * w + x + j) * pixel + channel) : Vec{};
       }
     Square<line, size, 6>(t);
     float* const place = to + channel / block * next_block + channel % block;
@@ -191,8 +193,8 @@ inline void Convolve(const Shape& s, const float* x, const float* kernel, bool t
       float* const m = v + kPoints * next_v;  // v: [36][c / kWide][count][kWide]; m: [36][columns / kWide][count][kWide]
       for (int64_t i = 0; i < count; ++i) {
         const Corner at(s, first + i);
-        SquareToPoints<ToPoints, 6, kWide>(x, s.h, s.w, s.c, at.n, at.top - s.top, at.left - s.left, v + i * kWide,
-                                           count * kWide, next_v);
+        SquareToPoints<ToPoints, 6, kWide>(x, s.h, s.w, s.c, s.x_pixel, at.n, at.top - s.top, at.left - s.left,
+                                           v + i * kWide, count * kWide, next_v);
       }
       for (int p = 0; p < kPoints; ++p)
         for (int64_t column = 0; column < s.features; column += kPair)
@@ -206,14 +208,14 @@ inline void Convolve(const Shape& s, const float* x, const float* kernel, bool t
           }
       for (int64_t i = 0; i < count; ++i) {
         const Corner at(s, first + i);
-        float* const corner = y + ((at.n * s.height + at.top) * s.width + at.left) * s.features;
+        float* const corner = y + ((at.n * s.height + at.top) * s.width + at.left) * s.y_pixel;
         for (int64_t feature = 0; feature < s.features; feature += kWide) {
           Vec t[kPoints];
           for (int p = 0; p < kPoints; ++p) t[p] = Load(m + p * next_m + feature * count + i * kWide);
           Square<FromPoints, 6, 4>(t);
           for (int r = 0; r < 4 && at.top + r < s.height; ++r)
             for (int k = 0; k < 4 && at.left + k < s.width; ++k)
-              Store(corner + (r * s.width + k) * s.features + feature, t[6 * r + k]);
+              Store(corner + (r * s.width + k) * s.y_pixel + feature, t[6 * r + k]);
         }
       }
     }
@@ -234,10 +236,10 @@ inline void KernelGradient(const Shape& s, const float* x, const float* y, float
 #pragma omp for
       for (int64_t i = 0; i < count; ++i) {
         const Corner at(s, first + i);
-        SquareToPoints<ToPoints, 6, kWide>(x, s.h, s.w, s.c, at.n, at.top - s.top, at.left - s.left, v + i * kWide,
-                                           count * kWide, next_v);
-        SquareToPoints<OutputsToPoints, 4, kPair>(y, s.height, s.width, s.features, at.n, at.top, at.left, z + i * kPair,
-                                                  count * kPair, next_z);
+        SquareToPoints<ToPoints, 6, kWide>(x, s.h, s.w, s.c, s.x_pixel, at.n, at.top - s.top, at.left - s.left,
+                                           v + i * kWide, count * kWide, next_v);
+        SquareToPoints<OutputsToPoints, 4, kPair>(y, s.height, s.width, s.features, s.y_pixel, at.n, at.top, at.left,
+                                                  z + i * kPair, count * kPair, next_z);
       }
 #pragma omp for collapse(2) schedule(dynamic)
       for (int p = 0; p < kPoints; ++p)

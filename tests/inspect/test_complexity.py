@@ -12,7 +12,7 @@ from PIL import Image
 
 from jaxcnn import models
 from jaxcnn.errors import UserError
-from jaxcnn.inspect import complexity
+from jaxcnn.inspect import figures
 from jaxcnn.inspect.complexity import cost
 from jaxcnn.losses import cross_entropy
 from jaxcnn.models.layers import Network
@@ -211,7 +211,7 @@ def test_what_cannot_be_is_told(shape, batch, optimizer, part):
 
 def test_the_figure_is_a_picture(tmp_path):
     found = {name: cost(models.create(name), (32, 32, 1), 1, ()) for name in ('lenet5', 'lenet_mnist')}
-    complexity.figure(found, str(tmp_path / 'zoo.png'))
+    figures.costs(found, str(tmp_path / 'zoo.png'))
     with Image.open(tmp_path / 'zoo.png') as image:
         assert min(image.size) > 600
         assert np.asarray(image.convert('RGB')).std() > 5

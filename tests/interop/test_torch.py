@@ -239,27 +239,70 @@ def test_nothing_of_the_module_changes():
     assert not any(part._forward_hooks for part in module.modules())
 
 
-def test_shortcuts_may_come_in_another_order():
-    """As in torchvision, whose projections come after the block's own convolutions."""
+@pytest.mark.parametrize('bottleneck', [False, True])
+def test_shortcuts_may_come_in_another_order(bottleneck):
+    """As in torchvision, whose projections come after the block's own convolutions, of which the last may be like them."""
     class Block(torch.nn.Module):
-        def __init__(self, before, after, stride):
+        def __init__(self, before, width, stride):
             super().__init__()
-            self.conv1 = torch.nn.Conv2d(before, after, 3, stride, 1, bias=False)
-            self.bn1 = torch.nn.BatchNorm2d(after)
-            self.conv2 = torch.nn.Conv2d(after, after, 3, 1, 1, bias=False)
-            self.bn2 = torch.nn.BatchNorm2d(after)
-            self.downsample = torch.nn.Sequential(torch.nn.Conv2d(before, after, 1, stride, bias=False),
-                                                  torch.nn.BatchNorm2d(after)) if stride > 1 else torch.nn.Identity()
+            after, sizes = (4 * width, (1, 3, 1)) if bottleneck else (width, (3, 3))
+            widths = [before, *(width,) * (len(sizes) - 1), after]
+            self.convs = torch.nn.ModuleList(
+                torch.nn.Conv2d(*two, size, stride if i == bottleneck else 1, size // 2, bias=False)
+                for i, (two, size) in enumerate(zip(itertools.pairwise(widths), sizes, strict=True)))
+            self.norms = torch.nn.ModuleList(torch.nn.BatchNorm2d(n) for n in widths[1:])
+            self.downsample = torch.nn.Sequential(
+                torch.nn.Conv2d(before, after, 1, stride, bias=False), torch.nn.BatchNorm2d(after)
+            ) if stride > 1 or before != after else torch.nn.Identity()
 
         def forward(self, x):
-            y = self.bn2(self.conv2(torch.relu(self.bn1(self.conv1(x)))))
+            y = x
+            for i, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
+                y = norm(conv(torch.relu(y) if i else y))
             return torch.relu(y + self.downsample(x))
+    first, last = (32, 64) if bottleneck else (8, 16)
     module = plain(torch.nn.Conv2d(3, 8, 3, 1, 1, bias=False), torch.nn.BatchNorm2d(8), torch.nn.ReLU(), Block(8, 8, 1),
-                   Block(8, 16, 2), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(16, 5))
-    network = models.create('resnet18', 5, stem='small', width=8, blocks=(1, 1))
+                   Block(first, 16, 2), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(last, 5))
+    network = models.create('resnet18', 5, stem='small', width=8, blocks=(1, 1), bottleneck=bottleneck)
     names = [p.theirs for p in bridge.pair(network, module, (16, 16, 3))]
-    assert names.index('4.downsample.0') < names.index('4.conv1')
+    assert names.index('4.downsample.0') < names.index('4.convs.0')
     bridge.from_torch(network, module, (16, 16, 3))
+
+
+def test_what_is_added_in_place_is_another_array():
+    class Block(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norms = torch.nn.ModuleList(torch.nn.BatchNorm2d(8) for _ in range(2))
+            self.convs = torch.nn.ModuleList(torch.nn.Conv2d(8, 8, 3, 1, 1, bias=False) for _ in range(2))
+
+        def forward(self, x):
+            y = x
+            for norm, conv in zip(self.norms, self.convs, strict=True):
+                y = conv(torch.relu(norm(y)))
+            y += x
+            return y
+    module = plain(torch.nn.Conv2d(3, 8, 3, 1, 1, bias=False), Block(), Block(), torch.nn.BatchNorm2d(8), torch.nn.ReLU(),
+                   torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(8, 5))
+    bridge.from_torch(models.create('preresnet18', 5, stem='small', width=8, blocks=(2,)), module, (16, 16, 3))
+
+
+def test_types_and_rematerialisation_of_the_network_and_no_gradients_of_the_caller():
+    module = drawn(torch.nn.Sequential(
+        torch.nn.Conv2d(3, 4, 3, 1, 1), torch.nn.BatchNorm2d(4), torch.nn.ReLU(), torch.nn.MaxPool2d(2),
+        torch.nn.Conv2d(4, 6, 3, 1, 1), torch.nn.BatchNorm2d(6), torch.nn.ReLU(), torch.nn.MaxPool2d(2), torch.nn.Flatten(),
+        torch.nn.Linear(24, 8), torch.nn.ReLU(), torch.nn.Linear(8, 8), torch.nn.ReLU(), torch.nn.Linear(8, 5)))
+    fields = {'stages': ((4,), (6,)), 'hidden': 8}
+    plain = bridge.from_torch(models.create('vgg11_bn', 5, **fields), module, (8, 8, 3))
+    network = models.create('vgg11_bn', 5, param_dtype='bfloat16', remat=True, **fields)
+    with torch.no_grad():
+        rounded = bridge.from_torch(network, module, (8, 8, 3))
+    for path, values in jax.tree.leaves_with_path(rounded):
+        kind = jnp.float32 if 'BatchNorm' in jax.tree_util.keystr(path) else jnp.bfloat16
+        assert values.dtype == kind, path
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a.astype(b.dtype), b), plain, rounded)
+    half = copy.deepcopy(module).bfloat16()
+    bridge.to_torch(network, rounded, half, (8, 8, 3))
 
 
 @pytest.mark.parametrize(('network', 'module', 'parts'), [
@@ -292,6 +335,19 @@ def test_what_cannot_go_back_leaves_the_module_as_it_was():
     with pytest.raises(UserError, match=r'Conv_0: kernel is \(5, 5, 3, 3\)'):
         bridge.to_torch(network, variables, module, (8, 8, 3))
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+
+
+def test_variables_of_another_network_are_told_in_one_line():
+    module, network = shallow(), Small(num_classes=10)
+    variables = bridge.from_torch(network, module, (8, 8, 3))
+    with pytest.raises(UserError, match=r'variables have no batch_stats/BatchNorm_0/mean, of \('):
+        bridge.to_torch(network, {'params': variables['params']}, module, (8, 8, 3))
+
+
+def test_a_module_without_auxiliary_classifiers_is_told_the_field():
+    network = models.create('inception_v3', 10, multiplier=0.05, blocks=(1, 1, 1))
+    with pytest.raises(UserError, match='without auxiliary classifiers it is of aux_weight=0'):
+        bridge.pair(network, plain(torch.nn.Conv2d(3, 1, 3)), (75, 75, 3))
 
 
 def test_a_state_dict_of_another_module_is_told_in_one_line():

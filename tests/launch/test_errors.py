@@ -64,6 +64,8 @@ ALSO_WRONG = {  # told in this process, for speed
     'seed too large': (['seed=4294967296'], ['config.seed', '4294967296']),
     'classes of the model': (['model.num_classes=5'], ['num_classes']),
     'images too small': (['data.image_size=8'], ['ShallowCNN', '16 x 16', '8 x 8']),
+    'map of scores': (['model=leedl_cnn', 'model.head=dense_conv', 'model.window=1', 'data.image_size=32'],
+                      ['config.model.head', "'dense_conv'", "head='dense'"]),
     'cache folder': (['data.cache_dir=/proc/nowhere'], ['config.data.cache_dir', '/proc/nowhere']),
 }
 

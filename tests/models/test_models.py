@@ -28,24 +28,22 @@ SMALL = {
     'ResNet': {'blocks': (1, 1), 'width': 8},
     'resnext': {'blocks': (1, 1), 'width': 8, 'groups': 2, 'group_width': 4},
     'T2TViT': {'depth': 2, 'embed': 12, 'heads': 3, 'token_dim': 8, 'token_dropout': 0.0},
+    'GoogLeNet': {'multiplier': 0.1, 'blocks': (1, 1, 1), 'aux_dropout': 0.0},
+    'Inception': {'multiplier': 0.1, 'blocks': (1, 1, 1)},
 }
 SIZE = 32
 
 
 def create(name, **fields):
-    kinds = name, name[:7], type(models.create(name)).__name__  # a name, a variant, a class
+    kinds = name, name[:7], *(kind.__name__ for kind in type(models.create(name)).mro())  # a name, a variant, classes
     small = next((SMALL[kind] for kind in kinds if kind in SMALL), {})
     return models.create(name, **{**small, **fields})
-
-
-# their gradients, types and statistics are not swept yet: compiling them takes minutes (tests/models/test_inception.py)
-UNSWEPT = ('bn_inception', 'googlenet', 'inception')
 
 
 def different():
     """A name for each network that is another one when it is small."""
     found = {}
-    for name in [name for name in models.names() if not name.startswith(UNSWEPT)]:
+    for name in models.names():
         network = create(name)
         found.setdefault(repr((type(network), dataclasses.astuple(network))), name)
     return sorted(found.values())
@@ -218,7 +216,9 @@ def test_a_step_of_gradient_descent_lowers_the_loss_and_moves_every_parameter(na
     remat = create(name, dropout=0.0, remat=True)
     mesh = jax.sharding.Mesh(np.asarray(jax.devices()[:4]), ('data',))
     split = jax.device_put(images, jax.NamedSharding(mesh, jax.P('data')))
-    again = once(jax.grad(functools.partial(loss_of, remat)))(params, split)
+    traced = once(jax.grad(functools.partial(loss_of, remat))).trace(params, split)
+    assert any(eqn.primitive.name in ('remat', 'remat2', 'checkpoint') for eqn in traced.jaxpr.eqns)
+    again = traced.lower().compile()(params, split)
     for a, b in zip(jax.tree.leaves(again), jax.tree.leaves(grads), strict=True):
         assert len(a.devices()) == 4
         assert np.abs(a - b).max() <= 3e-3 * max(np.abs(b).max(), 1e-3)  # XLA's own differ by 1.6e-3
@@ -255,6 +255,47 @@ def test_statistics_types_and_dropout(name):
     assert np.abs(drops[0] - drops[2]).max() > 1e-3 * np.abs(drops[0]).max()
     assert rounded.dtype == jnp.bfloat16
     assert 0 < np.linalg.norm(evaluated - np.float32(rounded)) < 0.06 * np.linalg.norm(evaluated)
+
+
+def narrow(network):
+    """The network at its published depth, a quarter as wide."""
+    def quarter(value):
+        if isinstance(value, tuple):
+            return tuple(map(quarter, value))
+        return value / 4 if isinstance(value, float) else max(value // 4, 16)
+    names = {field.name for field in dataclasses.fields(network)}
+    widths = {'widths', 'stages', 'hidden', 'width', 'multiplier', 'embed'} & names
+    return network.clone(**{name: quarter(getattr(network, name)) for name in widths})
+
+
+def deviation(kernel_init, shape):
+    """Of a kernel's values, as the two tests of initialisers below have it."""
+    fan_in, fan_out = math.prod(shape[:-1]), math.prod(shape) // shape[-2]
+    name, _, argument = kernel_init.rstrip(')').partition('(')
+    return {'he_normal': math.sqrt(2 / fan_in), 'xavier_uniform': math.sqrt(2 / (fan_in + fan_out)),
+            'normal': float(argument or 0), 'truncated_normal': math.sqrt(CUT) * float(argument or 0)}[name]
+
+
+@pytest.mark.parametrize('every', [name for name in models.names() if name != 'resnet1202_cifar'])  # which takes a minute
+def test_activations_neither_vanish_nor_explode_through_depth(every):
+    """As training begins: with the kernels' first values, and the batch's statistics."""
+    network = narrow(models.create(every, conv_implementation='xla', dropout=0.0))
+    side = side_of(network)
+    rng = np.random.default_rng(0)
+
+    def draw(path, x):
+        if path[-1].key == 'kernel':
+            return np.float32(rng.normal(0, deviation(network.kernel_init, x.shape), x.shape))
+        return np.full(x.shape, path[-1].key in ('scale', 'var'), np.float32)
+
+    @once
+    def deviations(variables, images):
+        (output, maps), _ = network.apply(variables, images, train=True, features=True, mutable=['batch_stats'],
+                                          rngs={'dropout': jax.random.key(0)})
+        return jax.tree.map(jnp.std, {**maps, **{f'logits {i}': x for i, x in enumerate(heads(output))}})
+    variables = jax.tree_util.tree_map_with_path(draw, shapes(network, side, side, 3))
+    for name, value in deviations(variables, batch(8, side)[0]).items():
+        assert 0.1 < value < 20, (name, value)
 
 
 def test_types_of_parameters_are_fields_of_their_own_and_leave_statistics_alone(name):
@@ -331,8 +372,8 @@ def test_every_initialiser_is_in_that_test():
 
 
 def test_every_kernel_is_drawn_as_named_and_every_bias_is_zero(name, monkeypatch):
-    monkeypatch.setitem(INITIALIZERS, 'normal', lambda std: jax.nn.initializers.constant(std))
-    network = create(name, kernel_init='normal(0.05)')
+    monkeypatch.setitem(INITIALIZERS, 'constant', lambda value: jax.nn.initializers.constant(value))
+    network = create(name, kernel_init='constant(0.05)')
     params = jax.jit(network.init)(jax.random.key(0), batch(1, side_of(network))[0])['params']
     for path, values in jax.tree_util.tree_leaves_with_path(params):
         if path[-1].key == 'class_token':

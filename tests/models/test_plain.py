@@ -13,6 +13,7 @@ from jaxcnn.errors import UserError
 from jaxcnn.models import alexnet, vgg
 from jaxcnn.models.plain import spatial_pyramid
 from jaxcnn.ops.lrn import local_response_norm
+from jaxcnn.ops.pool import max_pool
 from jaxcnn.train.state import RUN_ONCE
 
 WIDTHS = {'widths': (4, 6, 8, 6, 4), 'hidden': 8}
@@ -67,11 +68,11 @@ def map_shapes(network, *size):
 
 
 def dense_layers(variables, x):
-    """The dense layers' logits, by NumPy, of rows of features."""
+    """The dense layers' logits of rows of features."""
     layers = [p for name, p in variables['params'].items() if name.startswith('Dense')]
     for i, layer in enumerate(layers):
         x = x @ layer['kernel'] + layer['bias']
-        x = np.maximum(x, 0) if i < len(layers) - 1 else x
+        x = jnp.maximum(x, 0) if i < len(layers) - 1 else x
     return x
 
 
@@ -141,6 +142,29 @@ def test_every_place_of_a_score_map_is_that_of_the_dense_layers_on_its_window():
         expected = dense_layers(variables, last[:, i:i + 3, j:j + 3].reshape(2, -1))
         np.testing.assert_allclose(scores[:, i, j], expected, rtol=1e-4, atol=1e-5)
     assert np.abs(scores - scores[:, :1, :1]).max() > 0.1
+
+
+def test_gradients_through_a_score_map_are_the_sum_over_its_windows():
+    network = create('vgg19_bn', head='dense_conv', window=3)
+    variables = drawn(network, 12, 12)
+    images, weights = pictures(21, 28), np.random.default_rng(2).normal(size=(2, 3, 5, 10)).astype(np.float32)
+
+    def weighted(variables, images, scores_of):
+        scores, maps = network.apply(variables, images, features=True)
+        return (weights * scores_of(scores, variables, maps['stage2'])).sum()
+
+    def by_window(scores, variables, stage):
+        last = max_pool(stage, 2)
+        return jnp.stack([jnp.stack([dense_layers(variables, last[:, i:i + 3, j:j + 3].reshape(2, -1)) for j in range(5)], 1)
+                          for i in range(3)], 1)
+
+    def gradients(scores_of):
+        return jax.jit(jax.grad(functools.partial(weighted, scores_of=scores_of), (0, 1)), compiler_options=RUN_ONCE)(
+            variables, images)
+    expected = jax.tree_util.tree_leaves_with_path(gradients(by_window))
+    for (path, b), a in zip(expected, jax.tree.leaves(gradients(lambda scores, *_: scores)), strict=True):
+        assert np.any(b != 0) or 'batch_stats' in jax.tree_util.keystr(path)
+        np.testing.assert_allclose(a, b, atol=1e-4 * np.abs(b).max(), err_msg=jax.tree_util.keystr(path))
 
 
 @pytest.mark.parametrize('name', ['alexnet', 'zfnet', 'vgg16', 'leedl_cnn'])
