@@ -10,6 +10,7 @@ networks have to give the same logits. Auxiliary classifiers, which evaluation h
 import contextlib
 import copy
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ import numpy as np
 
 from jaxcnn.errors import UserError
 from jaxcnn.models import Network
+from jaxcnn.train.state import RUN_ONCE
 
 if TYPE_CHECKING:
     import torch
@@ -130,7 +132,10 @@ def from_torch(network: Network, module: 'torch.nn.Module', image_shape: tuple[i
     pairs = pair(network, module, image_shape)
     variables = {'batch_stats': {}, **to_jax(pairs, module.state_dict())}
     _check(network, variables, module, pairs, image_shape)
-    kinds = {'batch_stats': {}, **_variables(network, image_shape)}
+    if network.param_dtype == 'float32':
+        return variables
+    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    kinds = {'batch_stats': {}, **jax.eval_shape(network.init, jax.random.key(0), images)}
     return jax.tree.map(lambda values, kind: values.astype(kind.dtype), variables, kinds)
 
 
@@ -186,11 +191,6 @@ def _numpy(tensor: 'torch.Tensor') -> np.ndarray:
     return tensor.detach().cpu().float().numpy()
 
 
-def _variables(network: Network, image_shape: tuple[int, int, int]) -> Any:
-    """Their shapes and types."""
-    return jax.eval_shape(network.init, jax.random.key(0), jax.ShapeDtypeStruct((1, *image_shape), jnp.float32))
-
-
 Change = Callable[[np.ndarray], np.ndarray]
 
 
@@ -230,7 +230,7 @@ def _ours(network: Network, image_shape: tuple[int, int, int], train: bool) -> l
     layers: list[_Layer] = []
     inputs: list[tuple[Any, _Layer]] = []  # these are kept, so that no other array has their identity
     outputs: list[tuple[Any, _Layer]] = []
-    network = network.clone(remat=False)  # whose blocks would hand on other arrays
+    network = network.clone(remat=False, conv_implementation='xla')  # blocks hand on other arrays; traced sooner
 
     def met(module: nn.Module, x: Any, output: Any) -> None:
         if not module.path or '/'.join(module.path) in {layer.name for layer in layers}:
@@ -410,7 +410,7 @@ def _check(network: Network, variables: Mapping[str, Any], module: 'torch.nn.Mod
             ours.setdefault('/'.join(context.module.path), output)
         return output
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=RUN_ONCE)
     def apply(variables: Any, x: jax.Array) -> Any:
         with nn.intercept_methods(watch):
             logits = network.apply(variables, x)

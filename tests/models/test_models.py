@@ -421,6 +421,9 @@ def test_every_kernel_is_drawn_as_named_and_every_bias_is_zero(name, monkeypatch
     ('resnet18', {'blocks': (2, -2)}, r'blocks must be positive numbers, got \(2, -2\)'),
     ('mobilenet_v1', {'multiplier': 0.01}, r'multiplier must leave at least one of 32 features, got 0\.01'),
     ('lenet5', {'num_classes': 0}, r'num_classes must be at least 1, got 0'),
+    ('mobilenet_v1', {'multiplier': math.nan}, r'model mobilenet_v1: multiplier must be a finite number, got nan'),
+    ('shallow_cnn', {'hidden': True}, r'model shallow_cnn: hidden must be a int, got True'),
+    ('resnet18', {'bn_epsilon': math.inf}, r'bn_epsilon must be a finite number, got inf'),
     ('lenet5', {'num_classes': 'ten'}, r'num_classes'),
     ('lenet5', {'kernel_init': 'normal("a")'}, r'initialiser'),
 ])

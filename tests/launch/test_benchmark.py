@@ -1,0 +1,30 @@
+"""`launch/benchmark.py`: what it writes, and what it refuses. How fast anything is, it is for a person to run."""
+
+import json
+
+import pytest
+
+pytestmark = pytest.mark.launch
+
+
+def test_a_benchmark_prints_a_table_and_writes_json(command, tmp_path):
+    path = tmp_path / 'found.json'
+    code, out, err = command('benchmark', 'checkpoint', '--models=resnet18', '--peers=', '--rounds=2', f'--json={path}')
+    assert code == 0, '\n'.join(err)
+    found = json.loads(path.read_text())
+    assert found['bytes'] > 90e6  # 11.7 million parameters, and their momentum
+    assert all(len(values) == 2 and min(values) > 0 for values in found['values'].values())
+    assert {'hand over', 'save', 'read'} == set(found['values'])
+    assert any('| save |' in line for line in out)
+
+
+@pytest.mark.parametrize(('arguments', 'parts'), [
+    (['train_step', '--models=resnet19'], ["'resnet19'", 'resnet18']),
+    (['eval', '--peers=torhc'], ["'torhc'", 'torch']),
+    (['train_step', '--rounds=0'], ['--rounds', 'at least 1', '0']),
+    (['loop', '--config=configs/digits_lenet5.py', '--seconds=0'], ['--seconds', '0.0']),
+])
+def test_what_is_wrong_is_told_in_one_line(command, arguments, parts):
+    code, out, err = command('benchmark', *arguments)
+    assert (code, out, len(err)) == (2, [], 1)
+    assert all(part in err[0] for part in parts)
