@@ -80,8 +80,10 @@ def pair(network: Network, module: 'torch.nn.Module', image_shape: tuple[int, in
       image_shape: (H, W, C) that both can work on; dense layers may have to be of one size.
 
     Raises:
-      UserError: the first layer that has no partner, or a layer that is none of those that can be paired.
+      UserError: the first layer that has no partner, or a layer that is none of those that can be paired; no (H, W, C).
     """
+    if len(image_shape) != 3:
+        raise UserError(f'image_shape must be (H, W, C), got {image_shape}')
     train = getattr(network, 'aux_weight', 0) > 0
     hint = '; without auxiliary classifiers it is of aux_weight=0' if train else ''
     ours, left = _units(_ours(network, image_shape, train)), _units(_theirs(module, image_shape, train))

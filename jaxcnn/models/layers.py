@@ -203,8 +203,10 @@ class Network(nn.Module):
           features: give a pair, of that and of the named feature maps, (N, H', W', C') each.
 
         Raises:
-          UserError: images are smaller than `smallest`.
+          UserError: images are smaller than `smallest`, or no (N, H, W, C).
         """
+        if x.ndim != 4:
+            raise UserError(f'{type(self).__name__} takes images (N, H, W, C), got an array of shape {x.shape}')
         if min(x.shape[1:3]) < self.smallest():
             raise UserError(f'{type(self).__name__} needs images of at least {self.smallest()} x {self.smallest()} pixels, '
                             f'got {x.shape[1]} x {x.shape[2]}')

@@ -337,6 +337,11 @@ def test_what_cannot_go_back_leaves_the_module_as_it_was():
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
 
 
+def test_images_have_three_sizes():
+    with pytest.raises(UserError, match=r'image_shape must be \(H, W, C\), got \(8, 8\)'):
+        bridge.from_torch(Small(num_classes=10), shallow(), (8, 8))
+
+
 def test_variables_of_another_network_are_told_in_one_line():
     module, network = shallow(), Small(num_classes=10)
     variables = bridge.from_torch(network, module, (8, 8, 3))

@@ -188,6 +188,11 @@ def test_images_smaller_than_the_smallest_are_told(name):
             shapes(network, smallest - 1, smallest, 3)
 
 
+def test_an_image_without_its_batch_is_told():
+    with pytest.raises(UserError, match=r'LeNet5 takes images \(N, H, W, C\), got an array of shape \(32, 32, 1\)'):
+        models.create('lenet5').init(jax.random.key(0), np.zeros((32, 32, 1), np.float32))
+
+
 def side_of(network):
     return max(SIZE, network.smallest())
 
