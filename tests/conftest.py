@@ -1,7 +1,8 @@
 import os
 
-# before JAX starts: eight virtual devices, and one compilation cache for the whole session
+# before JAX starts: eight virtual devices, and little time for compilation, as most programs run but once
 os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} --xla_force_host_platform_device_count=8'
+os.environ['JAX_DISABLE_MOST_OPTIMIZATIONS'] = '1'
 
 import jax
 import pytest
@@ -11,9 +12,11 @@ from jaxcnn import config
 
 
 @pytest.fixture(scope='session', autouse=True)
-def caches(tmp_path_factory):
-    """Decoded images and compiled programs, shared by all tests of the session."""
-    folder = tmp_path_factory.mktemp('cache')
+def caches(tmp_path_factory, worker_id):
+    """Decoded images and compiled programs, shared by all tests of the session, in all its processes."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base if worker_id == 'master' else base.parent) / 'cache'
+    folder.mkdir(exist_ok=True)
     os.environ['JAXCNN_CACHE'] = str(folder)
     jax.config.update('jax_compilation_cache_dir', str(folder / 'xla'))
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)

@@ -32,7 +32,7 @@ def environment(caches):
     """Environment of the commands: `environment(devices)`. Caches are those of the session."""
     def make(devices=1):
         return {**os.environ, 'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}',
-                'JAX_DISABLE_MOST_OPTIMIZATIONS': '1', 'PYTHONWARNINGS': 'ignore::DeprecationWarning'}
+                'PYTHONWARNINGS': 'ignore::DeprecationWarning'}
     return make
 
 

@@ -34,8 +34,7 @@ def get_config():
 
 
 def environment(devices=1):
-    return {**os.environ, 'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}',
-            'JAX_DISABLE_MOST_OPTIMIZATIONS': '1'}  # compiles in half the time
+    return {**os.environ, 'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}'}
 
 
 def command(name, *arguments):

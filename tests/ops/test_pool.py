@@ -113,17 +113,22 @@ def test_the_mean_of_bfloat16_is_bfloat16():
     (2, 2, 0), (2, 2, 1), (3, 2, 0), (3, 2, 1), (3, 1, 1), (5, 3, 2), (2, 3, 1)])
 def test_padding_and_windows_over_the_edge_are_those_of_pytorch(size, stride, padding):
     torch = pytest.importorskip('torch')
-    for side in range(max(3, size), 9):
-        x = image((2, side, side + 1, 3))
-        theirs = torch.from_numpy(x.transpose(0, 3, 1, 2).copy())
-        for ceil in (False, True):
-            pairs = [(max_pool(x, size, stride, padding, ceil),
-                      torch.nn.functional.max_pool2d(theirs, size, stride, padding, ceil_mode=ceil))]
-            pairs += [(avg_pool(x, size, stride, padding, count, ceil),
-                       torch.nn.functional.avg_pool2d(theirs, size, stride, padding, ceil, count))
-                      for count in (False, True)]
-            for found, expected in pairs:
-                np.testing.assert_allclose(found, expected.numpy().transpose(0, 2, 3, 1), rtol=1e-5)
+    functional = torch.nn.functional
+    images = [image((2, side, side + 1, 3)) for side in range(max(3, size), 9)]
+
+    @jax.jit
+    def pooled(images):
+        return [[max_pool(x, size, stride, padding, ceil) for ceil in (False, True)]
+                + [avg_pool(x, size, stride, padding, count, ceil) for ceil in (False, True) for count in (False, True)]
+                for x in images]
+
+    for x, found in zip(images, pooled(images), strict=True):
+        x = torch.from_numpy(x.transpose(0, 3, 1, 2).copy())
+        expected = [functional.max_pool2d(x, size, stride, padding, ceil_mode=ceil) for ceil in (False, True)]
+        expected += [functional.avg_pool2d(x, size, stride, padding, ceil, count)
+                     for ceil in (False, True) for count in (False, True)]
+        for ours, theirs in zip(found, expected, strict=True):
+            np.testing.assert_allclose(ours, theirs.numpy().transpose(0, 2, 3, 1), rtol=1e-5)
 
 
 class VariantsTest(chex.TestCase):
