@@ -95,27 +95,44 @@ WINOGRAD_SHAPES = [dict(n=32, h=4, w=4, c=32, features=32), dict(n=9, h=7, w=9, 
                    dict(n=9, h=9, w=10, c=64, features=64, groups=8), dict(n=9, h=9, w=10, c=96, features=192, groups=3)]
 
 
+def by_matmuls(x, kernel, g, padding, groups):
+    """A convolution of stride 1 and both gradients in float64: a product of matrices for each place in the window."""
+    x, kernel, g = (np.float64(a) for a in (x, kernel, g))
+    padded = np.pad(x, ((0, 0), *padding, (0, 0)))
+    parts, out = x.shape[-1] // groups, g.shape[-1] // groups
+    y, dx, dk = np.zeros(g.shape), np.zeros(padded.shape), np.zeros(kernel.shape)
+    for i, j in np.ndindex(*kernel.shape[:2]):
+        here = np.s_[:, i:i + g.shape[1], j:j + g.shape[2]]
+        for k in range(groups):
+            a, b = np.s_[..., k * parts:(k + 1) * parts], np.s_[..., k * out:(k + 1) * out]
+            y[b] += padded[here][a] @ kernel[i, j][b]
+            dx[here][a] += g[b] @ kernel[i, j][b].T
+            dk[i, j][b] = np.tensordot(padded[here][a], g[b], ((0, 1, 2), (0, 1, 2)))
+    (top, _), (left, _) = padding
+    return y, dx[:, top:top + x.shape[1], left:left + x.shape[2]], dk
+
+
 @needs_onednn
-@pytest.mark.parametrize('padding', ['SAME', 'VALID', ((2, 0), (1, 2)), ((2, 2), (2, 2))], ids=str)
 @pytest.mark.parametrize('shape', WINOGRAD_SHAPES, ids=str)
-def test_winograds_form_is_exact_to_some_roundings(shape, padding):
-    if padding == 'VALID' and shape['w'] < 3:
-        padding = 'SAME'
+def test_winograds_form_is_exact_to_some_roundings(shape):
     x, kernel = arrays(**shape)
-    window = dict(padding=padding, groups=shape.get('groups', 1))
-    found, direct = (jax.jit(lambda x, kernel, i=i: all_three(lambda *a: conv(*a, i, **window), x, kernel))(x, kernel)
-                     for i in ('own', 'onednn'))
-    g = cotangent(direct[0])
-    with jax.enable_x64(True):
-        y, vjp = jax.vjp(lambda *a: conv(*a, 'xla', **window), *(jnp.asarray(np.float64(a)) for a in (x, kernel)))
-        exact = [np.asarray(a) for a in (y, *vjp(jnp.asarray(np.float64(g))))]
-    close([np.float64(a) for a in found], exact, 8e-6)
-    for ours, theirs, true in zip(found, direct, exact, strict=True):
-        small_groups = kernel.shape[2] < 32 and ours is found[-1]  # whose kernel gradients are oneDNN's
-        if OURS_ARE_TAKEN and not small_groups:
-            assert np.asarray(ours).tobytes() != np.asarray(theirs).tobytes()
-        error = np.float64(ours) - np.float64(true)
-        assert np.sqrt(np.mean(error ** 2)) < 2e-6 * np.std(true)
+    paddings = [((1, 1), (1, 1)), ((0, 0), (0, 0)), ((2, 0), (1, 2)), ((2, 2), (2, 2))][::1 if shape['w'] > 2 else 2]
+    groups = shape.get('groups', 1)
+
+    @jax.jit
+    def run(x, kernel):
+        return [[all_three(functools.partial(conv, implementation=i, padding=p, groups=groups), x, kernel)
+                 for i in ('own', 'onednn')] for p in paddings]
+
+    for padding, (found, direct) in zip(paddings, run(x, kernel), strict=True):
+        exact = by_matmuls(x, kernel, cotangent(direct[0]), padding, groups)
+        close([np.float64(a) for a in found], exact, 8e-6)
+        for ours, theirs, true in zip(found, direct, exact, strict=True):
+            small_groups = kernel.shape[2] < 32 and ours is found[-1]  # whose kernel gradients are oneDNN's
+            if OURS_ARE_TAKEN and not small_groups:
+                assert np.asarray(ours).tobytes() != np.asarray(theirs).tobytes()
+            error = np.float64(ours) - true
+            assert np.sqrt(np.mean(error ** 2)) < 2e-6 * np.std(true)
 
 
 # depthwise convolutions of whole registers, and ones of few channels, have kernels of their own, too
@@ -438,7 +455,7 @@ def test_it_is_compiled_once_and_a_damaged_one_again(tmp_path):
     assert fresh(tmp_path, CXX=str(compiler)) == ['[18. 18.]', '[18. 18.]', 'oneDNN']
     library, = (tmp_path / 'onednn').iterdir()
     content = library.read_bytes()
-    for damaged in (content[:5000], content[:9999] + b'?' + content[10000:], b''):
+    for damaged in (content[:5000], content[:9999] + b'?' + content[10000:]):
         library.write_bytes(damaged)
         assert fresh(tmp_path, CXX=str(compiler)) == [compiling, '[18. 18.]', '[18. 18.]', 'oneDNN']
     assert [p.name for p in (tmp_path / 'onednn').iterdir()] == [library.name]
