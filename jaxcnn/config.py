@@ -70,6 +70,8 @@ class DataConfig:
     split_seed: int = _field(0, 'seed of that cut; apart from `seed`, so that runs share their validation part', least=0)
     image_size: int = _field(0, 'pixels; images are resized to this square on the host; 0: as they are', least=0)
     augment: str = _field('', "training pipeline of registered ops, as in 'pad_crop(4)|flip_lr|cutout(8)'")
+    eval_augment: str = _field('', "the same for evaluation, of ops that draw nothing, as in 'resize(64)|center_crop(56)'; "
+                               'both must make images of one size')
     normalize: str = _field('standardize', 'standardize: zero mean and unit deviation per channel, with the '
                             'statistics of the training part; none: pixels in [0, 1]',
                             choices=('standardize', 'none'))

@@ -227,7 +227,8 @@ def data(args: argparse.Namespace) -> int:
             def batch(batches: dict, resident: dict, first: jax.Array, seed: jax.Array, run: Run = run) -> jax.Array:
                 rows = {k: v[0] for k, v in batches.items()} or gather(
                     run.backend.rows_of_batch(resident['order'], first[0], run.config.batch_size), resident)
-                return run.prepare(rows['image'], jax.random.fold_in(jax.random.key(seed), first[0]))
+                return run.prepare.train(rows['image'], rows['label'], jax.random.fold_in(jax.random.key(seed), first[0]),
+                                         classes=run.dataset.num_classes)[0]
 
             compiled, steps = jax.jit(batch), iter(range(10 ** 8))
 

@@ -86,6 +86,13 @@ def frame_ink(grey: np.ndarray, ink: Mapping[str, Any], ink_is: str = 'auto') ->
     return canvas
 
 
+def central_square(image: np.ndarray) -> np.ndarray:
+    """The largest square in the middle of an image (H, W, ...)."""
+    side = min(image.shape[:2])
+    top, left = (image.shape[0] - side) // 2, (image.shape[1] - side) // 2
+    return image[top:top + side, left:left + side]
+
+
 def load(path: str | os.PathLike, info: Mapping[str, Any], ink_is: str = 'auto') -> np.ndarray:
     """A picture file as the network's input before normalisation.
 
@@ -107,7 +114,4 @@ def load(path: str | os.PathLike, info: Mapping[str, Any], ink_is: str = 'auto')
             log.warning('%s: no handwriting found in it', os.fspath(path))
         return np.broadcast_to(resize(framed, height), (height, width, channels))
     image = read(path, 'L' if channels == 1 else 'RGB')
-    image = image.reshape(*image.shape[:2], channels)
-    side = min(image.shape[:2])
-    top, left = (image.shape[0] - side) // 2, (image.shape[1] - side) // 2
-    return resize(image[top:top + side, left:left + side], height)
+    return resize(central_square(image.reshape(*image.shape[:2], channels)), height)

@@ -10,27 +10,42 @@ if TYPE_CHECKING:
     from jaxcnn.inspect.complexity import Cost
 
 
-def image_grid(images: np.ndarray, titles: Sequence[str], path: str, columns: int = 8) -> None:
+def image_grid(images: np.ndarray | Sequence[np.ndarray], titles: Sequence[str], path: str, columns: int = 8,
+               headings: Sequence[str] = ()) -> None:
     """Draws images in a grid, each under its title, enlarged by whole pixels to at least 96 on a side.
 
     Args:
-      images: (N, H, W, C) float; clipped to [0, 1]. C is 1 or 3.
-      titles: N of them.
+      images: N of (H, W, C) float; clipped to [0, 1]. C is 1 or 3; sizes may differ.
+      titles: N of them; of several lines, as far as the cell is wide.
       path: of the PNG.
+      columns: in a row.
+      headings: one for each row, above it; or none.
     """
     from PIL import Image, ImageDraw
-    count, height, width, channels = images.shape
-    factor = max(1, -(-96 // max(height, width)))
-    pixels = np.rint(np.clip(images, 0, 1) * 255).astype(np.uint8).repeat(factor, 1).repeat(factor, 2)
-    cell_height, cell_width, gap, text = height * factor, width * factor, 6, 14
-    rows = -(-count // columns)
-    sheet = Image.new('RGB', (columns * (cell_width + gap) + gap, rows * (cell_height + text + gap) + gap), 'white')
+    height, width = (max(image.shape[i] for image in images) for i in (0, 1))
+    factor, gap, line = max(1, -(-96 // max(height, width))), 6, 12
+    cell_height, cell_width = height * factor, width * factor
+    text = 2 + line * max(str(title).count('\n') + 1 for title in titles)
+    above = line if headings else 0
+    row_height = above + text + cell_height + gap
+    sheet = Image.new('RGB', (columns * (cell_width + gap) + gap, -(-len(images) // columns) * row_height + gap), 'white')
     draw = ImageDraw.Draw(sheet)
-    for i, (tile, title) in enumerate(zip(pixels, titles, strict=True)):
-        x, y = gap + i % columns * (cell_width + gap), gap + i // columns * (cell_height + text + gap)
-        draw.text((x, y), str(title)[:cell_width // 6], fill='black')
-        sheet.paste(Image.fromarray(tile[..., 0] if channels == 1 else tile), (x, y + text))
+    for row, heading in enumerate(headings):
+        draw.text((gap, gap + row * row_height), heading, fill='black')
+    for i, (image, title) in enumerate(zip(images, titles, strict=True)):
+        x, y = gap + i % columns * (cell_width + gap), gap + i // columns * row_height + above
+        shown = '\n'.join(part[:cell_width // 6] for part in str(title).splitlines())
+        draw.text((x, y), shown, fill='black', spacing=0)
+        tile = np.rint(np.clip(image, 0, 1) * 255).astype(np.uint8).repeat(factor, 0).repeat(factor, 1)
+        sheet.paste(Image.fromarray(tile[..., 0] if tile.shape[-1] == 1 else tile), (x, y + text))
     sheet.save(path)
+
+
+def label_title(label: np.ndarray, class_names: Sequence[str]) -> str:
+    """A label's name; of a mixed one, probabilities (classes,), the names of the three largest parts with them."""
+    if label.ndim == 0:
+        return class_names[int(label)]
+    return '\n'.join(f'{class_names[i]} {label[i]:.2f}' for i in np.argsort(-label)[:3] if label[i] >= 0.005)
 
 
 def _axes(columns: int, width: float, height: float) -> tuple[Any, Any]:

@@ -49,6 +49,8 @@ def check_config(config: cfg.Config) -> None:
         models.create(config.model.name, **config.model.args)
     with within('config.data.augment'):
         augment.pipeline(config.data.augment)
+    with within('config.data.eval_augment'):
+        augment.pipeline(config.data.eval_augment, steady=True)
     optim.check(config.optim)
     schedules = [config.optim.schedule, *(s.schedule for s in config.optim.switch)]
     if not config.data.val_fraction and any(s and s.name == 'plateau' for s in schedules):
@@ -106,6 +108,7 @@ class Run:
         parallel.check_batch_sizes(self.timeline, config.optim.accumulate, self.backend.num_devices)
         self.network = models.create(config.model.name, num_classes=self.dataset.num_classes, **config.model.args)
         self.prepare = Preparation.of(config.data, self.dataset.mean, self.dataset.std)
+        self.image_shape = self.prepare.shape(self.dataset.image_shape)
         size = sum(s.nbytes for s in self.dataset.splits.values())
         self.on_device = config.data.placement == 'device' or (
             config.data.placement == 'auto' and size <= feed.DEVICE_LIMIT)
@@ -132,14 +135,14 @@ class Run:
 
     def init_fn(self) -> Callable[[jax.Array], TrainState]:
         """The pure function from a seed to the first state."""
-        return functools.partial(init_state, self.network, self.optimizer, self.dataset.image_shape,
+        return functools.partial(init_state, self.network, self.optimizer, self.image_shape,
                                  with_ema=self.config.optim.ema_decay > 0)
 
     def open(self) -> None:
         """Restores the newest whole checkpoint, or begins; opens the logs."""
         template = jax.eval_shape(self.init_fn(), np.uint32(0))  # the network takes these images, or says why not
         if any(0 in x.shape for x in jax.tree.leaves(template.params)):
-            raise UserError(f'images of {self.dataset.image_shape[0]}x{self.dataset.image_shape[1]} are too small for '
+            raise UserError(f'images of {self.image_shape[0]}x{self.image_shape[1]} are too small for '
                             f'{self.config.model.name}: nothing is left of them before its last layers')
         data_path = os.path.join(self.folder, 'data.json')
         if os.path.exists(data_path) and not self.dataset.is_that_of(workdir.read_json(data_path)):
@@ -173,14 +176,15 @@ class Run:
             self._draw_first_batch()
 
     def _draw_first_batch(self) -> None:
-        from jaxcnn.inspect.figures import image_grid
+        from jaxcnn.inspect.figures import image_grid, label_title
         order = feed.Order(self.config.seed, self.timeline)
-        positions = order.positions(0)[:32]
-        train = self.dataset.splits['train']
+        positions = order.positions(0)
+        train, names = self.dataset.splits['train'], self.dataset.class_names
         key, _ = step_keys(jax.random.key(np.uint32(self.config.seed)), 0)
-        seen = np.asarray(jax.jit(self.prepare)(train.take(positions), key))
+        prepare = jax.jit(functools.partial(self.prepare.train, classes=len(names)))
+        seen, labels = (np.asarray(x)[:32] for x in prepare(train.take(positions), train.labels[positions], key))
         pixels = seen * np.asarray(self.prepare.std) + np.asarray(self.prepare.mean)
-        titles = [self.dataset.class_names[label] for label in train.labels[positions]]
+        titles = [label_title(label, names) for label in labels]
         image_grid(pixels, titles, os.path.join(self.folder, 'figures', 'first_batch.png'))
 
     def program(self, phase: cfg.Phase) -> Callable:

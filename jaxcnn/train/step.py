@@ -4,6 +4,7 @@ Two back ends (`parallel.py`) compile them. Under `sharded` a batch is the globa
 under `pmap` it is this device's part of it and means are taken over `axis_name`.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,12 +14,13 @@ import jax.numpy as jnp
 import optax
 
 from jaxcnn.config import DataConfig
-from jaxcnn.data import augment
+from jaxcnn.data.augment import Gradient, Pipeline, pipeline
+from jaxcnn.errors import UserError, within
 from jaxcnn.losses import cross_entropy
 from jaxcnn.metrics import Sums, batch_sums
 from jaxcnn.models import Network
 from jaxcnn.optim import Optimizer
-from jaxcnn.train.state import TrainState
+from jaxcnn.train.state import TrainState, variables
 
 Batch = dict[str, jax.Array]
 METRICS = ('loss', 'accuracy', 'grad_norm', 'learning_rate')
@@ -29,32 +31,74 @@ class Preparation:
     """From uint8 pixels to what the network sees.
 
     Attributes:
-      augment: on one float image in [0, 1], or None.
+      augment: of training images, in [0, 1]; or None.
       mean, std: per channel, subtracted and divided by after augmentation.
+      eval_augment: of all other images, drawing nothing; or None.
     """
 
-    augment: augment.Op | None
+    augment: Pipeline | None
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    eval_augment: Pipeline | None = None
 
     @classmethod
     def of(cls, config: DataConfig, mean: Sequence[float], std: Sequence[float]) -> 'Preparation':
         """The preparation that a config asks for, given the training part's statistics."""
         if config.normalize == 'none':
             mean, std = (0.0,) * len(mean), (1.0,) * len(std)
-        return cls(augment.pipeline(config.augment), tuple(mean), tuple(std))
+        return cls(pipeline(config.augment), tuple(mean), tuple(std),
+                   pipeline(config.eval_augment, steady=True))
 
-    def __call__(self, images: jax.Array, key: jax.Array | None = None, first_row: Any = 0) -> jax.Array:
-        """Float32 images of uint8 ones (N, H, W, C); augmented where there is a key.
+    def normalize(self, images: jax.Array) -> jax.Array:
+        """What the network sees of float images (N, H, W, C) in [0, 1]."""
+        return (images - jnp.asarray(self.mean)) / jnp.asarray(self.std)
+
+    def __call__(self, images: jax.Array) -> jax.Array:
+        """Float32 images of uint8 ones (N, H, W, C), as evaluation has them."""
+        x = images.astype(jnp.float32) / 255
+        if self.eval_augment is not None:
+            x = jax.vmap(functools.partial(self.eval_augment, jax.random.key(0)))(x)
+        return self.normalize(x)
+
+    def train(self, images: jax.Array, labels: jax.Array, key: jax.Array, first_row: Any = 0, *, classes: int,
+              before: Callable[[jax.Array], jax.Array] = lambda x: jnp.roll(x, 1, 0),
+              gradient: Gradient = lambda x, labels: jnp.zeros_like(x)) -> tuple[jax.Array, jax.Array]:
+        """Float32 images of uint8 ones (N, H, W, C), and their labels, augmented.
 
         Each image's key is folded from its row in the global batch, `first_row` on, so that it does not depend on
-        how the batch is spread over devices.
+        how the batch is spread over devices. The others: see `Pipeline.batch`.
         """
         x = images.astype(jnp.float32) / 255
-        if key is not None and self.augment is not None:
+        if self.augment is not None:
             keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(first_row + jnp.arange(len(x)))
-            x = jax.vmap(self.augment)(keys, x)
-        return (x - jnp.asarray(self.mean)) / jnp.asarray(self.std)
+            x, labels = self.augment.batch(keys, x, labels, classes, before, gradient)
+        return self.normalize(x), labels
+
+    def shape(self, image_shape: tuple[int, ...]) -> tuple[int, int, int]:
+        """What becomes of images (H, W, C).
+
+        Raises:
+          UserError: training and evaluation make images of two sizes, or an op does not take these images.
+        """
+        def of(where: str, pipeline: Pipeline | None) -> tuple[int, ...]:
+            with within(where):
+                return image_shape if pipeline is None else jax.eval_shape(
+                    pipeline, jax.random.key(0), jax.ShapeDtypeStruct(image_shape, jnp.float32)).shape
+        train, other = of('config.data.augment', self.augment), of('config.data.eval_augment', self.eval_augment)
+        if train != other:
+            raise UserError(f'config.data.augment makes images of {train[0]} x {train[1]} pixels, '
+                            f'config.data.eval_augment of {other[0]} x {other[1]}: both must be what the network takes')
+        return tuple(train)  # type: ignore[return-value]
+
+
+def image_gradient(network: Network, prepare: Preparation, weights: Any) -> Gradient:
+    """`(images, labels) -> gradient` of each image's loss by its values in [0, 1], the network being as in evaluation."""
+    def of(images: jax.Array, labels: jax.Array) -> jax.Array:
+        def loss(images: jax.Array) -> jax.Array:
+            logits: Any = network.apply(weights, prepare.normalize(images), train=False)
+            return cross_entropy(logits, labels).sum()
+        return jax.grad(loss)(images)
+    return of
 
 
 def step_keys(key: jax.Array, step: Any) -> tuple[jax.Array, jax.Array]:
@@ -110,8 +154,17 @@ class TrainStep:
             return losses[0] + getattr(self.network, 'aux_weight', 0) * sum(losses[1:]), (logits, stats)
 
         (loss, (logits, stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
-        accuracy = (logits.argmax(-1) == labels).astype(jnp.float32).mean()
+        target = labels if labels.ndim == 1 else labels.argmax(-1)
+        accuracy = (logits.argmax(-1) == target).astype(jnp.float32).mean()
         return grads, stats, {'loss': loss, 'accuracy': accuracy}
+
+    def _before(self, x: jax.Array) -> jax.Array:
+        """Of each row, the row before it in the global batch."""
+        if not self.axis_name:
+            return jnp.roll(x, 1, 0)
+        devices = jax.lax.axis_size(self.axis_name)
+        last = jax.lax.ppermute(x[-1:], self.axis_name, [(i, (i + 1) % devices) for i in range(devices)])
+        return jnp.concatenate([last, x[:-1]])
 
     def _gradients(self, state: TrainState, images: jax.Array, labels: jax.Array, key: jax.Array) -> Any:
         if self.accumulate == 1:
@@ -147,8 +200,10 @@ class TrainStep:
             device = jax.lax.axis_index(self.axis_name)
             first_row = device * len(batch['label'])
             dropout_key = jax.random.fold_in(dropout_key, device)
-        images = self.prepare(batch['image'], augment_key, first_row)
-        grads, stats, metrics = self._gradients(state, images, batch['label'], dropout_key)
+        images, labels = self.prepare.train(
+            batch['image'], batch['label'], augment_key, first_row, classes=self.network.num_classes,
+            before=self._before, gradient=image_gradient(self.network, self.prepare, variables(state)['']))
+        grads, stats, metrics = self._gradients(state, images, labels, dropout_key)
         if self.axis_name:
             grads, stats, metrics = jax.lax.pmean((grads, stats, metrics), self.axis_name)
         updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params, self.stage, metrics['loss'])

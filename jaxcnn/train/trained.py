@@ -46,8 +46,9 @@ class Trained:
         self.network = models.create(self.config.model.name, num_classes=len(self.info['class_names']),
                                      **self.config.model.args)
         self.prepare = Preparation.of(self.config.data, self.info['mean'], self.info['std'])
+        shape = self.prepare.shape(tuple(self.info['image_shape']))
         self._template = jax.eval_shape(lambda: init_state(
-            self.network, optimizer, tuple(self.info['image_shape']), np.uint32(0), self.config.optim.ema_decay > 0))
+            self.network, optimizer, shape, np.uint32(0), self.config.optim.ema_decay > 0))
 
     @functools.cached_property
     def checkpoints(self) -> Checkpoints:

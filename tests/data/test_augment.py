@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from jaxcnn.data import augment
+from jaxcnn.data.augment import erase, geometry, registry
 from jaxcnn.errors import UserError
 
 HEIGHT, WIDTH = 5, 7
@@ -33,7 +34,7 @@ def test_pad_crop_cuts_the_padded_image_where_it_draws_and_every_place_alike():
     modes = ['constant', 'reflect', 'edge', 'symmetric']
     draw = [lambda key, _: jax.random.randint(key, (2,), 0, 5)]
     top, left = many(draw, keys=KEYS)[0].T
-    results = many([augment.pad_crop(2, mode) for mode in modes], keys=KEYS)
+    results = many([geometry.pad_crop(2, mode) for mode in modes], keys=KEYS)
     for mode, crops in zip(modes, results, strict=True):
         padded = np.pad(IMAGE, ((2, 2), (2, 2), (0, 0)), mode=mode)
         np.testing.assert_array_equal(
@@ -43,7 +44,7 @@ def test_pad_crop_cuts_the_padded_image_where_it_draws_and_every_place_alike():
 
 def test_flip_lr_mirrors_columns_with_its_probability():
     chances = [0.0, 0.2, 0.5, 1.0]
-    for p, results in zip(chances, many([augment.flip_lr(p) for p in chances], keys=KEYS), strict=True):
+    for p, results in zip(chances, many([geometry.flip_lr(p) for p in chances], keys=KEYS), strict=True):
         mirrored = (results == IMAGE[:, ::-1]).all((1, 2, 3))
         assert (mirrored | (results == IMAGE).all((1, 2, 3))).all()
         assert abs(mirrored.mean() - p) <= 5 * np.sqrt(p * (1 - p) / len(KEYS))
@@ -66,7 +67,7 @@ def test_cutout_fills_a_square_around_what_it_draws_and_every_centre_alike():
     variants = [(1, 0.5), (2, 0.0), (3, 1.0), (4, 0.25)]
     draw = [lambda key, _: jax.random.randint(key, (2,), 0, jnp.array([HEIGHT, WIDTH]))]
     centres = many(draw, keys=KEYS)[0]
-    results = many([augment.cutout(*v) for v in variants], keys=KEYS)
+    results = many([erase.cutout(*v) for v in variants], keys=KEYS)
     for variant, images in zip(variants, results, strict=True):
         np.testing.assert_array_equal(images, [under_square(y, x, *variant) for y, x in centres])
     assert is_uniform(np.bincount(WIDTH * centres[:, 0] + centres[:, 1], minlength=HEIGHT * WIDTH))
@@ -95,7 +96,7 @@ def test_an_op_keeps_shape_and_type(text, dtype):
 
 
 def test_ops_apply_in_their_order_each_with_a_key_of_its_own():
-    first, second = augment.cutout(3, fill=0.25), augment.pad_crop(2, mode='edge')
+    first, second = erase.cutout(3, fill=0.25), geometry.pad_crop(2, mode='edge')
     result, expected = many([
         augment.pipeline('cutout(3, fill=0.25) | pad_crop(2, mode="edge")'),
         lambda key, image: second(jax.random.fold_in(key, 1), first(jax.random.fold_in(key, 0), image))])
@@ -117,7 +118,7 @@ def test_an_empty_pipeline_is_none(text):
 
 
 def test_a_registered_op_joins_under_its_name(monkeypatch):
-    monkeypatch.setattr(augment, '_OPS', dict(augment._OPS))
+    monkeypatch.setattr(registry, '_OPS', dict(registry._OPS))
 
     @augment.register
     def darken(factor):
@@ -129,7 +130,7 @@ def test_a_registered_op_joins_under_its_name(monkeypatch):
 
 @pytest.mark.parametrize(('text', 'line'), [
     ('pad_corp(4)', r"unknown augmentation 'pad_corp'; nearest: pad_crop"),
-    ('flip', r"unknown augmentation 'flip'; nearest: flip_lr"),
+    ('flip', r"unknown augmentation 'flip'; nearest: flip_ud, flip_lr"),
     ('pad_crop(4, mod="edge")', r"unknown argument of augmentation pad_crop 'mod'; nearest: mode"),
     ('pad_crop(4, mode="egde")', r"unknown mode of pad_crop 'egde'; nearest: edge"),
     ('pad_crop', r"augmentation pad_crop.*missing.*'pad'"),

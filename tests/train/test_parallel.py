@@ -41,10 +41,12 @@ def reference(tmp_path_factory):
 
 
 @pytest.mark.parametrize('fields', [{}, {'optim': {'accumulate': 2, 'ema_decay': 0.9, 'clip_norm': 1.0}},
-                                    {'data': {'placement': 'host'}}], ids=['plain', 'accumulate', 'host'])
+                                    {'data': {'placement': 'host'}},
+                                    {'data': {'augment': 'flip_lr|mixup(0.2)|cutmix(1)|fgsm(0.02)|pgd(0.02, 0.01, 2)'}}],
+                         ids=['plain', 'accumulate', 'host', 'mix and attack'])
 @pytest.mark.parametrize('backend', ['sharded', 'pmap'])
 def test_eight_devices_train_as_one_does(small, tmp_path, reference, backend, fields):
-    one = reference(small, **{k: v for k, v in fields.items() if k != 'data'})
+    one = reference(small, **{k: v for k, v in fields.items() if v != {'placement': 'host'}})
     eight = trained_state(small(**fields, parallel={'backend': backend, 'devices': 8}), tmp_path)
     assert relative_difference(eight, one) < 1e-5
     assert eight.step == one.step == 20

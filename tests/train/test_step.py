@@ -114,9 +114,10 @@ def test_statistics_by_group_are_means_over_the_groups():
 def test_randomness_depends_on_key_step_and_row_alone():
     prepare = Preparation(augment.pipeline('pad_crop(3)|flip_lr'), (0.0,), (1.0,))
     images = batch_of(12)['image']
-    whole = prepare(images, KEY)
-    np.testing.assert_array_equal(whole[8:], prepare(images[8:], KEY, first_row=8))
-    assert np.any(whole != prepare(images, jax.random.key(4)))
+    labels = np.zeros(len(images), np.int32)
+    whole, _ = prepare.train(images, labels, KEY, classes=2)
+    np.testing.assert_array_equal(whole[8:], prepare.train(images[8:], labels[8:], KEY, first_row=8, classes=2)[0])
+    assert np.any(whole != prepare.train(images, labels, jax.random.key(4), classes=2)[0])
     step, state = make(dropout=0.5, augmented='pad_crop(3)')
     run = jax.jit(step)
     chex.assert_trees_all_equal(run(state, batch_of(8), KEY), run(state, batch_of(8), KEY))

@@ -1,0 +1,164 @@
+"""The registry of ops, what checks their parameters, and the pipeline that a string describes."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxcnn.config import bind, parse_call
+from jaxcnn.errors import UserError, unknown
+
+Op = Callable[[jax.Array, jax.Array], jax.Array]
+Example = tuple[jax.Array, jax.Array]  # image (H, W, C) and its label's probabilities (classes,)
+Gradient = Callable[[jax.Array, jax.Array], jax.Array]  # of the loss, by images (N, H, W, C), given their labels
+
+
+@dataclass(frozen=True)
+class Mix:
+    """An op on an example and another one: `(key, example, other) -> example`."""
+
+    apply: Callable[[jax.Array, Example, Example], Example]
+
+
+@dataclass(frozen=True)
+class Attack:
+    """An op that sees the network: `(keys, images, labels, gradient) -> images`, on (N, H, W, C)."""
+
+    apply: Callable[[jax.Array, jax.Array, jax.Array, Gradient], jax.Array]
+
+
+_OPS: dict[str, Callable[..., Op | Mix | Attack]] = {}
+_STEADY: set[str] = set()
+
+
+def register(factory: Callable[..., Any], *, steady: bool = False) -> Callable[..., Any]:
+    """Makes an op known to pipeline strings under the function's name; `steady`: it draws nothing."""
+    _OPS[factory.__name__] = factory
+    if steady:
+        _STEADY.add(factory.__name__)
+    return factory
+
+
+def steady(factory: Callable[..., Any]) -> Callable[..., Any]:
+    """`register` for an op that draws nothing, so that evaluation may use it."""
+    return register(factory, steady=True)
+
+
+def names(steady: bool = False) -> list[str]:
+    """The registered ops; `steady`: those that draw nothing."""
+    return sorted(_STEADY if steady else _OPS)
+
+
+def whole(op: str, low: int = 1, **value: Any) -> None:
+    """Raises a UserError for a parameter that is not a whole number of at least `low`."""
+    for name, x in value.items():
+        if not isinstance(x, int) or isinstance(x, bool) or x < low:
+            raise UserError(f'{op}: {name} must be a whole number of at least {low}, got {x!r}')
+
+
+def number(op: str, low: float = 0.0, high: float = math.inf, **value: Any) -> None:
+    """Raises a UserError for a parameter that is not a finite number from `low` to `high`."""
+    for name, x in value.items():
+        if isinstance(x, bool) or not isinstance(x, (int, float)) or not low <= x <= high or math.isinf(x):
+            limits = f'between {low:g} and {high:g}' if high < math.inf else f'a number of at least {low:g}'
+            raise UserError(f'{op}: {name} must be {limits}, got {x!r}')
+
+
+def span(op: str, low: float = 0.0, high: float = math.inf, **value: Any) -> None:
+    """Raises a UserError for a parameter that is not two numbers, from `low` to `high`, the second not the smaller."""
+    for name, x in value.items():
+        if not isinstance(x, (tuple, list)) or len(x) != 2:
+            raise UserError(f'{op}: {name} must be two numbers (least, most), got {x!r}')
+        number(op, low, high, **{f'{name}[0]': x[0], f'{name}[1]': x[1]})
+        if x[0] > x[1]:
+            raise UserError(f'{op}: {name} must not begin above its end, got {x!r}')
+
+
+def one_of(op: str, choices: Sequence[str], **value: Any) -> None:
+    """Raises a UserError for a parameter that is none of `choices`."""
+    for name, x in value.items():
+        if x not in choices:
+            raise unknown(f'{name} of {op}', x, choices)
+
+
+def maybe(p: float, op: Op) -> Op:
+    """`op` with probability `p`, else the image as it is."""
+    def apply(key: jax.Array, image: jax.Array) -> jax.Array:
+        return jnp.where(jax.random.bernoulli(key, float(p)), op(jax.random.fold_in(key, 1), image), image)
+    return apply
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """Ops one after the other; the op at position i draws from the example's key, folded with i.
+
+    Attributes:
+      text: as it was written.
+      ops: never none.
+    """
+
+    text: str
+    ops: tuple[Op | Mix | Attack, ...]
+
+    @property
+    def mixes(self) -> bool:
+        """Whether it makes labels probabilities."""
+        return any(isinstance(op, Mix) for op in self.ops)
+
+    def __call__(self, key: jax.Array, image: jax.Array) -> jax.Array:
+        """Of one image (H, W, C) alone; `Mix` and `Attack`, which need more than that, are left out."""
+        for position, op in enumerate(self.ops):
+            if not isinstance(op, (Mix, Attack)):
+                image = op(jax.random.fold_in(key, position), image)
+        return image
+
+    def batch(self, keys: jax.Array, images: jax.Array, labels: jax.Array, classes: int,
+              before: Callable[[jax.Array], jax.Array], gradient: Gradient) -> tuple[jax.Array, jax.Array]:
+        """Of a batch.
+
+        Args:
+          keys: (N,), an example's each.
+          images: float (N, H, W, C) in [0, 1].
+          labels: (N,) whole numbers.
+          classes: how many there are.
+          before: of each row, the row before it in the global batch; of the first, the last.
+          gradient: of the loss of the network, by images.
+
+        Returns:
+          Images (N, H', W', C), and labels, (N, classes) probabilities where any op mixes.
+        """
+        if self.mixes:
+            labels = jax.nn.one_hot(labels, classes)
+        for position, op in enumerate(self.ops):
+            own = jax.vmap(lambda key, position=position: jax.random.fold_in(key, position))(keys)
+            if isinstance(op, Mix):
+                images, labels = jax.vmap(op.apply)(own, (images, labels), (before(images), before(labels)))
+            elif isinstance(op, Attack):
+                images = op.apply(own, images, labels, gradient)
+            else:
+                images = jax.vmap(op)(own, images)
+        return images, labels
+
+
+def pipeline(text: str, steady: bool = False) -> Pipeline | None:
+    """What a pipeline string describes; None where it is empty.
+
+    Args:
+      text: ops with arguments, `|` between them.
+      steady: takes only ops that draw nothing.
+
+    Raises:
+      UserError: an unknown op, an argument it does not take, or a string that is not a pipeline.
+    """
+    ops = []
+    for part in text.split('|') if text.strip() else []:
+        name, args, kwargs = parse_call(part, f'config.data.{"eval_augment" if steady else "augment"}')
+        if name not in _OPS:
+            raise unknown('augmentation', name, names())
+        if steady and name not in _STEADY:
+            raise UserError(f'{name} draws at random; evaluation takes {", ".join(names(steady=True))}')
+        ops.append(_OPS[name](**bind(_OPS[name], args, kwargs, f'augmentation {name}')))
+    return Pipeline(text, tuple(ops)) if ops else None

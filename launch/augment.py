@@ -1,0 +1,113 @@
+"""Draws what augmentation makes of pictures: a row for each op of a pipeline, and one for all of it.
+
+Without a pipeline, a row for each op there is. Ops that attack a network, and a run's own pipeline and images, need the run:
+--workdir.
+"""
+
+import argparse
+import os
+
+from jaxcnn import cli
+
+EXAMPLES = (
+    'pad_crop(16)', 'random_crop(96)', 'center_crop(96)', 'random_resized_crop(128)', 'scale_jitter(128, (128, 256))',
+    'resize(48)', 'pad(8, "reflect")', 'flip_lr', 'flip_ud', 'rotate(30)', 'translate(0.2)', 'scale((0.6, 1.4))',
+    'shear(20)', 'affine(20, 0.1, (0.8, 1.2), 10)', 'brightness(0.5)', 'contrast(0.5)', 'saturation(0.8)', 'hue(0.2)',
+    'color_jitter(0.4, 0.4, 0.4, 0.1)', 'grayscale(0.5)', 'invert', 'solarize(0.5)', 'posterize(2)', 'equalize',
+    'autocontrast', 'sharpness(0.9)', 'channel_shift(0.3)', 'gaussian_noise(0.1)', 'salt_and_pepper(0.1)',
+    'gaussian_blur(9, (0.5, 3.0))', 'cutout(48)', 'random_erasing(0.9)', 'mixup(1.0)', 'cutmix(1.0)',
+    'auto_augment("cifar10")', 'auto_augment("imagenet")', 'rand_augment(2, 9)', 'trivial_augment', 'fgsm(0.03)',
+    'pgd(0.03, 0.01, 10)',
+)
+
+
+def run(args: argparse.Namespace) -> int:
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from jaxcnn import data
+    from jaxcnn.data import augment, cache, picture
+    from jaxcnn.errors import UserError
+    from jaxcnn.inspect.figures import image_grid, label_title
+    from jaxcnn.train.state import RUN_ONCE
+    from jaxcnn.train.step import image_gradient
+    from jaxcnn.train.trained import Trained
+    for name, value, least in (('--draws', args.draws, 1), ('--size', args.size, 8)):
+        if value < least:
+            raise UserError(f'{name}: expected at least {least}, got {value}')
+    gradient = None
+    if args.workdir:
+        trained = Trained(args.workdir)
+        weights = trained.best_variables(trained.read(trained.find('best')))
+        gradient = image_gradient(trained.network, trained.prepare, weights)
+        text = args.pipeline.strip() or trained.config.data.augment
+        if not text:
+            raise UserError(f'the run in {args.workdir!r} augments nothing: name a pipeline')
+        classes = list(trained.info['class_names'])
+    else:
+        text, classes = args.pipeline.strip() or '|'.join(EXAMPLES), ['first', 'second']
+    if args.images:
+        def load(path: str) -> np.ndarray:
+            if args.workdir:
+                return picture.load(path, trained.info)
+            image = picture.read(path, 'RGB')
+            return cache.resize(picture.central_square(image), args.size)
+        images, labels = [load(path) for path in args.images], np.arange(len(args.images)) % len(classes)
+    elif args.workdir:
+        train = data.load(trained.config.data).splits['train']
+        positions = np.random.default_rng(args.seed).permutation(len(train))[:2]
+        images, labels = list(train.take(positions)), train.labels[positions]
+    else:
+        from sklearn.datasets import load_sample_images
+        images = [cache.resize(picture.central_square(image), args.size) for image in load_sample_images().images]
+        labels = np.arange(2)
+    first, second = (jnp.asarray(image, jnp.float32) / 255 for image in (images[0], images[-1]))
+
+    parts = augment.pipeline(text)
+    assert parts is not None
+    texts = [part.strip() for part in text.split('|')]
+    rows = [(part, augment.Pipeline(part, (op,))) for part, op in zip(texts, parts.ops, strict=True)]
+    if gradient is None and any(isinstance(op, augment.Attack) for op in parts.ops):
+        attacks = [part for part, row in rows if isinstance(row.ops[0], augment.Attack)]
+        if args.pipeline.strip():
+            raise UserError(f'{attacks[0]} attacks a network: --workdir names the run whose network it is')
+        cli.log.info('left out, as they attack a network, which --workdir names: %s', ', '.join(attacks))
+        rows = [row for row in rows if row[0] not in attacks]
+    if len(rows) > 1 and text != '|'.join(EXAMPLES):
+        rows.append((text, parts))
+
+    keys = jax.random.split(jax.random.key(args.seed), args.draws)
+    both = jnp.stack([second, first] * args.draws)
+    targets = jnp.tile(jnp.asarray([labels[-1], labels[0]]), args.draws)
+    tiles, titles = [], []
+    for _, row in rows:
+        def drawn(keys: jax.Array, images: jax.Array, labels: jax.Array, row: augment.Pipeline = row) -> tuple:
+            return row.batch(keys, images, labels, len(classes), lambda x: jnp.roll(x, 1, 0), gradient)
+        made, mixed = jax.jit(drawn, compiler_options=RUN_ONCE)(jnp.repeat(keys, 2, 0), both, targets)
+        tiles += [np.asarray(first), *np.asarray(made)[1::2]]
+        titles += ['as it is', *(label_title(label, classes) if row.mixes else '' for label in np.asarray(mixed)[1::2])]
+    path = args.out or os.path.join(args.workdir, 'figures', 'augmentations.png')
+    try:
+        os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+        image_grid(tiles, titles, path, columns=args.draws + 1, headings=[part for part, _ in rows])
+    except OSError as e:
+        raise UserError(f'{path}: cannot be written: {e.strerror}') from e
+    print(f'{len(rows)} rows: {path}')
+    return 0
+
+
+if __name__ == '__main__':
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('pipeline', nargs='?', default='',
+                        help="as in config.data.augment: 'random_resized_crop(96)|flip_lr' (default: every op)")
+    parser.add_argument('--images', nargs='+', default=[], metavar='IMAGE',
+                        help='a picture, and one to mix it with (default: two photographs, or two images of the run)')
+    parser.add_argument('--workdir', default='', help='a run: its pipeline, training images and, for attacks, its network')
+    parser.add_argument('--size', type=int, default=128,
+                        help='pictures are brought to this square, in pixels (default: 128)')
+    parser.add_argument('--draws', type=int, default=7, help='columns (default: 7)')
+    parser.add_argument('--seed', type=int, default=0, help='of all draws (default: 0)')
+    parser.add_argument('--out', default='', metavar='FILE',
+                        help='(default: figures/augmentations.png, in the workdir where there is one)')
+    cli.main(parser, run)

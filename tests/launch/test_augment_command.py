@@ -1,0 +1,46 @@
+"""`launch/augment.py`, as a person runs it."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jaxcnn.data import augment
+
+pytestmark = pytest.mark.launch
+
+
+def test_every_op_that_needs_no_network_is_drawn(command, tmp_path):
+    path = tmp_path / 'made' / 'all.png'
+    code, out, err = command('augment', f'--out={path}', '--size=128', '--draws=1')
+    assert code == 0, err
+    assert out == [f'{len(augment.names()) + 1 - 2} rows: {path}']  # two policies of auto_augment, no fgsm, no pgd
+    assert any('left out' in line and 'fgsm' in line and 'pgd' in line for line in err)
+    assert np.asarray(Image.open(path)).std() > 30
+
+
+def test_a_run_shows_its_network_attacked(command, tmp_path, tiny_run):
+    path = tmp_path / 'a.png'
+    code, out, err = command('augment', 'fgsm(0.3)|mixup(1)', f'--workdir={tiny_run}', f'--out={path}', '--draws=2')
+    assert code == 0, err
+    assert out == [f'3 rows: {path}']
+    sheet = np.asarray(Image.open(path).convert('L'), float)
+    tile = 96  # of 16 pixels, enlarged
+    rows = sheet[6 + 12 + 14 + 12:][:tile]
+    first, attacked = rows[:, 6:6 + tile], rows[:, 6 + tile + 6:6 + 2 * tile + 6]
+    assert 20 < np.abs(first - attacked).mean() < 90
+
+
+@pytest.mark.parametrize(('arguments', 'line'), [
+    (['flip_rl'], "unknown augmentation 'flip_rl'; nearest: flip_lr"),
+    (['fgsm(0.1)'], 'fgsm(0.1) attacks a network: --workdir names the run whose network it is'),
+    (['flip_lr', '--images', 'no_such.png'], 'no_such.png: no such file'),
+    (['random_crop(500)'], 'random_crop(500): images are 128 x 128'),
+    (['flip_lr', '--draws=0'], '--draws: expected at least 1, got 0'),
+    (['flip_lr', '--workdir=/no/such'], "workdir '/no/such' does not exist"),
+    (['flip_lr', '--out=/proc/a.png'], '/proc/a.png: cannot be written'),
+])
+def test_what_is_wrong_is_told_in_one_line(command, arguments, line):
+    code, _, err = command('augment', *arguments)
+    assert code == 2
+    assert len(err) == 1
+    assert line in err[0]
