@@ -60,21 +60,28 @@ def _field(default: Any, doc: str, *, least: float | None = None, above: float |
 class DataConfig:
     """What is trained on."""
 
-    name: str = _field('digits', 'the data set: see jaxcnn.data.names()')
-    dir: str = _field('', 'folder of prepared TFDS data sets; empty: $TFDS_DATA_DIR, else ~/tensorflow_datasets',
-                      result=False)
+    name: str = _field('digits', 'a data set or a layout of files (see jaxcnn.data.names()), or any prepared TFDS set')
+    dir: str = _field('', 'of a layout: the folder or file; else the folder of prepared TFDS data sets, empty: '
+                      '$TFDS_DATA_DIR, else ~/tensorflow_datasets', result=False)
     cache_dir: str = _field('', 'folder for decoded uint8 images; empty: $JAXCNN_CACHE, else ~/.cache/jaxcnn',
                             result=False)
-    val_fraction: float = _field(0.1, 'part of the training images kept apart for validation, stratified',
-                                 least=0, most=0.9)
+    val_fraction: float | None = _field(None, 'part of the training images kept apart for validation, stratified; None: '
+                                        "the data's own validation part, where it has none 0.1 (tiny_imagenet: 0.2)",
+                                        least=0, most=0.9)
     split_seed: int = _field(0, 'seed of that cut; apart from `seed`, so that runs share their validation part', least=0)
     image_size: int = _field(0, 'pixels; images are resized to this square on the host; 0: as they are', least=0)
+    resize: str = _field('crop', "what becomes of what is not square, a person's own pictures included. crop: its central "
+                         'square is taken; squash: all of it, out of shape', choices=('crop', 'squash'))
+    per_class: int = _field(0, 'for quick looks: so many training images of each class; 0: all', least=0)
+    balance: str = _field('none', 'of skewed classes. sampling: an epoch has as many images of each, again and again '
+                          'where there are too few; loss: images weigh in inverse proportion to their class, 1 on average',
+                          choices=('none', 'sampling', 'loss'))
+    skip_broken: bool = _field(False, 'leave images out that cannot be read, and log and count them; False: they stop a run')
     augment: str = _field('', "training pipeline of registered ops, as in 'pad_crop(4)|flip_lr|cutout(8)'")
     eval_augment: str = _field('', "the same for evaluation, of ops that draw nothing, as in 'resize(64)|center_crop(56)'; "
                                'both must make images of one size')
-    normalize: str = _field('standardize', 'standardize: zero mean and unit deviation per channel, with the '
-                            'statistics of the training part; none: pixels in [0, 1]',
-                            choices=('standardize', 'none'))
+    normalize: str = _field('standardize', 'what the network sees: standardize, per channel with the statistics of the '
+                            "training part, standardize_pixels, gcn, zca or several, as in 'gcn|zca(0.1)'; none: [0, 1]")
     placement: str = _field('auto', 'device: the split lives on the accelerator; host: Grain feeds it; auto: by size',
                             choices=('auto', 'device', 'host'), result=False)
     workers: int = _field(0, 'Grain worker processes of the host placement; 0: threads only', least=0, result=False)
@@ -270,7 +277,7 @@ def parse(fields: Mapping[str, Any] | ml_collections.ConfigDict | Config) -> Con
     config = _build(Config, _plain(fields), 'config')
     if config.checkpoint.metric.startswith('val_ema') and not config.optim.ema_decay:
         raise UserError(f'config.checkpoint.metric: {config.checkpoint.metric!r} needs config.optim.ema_decay above 0')
-    if config.checkpoint.patience and not config.data.val_fraction:
+    if config.checkpoint.patience and config.data.val_fraction == 0:
         raise UserError('config.checkpoint.patience: stopping early needs a validation part: '
                         'config.data.val_fraction above 0')
     return config

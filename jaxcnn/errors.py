@@ -2,6 +2,8 @@
 
 import contextlib
 import difflib
+import os
+import unicodedata
 from collections.abc import Iterable, Iterator
 
 
@@ -18,6 +20,11 @@ def within(field: str) -> Iterator[None]:
         if str(e).startswith('config.'):
             raise
         raise UserError(f'{field}: {e}') from e
+
+
+def shown(path: str | os.PathLike) -> str:
+    """A file's name as it can be printed: composed, bytes that are not UTF-8 as replacement characters."""
+    return unicodedata.normalize('NFC', os.fsencode(path).decode('utf-8', 'replace'))
 
 
 def unknown(what: str, value: str, choices: Iterable[str]) -> UserError:

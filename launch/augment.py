@@ -36,12 +36,14 @@ def run(args: argparse.Namespace) -> int:
     for name, value, least in (('--draws', args.draws, 1), ('--size', args.size, 8)):
         if value < least:
             raise UserError(f'{name}: expected at least {least}, got {value}')
+    if len(args.images) > 2:
+        raise UserError(f'--images: expected one or two, got {len(args.images)}')
     gradient = None
     if args.workdir:
         trained = Trained(args.workdir)
-        weights = trained.best_variables(trained.read(trained.find('best')))
-        gradient = image_gradient(trained.network, trained.prepare, weights)
-        text = args.pipeline.strip() or trained.config.data.augment
+        state = trained.read(trained.find('best'))
+        gradient = image_gradient(trained.network, trained.prepare, trained.best_variables(state))
+        text = args.pipeline.strip() or trained.config.data.augment.strip()
         if not text:
             raise UserError(f'the run in {args.workdir!r} augments nothing: name a pipeline')
         classes = list(trained.info['class_names'])
@@ -50,31 +52,34 @@ def run(args: argparse.Namespace) -> int:
     if args.images:
         def load(path: str) -> np.ndarray:
             if args.workdir:
-                return picture.load(path, trained.info)
-            image = picture.read(path, 'RGB')
-            return cache.resize(picture.central_square(image), args.size)
-        images, labels = [load(path) for path in args.images], np.arange(len(args.images)) % len(classes)
+                return picture.load(path, trained.info, trained.config.data.resize)
+            return cache.resize(picture.read(path, 'RGB'), args.size, 'crop')
+        images = [load(path) for path in args.images]
+        labels = trained.predict(state, np.stack(images)).argmax(-1) if args.workdir else np.arange(len(images))
     elif args.workdir:
         train = data.load(trained.config.data).splits['train']
         positions = np.random.default_rng(args.seed).permutation(len(train))[:2]
         images, labels = list(train.take(positions)), train.labels[positions]
     else:
         from sklearn.datasets import load_sample_images
-        images = [cache.resize(picture.central_square(image), args.size) for image in load_sample_images().images]
+        images = [cache.resize(image, args.size, 'crop') for image in load_sample_images().images]
         labels = np.arange(2)
     first, second = (jnp.asarray(image, jnp.float32) / 255 for image in (images[0], images[-1]))
 
     parts = augment.pipeline(text)
     assert parts is not None
     texts = [part.strip() for part in text.split('|')]
-    rows = [(part, augment.Pipeline(part, (op,))) for part, op in zip(texts, parts.ops, strict=True)]
-    if gradient is None and any(isinstance(op, augment.Attack) for op in parts.ops):
-        attacks = [part for part, row in rows if isinstance(row.ops[0], augment.Attack)]
+    rows = []
+    for i, op in enumerate(parts.ops):  # each alone, but an attack after what comes before it, which may change the size
+        start = 0 if isinstance(op, augment.Attack) and args.workdir else i
+        rows.append(('|'.join(texts[start:i + 1]), augment.Pipeline(texts[i], parts.ops[start:i + 1])))
+    if gradient is None and parts.attacks:
+        attacks = [part for part, row in rows if row.attacks]
         if args.pipeline.strip():
             raise UserError(f'{attacks[0]} attacks a network: --workdir names the run whose network it is')
         cli.log.info('left out, as they attack a network, which --workdir names: %s', ', '.join(attacks))
         rows = [row for row in rows if row[0] not in attacks]
-    if len(rows) > 1 and text != '|'.join(EXAMPLES):
+    if len(rows) > 1 and rows[-1][1].ops != parts.ops and text != '|'.join(EXAMPLES):
         rows.append((text, parts))
 
     keys = jax.random.split(jax.random.key(args.seed), args.draws)
@@ -102,7 +107,8 @@ if __name__ == '__main__':
     parser.add_argument('pipeline', nargs='?', default='',
                         help="as in config.data.augment: 'random_resized_crop(96)|flip_lr' (default: every op)")
     parser.add_argument('--images', nargs='+', default=[], metavar='IMAGE',
-                        help='a picture, and one to mix it with (default: two photographs, or two images of the run)')
+                        help='a picture, and one to mix it with, else itself; of a run, labelled as its network sees them '
+                        '(default: two photographs, or two images of the run)')
     parser.add_argument('--workdir', default='', help='a run: its pipeline, training images and, for attacks, its network')
     parser.add_argument('--size', type=int, default=128,
                         help='pictures are brought to this square, in pixels (default: 128)')

@@ -13,7 +13,10 @@ train_step, eval: images/s of a network's whole training step, or of its inferen
 pytorchcv==0.0.67), and jaxcnn with other convolutions: `jax` in plain JAX, `xla` as plain Flax has them. In turn, A B A B.
 `limit` is the part of the machine's matrix product rate, measured in the same run, that the network's multiply-adds make up.
 data: images/s of a config's training images, augmented and normalised, from either placement, over those of a PyTorch
-DataLoader with a worker a core that pads, crops, flips and normalises.
+DataLoader with a worker a core that does the same by PIL (pad_crop, random_resized_crop, flip_lr, auto_augment); and data's
+part of the training step. Of images in files: a first epoch, which builds the cache, against the DataLoader that reads the
+files; building the cache against PIL in a plain loop in as many processes; memory of the whole `train.py`, 20 steps, with
+all images and with one of each class.
 train: seconds of the whole `train.py`, from the command to the report, over those of the plain PyTorch script with a
 DataLoader (of no workers and of one a core) that trains and tests the same network on the same images for as many epochs.
 checkpoint: seconds to save (until it is on the disk), to hand over (while the loop waits) and to read a network's state with
@@ -24,6 +27,10 @@ startup: seconds from the command to its first finished step, with an empty comp
 """
 
 import argparse
+import contextlib
+import dataclasses
+import functools
+import itertools
 import json
 import os
 import platform
@@ -31,7 +38,9 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from collections.abc import Callable
 
 from jaxcnn import cli, config
 from jaxcnn.errors import UserError, unknown
@@ -71,6 +80,7 @@ class Own:
 
         from jaxcnn import models, optim
         from jaxcnn.config import Choice, OptimConfig, Timeline, parse
+        from jaxcnn.data.normalize import Normalization
         from jaxcnn.train.state import init_state, variables
         from jaxcnn.train.step import Preparation, TrainStep
         network = models.create(name, num_classes=10, **fields)
@@ -80,7 +90,7 @@ class Own:
         rng = np.random.default_rng(0)
         images = {'image': jnp.asarray(rng.integers(0, 256, (batch, size, size, 3), np.uint8)),
                   'label': jnp.arange(batch) % 10}
-        prepare = Preparation(None, (0.5,) * 3, (0.25,) * 3)
+        prepare = Preparation(None, Normalization.by((0.5,) * 3, (0.25,) * 3))
         state = jax.jit(lambda: init_state(network, optimizer, (size, size, 3), np.uint32(0), False))()
         placed = variables(state)['']
         flat = models.create(name, num_classes=10, **{**fields, 'conv_implementation': 'xla'})
@@ -104,12 +114,17 @@ class Own:
             jax.block_until_ready(step())
 
     def __call__(self, seconds: float) -> float:
-        import jax
-        count, began = 0, time.perf_counter()
-        while time.perf_counter() - began < seconds:
-            jax.block_until_ready(self.step())
-            count += 1
-        return count * self.batch / (time.perf_counter() - began)
+        return rate(self.step, self.batch, seconds)
+
+
+def rate(step: Callable[[], object], images: int, seconds: float) -> float:
+    """Images/s of a step of so many, over that long."""
+    import jax
+    count, began = 0, time.perf_counter()
+    while time.perf_counter() - began < seconds:
+        jax.block_until_ready(step())
+        count += 1
+    return count * images / (time.perf_counter() - began)
 
 
 def as_a_person_does() -> dict[str, str]:
@@ -207,17 +222,73 @@ def networks(args: argparse.Namespace) -> int:
     return 0
 
 
+PEER_OPS = ('flip_lr', 'pad_crop', 'random_resized_crop', 'auto_augment')
+
+
+def peer_op(text: str, size: int) -> tuple[str, dict]:
+    """An op of the pipeline as `torch_peer.Images` takes it: its name and arguments."""
+    from jaxcnn.data import augment
+    policies = augment.policies
+    name, positional, keywords = config.parse_call(text, 'config.data.augment')
+    if name not in PEER_OPS:
+        raise unknown('augmentation of the PyTorch peer', name, PEER_OPS)
+    op = getattr(policies if name == 'auto_augment' else augment.geometry, name)
+    fields = config.bind(op, positional, keywords, name)
+    if name == 'auto_augment':
+        values = policies.Space(10).values((size, size)).tolist()
+        fields = {'policy': [[(op, chance, values[policies.OPS.index(op)][magnitude], op in policies.SIGNED)
+                              for op, chance, magnitude in sub] for sub in policies.POLICIES[fields['policy']]]}
+    return name, fields
+
+
+def most_memory(*arguments: str) -> float:
+    """MB of `train.py`, files mapped into memory left out, at its height in 20 steps; sampled 50 times a second."""
+    script, most = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'train.py'), 0.0
+    command = [sys.executable, script, *arguments, '--config.duration.steps=20', '--config.optim.warmup=None',
+               '--config.log_every.steps=20']
+    process = subprocess.Popen(command, env=as_a_person_does(), stderr=subprocess.PIPE, text=True)
+
+    def watch() -> None:
+        nonlocal most
+        while process.poll() is None:
+            with contextlib.suppress(OSError), open(f'/proc/{process.pid}/status') as f:
+                held = {line.split(':')[0]: int(line.split()[1]) for line in f if line.startswith('Rss')}
+                most = max(most, (held.get('RssAnon', 0) + held.get('RssShmem', 0)) / 1e3)
+            time.sleep(0.02)
+
+    threading.Thread(target=watch).start()
+    told = []
+    assert process.stderr is not None
+    for line in process.stderr:
+        told.append(line)
+        if ' step 20/20 ' in line:
+            process.kill()
+            return most
+    raise UserError(f'train.py ended with {process.wait()}: {told[-1].strip() if told else "nothing said"}')
+
+
 def data(args: argparse.Namespace) -> int:
     import jax
     import numpy as np
 
+    from jaxcnn.data import cache, layouts, sources
     from jaxcnn.train.loop import Run, check_config
     from jaxcnn.train.signals import StopRequest
     from jaxcnn.train.step import gather
     settings = {p: config.load(args.config, [*args.overrides, f'data.placement={p}', 'duration.steps=100000000'])
                 for p in ('device', 'host')}
     check_config(settings['host'])
-    sides: dict[str, object] = {}
+    torch = 'torch' in args.peers.split(',')
+    ops = settings['host'].data.augment.split('|') if settings['host'].data.augment.strip() else []
+    for part in ops if torch else []:
+        peer_op(part, 32)
+    found = sources.find(settings['host'].data)
+    examples = found.splits['train']()
+    listed = examples if isinstance(examples, layouts.Files) else None
+    more: dict[str, object] = {}
+    sides: dict[str, Callable[[float], float]] = {}
+    peers: dict[str, Torch] = {}
+    runs, inputs = {}, {}
     with tempfile.TemporaryDirectory() as folder:
         for placement, chosen in settings.items():
             os.makedirs(os.path.join(folder, placement, 'figures'))
@@ -230,30 +301,73 @@ def data(args: argparse.Namespace) -> int:
                 return run.prepare.train(rows['image'], rows['label'], jax.random.fold_in(jax.random.key(seed), first[0]),
                                          classes=run.dataset.num_classes)[0]
 
-            compiled, steps = jax.jit(batch), iter(range(10 ** 8))
+            inputs[placement] = (run.inputs(step, 1) for step in itertools.count())
+            prepared = itertools.starmap(jax.jit(batch), inputs[placement])
+            sides[f'{placement} placement'] = functools.partial(rate, functools.partial(next, prepared), chosen.batch_size)
+            runs[placement] = run
+        program, state = runs['device'].program(run.timeline.phase(0)), runs['device'].state
 
-            def work(seconds: float, run: Run = run, compiled=compiled, steps=steps) -> float:
-                count, began = 0, time.perf_counter()
-                while time.perf_counter() - began < seconds:
-                    jax.block_until_ready(compiled(*run.inputs(next(steps), 1)))
-                    count += 1
-                return count * run.config.batch_size / (time.perf_counter() - began)
-            work(1)
-            sides[f'{placement} placement'] = work
-        if 'torch' in args.peers.split(','):
-            train = run.dataset.splits['train']
-            path = os.path.join(folder, 'images.npy')
-            np.save(path, train.take(np.arange(len(train))))
-            sides['torch DataLoader'] = Torch(args.torch_python, 'data', path, 0, run.config.batch_size)
-        rates = {side: [] for side in sides}
+        def step() -> object:
+            nonlocal state
+            state, values = program(state, *next(inputs['device']))
+            return values
+        sides['training step'] = functools.partial(rate, step, run.config.batch_size)
+        for side in sides.values():
+            side(1)  # compiled
+
+        def build(seconds: float) -> float:
+            with tempfile.TemporaryDirectory() as empty:
+                began = time.perf_counter()
+                _, parts = cache.open_cache(found, dataclasses.replace(settings['host'].data, cache_dir=empty))
+                return sum(len(labels) for _, labels in parts.values()) / (time.perf_counter() - began)
+
+        if listed is not None:
+            sides['building the cache'] = build
+        if torch:
+            train, size = run.dataset.splits['train'], run.dataset.image_shape[0]
+            content: dict[str, object] = {'ops': [peer_op(part, size) for part in ops]}
+            if listed is not None:
+                content['files'] = [os.path.join(listed.root, path) for path in listed.paths]
+            else:
+                content['array'] = os.path.join(folder, 'images.npy')
+                np.save(content['array'], train.take(np.arange(len(train))))
+            with open(path := os.path.join(folder, 'images.json'), 'w') as f:
+                json.dump(content, f)
+            peers['torch DataLoader'] = Torch(args.torch_python, 'data', path, size, run.config.batch_size)
+            if listed is not None:
+                peers['PIL in processes'] = Torch(args.torch_python, 'decode', path, size, run.config.batch_size)
+        rates: dict[str, list[float]] = {side: [] for side in (*sides, *peers)}
         for _ in range(args.rounds):
-            for side, work in sides.items():
-                rates[side].append(work(args.seconds))
-        if 'torch DataLoader' in sides:
-            sides['torch DataLoader'].close()
-            for side in list(rates)[:2]:
-                rates[f'{side} / torch'] = [a / b for a, b in zip(rates[side], rates['torch DataLoader'], strict=True)]
-    show(f'data of {run.config.name}', 'images/s', rates, args)
+            for side, measured in {**sides, **peers}.items():
+                rates[side].append(measured(args.seconds))
+                print(f'{side}: {rates[side][-1]:.4g} images/s', file=sys.stderr, flush=True)
+        for peer in peers.values():
+            peer.close()
+        run.close()
+
+        def ratio(a: str, b: str) -> list[float]:
+            return [x / y for x, y in zip(rates[a], rates[b], strict=True)]
+
+        own = ['device placement', 'host placement']
+        if listed is not None:
+            rates['first epoch'] = [1 / (1 / a + 1 / b) for a, b in zip(
+                rates['building the cache'], rates['device placement'], strict=True)]
+            own = [*own, 'first epoch']
+        for side in own if peers else []:
+            rates[f'{side} / torch DataLoader'] = ratio(side, 'torch DataLoader')
+        if 'PIL in processes' in peers:
+            rates['building / PIL in processes'] = ratio('building the cache', 'PIL in processes')
+        rates['data, as part of the training step'] = ratio('training step', 'device placement')
+        if listed is not None:
+            given = [f'--config={args.config}', *(f'--config.{o}' for o in args.overrides)]
+            memory = {}
+            for name, options in (('all', []), ('one image of each class', ['--config.data.per_class=1'])):
+                memory[name] = most_memory(*given, f'--workdir={folder}/memory {name}',
+                                           f'--config.data.cache_dir={folder}/cache {name}', *options)
+            more['MB of train.py at its height, files mapped into memory left out'] = memory
+    show(f'data of {run.config.name}', 'images/s', rates, args, **more)
+    if more:
+        print(json.dumps(more))
     return 0
 
 

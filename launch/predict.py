@@ -24,7 +24,7 @@ def run(args: argparse.Namespace) -> int:
         paths, images = [], []
         for path in args.images[start:start + BATCH]:
             try:
-                images.append(picture.load(path, trained.info, args.ink))
+                images.append(picture.load(path, trained.info, trained.config.data.resize, args.ink))
                 paths.append(path)
             except UserError as e:  # the others are predicted all the same
                 cli.log.error('error: %s', e)

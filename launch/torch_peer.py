@@ -1,7 +1,7 @@
 """The other side of `benchmark.py`: the same networks in PyTorch, in a process of their own that waits to be asked.
 
     python launch/torch_peer.py train_step resnet18 32 64 [--compile]
-    python launch/torch_peer.py data IMAGES.npy 0 128
+    python launch/torch_peer.py data IMAGES.json 64 128
     python launch/torch_peer.py checkpoint resnet50 224 0 --folder=DIR
     python launch/torch_peer.py train lenet5 28 128 --folder=DIR --epochs=2 --workers=2
 
@@ -12,13 +12,19 @@ torch==2.13.0 and pytorchcv==0.0.67.
 """
 
 import argparse
+import functools
 import itertools
+import json
+import math
+import multiprocessing
 import os
+import random
 import sys
 import time
 
 import numpy as np
 import torch
+from PIL import Image, ImageEnhance, ImageOps
 from torch import nn
 from torch.nn import functional as F
 
@@ -108,26 +114,77 @@ def serve(step, batch):
         print(count * batch / (time.perf_counter() - began), flush=True)
 
 
-class Images(torch.utils.data.Dataset):
-    """Images of a file of uint8 (N, H, W, C); padded by 4, cropped, flipped and normalised one by one."""
+def enhance(image, op, amount):
+    """One op of AutoAugment, as PIL has it."""
+    def moved(*matrix):
+        return image.transform(image.size, Image.Transform.AFFINE, matrix, Image.Resampling.NEAREST)
+    if op in ('brightness', 'color', 'contrast', 'sharpness'):
+        return getattr(ImageEnhance, op.capitalize())(image).enhance(1 + amount)
+    return {'shear_x': lambda: moved(1, amount, 0, 0, 1, 0), 'shear_y': lambda: moved(1, 0, 0, amount, 1, 0),
+            'translate_x': lambda: moved(1, 0, -amount, 0, 1, 0), 'translate_y': lambda: moved(1, 0, 0, 0, 1, -amount),
+            'rotate': lambda: image.rotate(amount), 'posterize': lambda: ImageOps.posterize(image, 8 - int(amount)),
+            'solarize': lambda: ImageOps.solarize(image, amount)}.get(op, lambda: getattr(ImageOps, op)(image))()
 
-    def __init__(self, path):
-        self.images = np.load(path, mmap_mode='r')
+
+class Images(torch.utils.data.Dataset):
+    """Images, augmented by PIL and normalised one by one, as torchvision's transforms are.
+
+    Args:
+      what: `files`, or `array`, the path of one of uint8 (N, H, W, C); `ops`, names and arguments, of what augments them.
+      size: what files are resized to, unless a crop does that.
+    """
+
+    def __init__(self, what, size):
+        self.files, self.ops, self.size = what.get('files'), what['ops'], size
+        self.images = None if self.files else np.load(what['array'], mmap_mode='r')
 
     def __len__(self):
-        return len(self.images)
+        return len(self.files or self.images)
+
+    def read(self, i):
+        if not self.files:
+            return Image.fromarray(self.images[i].squeeze())
+        with Image.open(self.files[i]) as image:
+            return image.convert('RGB')
 
     def __getitem__(self, i):
-        x = torch.from_numpy(self.images[i].copy()).permute(2, 0, 1).float() / 255
-        top, left, flip = torch.randint(0, 9, ()), torch.randint(0, 9, ()), torch.rand(()) < 0.5
-        x = F.pad(x, (4, 4, 4, 4))[:, top:top + self.images.shape[1], left:left + self.images.shape[2]]
-        return ((x.flip(2) if flip else x) - 0.5) / 0.25
+        image = self.read(i)
+        if self.files and image.size != (self.size, self.size) and self.ops[:1] != ['random_resized_crop']:
+            image = image.resize((self.size, self.size), Image.Resampling.BILINEAR)
+        for name, fields in self.ops:
+            image = getattr(self, name)(image, **fields)
+        x = torch.from_numpy(np.array(image)).reshape(*image.size[::-1], -1).permute(2, 0, 1).float() / 255
+        return (x - 0.5) / 0.25
+
+    def flip_lr(self, image, p=0.5):
+        return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if random.random() < p else image
+
+    def pad_crop(self, image, padding):
+        left, top = random.randint(0, 2 * padding), random.randint(0, 2 * padding)
+        return ImageOps.expand(image, padding).crop((left, top, left + image.width, top + image.height))
+
+    def random_resized_crop(self, image, size, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3)):
+        for _ in range(10):
+            area = image.width * image.height * random.uniform(*scale)
+            shape = math.exp(random.uniform(math.log(ratio[0]), math.log(ratio[1])))
+            w, h = round(math.sqrt(area * shape)), round(math.sqrt(area / shape))
+            if 0 < w <= image.width and 0 < h <= image.height:
+                left, top = random.randint(0, image.width - w), random.randint(0, image.height - h)
+                return image.resize((size, size), Image.Resampling.BILINEAR, (left, top, left + w, top + h))
+        return image.resize((size, size), Image.Resampling.BILINEAR)
+
+    def auto_augment(self, image, policy):
+        for op, chance, amount, signed in random.choice(policy):
+            if random.random() < chance:
+                image = enhance(image, op, -amount if signed and random.random() < 0.5 else amount)
+        return image
 
 
-def serve_data(path, batch):
-    cores = len(os.sched_getaffinity(0))
-    loader = torch.utils.data.DataLoader(Images(path), batch, shuffle=True, drop_last=True, num_workers=cores,
-                                         persistent_workers=True)
+def serve_data(what, size, batch):
+    with open(what) as f:
+        images = Images(json.load(f), size)
+    loader = torch.utils.data.DataLoader(images, batch, shuffle=True, drop_last=True, persistent_workers=True,
+                                         num_workers=len(os.sched_getaffinity(0)))
     torch.set_num_threads(1)
 
     def forever():
@@ -136,6 +193,21 @@ def serve_data(path, batch):
     batches = forever()
     next(batches)
     return lambda: next(batches)
+
+
+def serve_decoding(what, size):
+    """A plain loop over the files in a process a core: decoded and resized, into an array."""
+    with open(what) as f:
+        images = Images({**json.load(f), 'ops': []}, size)
+    with multiprocessing.Pool() as pool:
+        def one_pass():
+            for _ in pool.imap_unordered(functools.partial(decode, images), range(len(images)), 64):
+                pass
+        serve(one_pass, len(images))
+
+
+def decode(images, i):
+    return np.asarray(images.read(i).resize((images.size, images.size), Image.Resampling.BILINEAR)).shape
 
 
 def serve_checkpoints(net, optimizer, size, folder):
@@ -156,7 +228,7 @@ def serve_checkpoints(net, optimizer, size, folder):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('what', choices=('train_step', 'eval', 'data', 'checkpoint', 'train'))
+    parser.add_argument('what', choices=('train_step', 'eval', 'data', 'decode', 'checkpoint', 'train'))
     parser.add_argument('model')
     parser.add_argument('size', type=int)
     parser.add_argument('batch', type=int)
@@ -171,7 +243,9 @@ def main():
     if args.what == 'train':
         return train(args.model, args.batch, args.epochs, args.workers, args.folder)
     if args.what == 'data':
-        return serve(serve_data(args.model, args.batch), args.batch)
+        return serve(serve_data(args.model, args.size, args.batch), args.batch)
+    if args.what == 'decode':
+        return serve_decoding(args.model, args.size)
     classes = 1000 if args.what == 'checkpoint' else 10
     net = create(args.model, args.size, args.stem, classes).to(memory_format=torch.channels_last)
     x = torch.randn(args.batch, 3, args.size, args.size).to(memory_format=torch.channels_last)

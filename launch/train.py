@@ -16,8 +16,12 @@ def run(args: argparse.Namespace) -> int:
         cli.log.warning('%s', e)
         return 128 + e.signum
     join = os.path.join
-    cli.log.info('test accuracy %.2f %%  (loss %.4f, top-5 %.2f %%; checkpoint %d)', 100 * summary['test_accuracy'],
-                 summary['test_loss'], 100 * summary['test_top5'], summary['best_step'])
+    if summary['test_accuracy'] is None:
+        cli.log.info('validation accuracy %.2f %%  (loss %.4f; checkpoint %d); there is no labelled test part',
+                     100 * summary['val_accuracy'], summary['val_loss'], summary['best_step'])
+    else:
+        cli.log.info('test accuracy %.2f %%  (loss %.4f, top-5 %.2f %%; checkpoint %d)', 100 * summary['test_accuracy'],
+                     summary['test_loss'], 100 * summary['test_top5'], summary['best_step'])
     cli.log.info('report: %s\nfigures: %s', join(args.workdir, 'report.md'), join(args.workdir, 'figures'))
     return 0
 

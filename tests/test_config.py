@@ -46,7 +46,7 @@ def test_make_gives_a_config_dict_with_every_field_that_can_be_changed():
     assert isinstance(made, ml_collections.ConfigDict)
     assert made.batch_size == 32
     assert made.data.name == 'mnist'
-    assert made.data.val_fraction == 0.1
+    assert made.data.val_fraction is None
     made.optim.learning_rate = 0.5
     made.duration = {'steps': 5}
     made.optim.warmup = {'epochs': 1}
@@ -65,7 +65,7 @@ def test_make_refuses_what_parse_refuses():
     ({'optim': {'learning_rat': 3}}, r"'config\.optim\.learning_rat'; nearest: config\.optim\.learning_rate"),
     ({'optim': {'switch': [{'optimiser': 'adam'}]}},
      r"'config\.optim\.switch\[0\]\.optimiser'; nearest: config\.optim\.switch\[0\]\.optimizer"),
-    ({'data': {'normalize': 'standardise'}}, r"config\.data\.normalize: .*'standardise'; nearest: standardize"),
+    ({'data': {'balance': 'sampled'}}, r"config\.data\.balance: .*'sampled'; nearest: sampling"),
     ({'parallel': {'backend': 'jit'}}, r"config\.parallel\.backend: .*'jit'; known: pmap, sharded"),
 ])
 def test_an_unknown_name_is_told_with_the_nearest(fields, line):

@@ -15,17 +15,18 @@ import os
 import shutil
 import zlib
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 
 from jaxcnn import config as cfg
-from jaxcnn.data.sources import Examples, Source
+from jaxcnn.data.sources import Examples, InMemory, Source
 from jaxcnn.errors import UserError
 from jaxcnn.sealed import seal, unseal
 
-_FORMAT = 2
+_FORMAT = 4
+_LEAVE_OUT = 'config.data.skip_broken leaves such images out'
+MANY = 5000  # images, from which on processes decode them, not threads
 log = logging.getLogger('jaxcnn')
 
 
@@ -55,9 +56,16 @@ def _checksum(path: str) -> int:
     return value
 
 
-def resize(image: np.ndarray, size: int) -> np.ndarray:
-    """A uint8 image (H, W, C) at `size` x `size`: bilinear, antialiased."""
+def resize(image: np.ndarray, size: int, how: str) -> np.ndarray:
+    """A uint8 image (H, W, C), of which `how` says `crop`: the central square, or `squash`: all, at `size` x `size`.
+
+    Bilinear, antialiased.
+    """
     from PIL import Image
+    if how == 'crop':
+        side = min(image.shape[:2])
+        top, left = (image.shape[0] - side) // 2, (image.shape[1] - side) // 2
+        image = image[top:top + side, left:left + side]
     if image.shape[:2] == (size, size):
         return image
     squeezed = image[..., 0] if image.shape[-1] == 1 else image
@@ -65,42 +73,85 @@ def resize(image: np.ndarray, size: int) -> np.ndarray:
     return resized.reshape(size, size, image.shape[-1])
 
 
-def _decode(examples: Examples, where: str, split: str, image_size: int, num_classes: int, folder: str) -> None:
-    count = len(examples)
-    if count == 0:
-        raise UserError(f'{where}: the {split} part holds no images')
+def _read(examples: Examples, index: int, where: str, split: str) -> tuple[np.ndarray, int]:
+    try:
+        return examples[index]
+    except UserError as e:
+        raise UserError(f'{e}; {_LEAVE_OUT}') from e
+    except Exception as e:  # every decoder has its own
+        raise UserError(f'{where}: {split} image {index} cannot be read: {type(e).__name__}: '
+                        f'{" ".join(str(e).split())[:200]}; {_LEAVE_OUT}') from e
 
-    def read(index: int) -> tuple[np.ndarray, int]:
+
+def _decode_part(examples: Examples, where: str, split: str, num_classes: int, path: str, config: cfg.DataConfig,
+                 indices: range) -> tuple[list[int], list[str]]:
+    """Writes some images into the file at `path`; their labels, -1 for a broken one, and what is wrong with those."""
+    images = np.asarray(np.load(path, mmap_mode='r+'))
+    labels, told = [], []
+    for index in indices:
         try:
-            return examples[index]
-        except Exception as e:  # every decoder has its own
-            raise UserError(f'{where}: {split} image {index} cannot be read: {type(e).__name__}: '
-                            f'{" ".join(str(e).split())[:200]}') from e
-
-    first = read(0)[0]
-    shape = (image_size, image_size, first.shape[-1]) if image_size else first.shape
-    path = os.path.join(folder, f'{split}.images.npy')
-    images = np.lib.format.open_memmap(path, 'w+', np.uint8, (count, *shape))
-    with open(path, 'r+b') as f:  # a full disk must be an error here, not a fault when a page is written
-        os.posix_fallocate(f.fileno(), 0, os.path.getsize(path))
-    labels = np.zeros(count, np.int32)
-
-    def work(index: int) -> None:
-        image, label = read(index)
-        image = resize(image, image_size) if image_size else image
-        if image.shape != shape:
-            raise UserError(f'{where}: {split} image {index} is {image.shape}, the first one {shape}: '
+            image, label = _read(examples, index, where, split)
+        except UserError as e:
+            if not config.skip_broken:
+                raise
+            labels.append(-1)
+            told.append(str(e).removesuffix(f'; {_LEAVE_OUT}'))
+            continue
+        image = resize(image, config.image_size, config.resize) if config.image_size else image
+        if image.shape != images.shape[1:]:
+            raise UserError(f'{where}: {split} image {index} is {image.shape}, the first one {images.shape[1:]}: '
                             'set config.data.image_size to bring them to one size')
         if not 0 <= label < num_classes:
             raise UserError(f'{where}: {split} image {index}: label {label} is not one of the {num_classes} classes')
-        images[index], labels[index] = image, label
+        images[index] = image
+        labels.append(label)
+    return labels, told
 
-    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        for done, _ in enumerate(pool.map(work, range(count)), 1):
-            if done % 10000 == 0:
-                log.info('decoding %s: %d of %d images', split, done, count)
-    images.flush()
-    np.save(os.path.join(folder, f'{split}.labels.npy'), labels)
+
+def _many(examples: Examples) -> bool:
+    """Whether processes decode them: in threads, the interpreter's lock would take more than small images' decoding."""
+    return len(examples) >= MANY and not isinstance(examples, InMemory)
+
+
+def _decode(examples: Examples, source: Source, split: str, num_classes: int, folder: str, config: cfg.DataConfig) -> int:
+    """Writes a split's images and labels, and gives how many images are broken; those have the label -1."""
+    import joblib
+    where, count = source.where, len(examples)
+    if count == 0:
+        raise UserError(f'{where}: the {split} part holds no images')
+
+    def first_whole() -> np.ndarray:
+        for index in range(count):
+            try:
+                return _read(examples, index, where, split)[0]
+            except UserError:
+                if not config.skip_broken:
+                    raise
+        raise UserError(f'{where}: not one image of the {split} part can be read')
+
+    first = first_whole()
+    shape = (config.image_size, config.image_size, first.shape[-1]) if config.image_size else first.shape
+    path = os.path.join(folder, f'{split}.images.npy')
+    np.lib.format.open_memmap(path, 'w+', np.uint8, (count, *shape)).flush()
+    with open(path, 'r+b') as f:  # a full disk must be an error here, not a fault when a page is written
+        os.posix_fallocate(f.fileno(), 0, os.path.getsize(path))
+
+    many, cores = _many(examples), len(os.sched_getaffinity(0))
+    size = -(-count // (8 * cores)) if many else 50
+    parts = joblib.Parallel(cores, backend='loky' if many else 'threading', return_as='generator')(
+        joblib.delayed(_decode_part)(examples, where, split, num_classes, path, config, range(a, min(a + size, count)))
+        for a in range(0, count, size))
+    labels: list[int] = []
+    for found, told in parts:
+        labels += found
+        for line in told:
+            log.warning('left out: %s', line)
+        if many:
+            log.info('decoding %s: %d of %d images', split, len(labels), count)
+    with open(path, 'r+b') as f:
+        os.fsync(f.fileno())
+    np.save(os.path.join(folder, f'{split}.labels.npy'), np.array(labels, np.int32))
+    return labels.count(-1)
 
 
 def _read_meta(folder: str) -> dict[str, Any] | None:
@@ -127,19 +178,21 @@ def _locked(path: str) -> Iterator[None]:
         yield
 
 
-def open_cache(name: str, source: Source, image_size: int, cache_dir: str) -> tuple[dict[str, Any], dict[str, tuple]]:
+def open_cache(source: Source, config: cfg.DataConfig) -> tuple[dict[str, Any], dict[str, tuple]]:
     """The decoded data set, from the cache where it has it.
 
     Returns:
-      Its meta data (`class_names`), and for each split the images (an `ArrayFile`) and labels (N,) int32.
+      Its meta data (`class_names`, and of each split how many images are `broken`), and for each split the images (an
+      `ArrayFile`) and labels (N,) int32, -1 where an image is broken.
 
     Raises:
       UserError: an image does not decode or has another size than the first, a label is out of range, or the
         cache folder cannot be written.
     """
-    root = cfg.cache_folder(cache_dir)
-    key = json.dumps([_FORMAT, source.key, image_size], sort_keys=True)
-    folder = os.path.join(root, f'{name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}')
+    root = cfg.cache_folder(config.cache_dir)
+    key = json.dumps([_FORMAT, source.key, config.image_size, config.image_size and config.resize, config.skip_broken],
+                     sort_keys=True)
+    folder = os.path.join(root, f'{config.name.replace("/", "-")}-{hashlib.sha256(key.encode()).hexdigest()[:16]}')
     try:
         meta = _read_meta(folder)
         if meta is None:
@@ -147,7 +200,7 @@ def open_cache(name: str, source: Source, image_size: int, cache_dir: str) -> tu
             with _locked(f'{folder}.lock'):
                 meta = _read_meta(folder)  # another process may have built it meanwhile
                 if meta is None:
-                    meta = _build(name, source, image_size, folder)
+                    meta = _build(source, folder, config)
     except OSError as e:
         raise UserError(f'cannot keep decoded images in {root!r} (config.data.cache_dir): {e.strerror or e}') from e
     return meta, {split: (ArrayFile(os.path.join(folder, f'{split}.images.npy')),
@@ -155,15 +208,26 @@ def open_cache(name: str, source: Source, image_size: int, cache_dir: str) -> tu
                   for split in source.splits}
 
 
-def _build(name: str, source: Source, image_size: int, folder: str) -> dict[str, Any]:
+@contextlib.contextmanager
+def _workers(used: bool) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        if used:  # else they wait for more to do, for minutes
+            from joblib.externals import loky
+            loky.get_reusable_executor().shutdown()
+
+
+def _build(source: Source, folder: str, config: cfg.DataConfig) -> dict[str, Any]:
     temporary = f'{folder}.tmp'
     shutil.rmtree(temporary, ignore_errors=True)
     os.makedirs(temporary)
     try:
-        class_names = list(source.class_names())
-        for split, read in source.splits.items():
-            _decode(read(), source.where, split, image_size, len(class_names), temporary)
-        meta = {'name': name, 'class_names': class_names,
+        class_names, parts = list(source.class_names()), {split: read() for split, read in source.splits.items()}
+        with _workers(any(map(_many, parts.values()))):
+            broken = {split: _decode(part, source, split, len(class_names), temporary, config)
+                      for split, part in parts.items()}
+        meta = {'name': config.name, 'class_names': class_names, 'broken': broken,
                 'checksums': {f: _checksum(os.path.join(temporary, f)) for f in sorted(os.listdir(temporary))}}
         with open(os.path.join(temporary, 'meta.json'), 'w') as f:
             json.dump(seal(meta), f)

@@ -37,6 +37,10 @@ class Split:
         """Images at `positions` (any shape S): uint8 (*S, H, W, C)."""
         return self.images[self.index[positions]]
 
+    def part(self, positions: np.ndarray) -> 'Split':
+        """The images at `positions` (n,) alone."""
+        return Split(self.images, self.index[positions], self.labels[positions])
+
     def class_counts(self, num_classes: int) -> list[int]:
         """Images of each class."""
         return np.bincount(self.labels, minlength=num_classes).tolist()
@@ -47,9 +51,10 @@ class Dataset:
     """A loaded data set.
 
     Attributes:
-      splits: `train`, `test` and, where `val_fraction` is above zero, `val`.
+      splits: `train`, and `val` and `test` or one of them.
       mean, std: per channel, of pixels scaled to [0, 1], over the training part.
       ink: see `sources.Source`.
+      broken: of each part of the source, how many images were left out.
     """
 
     name: str
@@ -58,6 +63,7 @@ class Dataset:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     ink: sources.Ink | None
+    broken: dict[str, int] = dataclasses.field(default_factory=dict)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -69,11 +75,17 @@ class Dataset:
         """Number of classes."""
         return len(self.class_names)
 
+    def class_weights(self) -> tuple[float, ...]:
+        """In inverse proportion to the classes' training images, 1 on average over these; 0 for a class of none."""
+        counts = np.array(self.splits['train'].class_counts(self.num_classes))
+        weights = counts.sum() / (np.count_nonzero(counts) * np.maximum(counts, 1))
+        return tuple(np.where(counts > 0, weights, 0.0).tolist())
+
     def info(self) -> dict[str, Any]:
         """What a trained network needs to be told of its data, for `data.json`."""
         return {'name': self.name, 'class_names': list(self.class_names), 'image_shape': list(self.image_shape),
                 'mean': list(self.mean), 'std': list(self.std), 'ink': dataclasses.asdict(self.ink) if self.ink else None,
-                'sizes': {name: len(split) for name, split in self.splits.items()}}
+                'sizes': {name: len(split) for name, split in self.splits.items()}, 'broken': self.broken}
 
     def is_that_of(self, info: Any) -> bool:
         """Whether `info`, as a workdir holds it, tells of this data."""
@@ -108,15 +120,30 @@ def load(config: DataConfig) -> Dataset:
       UserError: unknown or missing data, broken images, or too few images for a validation part.
     """
     source = sources.find(config)
-    meta, parts = cache.open_cache(config.name, source, config.image_size, config.cache_dir)
-    images, labels = parts['train']
-    everything = np.arange(len(labels))
-    splits = {'train': Split(images, everything, labels)}
-    if config.val_fraction:
-        train, val = sources.stratified_cut(labels, config.val_fraction, config.split_seed)
-        if not len(train) or not len(val):
-            raise UserError(f'config.data.val_fraction: {config.val_fraction} of {len(labels)} images leaves an empty part')
-        splits = {'train': Split(images, train, labels[train]), 'val': Split(images, val, labels[val])}
-    splits['test'] = Split(parts['test'][0], np.arange(len(parts['test'][1])), parts['test'][1])
+    meta, parts = cache.open_cache(source, config)
+    splits = {}
+    for name, (images, labels) in parts.items():
+        whole = np.flatnonzero(labels >= 0)
+        splits[name] = Split(images, whole, labels[whole])
+    fraction = config.val_fraction
+    if fraction is None:
+        fraction = 0.0 if 'val' in splits else source.val_fraction
+    else:
+        splits.pop('val', None)
+    train = splits['train']
+    if fraction:
+        kept, val = sources.stratified_cut(train.labels, fraction, config.split_seed)
+        if not len(kept) or not len(val):
+            raise UserError(f'config.data.val_fraction: {fraction} of {len(train)} images leaves an empty part')
+        splits['val'], splits['train'] = train.part(val), train.part(kept)
+    if not splits.keys() & {'val', 'test'}:
+        raise UserError(f'{source.where}: has no test part, and without a validation part (config.data.val_fraction) there '
+                        'is nothing to judge a network by')
+    if config.per_class:
+        train = splits['train']
+        rng = np.random.Generator(np.random.PCG64([config.split_seed, 0xF3E]))
+        members = [rng.permutation(np.flatnonzero(train.labels == c))[:config.per_class] for c in np.unique(train.labels)]
+        splits['train'] = train.part(np.sort(np.concatenate(members)))
     mean, std = channel_statistics(splits['train'])
-    return Dataset(config.name, meta['class_names'], splits, mean, std, source.ink)
+    splits = {name: splits[name] for name in sorted(splits, key=['train', 'val', 'test'].index)}
+    return Dataset(config.name, meta['class_names'], splits, mean, std, source.ink, meta['broken'])

@@ -17,15 +17,29 @@ Batch = dict[str, np.ndarray]
 
 
 class Order:
-    """The stream of training images: epoch after epoch, each its own permutation of the training part."""
+    """The stream of training images: epoch after epoch, each its own permutation of the training part.
 
-    def __init__(self, seed: int, timeline: Timeline):
+    Args:
+      seed: of the run.
+      timeline: the run.
+      labels: (N,) of the training part, whose classes an epoch then has evenly: as many images in all, a class that has too
+        few of them again and again, each time in a new order. None: every image once.
+    """
+
+    def __init__(self, seed: int, timeline: Timeline, labels: np.ndarray | None = None):
         self._seed, self._timeline = seed, timeline
+        self._members = None if labels is None else [np.flatnonzero(labels == c) for c in np.unique(labels)]
 
     @functools.lru_cache(maxsize=4)  # noqa: B019 (an Order lives as long as its run)
     def _permutation(self, epoch: int) -> np.ndarray:
-        rng = np.random.Generator(np.random.PCG64([self._seed, epoch]))
-        return rng.permutation(self._timeline.num_train).astype(np.int32)
+        rng, count = np.random.Generator(np.random.PCG64([self._seed, epoch])), self._timeline.num_train
+        if self._members is None:
+            return rng.permutation(count).astype(np.int32)
+        share, rest = divmod(count, len(self._members))
+        more = rng.permutation(len(self._members)) < rest
+        drawn = [np.concatenate([rng.permutation(own) for _ in range(-(-(share + 1) // len(own)))])[:share + int(extra)]
+                 for own, extra in zip(self._members, more, strict=True)]
+        return rng.permutation(np.concatenate(drawn)).astype(np.int32)
 
     def positions(self, step: int) -> np.ndarray:
         """Positions in the training part of the images of `step`: (B,) int32."""
@@ -65,11 +79,13 @@ class TrainFeed:
       rows: of a global batch of a given size, the rows that this process feeds.
       workers: Grain worker processes; 0: threads.
       most_steps: the longest stretch.
+      balanced: an epoch has as many images of each class; see `Order`.
     """
 
     def __init__(self, split: Split, seed: int, timeline: Timeline, *, on_device: bool,
-                 rows: Callable[[int], slice] = lambda size: slice(0, size), workers: int = 0, most_steps: int = 1):
-        self._order = Order(seed, timeline)
+                 rows: Callable[[int], slice] = lambda size: slice(0, size), workers: int = 0, most_steps: int = 1,
+                 balanced: bool = False):
+        self._order = Order(seed, timeline, split.labels if balanced else None)
         self._timeline, self._most = timeline, most_steps * max(p.batch_size for p in timeline.phases)
         self._rows, self._on_device, self._workers = rows, on_device, workers
         self._steps = _Steps(split, self._order, timeline.total, rows)
@@ -85,6 +101,10 @@ class TrainFeed:
             flags.FLAGS.mark_as_parsed()  # Grain reads flags there, and our commands have none of absl's
             stream = stream.mp_prefetch(grain.MultiprocessingOptions(num_workers=self._workers))
         return iter(stream)
+
+    def positions(self, step: int) -> np.ndarray:
+        """Positions in the training part of the images of `step`: (B,) int32."""
+        return self._order.positions(step)
 
     def epoch(self, step: int) -> int:
         """The epoch that the first image of `step` is in."""

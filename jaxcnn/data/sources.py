@@ -7,7 +7,9 @@ A source names its splits and gives random access to `(image, label)` pairs, und
 import contextlib
 import dataclasses
 import functools
+import json
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
@@ -48,9 +50,10 @@ class Source:
     Attributes:
       where: the folder, or what else to name when something is wrong with it.
       key: JSON-able; changes whenever the images could.
-      splits: reads a split: `train` and `test`.
+      splits: reads a split: `train` and, where the data has them, `val` and `test`.
       class_names: gives the classes in the order of their labels.
       ink: for handwriting; None for photographs.
+      val_fraction: of the training images, what is kept apart for validation where the config does not say.
     """
 
     where: str
@@ -58,29 +61,40 @@ class Source:
     splits: dict[str, Callable[[], Examples]]
     class_names: Callable[[], Sequence[str]]
     ink: Ink | None = None
+    val_fraction: float = 0.1
 
 
 _SOURCES: dict[str, Callable[[DataConfig], Source]] = {}
 
 
+def add_source(name: str, find: Callable[[DataConfig], Source]) -> None:
+    """Makes a data set, or a layout of files, known under a name."""
+    _SOURCES[name] = find
+
+
 def names() -> list[str]:
-    """The known data sets."""
+    """The known data sets and layouts."""
     return sorted(_SOURCES)
 
 
 def find(config: DataConfig) -> Source:
-    """The source of `config.name`.
+    """The source of `config.name`: one that is known, or any prepared TFDS classification set.
 
     Raises:
       UserError: an unknown name, or the data is not there.
     """
-    if config.name not in _SOURCES:
-        raise unknown('data set', config.name, names())
-    return _SOURCES[config.name](config)
+    if config.name in _SOURCES:
+        return _SOURCES[config.name](config)
+    root = _tfds_root(config)
+    if re.fullmatch(r'[a-z][a-z0-9_]*(/[\w.]+)?', config.name) and os.path.isdir(os.path.join(root, config.name)):
+        return _tfds(config.name)(config)
+    raise UserError(f'{unknown("data set", config.name, names())}; any other TFDS set must be prepared in {root!r}')
 
 
 @dataclasses.dataclass(frozen=True)
-class _InMemory:
+class InMemory:
+    """A split that is at hand: images uint8 (N, H, W, C), labels (N,) whole numbers."""
+
     images: np.ndarray
     labels: np.ndarray
 
@@ -112,13 +126,13 @@ def stratified_cut(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.n
 def _digits(config: DataConfig) -> Source:
     """scikit-learn's handwritten digits: 1,797 images of 8x8, a fixed fifth of each class kept as test part."""
     @functools.cache
-    def parts() -> dict[str, _InMemory]:
+    def parts() -> dict[str, InMemory]:
         from sklearn.datasets import load_digits
         bunch = load_digits()
         images = np.round(bunch.images * (255 / 16)).astype(np.uint8)[..., None]  # (1797, 8, 8, 1)
         train, test = stratified_cut(bunch.target, 0.2, seed=0)
-        return {'train': _InMemory(images[train], bunch.target[train]),
-                'test': _InMemory(images[test], bunch.target[test])}
+        return {'train': InMemory(images[train], bunch.target[train]),
+                'test': InMemory(images[test], bunch.target[test])}
 
     return Source('scikit-learn', key={'source': 'digits', 'version': 1},
                   splits={'train': lambda: parts()['train'], 'test': lambda: parts()['test']},
@@ -137,10 +151,14 @@ class _Tfds:
         return example['image'], int(example['label'])
 
 
+def _tfds_root(config: DataConfig) -> str:
+    return os.path.expanduser(config.dir or os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets')
+
+
 def _tfds(name: str, ink: Ink | None = None) -> Callable[[DataConfig], Source]:
     """A prepared TFDS data set, read through `tfds.data_source`: needs no TensorFlow."""
     def find_prepared(config: DataConfig) -> Source:
-        root = os.path.expanduser(config.dir or os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets')
+        root = _tfds_root(config)
         folder = os.path.join(root, name)
         versions = sorted((v for v in (os.listdir(folder) if os.path.isdir(folder) else [])
                            if os.path.isfile(os.path.join(folder, v, 'dataset_info.json'))),
@@ -155,6 +173,17 @@ def _tfds(name: str, ink: Ink | None = None) -> Callable[[DataConfig], Source]:
             raise UserError(f'{version}: holds no ArrayRecord files; prepare it again: '
                             f'tfds build {name} --file_format=array_record --data_dir={root}')
         stats = [os.stat(os.path.join(version, f)) for f in files]
+        try:
+            with open(os.path.join(version, 'dataset_info.json')) as f:
+                held = [split['name'] for split in json.load(f)['splits']]
+        except (OSError, ValueError, KeyError, TypeError) as e:
+            raise UserError(f'{version}: cannot be read as a TFDS data set: dataset_info.json: {e}') from e
+        if 'train' not in held:
+            raise UserError(f'{version}: has no train split; there are: {", ".join(held) or "none"}')
+        # where 'test' is missing, or carries no labels, as ImageNet's, 'validation' is what networks are tested on
+        judges = ('validation',) if name.startswith('imagenet2012') else ('test', 'validation')
+        test = next((split for split in judges if split in held), None)
+        parts = {'train': 'train', 'val': 'validation' if test == 'test' and 'validation' in held else None, 'test': test}
 
         @functools.cache
         def builder() -> Any:
@@ -176,7 +205,7 @@ def _tfds(name: str, ink: Ink | None = None) -> Callable[[DataConfig], Source]:
 
         return Source(version, key={'source': f'tfds:{name}', 'version': versions[-1],
                            'files': [[f, s.st_size, s.st_mtime_ns] for f, s in zip(files, stats, strict=True)]},
-                      splits={'train': lambda: read('train'), 'test': lambda: read('test')},
+                      splits={part: functools.partial(read, split) for part, split in parts.items() if split},
                       class_names=lambda: builder().info.features['label'].names, ink=ink)
     return find_prepared
 

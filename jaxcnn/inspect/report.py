@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from jaxcnn import config as cfg
+from jaxcnn.data import Dataset
 from jaxcnn.inspect import figures
 from jaxcnn.metrics import per_class
 
@@ -27,7 +28,7 @@ def _changed_fields(config: cfg.Config) -> str:
 
 
 def write_report(workdir: str, config: cfg.Config, summary: Mapping[str, Any], rows: Sequence[Mapping[str, float]],
-                 confusion: np.ndarray, class_names: Sequence[str], train_counts: Sequence[int]) -> None:
+                 dataset: Dataset, split: str, confusion: np.ndarray) -> None:
     """Writes `report.md` and the figures it shows into the workdir.
 
     Args:
@@ -35,10 +36,14 @@ def write_report(workdir: str, config: cfg.Config, summary: Mapping[str, Any], r
       config: of the run.
       summary: as in `summary.json`.
       rows: of `metrics.jsonl`.
-      confusion: (labels, predictions) of the test part.
-      class_names: of the labels.
-      train_counts: training images of each class.
+      dataset: of the run.
+      split: the part that is shown by class: `test`, or `val` where there is none.
+      confusion: (labels, predictions) of that part.
     """
+    class_names = dataset.class_names
+    train_counts = dataset.splits['train'].class_counts(len(class_names))
+    part = {'test': 'test', 'val': 'validation'}[split]
+    skipped = [f'{count} of {name}' for name, count in dataset.broken.items() if count]
     figures.curves(rows, os.path.join(workdir, 'figures', 'curves.png'))
     figures.confusion_matrix(confusion, class_names, os.path.join(workdir, 'figures', 'confusion_matrix.png'))
     table = per_class(confusion)
@@ -46,7 +51,7 @@ def write_report(workdir: str, config: cfg.Config, summary: Mapping[str, Any], r
              for i, j in np.ndindex(*confusion.shape) if i != j and confusion[i, j]]
     mistakes = ', '.join(f'{a} taken for {b} ({n})' for n, a, b in sorted(wrong, reverse=True)[:5]) or 'none'
     chosen = (f'the best of the evaluated checkpoints by `{config.checkpoint.metric}`, step {summary["best_step"]}'
-              if config.data.val_fraction else f'the last checkpoint, step {summary["best_step"]}')
+              if summary["val_accuracy"] is not None else f'the last checkpoint, step {summary["best_step"]}')
     ema = [f'| {name.replace("_", " ")} | {_number(value) if name.endswith("loss") else _percent(value)} |'
            for name, value in summary.items() if '_ema_' in name]
     lines = [
@@ -54,6 +59,7 @@ def write_report(workdir: str, config: cfg.Config, summary: Mapping[str, Any], r
         f'{summary["model"]} ({summary["params"]:,} parameters) on {summary["dataset"]}, seed {summary["seed"]}: '
         f'{summary["steps"]:,} steps, {summary["epochs"]:.2f} epochs, on {summary["num_devices"]} x {summary["device"]}.',
         f'Figures are of {chosen}.', '',
+        *([f'Images that could not be read, and were left out: {", ".join(skipped)}.', ''] if skipped else []),
         '| | |', '|---|---|',
         f'| test accuracy | {_percent(summary["test_accuracy"])} |',
         f'| test top-5 | {_percent(summary["test_top5"])} |',
@@ -65,8 +71,8 @@ def write_report(workdir: str, config: cfg.Config, summary: Mapping[str, Any], r
         f'| images/s in training | {_number(summary["images_per_second"], 0)} |',
         f'| wall time | {_number(summary["wall_seconds"], 1)} s |', '',
         '## Curves', '', '![curves](figures/curves.png)', '',
-        '## Test part, by class', '', f'Most frequent mistakes: {mistakes}.', '',
-        '| class | precision | recall | F1 | test images | training images |', '|---|---|---|---|---|---|',
+        f'## {part.capitalize()} part, by class', '', f'Most frequent mistakes: {mistakes}.', '',
+        '| class | precision | recall | F1 | ' + part + ' images | training images |', '|---|---|---|---|---|---|',
         *(f'| {name} | {_percent(r["precision"])} | {_percent(r["recall"])} | {r["f1"]:.4f} | {r["support"]} | {n} |'
           for name, r, n in zip(class_names, table, train_counts, strict=True)), '',
         '![confusion matrix](figures/confusion_matrix.png)', '',

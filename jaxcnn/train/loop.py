@@ -14,7 +14,7 @@ import math
 import os
 import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -23,14 +23,14 @@ import numpy as np
 
 from jaxcnn import config as cfg
 from jaxcnn import data, metrics, models, optim
-from jaxcnn.data import augment, feed, sources
+from jaxcnn.data import augment, feed, normalize, sources
 from jaxcnn.errors import UserError, unknown, within
 from jaxcnn.train import parallel, signals, workdir
 from jaxcnn.train.checkpoint import Checkpoints
 from jaxcnn.train.evaluate import Evaluator
 from jaxcnn.train.progress import Progress
 from jaxcnn.train.state import TrainState, init_state, variables
-from jaxcnn.train.step import METRICS, Preparation, TrainStep, many_steps, step_keys
+from jaxcnn.train.step import METRICS, Preparation, TrainStep, image_gradient, many_steps, step_keys
 
 log = logging.getLogger('jaxcnn')
 RUN_AHEAD = 4  # dispatches in flight
@@ -51,9 +51,11 @@ def check_config(config: cfg.Config) -> None:
         augment.pipeline(config.data.augment)
     with within('config.data.eval_augment'):
         augment.pipeline(config.data.eval_augment, steady=True)
+    with within('config.data.normalize'):
+        normalize.parse(config.data.normalize)
     optim.check(config.optim)
     schedules = [config.optim.schedule, *(s.schedule for s in config.optim.switch)]
-    if not config.data.val_fraction and any(s and s.name == 'plateau' for s in schedules):
+    if config.data.val_fraction == 0 and any(s and s.name == 'plateau' for s in schedules):
         raise UserError('config.optim.schedule: plateau follows the validation loss: set config.data.val_fraction')
 
 
@@ -107,7 +109,7 @@ class Run:
         self.backend = parallel.make_backend(config.parallel)
         parallel.check_batch_sizes(self.timeline, config.optim.accumulate, self.backend.num_devices)
         self.network = models.create(config.model.name, num_classes=self.dataset.num_classes, **config.model.args)
-        self.prepare = Preparation.of(config.data, self.dataset.mean, self.dataset.std)
+        self.prepare = Preparation.of(config.data, self.dataset.mean, self.dataset.std, self._fit)
         self.image_shape = self.prepare.shape(self.dataset.image_shape)
         size = sum(s.nbytes for s in self.dataset.splits.values())
         self.on_device = config.data.placement == 'device' or (
@@ -115,7 +117,8 @@ class Run:
         train = self.dataset.splits['train']
         self.feed = feed.TrainFeed(train, config.seed, self.timeline, on_device=self.on_device,
                                    rows=self.backend.rows, workers=config.data.workers,
-                                   most_steps=config.parallel.steps_per_dispatch)
+                                   most_steps=config.parallel.steps_per_dispatch,
+                                   balanced=config.data.balance == 'sampling')
         self._epoch = -1  # whose order is on the device
         self.evaluator = Evaluator(self.network, self.dataset, self.prepare, self.backend, config.eval.batch_size,
                                    self.on_device)
@@ -132,6 +135,19 @@ class Run:
         self._compiled: set[tuple[cfg.Phase, int]] = set()
 
     # setting up
+
+    def _fit(self, ops: Sequence[normalize.Normalizer],
+             pixels: Callable[[jax.Array], jax.Array]) -> Sequence[normalize.Fitted]:
+        """What normalisation learns of the training part, kept in the workdir from the run's beginning on."""
+        path, train = os.path.join(self.folder, 'normalize.npz'), self.dataset.splits['train']
+        blocks = np.array_split(np.arange(len(train)), -(-len(train) // 1024))
+
+        def write() -> None:
+            if jax.process_index() == 0 and not os.path.exists(path):
+                prepare = jax.jit(pixels)
+                normalize.write(path, normalize.fit(ops, lambda: (np.asarray(prepare(train.take(b))) for b in blocks)))
+        parallel.together(write)
+        return normalize.read(path, ops)
 
     def init_fn(self) -> Callable[[jax.Array], TrainState]:
         """The pure function from a seed to the first state."""
@@ -177,13 +193,17 @@ class Run:
 
     def _draw_first_batch(self) -> None:
         from jaxcnn.inspect.figures import image_grid, label_title
-        order = feed.Order(self.config.seed, self.timeline)
-        positions = order.positions(0)
-        train, names = self.dataset.splits['train'], self.dataset.class_names
+        positions = self.feed.positions(0)
+        train, names, pipeline = self.dataset.splits['train'], self.dataset.class_names, self.prepare.augment
+        more = pipeline.mixes if pipeline else 0  # rows that the first ones are mixed with
+        rows = np.arange(-more, min(32, len(positions))) % len(positions)
+        positions = positions[rows]
+        gradient = image_gradient(self.network, self.prepare, variables(self.backend.fetch(self.state))['']) if (
+            pipeline and pipeline.attacks) else None
         key, _ = step_keys(jax.random.key(np.uint32(self.config.seed)), 0)
-        prepare = jax.jit(functools.partial(self.prepare.train, classes=len(names)))
-        seen, labels = (np.asarray(x)[:32] for x in prepare(train.take(positions), train.labels[positions], key))
-        pixels = seen * np.asarray(self.prepare.std) + np.asarray(self.prepare.mean)
+        in_pixels = dataclasses.replace(self.prepare, normalize=normalize.Normalization())
+        prepare = jax.jit(functools.partial(in_pixels.train, classes=len(names), gradient=gradient))
+        pixels, labels = (np.asarray(x)[more:] for x in prepare(train.take(positions), train.labels[positions], key, rows))
         titles = [label_title(label, names) for label in labels]
         image_grid(pixels, titles, os.path.join(self.folder, 'figures', 'first_batch.png'))
 
@@ -195,7 +215,8 @@ class Run:
                                          bn_axis=backend.axis_name if sync else None)
             step = TrainStep(network, self.optimizer, self.prepare, self.config.optim.label_smoothing,
                              self.config.optim.accumulate, self.config.optim.ema_decay, phase.stage,
-                             1 if sync or backend.axis_name else backend.num_devices, backend.axis_name)
+                             1 if sync or backend.axis_name else backend.num_devices, backend.axis_name,
+                             self.dataset.class_weights() if self.config.data.balance == 'loss' else None)
             rows = functools.partial(backend.rows_of_batch, batch_size=phase.batch_size)
             self._programs[phase] = backend.compile_train(many_steps(step, rows))
         return self._programs[phase]
@@ -388,13 +409,13 @@ class Run:
                 if found is None:
                     raise signals.Interrupted(self._stop.signum, self.step)
                 row.update(found[0])
-                confusion = found[1]
+                confusion, shown = found[1], split
         prefix = 'ema_' if '_ema_' in self.config.checkpoint.metric and 'ema_' in confusion else ''
         summary = self._summary(row, prefix, best)
         if self.chief:
             workdir.write_json(os.path.join(self.folder, 'summary.json'), summary)
-            write_report(self.folder, self.config, summary, workdir.read_metrics(self.folder), confusion[prefix],
-                         self.dataset.class_names, self.dataset.splits['train'].class_counts(self.dataset.num_classes))
+            write_report(self.folder, self.config, summary, workdir.read_metrics(self.folder), self.dataset, shown,
+                         confusion[prefix])
         return summary
 
     def _best_state(self) -> tuple[int, TrainState]:

@@ -4,17 +4,21 @@ Two back ends (`parallel.py`) compile them. Under `sharded` a batch is the globa
 under `pmap` it is this device's part of it and means are taken over `axis_name`.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import flax.errors
 import jax
 import jax.numpy as jnp
 import optax
 
 from jaxcnn.config import DataConfig
+from jaxcnn.data import normalize
 from jaxcnn.data.augment import Gradient, Pipeline, pipeline
+from jaxcnn.data.normalize import Fitted, Normalization, Normalizer
 from jaxcnn.errors import UserError, within
 from jaxcnn.losses import cross_entropy
 from jaxcnn.metrics import Sums, batch_sums
@@ -23,6 +27,7 @@ from jaxcnn.optim import Optimizer
 from jaxcnn.train.state import TrainState, variables
 
 Batch = dict[str, jax.Array]
+Fit = Callable[[Sequence[Normalizer], Callable[[jax.Array], jax.Array]], Sequence[Fitted]]
 METRICS = ('loss', 'accuracy', 'grad_norm', 'learning_rate')
 
 
@@ -32,26 +37,28 @@ class Preparation:
 
     Attributes:
       augment: of training images, in [0, 1]; or None.
-      mean, std: per channel, subtracted and divided by after augmentation.
+      normalize: after it.
       eval_augment: of all other images, drawing nothing; or None.
     """
 
     augment: Pipeline | None
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    normalize: Normalization
     eval_augment: Pipeline | None = None
 
     @classmethod
-    def of(cls, config: DataConfig, mean: Sequence[float], std: Sequence[float]) -> 'Preparation':
-        """The preparation that a config asks for, given the training part's statistics."""
-        if config.normalize == 'none':
-            mean, std = (0.0,) * len(mean), (1.0,) * len(std)
-        return cls(pipeline(config.augment), tuple(mean), tuple(std),
-                   pipeline(config.eval_augment, steady=True))
+    def of(cls, config: DataConfig, mean: Sequence[float], std: Sequence[float], fitted: Fit) -> 'Preparation':
+        """The preparation that a config asks for.
 
-    def normalize(self, images: jax.Array) -> jax.Array:
-        """What the network sees of float images (N, H, W, C) in [0, 1]."""
-        return (images - jnp.asarray(self.mean)) / jnp.asarray(self.std)
+        Args:
+          config: the config's part.
+          mean, std: per channel, of the training part.
+          fitted: gives what normalisation by anything else has learned of it.
+        """
+        raw = cls(pipeline(config.augment), Normalization(), pipeline(config.eval_augment, steady=True))
+        ops = normalize.parse(config.normalize)
+        if ops == [normalize.standardize()]:
+            return dataclasses.replace(raw, normalize=Normalization.by(mean, std))
+        return dataclasses.replace(raw, normalize=Normalization(ops, fitted(ops, raw)) if ops else Normalization())
 
     def __call__(self, images: jax.Array) -> jax.Array:
         """Float32 images of uint8 ones (N, H, W, C), as evaluation has them."""
@@ -60,17 +67,18 @@ class Preparation:
             x = jax.vmap(functools.partial(self.eval_augment, jax.random.key(0)))(x)
         return self.normalize(x)
 
-    def train(self, images: jax.Array, labels: jax.Array, key: jax.Array, first_row: Any = 0, *, classes: int,
+    def train(self, images: jax.Array, labels: jax.Array, key: jax.Array, rows: Any = None, *, classes: int,
               before: Callable[[jax.Array], jax.Array] = lambda x: jnp.roll(x, 1, 0),
-              gradient: Gradient = lambda x, labels: jnp.zeros_like(x)) -> tuple[jax.Array, jax.Array]:
+              gradient: Gradient | None = None) -> tuple[jax.Array, jax.Array]:
         """Float32 images of uint8 ones (N, H, W, C), and their labels, augmented.
 
-        Each image's key is folded from its row in the global batch, `first_row` on, so that it does not depend on
-        how the batch is spread over devices. The others: see `Pipeline.batch`.
+        Each image's key is folded from its row in the global batch, `rows` (N,), so that it does not depend on how the batch
+        is spread over devices; without `rows` they are the first ones. The others: see `augment.Pipeline.batch`.
         """
         x = images.astype(jnp.float32) / 255
         if self.augment is not None:
-            keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(first_row + jnp.arange(len(x)))
+            keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(
+                jnp.arange(len(x)) if rows is None else rows)
             x, labels = self.augment.batch(keys, x, labels, classes, before, gradient)
         return self.normalize(x), labels
 
@@ -94,10 +102,15 @@ class Preparation:
 def image_gradient(network: Network, prepare: Preparation, weights: Any) -> Gradient:
     """`(images, labels) -> gradient` of each image's loss by its values in [0, 1], the network being as in evaluation."""
     def of(images: jax.Array, labels: jax.Array) -> jax.Array:
-        def loss(images: jax.Array) -> jax.Array:
+        @jax.grad
+        def gradient(images: jax.Array) -> jax.Array:
             logits: Any = network.apply(weights, prepare.normalize(images), train=False)
             return cross_entropy(logits, labels).sum()
-        return jax.grad(loss)(images)
+        try:
+            return gradient(images)
+        except flax.errors.ScopeParamShapeError:
+            raise UserError(f'config.data.augment: an attack comes where images are {images.shape[1]} x {images.shape[2]}, '
+                            'which is not what the network takes: put it after what changes their size') from None
     return of
 
 
@@ -120,6 +133,7 @@ class TrainStep:
       stage: of the optimizer.
       bn_groups: BatchNorm takes its statistics over each of so many equal parts of the batch.
       axis_name: of the pmap axis, or None.
+      class_weights: what an image's loss is multiplied by, for each class; or None.
     """
 
     network: Network
@@ -131,6 +145,7 @@ class TrainStep:
     stage: int = 0
     bn_groups: int = 1
     axis_name: str | None = None
+    class_weights: tuple[float, ...] | None = None
 
     def _forward(self, params: Any, batch_stats: Any, images: jax.Array, key: jax.Array) -> tuple[list[jax.Array], Any]:
         """Logits, those of auxiliary classifiers after them, and the new BatchNorm statistics."""
@@ -148,9 +163,14 @@ class TrainStep:
     def _micro_batch(self, params: Any, batch_stats: Any, images: jax.Array, labels: jax.Array,
                      key: jax.Array) -> tuple[Any, Any, dict[str, jax.Array]]:
         """Gradients, new BatchNorm statistics and metrics, all means over the images."""
+        weights: Any = 1.0
+        if self.class_weights is not None:
+            of_class = jnp.asarray(self.class_weights)
+            weights = of_class[labels] if labels.ndim == 1 else labels @ of_class
+
         def loss_fn(params: Any) -> tuple[jax.Array, Any]:
             (logits, *auxiliary), stats = self._forward(params, batch_stats, images, key)
-            losses = [cross_entropy(x, labels, self.label_smoothing).mean() for x in (logits, *auxiliary)]
+            losses = [(weights * cross_entropy(x, labels, self.label_smoothing)).mean() for x in (logits, *auxiliary)]
             return losses[0] + getattr(self.network, 'aux_weight', 0) * sum(losses[1:]), (logits, stats)
 
         (loss, (logits, stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
@@ -195,13 +215,13 @@ class TrainStep:
           key: of the run; the step folds its number in, so that its randomness depends on `(key, step)` alone.
         """
         augment_key, dropout_key = step_keys(key, state.step)
-        first_row: Any = 0
+        rows = jnp.arange(len(batch['label']))
         if self.axis_name:
             device = jax.lax.axis_index(self.axis_name)
-            first_row = device * len(batch['label'])
+            rows += device * len(rows)
             dropout_key = jax.random.fold_in(dropout_key, device)
         images, labels = self.prepare.train(
-            batch['image'], batch['label'], augment_key, first_row, classes=self.network.num_classes,
+            batch['image'], batch['label'], augment_key, rows, classes=self.network.num_classes,
             before=self._before, gradient=image_gradient(self.network, self.prepare, variables(state)['']))
         grads, stats, metrics = self._gradients(state, images, labels, dropout_key)
         if self.axis_name:

@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxcnn import config as cfg
 from jaxcnn import data, metrics, models, optim
-from jaxcnn.data import feed
+from jaxcnn.data import feed, normalize
 from jaxcnn.errors import UserError
 from jaxcnn.train import parallel, workdir
 from jaxcnn.train.checkpoint import Checkpoints
@@ -45,7 +45,8 @@ class Trained:
         optimizer = optim.make_optimizer(self.config.optim, timeline)
         self.network = models.create(self.config.model.name, num_classes=len(self.info['class_names']),
                                      **self.config.model.args)
-        self.prepare = Preparation.of(self.config.data, self.info['mean'], self.info['std'])
+        self.prepare = Preparation.of(self.config.data, self.info['mean'], self.info['std'],
+                                      lambda ops, _: normalize.read(os.path.join(folder, 'normalize.npz'), ops))
         shape = self.prepare.shape(tuple(self.info['image_shape']))
         self._template = jax.eval_shape(lambda: init_state(
             self.network, optimizer, shape, np.uint32(0), self.config.optim.ema_decay > 0))

@@ -61,8 +61,8 @@ def test_every_op_at_every_magnitude_is_pils(photo, after, space, picture):
         name = policies.OPS[op]
         expected = np.asarray(by_pil(image, name, round(float(amount), 5), 128), np.float32).reshape(pixels.shape)
         other = (result != expected).any(-1)
-        # places, and blends, that are whole numbers but for rounding
-        assert other.mean() < 0.08, (name, amount, np.abs(result - expected).max())
+        # blends that are whole numbers but for rounding
+        assert other.mean() <= (0.01 if name in MOVES else 0.05), (name, amount, np.abs(result - expected).max())
         if name not in MOVES:
             assert np.abs(result - expected).max() <= 1, (name, amount)
         seen |= {name} if (result != pixels).any() else set()

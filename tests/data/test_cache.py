@@ -51,7 +51,7 @@ def source_of(train, test=None, key='one'):
 
 
 def open_cache(source, folder, image_size=0):
-    return cache.open_cache('tiny', source, image_size, str(folder))
+    return cache.open_cache(source, DataConfig('tiny', cache_dir=str(folder), image_size=image_size))
 
 
 def assert_holds(parts, train):
@@ -92,7 +92,7 @@ def test_another_source_or_size_is_another_cache(tmp_path):
 def test_a_changed_source_file_changes_the_key(tmp_path):
     version = tmp_path / 'mnist' / '3.0.1'
     version.mkdir(parents=True)
-    (version / 'dataset_info.json').write_text('{}')
+    (version / 'dataset_info.json').write_text('{"splits": [{"name": "train"}]}')
     record = version / 'mnist-train.array_record-00000-of-00001'
     record.write_bytes(b'first')
 
@@ -189,6 +189,7 @@ def test_an_exception_half_way_leaves_no_cache(tmp_path):
 BUILDER = '''
 import os, sys, time
 import numpy as np
+from jaxcnn.config import DataConfig
 from jaxcnn.data import cache, sources
 
 class Slow:
@@ -202,7 +203,7 @@ class Slow:
         return np.full((3, 3, 1), index, np.uint8), index % 4
 
 source = sources.Source('somewhere', {'source': 'slow'}, {'train': Slow, 'test': Slow}, lambda: list('abcd'))
-_, parts = cache.open_cache('slow', source, 0, sys.argv[1])
+_, parts = cache.open_cache(source, DataConfig('slow', cache_dir=sys.argv[1]))
 for images, labels in parts.values():
     assert (images[:] == np.arange(40, dtype=np.uint8)[:, None, None, None]).all()
     assert (labels == np.arange(40) % 4).all()
@@ -303,7 +304,7 @@ def test_the_environment_names_the_folder(tmp_path, monkeypatch):
 @pytest.mark.parametrize(('shape', 'size'), [((31, 31), 8), ((8, 8), 32), ((20, 45), 16), ((1, 9), 4)])
 def test_resize_is_that_of_pillow(shape, size, channels):
     image = np.random.default_rng(0).integers(0, 256, (*shape, channels), np.uint8)
-    found = cache.resize(image, size)
+    found = cache.resize(image, size, 'squash')
     assert found.shape == (size, size, channels)
     for c in range(channels):
         plane = Image.fromarray(image[..., c]).resize((size, size), Image.Resampling.BILINEAR)
@@ -318,12 +319,12 @@ def test_shrinking_is_antialiased_bilinear():
     weights = np.maximum(0, 1 - np.abs(np.arange(size * factor) + 0.5 - centres[:, None]) / factor)
     weights /= weights.sum(1, keepdims=True)
     expected = weights @ image[..., 0].astype(np.float64) @ weights.T
-    assert np.abs(cache.resize(image, size)[..., 0] - expected).max() <= 1.01  # rounded in each direction
+    assert np.abs(cache.resize(image, size, 'squash')[..., 0] - expected).max() <= 1.01  # rounded in each direction
 
 
 def test_an_image_of_the_right_size_is_left_alone():
     image = np.random.default_rng(0).integers(0, 256, (9, 9, 3), np.uint8)
-    np.testing.assert_array_equal(cache.resize(image, 9), image)
+    np.testing.assert_array_equal(cache.resize(image, 9, 'squash'), image)
 
 
 def test_a_file_of_images_pickles_as_its_path(tmp_path):

@@ -250,3 +250,22 @@ def test_a_data_set_is_described_by_its_info():
     assert info['class_names'] == [str(i) for i in range(10)]
     assert info['sizes'] == {'train': 1294, 'val': 144, 'test': 359}
     assert info['ink'] == {'size': 8, 'box': 8, 'by_mass': False}
+
+
+# skewed classes
+
+
+def test_a_balanced_epoch_has_as_many_images_of_each_class_and_every_image_of_the_rare_ones():
+    labels = np.repeat([0, 1, 2], [300, 25, 7])
+    order, again, other = (feed.Order(seed, timeline(332, 10), labels) for seed in (3, 3, 4))
+    for epoch in range(3):
+        drawn = order.stretch(332 * epoch, 332 * (epoch + 1))
+        counts = np.bincount(labels[drawn])
+        assert counts.sum() == 332
+        assert set(counts) <= {110, 111}
+        assert set(np.flatnonzero(labels > 0)) <= set(drawn)
+        assert np.bincount(drawn)[labels == 2].max() - np.bincount(drawn)[labels == 2].min() <= 1
+        assert len(set(drawn[labels[drawn] == 0])) == counts[0]
+        np.testing.assert_array_equal(drawn, again.stretch(332 * epoch, 332 * (epoch + 1)))
+        assert np.any(drawn != other.stretch(332 * epoch, 332 * (epoch + 1)))
+        assert np.abs(np.corrcoef(np.arange(332), labels[drawn])[0, 1]) < 0.25

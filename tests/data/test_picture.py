@@ -218,24 +218,61 @@ def test_a_picture_is_read_as_a_viewer_shows_it(tmp_path):
     assert picture.read(rgba(tmp_path), 'RGB')[0, 0].tolist() == [255, 255, 255]
 
 
+@pytest.mark.parametrize('options', [{}, {'subsampling': 0}, {'subsampling': 1}, {'progressive': True}, {'quality': 10},
+                                     {'restart_marker_rows': 1}], ids=str)
+@pytest.mark.parametrize('mode', ['RGB', 'L', 'CMYK', 'YCbCr'])
+def test_a_jpeg_has_pillows_bits(tmp_path, mode, options):
+    rng = np.random.default_rng(0)
+    for shape in ((64, 64), (37, 51), (1, 9)):
+        pixels = rng.integers(0, 256, (*shape, 3)).cumsum(0).astype(np.uint8)
+        Image.fromarray(pixels).convert(mode).save(tmp_path / 'a.jpg', **options)
+        with Image.open(tmp_path / 'a.jpg') as image:
+            np.testing.assert_array_equal(picture.read(tmp_path / 'a.jpg', 'RGB'), np.asarray(image.convert('RGB')))
+
+
+def test_a_damaged_jpeg_is_what_pillow_makes_of_it(tmp_path):
+    """Whether it is read, or how its fault is told."""
+    path = tmp_path / 'a.jpg'
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3)).astype(np.uint8)).save(path)
+    whole, rng = path.read_bytes(), np.random.default_rng(1)
+    kinds = set()
+    for _ in range(100):
+        content = bytearray(whole[:rng.integers(3, len(whole))] if rng.random() < 0.5 else whole)
+        for place in rng.integers(3, len(content), rng.integers(0, 4)):
+            content[place] = rng.integers(256)
+        path.write_bytes(content)
+        try:
+            with Image.open(path) as image:
+                expected = np.asarray(image.convert('RGB'))
+        except Exception:
+            kinds.add('refused')
+            with pytest.raises(UserError):
+                picture.read(path, 'RGB')
+        else:
+            kinds.add('read')
+            np.testing.assert_array_equal(picture.read(path, 'RGB'), expected)
+    assert kinds == {'refused', 'read'}
+
+
 def test_framed_ink_is_brought_to_the_size_and_channels_that_were_trained_on(tmp_path, reference):
     path = FILES['grey'](tmp_path)
     wide = picture.load(path, {'image_shape': [32, 32, 3], 'ink': MNIST})
     assert wide.shape == (32, 32, 3)
     for c in range(3):
-        np.testing.assert_array_equal(wide[..., c:c + 1], resize(reference, 32))
+        np.testing.assert_array_equal(wide[..., c:c + 1], resize(reference, 32, 'crop'))
 
 
 @pytest.mark.parametrize('shape', [(60, 100), (100, 60)])
-def test_a_photograph_is_cut_to_its_central_square(tmp_path, shape):
+def test_a_photograph_is_cut_to_its_central_square_or_squashed(tmp_path, shape):
     content = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
     path = save(Image.fromarray(content), tmp_path / 'photo.png')
     top, left = (shape[0] - 60) // 2, (shape[1] - 60) // 2
     square = content[top:top + 60, left:left + 60]
-    np.testing.assert_array_equal(picture.load(path, PHOTO), resize(square, 16))
+    np.testing.assert_array_equal(picture.load(path, PHOTO), resize(square, 16, 'squash'))
+    np.testing.assert_array_equal(picture.load(path, PHOTO, 'squash'), resize(content, 16, 'squash'))
     grey = picture.load(path, {'image_shape': [16, 16, 1], 'ink': None})
     expected = np.asarray(Image.fromarray(content).convert('L'))[top:top + 60, left:left + 60, None]
-    np.testing.assert_array_equal(grey, resize(expected, 16))
+    np.testing.assert_array_equal(grey, resize(expected, 16, 'squash'))
 
 
 # what is no picture

@@ -22,14 +22,16 @@ SHAPES = {'mnist': (28, 28, 1), 'cifar10': (32, 32, 3)}
 VERSION = '3.0.1'
 
 
-def write_tfds(folder, name, parts, broken=-1):
+def write_tfds(folder, name, parts, broken=-1, classes=10, kind='PNG'):
     """A prepared TFDS data set, as `tfds build --file_format=array_record` leaves it, without TensorFlow.
 
     Args:
       folder: of all data sets.
       name: of this one.
-      parts: split -> (images, labels).
+      parts: split -> (images, labels); images of several sizes have file names beside them, as ImageNet's.
       broken: position of a training image whose bytes are no image.
+      classes: how many.
+      kind: of the images' files.
     """
     from array_record.python.array_record_module import ArrayRecordWriter
     from tensorflow_datasets.proto import tf_example_pb2
@@ -37,31 +39,33 @@ def write_tfds(folder, name, parts, broken=-1):
     features = 'tensorflow_datasets.core.features'
     version = folder / name / VERSION
     version.mkdir(parents=True)
-    splits = []
+    splits, several = [], isinstance(parts['train'][0], list)
     for split, (images, labels) in parts.items():
         file = version / f'{name}-{split}.array_record-00000-of-00001'
         writer = ArrayRecordWriter(str(file), 'group_size:1')
         for i, (image, label) in enumerate(zip(images, labels, strict=True)):
             encoded = io.BytesIO()
-            Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(encoded, 'PNG')
+            Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(encoded, kind)
             content = b'no image' if split == 'train' and i == broken else encoded.getvalue()
             writer.write(tf_example_pb2.Example(features=pb.Features(feature={
                 'image': pb.Feature(bytes_list=pb.BytesList(value=[content])),
+                **({'file_name': pb.Feature(bytes_list=pb.BytesList(value=[b'n0_%d.JPEG' % i]))} if several else {}),
                 'label': pb.Feature(int64_list=pb.Int64List(value=[int(label)]))})).SerializeToString())
         writer.close()
         splits.append({'name': split, 'numBytes': '1', 'shardLengths': [str(len(labels))],
                        'filepathTemplate': '{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}'})
-    dimensions = [str(side) for side in parts['train'][0].shape[1:]]
+    dimensions = ['-1', '-1', '3'] if several else [str(side) for side in parts['train'][0].shape[1:]]
     (version / 'dataset_info.json').write_text(json.dumps({
         'name': name, 'version': VERSION, 'fileFormat': 'array_record', 'splits': splits,
         'moduleName': f'tensorflow_datasets.image_classification.{name}'}))
     (version / 'features.json').write_text(json.dumps({
         'pythonClassName': f'{features}.features_dict.FeaturesDict', 'featuresDict': {'features': {
             'image': {'pythonClassName': f'{features}.image_feature.Image',
-                      'image': {'dtype': 'uint8', 'shape': {'dimensions': dimensions}}},
+                      'image': {'dtype': 'uint8', 'shape': {'dimensions': dimensions}, 'encodingFormat': kind.lower()}},
+            **({'file_name': {'pythonClassName': f'{features}.text_feature.Text', 'text': {}}} if several else {}),
             'label': {'pythonClassName': f'{features}.class_label_feature.ClassLabel',
-                      'classLabel': {'numClasses': '10'}}}}}))
-    (version / 'label.labels.txt').write_text('\n'.join(f'class {i}' for i in range(10)))
+                      'classLabel': {'numClasses': str(classes)}}}}}))
+    (version / 'label.labels.txt').write_text('\n'.join(f'class {i}' for i in range(classes)))
     return version
 
 
@@ -87,6 +91,30 @@ def config(folder, name='mnist', **fields):
 
 def load_fresh(folder, tmp_path):
     return data.load(config(folder, cache_dir=str(tmp_path / 'fresh')))
+
+
+# ImageNet
+
+
+def test_imagenet_is_read_as_tfds_prepares_it(tmp_path):
+    """JPEG files of any size, 1,000 classes, a test part without labels: networks are judged by its validation part."""
+    rng = np.random.default_rng(0)
+
+    def images(count):
+        sides = rng.integers(60, 120, (count, 2)) // 8 * 8
+        return [np.broadcast_to(rng.integers(0, 256, 3, np.uint8), (*side, 3)) for side in sides]
+    labels = rng.permutation(np.tile(np.arange(0, 1000, 50), 3))
+    parts = {'train': (images(60), labels), 'validation': (images(20), labels[:20]), 'test': (images(5), [-1] * 5)}
+    write_tfds(tmp_path, 'imagenet2012', parts, classes=1000, kind='JPEG')
+    dataset = data.load(config(tmp_path, 'imagenet2012', val_fraction=0.2, image_size=32, cache_dir=str(tmp_path / 'cache')))
+    assert {name: len(split) for name, split in dataset.splits.items()} == {'train': 48, 'val': 12, 'test': 20}
+    assert (dataset.num_classes, dataset.image_shape) == (1000, (32, 32, 3))
+    test = dataset.splits['test']
+    for i, (image, label) in enumerate(zip(*parts['validation'], strict=True)):
+        assert test.labels[i] == label
+        np.testing.assert_allclose(test.take(np.array(i)).astype(int), image[:32, :32], atol=3)  # but for JPEG's rounding
+    used = data.load(config(tmp_path, 'imagenet2012', val_fraction=None, image_size=32, cache_dir=str(tmp_path / 'cache')))
+    assert {name: len(split) for name, split in used.splits.items()} == {'train': 54, 'val': 6, 'test': 20}
 
 
 # digits
@@ -212,7 +240,7 @@ def test_an_empty_version_folder_is_not_a_prepared_data_set(tmp_path):
 def test_an_unknown_data_set_gives_the_nearest_names():
     with pytest.raises(UserError, match=r"unknown data set 'cifar11'; nearest: cifar10"):
         data.load(DataConfig(name='cifar11'))
-    with pytest.raises(UserError, match=r"unknown data set 'zzzz'; known: cifar10, .*digits"):
+    with pytest.raises(UserError, match=r"unknown data set 'zzzz'; known: arrays, cifar10, .*digits.*; any other TFDS set"):
         data.load(DataConfig(name='zzzz'))
 
 

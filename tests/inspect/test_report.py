@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxcnn import config
+from jaxcnn import config, data
 from jaxcnn.inspect import figures, report
 
 ROWS = [{'epoch': e / 4, 'step': 10 * e, 'train_loss': 2.0 / (e + 1), 'train_accuracy': 1 - 0.8 / (e + 1),
@@ -85,6 +85,25 @@ def test_titles_of_a_grid_are_drawn_and_one_too_few_is_an_error(tmp_path):
         figures.image_grid(images, ['1'], str(tmp_path / 'x.png'))
 
 
+def test_rows_of_a_grid_have_headings_and_images_their_own_sizes(tmp_path):
+    images = [np.full((side, side, 3), 0.5) for side in (96, 50, 96, 20)]
+    figures.image_grid(images, ['a', 'b\nc', '', ''], path := str(tmp_path / 'a.png'), columns=2, headings=['', 'second'])
+    sheet = pixels(path)
+    row, above = 12 + 26 + 96 + 6, 12
+    assert sheet.shape == (2 * row + 6, 2 * 102 + 6, 3)
+    for n, side in enumerate((96, 50, 96, 20)):
+        y, x = 6 + n // 2 * row + above + 26, 6 + n % 2 * 102
+        assert (sheet[y:y + side, x:x + side] == 128).all()
+        assert (sheet[y + side:y + 96, x:x + 96] == 255).all()
+    assert (sheet[6:6 + above] == 255).all()
+    assert (sheet[6 + row:6 + row + above] < 128).any()
+
+
+def test_the_title_of_a_mixed_label_names_its_parts():
+    assert figures.label_title(np.array(1), ['ant', 'bee']) == 'bee'
+    assert figures.label_title(np.array([0.25, 0.75, 0.0]), ['ant', 'bee', 'cow']) == 'bee 0.75\nant 0.25'
+
+
 # ---- the report
 
 SUMMARY = {
@@ -100,9 +119,13 @@ def write(tmp_path):
     """Writes a report with its figures and gives its text: `write(fields of the config, **of the summary)`."""
     tmp_path.joinpath('figures').mkdir()
 
-    def write(fields=None, confusion=CONFUSION, **summary):
-        report.write_report(str(tmp_path), config.parse(fields or {}), {**SUMMARY, **summary}, ROWS, confusion, NAMES,
-                            [40, 50, 60])
+    labels = np.repeat(np.arange(3), [40, 50, 60])
+    train = data.Split(np.zeros((150, 1, 1, 1), np.uint8), np.arange(150), labels)
+
+    def write(fields=None, confusion=CONFUSION, part='test', broken=None, **summary):
+        dataset = data.Dataset('pets', NAMES, {'train': train}, (0.0,), (1.0,), None, broken or {})
+        report.write_report(str(tmp_path), config.parse(fields or {}), {**SUMMARY, **summary}, ROWS, dataset, part,
+                            confusion)
         return (tmp_path / 'report.md').read_text()
     return write
 
@@ -152,6 +175,14 @@ def test_what_was_not_measured_is_said(written):
     assert 'None' not in text
     assert 'Figures are of the last checkpoint, step 11000.' in text
     assert cells(text, 'test accuracy') == ['97.53 %']
+
+
+def test_broken_images_and_a_missing_test_part_are_told(written):
+    assert 'could not be read' not in written()
+    text = written(part='val', broken={'train': 3, 'val': 0, 'test': 1}, test_accuracy=None)
+    assert 'Images that could not be read, and were left out: 3 of train, 1 of test.' in text
+    assert '## Validation part, by class' in text
+    assert cells(text, 'class')[3] == 'validation images'
 
 
 def test_moving_averages_are_told_where_there_are_any(written):

@@ -21,6 +21,7 @@ def test_a_benchmark_prints_a_table_and_writes_json(command, tmp_path):
 @pytest.mark.parametrize(('arguments', 'parts'), [
     (['train_step', '--models=resnet19'], ["'resnet19'", 'resnet18']),
     (['eval', '--peers=torhc'], ["'torhc'", 'torch']),
+    (['data', '--config=configs/food_shallow.py'], ["augmentation of the PyTorch peer 'color_jitter'", 'flip_lr']),
     (['train_step', '--rounds=0'], ['--rounds', 'at least 1', '0']),
     (['loop', '--config=configs/digits_lenet5.py', '--seconds=0'], ['--seconds', '0.0']),
 ])

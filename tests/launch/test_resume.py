@@ -25,7 +25,9 @@ from jaxcnn.config import make
 def get_config():
     return make(duration=dict(steps=120), batch_size=32,
                 model=dict(name='shallow_cnn', widths=(8, 8, 16, 16), hidden=16),
-                data=dict(name='digits', image_size=16, augment='pad_crop(2)|cutout(4)'),
+                data=dict(name='digits', image_size=16,
+                          augment='random_resized_crop(16)|trivial_augment|mixup(0.2)|cutout(4)',
+                          normalize='gcn|zca', balance='sampling'),
                 optim=dict(optimizer='adam', learning_rate=3e-3, schedule='plateau', ema_decay=0.9,
                            switch=[dict(at=dict(steps=70), optimizer=dict(name='sgd', momentum=0.9),
                                         learning_rate=0.01)]),

@@ -63,11 +63,32 @@ def test_the_statistics_are_those_of_the_training_part(small, shared_folder):
     run = Run(cfg.parse(small()), str(shared_folder), StopRequest())
     train = run.dataset.splits['train']
     pixels = train.take(np.arange(len(train))) / 255
-    np.testing.assert_allclose(run.prepare.mean, pixels.mean((0, 1, 2)), rtol=1e-9)
-    np.testing.assert_allclose(run.prepare.std, pixels.std((0, 1, 2)), rtol=1e-9)
+    np.testing.assert_allclose(run.dataset.mean, pixels.mean((0, 1, 2)), rtol=1e-9)
+    np.testing.assert_allclose(run.dataset.std, pixels.std((0, 1, 2)), rtol=1e-9)
     seen = np.asarray(run.prepare(train.take(np.arange(len(train)))))
     assert abs(seen.mean()) < 1e-3
     assert abs(seen.std() - 1) < 1e-3
+
+
+def test_what_is_fitted_to_the_training_part_is_kept_with_the_run(small, tmp_path):
+    folder, path = str(tmp_path), tmp_path / 'normalize.npz'
+    config = small(duration=dict(steps=10), data={
+        'normalize': 'gcn(2)|zca(0.01)', 'image_size': 18, 'eval_augment': 'center_crop(16)', 'augment': 'random_crop(16)'})
+    run = Run(cfg.parse(config), folder, StopRequest())
+    train = run.dataset.splits['train']
+    seen = np.asarray(run.prepare(train.take(np.arange(len(train))))).reshape(len(train), 256)
+    values = np.linalg.eigvalsh(np.cov(seen, rowvar=False))
+    np.testing.assert_allclose(values[-10:], 1, atol=0.05)  # white, but for what varies less than epsilon
+    assert values[-1] < 1.01
+    kept = path.read_bytes()
+    summary = train_and_evaluate(config, folder)
+    assert path.read_bytes() == kept
+    trained = Trained(folder)
+    found = trained.evaluator('test')(trained.read(trained.find('best')))
+    assert found['']['loss'] == pytest.approx(summary['test_loss'], rel=1e-6)
+    path.unlink()
+    with pytest.raises(UserError, match=r'normalize\.npz: what normalisation was fitted to cannot be read'):
+        Trained(folder)
 
 
 def test_it_stops_early_and_stays_stopped(small, tmp_path):

@@ -13,8 +13,8 @@ from jaxcnn.train.signals import StopRequest
 
 def trained_state(settings, folder, steps=20):
     """The host state after `steps`."""
-    run = Run(config.parse(settings), str(folder), StopRequest())
     folder.joinpath('figures').mkdir(parents=True)
+    run = Run(config.parse(settings), str(folder), StopRequest())
     run.open()
     while run.step < steps:
         run.advance(config.Duration('steps', 1000))
@@ -75,10 +75,13 @@ def test_sharded_dropout_is_that_of_one_device(small, tmp_path):
     assert relative_difference(four, one) < 1e-5
 
 
-def test_both_placements_give_the_same_bits(small, tmp_path):
-    states = [trained_state(small(data={'placement': p}), tmp_path / p, steps=15) for p in ('device', 'host')]
-    for a, b in zip(*map(jax.tree.leaves, states), strict=True):
-        np.testing.assert_array_equal(a, b)
+def test_placements_and_workers_give_the_same_bits(small, tmp_path):
+    common = dict(augment='random_resized_crop(16)|trivial_augment|cutmix(1)', normalize='gcn|zca', balance='sampling')
+    ways = [dict(placement='device'), dict(placement='host'), dict(placement='host', workers=2)]
+    first, *others = [trained_state(small(data={**common, **way}), tmp_path / str(i), 15) for i, way in enumerate(ways)]
+    for other in others:
+        for a, b in zip(*map(jax.tree.leaves, (first, other)), strict=True):
+            np.testing.assert_array_equal(a, b)
 
 
 def test_a_batch_that_does_not_divide_is_told_with_the_nearest_sizes(small):

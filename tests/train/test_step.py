@@ -9,10 +9,12 @@ import pytest
 
 from jaxcnn import config as cfg
 from jaxcnn import models, optim
-from jaxcnn.data import augment
+from jaxcnn.data import Dataset, Split, augment
+from jaxcnn.data.normalize import Normalization
+from jaxcnn.errors import UserError
 from jaxcnn.losses import cross_entropy
 from jaxcnn.train.state import RUN_ONCE, init_state
-from jaxcnn.train.step import METRICS, Preparation, TrainStep, gather, many_steps
+from jaxcnn.train.step import METRICS, Preparation, TrainStep, gather, many_steps, step_keys
 
 SHAPE = (16, 16, 1)
 KEY = jax.random.key(3)
@@ -23,7 +25,8 @@ def make(dropout=0.0, widths=(4, 4, 4, 4), model=None, optimizer='sgd', augmente
     config = cfg.parse(dict(duration=dict(steps=100), optim=chain))
     optimizer = optim.make_optimizer(config.optim, cfg.Timeline(config, 1000))
     network = model or models.create('shallow_cnn', widths=widths, hidden=8, dropout=dropout)
-    step = TrainStep(network, optimizer, Preparation(augment.pipeline(augmented), (0.5,), (0.25,)), **fields)
+    prepare = Preparation(augment.pipeline(augmented), Normalization.by((0.5,), (0.25,)))
+    step = TrainStep(network, optimizer, prepare, **fields)
     init = jax.jit(lambda seed: init_state(network, optimizer, SHAPE, seed, bool(fields.get('ema_decay'))),
                    compiler_options=RUN_ONCE)
     return step, init(np.uint32(0))
@@ -112,11 +115,11 @@ def test_statistics_by_group_are_means_over_the_groups():
 
 
 def test_randomness_depends_on_key_step_and_row_alone():
-    prepare = Preparation(augment.pipeline('pad_crop(3)|flip_lr'), (0.0,), (1.0,))
+    prepare = Preparation(augment.pipeline('pad_crop(3)|flip_lr'), Normalization())
     images = batch_of(12)['image']
     labels = np.zeros(len(images), np.int32)
     whole, _ = prepare.train(images, labels, KEY, classes=2)
-    np.testing.assert_array_equal(whole[8:], prepare.train(images[8:], labels[8:], KEY, first_row=8, classes=2)[0])
+    np.testing.assert_array_equal(whole[8:], prepare.train(images[8:], labels[8:], KEY, rows=np.arange(8, 12), classes=2)[0])
     assert np.any(whole != prepare.train(images, labels, jax.random.key(4), classes=2)[0])
     step, state = make(dropout=0.5, augmented='pad_crop(3)')
     run = jax.jit(step)
@@ -148,3 +151,87 @@ def test_many_steps_are_the_steps_one_after_the_other(count):
         after, metrics = run(state, batches, data, first, np.uint32(5))
         chex.assert_trees_all_close(after, expected, rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(metrics[:, METRICS.index('loss')], losses, rtol=1e-5)
+
+
+def test_an_attack_is_against_the_network_as_it_is_trained():
+    """On a network without BatchNorm, fgsm's step by the closed form, through the mean and deviation of the preparation."""
+    step, state = make(model=Plain(), augmented='fgsm(0.1)')
+    batch = batch_of(8)
+    images = np.float32(batch['image'] / 255)
+
+    def loss(images):
+        logits = step.network.apply({'params': state.params}, (images - 0.5) / 0.25)
+        return cross_entropy(logits, batch['label']).mean()
+
+    attacked = np.clip(images + 0.1 * np.sign(jax.grad(loss)(images)), 0, 1)
+    _, metrics = jax.jit(step)(state, batch, KEY)
+    np.testing.assert_allclose(metrics['loss'], loss(attacked), rtol=1e-5)
+    assert metrics['loss'] > 1.05 * loss(images)
+    smaller, state = make(model=Plain(), augmented='fgsm(0.1)|random_crop(12)')
+    with pytest.raises(UserError, match=r'an attack comes where images are 12 x 12, .* put it after what changes'):
+        jax.jit(smaller)(state, {**batch, 'image': batch['image'][:, 2:14, 2:14]}, KEY)
+    with pytest.raises(UserError, match=r'fgsm\(0\.1\): attacks a network, and there is none here'):
+        step.prepare.train(batch['image'], batch['label'], KEY, classes=10)
+
+
+def test_mixed_labels_are_learned_from():
+    step, state = make(model=Plain(), augmented='mixup(1)')
+    batch = batch_of(8)
+    augment_key, _ = step_keys(KEY, 0)
+    x, targets = step.prepare.train(batch['image'], batch['label'], augment_key, classes=10)
+    np.testing.assert_allclose(targets.sum(-1), 1, rtol=1e-6)
+    logits = step.network.apply({'params': state.params}, x)
+    _, metrics = jax.jit(step)(state, batch, KEY)
+    np.testing.assert_allclose(metrics['loss'], -(targets * jax.nn.log_softmax(logits)).sum(-1).mean(), rtol=1e-5)
+    assert metrics['accuracy'] == np.mean(logits.argmax(-1) == targets.argmax(-1))
+
+
+def test_evaluation_has_its_own_pipeline_which_draws_nothing_and_makes_images_of_the_same_size():
+    images = batch_of(4)['image']
+
+    def of(train, other):
+        return Preparation.of(cfg.DataConfig(augment=train, eval_augment=other), (0.5,), (0.25,), fitted=None)
+    prepare = of('random_crop(12)', 'center_crop(12)')
+    np.testing.assert_allclose(prepare(images), (images[:, 2:14, 2:14] / 255 - 0.5) / 0.25, atol=1e-6)
+    assert prepare.shape(SHAPE) == (12, 12, 1)
+    with pytest.raises(UserError, match=r'augment makes images of 12 x 12 pixels, config.data.eval_augment of 16 x 16'):
+        of('random_crop(12)', '').shape(SHAPE)
+    with pytest.raises(UserError, match=r'config.data.eval_augment: center_crop\(20\): images are 16 x 16'):
+        of('', 'center_crop(20)').shape(SHAPE)
+    with pytest.raises(UserError, match='flip_lr draws at random; evaluation takes center_crop, pad, resize'):
+        of('', 'flip_lr')
+
+
+def test_the_first_rows_want_as_many_before_them_as_there_are_mixes():
+    """What the figure of a run's first batch rests on."""
+    prepare = Preparation(augment.pipeline('mixup(1)|flip_lr|cutmix(1)'), Normalization())
+    batch = batch_of(8)
+    rows = np.arange(-prepare.augment.mixes, 3) % 8
+    whole, part = (prepare.train(batch['image'][r], batch['label'][r], KEY, r, classes=10) for r in (np.arange(8), rows))
+    for a, b in zip(whole, part, strict=True):
+        np.testing.assert_allclose(a[:3], b[2:], atol=1e-6)
+        assert np.any(a[:1] != b[1:2])
+
+
+def test_class_weights_multiply_each_images_loss():
+    weights = np.array([0.5, 2.0, *[1.0] * 8])
+    step, state = make(model=Plain(), class_weights=tuple(weights))
+    batch = {**batch_of(8), 'label': np.array([0, 0, 1, 1, 2, 3, 0, 1])}
+    x = (batch['image'] / 255 - 0.5) / 0.25
+
+    def loss(params, targets, weights):
+        return (weights * cross_entropy(step.network.apply({'params': params}, x), targets)).mean()
+
+    soft = np.eye(10)[batch['label']] * 0.75 + 0.25 * np.eye(10)[batch['label'] - 1]
+    for targets, of_image in ((batch['label'], weights[batch['label']]), (np.float32(soft), soft @ weights)):
+        value, grads = jax.value_and_grad(loss)(state.params, targets, np.float32(of_image))
+        found, _, metrics = step._micro_batch(state.params, state.batch_stats, x, targets, KEY)
+        np.testing.assert_allclose(metrics['loss'], value, rtol=1e-5)
+        chex.assert_trees_all_close(found, grads, rtol=1e-4, atol=1e-6)
+
+
+def test_weights_balance_the_classes():
+    train = Split(np.zeros((40, 1, 1, 1), np.uint8), np.arange(40), np.repeat([0, 1, 3], [30, 8, 2]))
+    weights = Dataset('x', list('abcd'), {'train': train}, (0.0,), (1.0,), None).class_weights()
+    counts = np.array([30, 8, 0, 2])
+    np.testing.assert_allclose(counts * weights, [40 / 3, 40 / 3, 0, 40 / 3])

@@ -5,11 +5,10 @@ Images of one channel are grey, for which saturation and hue are nothing; those 
 
 from collections.abc import Callable
 
-import dm_pix
 import jax
 import jax.numpy as jnp
 
-from jaxcnn.data.augment.registry import Op, maybe, number, register, span, whole
+from jaxcnn.data.augment.registry import Op, in_turn, maybe, number, register, span, whole
 from jaxcnn.errors import UserError
 
 LUMA = (0.299, 0.587, 0.114)  # ITU-R 601-2, as PIL has it
@@ -21,10 +20,14 @@ PCA_DIRECTIONS = ((-0.5675, 0.7192, 0.4009), (-0.5808, -0.0045, -0.8140), (-0.58
 
 def grey_of(image: jax.Array) -> jax.Array:
     """The luma of an image (H, W, C), in all its channels."""
+    return jnp.broadcast_to(_luma(image), image.shape)
+
+
+def _luma(image: jax.Array) -> jax.Array:
     if image.shape[-1] == 1:
         return image
     _rgb('grey', image)
-    return jnp.broadcast_to((image * jnp.asarray(LUMA, image.dtype)).sum(-1, keepdims=True), image.shape)
+    return sum((weight * image[..., i:i + 1] for i, weight in enumerate(LUMA)), jnp.zeros(()))
 
 
 def _rgb(op: str, image: jax.Array) -> None:
@@ -42,7 +45,7 @@ def _brighter(image: jax.Array, factor: jax.Array) -> jax.Array:
 
 
 def _contrasted(image: jax.Array, factor: jax.Array) -> jax.Array:
-    return _blend(image, grey_of(image).mean(), factor)
+    return _blend(image, _luma(image).mean(), factor)
 
 
 def _saturated(image: jax.Array, factor: jax.Array) -> jax.Array:
@@ -52,6 +55,7 @@ def _saturated(image: jax.Array, factor: jax.Array) -> jax.Array:
 def _hued(image: jax.Array, turn: jax.Array) -> jax.Array:
     if image.shape[-1] == 1:
         return image
+    import dm_pix
     _rgb('hue', image)
     return jnp.clip(dm_pix.adjust_hue(image, turn), 0, 1)
 
@@ -68,7 +72,7 @@ def _drawn_factor(name: str, most: float, change: Callable[[jax.Array, jax.Array
 
     def apply(key: jax.Array, image: jax.Array) -> jax.Array:
         return change(image, jax.random.uniform(key, minval=max(0.0, 1 - most), maxval=1.0 + most))
-    return apply
+    return in_turn(apply)
 
 
 @register
@@ -107,14 +111,12 @@ def color_jitter(brightness: float = 0.0, contrast: float = 0.0, saturation: flo
         spread = jnp.array([brightness, contrast, saturation, hue], jnp.float32)
         low = jnp.maximum(jnp.array([1.0, 1.0, 1.0, 0.0]) - spread, jnp.array([0, 0, 0, -0.5]))
         drawn = jax.random.uniform(amounts, (4,), minval=low, maxval=jnp.array([1.0, 1.0, 1.0, 0.0]) + spread)
-        order = jax.random.permutation(order, 4)
-        for which in order:
-            blends = (0.0 * image, jnp.broadcast_to(grey_of(image).mean(), image.shape), grey_of(image))
-            other = jnp.select([which == i for i in range(3)], blends, image)
-            blended = _blend(image, other, drawn[jnp.minimum(which, 2)])
-            image = jnp.where(which == 3, _hued(image, drawn[3]), blended) if hue else blended
+        ways = [lambda x: _brighter(x, drawn[0]), lambda x: _contrasted(x, drawn[1]), lambda x: _saturated(x, drawn[2]),
+                lambda x: _hued(x, drawn[3]) if hue else x]
+        for which in jax.random.permutation(order, 4):
+            image = jax.lax.switch(which, ways, image)
         return image
-    return apply
+    return in_turn(apply)
 
 
 @register
@@ -240,10 +242,10 @@ def to_bytes(image: jax.Array) -> jax.Array:
 
 
 def histogram(pixels: jax.Array) -> jax.Array:
-    """Of bytes (H, W, C): counts (C, 256). By a product of one-hot halves, which is fast everywhere."""
-    flat = pixels.reshape(-1, pixels.shape[-1])
-    high, low = jax.nn.one_hot(flat >> 4, 16), jax.nn.one_hot(flat & 15, 16)
-    return jnp.einsum('nch,ncl->chl', high, low).reshape(-1, 256).astype(jnp.int32)
+    """Of bytes (H, W, C): counts (C, 256)."""
+    channels = pixels.shape[-1]
+    index = (pixels + 256 * jnp.arange(channels)).reshape(-1)
+    return jnp.zeros(256 * channels, jnp.int32).at[index].add(1, mode='promise_in_bounds').reshape(channels, 256)
 
 
 def look_up(tables: jax.Array, pixels: jax.Array) -> jax.Array:
@@ -264,4 +266,5 @@ def equalized(counts: jax.Array) -> jax.Array:
     step = (counts.sum(-1) - jnp.take_along_axis(counts, last[:, None], -1)[:, 0]) // 255
     before = jnp.cumsum(counts, -1) - counts
     table = jnp.minimum((step[:, None] // 2 + before) // jnp.maximum(step, 1)[:, None], 255)
-    return jnp.where(step[:, None] > 0, table, jnp.arange(256))
+    table = jnp.where(step[:, None] > 0, table, jnp.arange(256))
+    return jax.lax.cummax(table, axis=1)  # rises anyway; else XLA divides anew for every pixel that looks it up

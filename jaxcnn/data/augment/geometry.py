@@ -87,19 +87,28 @@ def resize(size: int) -> Op:
 
 def _zoom(image: jax.Array, size: int, top: jax.Array, left: jax.Array, height: jax.Array, width: jax.Array) -> jax.Array:
     """The rectangle at (top, left), in pixels, at `size` x `size`. Seen alone: what is around it is not looked at."""
-    rows, columns = (_weights(side, size, start, length)
-                     for side, start, length in zip(image.shape, (top, left), (height, width), strict=False))
-    return jnp.einsum('ai,ijc,bj->abc', rows, image, columns)
+    for axis, start, length in ((0, top, height), (1, left, width)):
+        index, weights = _taps(image.shape[axis], size, start, length)
+        before, shape = image, (*image.shape[:axis], size, *image.shape[axis + 1:])
+
+        def add(i: int, x: jax.Array, axis: int = axis, before: jax.Array = before, index: jax.Array = index,
+                weights: jax.Array = weights) -> jax.Array:
+            return x + before.take(index[i], axis, mode='clip') * jnp.expand_dims(weights[i], (1 - axis, 2))
+        # a loop, whose result XLA keeps: a sum would be computed anew for all that later ops want of it
+        image = jax.lax.fori_loop(0, len(index), add, jnp.zeros(shape, image.dtype))
+    return image
 
 
-def _weights(side: int, size: int, start: jax.Array, length: jax.Array) -> jax.Array:
-    """(size, side): how much of each of `side` pixels is in each of `size` that span [start, start + length)."""
+def _taps(side: int, size: int, start: jax.Array, length: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Which of `side` pixels are in each of `size` that span [start, start + length), and how much: (taps, size) each."""
     scale = length / size
     centres = start + (jnp.arange(size) + 0.5) * scale
-    pixels = jnp.arange(side) + 0.5
-    triangle = jnp.maximum(1 - jnp.abs(pixels - centres[:, None]) / jnp.maximum(scale, 1), 0)
+    half = jnp.maximum(scale, 1)
+    index = jnp.floor(centres - half + 0.5).astype(jnp.int32) + jnp.arange(math.ceil(2 * max(side / size, 1)))[:, None]
+    pixels = index + 0.5
+    triangle = jnp.maximum(1 - jnp.abs(pixels - centres) / half, 0)
     triangle = jnp.where((pixels > start) & (pixels < start + length), triangle, 0)
-    return triangle / triangle.sum(1, keepdims=True)
+    return index, triangle / triangle.sum(0)
 
 
 @register

@@ -1,12 +1,11 @@
 """AutoAugment, RandAugment and TrivialAugment: ops drawn from a fixed set, as torchvision and PIL define them.
 
-All ops of the set have one form, so that examples with different ones go through one program: a warp to the nearest pixel,
-then a table of 256 values per channel, then a blend with another image; of each, the part that is not the op's is the
-identity. Values are bytes between two ops, as in PIL.
+Values are bytes between two ops, as in PIL.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +13,7 @@ import numpy as np
 
 from jaxcnn.data.augment.color import equalized, histogram, look_up, smoothed, to_bytes
 from jaxcnn.data.augment.geometry import affine_matrix, warp
-from jaxcnn.data.augment.registry import Op, number, one_of, register, whole
+from jaxcnn.data.augment.registry import Op, in_turn, number, one_of, register, whole
 from jaxcnn.errors import UserError
 
 SIGNED = ('shear_x', 'shear_y', 'translate_x', 'translate_y', 'rotate', 'brightness', 'color', 'contrast', 'sharpness')
@@ -102,42 +101,37 @@ def transform(image: jax.Array, op: jax.Array | int, amount: jax.Array | float, 
     Returns:
       Of the same form.
     """
-    def of(*names: str) -> jax.Array:
-        """The amount where the op is one of those, else 0."""
-        return jnp.where(is_one(*names), amount, 0.0)
+    def warped(degrees: Any = 0.0, shear_x: Any = 0.0, shear_y: Any = 0.0, x: Any = 0.0, y: Any = 0.0) -> jax.Array:
+        zero = jnp.zeros(())
+        return warp(image, affine_matrix(image.shape, degrees) + jnp.array([[zero, shear_x, -x], [shear_y, zero, -y]]),
+                    'nearest', fill)
 
-    def is_one(*names: str) -> jax.Array:
-        return jnp.any(jnp.array([op == _INDEX[name] for name in names]))
+    def blended(other: jax.Array) -> jax.Array:
+        return _byte(other + (1 + amount) * (image - other))
 
-    zero = jnp.zeros(())
-    matrix = affine_matrix(image.shape, of('rotate'))
-    matrix = matrix + jnp.array([[zero, of('shear_x'), -of('translate_x')], [of('shear_y'), zero, -of('translate_y')]])
-    image = warp(image, matrix, 'nearest', fill)
+    def autocontrast() -> jax.Array:
+        low, high = image.min((0, 1)), image.max((0, 1))
+        step = 255 / jnp.maximum(high - low, 1)
+        return jnp.where(high > low, _byte(image * step - low * step), image)
 
-    pixels = image.astype(jnp.int32)
-    counts = histogram(pixels)
-    levels = jnp.arange(256.0)
-    filled = jnp.where(counts > 0, levels, jnp.nan)
-    low, high = (f(filled, -1, keepdims=True) for f in (jnp.nanmin, jnp.nanmax))  # (C, 1)
-    step = 255 / jnp.maximum(high - low, 1)
-    grey = _grey(image)
-    mean = jnp.floor(grey.mean() + 0.5)
-    kept = jnp.exp2(of('posterize'))
-    tables = {
-        'brightness': _byte((1 + amount) * levels),
-        'contrast': _byte(mean + (1 + amount) * (levels - mean)),
-        'posterize': jnp.floor(levels / kept) * kept,
-        'solarize': jnp.where(levels < amount, levels, 255 - levels),
-        'autocontrast': jnp.where(high > low, _byte(levels * step - low * step), levels),
-        'equalize': equalized(counts).astype(jnp.float32),
-        'invert': 255 - levels,
+    def equalize() -> jax.Array:
+        pixels = image.astype(jnp.int32)
+        return look_up(equalized(histogram(pixels)), pixels)
+
+    def posterize() -> jax.Array:
+        kept = jnp.exp2(amount)
+        return jnp.floor(image / kept) * kept
+
+    branches: dict[str, Callable[[], jax.Array]] = {
+        'shear_x': lambda: warped(shear_x=amount), 'shear_y': lambda: warped(shear_y=amount),
+        'translate_x': lambda: warped(x=amount), 'translate_y': lambda: warped(y=amount), 'rotate': lambda: warped(amount),
+        'brightness': lambda: _byte((1 + amount) * image), 'color': lambda: blended(_grey(image)),
+        'contrast': lambda: blended(jnp.floor(_grey(image).mean() + 0.5)),
+        'sharpness': lambda: blended(jax.lax.optimization_barrier(jnp.floor(smoothed(image) + 0.5))),
+        'posterize': posterize, 'solarize': lambda: jnp.where(image < amount, image, 255 - image),
+        'autocontrast': autocontrast, 'equalize': equalize, 'invert': lambda: 255 - image, 'identity': lambda: image,
     }
-    whole_tables = [jnp.broadcast_to(t, (image.shape[-1], 256)) for t in tables.values()]
-    table = jnp.select([is_one(name) for name in tables], whole_tables, jnp.broadcast_to(levels, whole_tables[0].shape))
-    image = look_up(table, pixels)
-
-    other = jnp.where(is_one('color'), grey, jnp.floor(smoothed(image) + 0.5))
-    return _byte(jnp.where(is_one('color', 'sharpness'), other + (1 + amount) * (image - other), image))
+    return jax.lax.switch(op, [branches[name] for name in OPS])
 
 
 def _byte(x: jax.Array) -> jax.Array:
@@ -161,11 +155,11 @@ def _policy(draw: Draw, fill: float) -> Op:
     def apply(key: jax.Array, image: jax.Array) -> jax.Array:
         if image.shape[-1] not in (1, 3):
             raise UserError(f'policies need images of 1 or 3 channels, got {image.shape[-1]}')
-        def one(x: jax.Array, drawn: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
-            return transform(x, *drawn, fill=round(255 * fill)), None
-        x, _ = jax.lax.scan(one, to_bytes(image).astype(jnp.float32), draw(key, image.shape))
+        x = to_bytes(image).astype(jnp.float32)
+        for op, amount in zip(*draw(key, image.shape), strict=True):
+            x = transform(x, op, amount, fill=round(255 * fill))
         return (x / 255).astype(image.dtype)
-    return apply
+    return in_turn(apply)
 
 
 def signed(key: jax.Array, ops: jax.Array, amounts: jax.Array) -> jax.Array:

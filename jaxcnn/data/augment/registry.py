@@ -34,17 +34,16 @@ _OPS: dict[str, Callable[..., Op | Mix | Attack]] = {}
 _STEADY: set[str] = set()
 
 
-def register(factory: Callable[..., Any], *, steady: bool = False) -> Callable[..., Any]:
-    """Makes an op known to pipeline strings under the function's name; `steady`: it draws nothing."""
+def register(factory: Callable[..., Any]) -> Callable[..., Any]:
+    """Makes an op known to pipeline strings under the function's name."""
     _OPS[factory.__name__] = factory
-    if steady:
-        _STEADY.add(factory.__name__)
     return factory
 
 
 def steady(factory: Callable[..., Any]) -> Callable[..., Any]:
     """`register` for an op that draws nothing, so that evaluation may use it."""
-    return register(factory, steady=True)
+    _STEADY.add(factory.__name__)
+    return register(factory)
 
 
 def names(steady: bool = False) -> list[str]:
@@ -84,6 +83,15 @@ def one_of(op: str, choices: Sequence[str], **value: Any) -> None:
             raise unknown(f'{name} of {op}', x, choices)
 
 
+def in_turn(op: Op) -> Op:
+    """`op`, of a batch on a CPU one image at a time, in which it may take one of several ways; else all ways of all images.
+
+    XLA on a CPU computes anew, for each value, what one batched program has in several places.
+    """
+    one_by_one = jax.custom_batching.sequential_vmap(op)
+    return lambda key, image: jax.lax.platform_dependent(key, image, cpu=one_by_one, default=op)
+
+
 def maybe(p: float, op: Op) -> Op:
     """`op` with probability `p`, else the image as it is."""
     def apply(key: jax.Array, image: jax.Array) -> jax.Array:
@@ -104,9 +112,14 @@ class Pipeline:
     ops: tuple[Op | Mix | Attack, ...]
 
     @property
-    def mixes(self) -> bool:
-        """Whether it makes labels probabilities."""
-        return any(isinstance(op, Mix) for op in self.ops)
+    def mixes(self) -> int:
+        """How many of its ops mix; where any does, labels become probabilities."""
+        return sum(isinstance(op, Mix) for op in self.ops)
+
+    @property
+    def attacks(self) -> bool:
+        """Whether it needs a network."""
+        return any(isinstance(op, Attack) for op in self.ops)
 
     def __call__(self, key: jax.Array, image: jax.Array) -> jax.Array:
         """Of one image (H, W, C) alone; `Mix` and `Attack`, which need more than that, are left out."""
@@ -116,7 +129,7 @@ class Pipeline:
         return image
 
     def batch(self, keys: jax.Array, images: jax.Array, labels: jax.Array, classes: int,
-              before: Callable[[jax.Array], jax.Array], gradient: Gradient) -> tuple[jax.Array, jax.Array]:
+              before: Callable[[jax.Array], jax.Array], gradient: Gradient | None) -> tuple[jax.Array, jax.Array]:
         """Of a batch.
 
         Args:
@@ -125,11 +138,16 @@ class Pipeline:
           labels: (N,) whole numbers.
           classes: how many there are.
           before: of each row, the row before it in the global batch; of the first, the last.
-          gradient: of the loss of the network, by images.
+          gradient: of the loss of the network, by images; None where nothing attacks it.
 
         Returns:
           Images (N, H', W', C), and labels, (N, classes) probabilities where any op mixes.
+
+        Raises:
+          UserError: an op attacks a network, and there is none.
         """
+        if self.attacks and gradient is None:
+            raise UserError(f'{self.text}: attacks a network, and there is none here')
         if self.mixes:
             labels = jax.nn.one_hot(labels, classes)
         for position, op in enumerate(self.ops):
@@ -137,6 +155,7 @@ class Pipeline:
             if isinstance(op, Mix):
                 images, labels = jax.vmap(op.apply)(own, (images, labels), (before(images), before(labels)))
             elif isinstance(op, Attack):
+                assert gradient is not None
                 images = op.apply(own, images, labels, gradient)
             else:
                 images = jax.vmap(op)(own, images)

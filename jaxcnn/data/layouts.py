@@ -1,0 +1,346 @@
+"""Images as people bring them: folders of classes, labels in file names, tables, arrays, and what MNIST and Tiny-ImageNet
+come in. `config.data.dir` is the folder or file, `config.data.name` the layout.
+
+All are listed at once and decoded when asked for, each as a viewer would show it (`picture.read`), in RGB.
+"""
+
+import csv
+import dataclasses
+import functools
+import gzip
+import hashlib
+import logging
+import os
+import re
+import struct
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+import numpy as np
+
+from jaxcnn.config import DataConfig
+from jaxcnn.data import picture
+from jaxcnn.data.sources import InMemory, Source, add_source
+from jaxcnn.errors import UserError, shown
+
+SUFFIXES = ('.jpg', '.jpeg', '.jpe', '.jfif', '.png', '.webp', '.bmp', '.gif', '.tif', '.tiff', '.ppm', '.pgm')
+SPLITS = {'train': ('train', 'training'), 'val': ('val', 'valid', 'validation', 'dev'), 'test': ('test', 'testing')}
+UNLABELLED = '-1'
+log = logging.getLogger('jaxcnn')
+
+
+@dataclasses.dataclass(frozen=True)
+class Files:
+    """Image files and their labels.
+
+    Attributes:
+      root: what `paths` are relative to.
+      paths: (N,) of them.
+      labels: (N,) int32.
+    """
+
+    root: str
+    paths: Sequence[str]
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
+        return picture.read(os.path.join(self.root, self.paths[index]), 'RGB'), int(self.labels[index])
+
+
+Listed = dict[str, list[tuple[str, str]]]  # of each split, paths and the names of their classes
+
+
+def _existing(path: str, name: str) -> str:
+    if not path:
+        raise UserError(f'config.data.dir: the layout {name!r} needs the folder or file that holds the images')
+    path = os.path.expanduser(path)
+    if not os.path.exists(path):
+        raise UserError(f'{path!r} (config.data.dir) does not exist')
+    return path
+
+
+def _entries(folder: str) -> list[os.DirEntry]:
+    """What a folder holds, by name.
+
+    Raises:
+      UserError: it cannot be read.
+    """
+    try:
+        with os.scandir(folder) as found:
+            return sorted(found, key=lambda entry: os.fsencode(entry.name))
+    except OSError as e:
+        raise UserError(f'{shown(folder)}: cannot be read: {e.strerror}') from e
+
+
+def _images(root: str, folder: str, above: tuple[tuple[int, int], ...] = ()) -> Iterator[str]:
+    """Paths, relative to `root`, of the image files in a folder and in those within it; links are followed."""
+    try:
+        status = os.stat(folder)
+    except OSError as e:
+        raise UserError(f'{shown(folder)}: cannot be read: {e.strerror}') from e
+    here = status.st_dev, status.st_ino
+    if here in above:
+        raise UserError(f'{shown(folder)}: a link to a folder that it is in')
+    for entry in _entries(folder):
+        if entry.name.startswith('.'):
+            continue
+        if entry.is_symlink() and not os.path.exists(entry.path):
+            raise UserError(f'{shown(entry.path)}: a link that leads nowhere')
+        if entry.is_dir():
+            yield from _images(root, entry.path, (*above, here))
+        elif entry.name.lower().endswith(SUFFIXES):
+            yield os.path.relpath(entry.path, root)
+
+
+def _split_folders(root: str) -> dict[str, str]:
+    """The folders of the splits that are there; without any, all of `root` is `train`."""
+    folders = {entry.name.lower(): entry.path for entry in _entries(root) if entry.is_dir()}
+    found = {split: folders[name] for split, names in SPLITS.items() for name in names if name in folders}
+    return found if 'train' in found else {'train': root}
+
+
+def _source(name: str, root: str, listed: Listed, order: Sequence[str] | None = None,
+            names: Mapping[str, str] | None = None) -> Source:
+    """The source of listed files.
+
+    Args:
+      name: of the layout.
+      root: what paths are relative to.
+      listed: of each split, paths and classes; of none, the class is `UNLABELLED`.
+      order: the classes by label; without, those of the training part, sorted.
+      names: what to call classes.
+
+    Raises:
+      UserError: nothing to train on, or a class that is not among them.
+    """
+    known = {split: [row for row in rows if row[1] != UNLABELLED] for split, rows in listed.items()}
+    for split, rows in listed.items():
+        if len(rows) > len(known[split]):
+            log.info('%s: %d images of the %s part carry no label and are left out', shown(root),
+                     len(rows) - len(known[split]), split)
+    classes = list(order or sorted({c for _, c in known['train']}, key=_natural))
+    if not known['train']:
+        raise UserError(f'{shown(root)}: holds no labelled images to train on; {_EXPECTED[name]}')
+    if len(classes) < 2:
+        raise UserError(f'{shown(root)}: holds the class {classes[0]!r} alone; a classifier needs two or more')
+    label = {c: i for i, c in enumerate(classes)}
+    digest = hashlib.sha256()
+    for split, rows in known.items():
+        for path, c in rows:
+            if c not in label:
+                raise UserError(f'{shown(os.path.join(root, path))}: its class {c!r} is not one of the {len(classes)} '
+                                'classes of the training part')
+            try:
+                status = os.stat(os.path.join(root, path))
+            except OSError as e:
+                raise UserError(f'{shown(os.path.join(root, path))}: {e.strerror}') from e
+            digest.update(os.fsencode(f'{split}\0{path}\0{c}\0{status.st_size}\0{status.st_mtime_ns}\n'))
+    splits = {split: Files(root, [path for path, _ in rows], np.array([label[c] for _, c in rows], np.int32))
+              for split, rows in known.items() if rows}
+    called = _unique([(names or {}).get(c, c) for c in classes], classes)
+    return Source(shown(root), key={'source': name, 'files': digest.hexdigest(), 'classes': classes},
+                  splits={split: functools.partial(splits.__getitem__, split) for split in splits},
+                  class_names=lambda: called)
+
+
+def _unique(names: Sequence[str], classes: Sequence[str]) -> list[str]:
+    """Names to show; of those that more than one class has, each with the class."""
+    printed = [shown(name) for name in names]
+    return [name if printed.count(name) == 1 else f'{name} ({shown(c)})' for name, c in zip(printed, classes, strict=True)]
+
+
+def _natural(name: str) -> tuple:
+    """Sorts numbers by their value, and before names."""
+    return (0, int(name), '') if re.fullmatch(r'[0-9]+', name) else (1, 0, os.fsencode(name))
+
+
+_EXPECTED = {
+    'folder': 'expected <split>/<class>/<image>, or <class>/<image>',
+    'flat': 'expected <split>/<label>_<id>.jpg, or <label>_<id>.jpg',
+    'csv': 'expected a table with a path and a label in each row',
+    'tiny_imagenet': 'expected train/<wnid>/images/*.JPEG',
+}
+
+
+def folder(config: DataConfig) -> Source:
+    """`<root>/<split>/<class>/*`, or `<root>/<class>/*`, folders within a class included."""
+    root = _existing(config.dir, 'folder')
+    listed: Listed = {}
+    for split, path in _split_folders(root).items():
+        listed[split] = []
+        for entry in _entries(path):
+            if entry.is_dir() and not entry.name.startswith('.'):
+                listed[split] += [(image, entry.name) for image in _images(root, entry.path)]
+    return _source('folder', root, listed)
+
+
+def flat(config: DataConfig) -> Source:
+    """`<root>/<split>/<label>_<id>.jpg`, or without splits; a label of -1, or none, means unlabelled."""
+    root = _existing(config.dir, 'flat')
+
+    def label(path: str) -> str:
+        name, _, rest = os.path.splitext(os.path.basename(path))[0].rpartition('_')
+        return name if rest else UNLABELLED
+    listed = {split: [(path, label(path) or UNLABELLED) for path in _images(root, where)]
+              for split, where in _split_folders(root).items()}
+    return _source('flat', root, listed)
+
+
+def table(config: DataConfig) -> Source:
+    """A CSV file with the columns path, label and, if it likes, split; or a folder with `train.csv`, `val.csv`, `test.csv`.
+
+    Paths are relative to the table's folder. A first row that names the columns may stand there in any order.
+    """
+    where = _existing(config.dir, 'csv')
+    if os.path.isdir(where):
+        files = {split: os.path.join(where, f'{name}.csv') for split, names in SPLITS.items() for name in names
+                 if os.path.isfile(os.path.join(where, f'{name}.csv'))}
+        root = where
+        if 'train' not in files:
+            raise UserError(f'{where!r} (config.data.dir): holds no train.csv')
+    else:
+        files, root = {'train': where}, os.path.dirname(os.path.abspath(where))
+    listed: Listed = {}
+    for split, file in files.items():
+        for row_split, path, name in _rows(file, split):
+            listed.setdefault(row_split, []).append((path, name))
+    return _source('csv', root, {'train': [], **listed})
+
+
+_COLUMNS = {'path': ('path', 'file', 'filename', 'file_name', 'image', 'image_path', 'id'),
+            'label': ('label', 'class', 'category', 'target'), 'split': ('split', 'part', 'subset')}
+
+
+def _rows(file: str, split: str) -> Iterator[tuple[str, str, str]]:
+    """Split, path and class of each row of a table."""
+    try:
+        with open(file, newline='', encoding='utf-8-sig', errors='surrogateescape') as f:
+            rows = [row for row in csv.reader(f) if row]
+    except (OSError, csv.Error) as e:
+        raise UserError(f'{file}: cannot be read: {getattr(e, "strerror", None) or e}') from e
+    columns = {'path': 0, 'label': 1}
+    if rows:
+        head = [cell.strip().lower() for cell in rows[0]]
+        named = {what: head.index(name) for what, names in _COLUMNS.items() for name in names if name in head}
+        if 'path' in named:
+            columns, rows = named, rows[1:]
+            if 'label' not in columns:
+                raise UserError(f'{file}: no column is called {", ".join(_COLUMNS["label"])}; there are: {", ".join(head)}')
+    for number, row in enumerate(rows, 2 if 'path' in (rows and columns) else 1):
+        if len(row) <= max(columns.values()):
+            raise UserError(f'{file}: row {number} has {len(row)} cells, expected {max(columns.values()) + 1} or more')
+        where = row[columns['split']].strip().lower() if 'split' in columns else split
+        found = next((s for s, names in SPLITS.items() if where in names), None)
+        if found is None:
+            raise UserError(f'{file}: row {number}: unknown split {where!r}; known: {", ".join(SPLITS)}')
+        yield found, row[columns['path']].strip(), row[columns['label']].strip() or UNLABELLED
+
+
+def tiny_imagenet(config: DataConfig) -> Source:
+    """The official `tiny-imagenet-200`: classes of `wnids.txt`, called as in `words.txt`; `val` is the test part."""
+    root = _existing(config.dir, 'tiny_imagenet')
+    if not os.path.isfile(os.path.join(root, 'wnids.txt')):
+        root = os.path.join(root, 'tiny-imagenet-200')
+    wnids = [line[0] for line in _tabbed(root, 'wnids.txt', 1)]
+    words = {line[0]: line[1].split(',')[0] for line in _tabbed(root, 'words.txt', 2)}
+    if len(set(wnids)) < len(wnids):
+        twice = sorted({w for w in wnids if wnids.count(w) > 1})
+        raise UserError(f'{os.path.join(root, "wnids.txt")}: {", ".join(twice[:3])}: named twice')
+    listed: Listed = {'train': [(path, wnid) for wnid in wnids for path in _images(root, os.path.join(root, 'train', wnid))],
+                      'test': [(os.path.join('val', 'images', line[0]), line[1])
+                               for line in _tabbed(root, os.path.join('val', 'val_annotations.txt'), 2)]}
+    return dataclasses.replace(_source('tiny_imagenet', root, listed, wnids, words), val_fraction=0.2)
+
+
+def _tabbed(root: str, name: str, cells: int) -> list[list[str]]:
+    """The rows of a file of cells with tabs between them."""
+    path = os.path.join(root, name)
+    try:
+        with open(path, encoding='utf-8') as f:
+            rows = [line.rstrip('\n').split('\t') for line in f if line.strip()]
+    except (OSError, UnicodeDecodeError) as e:
+        raise UserError(f'{path}: cannot be read: {getattr(e, "strerror", None) or e}') from e
+    for number, row in enumerate(rows, 1):
+        if len(row) < cells:
+            raise UserError(f'{path}: row {number} has {len(row)} cells with tabs between them, expected {cells}')
+    return rows
+
+
+def arrays(config: DataConfig) -> Source:
+    """An `.npz` file of `train_images`, `train_labels` (or `x_train`, `y_train`), and of `test` or `val`:
+    images uint8 (N, H, W) or (N, H, W, C), labels whole numbers (N,); `class_names` if it likes."""
+    path = _existing(config.dir, 'arrays')
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            held = {key: file[key] for key in file.files}
+    except Exception as e:  # zipfile, zlib and NumPy raise many kinds of error for damaged files
+        raise UserError(f'{path}: cannot be read as .npz without pickles: {" ".join(str(e).split())[:200]}') from e
+    splits: dict[str, InMemory] = {}
+    for split in SPLITS:
+        for images, labels in ((f'{split}_images', f'{split}_labels'), (f'x_{split}', f'y_{split}')):
+            if images in held and labels in held:
+                splits[split] = _checked(path, split, held[images], held[labels])
+    if 'train' not in splits:
+        raise UserError(f'{path}: holds no train_images and train_labels; there are: {", ".join(held) or "no arrays"}')
+    count = 1 + max(int(part.labels.max(initial=0)) for part in splits.values())
+    names = [str(name) for name in held.get('class_names', np.arange(count))]
+    return _in_memory('arrays', path, [path], splits, names)
+
+
+def _checked(where: str, split: str, images: np.ndarray, labels: np.ndarray) -> InMemory:
+    images = images[..., None] if images.ndim == 3 else images
+    labels = labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels  # as Keras has CIFAR's
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3):
+        raise UserError(f'{where}: {split} images must be uint8 (N, H, W), (N, H, W, 1) or (N, H, W, 3), got {images.dtype} '
+                        f'{images.shape}')
+    if labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
+        raise UserError(f'{where}: {split} labels must be {len(images)} whole numbers, got {labels.dtype} {labels.shape}')
+    return InMemory(images, labels)
+
+
+def _in_memory(name: str, where: str, files: Iterable[str], splits: Mapping[str, InMemory], names: Sequence[str]) -> Source:
+    if len(names) < 2:
+        raise UserError(f'{where}: holds one class alone; a classifier needs two or more')
+    stats = [(os.path.basename(file), os.stat(file).st_size, os.stat(file).st_mtime_ns) for file in files]
+    return Source(where, key={'source': name, 'files': stats},
+                  splits={split: functools.partial(splits.__getitem__, split) for split in splits},
+                  class_names=lambda: names)
+
+
+def idx(config: DataConfig) -> Source:
+    """MNIST's own files, `train-images-idx3-ubyte.gz` and so on, compressed or not."""
+    root = _existing(config.dir, 'idx')
+    paths = {}
+    for split, name in (('train', 'train'), ('test', 't10k')):
+        for what, suffix in (('images', 'images-idx3-ubyte'), ('labels', 'labels-idx1-ubyte')):
+            found = [os.path.join(root, f'{name}{dot}{suffix}{end}') for dot in '-.' for end in ('', '.gz')]
+            path = next((p for p in found if os.path.isfile(p)), None)
+            if path is None:
+                raise UserError(f'{root!r} (config.data.dir): holds no {name}-{suffix}.gz')
+            paths[split, what] = path
+    splits = {split: _checked(root, split, *(_idx(paths[split, what]) for what in ('images', 'labels')))
+              for split in ('train', 'test')}
+    names = [str(i) for i in range(1 + max(int(part.labels.max(initial=0)) for part in splits.values()))]
+    return _in_memory('idx', root, paths.values(), splits, names)
+
+
+def _idx(path: str) -> np.ndarray:
+    """An IDX file of bytes, as LeCun's page describes it."""
+    try:
+        with (gzip.open if path.endswith('.gz') else open)(path, 'rb') as f:
+            content = f.read()
+        zeros, kind, dimensions = struct.unpack_from('>HBB', content)
+        shape = struct.unpack_from(f'>{dimensions}I', content, 4)
+    except (OSError, EOFError, struct.error) as e:
+        raise UserError(f'{path}: cannot be read: {getattr(e, "strerror", None) or e}') from e
+    data = np.frombuffer(content, np.uint8, offset=4 + 4 * dimensions)
+    if zeros or kind != 8 or data.size != np.prod(shape, dtype=np.int64):
+        raise UserError(f'{path}: is not a whole IDX file of bytes')
+    return data.reshape(shape)
+
+
+for _layout in (folder, flat, tiny_imagenet, idx, arrays):
+    add_source(_layout.__name__, _layout)
+add_source('csv', table)

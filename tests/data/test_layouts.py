@@ -1,0 +1,425 @@
+"""Images as people bring them: every layout, every kind of picture, and what may be wrong with either."""
+
+import gzip
+import os
+import struct
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jaxcnn import data
+from jaxcnn.config import DataConfig
+from jaxcnn.data import layouts, picture
+from jaxcnn.errors import UserError
+
+COLOURS = {'ant': (250, 0, 0), 'bee': (0, 250, 0), 'cow': (0, 0, 250)}
+
+
+def save(path, colour, size=(8, 6), **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new('RGB', size, colour).save(path, **options)
+
+
+def load(tmp_path, name, where, **fields):
+    return data.load(DataConfig(name=name, dir=str(where), cache_dir=str(tmp_path / 'cache'), **{'image_size': 4, **fields}))
+
+
+def content(dataset, split):
+    """The class of each image by its colour, and by its label."""
+    part = dataset.splits[split]
+    pixels = part.take(np.arange(len(part)))[:, 2, 2].astype(int)
+    seen = [min(COLOURS, key=lambda name: np.abs(pixel - COLOURS[name]).sum()) for pixel in pixels]
+    return seen, [dataset.class_names[label] for label in part.labels]
+
+
+def assert_holds(dataset, **sizes):
+    assert {name: len(split) for name, split in dataset.splits.items()} == sizes
+    for split in dataset.splits:
+        seen, labelled = content(dataset, split)
+        assert seen == labelled
+        assert set(seen) <= set(COLOURS)
+
+
+def write_folder(root, **counts):
+    for split, count in counts.items():
+        for name, colour in COLOURS.items():
+            for i in range(count):
+                save(root / split / name / f'{i}.png', colour)
+    return root
+
+
+# ---- layouts
+
+
+def test_folders_of_classes_with_folders_in_them(tmp_path):
+    root = write_folder(tmp_path / 'set', training=5, valid=2, test=3)
+    save(root / 'training' / 'bee' / 'wild' / 'more' / 'x.JPEG', COLOURS['bee'])
+    (root / 'training' / 'bee' / 'notes.txt').write_text('not a picture')
+    (root / 'training' / '.hidden').mkdir()
+    dataset = load(tmp_path, 'folder', root)
+    assert_holds(dataset, train=16, val=6, test=9)
+    assert dataset.class_names == ['ant', 'bee', 'cow']
+
+
+def test_folders_without_splits_are_training_images(tmp_path):
+    for i in range(10):
+        for name, colour in COLOURS.items():
+            save(tmp_path / 'set' / name / f'{i}.png', colour)
+    assert_holds(load(tmp_path, 'folder', tmp_path / 'set'), train=27, val=3)
+    assert_holds(load(tmp_path, 'folder', tmp_path / 'set', val_fraction=0.5), train=15, val=15)
+
+
+def test_a_validation_part_of_ones_own_is_left_for_one_that_is_asked_for(tmp_path):
+    root = write_folder(tmp_path / 'set', train=10, val=2)
+    assert_holds(load(tmp_path, 'folder', root), train=30, val=6)
+    assert_holds(load(tmp_path, 'folder', root, val_fraction=0.2), train=24, val=6)
+    with pytest.raises(UserError, match=r'has no test part, and without a validation part .* nothing to judge'):
+        load(tmp_path, 'folder', root, val_fraction=0.0)
+
+
+def test_labels_in_file_names(tmp_path):
+    root = tmp_path / 'food'
+    names = list(COLOURS)
+    for label in (0, 2, 10):
+        for i in range(4):
+            save(root / 'training' / f'{label}_{i}.jpg', COLOURS[names[(0, 2, 10).index(label)]], quality=95)
+        save(root / 'validation' / f'{label}_9.jpg', COLOURS[names[(0, 2, 10).index(label)]])
+    save(root / 'training' / '-1_77.jpg', (9, 9, 9))
+    for i in range(3):
+        save(root / 'testing' / f'{i:04d}.jpg', (9, 9, 9))
+    dataset = load(tmp_path, 'flat', root)
+    assert {name: len(split) for name, split in dataset.splits.items()} == {'train': 12, 'val': 3}
+    assert dataset.class_names == ['0', '2', '10']
+    seen, labelled = content(dataset, 'train')
+    assert [names.index(s) for s in seen] == [dataset.class_names.index(x) for x in labelled]
+
+
+def test_a_label_in_a_file_name_may_have_underscores(tmp_path):
+    for name in ('hot_dog', 'ice_cream'):
+        for i in range(5):
+            save(tmp_path / 'set' / f'{name}_{i}.png', (1, 2, 3))
+    assert load(tmp_path, 'flat', tmp_path / 'set', val_fraction=0.4).class_names == ['hot_dog', 'ice_cream']
+
+
+@pytest.mark.parametrize('as_one', [True, False])
+def test_tables(tmp_path, as_one):
+    root = write_folder(tmp_path / 'set', train=4, test=2)
+    rows = [(split, f'{split}/{name}/{i}.png', name)
+            for split, n in (('train', 4), ('test', 2)) for name in COLOURS for i in range(n)]
+    if as_one:
+        where = root / 'all.csv'
+        where.write_text('Label,split,File\n' + ''.join(f'{name},{split},{path}\n' for split, path, name in rows))
+    else:
+        where = root
+        for split in ('train', 'test'):
+            head = 'path,label\n' if split == 'train' else ''
+            (root / f'{split}.csv').write_text(head + ''.join(f'{path},{name}\n' for s, path, name in rows if s == split))
+    assert_holds(load(tmp_path, 'csv', where, val_fraction=0.25), train=9, val=3, test=6)
+
+
+@pytest.mark.parametrize(('text', 'line'), [
+    ('', 'holds no labelled images to train on; expected a table'),
+    ('path,size\na.png,3\n', 'no column is called label, class'),
+    ('path,label\na.png\n', r'row 2 has 1 cells, expected 2'),
+    ('path,label,split\na.png,ant,tset\n', "row 2: unknown split 'tset'"),
+    ('path,label\nmissing.png,ant\nother.png,bee\n', r'missing\.png: No such file'),
+])
+def test_a_wrong_table_is_told_in_one_line(tmp_path, text, line):
+    (tmp_path / 'a.csv').write_text(text)
+    with pytest.raises(UserError, match=line) as error:
+        load(tmp_path, 'csv', tmp_path / 'a.csv')
+    assert '\n' not in str(error.value)
+
+
+def write_tiny_imagenet(root):
+    wnids = {'n02': 'bee', 'n01': 'ant', 'n03': 'cow'}
+    for wnid, name in wnids.items():
+        for i in range(5):
+            save(root / 'train' / wnid / 'images' / f'{wnid}_{i}.JPEG', COLOURS[name], quality=95)
+        (root / 'train' / wnid / f'{wnid}_boxes.txt').write_text('0 0 1 1')
+        save(root / 'val' / 'images' / f'val_{wnid}.JPEG', COLOURS[name], quality=95)
+    (root / 'wnids.txt').write_text('\n'.join(wnids) + '\n')
+    (root / 'words.txt').write_text('n09\tdragon\n' + ''.join(f'{w}\t{n}, animal\n' for w, n in wnids.items()))
+    (root / 'val' / 'val_annotations.txt').write_text(''.join(f'val_{w}.JPEG\t{w}\t0\t0\t62\t62\n' for w in wnids))
+    return root
+
+
+@pytest.mark.parametrize('above', [True, False])
+def test_tiny_imagenet(tmp_path, above):
+    root = write_tiny_imagenet(tmp_path / 'tiny-imagenet-200')
+    dataset = load(tmp_path, 'tiny_imagenet', tmp_path if above else root)
+    assert_holds(dataset, train=12, val=3, test=3)
+    assert dataset.class_names == ['bee', 'ant', 'cow']
+
+
+def test_classes_of_one_name_are_told_apart(tmp_path):
+    root = write_tiny_imagenet(tmp_path / 'set')
+    (root / 'words.txt').write_text('n01\tcrane\nn02\tcrane, bird\nn03\tcow\n')
+    assert load(tmp_path, 'tiny_imagenet', root).class_names == ['crane (n02)', 'crane (n01)', 'cow']
+
+
+def test_a_class_named_twice_is_refused(tmp_path):
+    root = write_tiny_imagenet(tmp_path / 'set')
+    (root / 'wnids.txt').write_text('n01\nn02\nn01\n')
+    with pytest.raises(UserError, match=r'wnids\.txt: n01: named twice'):
+        load(tmp_path, 'tiny_imagenet', root)
+
+
+def write_idx(path, array, compress=True):
+    raw = struct.pack('>HBB', 0, 8, array.ndim) + struct.pack(f'>{array.ndim}I', *array.shape) + array.tobytes()
+    (gzip.open if compress else open)(path, 'wb').write(raw)
+
+
+@pytest.mark.parametrize('compress', [True, False])
+def test_mnists_own_files(tmp_path, compress):
+    rng = np.random.default_rng(0)
+    parts = {name: (rng.integers(0, 256, (n, 7, 7), np.uint8), np.arange(n, dtype=np.uint8) % 4)
+             for name, n in (('train', 12), ('t10k', 8))}
+    for name, (images, labels) in parts.items():
+        end = '.gz' if compress else ''
+        write_idx(tmp_path / f'{name}-images-idx3-ubyte{end}', images, compress)
+        write_idx(tmp_path / f'{name}-labels-idx1-ubyte{end}', labels, compress)
+    dataset = load(tmp_path, 'idx', tmp_path, image_size=0, val_fraction=0.0)
+    for split, name in (('train', 'train'), ('test', 't10k')):
+        part = dataset.splits[split]
+        np.testing.assert_array_equal(part.take(np.arange(len(part)))[..., 0], parts[name][0])
+        np.testing.assert_array_equal(part.labels, parts[name][1])
+    path = tmp_path / f'train-labels-idx1-ubyte{".gz" if compress else ""}'
+    path.write_bytes(path.read_bytes()[:-6])
+    with pytest.raises(UserError, match=r'train-labels-idx1-ubyte.*: (cannot be read|is not a whole IDX file)'):
+        load(tmp_path, 'idx', tmp_path, image_size=0)
+
+
+def test_arrays(tmp_path):
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (20, 5, 5, 3), np.uint8)
+    labels = np.arange(20) % 2
+    np.savez(tmp_path / 'a.npz', x_train=images, y_train=labels[:, None], x_test=images[:4], y_test=labels[:4],
+             class_names=['even', 'odd'])
+    dataset = load(tmp_path, 'arrays', tmp_path / 'a.npz', image_size=0, val_fraction=0.0)
+    np.testing.assert_array_equal(dataset.splits['train'].take(np.arange(20)), images)
+    assert dataset.class_names == ['even', 'odd']
+    assert len(dataset.splits['test']) == 4
+
+
+GREY = np.zeros((4, 5, 5), np.uint8)
+
+
+@pytest.mark.parametrize(('fields', 'line'), [
+    ({'x': np.zeros(3)}, 'holds no train_images and train_labels; there are: x'),
+    ({'x_train': GREY / 255, 'y_train': np.zeros(4, int)}, r'train images must be uint8 .*, got float64 \(4, 5, 5, 1\)'),
+    ({'x_train': GREY, 'y_train': np.zeros(3, int)}, r'train labels must be 4 whole numbers, got int64 \(3,\)'),
+    ({'x_train': GREY, 'y_train': np.zeros(4, int)}, 'one class alone'),
+    ({'x_train': GREY, 'y_train': np.array([0, 1, 5, -2])}, 'train image 3: label -2 is not one of the 6'),
+    ({'x_train': np.array([None, {}])}, r'cannot be read as \.npz without pickles'),
+])
+def test_wrong_arrays_are_told_in_one_line(tmp_path, fields, line):
+    np.savez(tmp_path / 'a.npz', **fields)
+    with pytest.raises(UserError, match=line) as error:
+        load(tmp_path, 'arrays', tmp_path / 'a.npz', image_size=0)
+    assert '\n' not in str(error.value)
+
+
+# ---- what may be wrong
+
+
+def broken(kind, path):
+    whole = path.read_bytes()
+    huge = struct.pack('<I2H4I2H6I', 54, 0, 0, 54, 40, 20000, 20000, 1, 24, *[0] * 6)
+    path.write_bytes({'zero bytes': b'', 'truncated': whole[:len(whole) // 2], 'text': b'this is no picture',
+                      'huge': b'BM' + huge}[kind])
+
+
+@pytest.mark.parametrize(('kind', 'reason'), [('zero bytes', 'empty file'), ('truncated', 'truncated'),
+                                              ('text', 'not a picture'), ('huge', '400000000 pixels')])
+def test_a_broken_image_stops_the_run_or_is_left_out_and_counted(tmp_path, kind, reason, caplog):
+    root = tmp_path / 'set'
+    rng = np.random.default_rng(0)
+    for name in COLOURS:
+        for i in range(4):
+            path = root / 'train' / name / f'{i}.jpg'
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(rng.integers(0, 256, (40, 40, 3), np.uint8)).save(path)
+    broken(kind, root / 'train' / 'bee' / '0.jpg')
+    with pytest.raises(UserError, match=rf'train/bee/0\.jpg: .*{reason}.*config\.data\.skip_broken') as error:
+        load(tmp_path, 'folder', root)
+    assert '\n' not in str(error.value)
+    dataset = load(tmp_path, 'folder', root, skip_broken=True, val_fraction=0.25)
+    assert dataset.broken == {'train': 1}
+    assert sum(map(len, dataset.splits.values())) == 11
+    assert caplog.text.count('left out: ') == 1
+    assert 'train/bee/0.jpg' in caplog.text
+
+
+def empty(root):
+    root.mkdir()
+
+
+def one_class(root):
+    save(root / 'train' / 'ant' / '0.png', (1, 1, 1))
+
+
+def class_of_test_alone(root):
+    write_folder(root, train=2, test=1)
+    save(root / 'test' / 'dog' / '0.png', (1, 1, 1))
+
+
+def loop(root):
+    write_folder(root, train=2, test=1)
+    os.symlink(root / 'train' / 'ant', root / 'train' / 'ant' / 'again')
+
+
+def nowhere(root):
+    write_folder(root, train=2, test=1)
+    os.symlink('missing.png', root / 'train' / 'ant' / 'link.png')
+
+
+@pytest.mark.parametrize(('write', 'line'), [
+    (empty, r'holds no labelled images to train on; expected <split>/<class>/<image>'),
+    (one_class, "holds the class 'ant' alone"),
+    (class_of_test_alone, r"test/dog/0\.png: its class 'dog' is not one of the 3 classes"),
+    (loop, 'ant/again: a link to a folder that it is in'), (nowhere, 'link.png: a link that leads nowhere'),
+])
+def test_a_wrong_folder_is_told_in_one_line(tmp_path, write, line):
+    write(tmp_path / 'set')
+    with pytest.raises(UserError, match=line) as error:
+        load(tmp_path, 'folder', tmp_path / 'set')
+    assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize('name', ['folder', 'flat', 'csv', 'tiny_imagenet', 'idx', 'arrays'])
+def test_a_layout_wants_a_place_that_exists(tmp_path, name):
+    with pytest.raises(UserError, match=f"config.data.dir: the layout '{name}' needs"):
+        load(tmp_path, name, '')
+    with pytest.raises(UserError, match=r"nowhere' \(config\.data\.dir\) does not exist"):
+        load(tmp_path, name, tmp_path / 'nowhere')
+
+
+def test_links_to_folders_are_followed(tmp_path):
+    root = write_folder(tmp_path / 'set', train=4)
+    os.rename(root / 'train' / 'bee', tmp_path / 'elsewhere')
+    os.symlink(tmp_path / 'elsewhere', root / 'train' / 'bee')
+    assert_holds(load(tmp_path, 'folder', root, val_fraction=0.25), train=9, val=3)
+
+
+def test_names_that_are_not_utf_8_can_be_read_and_shown(tmp_path):
+    root = write_folder(tmp_path / 'set', train=4)
+    os.rename(os.fsencode(root / 'train' / 'cow'), os.fsencode(root / 'train') + b'/caf\xe9')
+    os.rename(os.fsencode(root / 'train' / 'bee' / '0.png'), os.fsencode(root / 'train' / 'bee') + b'/\xff.png')
+    dataset = load(tmp_path, 'folder', root)
+    assert set(dataset.class_names) == {'ant', 'bee', 'caf\N{REPLACEMENT CHARACTER}'}
+    (root / 'train' / 'bee' / '1.png').write_bytes(b'')
+    with pytest.raises(UserError, match='empty file') as error:
+        load(tmp_path, 'folder', root)
+    str(error.value).encode('utf-8')
+
+
+def test_a_changed_added_or_renamed_file_is_seen(tmp_path):
+    root = write_folder(tmp_path / 'set', train=4)
+    assert_holds(load(tmp_path, 'folder', root), train=11, val=1)
+    save(root / 'train' / 'ant' / 'new.png', COLOURS['ant'])
+    assert_holds(load(tmp_path, 'folder', root), train=12, val=1)
+    os.rename(root / 'train' / 'cow' / '0.png', root / 'train' / 'ant' / 'moved.png')
+    with pytest.raises(AssertionError):
+        assert_holds(load(tmp_path, 'folder', root), train=12, val=1)
+
+
+def test_files_that_vanish_after_they_were_listed_are_named(tmp_path):
+    root = write_folder(tmp_path / 'set', train=4)
+    source = layouts.folder(DataConfig(name='folder', dir=str(root)))
+    files = source.splits['train']()
+    os.remove(root / 'train' / 'ant' / '0.png')
+    with pytest.raises(UserError, match=r'train/ant/0\.png: no such file'):
+        files[0]
+
+
+# ---- pictures
+
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (6, 8, 3), np.uint8)
+
+
+def white(rgba):
+    """Laid over white."""
+    alpha = rgba[..., 3:] / 255
+    return rgba[..., :3] * alpha + 255 * (1 - alpha)
+
+
+@pytest.mark.parametrize('kind', ['png', 'webp', 'bmp', 'gif', 'tiff', 'grey', '16 bit', '16 bit grey png', 'palette',
+                                  'cmyk', 'alpha', 'palette alpha', 'exif', 'bits'])
+def test_pictures_are_read_as_a_viewer_shows_them(tmp_path, kind):
+    image, tolerance = Image.fromarray(PIXELS), 1.0
+    grey = PIXELS[..., 0]
+    expected = PIXELS.astype(float)
+    path, options = tmp_path / 'a.png', {}
+    if kind == 'webp':
+        path, options = tmp_path / 'a.webp', {'lossless': True}
+    elif kind in ('bmp', 'tiff'):
+        path = tmp_path / f'a.{kind}'
+    elif kind == 'gif':
+        path = tmp_path / 'a.gif'
+        first = image.quantize(32)
+        expected = np.asarray(first.convert('RGB'), float)
+        image, options = first, {'save_all': True, 'append_images': [Image.new('P', image.size)]}
+    elif kind == 'grey':
+        image, expected = Image.fromarray(grey), np.stack([grey] * 3, -1).astype(float)
+    elif kind in ('16 bit', '16 bit grey png'):
+        path = tmp_path / ('a.tiff' if kind == '16 bit' else 'a.png')
+        image, expected = Image.fromarray(grey.astype(np.uint16) * 257), np.stack([grey] * 3, -1).astype(float)
+    elif kind == 'palette':
+        image = image.quantize(64)
+        expected = np.asarray(image.convert('RGB'), float)
+    elif kind == 'cmyk':
+        path, options, tolerance = tmp_path / 'a.tiff', {}, 2.0
+        image = image.convert('CMYK')
+    elif kind == 'alpha':
+        rgba = np.random.default_rng(1).integers(0, 256, (6, 8, 4), np.uint8)
+        image, expected = Image.fromarray(rgba), white(rgba)
+    elif kind == 'palette alpha':
+        image = image.quantize(16)
+        options = {'transparency': 3}
+        expected = np.where((np.asarray(image) == 3)[..., None], 255.0, np.asarray(image.convert('RGB')))
+    elif kind == 'exif':
+        path, tolerance = tmp_path / 'a.jpg', 12.0
+        smooth = np.uint8(np.add.outer(np.arange(6) * 20, np.arange(8) * 10))[..., None] * np.ones(3, np.uint8)
+        image, expected = Image.fromarray(smooth), np.rot90(smooth, -1).astype(float)
+        exif = Image.Exif()
+        exif[0x0112] = 6  # to be turned clockwise
+        options = {'exif': exif, 'quality': 100}
+    elif kind == 'bits':
+        image = Image.fromarray(grey > 128)
+        expected = np.stack([255.0 * (grey > 128)] * 3, -1)
+    image.save(path, **options)
+    found = picture.read(path, 'RGB')
+    assert found.dtype == np.uint8
+    assert found.shape == expected.shape
+    assert np.abs(found - expected).max() <= tolerance
+
+
+# ---- parts
+
+
+@pytest.mark.parametrize('how', ['crop', 'squash'])
+def test_images_in_files_are_brought_to_one_size_as_a_persons_own_are(tmp_path, how):
+    rng = np.random.default_rng(0)
+    for name in ('a', 'b'):
+        (tmp_path / 'all' / name).mkdir(parents=True)
+        for i, shape in enumerate(((20, 31), (40, 16), (16, 16))):
+            Image.fromarray(rng.integers(0, 256, (*shape, 3), np.uint8)).save(tmp_path / 'all' / name / f'{i}.png')
+    train = load(tmp_path, 'folder', tmp_path / 'all', image_size=16, resize=how, val_fraction=0.34).splits
+    found = np.concatenate([train[part].take(np.arange(len(train[part]))) for part in ('train', 'val')])
+    own = [picture.load(tmp_path / 'all' / name / f'{i}.png', {'image_shape': (16, 16, 3), 'ink': None}, how)
+           for name in 'ab' for i in range(3)]
+    assert sorted(x.tobytes() for x in found) == sorted(x.tobytes() for x in own)
+
+
+def test_a_subset_by_number_for_each_class(tmp_path):
+    root = write_folder(tmp_path / 'set', train=8, test=2)
+    whole, part, again, other = (load(tmp_path, 'folder', root, val_fraction=0.25, **fields) for fields in (
+        {}, {'per_class': 3}, {'per_class': 3}, {'per_class': 3, 'split_seed': 1}))
+    assert_holds(part, train=9, val=6, test=6)
+    assert part.splits['train'].class_counts(3) == [3, 3, 3]
+    np.testing.assert_array_equal(part.splits['train'].index, again.splits['train'].index)
+    assert not np.array_equal(part.splits['train'].index, other.splits['train'].index)
+    assert set(part.splits['train'].index) <= set(whole.splits['train'].index)
