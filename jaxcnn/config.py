@@ -99,6 +99,26 @@ class SwitchConfig:
 
 
 @dataclass(frozen=True)
+class GroupConfig:
+    """Parameters that are updated in a way of their own."""
+
+    match: str = _field('', "regular expression searched in 'path/of/parameter'; the first group that finds it has it")
+    rate: float = _field(1.0, 'times the learning rate, but not times decay and L2; 0: they stay as they begin', least=0)
+    until: Duration | None = _field(None, 'from then on they stay as they are')
+    optimizer: Choice | None = _field(None, 'another optimizer for them, throughout the run')
+
+
+@dataclass(frozen=True)
+class LookaheadConfig:
+    """Slow parameters, which follow the ones that are trained, and set them back (Zhang et al. 2019)."""
+
+    every: int = _field(5, 'steps from one to the next', least=1)
+    slow_step_size: float = _field(0.5, 'part of the way to the trained ones that the slow ones go', above=0, most=1)
+    ramp: float = _field(0.0, 'they go all of the way at first: 1 - (1 - slow_step_size) * (done part of the run)^ramp; 0: '
+                         'slow_step_size throughout', least=0)
+
+
+@dataclass(frozen=True)
 class OptimConfig:
     """How parameters are updated."""
 
@@ -115,6 +135,8 @@ class OptimConfig:
     accumulate: int = _field(1, 'micro-batches that a batch is worked through in, gradients averaged', least=1)
     ema_decay: float = _field(0.0, 'exponential moving average of the parameters, with decay '
                               'min(ema_decay, (1+n)/(10+n)); 0: none', least=0, most=0.999999)
+    groups: tuple[GroupConfig, ...] = _field((), 'parameters with a rate or optimizer of their own, or that are not trained')
+    lookahead: LookaheadConfig | None = _field(None, 'slow parameters and BatchNorm statistics, which the run ends with')
     label_smoothing: float = _field(0.0, 'probability spread evenly over all classes', least=0, most=0.999)
 
 
@@ -134,6 +156,18 @@ class EvalConfig:
 
     every: Duration = _field(Duration('epochs', 1), 'interval')
     batch_size: int = _field(256, 'images per evaluation step', least=1, result=False)
+    views: str = _field('none', 'at the end, and in evaluate and predict, also the mean logits of several views of each '
+                        'image: flip, flip_shift(1)')
+
+
+@dataclass(frozen=True)
+class WhitenConfig:
+    """A convolution of the image that begins with whitening filters, computed from training images."""
+
+    match: str = _field('', "regular expression that finds one kernel in 'path/of/parameter'; config.optim.groups can keep "
+                        'it as it begins')
+    epsilon: float = _field(5e-4, "added to the eigenvalues of the patches' covariance", above=0)
+    images: int = _field(5000, 'how many it is computed from, drawn by the seed', least=1)
 
 
 @dataclass(frozen=True)
@@ -159,6 +193,7 @@ class Config:
     batch_schedule: tuple[tuple[Duration, int], ...] = _field(
         (), 'other batch sizes from given moments on, as in ((dict(epochs=5), 256), (dict(epochs=8), 512))')
     model: Choice = _field(Choice('lenet5'), 'see jaxcnn.models.names(), with its fields')
+    whiten: WhitenConfig | None = _field(None, 'whitening filters as the first convolution')
     data: DataConfig = _field(DataConfig, 'the data')
     optim: OptimConfig = _field(OptimConfig, 'the optimisation')
     freeze_bn: Duration | None = _field(None, 'from then on BatchNorm uses its running statistics and leaves them alone')

@@ -89,6 +89,16 @@ def _one_cycle(lr: float, span: _Span, pct_start: float = 0.3, div_factor: float
     return optax.cosine_onecycle_schedule(span.steps, lr, pct_start, div_factor, final_div_factor)
 
 
+def _triangle(lr: float, span: _Span, peak: float = 0.23, start_factor: float = 0.2,
+              end_factor: float = 0.07) -> optax.Schedule:
+    """Straight up from `start_factor` of the learning rate, at the part `peak` of the steps down to `end_factor` of it."""
+    top = int(peak * span.steps)
+    if not 0 < top < span.steps:
+        raise UserError(f'schedule triangle: peak must leave steps on both sides, got {peak!r} of {span.steps} steps')
+    return optax.join_schedules([optax.linear_schedule(lr * start_factor, lr, top),
+                                 optax.linear_schedule(lr, lr * end_factor, span.steps - top)], [top])
+
+
 _PLATEAU_DEFAULTS: dict[str, Any] = dict(factor=0.1, patience=5, rtol=1e-4, atol=0.0, cooldown=0, min_scale=0.0)
 
 
@@ -101,7 +111,7 @@ def _plateau(lr: float, span: _Span, factor: float = 0.1, patience: int = 5, rto
 
 _SCHEDULES: dict[str, Callable[..., optax.Schedule]] = {
     'constant': _constant, 'exponential': _exponential, 'step': _step, 'cosine': _cosine,
-    'polynomial': _polynomial, 'one_cycle': _one_cycle, 'plateau': _plateau,
+    'polynomial': _polynomial, 'one_cycle': _one_cycle, 'triangle': _triangle, 'plateau': _plateau,
 }
 
 
@@ -145,29 +155,106 @@ def make_schedule(choice: cfg.Choice, lr: float, warmup: cfg.Duration | None, ti
     return optax.join_schedules([optax.linear_schedule(lr / ramp, lr * (ramp + 1) / ramp, ramp), main], [ramp])
 
 
-def decay_mask(pattern: str) -> Callable[[Any], Any]:
+def _regex(pattern: str, where: str) -> re.Pattern:
+    try:
+        return re.compile(pattern)
+    except re.error as e:
+        raise UserError(f'{where}: {pattern!r} is no regular expression: {e}') from e
+
+
+def path_name(path: Any) -> str:
+    """A parameter's path as configs name it, 'a/b/kernel'."""
+    return jax.tree_util.keystr(path, simple=True, separator='/')
+
+
+def matching(pattern: str, where: str) -> Callable[[Any], Any]:
     """Of parameters, the tree of booleans: whether `pattern` is found in the parameter's path, `'a/b/kernel'`.
 
     Raises:
-      UserError: the pattern is no regular expression, or of the tree: it is found nowhere.
+      UserError: the pattern is no regular expression, or, of the tree: it is found nowhere.
     """
-    try:
-        regex = re.compile(pattern)
-    except re.error as e:
-        raise UserError(f'config.optim.decay_mask: {pattern!r} is no regular expression: {e}') from e
+    regex = _regex(pattern, where)
 
     def mask(params: Any) -> Any:
-        found = jax.tree_util.tree_map_with_path(
-            lambda path, _: regex.search(jax.tree_util.keystr(path, simple=True, separator='/')) is not None, params)
+        found = jax.tree_util.tree_map_with_path(lambda path, _: regex.search(path_name(path)) is not None, params)
         if not any(jax.tree.leaves(found)):
-            names = [jax.tree_util.keystr(path, simple=True, separator='/') for path, _ in jax.tree.leaves_with_path(params)]
-            raise UserError(f'config.optim.decay_mask: {pattern!r} is found in no parameter; they are '
-                            f'{", ".join(names[:4])}, ...')
+            names = [path_name(path) for path, _ in jax.tree.leaves_with_path(params)]
+            raise UserError(f'{where}: {pattern!r} is found in no parameter; they are {", ".join(names[:4])}, ...')
         return found
     return mask
 
 
-def _decoupled_decay(rate: float, mask: Callable[[Any], Any], schedule: optax.Schedule) -> optax.GradientTransformation:
+@dataclass(frozen=True)
+class Groups:
+    """Which parameters are updated in a way of their own."""
+
+    groups: tuple[cfg.GroupConfig, ...]
+
+    def __post_init__(self) -> None:
+        for i, group in enumerate(self.groups):
+            _regex(group.match, f'config.optim.groups[{i}].match')
+            if not group.match:
+                raise UserError(f'config.optim.groups[{i}].match: which parameters? A regular expression, searched in '
+                                'their paths')
+
+    def of(self, params: Any) -> Any:
+        """The tree of group numbers; -1: of none.
+
+        Raises:
+          UserError: a pattern is no regular expression, or found nowhere.
+        """
+        masks = [matching(g.match, f'config.optim.groups[{i}].match')(params) for i, g in enumerate(self.groups)]
+        return jax.tree.map(lambda p, *found: next((i for i, here in enumerate(found) if here), -1), params, *masks)
+
+    def rate(self, group: int) -> float:
+        """Of a group."""
+        return self.groups[group].rate if group >= 0 else 1.0
+
+    def trained(self, grads: Any) -> Any:
+        """Gradients, zero for parameters that stay as they begin."""
+        if not any(g.rate == 0 for g in self.groups):
+            return grads
+        return jax.tree.map(lambda g, group: g if self.rate(group) else jnp.zeros_like(g), grads, self.of(grads))
+
+
+def _l2(l2: float, mask: Callable[[Any], Any], groups: Groups) -> optax.GradientTransformation:
+    """Adds the penalty's gradient, over the group's rate, which it is multiplied by later."""
+    def init(params: Any) -> optax.EmptyState:
+        mask(params)  # says so where it is found nowhere
+        return optax.EmptyState()
+
+    def update(updates: Any, state: optax.EmptyState, params: Any = None) -> tuple[Any, optax.EmptyState]:
+        return jax.tree.map(lambda u, p, m, g: u + l2 / groups.rate(g) * p if m and groups.rate(g) else u,
+                            updates, params, mask(params), groups.of(params)), state
+    return optax.GradientTransformation(init, update)
+
+
+def _of_groups(core: Callable[[cfg.Choice | None], optax.GradientTransformation],
+               groups: Groups) -> optax.GradientTransformation:
+    """The optimizer of each group, and its rate."""
+    def label(group: int) -> str:
+        if not groups.rate(group):
+            return 'still'
+        return str(group) if group >= 0 and groups.groups[group].optimizer else 'all'
+
+    own = {label(i): core(g.optimizer) for i, g in enumerate(groups.groups) if g.optimizer and g.rate}
+    rates = optax.stateless(lambda updates, params: jax.tree.map(
+        lambda u, g: groups.rate(g) * u, updates, groups.of(params)))
+    return optax.chain(optax.partition({'all': core(None), 'still': optax.set_to_zero(), **own},
+                                       lambda params: jax.tree.map(label, groups.of(params))), rates)
+
+
+def _until(groups: Groups, ends: Sequence[int | None]) -> optax.GradientTransformation:
+    """No updates of a group from its end on, in steps of the stage."""
+    def update(updates: Any, state: optax.ScaleByScheduleState, params: Any = None) -> tuple[Any, Any]:
+        updates = jax.tree.map(lambda u, g: u if g < 0 or ends[g] is None else jnp.where(state.count < ends[g], u, 0),
+                               updates, groups.of(updates))
+        return updates, optax.ScaleByScheduleState(count=optax.safe_increment(state.count))
+    return optax.GradientTransformation(lambda params: optax.ScaleByScheduleState(jnp.zeros([], jnp.int32)), update)
+
+
+def _decoupled_decay(rate: float, mask: Callable[[Any], Any], schedule: optax.Schedule,
+                     groups: Groups) -> optax.GradientTransformation:
     """Subtracts `schedule(n) * rate * parameter` from updates that are already scaled (Loshchilov & Hutter 2019)."""
     def init(params: Any) -> optax.ScaleByScheduleState:
         mask(params)  # says so where it is found nowhere
@@ -175,7 +262,8 @@ def _decoupled_decay(rate: float, mask: Callable[[Any], Any], schedule: optax.Sc
 
     def update(updates: Any, state: optax.ScaleByScheduleState, params: Any = None) -> tuple[Any, Any]:
         step = schedule(state.count) * rate
-        updates = jax.tree.map(lambda u, p, m: u - (step * p).astype(u.dtype) if m else u, updates, params, mask(params))
+        updates = jax.tree.map(lambda u, p, m, g: u - (step * p).astype(u.dtype) if m and groups.rate(g) else u,
+                               updates, params, mask(params), groups.of(params))
         return updates, optax.ScaleByScheduleState(count=optax.safe_increment(state.count))
     return optax.GradientTransformation(init, update)
 
@@ -197,9 +285,15 @@ class _Stage:
 
 @dataclass(frozen=True)
 class Optimizer:
-    """The optax chains of a run, one for each stage. Their states are kept side by side: a tuple."""
+    """The optax chains of a run, one for each stage. Their states are kept side by side: a tuple.
+
+    Attributes:
+      stages: of the run.
+      groups: of parameters.
+    """
 
     stages: tuple[_Stage, ...]
+    groups: Groups = Groups(())
 
     def init(self, params: Any) -> tuple:
         """The state before the first step."""
@@ -229,13 +323,20 @@ class Optimizer:
         return (*state[:stage], (*state[stage][:-1], plateau), *state[stage + 1:])
 
 
+def _matrices(params: Any) -> Any:
+    """Muon's matrices: kernels, as products of their last axis and all others; the rest goes the way of Adam."""
+    def of(x: Any) -> optax.contrib.MuonDimensionNumbers | None:
+        return optax.contrib.MuonDimensionNumbers(tuple(range(x.ndim - 1)), x.ndim - 1) if x.ndim > 1 else None
+    return jax.tree.map(of, params)
+
+
 def _make_core(choice: cfg.Choice, schedule: optax.Schedule) -> optax.GradientTransformation:
     known = _optimizers()
     if choice.name not in known:
         raise unknown('optimizer', choice.name, known)
     make = known[choice.name]
     # decay is ours, so that it means the same for each of them
-    parameters = inspect.signature(make).parameters
+    parameters = {k: p for k, p in inspect.signature(make).parameters.items() if k != 'muon_weight_dimension_numbers'}
     taken = {'learning_rate', 'mask', *(p for p in parameters if 'weight_decay' in p)}
     for name in choice.args:
         if name in taken:
@@ -243,7 +344,9 @@ def _make_core(choice: cfg.Choice, schedule: optax.Schedule) -> optax.GradientTr
                             f'{"learning_rate" if name == "learning_rate" else "weight_decay and decay_mask"} instead')
         if name not in parameters:
             raise unknown(f'argument of optimizer {choice.name}', name, set(parameters) - taken)
-    extra = {p: 0.0 for p in parameters if 'weight_decay' in p and isinstance(parameters[p].default, float)}
+    extra: dict[str, Any] = {p: 0.0 for p in parameters if 'weight_decay' in p and isinstance(parameters[p].default, float)}
+    if choice.name == 'muon':
+        extra['muon_weight_dimension_numbers'] = _matrices
     try:
         core = make(schedule, **choice.args, **extra)
         trial = {'kernel': jnp.zeros((1, 1))}
@@ -256,14 +359,15 @@ def _make_core(choice: cfg.Choice, schedule: optax.Schedule) -> optax.GradientTr
 
 def check(optim: cfg.OptimConfig) -> None:
     """Raises a UserError for an optimizer, schedule, argument or mask that is not known, before there is any data."""
-    decay_mask(optim.decay_mask)
+    _regex(optim.decay_mask, 'config.optim.decay_mask')
     parts: list[tuple[str, Any]] = [('config.optim', optim)]
-    parts += [(f'config.optim.switch[{i}]', switch) for i, switch in enumerate(optim.switch)]
+    for name, several in (('switch', optim.switch), ('groups', Groups(optim.groups).groups)):
+        parts += [(f'config.optim.{name}[{i}]', part) for i, part in enumerate(several)]
     for path, part in parts:
         if part.optimizer:
             with within(f'{path}.optimizer'):
                 _make_core(part.optimizer, optax.constant_schedule(1.0))
-        if part.schedule:
+        if getattr(part, 'schedule', None):
             with within(f'{path}.schedule'):
                 _find_schedule(part.schedule)
 
@@ -271,7 +375,10 @@ def check(optim: cfg.OptimConfig) -> None:
 def _make_stage(optim: cfg.OptimConfig, optimizer: cfg.Choice, lr: float, schedule: cfg.Choice,
                 warmup: cfg.Duration | None, timeline: cfg.Timeline, start: int, end: int) -> _Stage:
     by_step = make_schedule(schedule, lr, warmup, timeline, start, end)
-    mask = decay_mask(optim.decay_mask)
+    mask = matching(optim.decay_mask, 'config.optim.decay_mask')
+    groups = Groups(optim.groups)
+    core = lambda choice: _make_core(choice or optimizer, by_step)  # noqa: E731
+    ends = [timeline.steps(g.until) - start if g.until else None for g in optim.groups]
     observer = None
     if schedule.name == 'plateau':
         try:
@@ -280,9 +387,10 @@ def _make_stage(optim: cfg.OptimConfig, optimizer: cfg.Choice, lr: float, schedu
             raise UserError(f'config.optim.schedule: plateau with {dict(schedule.args)}: {e}') from e
     parts = [
         optax.clip_by_global_norm(optim.clip_norm) if optim.clip_norm else None,
-        optax.add_decayed_weights(optim.l2, mask) if optim.l2 else None,
-        _make_core(optimizer, by_step),
-        _decoupled_decay(optim.weight_decay, mask, by_step) if optim.weight_decay else None,
+        _l2(optim.l2, mask, groups) if optim.l2 else None,
+        _of_groups(core, groups) if optim.groups else core(None),
+        _decoupled_decay(optim.weight_decay, mask, by_step, groups) if optim.weight_decay else None,
+        _until(groups, ends) if any(g.until for g in optim.groups) else None,
         _scale_by_plateau(observer) if observer else None,
     ]
     return _Stage(start, optax.chain(*(p for p in parts if p is not None)), by_step, observer)
@@ -305,4 +413,4 @@ def make_optimizer(optim: cfg.OptimConfig, timeline: cfg.Timeline) -> Optimizer:
             now = {'optimizer': switch.optimizer or now['optimizer'], 'lr': switch.learning_rate or now['lr'],
                    'schedule': switch.schedule or now['schedule'], 'warmup': switch.warmup}
         stages.append(_make_stage(optim, **now, timeline=timeline, start=start, end=end))
-    return Optimizer(tuple(stages))
+    return Optimizer(tuple(stages), Groups(optim.groups))

@@ -66,7 +66,7 @@ def show(title: str, unit: str, columns: dict[str, list[float]], args: argparse.
 # what train_step and eval measure: model, image size, batch, fields
 NETWORKS = [('shallow_cnn', 32, 128, {}), ('resnet18', 32, 64, {'stem': 'small'}),
             ('resnext50_32x4d', 64, 16, {'stem': 'small'}), ('mobilenet_v1', 64, 32, {}), ('vgg16_bn', 64, 16, {}),
-            ('resnet50', 224, 8, {})]
+            ('resnet50', 224, 8, {}), ('airbench94', 32, 1024, {})]
 PEERS = ('torch', 'compiled', 'jax', 'xla')
 
 
@@ -91,7 +91,7 @@ class Own:
         images = {'image': jnp.asarray(rng.integers(0, 256, (batch, size, size, 3), np.uint8)),
                   'label': jnp.arange(batch) % 10}
         prepare = Preparation(None, Normalization.by((0.5,) * 3, (0.25,) * 3))
-        state = jax.jit(lambda: init_state(network, optimizer, (size, size, 3), np.uint32(0), False))()
+        state = jax.jit(lambda: init_state(network, optimizer, (size, size, 3), np.uint32(0), descent))()
         placed = variables(state)['']
         flat = models.create(name, num_classes=10, **{**fields, 'conv_implementation': 'xla'})
         self.flops = jax.jit(lambda v, x: flat.apply(v, x, train=False)).lower(
@@ -137,9 +137,12 @@ class Torch:
 
     def __init__(self, python: str, *arguments: object):
         script = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'torch_peer.py')
-        self.process = subprocess.Popen(
-            [python, script, *map(str, arguments)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-            env=as_a_person_does())
+        try:
+            self.process = subprocess.Popen(
+                [python, script, *map(str, arguments)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+                env=as_a_person_does())
+        except OSError as e:
+            raise UserError(f'--torch_python: {python!r} cannot be run: {e.strerror}') from e
         self.answer()
 
     def answer(self) -> str:
@@ -422,10 +425,10 @@ def checkpoint(args: argparse.Namespace) -> int:
     from jaxcnn.train.checkpoint import Checkpoints
     from jaxcnn.train.state import init_state
     name = args.models or 'resnet50'
-    optimizer = optim.make_optimizer(OptimConfig(optimizer=Choice('sgd', {'momentum': 0.9})),
-                                     Timeline(parse({'duration': {'steps': 1}}), 128))
+    descent = OptimConfig(optimizer=Choice('sgd', {'momentum': 0.9}))
+    optimizer = optim.make_optimizer(descent, Timeline(parse({'duration': {'steps': 1}}), 128))
     template = jax.eval_shape(lambda: init_state(models.create(name, num_classes=1000), optimizer, (224, 224, 3),
-                                                 np.uint32(0), False))
+                                                 np.uint32(0), descent))
     rng = np.random.default_rng(0)
     state = jax.tree.map(lambda x: np.asarray(rng.normal(size=x.shape)).astype(x.dtype), template)
     times: dict[str, list[float]] = {'hand over': [], 'save': [], 'read': []}

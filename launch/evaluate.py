@@ -25,9 +25,11 @@ def run(args: argparse.Namespace) -> int:
     def show(step: int) -> None:
         for prefix, figures in evaluator(trained.read(step)).items():
             if args.json:
-                print(json.dumps({'step': step, 'split': args.split, 'ema': bool(prefix), **figures}), flush=True)
+                print(json.dumps({'step': step, 'split': args.split, 'ema': 'ema_' in prefix, 'views': 'views_' in prefix,
+                                  **figures}), flush=True)
             else:
-                print(f'checkpoint {step}, {args.split}{", moving average" if prefix else ""}: '
+                print(f'checkpoint {step}, {args.split}{", moving average" if "ema_" in prefix else ""}'
+                      f'{", " + trained.config.eval.views if "views_" in prefix else ""}: '
                       f'accuracy {100 * figures["accuracy"]:.2f} %  top-5 {100 * figures["top5"]:.2f} %  '
                       f'loss {figures["loss"]:.4f}  ({figures["count"]:.0f} images)', flush=True)
 

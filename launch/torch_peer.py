@@ -46,9 +46,31 @@ class ShallowCNN(nn.Module):
         return self.head(self.features(x))
 
 
+def airbench():
+    """As airbench 0.1.8's `make_net94`: GELU by erf."""
+    class Scaled(nn.Module):
+        def forward(self, x):
+            return x / 9
+
+    def norm(width):
+        made = nn.BatchNorm2d(width, eps=1e-12, momentum=0.4)
+        made.weight.requires_grad = False
+        return made
+
+    layers, before = [nn.Conv2d(3, 24, 2), nn.GELU()], 24
+    for width in (64, 256, 256):
+        layers += [nn.Conv2d(before, width, 3, padding='same', bias=False), nn.MaxPool2d(2), norm(width), nn.GELU(),
+                   nn.Conv2d(width, width, 3, padding='same', bias=False), norm(width), nn.GELU()]
+        before = width
+    layers[0].weight.requires_grad = False
+    return nn.Sequential(*layers, nn.MaxPool2d(3), nn.Flatten(), nn.Linear(before, 10, bias=False), Scaled())
+
+
 def create(name, size, stem, classes=10):
     if name == 'shallow_cnn':
         return ShallowCNN(size)
+    if name == 'airbench94':
+        return airbench()
     from pytorchcv.model_provider import get_model
     net = get_model({'mobilenet_v1': 'mobilenet_w1', 'vgg16_bn': 'bn_vgg16b'}.get(name, name), num_classes=classes)
     if name == 'vgg16_bn':

@@ -69,6 +69,10 @@ def one_cycle(n, steps):
     return between(PEAK / 10, PEAK, n / rise) if n < rise else between(PEAK, PEAK / 1000, (n - rise) / (steps - rise))
 
 
+def triangle(n, steps):
+    return PEAK * float(np.interp(n, [0, int(0.3 * steps), steps], [0.2, 1, 0.1]))
+
+
 SCHEDULES = [
     (constant, {'name': 'constant'}),
     (exponential, {'name': 'exponential', 'decay_rate': 0.5, 'every': {'steps': 4}}),
@@ -82,6 +86,7 @@ SCHEDULES = [
     (polynomial, {'name': 'polynomial', 'power': 2, 'end_factor': 0.05}),
     (linear, {'name': 'polynomial'}),
     (one_cycle, {'name': 'one_cycle', 'pct_start': 0.25, 'div_factor': 10, 'final_div_factor': 100}),
+    (triangle, {'name': 'triangle', 'peak': 0.3, 'start_factor': 0.2, 'end_factor': 0.1}),
     (constant, {'name': 'plateau'}),
 ]
 
@@ -137,6 +142,15 @@ def test_a_warm_up_in_epochs_is_in_steps_of_the_batch():
     ({'optimizer': {'name': 'sgd', 'learning_rate': 0.1}},
      r'config\.optim\.optimizer\.learning_rate: set config\.optim\.learning_rate instead'),
     ({'l2': 0.1, 'decay_mask': '('}, r"config\.optim\.decay_mask: '\(' is no regular expression"),
+    ({'schedule': {'name': 'triangle', 'peak': 0.01}}, r'schedule triangle: peak must leave steps .* got 0\.01 of 20 steps'),
+    ({'groups': [{'match': '*'}]}, r"config\.optim\.groups\[0\]\.match: '\*' is no regular expression"),
+    ({'groups': [{'rate': 2.0}]}, r'config\.optim\.groups\[0\]\.match: which parameters'),
+    ({'groups': [{'match': 'bias', 'rate': -1.0}]}, r'config\.optim\.groups\[0\]\.rate: expected at least 0, got -1'),
+    ({'groups': [{'match': 'bias', 'optimizer': 'mouon'}]},
+     r"unknown optimizer 'mouon'; nearest: muon"),
+    ({'lookahead': {'slow_step_size': 0}}, r'config\.optim\.lookahead\.slow_step_size: expected a finite number above 0'),
+    ({'optimizer': {'name': 'muon', 'muon_weight_dimension_numbers': 1}},
+     r"unknown argument of optimizer muon 'muon_weight_dimension_numbers'"),
 ])
 def test_what_makes_no_optimizer_is_told_in_one_line(fields, line):
     with pytest.raises(UserError, match=line) as error:
@@ -307,7 +321,7 @@ def test_the_mask_is_searched_in_the_path():
     tree = {'Conv_0': {'kernel': 1, 'bias': 2}, 'BatchNorm_0': {'scale': 3, 'bias': 4}, 'kernel_like': {'x': 5}}
 
     def found(pattern):
-        return optim.decay_mask(pattern)(tree)
+        return optim.matching(pattern, 'config.optim.decay_mask')(tree)
 
     default = parse({}).optim.decay_mask
     assert found(default) == {'Conv_0': {'kernel': True, 'bias': False}, 'BatchNorm_0': {'scale': False, 'bias': False},
@@ -316,6 +330,82 @@ def test_the_mask_is_searched_in_the_path():
                                  'kernel_like': {'x': False}}
     assert jax.tree.leaves(found('')) == [True] * 5
     assert jax.tree.leaves(found(r'Norm_\d+/(scale|bias)$')).count(True) == 2
+
+
+# ---- groups
+
+
+def test_a_group_has_its_rate_and_decays_as_the_others_do():
+    grads = gradients(4)
+    groups = ({'match': '^dense/bias', 'rate': 4.0}, {'match': 'dense', 'rate': 0.5})  # the first that finds it
+    after, _ = trained(make(optimizer={'name': 'sgd', 'momentum': 0.9}, learning_rate=0.1, decay_mask='', l2=0.3,
+                            weight_decay=0.2, groups=groups), grads)
+    leaves, tree = jax.tree.flatten_with_path(START)
+    rates = [4.0 if 'bias' in str(path) else 0.5 if 'dense' in str(path) else 1.0 for path, _ in leaves]
+    params, speeds, expected = [np.float64(p) for _, p in leaves], [0.0] * len(leaves), []
+    for g in grads:
+        for i, (x, rate) in enumerate(zip(jax.tree.leaves(g), rates, strict=True)):
+            speeds[i] = 0.9 * speeds[i] + x + 0.3 / rate * params[i]
+            params[i] = params[i] - 0.1 * rate * speeds[i] - 0.1 * 0.2 * params[i]
+        expected.append(tree.unflatten(params))
+    chex.assert_trees_all_close(after, expected, rtol=2e-5, atol=1e-6)
+
+
+def test_groups_stay_as_they_begin_or_from_a_moment_on():
+    grads = gradients(6)
+    groups = ({'match': 'kernel', 'rate': 0.0}, {'match': 'bias', 'until': {'steps': 3}})
+    optimizer = make(optimizer={'name': 'sgd', 'momentum': 0.9}, learning_rate=0.1, weight_decay=0.1, l2=0.1, decay_mask='',
+                     groups=groups)
+    after, _ = trained(optimizer, grads)
+    for step, params in enumerate(after, 1):
+        np.testing.assert_array_equal(params['dense']['kernel'], START['dense']['kernel'])
+        moved = params['dense']['bias'] != (after[step - 2] if step > 1 else START)['dense']['bias']
+        assert moved.all() == moved.any() == (step <= 3)
+        assert np.all(params['bn']['scale'] != (after[step - 2] if step > 1 else START)['bn']['scale'])
+    zeroed = optimizer.groups.trained(grads[0])
+    assert not zeroed['dense']['kernel'].any()
+    np.testing.assert_array_equal(zeroed['dense']['bias'], grads[0]['dense']['bias'])
+
+
+def test_a_group_in_a_later_stage_stays_until_a_moment_of_the_run():
+    optimizer = make(learning_rate=0.1, optimizer='sgd', groups=({'match': 'bias', 'until': {'steps': 12}},),
+                     switch=({'at': {'steps': 10}},))
+    after, _ = trained(optimizer, gradients(4), stage=1)
+    moved = [np.any(b['dense']['bias'] != a['dense']['bias']) for a, b in zip([START, *after], after, strict=False)]
+    assert moved == [True, True, False, False]
+
+
+def test_a_group_has_its_own_optimizer():
+    grads = gradients(4)
+    after, _ = trained(make(optimizer='sgd', learning_rate=0.1, groups=({'match': 'kernel', 'optimizer': ADAM},)), grads)
+    chex.assert_trees_all_close(after, kernels_only(adam, sgd, grads), rtol=2e-5, atol=1e-6)
+
+
+def test_a_group_that_is_no_parameter_is_told():
+    with pytest.raises(UserError, match=r"config\.optim\.groups\[0\]\.match: 'kernle' is found in no parameter; they are "):
+        make(groups=({'match': 'kernle'},)).init(START)
+
+
+def test_muon_makes_each_kernel_a_product_of_its_features_and_the_rest_is_adams():
+    """Jordan 2024: momentum, made nearly orthogonal by five Newton-Schulz iterations."""
+    rng = np.random.default_rng(0)
+    params = {'kernel': rng.normal(size=(3, 3, 4, 8)).astype(np.float32), 'bias': np.ones(3, np.float32)}
+    grads = [jax.tree.map(lambda p: rng.normal(size=p.shape).astype(np.float32), params) for _ in range(3)]
+    after, _ = trained(make(optimizer={'name': 'muon', 'beta': 0.6, 'adam_b1': 0.8, 'adam_b2': 0.95}, learning_rate=0.1),
+                       grads, params)
+    kernel, speed = np.float64(params['kernel']), 0.0
+    for n, (g, found) in enumerate(zip(grads, after, strict=True), 1):
+        speed = 0.6 * speed + 0.4 * g['kernel']
+        ahead = 0.6 * speed / (1 - 0.6 ** (n + 1)) + 0.4 * g['kernel'] / (1 - 0.6 ** n)
+        x = ahead.reshape(36, 8).T.astype(np.float64)
+        x /= np.linalg.norm(x)
+        for _ in range(5):
+            square = x @ x.T
+            x = 3.4445 * x + (-4.7750 * square + 2.0315 * square @ square) @ x
+        assert np.linalg.svd(x, compute_uv=False).min() > 0.5
+        kernel = kernel - 0.1 * x.T.reshape(3, 3, 4, 8)
+        np.testing.assert_allclose(found['kernel'], kernel, rtol=1e-3, atol=1e-4)
+    assert np.all(after[0]['bias'] != params['bias'])
 
 
 def test_gradients_are_clipped_by_their_global_norm_before_l2_is_added():

@@ -45,6 +45,11 @@ class Order:
         """Positions in the training part of the images of `step`: (B,) int32."""
         return self.stretch(self._timeline.examples(step), self._timeline.examples(step + 1))
 
+    def epochs(self, step: int) -> np.ndarray:
+        """The epochs that these belong to: (B,) int32."""
+        first, end = self._timeline.examples(step), self._timeline.examples(step + 1)
+        return (np.arange(first, end) // self._timeline.num_train).astype(np.int32)
+
     def stretch(self, first: int, end: int) -> np.ndarray:
         """Positions of the images from the `first` of the run up to, not including, `end`: (n,) int32."""
         count = self._timeline.num_train
@@ -62,9 +67,11 @@ class _Steps:
         return self._total
 
     def __getitem__(self, step: int) -> Batch:
-        positions = self._order.positions(int(step))
-        positions = positions[self._rows(len(positions))]
-        return {'image': self._split.take(positions), 'label': self._split.labels[positions]}
+        positions, epochs = self._order.positions(int(step)), self._order.epochs(int(step))
+        rows = self._rows(len(positions))
+        positions = positions[rows]
+        return {'image': self._split.take(positions), 'label': self._split.labels[positions], 'position': positions,
+                'epoch': epochs[rows]}
 
 
 class TrainFeed:

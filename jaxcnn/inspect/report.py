@@ -52,8 +52,8 @@ def write_report(workdir: str, config: cfg.Config, summary: Mapping[str, Any], r
     mistakes = ', '.join(f'{a} taken for {b} ({n})' for n, a, b in sorted(wrong, reverse=True)[:5]) or 'none'
     chosen = (f'the best of the evaluated checkpoints by `{config.checkpoint.metric}`, step {summary["best_step"]}'
               if summary["val_accuracy"] is not None else f'the last checkpoint, step {summary["best_step"]}')
-    ema = [f'| {name.replace("_", " ")} | {_number(value) if name.endswith("loss") else _percent(value)} |'
-           for name, value in summary.items() if '_ema_' in name]
+    other = [f'| {name.replace("_", " ")} | {_number(value) if name.endswith("loss") else _percent(value)} |'
+           for name, value in summary.items() if '_ema_' in name or '_views_' in name]
     lines = [
         f'# {summary["name"] or summary["model"]}', '',
         f'{summary["model"]} ({summary["params"]:,} parameters) on {summary["dataset"]}, seed {summary["seed"]}: '
@@ -66,7 +66,7 @@ def write_report(workdir: str, config: cfg.Config, summary: Mapping[str, Any], r
         f'| test loss | {_number(summary["test_loss"])} |',
         f'| validation accuracy | {_percent(summary["val_accuracy"])} |',
         f'| validation loss | {_number(summary["val_loss"])} |',
-        *ema,
+        *other,
         f'| training loss, last interval | {_number(summary["train_loss"])} |',
         f'| images/s in training | {_number(summary["images_per_second"], 0)} |',
         f'| wall time | {_number(summary["wall_seconds"], 1)} s |', '',

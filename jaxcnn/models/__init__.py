@@ -5,14 +5,27 @@ import math
 from typing import Any
 
 from jaxcnn.errors import UserError, unknown
-from jaxcnn.models import alexnet, googlenet, inception, leedl, lenet, mobilenet, nin, resnet, shallow, t2t_vit, vgg
+from jaxcnn.models import (
+    airbench,
+    alexnet,
+    googlenet,
+    inception,
+    leedl,
+    lenet,
+    mobilenet,
+    nin,
+    resnet,
+    shallow,
+    t2t_vit,
+    vgg,
+)
 from jaxcnn.models.layers import Models, Network
 
 __all__ = ['Network', 'create', 'names']
 
 _MODELS: Models = {
     name: variant for family in (
-        lenet, shallow, alexnet, vgg, nin, leedl, googlenet, inception, resnet, mobilenet, t2t_vit)
+        lenet, shallow, alexnet, vgg, nin, leedl, googlenet, inception, resnet, mobilenet, t2t_vit, airbench)
     for name, variant in family.MODELS.items()}
 
 

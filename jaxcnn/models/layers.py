@@ -31,12 +31,33 @@ def _normal(std: float) -> nn.initializers.Initializer:
     return nn.initializers.normal(std)
 
 
+def _torch_uniform() -> nn.initializers.Initializer:
+    """Uniform within 1 / sqrt(fan_in), as PyTorch draws kernels where nothing is said."""
+    return nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')
+
+
+def _dirac() -> nn.initializers.Initializer:
+    """Of convolutions: the first features are the input's channels, passed on as they are (PyTorch's `dirac_`), the others,
+    and all of dense layers, `torch_uniform`."""
+    draw = _torch_uniform()
+
+    def init(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
+        kernel = draw(key, shape, dtype)
+        if len(shape) < 4:
+            return kernel
+        *sides, channels, features = shape
+        same = min(channels, features)
+        passing = jnp.zeros((*sides, channels, same), dtype).at[(*(s // 2 for s in sides), *2 * (jnp.arange(same),))].set(1)
+        return kernel.at[..., :same].set(passing)
+    return init
+
+
 INITIALIZERS: dict[str, Callable[..., nn.initializers.Initializer]] = {
     'he_normal': nn.initializers.he_normal, 'he_uniform': nn.initializers.he_uniform,
     'xavier_normal': nn.initializers.xavier_normal, 'xavier_uniform': nn.initializers.xavier_uniform,
     'glorot_normal': nn.initializers.glorot_normal, 'glorot_uniform': nn.initializers.glorot_uniform,
     'lecun_normal': nn.initializers.lecun_normal, 'lecun_uniform': nn.initializers.lecun_uniform,
-    'truncated_normal': _truncated_normal, 'normal': _normal,
+    'truncated_normal': _truncated_normal, 'normal': _normal, 'torch_uniform': _torch_uniform, 'dirac': _dirac,
 }
 
 
@@ -105,8 +126,8 @@ class BatchNorm(nn.BatchNorm):
     def __call__(self, x: jax.Array) -> jax.Array:  # type: ignore[override]
         """(N, ..., C) normalised, of the same shape, in `dtype`."""
         shape = x.shape[-1:]
-        scale, bias = (self.param(name, start, shape, self.param_dtype) for name, start in (
-            ('scale', self.scale_init), ('bias', self.bias_init)))
+        scale = self.param('scale', self.scale_init, shape, self.param_dtype) if self.use_scale else jnp.ones(shape)
+        bias = self.param('bias', self.bias_init, shape, self.param_dtype)
         means, variances = (self.variable('batch_stats', name, start, shape, jnp.float32) for name, start in (
             ('mean', jnp.zeros), ('var', jnp.ones)))
         native = self.native and jax.default_backend() == 'cpu' and onednn.available(jnp.float32)
@@ -242,13 +263,14 @@ class Network(nn.Module):
         return nn.Dense(features, dtype=jnp.dtype(self.dtype), param_dtype=jnp.dtype(self.param_dtype),
                         kernel_init=initializer(self.kernel_init), **fields)
 
-    def norm(self, x: jax.Array, train: bool, relu: bool = False, zero: bool = False) -> jax.Array:
+    def norm(self, x: jax.Array, train: bool, relu: bool = False, zero: bool = False,
+             scaled: bool = True) -> jax.Array:
         """Batch normalisation (Ioffe & Szegedy 2015), statistics in float32; and ReLU after it, where asked for. `zero`: its
-        scale begins at 0 instead of 1."""
+        scale begins at 0 instead of 1; `scaled=False`: it has none."""
         scale = nn.initializers.zeros if zero else nn.initializers.ones
         return BatchNorm(use_running_average=not train or self.bn_frozen, momentum=self.bn_momentum, epsilon=self.bn_epsilon,
                          dtype=jnp.dtype(self.dtype), param_dtype=jnp.float32, axis_name=self.bn_axis, relu=relu,
-                         scale_init=scale, native=self.conv_implementation in ('auto', 'own'))(x)
+                         scale_init=scale, use_scale=scaled, native=self.conv_implementation in ('auto', 'own'))(x)
 
     def conv_norm(self, x: jax.Array, train: bool, features: int, size: int | tuple[int, int], stride: int = 1,
                   padding: Any = None, relu: bool = True, zero: bool = False, **fields: Any) -> jax.Array:

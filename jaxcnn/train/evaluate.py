@@ -27,16 +27,19 @@ class Evaluator:
                  on_device: bool):
         self._dataset, self._backend, self._on_device = dataset, backend, on_device
         self._batch_size = -(-batch_size // backend.num_devices) * backend.num_devices
-        self._step = backend.compile_eval(eval_step(network, prepare, backend.axis_name))
+        self._steps = {views: backend.compile_eval(eval_step(network, prepare, backend.axis_name, views))
+                       for views in (False, True)}
         self._resident: dict[str, Any] = {}
 
-    def __call__(self, variables: Any, split: str, stop: Callable[[], bool] = lambda: False) -> dict[str, Any] | None:
+    def __call__(self, variables: Any, split: str, stop: Callable[[], bool] = lambda: False,
+                 views: bool = False) -> dict[str, Any] | None:
         """Sums over the split (see `metrics.batch_sums`) on the host, or None where `stop` said so half-way.
 
         Args:
           variables: `params` and `batch_stats`, placed by the back end.
           split: a name in the data set's splits.
           stop: asked before each batch.
+          views: of the mean logits of several views of each image.
         """
         part = self._dataset.splits[split]
         if split not in self._resident:
@@ -45,5 +48,5 @@ class Evaluator:
         for batch in feed.eval_batches(part, self._batch_size, on_device=self._on_device, rows=self._backend.rows):
             if stop():
                 return None
-            sums = self._step(variables, self._backend.put_rows(batch), self._resident[split], sums)
+            sums = self._steps[views](variables, self._backend.put_rows(batch), self._resident[split], sums)
         return self._backend.fetch(sums)

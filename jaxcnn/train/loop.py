@@ -23,14 +23,14 @@ import numpy as np
 
 from jaxcnn import config as cfg
 from jaxcnn import data, metrics, models, optim
-from jaxcnn.data import augment, feed, normalize, sources
+from jaxcnn.data import augment, feed, normalize, sources, views
 from jaxcnn.errors import UserError, unknown, within
-from jaxcnn.train import parallel, signals, workdir
+from jaxcnn.train import parallel, signals, whiten, workdir
 from jaxcnn.train.checkpoint import Checkpoints
 from jaxcnn.train.evaluate import Evaluator
 from jaxcnn.train.progress import Progress
 from jaxcnn.train.state import TrainState, init_state, variables
-from jaxcnn.train.step import METRICS, Preparation, TrainStep, image_gradient, many_steps, step_keys
+from jaxcnn.train.step import METRICS, Preparation, TrainStep, image_gradient, image_keys, many_steps, step_keys
 
 log = logging.getLogger('jaxcnn')
 RUN_AHEAD = 4  # dispatches in flight
@@ -53,6 +53,8 @@ def check_config(config: cfg.Config) -> None:
         augment.pipeline(config.data.eval_augment, steady=True)
     with within('config.data.normalize'):
         normalize.parse(config.data.normalize)
+    with within('config.eval.views'):
+        views.parse(config.eval.views)
     optim.check(config.optim)
     schedules = [config.optim.schedule, *(s.schedule for s in config.optim.switch)]
     if config.data.val_fraction == 0 and any(s and s.name == 'plateau' for s in schedules):
@@ -94,7 +96,7 @@ class _Dispatch:
     count: int
     images: int
     metrics: Any
-    logs: bool  # a logged interval ends with it
+    logs: bool  # a logged interval ends in it
 
 
 class Run:
@@ -109,7 +111,8 @@ class Run:
         self.backend = parallel.make_backend(config.parallel)
         parallel.check_batch_sizes(self.timeline, config.optim.accumulate, self.backend.num_devices)
         self.network = models.create(config.model.name, num_classes=self.dataset.num_classes, **config.model.args)
-        self.prepare = Preparation.of(config.data, self.dataset.mean, self.dataset.std, self._fit)
+        self.prepare = Preparation.of(config.data, self.dataset.mean, self.dataset.std, self._fit,
+                                      views.parse(config.eval.views))
         self.image_shape = self.prepare.shape(self.dataset.image_shape)
         size = sum(s.nbytes for s in self.dataset.splits.values())
         self.on_device = config.data.placement == 'device' or (
@@ -149,10 +152,22 @@ class Run:
         parallel.together(write)
         return normalize.read(path, ops)
 
-    def init_fn(self) -> Callable[[jax.Array], TrainState]:
+    def init_fn(self, begin: Callable[[Any], Any] = lambda params: params) -> Callable[[jax.Array], TrainState]:
         """The pure function from a seed to the first state."""
-        return functools.partial(init_state, self.network, self.optimizer, self.image_shape,
-                                 with_ema=self.config.optim.ema_decay > 0)
+        return functools.partial(init_state, self.network, self.optimizer, self.image_shape, optim=self.config.optim,
+                                 begin=begin)
+
+    def _begin(self, params: Any) -> TrainState:
+        """The first state; its parameters have these shapes."""
+        chosen = self.config.whiten
+        init = self.init_fn(whiten.initializer(chosen, params, self._drawn)) if chosen else self.init_fn()
+        return self.backend.init(init, self.config.seed)
+
+    def _drawn(self, count: int) -> np.ndarray:
+        """So many training images, drawn by the seed, as the network sees them in evaluation."""
+        train = self.dataset.splits['train']
+        rng = np.random.default_rng(self.config.seed)
+        return np.asarray(jax.jit(self.prepare)(train.take(np.sort(rng.permutation(len(train))[:count]))))
 
     def open(self) -> None:
         """Restores the newest whole checkpoint, or begins; opens the logs."""
@@ -182,7 +197,7 @@ class Run:
             step = 0
             if self.checkpoints.steps():
                 self._display.say(f'no checkpoint in {self.folder} is whole: the run begins anew')
-            self.state = self.backend.init(self.init_fn(), self.config.seed)
+            self.state = self._begin(template.params)
         for damaged in [s for s in self.checkpoints.steps() if s > step]:
             self.checkpoints.discard(damaged)
         self.step, self._saved = step, (step, self.progress.evaluated_step == step)
@@ -200,9 +215,11 @@ class Run:
         positions = positions[rows]
         gradient = image_gradient(self.network, self.prepare, variables(self.backend.fetch(self.state))['']) if (
             pipeline and pipeline.attacks) else None
-        key, _ = step_keys(jax.random.key(np.uint32(self.config.seed)), 0)
+        run_key = jax.random.key(np.uint32(self.config.seed))
+        key, _ = step_keys(run_key, 0)
+        passes = image_keys(run_key, jax.numpy.asarray(positions)), jax.numpy.zeros(len(positions), np.int32)
         in_pixels = dataclasses.replace(self.prepare, normalize=normalize.Normalization())
-        prepare = jax.jit(functools.partial(in_pixels.train, classes=len(names), gradient=gradient))
+        prepare = jax.jit(functools.partial(in_pixels.train, classes=len(names), gradient=gradient, passes=passes))
         pixels, labels = (np.asarray(x)[more:] for x in prepare(train.take(positions), train.labels[positions], key, rows))
         titles = [label_title(label, names) for label in labels]
         image_grid(pixels, titles, os.path.join(self.folder, 'figures', 'first_batch.png'))
@@ -216,7 +233,8 @@ class Run:
             step = TrainStep(network, self.optimizer, self.prepare, self.config.optim.label_smoothing,
                              self.config.optim.accumulate, self.config.optim.ema_decay, phase.stage,
                              1 if sync or backend.axis_name else backend.num_devices, backend.axis_name,
-                             self.dataset.class_weights() if self.config.data.balance == 'loss' else None)
+                             self.dataset.class_weights() if self.config.data.balance == 'loss' else None,
+                             self.config.optim.lookahead, self.timeline.total)
             rows = functools.partial(backend.rows_of_batch, batch_size=phase.batch_size)
             self._programs[phase] = backend.compile_train(many_steps(step, rows))
         return self._programs[phase]
@@ -224,7 +242,8 @@ class Run:
     def inputs(self, step: int, count: int) -> tuple[Any, Any, np.ndarray, np.uint32]:
         """What the program takes beside the state for `count` steps from `step` on."""
         if self.on_device and self._epoch != (epoch := self.feed.epoch(step)):
-            self._epoch, self.resident['order'] = epoch, self.backend.place(self.feed.order(epoch))
+            self._epoch = epoch
+            self.resident.update(self.backend.place({'order': self.feed.order(epoch), 'epoch': np.int32(epoch)}))
         batches = self.backend.put_stacked_rows(self.feed.batch(step, count))
         return batches, self.resident, self.feed.first(step, count), np.uint32(self.config.seed)
 
@@ -269,11 +288,11 @@ class Run:
         return 0 < patience <= self.progress.evaluations_since_best
 
     def advance(self, save_every: cfg.Duration) -> None:
-        """Dispatches `steps_per_dispatch` steps, or one where an event comes before that many. Where dispatches begin
-        depends on the step alone, so that a resumed run repeats them."""
-        timeline, step, chunk = self.timeline, self.step, self.config.parallel.steps_per_dispatch
-        next_log = timeline.next_multiple(step, self.config.log_every)
-        end = min(step // chunk * chunk + chunk, timeline.phase_end(step), next_log,
+        """Dispatches `steps_per_dispatch` steps, or one where an evaluation, a checkpoint or another phase comes before that
+        many. Where dispatches begin depends on the step alone, so that a resumed run repeats them."""
+        timeline, step = self.timeline, self.step
+        chunk = min(self.config.parallel.steps_per_dispatch, timeline.total)
+        end = min(step // chunk * chunk + chunk, timeline.phase_end(step),
                   timeline.next_multiple(step, self.config.eval.every), timeline.next_multiple(step, save_every))
         if end - step < chunk:
             end = step + 1
@@ -284,8 +303,8 @@ class Run:
         program = self.program(phase)
         self.state, values = program(self.state, *self.inputs(step, end - step))
         self.step = end
-        self._pending.append(_Dispatch(step, end - step, timeline.examples(end) - timeline.examples(step), values,
-                                       logs=end == next_log))
+        logs = timeline.next_multiple(step, self.config.log_every) <= end
+        self._pending.append(_Dispatch(step, end - step, timeline.examples(end) - timeline.examples(step), values, logs))
         if fresh:  # compilation is not part of the speed
             self._compiled.add((phase, end - step))
             self._pending[-1].images = 0
@@ -295,7 +314,7 @@ class Run:
             jax.block_until_ready(self._pending[-RUN_AHEAD - 1].metrics)
         while self._pending and self._pending[0].start < self._logged:
             self._drain_one()
-        if end == next_log:
+        if logs:
             self._logged = end  # its figures are fetched when the next steps have been dispatched
         while self._display.due and self._pending and self._pending[0].metrics.is_ready():
             self._drain_one()
@@ -306,7 +325,7 @@ class Run:
             self._drain_one()
 
     def _drain_one(self) -> None:
-        """Fetches the metrics of the oldest dispatch; writes a row where its interval ends."""
+        """Fetches the metrics of the oldest dispatch; writes a row where an interval ends."""
         done = self._pending.popleft()
         values = dict(zip(METRICS, self.backend.fetch(done.metrics).T, strict=True))
         now = time.monotonic()
@@ -320,23 +339,24 @@ class Run:
         if len(bad):
             self._stop_for_nan(done.start + int(bad[0]), float(values['loss'][bad[0]]))
         p = self.progress
+        rate = self._interval_images / self._interval_seconds if self._interval_seconds else 0.0
         for i in range(done.count):
             p.interval_steps += 1
             for name in ('loss', 'accuracy', 'grad_norm'):
                 p.interval_sums[name] = p.interval_sums.get(name, 0.0) + float(values[name][i])
-        means = {f'train_{name}': total / p.interval_steps for name, total in p.interval_sums.items()}
-        step = done.start + done.count
-        rate = self._interval_images / self._interval_seconds if self._interval_seconds else 0.0
+            step = done.start + i + 1
+            means = {f'train_{name}': total / p.interval_steps for name, total in p.interval_sums.items()}
+            if done.logs and self.timeline.is_multiple(step, self.config.log_every):
+                if self.metrics_log:
+                    self.metrics_log.write(step, {'epoch': self.timeline.epoch(step), **means,
+                                                  'learning_rate': float(values['learning_rate'][i]),
+                                                  **({'images_per_second': rate} if rate else {})})
+                p.interval_steps, p.interval_sums = 0, {}
+                self._interval_images, self._interval_seconds = 0, 0.0
         overall = p.images_per_second or 0.0
         left = (self.timeline.examples(self.timeline.total) - self.timeline.examples(step)) / overall if overall else 0.0
-        epoch = self.timeline.epoch(step)
-        self._display.show(step, epoch, means['train_loss'], means['train_accuracy'], rate or overall, left, done.logs)
-        if done.logs:
-            if self.metrics_log:
-                self.metrics_log.write(step, {'epoch': epoch, **means, 'learning_rate': float(values['learning_rate'][-1]),
-                                              **({'images_per_second': rate} if rate else {})})
-            p.interval_steps, p.interval_sums = 0, {}
-            self._interval_images, self._interval_seconds = 0, 0.0
+        self._display.show(step, self.timeline.epoch(step), means['train_loss'], means['train_accuracy'], rate or overall,
+                           left, done.logs)
 
     def _stop_for_nan(self, step: int, value: float, what: str = 'the loss at') -> None:
         self.checkpoints.wait()
@@ -345,16 +365,19 @@ class Run:
             f'the last good checkpoint is step {kept[-1]}' if kept else 'there is no checkpoint yet') +
             '. A lower config.optim.learning_rate or config.optim.clip_norm may help')
 
-    def evaluate(self, state: TrainState, split: str) -> tuple[dict[str, float], dict[str, np.ndarray]] | None:
+    def evaluate(self, state: TrainState, split: str,
+                 views: bool = False) -> tuple[dict[str, float], dict[str, np.ndarray]] | None:
         """Figures of a split, named `<split>_<prefix><figure>`, and confusion matrices by prefix; None where a
-        signal came."""
+        signal came. `views`: also with several views of each image."""
         row, confusion = {}, {}
-        for prefix, placed in variables(state).items():
-            sums = self.evaluator(placed, split, stop=lambda: bool(self._stop) and jax.process_count() == 1)
-            if sums is None:
-                return None
-            row.update({f'{split}_{prefix}{name}': value for name, value in metrics.figures(sums).items()})
-            confusion[prefix] = sums['confusion']
+        for of_state, placed in variables(state).items():
+            for several in (False, True) if views else (False,):
+                prefix = of_state + several * 'views_'
+                sums = self.evaluator(placed, split, lambda: bool(self._stop) and jax.process_count() == 1, several)
+                if sums is None:
+                    return None
+                row.update({f'{split}_{prefix}{name}': value for name, value in metrics.figures(sums).items()})
+                confusion[prefix] = sums['confusion']
         return row, confusion
 
     def _evaluate(self) -> None:
@@ -405,7 +428,7 @@ class Run:
         row: dict[str, float] = {}
         for split in ('val', 'test'):
             if split in self.dataset.splits:
-                found = self.evaluate(state, split)
+                found = self.evaluate(state, split, views=self.prepare.views is not None)
                 if found is None:
                     raise signals.Interrupted(self._stop.signum, self.step)
                 row.update(found[0])
@@ -444,7 +467,7 @@ class Run:
             'val_accuracy': row.get(f'val_{prefix}accuracy'), 'val_loss': row.get(f'val_{prefix}loss'),
             'test_accuracy': row.get(f'test_{prefix}accuracy'), 'test_top5': row.get(f'test_{prefix}top5'),
             'test_loss': row.get(f'test_{prefix}loss'),
-            **{k: v for k, v in row.items() if '_ema_' in k},
+            **{k: v for k, v in row.items() if '_ema_' in k or '_views_' in k},
             'best_step': best,
             'images_per_second': self.progress.images_per_second,
             'wall_seconds': self.progress.wall_seconds,

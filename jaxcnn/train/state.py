@@ -1,5 +1,6 @@
 """What training changes: one plain pytree."""
 
+from collections.abc import Callable
 from typing import Any
 
 import flax
@@ -7,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxcnn.config import OptimConfig
 from jaxcnn.errors import UserError
 from jaxcnn.optim import Optimizer
 
@@ -24,6 +26,7 @@ class TrainState:
       batch_stats: running statistics of BatchNorm; empty without.
       opt_state: of every stage's optimizer, side by side.
       ema_params: exponential moving average of `params`, or None.
+      slow: parameters and running statistics that look-ahead sets the others back to, or None.
     """
 
     step: jax.Array
@@ -31,10 +34,11 @@ class TrainState:
     batch_stats: Any
     opt_state: Any
     ema_params: Any
+    slow: Any = None
 
 
 def init_state(network: nn.Module, optimizer: Optimizer, image_shape: tuple[int, ...], seed: Any,
-               with_ema: bool) -> TrainState:
+               optim: OptimConfig, begin: Callable[[Any], Any] = lambda params: params) -> TrainState:
     """The state before the first step; a pure function of the seed.
 
     Args:
@@ -42,7 +46,8 @@ def init_state(network: nn.Module, optimizer: Optimizer, image_shape: tuple[int,
       optimizer: of the run.
       image_shape: (H, W, C).
       seed: scalar.
-      with_ema: keep a moving average of the parameters; it starts at them.
+      optim: says whether a moving average of the parameters, and look-ahead's slow ones, are kept; they start at them.
+      begin: of the parameters that are drawn, those to begin with.
 
     Raises:
       UserError: the network gives a map of scores.
@@ -53,10 +58,10 @@ def init_state(network: nn.Module, optimizer: Optimizer, image_shape: tuple[int,
     if logits.ndim != 2:
         raise UserError("config.model.head: training wants one row of logits for an image, and 'dense_conv' gives a map of "
                         f"scores {logits.shape[1:]}; train with head='dense', whose parameters are the same")
-    params = variables['params']
-    return TrainState(step=jnp.zeros((), jnp.int32), params=params, batch_stats=variables.get('batch_stats', {}),
-                      opt_state=optimizer.init(params),
-                      ema_params=jax.tree.map(jnp.copy, params) if with_ema else None)
+    params, batch_stats = begin(variables['params']), variables.get('batch_stats', {})
+    return TrainState(jnp.zeros((), jnp.int32), params, batch_stats, optimizer.init(params),
+                      ema_params=jax.tree.map(jnp.copy, params) if optim.ema_decay else None,
+                      slow=jax.tree.map(jnp.copy, (params, batch_stats)) if optim.lookahead else None)
 
 
 def variables(state: TrainState) -> dict[str, dict[str, Any]]:

@@ -13,12 +13,14 @@ from typing import Any
 import flax.errors
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
-from jaxcnn.config import DataConfig
+from jaxcnn.config import DataConfig, LookaheadConfig
 from jaxcnn.data import normalize
 from jaxcnn.data.augment import Gradient, Pipeline, pipeline
 from jaxcnn.data.normalize import Fitted, Normalization, Normalizer
+from jaxcnn.data.views import Views
 from jaxcnn.errors import UserError, within
 from jaxcnn.losses import cross_entropy
 from jaxcnn.metrics import Sums, batch_sums
@@ -39,22 +41,26 @@ class Preparation:
       augment: of training images, in [0, 1]; or None.
       normalize: after it.
       eval_augment: of all other images, drawing nothing; or None.
+      views: of an image, after that, whose logits are averaged; or None.
     """
 
     augment: Pipeline | None
     normalize: Normalization
     eval_augment: Pipeline | None = None
+    views: Views | None = None
 
     @classmethod
-    def of(cls, config: DataConfig, mean: Sequence[float], std: Sequence[float], fitted: Fit) -> 'Preparation':
+    def of(cls, config: DataConfig, mean: Sequence[float], std: Sequence[float], fitted: Fit,
+           views: Views | None = None) -> 'Preparation':
         """The preparation that a config asks for.
 
         Args:
           config: the config's part.
           mean, std: per channel, of the training part.
           fitted: gives what normalisation by anything else has learned of it.
+          views: see `Preparation`.
         """
-        raw = cls(pipeline(config.augment), Normalization(), pipeline(config.eval_augment, steady=True))
+        raw = cls(pipeline(config.augment), Normalization(), pipeline(config.eval_augment, steady=True), views)
         ops = normalize.parse(config.normalize)
         if ops == [normalize.standardize()]:
             return dataclasses.replace(raw, normalize=Normalization.by(mean, std))
@@ -62,14 +68,25 @@ class Preparation:
 
     def __call__(self, images: jax.Array) -> jax.Array:
         """Float32 images of uint8 ones (N, H, W, C), as evaluation has them."""
+        return self.normalize(self._pixels(images))
+
+    def _pixels(self, images: jax.Array) -> jax.Array:
         x = images.astype(jnp.float32) / 255
         if self.eval_augment is not None:
             x = jax.vmap(functools.partial(self.eval_augment, jax.random.key(0)))(x)
-        return self.normalize(x)
+        return x
+
+    def logits(self, of: Callable[[jax.Array], jax.Array], images: jax.Array, views: bool = True) -> jax.Array:
+        """What `of` makes of uint8 images (N, H, W, C) as evaluation has them; the mean over their views, if there are any
+        and `views` says so."""
+        x = self._pixels(images)
+        seen = self.views(x) if self.views and views else [(1.0, x)]
+        return sum(weight * of(self.normalize(view)).astype(jnp.float32) for weight, view in seen)  # type: ignore[return-value]
 
     def train(self, images: jax.Array, labels: jax.Array, key: jax.Array, rows: Any = None, *, classes: int,
               before: Callable[[jax.Array], jax.Array] = lambda x: jnp.roll(x, 1, 0),
-              gradient: Gradient | None = None) -> tuple[jax.Array, jax.Array]:
+              gradient: Gradient | None = None, passes: tuple[jax.Array, jax.Array] | None = None) -> tuple[
+                  jax.Array, jax.Array]:
         """Float32 images of uint8 ones (N, H, W, C), and their labels, augmented.
 
         Each image's key is folded from its row in the global batch, `rows` (N,), so that it does not depend on how the batch
@@ -79,7 +96,7 @@ class Preparation:
         if self.augment is not None:
             keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(
                 jnp.arange(len(x)) if rows is None else rows)
-            x, labels = self.augment.batch(keys, x, labels, classes, before, gradient)
+            x, labels = self.augment.batch(keys, x, labels, classes, before, gradient, passes)
         return self.normalize(x), labels
 
     def shape(self, image_shape: tuple[int, ...]) -> tuple[int, int, int]:
@@ -96,6 +113,9 @@ class Preparation:
         if train != other:
             raise UserError(f'config.data.augment makes images of {train[0]} x {train[1]} pixels, '
                             f'config.data.eval_augment of {other[0]} x {other[1]}: both must be what the network takes')
+        if self.views is not None:
+            with within('config.eval.views'):
+                jax.eval_shape(self.views, jax.ShapeDtypeStruct((1, *other), jnp.float32))
         return tuple(train)  # type: ignore[return-value]
 
 
@@ -115,14 +135,20 @@ def image_gradient(network: Network, prepare: Preparation, weights: Any) -> Grad
 
 
 def step_keys(key: jax.Array, step: Any) -> tuple[jax.Array, jax.Array]:
-    """The keys of augmentation and dropout at a step: a function of the run's key and the step alone."""
+    """The keys of augmentation and dropout at a step, below 2^32 - 1: a function of the run's key and the step alone."""
     augment_key, dropout_key = jax.random.split(jax.random.fold_in(key, step))
     return augment_key, dropout_key
 
 
+def image_keys(key: jax.Array, positions: jax.Array) -> jax.Array:
+    """The keys of images at `positions` (N,) of the training part, the same throughout a run, by the run's key."""
+    return jax.vmap(functools.partial(jax.random.fold_in, jax.random.fold_in(key, np.uint32(2**32 - 1))))(positions)
+
+
 def gather(position: jax.Array, data: Batch) -> Batch:
     """The images and labels at `position` (N,) of the resident `data`."""
-    return {name: jnp.take(data[name], position, axis=0, mode='clip') for name in ('image', 'label')}
+    taken = {name: jnp.take(data[name], position, axis=0, mode='clip') for name in ('image', 'label')}
+    return {**taken, 'position': position}
 
 
 @dataclass(frozen=True)
@@ -134,6 +160,8 @@ class TrainStep:
       bn_groups: BatchNorm takes its statistics over each of so many equal parts of the batch.
       axis_name: of the pmap axis, or None.
       class_weights: what an image's loss is multiplied by, for each class; or None.
+      lookahead: how slow parameters follow; or None.
+      total: steps of the run; look-ahead must know.
     """
 
     network: Network
@@ -146,6 +174,8 @@ class TrainStep:
     bn_groups: int = 1
     axis_name: str | None = None
     class_weights: tuple[float, ...] | None = None
+    lookahead: LookaheadConfig | None = None
+    total: int = 0
 
     def _forward(self, params: Any, batch_stats: Any, images: jax.Array, key: jax.Array) -> tuple[list[jax.Array], Any]:
         """Logits, those of auxiliary classifiers after them, and the new BatchNorm statistics."""
@@ -211,7 +241,8 @@ class TrainStep:
 
         Args:
           state: before the step.
-          batch: `image` (N, H, W, C) uint8 and `label` (N,).
+          batch: `image` (N, H, W, C) uint8 and `label` (N,); for ops by the epoch also each image's `position` in the
+            training part and its `epoch`, (N,).
           key: of the run; the step folds its number in, so that its randomness depends on `(key, step)` alone.
         """
         augment_key, dropout_key = step_keys(key, state.step)
@@ -220,12 +251,14 @@ class TrainStep:
             device = jax.lax.axis_index(self.axis_name)
             rows += device * len(rows)
             dropout_key = jax.random.fold_in(dropout_key, device)
+        passes = (image_keys(key, batch['position']), batch['epoch']) if 'epoch' in batch else None
         images, labels = self.prepare.train(
-            batch['image'], batch['label'], augment_key, rows, classes=self.network.num_classes,
+            batch['image'], batch['label'], augment_key, rows, passes=passes, classes=self.network.num_classes,
             before=self._before, gradient=image_gradient(self.network, self.prepare, variables(state)['']))
         grads, stats, metrics = self._gradients(state, images, labels, dropout_key)
         if self.axis_name:
             grads, stats, metrics = jax.lax.pmean((grads, stats, metrics), self.axis_name)
+        grads = self.optimizer.groups.trained(grads)
         updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params, self.stage, metrics['loss'])
         params = optax.apply_updates(state.params, updates)
         ema = state.ema_params
@@ -233,9 +266,23 @@ class TrainStep:
             n = state.step.astype(jnp.float32)
             decay = jnp.minimum(self.ema_decay, (1 + n) / (10 + n))
             ema = jax.tree.map(lambda e, p: (decay * e + (1 - decay) * p).astype(e.dtype), ema, params)
+        slow = state.slow
+        if self.lookahead is not None:
+            params, stats, slow = self._look_ahead(params, stats, slow, state.step + 1)
         metrics = {**metrics, 'grad_norm': optax.global_norm(grads),
                    'learning_rate': self.optimizer.learning_rate(state.opt_state, state.step, self.stage)}
-        return TrainState(state.step + 1, params, stats, opt_state, ema), metrics
+        return TrainState(state.step + 1, params, stats, opt_state, ema, slow), metrics
+
+    def _look_ahead(self, params: Any, stats: Any, slow: Any, done: jax.Array) -> tuple[Any, Any, Any]:
+        """Parameters, statistics and the slow ones after so many steps: at times the slow ones go towards the others, which
+        then are set to them; at the end they are in any case."""
+        chosen = self.lookahead
+        assert chosen is not None
+        move = done % chosen.every == 0
+        stay = jnp.where(move, (1 - chosen.slow_step_size) * (done / self.total) ** chosen.ramp, 1.0)
+        now = move | (done == self.total)
+        slow = jax.tree.map(lambda s, x: jnp.where(now, stay * s + (1 - stay) * x, s).astype(s.dtype), slow, (params, stats))
+        return (*jax.tree.map(lambda s, x: jnp.where(now, s, x), slow, (params, stats)), slow)
 
 
 def many_steps(step: TrainStep, rows: Callable[[jax.Array, jax.Array], jax.Array]) -> Callable[
@@ -252,7 +299,11 @@ def many_steps(step: TrainStep, rows: Callable[[jax.Array, jax.Array], jax.Array
 
         def one(state: TrainState, part: tuple[Batch, jax.Array]) -> tuple[TrainState, jax.Array]:
             batch, first = part
-            state, metrics = step(state, batch or gather(rows(data['order'], first), data), key)
+            if not batch:
+                batch = gather(rows(data['order'], first), data)
+                before = rows(jnp.arange(len(data['order'])), first)  # images since the order began
+                batch['epoch'] = data['epoch'] + before // len(data['label'])
+            state, metrics = step(state, batch, key)
             return state, jnp.stack([metrics[name] for name in METRICS])
 
         if len(first) == 1:  # a loop of one step gains nothing
@@ -262,13 +313,17 @@ def many_steps(step: TrainStep, rows: Callable[[jax.Array, jax.Array], jax.Array
     return run
 
 
-def eval_step(network: Network, prepare: Preparation,
-              axis_name: str | None = None) -> Callable[[Any, Batch, Batch, Sums], Sums]:
-    """The function that is compiled: adds a batch's sums (see `metrics.batch_sums`) to those so far."""
+def eval_step(network: Network, prepare: Preparation, axis_name: str | None = None,
+              views: bool = False) -> Callable[[Any, Batch, Batch, Sums], Sums]:
+    """The function that is compiled: adds a batch's sums (see `metrics.batch_sums`) to those so far; `views`: of the mean
+    logits of the images' views."""
     def run(variables: Any, batch: Batch, data: Batch, sums: Sums) -> Sums:
         if 'position' in batch:
             batch = {**batch, **gather(batch['position'], data)}
-        logits: Any = network.apply(variables, prepare(batch['image']), train=False)
+        def of(x: jax.Array) -> jax.Array:
+            logits: Any = network.apply(variables, x, train=False)
+            return logits
+        logits = prepare.logits(of, batch['image'], views)
         new = batch_sums(logits, batch['label'], batch['mask'])
         if axis_name:
             new = jax.lax.psum(new, axis_name)

@@ -11,6 +11,7 @@ import numpy as np
 from jaxcnn import config as cfg
 from jaxcnn import data, metrics, models, optim
 from jaxcnn.data import feed, normalize
+from jaxcnn.data.views import parse as parse_views
 from jaxcnn.errors import UserError
 from jaxcnn.train import parallel, workdir
 from jaxcnn.train.checkpoint import Checkpoints
@@ -46,10 +47,11 @@ class Trained:
         self.network = models.create(self.config.model.name, num_classes=len(self.info['class_names']),
                                      **self.config.model.args)
         self.prepare = Preparation.of(self.config.data, self.info['mean'], self.info['std'],
-                                      lambda ops, _: normalize.read(os.path.join(folder, 'normalize.npz'), ops))
+                                      lambda ops, _: normalize.read(os.path.join(folder, 'normalize.npz'), ops),
+                                      parse_views(self.config.eval.views))
         shape = self.prepare.shape(tuple(self.info['image_shape']))
         self._template = jax.eval_shape(lambda: init_state(
-            self.network, optimizer, shape, np.uint32(0), self.config.optim.ema_decay > 0))
+            self.network, optimizer, shape, np.uint32(0), self.config.optim))
 
     @functools.cached_property
     def checkpoints(self) -> Checkpoints:
@@ -112,14 +114,16 @@ class Trained:
         return SplitEvaluator(self, dataset, split)
 
     def predict(self, state: TrainState, images: np.ndarray) -> np.ndarray:
-        """Class probabilities (N, classes) of uint8 images (N, H, W, C)."""
+        """Class probabilities (N, classes) of uint8 images (N, H, W, C), by the run's views."""
         return np.asarray(self._probabilities(self.best_variables(state), images))
 
     @functools.cached_property
     def _probabilities(self) -> Any:
         def run(variables: Any, images: jax.Array) -> jax.Array:
-            logits: Any = self.network.apply(variables, self.prepare(images), train=False)
-            return jax.nn.softmax(logits.astype(np.float32))
+            def of(x: jax.Array) -> jax.Array:
+                logits: Any = self.network.apply(variables, x, train=False)
+                return logits
+            return jax.nn.softmax(self.prepare.logits(of, images))
         return jax.jit(run)
 
 
@@ -127,19 +131,22 @@ class SplitEvaluator:
     """One split of a trained network's data."""
 
     def __init__(self, trained: Trained, dataset: data.Dataset, split: str):
-        self._split = split
+        self._split, self._several = split, trained.prepare.views is not None
         self._backend = parallel.make_backend(cfg.ParallelConfig())
         on_device = dataset.splits[split].nbytes <= feed.DEVICE_LIMIT
         self._evaluator = Evaluator(trained.network, dataset, trained.prepare, self._backend,
                                     trained.config.eval.batch_size, on_device)
 
     def __call__(self, state: TrainState) -> dict[str, Mapping[str, float]]:
-        """`count`, `loss`, `accuracy` and `top5` of the parameters (''), and of their moving average ('ema_')."""
+        """`count`, `loss`, `accuracy` and `top5` of the parameters (''), of their moving average ('ema_'), and of each with
+        several views of an image ('views_', 'ema_views_')."""
         found: dict[str, Mapping[str, float]] = {}
-        for prefix, placed in variables(state).items():
-            sums = self._evaluator(self._backend.place(placed), self._split)
-            assert sums is not None
-            found[prefix] = {'count': float(sums['count']), **metrics.figures(sums)}
+        for prefix, of_state in variables(state).items():
+            placed = self._backend.place(of_state)
+            for views in (False, True) if self._several else (False,):
+                sums = self._evaluator(placed, self._split, views=views)
+                assert sums is not None
+                found[prefix + views * 'views_'] = {'count': float(sums['count']), **metrics.figures(sums)}
         return found
 
 

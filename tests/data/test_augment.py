@@ -1,5 +1,7 @@
 """Augmentation against plain NumPy with the same drawn parameters, and the distribution of what is drawn."""
 
+import itertools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -48,6 +50,26 @@ def test_flip_lr_mirrors_columns_with_its_probability():
         mirrored = (results == IMAGE[:, ::-1]).all((1, 2, 3))
         assert (mirrored | (results == IMAGE).all((1, 2, 3))).all()
         assert abs(mirrored.mean() - p) <= 5 * np.sqrt(p * (1 - p) / len(KEYS))
+
+
+def test_alternating_flips_show_every_image_both_ways_in_two_epochs_in_turn():
+    """On each image of many epochs, wherever it comes in its batch and whatever the step's key is."""
+    count = len(KEYS)
+    images = jnp.broadcast_to(IMAGE, (count, *IMAGE.shape))
+    own = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(7), i))(jnp.arange(count))
+    pipeline = augment.pipeline('pad(1)|alternating_flip|center_crop(5)')
+    run = jax.jit(lambda keys, own, epochs: pipeline.batch(
+        keys, images, jnp.zeros(count, jnp.int32), 2, lambda x: x, None, (own, epochs))[0])
+    ways = []
+    for epoch in range(4):
+        order = np.random.default_rng(epoch).permutation(count)
+        found = np.asarray(run(jax.random.split(jax.random.key(epoch), count), own[order], jnp.full(count, epoch)))
+        mirrored = (found == IMAGE[:, ::-1][:, 1:6]).all((1, 2, 3))
+        assert (mirrored | (found == IMAGE[:, 1:6]).all((1, 2, 3))).all()
+        ways.append(mirrored[np.argsort(order)])
+    assert abs(ways[0].mean() - 0.5) <= 5 * np.sqrt(0.25 / count)
+    for before, after in itertools.pairwise(ways):
+        np.testing.assert_array_equal(before, ~after)
 
 
 @pytest.mark.parametrize('p', [0, 1])

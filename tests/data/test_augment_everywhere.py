@@ -7,10 +7,11 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxcnn.data import augment
-from jaxcnn.data.augment import Attack, Mix
+from jaxcnn.data.augment import Attack, ByEpoch, Mix
 
 TEXTS = {
-    'affine': 'affine(20, 0.1, (0.8, 1.2), 10)', 'auto_augment': 'auto_augment("cifar10")',
+    'affine': 'affine(20, 0.1, (0.8, 1.2), 10)', 'alternating_flip': 'alternating_flip',
+    'auto_augment': 'auto_augment("cifar10")',
     'autocontrast': 'autocontrast(0.7)', 'brightness': 'brightness(0.5)', 'center_crop': 'center_crop(9)',
     'channel_shift': 'channel_shift(0.2)', 'color_jitter': 'color_jitter(0.4, 0.4, 0.4, 0.1)', 'contrast': 'contrast(0.5)',
     'cutmix': 'cutmix(1)', 'cutout': 'cutout(4)', 'equalize': 'equalize(0.7)', 'fgsm': 'fgsm(0.03)', 'flip_lr': 'flip_lr',
@@ -24,7 +25,7 @@ TEXTS = {
     'solarize': 'solarize(0.5)', 'translate': 'translate(0.2)', 'trivial_augment': 'trivial_augment',
 }
 PIPELINES = {name: augment.pipeline(text) for name, text in TEXTS.items()}
-ALONE = {name: p for name, p in PIPELINES.items() if not isinstance(p.ops[0], (Mix, Attack))}
+ALONE = {name: p for name, p in PIPELINES.items() if not isinstance(p.ops[0], (Mix, Attack, ByEpoch))}
 STEADY = {'center_crop', 'pad', 'resize'}
 COUNT = 8
 

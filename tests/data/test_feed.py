@@ -119,6 +119,21 @@ def test_several_steps_at_once_are_their_batches_stacked_and_a_feed_may_jump(on_
         np.testing.assert_array_equal(found.ravel(), positions(order, step, step + count))
 
 
+@pytest.mark.parametrize('batch_size', [7, 40, 90])
+def test_each_image_comes_with_its_place_and_its_epoch(batch_size):
+    split, when = numbered(40), timeline(40, batch_size)
+    host = make_feed(split, when, on_device=False)
+    order = feed.Order(0, when)
+    pairs = []
+    for step in range(when.total):
+        batch = host.batch(step, 1)
+        np.testing.assert_array_equal(batch['position'][0], batch['label'][0])  # of `numbered`
+        pairs += zip(batch['epoch'][0].tolist(), batch['position'][0].tolist(), strict=True)
+        np.testing.assert_array_equal(batch['epoch'][0], order.epochs(step))
+    assert len(set(pairs)) == len(pairs)
+    assert set(pairs[:120]) == {(epoch, place) for epoch in range(3) for place in range(40)}
+
+
 def test_worker_processes_feed_the_same_batches(tmp_path):
     split, when = numbered(101), timeline(101, 32, steps=8)
     np.save(tmp_path / 'images.npy', split.images)

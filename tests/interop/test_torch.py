@@ -11,10 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxcnn import config as cfg
 from jaxcnn import models
+from jaxcnn.data.normalize import Normalization
 from jaxcnn.errors import UserError
 from jaxcnn.losses import cross_entropy
-from jaxcnn.train.state import RUN_ONCE
+from jaxcnn.optim import make_optimizer
+from jaxcnn.train import whiten
+from jaxcnn.train.state import RUN_ONCE, init_state
+from jaxcnn.train.step import Preparation, TrainStep
 
 torch = pytest.importorskip('torch')
 pytest.importorskip('pytorchcv')
@@ -360,3 +365,85 @@ def test_a_state_dict_of_another_module_is_told_in_one_line():
     with pytest.raises(UserError, match=r'state_dict: .*size mismatch') as e:
         bridge.from_torch(Small(num_classes=10), shallow(), (8, 8, 3), shallow(last=7).state_dict())
     assert '\n' not in str(e.value)
+
+
+def test_the_fast_recipe_trains_as_airbenchs_program_does():
+    """The config's network, optimizer, groups and look-ahead, beside airbench 0.1.8's as its `train94` has them; narrower,
+    and GELU in its tanh form."""
+    nn, steps, size = torch.nn, 10, 64
+    config = cfg.load('configs/cifar10_fast.py', [
+        f'duration.steps={steps}', f'batch_size={size}', 'model.widths=(8, 12, 16)', 'data.augment=',
+        f'optim.learning_rate={11.5 / (1 + 1 / 0.15) * size / 1024}'])
+    timeline = cfg.Timeline(config, 2 * size)  # an epoch is two steps
+    network, optimizer = models.create('airbench94', **config.model.args), make_optimizer(config.optim, timeline)
+    step = TrainStep(network, optimizer, Preparation(None, Normalization.by((0.5,) * 3, (0.25,) * 3)),
+                     config.optim.label_smoothing, lookahead=config.optim.lookahead, total=timeline.total)
+    rng = np.random.default_rng(0)
+    coarse = rng.integers(0, 200, (steps, size, 8, 8, 3)).repeat(4, 2).repeat(4, 3)
+    images = np.uint8(coarse + rng.integers(0, 50, coarse.shape))
+    batches = [{'image': x, 'label': rng.integers(0, 10, size)} for x in images]
+    shapes = jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))['params']
+    begin = whiten.initializer(config.whiten, shapes, lambda count: np.asarray(step.prepare(images[0])))
+    state = jax.jit(lambda: init_state(network, optimizer, (32, 32, 3), np.uint32(0), config.optim, begin))()
+
+    class Scaled(nn.Module):
+        def forward(self, x):
+            return x / 9
+
+    def norm(width):
+        made = nn.BatchNorm2d(width, eps=1e-12, momentum=1 - 0.6)
+        made.weight.requires_grad = False
+        return made
+
+    layers, before = [nn.Conv2d(3, 24, 2), nn.GELU('tanh')], 24
+    for width in (8, 12, 16):
+        layers += [nn.Conv2d(before, width, 3, padding='same', bias=False), nn.MaxPool2d(2), norm(width), nn.GELU('tanh'),
+                   nn.Conv2d(width, width, 3, padding='same', bias=False), norm(width), nn.GELU('tanh')]
+        before = width
+    module = nn.Sequential(*layers, nn.MaxPool2d(3), nn.Flatten(), nn.Linear(16, 10, bias=False), Scaled())
+    convolutions = [m for m in module if isinstance(m, nn.Conv2d)]
+    ours = [state.params['whiten'], *(state.params[f'Conv_{i}'] for i in range(6))]
+    with torch.no_grad():
+        for layer, values in zip(convolutions, ours, strict=True):
+            layer.weight.copy_(torch.from_numpy(np.array(values['kernel']).transpose(3, 2, 0, 1)))
+        convolutions[0].bias.zero_()
+        module[-2].weight.copy_(torch.from_numpy(np.array(state.params['Dense_0']['kernel']).T))
+    convolutions[0].weight.requires_grad = False
+    biases = [m.bias for m in module if isinstance(m, nn.BatchNorm2d)]
+    others = [p for p in module.parameters() if p.requires_grad and all(p is not b for b in biases)]
+    kilostep = 1024 * (1 + 1 / (1 - 0.85))
+    lr, wd = 11.5 / kilostep, 0.0153 * size / kilostep
+    descent = torch.optim.SGD([dict(params=biases, lr=64 * lr, weight_decay=wd / (64 * lr)),
+                               dict(params=others, lr=lr, weight_decay=wd / lr)], momentum=0.85, nesterov=True)
+    schedule = torch.optim.lr_scheduler.LambdaLR(descent, lambda i: float(np.interp(
+        i, [0, int(0.23 * steps), steps], [0.2, 1, 0.07])))
+    slow = {k: v.clone() for k, v in module.state_dict().items()}
+
+    def look_ahead(decay):
+        for k, v in module.state_dict().items():
+            if v.dtype == torch.float32:
+                slow[k].lerp_(v, 1 - decay)
+                v.copy_(slow[k])
+
+    loss = nn.CrossEntropyLoss(label_smoothing=0.2, reduction='none')
+    run = jax.jit(step)
+    for i, batch in enumerate(batches):
+        state, _ = run(state, batch, jax.random.key(0))
+        convolutions[0].bias.requires_grad = i // 2 < 3
+        descent.zero_grad(set_to_none=True)
+        x = torch.from_numpy(np.float32((batch['image'] / 255 - 0.5) / 0.25).transpose(0, 3, 1, 2).copy())
+        loss(module(x), torch.from_numpy(batch['label'])).sum().backward()
+        descent.step()
+        schedule.step()
+        if (i + 1) % 5 == 0:
+            look_ahead(0.95 ** 5 * ((i + 1) / steps) ** 3)
+        if i + 1 == steps:
+            look_ahead(1.0)
+    theirs = [*(m.weight.permute(2, 3, 1, 0) for m in convolutions), module[-2].weight.T, convolutions[0].bias, *biases,
+              *(m.running_mean for m in module if isinstance(m, nn.BatchNorm2d))]
+    p, norms = state.params, [f'BatchNorm_{i}' for i in range(6)]
+    found = [p['whiten']['kernel'], *(p[f'Conv_{i}']['kernel'] for i in range(6)), p['Dense_0']['kernel'],
+             p['whiten']['bias'], *(p[name]['bias'] for name in norms), *(state.batch_stats[name]['mean'] for name in norms)]
+    for i, (a, b) in enumerate(zip(found, theirs, strict=True)):
+        assert np.linalg.norm(a - b.detach().numpy()) <= 1e-3 * np.linalg.norm(a), i
+    assert np.abs(p['whiten']['bias']).max() > 1e-4

@@ -26,13 +26,18 @@ def get_config():
     return make(duration=dict(steps=120), batch_size=32,
                 model=dict(name='shallow_cnn', widths=(8, 8, 16, 16), hidden=16),
                 data=dict(name='digits', image_size=16,
-                          augment='random_resized_crop(16)|trivial_augment|mixup(0.2)|cutout(4)',
+                          augment='random_resized_crop(16)|trivial_augment|alternating_flip|mixup(0.2)|cutout(4)',
                           normalize='gcn|zca', balance='sampling'),
                 optim=dict(optimizer='adam', learning_rate=3e-3, schedule='plateau', ema_decay=0.9,
+                           lookahead=dict(every=4, ramp=1.0),
+                           groups=[dict(match='Conv_0', until=dict(steps=80)), dict(match='Dense_0', optimizer='muon'),
+                                   dict(match='bias', rate=4.0), dict(match='Dense_1/kernel', rate=0.0)],
                            switch=[dict(at=dict(steps=70), optimizer=dict(name='sgd', momentum=0.9),
                                         learning_rate=0.01)]),
                 batch_schedule=[(dict(steps=90), 64)], parallel=dict(devices=1),
-                eval=dict(every=dict(steps=15)), checkpoint=dict(every=dict(steps=6)), log_every=dict(steps=10))
+                whiten=dict(match='Conv_0/kernel', images=50),
+                eval=dict(every=dict(steps=15), views='flip_shift'),
+                checkpoint=dict(every=dict(steps=6)), log_every=dict(steps=10))
 '''
 
 

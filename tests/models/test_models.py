@@ -23,6 +23,7 @@ SMALL = {
     'VGG': {'stages': ((4,), (8,)), 'hidden': 16},
     'NIN': {'stages': ((6, 4), (4, 4), (4,))},
     'nin_ima': {'stages': ((16, 8), (8,), (16, 8), (8,))},
+    'AirBench': {'widths': (4, 6, 8)},
     'LeeDL': {'widths': (4, 6, 4), 'hidden': (8, 6, 5)},
     'MobileNetV1': {'multiplier': 0.25},
     'ResNet': {'blocks': (1, 1), 'width': 8},
@@ -121,6 +122,7 @@ PUBLISHED = [
     ('vgg13', {}, 133_047_848), ('vgg16_c', {}, 133_638_952), ('vgg16', {}, 138_357_544), ('vgg19', {}, 143_667_240),
     ('vgg16_bn', {}, 138_365_992), ('vgg19_bn', {}, 143_678_248), ('nin_cifar', {}, 966_986),
     ('leedl_cnn', {}, 12_833_803),
+    ('airbench94', {}, 1_971_640), ('airbench95', {}, 4_604_728), ('airbench96', {}, 12_717_752),  # airbench 0.1.8's
     ('googlenet', {'aux_weight': 0.0}, 6_998_552), ('googlenet', {}, 13_378_280), ('bn_inception', {}, 11_295_240),
     ('inception_v3', {'aux_weight': 0.0}, 23_834_568), ('inception_v3', {}, 27_161_264), ('inception_v4', {}, 42_679_816),
     ('inception_resnet_v2', {}, 55_843_464),
@@ -276,14 +278,16 @@ def deviation(kernel_init, shape):
     """Of a kernel's values, as the two tests of initialisers below have it."""
     fan_in, fan_out = math.prod(shape[:-1]), math.prod(shape) // shape[-2]
     name, _, argument = kernel_init.rstrip(')').partition('(')
-    return {'he_normal': math.sqrt(2 / fan_in), 'xavier_uniform': math.sqrt(2 / (fan_in + fan_out)),
+    return {'he_normal': math.sqrt(2 / fan_in), 'dirac': math.sqrt(1 / 3 / fan_in),
+            'xavier_uniform': math.sqrt(2 / (fan_in + fan_out)),
             'normal': float(argument or 0), 'truncated_normal': math.sqrt(CUT) * float(argument or 0)}[name]
 
 
 @pytest.mark.parametrize('every', [name for name in models.names() if name != 'resnet1202_cifar'])  # which takes a minute
 def test_activations_neither_vanish_nor_explode_through_depth(every):
     """As training begins: with the kernels' first values, and the batch's statistics."""
-    network = narrow(models.create(every, conv_implementation='xla', dropout=0.0))
+    unscaled = {'logit_scale': 1.0} if every.startswith('airbench') else {}  # small logits are meant there
+    network = narrow(models.create(every, conv_implementation='xla', dropout=0.0, **unscaled))
     side = side_of(network)
     rng = np.random.default_rng(0)
 
@@ -352,7 +356,8 @@ VARIANCES = {
     'he_normal': 2 / FAN_IN, 'he_uniform': 2 / FAN_IN, 'xavier_normal': 2 / (FAN_IN + FAN_OUT),
     'xavier_uniform': 2 / (FAN_IN + FAN_OUT), 'glorot_normal': 2 / (FAN_IN + FAN_OUT),
     'glorot_uniform': 2 / (FAN_IN + FAN_OUT), 'lecun_normal': 1 / FAN_IN, 'lecun_uniform': 1 / FAN_IN,
-    'truncated_normal(0.1)': CUT * 0.1 ** 2, 'truncated_normal(std=0.02)': CUT * 0.02 ** 2, 'normal(0.1)': 0.1 ** 2,
+    'torch_uniform': 1 / (3 * FAN_IN), 'truncated_normal(0.1)': CUT * 0.1 ** 2,
+    'truncated_normal(std=0.02)': CUT * 0.02 ** 2, 'normal(0.1)': 0.1 ** 2,
 }
 
 
@@ -372,7 +377,21 @@ def test_an_initialiser_has_its_variance(text):
 
 
 def test_every_initialiser_is_in_that_test():
-    assert {text.partition('(')[0] for text in VARIANCES} == set(INITIALIZERS)
+    assert {text.partition('(')[0] for text in VARIANCES} | {'dirac'} == set(INITIALIZERS)
+
+
+@pytest.mark.parametrize(('side', 'channels', 'features'), [(3, 4, 6), (3, 6, 4), (2, 5, 5)])
+def test_dirac_passes_the_input_on(side, channels, features):
+    key, shape = jax.random.key(0), (side, side, channels, features)
+    kernel = np.asarray(initializer('dirac')(key, shape))
+    image = np.random.default_rng(0).normal(size=(1, 8, 8, channels)).astype(np.float32)
+    padding = [(side // 2, (side - 1) // 2)] * 2
+    seen = jax.lax.conv_general_dilated(image, kernel, (1, 1), padding, dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
+    same = min(channels, features)
+    np.testing.assert_allclose(seen[..., :same], image[..., :same], rtol=1e-6)
+    np.testing.assert_array_equal(kernel[..., same:], initializer('torch_uniform')(key, shape)[..., same:])
+    dense = initializer('dirac')(key, (7, 5))
+    np.testing.assert_array_equal(dense, initializer('torch_uniform')(key, (7, 5)))
 
 
 def test_every_kernel_is_drawn_as_named_and_every_bias_is_zero(name, monkeypatch):

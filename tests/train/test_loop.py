@@ -12,6 +12,7 @@ from jaxcnn.errors import UserError
 from jaxcnn.train import train_and_evaluate
 from jaxcnn.train.loop import Run, RunProgress
 from jaxcnn.train.signals import StopRequest
+from jaxcnn.train.step import gather, image_keys, step_keys
 from jaxcnn.train.trained import Trained
 from jaxcnn.train.workdir import read_metrics
 
@@ -89,6 +90,54 @@ def test_what_is_fitted_to_the_training_part_is_kept_with_the_run(small, tmp_pat
     path.unlink()
     with pytest.raises(UserError, match=r'normalize\.npz: what normalisation was fitted to cannot be read'):
         Trained(folder)
+
+
+def test_a_whole_run_in_one_dispatch_logs_as_one_of_single_steps_does(small, tmp_path):
+    fields = dict(data={'val_fraction': 0.0, 'augment': 'alternating_flip'}, eval={'every': dict(fraction=1.0)},
+                  log_every=dict(steps=7))
+    summaries, rows = [], []
+    for chunk in (1, 20, 64):  # of 20 steps
+        folder = str(tmp_path / str(chunk))
+        summaries.append(train_and_evaluate(small(**fields, parallel={'steps_per_dispatch': chunk}), folder))
+        rows.append([{k: v for k, v in row.items() if k != 'images_per_second'} for row in read_metrics(folder)])
+    assert [row['step'] for row in rows[0]] == [7, 14, 20, 20]
+    for summary, found in zip(summaries, rows, strict=True):
+        assert summary['test_loss'] == pytest.approx(summaries[0]['test_loss'], rel=1e-4)
+        for row, expected in zip(found, rows[0], strict=True):
+            assert row == pytest.approx(expected, rel=1e-4)
+
+
+def test_the_first_batch_is_drawn_as_the_network_sees_it(small, tmp_path, monkeypatch):
+    drawn = {}
+    monkeypatch.setattr('jaxcnn.inspect.figures.image_grid', lambda images, *_: drawn.setdefault('images', images))
+    os.mkdir(tmp_path / 'figures')
+    config = cfg.parse(small(data={'augment': 'alternating_flip|pad_crop(2)|mixup(1)', 'normalize': 'none'}))
+    run = Run(config, str(tmp_path), StopRequest())
+    run.open()
+    batch = gather(run.feed.positions(0), run.resident)
+    key = jax.random.key(0)
+    images, _ = run.prepare.train(batch['image'], batch['label'], step_keys(key, 0)[0], classes=10,
+                                  passes=(image_keys(key, batch['position']), np.zeros(32, np.int32)))
+    np.testing.assert_allclose(drawn['images'][:32], images, atol=1e-6)
+    run.close()
+
+
+def test_views_are_told_beside_the_image_alone(small, tmp_path):
+    folder = str(tmp_path)
+    summary = train_and_evaluate(small(eval={'views': 'flip_shift'}, optim={'ema_decay': 0.9}), folder)
+    trained = Trained(folder)
+    state = trained.read(trained.find('best'))
+    found = trained.evaluator('test')(state)
+    assert set(found) == {'', 'ema_', 'views_', 'ema_views_'}
+    for prefix, figures in found.items():
+        assert figures['count'] == 359
+        assert summary[f'test_{prefix}loss'] == pytest.approx(figures['loss'], rel=1e-6)
+        assert summary[f'test_{prefix}accuracy'] == pytest.approx(figures['accuracy'])
+    assert abs(summary['test_views_loss'] - summary['test_loss']) > 1e-4
+    test = trained.evaluator('test')._evaluator._dataset.splits['test']
+    right = trained.predict(state, test.take(np.arange(len(test)))).argmax(1) == test.labels
+    assert right.mean() == pytest.approx(summary['test_views_accuracy'])
+    assert not any('views' in name for row in read_metrics(folder) for name in row)
 
 
 def test_it_stops_early_and_stays_stopped(small, tmp_path):
@@ -172,6 +221,7 @@ def test_evaluation_counts_every_image_once_on_eight_devices(small, tmp_path, ba
     (dict(optim={'schedule': 'plateau'}, data={'val_fraction': 0.0}), 'plateau follows the validation loss'),
     (dict(data={'augment': 'flip_rl'}), 'unknown augmentation .flip_rl.; nearest: flip_lr'),
     (dict(data={'name': 'digit'}), 'unknown data set .digit.; nearest: digits'),
+    (dict(eval={'views': 'flop'}), 'unknown views .flop.; nearest: flip'),
 ])
 def test_wrong_names_stop_a_run_before_there_is_a_workdir(small, tmp_path, fields, line):
     with pytest.raises(UserError, match=line):

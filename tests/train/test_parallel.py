@@ -41,15 +41,24 @@ def reference(tmp_path_factory):
     return get
 
 
-@pytest.mark.parametrize('fields', [{}, {'optim': {'accumulate': 2, 'ema_decay': 0.9, 'clip_norm': 1.0}},
+OPTIONS = dict(
+    whiten=dict(match='Conv_0/kernel'), eval={'views': 'flip_shift'}, parallel={'steps_per_dispatch': 2},
+    data={'augment': 'alternating_flip|pad_crop(1, "reflect")', 'per_class': 10}, optim={
+        'lookahead': dict(every=2, ramp=1.0), 'l2': 1e-3, 'decay_mask': '', 'groups': (
+            dict(match='Conv_0', rate=0.0), dict(match='bias', rate=8.0, until=dict(steps=3)),
+            dict(match='kernel', optimizer='muon', rate=0.1))})
+
+
+@pytest.mark.parametrize('fields', [{}, OPTIONS, {'optim': {'accumulate': 2, 'ema_decay': 0.9, 'clip_norm': 1.0}},
                                     {'data': {'placement': 'host'}},
                                     # attacks by the gradient's sign would make much of what is rounded otherwise
                                     {'data': {'augment': 'mixup(0.2)|cutmix(1)|fgsm(0.2, "l2")|pgd(0.2, 0.1, 2, "l2")'}}],
-                         ids=['plain', 'accumulate', 'host', 'mix and attack'])
+                         ids=['plain', 'options', 'accumulate', 'host', 'mix and attack'])
 @pytest.mark.parametrize('backend', ['sharded', 'pmap'])
 def test_eight_devices_train_as_one_does(small, tmp_path, reference, backend, fields):
     one = reference(small, **{k: v for k, v in fields.items() if v != {'placement': 'host'}})
-    eight = trained_state(small(**fields, parallel={'backend': backend, 'devices': 8}), tmp_path)
+    fields = {**fields, 'parallel': {**fields.get('parallel', {}), 'backend': backend, 'devices': 8}}
+    eight = trained_state(small(**fields), tmp_path)
     assert relative_difference(eight, one) < 1e-5
     assert eight.step == one.step == 4
 
@@ -78,7 +87,8 @@ def test_sharded_dropout_is_that_of_one_device(small, tmp_path):
 
 
 def test_placements_and_workers_give_the_same_bits(small, tmp_path):
-    common = dict(augment='random_resized_crop(16)|trivial_augment|cutmix(1)', normalize='gcn|zca', balance='sampling')
+    common = dict(augment='alternating_flip|random_resized_crop(16)|trivial_augment|cutmix(1)', normalize='gcn|zca',
+                  balance='sampling', per_class=20)  # more than one epoch
     ways = [dict(placement='device'), dict(placement='host'), dict(placement='host', workers=2)]
     first, *others = [trained_state(small(data={**common, **way}), tmp_path / str(i), 15) for i, way in enumerate(ways)]
     for other in others:

@@ -8,11 +8,12 @@ import optax
 import pytest
 
 from jaxcnn import config as cfg
-from jaxcnn import models, optim
+from jaxcnn import models
 from jaxcnn.data import Dataset, Split, augment
 from jaxcnn.data.normalize import Normalization
 from jaxcnn.errors import UserError
 from jaxcnn.losses import cross_entropy
+from jaxcnn.optim import make_optimizer
 from jaxcnn.train.state import RUN_ONCE, init_state
 from jaxcnn.train.step import METRICS, Preparation, TrainStep, gather, many_steps, step_keys
 
@@ -20,14 +21,15 @@ SHAPE = (16, 16, 1)
 KEY = jax.random.key(3)
 
 
-def make(dropout=0.0, widths=(4, 4, 4, 4), model=None, optimizer='sgd', augmented='', **fields):
-    chain = dict(optimizer=optimizer, learning_rate=0.1, schedule='constant')
+def make(dropout=0.0, widths=(4, 4, 4, 4), model=None, optimizer='sgd', augmented='', optim=None, **fields):
+    chain = dict(optimizer=optimizer, learning_rate=0.1, schedule='constant', ema_decay=fields.get('ema_decay', 0.0),
+                 **(optim or {}))
     config = cfg.parse(dict(duration=dict(steps=100), optim=chain))
-    optimizer = optim.make_optimizer(config.optim, cfg.Timeline(config, 1000))
+    optimizer = make_optimizer(config.optim, cfg.Timeline(config, 1000))
     network = model or models.create('shallow_cnn', widths=widths, hidden=8, dropout=dropout)
     prepare = Preparation(augment.pipeline(augmented), Normalization.by((0.5,), (0.25,)))
     step = TrainStep(network, optimizer, prepare, **fields)
-    init = jax.jit(lambda seed: init_state(network, optimizer, SHAPE, seed, bool(fields.get('ema_decay'))),
+    init = jax.jit(lambda seed: init_state(network, optimizer, SHAPE, seed, config.optim),
                    compiler_options=RUN_ONCE)
     return step, init(np.uint32(0))
 
@@ -89,6 +91,45 @@ def test_the_moving_average_follows_its_ramp():
     assert (1 + 11) / (10 + 11) < 0.6 < (1 + 14) / (10 + 14)
 
 
+def test_look_ahead_is_that_of_optax():
+    fields = cfg.LookaheadConfig(every=3, slow_step_size=0.3)
+    step, state = make(model=Plain(), optim=dict(lookahead=fields), lookahead=fields, total=100)
+    theirs = optax.lookahead(optax.sgd(0.1), 3, 0.3)
+    both = optax.LookaheadParams.init_synced(state.params)
+    memory, run = theirs.init(both), jax.jit(step)
+    for n in range(7):
+        batch = batch_of(8, n)
+        x = (batch['image'] / 255 - 0.5) / 0.25
+
+        def loss(params, x=x, labels=batch['label']):
+            return cross_entropy(step.network.apply({'params': params}, x), labels).mean()
+        updates, memory = theirs.update(jax.grad(loss)(both.fast), memory, both)
+        both = optax.apply_updates(both, updates)
+        state, _ = run(state, batch, KEY)
+        chex.assert_trees_all_close((state.params, state.slow[0]), (both.fast, both.slow), rtol=1e-4, atol=1e-6)
+
+
+def test_look_ahead_with_a_ramp_sets_statistics_back_too_and_ends_with_the_slow_ones():
+    """airbench's: what stays of the slow ones grows as the cube of the done part of the run, and at its end is all."""
+    chosen = cfg.LookaheadConfig(every=2, slow_step_size=0.4, ramp=3.0)
+    step, state = make(optim=dict(lookahead=chosen), lookahead=chosen, total=5)
+    plain, _ = make()
+    slow = (state.params, state.batch_stats)
+    for n in range(1, 6):
+        state = state.replace(slow=jax.tree.map(jnp.copy, slow))
+        fast, _ = jax.jit(plain)(state.replace(slow=None), batch_of(16, n), KEY)
+        after, _ = jax.jit(step)(state, batch_of(16, n), KEY)
+        fast = (fast.params, fast.batch_stats)
+        if n in (2, 4):
+            stays = 0.6 * (n / 5) ** 3
+            slow = jax.tree.map(lambda s, x, stays=stays: stays * s + (1 - stays) * x, slow, fast)
+        expected = slow if n in (2, 4, 5) else fast
+        chex.assert_trees_all_close((after.params, after.batch_stats), expected, rtol=1e-5, atol=1e-6)
+        chex.assert_trees_all_close(after.slow, slow, rtol=1e-5, atol=1e-6)
+        state = after
+    assert max(jax.tree.leaves(jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), fast, slow))) > 1e-3
+
+
 def test_frozen_statistics_stay_and_are_used():
     step, state = make()
     state, _ = jax.jit(step)(state, batch_of(16), KEY)
@@ -146,7 +187,8 @@ def test_many_steps_are_the_steps_one_after_the_other(count):
     stacked = {k: np.stack([b[k] for b in batches]) for k in batches[0]}
     run = jax.jit(many_steps(step, lambda order, first: jax.lax.dynamic_slice(order, (first,), (8,))))
     first = np.arange(count, dtype=np.int32) * 8
-    resident = {**{k: v.reshape(-1, *v.shape[2:]) for k, v in stacked.items()}, 'order': np.arange(8 * count)}
+    resident = {**{k: v.reshape(-1, *v.shape[2:]) for k, v in stacked.items()}, 'order': np.arange(8 * count),
+                'epoch': np.int32(0)}
     for batches, data in ((stacked, {}), ({}, resident)):
         after, metrics = run(state, batches, data, first, np.uint32(5))
         chex.assert_trees_all_close(after, expected, rtol=1e-5, atol=1e-6)

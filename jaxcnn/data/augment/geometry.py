@@ -9,7 +9,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from jaxcnn.data.augment.registry import Op, maybe, number, one_of, register, span, steady, whole
+from jaxcnn.data.augment.registry import ByEpoch, Op, maybe, number, one_of, register, span, steady, whole
 from jaxcnn.errors import UserError
 
 PADDINGS = ('constant', 'reflect', 'edge', 'symmetric')
@@ -183,6 +183,15 @@ def flip_lr(p: float = 0.5) -> Op:
     """Mirrors left and right with probability `p` in [0, 1]."""
     number('flip_lr', high=1, p=p)
     return maybe(p, lambda key, image: image[:, ::-1])
+
+
+@register
+def alternating_flip() -> ByEpoch:
+    """Mirrors left and right half of the images, drawn once, in even epochs, and the other half in odd ones, so that any two
+    epochs in turn have every image both ways (Jordan 2024, arXiv 2404.00498, section 3.6)."""
+    def apply(key: jax.Array, epoch: jax.Array, image: jax.Array) -> jax.Array:
+        return jnp.where(jax.random.bernoulli(key) ^ (epoch % 2 == 1), image[:, ::-1], image)
+    return ByEpoch(apply)
 
 
 @register

@@ -30,7 +30,16 @@ class Attack:
     apply: Callable[[jax.Array, jax.Array, jax.Array, Gradient], jax.Array]
 
 
-_OPS: dict[str, Callable[..., Op | Mix | Attack]] = {}
+@dataclass(frozen=True)
+class ByEpoch:
+    """An op that knows how often the image has been there: `(key, epoch, image) -> image`, the key being the image's own,
+    the same in each epoch."""
+
+    apply: Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+
+
+AnyOp = Op | Mix | Attack | ByEpoch
+_OPS: dict[str, Callable[..., AnyOp]] = {}
 _STEADY: set[str] = set()
 
 
@@ -109,7 +118,7 @@ class Pipeline:
     """
 
     text: str
-    ops: tuple[Op | Mix | Attack, ...]
+    ops: tuple[AnyOp, ...]
 
     @property
     def mixes(self) -> int:
@@ -122,14 +131,15 @@ class Pipeline:
         return any(isinstance(op, Attack) for op in self.ops)
 
     def __call__(self, key: jax.Array, image: jax.Array) -> jax.Array:
-        """Of one image (H, W, C) alone; `Mix` and `Attack`, which need more than that, are left out."""
+        """Of one image (H, W, C) alone; `Mix`, `Attack` and `ByEpoch`, which need more than that, are left out."""
         for position, op in enumerate(self.ops):
-            if not isinstance(op, (Mix, Attack)):
+            if not isinstance(op, (Mix, Attack, ByEpoch)):
                 image = op(jax.random.fold_in(key, position), image)
         return image
 
     def batch(self, keys: jax.Array, images: jax.Array, labels: jax.Array, classes: int,
-              before: Callable[[jax.Array], jax.Array], gradient: Gradient | None) -> tuple[jax.Array, jax.Array]:
+              before: Callable[[jax.Array], jax.Array], gradient: Gradient | None,
+              passes: tuple[jax.Array, jax.Array] | None = None) -> tuple[jax.Array, jax.Array]:
         """Of a batch.
 
         Args:
@@ -139,6 +149,7 @@ class Pipeline:
           classes: how many there are.
           before: of each row, the row before it in the global batch; of the first, the last.
           gradient: of the loss of the network, by images; None where nothing attacks it.
+          passes: (N,) keys, each image's own, and (N,) epochs; None: the examples' keys, and the first epoch.
 
         Returns:
           Images (N, H', W', C), and labels, (N, classes) probabilities where any op mixes.
@@ -150,6 +161,7 @@ class Pipeline:
             raise UserError(f'{self.text}: attacks a network, and there is none here')
         if self.mixes:
             labels = jax.nn.one_hot(labels, classes)
+        passes = passes or (keys, jnp.zeros(len(keys), jnp.int32))
         for position, op in enumerate(self.ops):
             own = jax.vmap(lambda key, position=position: jax.random.fold_in(key, position))(keys)
             if isinstance(op, Mix):
@@ -157,6 +169,9 @@ class Pipeline:
             elif isinstance(op, Attack):
                 assert gradient is not None
                 images = op.apply(own, images, labels, gradient)
+            elif isinstance(op, ByEpoch):
+                images = jax.vmap(lambda key, epoch, image, op=op, position=position: op.apply(
+                    jax.random.fold_in(key, position), epoch, image))(*passes, images)
             else:
                 images = jax.vmap(op)(own, images)
         return images, labels

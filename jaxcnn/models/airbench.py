@@ -1,0 +1,78 @@
+"""airbench's networks (Jordan 2024, "94% on CIFAR-10 in 3.29 seconds on a single GPU", arXiv 2404.00498, section 3)."""
+
+import jax
+
+from jaxcnn.errors import UserError
+from jaxcnn.models.layers import Maps, Models, Network, activation, positive, smallest_side
+from jaxcnn.ops.pool import max_pool
+
+
+class AirBench(Network):
+    """A small convolution without padding, meant for whitening filters (`config.whiten`), and its activation; groups of 3x3
+    convolutions, of which the first is pooled, each with BatchNorm, that has no scale, and activation; max pooling, and a
+    dense layer without bias, whose output is multiplied by `logit_scale`.
+
+    GELU is in its tanh form here. For images of about 32 pixels.
+
+    Attributes:
+      activation: by name, see `layers.ACTIVATIONS`.
+      whiten_size: side of the first convolution, which has two features for each value that it sees.
+      widths: features of each group.
+      depth: convolutions of a group.
+      residual: what the first convolution of a group makes is added to what the last one does.
+      logit_scale: see above.
+    """
+
+    activation: str = 'gelu'
+    whiten_size: int = 2
+    widths: tuple[int, ...] = (64, 256, 256)
+    depth: int = 2
+    residual: bool = False
+    logit_scale: float = 1 / 9
+    kernel_init: str = 'dirac'
+    bn_momentum: float = 0.6
+    bn_epsilon: float = 1e-12
+
+    def check(self) -> None:
+        """See `Network.check`."""
+        super().check()
+        activation(self.activation)
+        if not positive((*self.widths, self.whiten_size, self.depth)) or not self.widths:
+            raise UserError(f'widths, whiten_size and depth must be positive numbers, got {self.widths}, {self.whiten_size} '
+                            f'and {self.depth}')
+        if self.logit_scale <= 0:
+            raise UserError(f'logit_scale must be above 0, got {self.logit_scale!r}')
+
+    def smallest(self) -> int:
+        """See `Network.smallest`."""
+        return smallest_side(lambda pixels: (pixels - self.whiten_size + 1) >> len(self.widths), 3)
+
+    def published(self) -> tuple[tuple[int, int, int], int]:
+        """See `Network.published`."""
+        return (32, 32, 3), 10
+
+    def forward(self, x: jax.Array, train: bool, maps: Maps) -> jax.Array:
+        """See `Network.forward`; maps `whiten`, and `group1` and on."""
+        features = 2 * self.whiten_size ** 2 * x.shape[-1]
+        x = maps['whiten'] = activation(self.activation)(self.conv(features, self.whiten_size, padding=0, name='whiten')(x))
+        for i, width in enumerate(self.widths, 1):
+            x = maps[f'group{i}'] = self.block(type(self).group, x, train, width)
+        x = self.drop(max_pool(x, 3).reshape(len(x), -1), train)
+        return self.dense(self.num_classes, use_bias=False)(x) * self.logit_scale
+
+    def group(self, x: jax.Array, train: bool, width: int) -> jax.Array:
+        """Convolutions of one width."""
+        def layer(x: jax.Array, pooled: bool) -> jax.Array:
+            x = self.conv(width, 3, use_bias=False)(x)
+            return activation(self.activation)(self.norm(max_pool(x, 2) if pooled else x, train, scaled=False))
+        x = first = layer(x, pooled=True)
+        for _ in range(self.depth - 1):
+            x = layer(x, pooled=False)
+        return x + first if self.residual else x
+
+
+MODELS: Models = {
+    'airbench94': (AirBench, {}),
+    'airbench95': (AirBench, {'widths': (128, 384, 384)}),
+    'airbench96': (AirBench, {'widths': (128, 512, 512), 'depth': 3, 'residual': True}),
+}

@@ -1,0 +1,61 @@
+"""Views of an image, against airbench's own evaluation in NumPy."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxcnn.data import views
+from jaxcnn.errors import UserError
+
+IMAGES = np.random.default_rng(0).uniform(size=(3, 8, 10, 2)).astype(np.float32)
+
+
+def logits(x):
+    """Of some network that looks at places."""
+    weights = np.random.default_rng(1).normal(size=(8, 10, 2, 4))
+    return np.tensordot(np.tanh(np.asarray(x) - 0.5), weights, 3)
+
+
+def mean(text):
+    return sum(weight * logits(x) for weight, x in views.parse(text)(jnp.asarray(IMAGES)))
+
+
+def mirrored(x):
+    return 0.5 * logits(x) + 0.5 * logits(x[:, :, ::-1])
+
+
+def test_flip_is_the_image_and_its_mirror():
+    np.testing.assert_allclose(mean('flip'), mirrored(IMAGES), rtol=1e-5)
+
+
+@pytest.mark.parametrize('pixels', [1, 2])
+def test_flip_shift_is_that_of_airbench(pixels):
+    padded = np.pad(IMAGES, ((0, 0), (pixels, pixels), (pixels, pixels), (0, 0)), mode='reflect')
+    shifted = [padded[:, :8, :10], padded[:, 2 * pixels:2 * pixels + 8, 2 * pixels:2 * pixels + 10]]
+    expected = 0.5 * mirrored(IMAGES) + 0.5 * np.mean([mirrored(x) for x in shifted], 0)
+    np.testing.assert_allclose(mean(f'flip_shift({pixels})'), expected, rtol=1e-5)
+    assert np.abs(mean('flip') - expected).max() > 1e-2
+
+
+@pytest.mark.parametrize('text', views.names()[1:])
+def test_weights_add_up(text):
+    assert sum(weight for weight, _ in views.parse(text)(jnp.asarray(IMAGES))) == 1
+
+
+@pytest.mark.parametrize(('text', 'line'), [
+    ('flips', r"unknown views 'flips'; nearest: flip"), ('flip(2)', 'views flip: too many'),
+    ('flip_shift(0)', 'flip_shift: pixels must be a whole number of at least 1, got 0'),
+    ('flip_shift(pixel=1)', "unknown argument of views flip_shift 'pixel'; nearest: pixels"),
+])
+def test_what_is_wrong_is_told_in_one_line(text, line):
+    with pytest.raises(UserError, match=line):
+        views.parse(text)
+
+
+def test_a_shift_as_large_as_the_image_is_told():
+    with pytest.raises(UserError, match=r'flip_shift\(8\): images are 8 x 10'):
+        views.parse('flip_shift(8)')(jnp.asarray(IMAGES))
+
+
+def test_without_views_there_are_none():
+    assert views.parse('none') is None
