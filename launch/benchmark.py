@@ -7,11 +7,16 @@
     python launch/benchmark.py checkpoint [--models resnet50] [--peers torch]
     python launch/benchmark.py loop --config=configs/mnist_lenet.py [--config.a.b=VALUE ...]
     python launch/benchmark.py startup --config=configs/digits_lenet5.py
+    python launch/benchmark.py train_step loop --config=configs/cifar10_fast.py --write=docs/performance.md
 
-train_step, eval: images/s of a network's whole training step, or of its inference at batch 64, over those of peers: PyTorch
-(`torch`, and `compiled` by torch.compile; float32, channels_last; by --torch_python, which needs torch==2.13.0 and
-pytorchcv==0.0.67), and jaxcnn with other convolutions: `jax` in plain JAX, `xla` as plain Flax has them. In turn, A B A B.
-`limit` is the part of the machine's matrix product rate, measured in the same run, that the network's multiply-adds make up.
+Several may be given. With --write each one's table goes into FILE, in the place of the one that was written there before.
+
+train_step, eval: images/s of a network's whole training step, or of its inference, over those of peers: PyTorch
+(`torch`, and `compiled` by torch.compile; channels_last; by --torch_python, which needs torch and pytorchcv==0.0.67), and
+jaxcnn with other convolutions: `jax` in plain JAX, `xla` as plain Flax has them. In turn, A B A B. On a GPU in bfloat16
+(autocast in PyTorch), at sizes and batches for one; on a CPU in float32. `of matmul` and `of bandwidth`: the parts of the
+machine's matrix product rate and of its memory bandwidth, both measured in the same run, that the network's multiply-adds,
+and the bytes that XLA says the program reads and writes, make up.
 data: images/s of a config's training images, augmented and normalised, from either placement, over those of a PyTorch
 DataLoader with a worker a core that does the same by PIL (pad_crop, random_resized_crop, flip_lr, auto_augment); and data's
 part of the training step. Of images in files: a first epoch, which builds the cache, against the DataLoader that reads the
@@ -27,13 +32,16 @@ startup: seconds from the command to its first finished step, with an empty comp
 """
 
 import argparse
+import collections
 import contextlib
 import dataclasses
+import datetime
 import functools
 import itertools
 import json
 import os
 import platform
+import shlex
 import statistics
 import subprocess
 import sys
@@ -52,22 +60,48 @@ def machine() -> dict:
             'python': platform.python_version(), 'jax': jax.__version__}
 
 
-def show(title: str, unit: str, columns: dict[str, list[float]], args: argparse.Namespace, **more: object) -> None:
-    print(f'{title}, {unit}\n\n| | median | least | most |\n|---|---|---|---|')
-    for name, values in columns.items():
-        print(f'| {name} | {statistics.median(values):.4g} | {min(values):.4g} | {max(values):.4g} |')
-    result = {'benchmark': title, 'unit': unit, 'values': columns, 'machine': machine(), **more}
-    print(f'\n{json.dumps(result["machine"])}')
-    if args.json:
-        with open(args.json, 'w') as f:
-            json.dump(result, f, indent=2)
+@dataclasses.dataclass
+class Table:
+    """What was measured: Markdown for a person, figures for a program."""
+
+    title: str
+    lines: list[str]
+    figures: dict[str, object]
+
+
+def table(title: str, unit: str, columns: dict[str, list[float]], **more: object) -> Table:
+    return Table(f'{title}, {unit}', ['| | median | least | most |', '|---|---|---|---|', *(
+        f'| {name} | {statistics.median(values):.4g} | {min(values):.4g} | {max(values):.4g} |'
+        for name, values in columns.items())], {'unit': unit, 'values': columns, **more})
+
+
+def write(path: str, made: Table) -> None:
+    """Puts the table into a Markdown file: where it was when it was written before, else at the end."""
+    begin, end = f'<!-- launch/benchmark.py: {made.title}, {machine()["device"]} -->', '<!-- end -->'
+    held = ''
+    if os.path.exists(path):
+        with open(path) as f:
+            held = f.read()
+    before, found, after = held.partition(begin)
+    after = after.partition(end)[2] if found else '\n'
+    told = f'`{shlex.join(["python", *sys.argv])}`, {datetime.date.today()}, {json.dumps(machine())}'
+    section = [begin, f'**{made.title}**, {told}:', '', *made.lines, end]
+    with open(path, 'w') as f:
+        f.write((before if found or not before else before.rstrip('\n') + '\n\n') + '\n'.join(section) + after)
 
 
 # what train_step and eval measure: model, image size, batch, fields
 NETWORKS = [('shallow_cnn', 32, 128, {}), ('resnet18', 32, 64, {'stem': 'small'}),
             ('resnext50_32x4d', 64, 16, {'stem': 'small'}), ('mobilenet_v1', 64, 32, {}), ('vgg16_bn', 64, 16, {}),
             ('resnet50', 224, 8, {}), ('airbench94', 32, 1024, {})]
+ON_A_GPU = [('resnet50', 224, 256, {}), ('shallow_cnn', 32, 1024, {}), ('resnext50_32x4d', 224, 256, {}),
+            ('mobilenet_v1', 224, 256, {}), ('t2t_vit_14', 224, 256, {}), ('airbench94', 32, 1024, {})]
 PEERS = ('torch', 'compiled', 'jax', 'xla')
+
+
+def on_cpu() -> bool:
+    import jax
+    return jax.default_backend() == 'cpu'
 
 
 class Own:
@@ -98,17 +132,20 @@ class Own:
             placed, jnp.zeros((1, size, size, 3))).cost_analysis()['flops'] * (3 if what == 'train_step' else 1)
         self.batch = batch
         if what == 'train_step':
-            compiled = jax.jit(TrainStep(network, optimizer, prepare), donate_argnums=0)
+            compiled = jax.jit(TrainStep(network, optimizer, prepare), donate_argnums=0).lower(
+                state, images, jax.random.key(0)).compile()
 
             def step() -> object:
                 nonlocal state
                 state, values = compiled(state, images, jax.random.key(0))
                 return values
         else:
-            forward = jax.jit(lambda v, x: network.apply(v, prepare(x), train=False))
+            compiled = jax.jit(lambda v, x: network.apply(v, prepare(x), train=False)).lower(
+                placed, images['image']).compile()
 
             def step() -> object:
-                return forward(placed, images['image'])
+                return compiled(placed, images['image'])
+        self.bytes = compiled.cost_analysis()['bytes accessed'] / batch
         self.step = step
         for _ in range(3):
             jax.block_until_ready(step())
@@ -118,12 +155,16 @@ class Own:
 
 
 def rate(step: Callable[[], object], images: int, seconds: float) -> float:
-    """Images/s of a step of so many, over that long."""
+    """Images/s of a step of so many, over that long; a GPU is given two steps ahead."""
     import jax
+    ahead, under_way = 0 if on_cpu() else 2, collections.deque[object]()
     count, began = 0, time.perf_counter()
     while time.perf_counter() - began < seconds:
-        jax.block_until_ready(step())
+        under_way.append(step())
         count += 1
+        if len(under_way) > ahead:
+            jax.block_until_ready(under_way.popleft())
+    jax.block_until_ready(under_way)
     return count * images / (time.perf_counter() - began)
 
 
@@ -162,67 +203,80 @@ class Torch:
         self.process.wait()
 
 
-def product_rate() -> float:
-    """FLOP/s of a float32 matrix product of 2048 x 2048, the best of ten."""
+def quickest(work: Callable[..., object], *operands: object) -> float:
+    """Seconds, the best of ten."""
     import jax
-    import jax.numpy as jnp
-    a = jnp.ones((2048, 2048))
-    product = jax.jit(jnp.matmul)
-    times = []
+    compiled, times = jax.jit(work), []
+    jax.block_until_ready(compiled(*operands))
     for _ in range(10):
         began = time.perf_counter()
-        product(a, a).block_until_ready()
+        jax.block_until_ready(compiled(*operands))
         times.append(time.perf_counter() - began)
-    return 2 * 2048 ** 3 / min(times)
+    return min(times)
 
 
-def networks(args: argparse.Namespace) -> int:
-    known = [name for name, *_ in NETWORKS]
+def product_rate(dtype: str) -> float:
+    """FLOP/s of a matrix product of 2048 x 2048, on a GPU 8192 x 8192."""
+    import jax
+    side = 2048 if on_cpu() else 8192
+    a = jax.random.normal(jax.random.key(0), (side, side), dtype)
+    return 2 * side ** 3 / quickest(lambda a: a @ a, a)
+
+
+def bandwidth() -> float:
+    """Bytes/s read and written in adding 1 to 64 million numbers, on a GPU 512 million; float32."""
+    import jax.numpy as jnp
+    x = jnp.zeros(2 ** 26 if on_cpu() else 2 ** 29)
+    return 2 * x.nbytes / quickest(lambda x: x + 1, x)
+
+
+def networks(args: argparse.Namespace, what: str) -> Table:
+    measured = NETWORKS if on_cpu() else ON_A_GPU
+    known = [name for name, *_ in measured]
     chosen = args.models.split(',') if args.models else known
     peers = [peer for peer in args.peers.split(',') if peer]
+    dtype, device = ('float32', 'cpu') if on_cpu() else ('bfloat16', 'cuda')
     if wrong := [name for name in chosen if name not in known]:
         raise unknown('model', wrong[0], known)
-    rows, results = [], {}
-    for name, size, batch, fields in NETWORKS:
+    lines = [f'| network | jaxcnn | {"".join(f"over {peer} | " for peer in peers)}of matmul | of bandwidth |',
+             f'|{"---|" * (len(peers) + 4)}']
+    results: dict[str, object] = {}
+    for name, size, batch, fields in measured:
         if name not in chosen:
             continue
-        batch = 64 if args.what == 'eval' else batch
-        sides: dict[str, Own | Torch] = {'jaxcnn': Own(args.what, name, size, batch, fields)}
+        batch = 64 if what == 'eval' and on_cpu() else batch
+        fields = {**fields, 'dtype': dtype}
+        own = Own(what, name, size, batch, fields)
+        sides: dict[str, Own | Torch] = {'jaxcnn': own}
         for peer in peers:
             if peer in ('jax', 'xla'):
-                sides[peer] = Own(args.what, name, size, batch, {**fields, 'conv_implementation': peer})
+                sides[peer] = Own(what, name, size, batch, {**fields, 'conv_implementation': peer})
             else:
                 options = [f'--{k}={v}' for k, v in fields.items()] + (['--compile'] if peer == 'compiled' else [])
-                sides[peer] = Torch(args.torch_python, args.what, name, size, batch, *options)
+                sides[peer] = Torch(args.torch_python, what, name, size, batch, f'--device={device}', *options)
         rates: dict[str, list[float]] = {side: [] for side in sides}
-        limits = []
+        parts: dict[str, list[float]] = {'of matmul': [], 'of bandwidth': []}
         for _ in range(args.rounds):
-            limits.append(product_rate())
+            limits = product_rate(dtype), bandwidth()
             for side, work in sides.items():
                 rates[side].append(work(args.seconds))
+            for part, a_image, limit in zip(parts.values(), (own.flops, own.bytes), limits, strict=True):
+                part.append(rates['jaxcnn'][-1] * a_image / limit)
         for side in sides.values():
             if isinstance(side, Torch):
                 side.close()
-        own = sides['jaxcnn']
-        assert isinstance(own, Own)
-        part = statistics.median(r * own.flops / limit for r, limit in zip(rates['jaxcnn'], limits, strict=True))
         title = f'{name}, {size} px, batch {batch}'
-        results[title] = {'images/s': rates, 'flops per image': own.flops, 'matrix product, FLOP/s': limits}
-        cells = [f'{statistics.median(rates["jaxcnn"]):.4g} ({min(rates["jaxcnn"]):.4g} to {max(rates["jaxcnn"]):.4g})']
-        for peer in peers:
-            ratios = [a / b for a, b in zip(rates['jaxcnn'], rates[peer], strict=True)]
-            cells.append(f'{statistics.median(rates[peer]):.4g}: {statistics.median(ratios):.2f} '
-                         f'({min(ratios):.2f} to {max(ratios):.2f})')
-        rows.append(f'| {title} | {" | ".join(cells)} | {part:.2f} |')
-        print(rows[-1], file=sys.stderr, flush=True)
-    print(f'{args.what}: images/s, median (least to most); of peers images/s: jaxcnn over it\n\n'
-          f'| network | jaxcnn | {"".join(f"{peer} | " for peer in peers)}limit |\n|{"---|" * (len(peers) + 3)}')
-    print('\n'.join(rows))
-    print(f'\n{json.dumps(machine())}')
-    if args.json:
-        with open(args.json, 'w') as f:
-            json.dump({'benchmark': args.what, 'results': results, 'machine': machine()}, f, indent=2)
-    return 0
+        results[title] = {'images/s': rates, 'flops per image': own.flops, 'bytes per image': own.bytes, **parts}
+        cells = [spread(rates['jaxcnn'])]
+        cells += [spread([a / b for a, b in zip(rates['jaxcnn'], rates[peer], strict=True)]) for peer in peers]
+        cells += [f'{statistics.median(part):.2f}' for part in parts.values()]
+        lines.append(f'| {title} | {" | ".join(cells)} |')
+        print(lines[-1], file=sys.stderr, flush=True)
+    return Table(f'{what}, {dtype}: images/s, then over those of peers; median (least to most)', lines, results)
+
+
+def spread(values: list[float]) -> str:
+    return f'{statistics.median(values):.3g} ({min(values):.3g} to {max(values):.3g})'
 
 
 PEER_OPS = ('flip_lr', 'pad_crop', 'random_resized_crop', 'auto_augment')
@@ -270,7 +324,7 @@ def most_memory(*arguments: str) -> float:
     raise UserError(f'train.py ended with {process.wait()}: {told[-1].strip() if told else "nothing said"}')
 
 
-def data(args: argparse.Namespace) -> int:
+def data(args: argparse.Namespace) -> Table:
     import jax
     import numpy as np
 
@@ -368,13 +422,12 @@ def data(args: argparse.Namespace) -> int:
                 memory[name] = most_memory(*given, f'--workdir={folder}/memory {name}',
                                            f'--config.data.cache_dir={folder}/cache {name}', *options)
             more['MB of train.py at its height, files mapped into memory left out'] = memory
-    show(f'data of {run.config.name}', 'images/s', rates, args, **more)
-    if more:
-        print(json.dumps(more))
-    return 0
+    made = table(f'data of {run.config.name}', 'images/s', rates, **more)
+    made.lines += ['', *(f'{name}: {value}' for name, value in more.items())] if more else []
+    return made
 
 
-def train(args: argparse.Namespace) -> int:
+def train(args: argparse.Namespace) -> Table:
     import numpy as np
 
     from jaxcnn.data.dataset import load
@@ -412,11 +465,10 @@ def train(args: argparse.Namespace) -> int:
                       file=sys.stderr, flush=True)
     best = [min(t[i] for side, t in seconds.items() if side != 'train.py') for i in range(args.rounds)]
     seconds['best torch / train.py'] = [b / a for a, b in zip(seconds['train.py'], best, strict=True)]
-    show(f'{settings.model.name} on {settings.data.name}, {settings.duration}', 'seconds', seconds, args)
-    return 0
+    return table(f'{settings.model.name} on {settings.data.name}, {settings.duration}', 'seconds', seconds)
 
 
-def checkpoint(args: argparse.Namespace) -> int:
+def checkpoint(args: argparse.Namespace) -> Table:
     import jax
     import numpy as np
 
@@ -454,11 +506,10 @@ def checkpoint(args: argparse.Namespace) -> int:
         if peer:
             peer.close()
     size = sum(x.nbytes for x in jax.tree.leaves(state))
-    show(f'checkpoint of {name}, {size / 1e6:.0f} MB', 'seconds', times, args, bytes=size)
-    return 0
+    return table(f'checkpoint of {name}, {size / 1e6:.0f} MB', 'seconds', times, bytes=size)
 
 
-def loop(args: argparse.Namespace) -> int:
+def loop(args: argparse.Namespace) -> Table:
     import jax
 
     from jaxcnn.train.loop import Run, check_config
@@ -500,11 +551,10 @@ def loop(args: argparse.Namespace) -> int:
             rates['loop'].append((run.timeline.examples(run.step) - before) / (time.perf_counter() - began))
         run.close()
     ratios = [b / a for a, b in zip(rates['bare step'], rates['loop'], strict=True)]
-    show(f'loop of {settings.name}', 'images/s', {**rates, 'loop / bare step': ratios}, args, dispatches=count)
-    return 0
+    return table(f'loop of {settings.name}', 'images/s', {**rates, 'loop / bare step': ratios}, dispatches=count)
 
 
-def startup(args: argparse.Namespace) -> int:
+def startup(args: argparse.Namespace) -> Table:
     def first_step(cache: str) -> float:
         with tempfile.TemporaryDirectory() as folder:
             began = time.perf_counter()
@@ -528,29 +578,47 @@ def startup(args: argparse.Namespace) -> int:
         with tempfile.TemporaryDirectory() as cache:
             times['cold compilation cache'].append(first_step(cache))
             times['warm compilation cache'].append(first_step(cache))
-    show(f'start-up of {args.config}', 'seconds from the command to its first step', times, args)
-    return 0
+    return table(f'start-up of {args.config}', 'seconds from the command to its first step', times)
+
+
+BENCHMARKS: dict[str, Callable[[argparse.Namespace], Table]] = {
+    'train_step': functools.partial(networks, what='train_step'), 'eval': functools.partial(networks, what='eval'),
+    'data': data, 'train': train, 'checkpoint': checkpoint, 'loop': loop, 'startup': startup}
 
 
 def run(args: argparse.Namespace) -> int:
-    what = {'data': data, 'train': train, 'checkpoint': checkpoint, 'loop': loop, 'startup': startup}
     for name, least in (('rounds', 1), ('seconds', 0.01)):
         if not getattr(args, name) >= least:
             raise UserError(f'--{name}: expected at least {least}, got {getattr(args, name)}')
     for peer in filter(None, args.peers.split(',')):
         if peer not in PEERS:
             raise unknown('peer', peer, PEERS)
-    return what.get(args.what, networks)(args)
+    for flag, path in (('json', args.json), ('write', args.write)):
+        if path and not os.path.isdir(folder := os.path.dirname(os.path.abspath(path))):
+            raise UserError(f'--{flag}: there is no folder {folder}')
+    found: dict[str, object] = {'machine': machine()}
+    for what in args.what:
+        made = BENCHMARKS[what](args)
+        print(made.title, '', *made.lines, '', json.dumps(machine()), sep='\n', flush=True)
+        found[what] = made.figures
+        if args.write:
+            write(args.write, made)
+        if args.json:
+            with open(args.json, 'w') as f:
+                json.dump(found, f, indent=2)
+    return 0
 
 
 if __name__ == '__main__':
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('what', choices=('train_step', 'eval', 'data', 'train', 'checkpoint', 'loop', 'startup'))
+    os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')  # of a GPU, which PyTorch's process shares
+    parser.add_argument('what', nargs='+', choices=BENCHMARKS)
     parser.add_argument('--config', default='', help='configs/NAME.py, of data, train, loop and startup')
     parser.add_argument('--models', default='', help='of train_step, eval and checkpoint, with commas between')
-    parser.add_argument('--peers', default='torch,jax', help='see above (default: torch,jax)')
+    parser.add_argument('--peers', default='torch,compiled', help='see above (default: torch,compiled)')
     parser.add_argument('--torch_python', default=sys.executable, help='of an environment with PyTorch (default: this one)')
     parser.add_argument('--rounds', type=int, default=5, help='how often each is measured (default: 5)')
     parser.add_argument('--seconds', type=float, default=5, help='of each measurement (default: 5)')
     parser.add_argument('--json', default='', metavar='FILE', help='write the figures there, too')
+    parser.add_argument('--write', default='', metavar='FILE', help='write the tables into this Markdown file, too')
     cli.main(parser, run)

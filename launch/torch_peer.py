@@ -1,17 +1,18 @@
 """The other side of `benchmark.py`: the same networks in PyTorch, in a process of their own that waits to be asked.
 
-    python launch/torch_peer.py train_step resnet18 32 64 [--compile]
+    python launch/torch_peer.py train_step resnet18 32 64 [--compile] [--device=cuda --dtype=bfloat16]
     python launch/torch_peer.py data IMAGES.json 64 128
     python launch/torch_peer.py checkpoint resnet50 224 0 --folder=DIR
     python launch/torch_peer.py train lenet5 28 128 --folder=DIR --epochs=2 --workers=2
 
 `train` is the plain script that a person would write: a DataLoader over the images in DIR, epochs, a test after each.
 The others say `ready`; then for each line with a number of seconds on its standard input print the images/s of that long,
-or `checkpoint` the seconds to save and to read. float32, channels_last, SGD with momentum and weight decay. Needs
-torch==2.13.0 and pytorchcv==0.0.67.
+or `checkpoint` the seconds to save and to read. channels_last, SGD with momentum and weight decay; bfloat16 is autocast's.
+Needs torch (on a CPU 2.13.0) and pytorchcv==0.0.67.
 """
 
 import argparse
+import collections
 import functools
 import itertools
 import json
@@ -66,11 +67,93 @@ def airbench():
     return nn.Sequential(*layers, nn.MaxPool2d(3), nn.Flatten(), nn.Linear(before, 10, bias=False), Scaled())
 
 
+class Performer(nn.Module):
+    """A token transformer of T2T-ViT with the performer's attention, as the authors' code: `dim` features after it."""
+
+    def __init__(self, features, dim, dropout):
+        super().__init__()
+        self.norm1, self.norm2, self.qkv = nn.LayerNorm(features), nn.LayerNorm(dim), nn.Linear(features, 3 * dim)
+        self.out, self.fc1, self.fc2 = (nn.Linear(dim, dim) for _ in range(3))
+        self.drop = nn.Dropout(dropout)
+        self.register_buffer('w', nn.init.orthogonal_(torch.empty(dim // 2, dim)) * math.sqrt(dim // 2))
+
+    def lift(self, x):
+        return torch.exp(x @ self.w.T - (x ** 2).sum(2, keepdim=True) / 2) / math.sqrt(len(self.w))
+
+    def attend(self, x):
+        k, q, v = self.qkv(self.norm1(x)).float().chunk(3, 2)
+        with torch.autocast(x.device.type, enabled=False):
+            k, q = self.lift(k), self.lift(q)
+            return torch.einsum('ntm,nmd->ntd', q, torch.einsum('ntm,ntd->nmd', k, v)) / (
+                (q * k.sum(1, keepdim=True)).sum(2, keepdim=True) + 1e-8), v
+
+    def forward(self, x):
+        y, v = self.attend(x)
+        x = v + self.drop(self.out(y))
+        return x + self.drop(self.fc2(F.gelu(self.fc1(self.norm2(x)))))
+
+
+class TokenTransformer(Performer):
+    """The same with softmax's attention, and no biases of queries, keys and values."""
+
+    def __init__(self, features, dim, dropout):
+        super().__init__(features, dim, 0.0)
+        self.qkv = nn.Linear(features, 3 * dim, bias=False)
+
+    def attend(self, x):
+        q, k, v = self.qkv(self.norm1(x)).chunk(3, 2)
+        return F.scaled_dot_product_attention(q, k, v, scale=x.shape[2] ** -0.5), v
+
+
+class Block(nn.Module):
+    """Of a vision transformer."""
+
+    def __init__(self, features, heads, hidden):
+        super().__init__()
+        self.heads, self.norm1, self.norm2 = heads, nn.LayerNorm(features), nn.LayerNorm(features)
+        self.qkv, self.out = nn.Linear(features, 3 * features, bias=False), nn.Linear(features, features)
+        self.fc1, self.fc2 = nn.Linear(features, hidden), nn.Linear(hidden, features)
+
+    def forward(self, x):
+        q, k, v = self.qkv(self.norm1(x)).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        x = x + self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return x + self.fc2(F.gelu(self.fc1(self.norm2(x))))
+
+
+class T2TViT(nn.Module):
+    """As jaxcnn's `t2t_vit_14`."""
+
+    def __init__(self, classes, tokens=Performer, splits=((7, 4, 2), (3, 2, 1), (3, 2, 1)), depth=14, embed=384, heads=6,
+                 mlp_ratio=3, token_dim=64, dropout=0.1):
+        super().__init__()
+        self.splits = nn.ModuleList(nn.Unfold(size, stride=stride, padding=padding) for size, stride, padding in splits)
+        widths = [(token_dim if i else 3) * size ** 2 for i, (size, _, _) in enumerate(splits)]
+        self.tokens = nn.ModuleList(tokens(width, token_dim, dropout) for width in widths[:-1])
+        self.project, self.first = nn.Linear(widths[-1], embed), nn.Parameter(torch.randn(1, 1, embed) * 0.02)
+        self.blocks = nn.ModuleList(Block(embed, heads, embed * mlp_ratio) for _ in range(depth))
+        self.norm, self.head = nn.LayerNorm(embed), nn.Linear(embed, classes)
+
+    def forward(self, x):
+        for split, tokens in zip(self.splits, [*self.tokens, self.project], strict=True):
+            x = tokens(split(x).transpose(1, 2))
+            if tokens is not self.project:
+                x = x.transpose(1, 2).unflatten(2, (math.isqrt(x.shape[1]), -1))
+        x = torch.cat([self.first.expand(len(x), -1, -1), x], 1)
+        position, feature = torch.arange(x.shape[1], device=x.device)[:, None], torch.arange(x.shape[2], device=x.device)
+        angle = position / 10000 ** (2 * (feature // 2) / x.shape[2])
+        x = x + torch.where(feature % 2 == 0, angle.sin(), angle.cos())
+        for block in self.blocks:
+            x = block(x)
+        return self.head(self.norm(x)[:, 0])
+
+
 def create(name, size, stem, classes=10):
     if name == 'shallow_cnn':
         return ShallowCNN(size)
     if name == 'airbench94':
         return airbench()
+    if name == 't2t_vit_14':
+        return T2TViT(classes)
     from pytorchcv.model_provider import get_model
     net = get_model({'mobilenet_v1': 'mobilenet_w1', 'vgg16_bn': 'bn_vgg16b'}.get(name, name), num_classes=classes)
     if name == 'vgg16_bn':
@@ -126,13 +209,22 @@ def train(name, batch, epochs, workers, folder):
         print(f'epoch {epoch}: test accuracy {right / len(tests.dataset):.4f}', flush=True)
 
 
-def serve(step, batch):
+def serve(step, batch, cuda=False):
+    """Images/s of so many seconds, for each line; a GPU is given two steps ahead."""
     print('ready', flush=True)
     for line in sys.stdin:
+        under_way = collections.deque()
         count, began = 0, time.perf_counter()
         while time.perf_counter() - began < float(line):
             step()
             count += 1
+            if cuda:
+                under_way.append(torch.cuda.Event())
+                under_way[-1].record()
+                if len(under_way) > 2:
+                    under_way.popleft().synchronize()
+        if cuda:
+            torch.cuda.synchronize()
         print(count * batch / (time.perf_counter() - began), flush=True)
 
 
@@ -256,6 +348,8 @@ def main():
     parser.add_argument('batch', type=int)
     parser.add_argument('--stem', default='imagenet')
     parser.add_argument('--compile', action='store_true')
+    parser.add_argument('--device', default='cpu')
+    parser.add_argument('--dtype', default='float32')
     parser.add_argument('--folder', default='.')
     parser.add_argument('--epochs', type=int, default=1)
     parser.add_argument('--workers', type=int, default=0)
@@ -269,26 +363,32 @@ def main():
     if args.what == 'decode':
         return serve_decoding(args.model, args.size)
     classes = 1000 if args.what == 'checkpoint' else 10
-    net = create(args.model, args.size, args.stem, classes).to(memory_format=torch.channels_last)
-    x = torch.randn(args.batch, 3, args.size, args.size).to(memory_format=torch.channels_last)
-    y = torch.arange(args.batch) % 10
-    optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4)
+    net = create(args.model, args.size, args.stem, classes).to(args.device, memory_format=torch.channels_last)
+    x = torch.randn(args.batch, 3, args.size, args.size).to(args.device, memory_format=torch.channels_last)
+    y = torch.arange(args.batch, device=args.device) % 10
+    cuda = args.device == 'cuda'
+    torch.backends.cudnn.benchmark = True
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4, fused=cuda)
     if args.what == 'checkpoint':
         return serve_checkpoints(net, optimizer, args.size, args.folder)
     run = torch.compile(net) if args.compile else net
 
+    autocast = functools.partial(torch.autocast, args.device, getattr(torch, args.dtype), enabled=args.dtype != 'float32')
+
     def step():
         if args.what == 'eval':
-            with torch.inference_mode():
+            with torch.inference_mode(), autocast():
                 return run(x)
         optimizer.zero_grad(set_to_none=True)
-        F.cross_entropy(run(x), y).backward()
+        with autocast():
+            loss = F.cross_entropy(run(x), y)
+        loss.backward()
         optimizer.step()
 
     net.train(args.what == 'train_step')
     for _ in range(3):
         step()
-    serve(step, args.batch)
+    serve(step, args.batch, cuda)
 
 
 if __name__ == '__main__':

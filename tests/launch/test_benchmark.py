@@ -9,13 +9,37 @@ pytestmark = pytest.mark.launch
 
 def test_a_benchmark_prints_a_table_and_writes_json(command, tmp_path):
     path = tmp_path / 'found.json'
-    code, out, err = command('benchmark', 'checkpoint', '--models=resnet18', '--peers=', '--rounds=2', f'--json={path}')
-    assert code == 0, '\n'.join(err)
-    found = json.loads(path.read_text())
+    page = tmp_path / 'page.md'
+    page.write_text('# Before\n\nStays.\n')
+    for rounds in (1, 2):  # the second takes the first one's place
+        code, out, err = command('benchmark', 'checkpoint', '--models=resnet18', '--peers=', f'--rounds={rounds}',
+                                 f'--json={path}', f'--write={page}')
+        assert code == 0, '\n'.join(err)
+    written = page.read_text()
+    assert written.startswith('# Before\n\nStays.\n\n<!-- ')
+    assert written.endswith('<!-- end -->\n')
+    assert written.count('| save |') == written.count('--rounds=2') == 1
+    found = json.loads(path.read_text())['checkpoint']
     assert found['bytes'] > 90e6  # 11.7 million parameters, and their momentum
     assert all(len(values) == 2 and min(values) > 0 for values in found['values'].values())
     assert {'hand over', 'save', 'read'} == set(found['values'])
     assert any('| save |' in line for line in out)
+
+
+def test_several_are_run_in_turn_and_steps_have_their_limits(command, tmp_path):
+    path = tmp_path / 'found.json'
+    code, out, err = command('benchmark', 'train_step', 'eval', '--models=airbench94', '--peers=', '--rounds=1',
+                             '--seconds=0.1', f'--json={path}')
+    assert code == 0, '\n'.join(err)
+    found = json.loads(path.read_text())
+    assert set(found) == {'machine', 'train_step', 'eval'}
+    for what, images in (('train_step', 1024), ('eval', 64)):
+        (title, figures), = found[what].items()
+        assert title == f'airbench94, 32 px, batch {images}'
+        assert min(figures['images/s']['jaxcnn']) > 0
+        assert figures['of matmul'][0] > 0
+        assert figures['of bandwidth'][0] > 0
+        assert any(line.startswith(f'| {title} |') for line in out)
 
 
 @pytest.mark.parametrize(('arguments', 'parts'), [
@@ -23,6 +47,7 @@ def test_a_benchmark_prints_a_table_and_writes_json(command, tmp_path):
     (['eval', '--peers=torhc'], ["'torhc'", 'torch']),
     (['data', '--config=configs/food_shallow.py'], ["augmentation of the PyTorch peer 'color_jitter'", 'flip_lr']),
     (['train_step', '--rounds=0'], ['--rounds', 'at least 1', '0']),
+    (['eval', '--write=nowhere/page.md'], ['--write', 'nowhere']),
     (['loop', '--config=configs/digits_lenet5.py', '--seconds=0'], ['--seconds', '0.0']),
 ])
 def test_what_is_wrong_is_told_in_one_line(command, arguments, parts):

@@ -1,6 +1,7 @@
 """Tokens-to-token vision transformers."""
 
 import math
+import runpy
 
 import flax.linen as nn
 import jax
@@ -101,80 +102,17 @@ def test_stochastic_depth_leaves_out_the_last_block_for_some_images_and_never_th
 # ---- PyTorch
 
 
-def torch_network(torch, performer, side, splits, depth=2, embed=12, heads=3, ratio=3, dim=8, channels=3, classes=5):
-    """T2T-ViT as the authors' code computes it in evaluation; `patch` marks layers on unfolded features."""
-    class Tokens(torch.nn.Module):
-        def __init__(self, features, index):
-            super().__init__()
-            self.norm1, self.norm2 = torch.nn.LayerNorm(features), torch.nn.LayerNorm(dim)
-            self.qkv = torch.nn.Linear(features, 3 * dim, bias=performer)
-            self.out, self.fc1, self.fc2 = (torch.nn.Linear(dim, dim) for _ in range(3))
-            self.w, self.scale = torch.from_numpy(t2t_vit.directions(index, dim)), features ** -0.5
-            self.norm1.patch = self.qkv.patch = True
-
-        def lift(self, x):
-            return torch.exp(x @ self.w.T - (x ** 2).sum(2, keepdim=True) / 2) / math.sqrt(dim // 2)
-
-        def forward(self, x):
-            parts = self.qkv(self.norm1(x)).split(dim, dim=2)
-            if performer:
-                k, q, v = parts
-                weights = self.lift(q) @ self.lift(k).transpose(1, 2)  # the authors never form this matrix
-                y = weights @ v / (weights.sum(2, keepdim=True) + 1e-8)
-            else:
-                q, k, v = parts
-                y = torch.softmax(self.scale * q @ k.transpose(1, 2), 2) @ v
-            x = v + self.out(y)
-            return x + self.fc2(torch.nn.functional.gelu(self.fc1(self.norm2(x))))
-
-    class Block(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.norm1, self.norm2 = torch.nn.LayerNorm(embed), torch.nn.LayerNorm(embed)
-            self.qkv, self.out = torch.nn.Linear(embed, 3 * embed, bias=False), torch.nn.Linear(embed, embed)
-            self.fc1, self.fc2 = torch.nn.Linear(embed, ratio * embed), torch.nn.Linear(ratio * embed, embed)
-
-        def forward(self, x):
-            n, count, _ = x.shape
-            q, k, v = self.qkv(self.norm1(x)).reshape(n, count, 3, heads, embed // heads).permute(2, 0, 3, 1, 4)
-            y = torch.softmax(q @ k.transpose(2, 3) * (embed // heads) ** -0.5, 3) @ v
-            x = x + self.out(y.transpose(1, 2).reshape(n, count, embed))
-            return x + self.fc2(torch.nn.functional.gelu(self.fc1(self.norm2(x))))
-
-    class T2T(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.splits = [torch.nn.Unfold(size, stride=stride, padding=padding) for size, stride, padding in splits]
-            widths = [(dim if i else channels) * size ** 2 for i, (size, _, _) in enumerate(splits)]
-            self.tokens = torch.nn.ModuleList(Tokens(width, i) for i, width in enumerate(widths[:-1]))
-            self.project = torch.nn.Linear(widths[-1], embed)
-            self.project.patch = True
-            self.first = torch.nn.Parameter(torch.randn(1, 1, embed))
-            self.blocks = torch.nn.ModuleList(Block() for _ in range(depth))
-            self.norm, self.head = torch.nn.LayerNorm(embed), torch.nn.Linear(embed, classes)
-
-        def forward(self, x):
-            for split, tokens in zip(self.splits[:-1], self.tokens, strict=True):
-                x = tokens(split(x).transpose(1, 2)).transpose(1, 2)
-                x = x.reshape(*x.shape[:2], math.isqrt(x.shape[2]), -1)
-            x = self.project(self.splits[-1](x).transpose(1, 2))
-            x = torch.cat([self.first.expand(len(x), -1, -1), x], 1)
-            position, feature = torch.arange(x.shape[1])[:, None], torch.arange(embed)
-            angle = position / 10000 ** (2 * (feature // 2) / embed)
-            x = x + torch.where(feature % 2 == 0, angle.sin(), angle.cos())
-            for block in self.blocks:
-                x = block(x)
-            return self.head(self.norm(x)[:, 0])
-    return T2T()
-
-
 @pytest.mark.torch
 @pytest.mark.parametrize(('side', 'splits'), [(48, ((7, 4, 2), (3, 2, 1), (3, 2, 1))), (12, ((3, 2, 1),))])
 @pytest.mark.parametrize('tokens', ['performer', 'transformer'])
 def test_logits_are_those_of_pytorch_with_the_same_weights(tokens, side, splits):
     torch = pytest.importorskip('torch')
     torch.manual_seed(0)
-    theirs = torch_network(torch, tokens == 'performer', side, splits)
+    peer = runpy.run_path('launch/torch_peer.py')
+    theirs = peer['T2TViT'](5, peer['Performer' if tokens == 'performer' else 'TokenTransformer'], splits, **SMALL).eval()
+    for i, one in enumerate(theirs.tokens):
+        one.w.copy_(torch.from_numpy(t2t_vit.directions(i, SMALL['token_dim'])))
+    unfolded = [theirs.project, *(module for one in theirs.tokens for module in (one.norm1, one.qkv))]
     order, mine = [], []
     for module in theirs.modules():
         if isinstance(module, (torch.nn.Linear, torch.nn.LayerNorm)):
@@ -198,7 +136,7 @@ def test_logits_are_those_of_pytorch_with_the_same_weights(tokens, side, splits)
         dense = isinstance(module, torch.nn.Linear)
         values = {('kernel' if dense else 'scale') if key == 'weight' else key: value.detach().numpy().T
                   for key, value in module.named_parameters()}
-        if hasattr(module, 'patch'):  # (channel, row, column) to (row, column, channel)
+        if module in unfolded:  # (channel, row, column) to (row, column, channel)
             size = next(sizes)
             values |= {key: x.reshape(-1, size * size, *x.shape[1:]).swapaxes(0, 1).reshape(x.shape)
                        for key, x in values.items() if not (dense and key == 'bias')}
