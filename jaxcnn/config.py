@@ -287,7 +287,7 @@ def _build(kind: Any, value: Any, path: str, meta: Mapping[str, Any] = types.Map
     names = {bool: 'True or False', int: 'a whole number', float: 'a number', str: 'a string'}
     fits = isinstance(value, (int, float) if kind is float else kind)
     if not fits or (isinstance(value, bool) and kind is not bool):
-        raise _wrong(path, names[kind], value)
+        raise _wrong(path, f'one of {", ".join(meta["choices"])}' if meta.get('choices') else names[kind], value)
     if meta.get('choices') and value not in meta['choices']:
         raise UserError(f'{path}: {unknown("value", value, meta["choices"])}')
     if meta.get('least') is not None and not value >= meta['least']:
@@ -396,6 +396,10 @@ def override(fields: Mapping[str, Any] | ml_collections.ConfigDict, assignments:
                     node[key] = {**(node[key] or {}), rest[0]: _literal(text)}
             elif rest and dataclasses.is_dataclass(kind) and kind not in (Duration, Choice):
                 assert isinstance(kind, type)
+                if node[key] is None:
+                    node[key] = to_dict(kind())
+                elif not isinstance(node[key], dict):
+                    raise _wrong(at, 'a group of fields', node[key])
                 node, schema, parts = node[key], kind, rest
                 continue
             elif rest:

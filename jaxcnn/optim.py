@@ -1,5 +1,6 @@
 """Optimizers and learning-rate schedules: optax chains from the config."""
 
+import difflib
 import functools
 import inspect
 import re
@@ -179,7 +180,9 @@ def matching(pattern: str, where: str) -> Callable[[Any], Any]:
         found = jax.tree_util.tree_map_with_path(lambda path, _: regex.search(path_name(path)) is not None, params)
         if not any(jax.tree.leaves(found)):
             names = [path_name(path) for path, _ in jax.tree.leaves_with_path(params)]
-            raise UserError(f'{where}: {pattern!r} is found in no parameter; they are {", ".join(names[:4])}, ...')
+            near = difflib.get_close_matches(pattern, names, n=4, cutoff=0.4)
+            raise UserError(f'{where}: {pattern!r} is found in no parameter; ' + (
+                f'nearest: {", ".join(near)}' if near else f'they are {", ".join(names[:4])}, ...'))
         return found
     return mask
 

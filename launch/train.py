@@ -22,6 +22,8 @@ def run(args: argparse.Namespace) -> int:
     else:
         cli.log.info('test accuracy %.2f %%  (loss %.4f, top-5 %.2f %%; checkpoint %d)', 100 * summary['test_accuracy'],
                      summary['test_loss'], 100 * summary['test_top5'], summary['best_step'])
+    if (several := summary.get('test_views_accuracy')) is not None:
+        cli.log.info('test accuracy %.2f %% by the mean of several views of each image', 100 * several)
     cli.log.info('report: %s\nfigures: %s', join(args.workdir, 'report.md'), join(args.workdir, 'figures'))
     return 0
 

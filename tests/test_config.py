@@ -256,6 +256,12 @@ def test_tuples_are_assigned_whole():
     assert overridden({'batch_schedule': (({'epochs': 2}, 64),)}, 'batch_schedule=()').batch_schedule == ()
 
 
+def test_a_group_that_is_none_begins_with_its_defaults():
+    config = overridden({}, 'whiten.match=Conv_0/kernel', 'optim.lookahead.every=3')
+    assert config.whiten == cfg.WhitenConfig(match='Conv_0/kernel')
+    assert config.optim.lookahead == cfg.LookaheadConfig(every=3)
+
+
 def test_an_assignment_leaves_the_given_config_alone():
     made = cfg.make(batch_size=32)
     cfg.override(made, ['batch_size=64', 'duration.steps=3', 'optim.optimizer.momentum=0.1'])
@@ -272,11 +278,12 @@ def test_an_assignment_leaves_the_given_config_alone():
     ('batch_size=many', r"config\.batch_size: expected a whole number, got 'many'"),
     ('duration.epoch=3', r"unknown unit of duration 'epoch'; nearest: epochs"),
     ('data=mnist', r"config\.data: expected a group of fields, got 'mnist'"),
+    ('data=mnist data.val_fraction=0', r"config\.data: expected a group of fields, got 'mnist'"),
     ('batch_size=__import__("os").getpid()', r'config\.batch_size: expected a whole number'),
 ])
 def test_a_wrong_assignment_is_told(assignment, line):
     with pytest.raises(UserError, match=line) as error:
-        cfg.override({}, [assignment])
+        cfg.override({}, assignment.split())
     one_line(error)
 
 

@@ -28,14 +28,14 @@ def test_a_benchmark_prints_a_table_and_writes_json(command, tmp_path):
 
 def test_several_are_run_in_turn_and_steps_have_their_limits(command, tmp_path):
     path = tmp_path / 'found.json'
-    code, out, err = command('benchmark', 'train_step', 'eval', '--models=airbench94', '--peers=', '--rounds=1',
+    code, out, err = command('benchmark', 'train_step', 'eval', '--models=shallow_cnn', '--peers=', '--rounds=1',
                              '--seconds=0.1', f'--json={path}')
     assert code == 0, '\n'.join(err)
     found = json.loads(path.read_text())
     assert set(found) == {'machine', 'train_step', 'eval'}
-    for what, images in (('train_step', 1024), ('eval', 64)):
+    for what, images in (('train_step', 128), ('eval', 64)):
         (title, figures), = found[what].items()
-        assert title == f'airbench94, 32 px, batch {images}'
+        assert title == f'shallow_cnn, 32 px, batch {images}'
         assert min(figures['images/s']['jaxcnn']) > 0
         assert figures['of matmul'][0] > 0
         assert figures['of bandwidth'][0] > 0
