@@ -2,8 +2,8 @@
 
     python launch/train.py --config=configs/cifar10_shallow_best.py --workdir=runs/cifar10_best --config.data.dir=DIR
 
-DIR holds TFDS data sets (or set TFDS_DATA_DIR). All 50,000 images are trained on, and the test images are looked at once, at the
-end. Its rates were chosen by the validation accuracy of 5 epochs (docs/results.md). Result: not yet measured.
+DIR holds TFDS data sets (or set TFDS_DATA_DIR). All 50,000 images are trained on, and the test images are looked at once, at
+the end. Its rates were chosen by the validation accuracy of 5 epochs (docs/results.md). Result: not yet measured.
 """
 
 from jaxcnn.config import make

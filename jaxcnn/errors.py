@@ -11,6 +11,10 @@ class UserError(Exception):
     """Something the person who started the run can put right; the message says what and how, in one line."""
 
 
+class Diverged(UserError):
+    """The loss, or a parameter, is not finite."""
+
+
 @contextlib.contextmanager
 def within(field: str) -> Iterator[None]:
     """Puts the config's field before the message of a UserError that names none."""

@@ -1,21 +1,17 @@
 """Trains the network of a config, or goes on with the run that the workdir holds."""
 
 import argparse
+import dataclasses
 import os
+import statistics
 
 from jaxcnn import cli, config
+from jaxcnn.errors import Diverged, UserError
+
+OF_SEEDS = ('test_accuracy', 'test_views_accuracy', 'test_ema_accuracy', 'test_loss', 'val_accuracy')
 
 
-def run(args: argparse.Namespace) -> int:
-    settings = config.load(args.config, args.overrides)
-    from jaxcnn.train import train_and_evaluate
-    from jaxcnn.train.signals import Interrupted
-    try:
-        summary = train_and_evaluate(settings, args.workdir)
-    except Interrupted as e:
-        cli.log.warning('%s', e)
-        return 128 + e.signum
-    join = os.path.join
+def tell(summary: dict, folder: str) -> None:
     if summary['test_accuracy'] is None:
         cli.log.info('validation accuracy %.2f %%  (loss %.4f; checkpoint %d); there is no labelled test part',
                      100 * summary['val_accuracy'], summary['val_loss'], summary['best_step'])
@@ -24,7 +20,52 @@ def run(args: argparse.Namespace) -> int:
                      summary['test_loss'], 100 * summary['test_top5'], summary['best_step'])
     if (several := summary.get('test_views_accuracy')) is not None:
         cli.log.info('test accuracy %.2f %% by the mean of several views of each image', 100 * several)
-    cli.log.info('report: %s\nfigures: %s', join(args.workdir, 'report.md'), join(args.workdir, 'figures'))
+    cli.log.info('report: %s\nfigures: %s', os.path.join(folder, 'report.md'), os.path.join(folder, 'figures'))
+
+
+def tell_seeds(summaries: dict[int, dict], folder: str) -> None:
+    """Mean, standard deviation and extremes over the seeds that came to their end; also into `seeds.json`."""
+    import jax
+
+    from jaxcnn.train import workdir
+    found = {}
+    for name in OF_SEEDS:
+        values = [s[name] for s in summaries.values() if s.get(name) is not None]
+        if len(values) > 1:
+            found[name] = {'mean': statistics.mean(values), 'std': statistics.stdev(values), 'least': min(values),
+                           'most': max(values), 'values': values}
+    if jax.process_index() == 0:
+        workdir.write_json(os.path.join(folder, 'seeds.json'), {'seeds': list(summaries), **found})
+    for name, f in found.items():
+        cli.log.info('%s of %d seeds: mean %.4f, standard deviation %.4f, least %.4f, most %.4f', name, len(summaries),
+                     f['mean'], f['std'], f['least'], f['most'])
+
+
+def run(args: argparse.Namespace) -> int:
+    settings = config.load(args.config, args.overrides)
+    if args.seeds < 1:
+        raise UserError(f'--seeds: expected at least 1, got {args.seeds}')
+    from jaxcnn.train import train_and_evaluate
+    from jaxcnn.train.signals import Interrupted
+    summaries, diverged = {}, []
+    for seed in range(settings.seed, settings.seed + args.seeds):
+        folder = os.path.join(args.workdir, f'seed{seed}') if args.seeds > 1 else args.workdir
+        try:
+            summaries[seed] = train_and_evaluate(dataclasses.replace(settings, seed=seed), folder)
+        except Interrupted as e:
+            cli.log.warning('%s', e)
+            return 128 + e.signum
+        except Diverged as e:
+            if args.seeds == 1:
+                raise
+            cli.log.error('seed %d: %s', seed, e)
+            diverged.append(seed)
+        else:
+            tell(summaries[seed], folder)
+    if args.seeds > 1:
+        tell_seeds(summaries, args.workdir)
+    if diverged:
+        raise Diverged(f'{len(diverged)} of {args.seeds} seeds diverged: {", ".join(map(str, diverged))}')
     return 0
 
 
@@ -34,5 +75,7 @@ if __name__ == '__main__':
         '--config.duration.epochs=3 (jaxcnn/config.py lists them).')
     parser.add_argument('--config', required=True, help='configs/NAME.py')
     parser.add_argument('--workdir', required=True, help='folder of the run')
+    parser.add_argument('--seeds', type=int, default=1, metavar='N',
+                        help='N runs, of config.seed and the seeds after it, in folders of the workdir; and their mean')
     cli.add_distributed_flags(parser)
     cli.main(parser, run)

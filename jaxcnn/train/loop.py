@@ -24,7 +24,7 @@ import numpy as np
 from jaxcnn import config as cfg
 from jaxcnn import data, metrics, models, optim
 from jaxcnn.data import augment, feed, normalize, sources, views
-from jaxcnn.errors import UserError, unknown, within
+from jaxcnn.errors import Diverged, UserError, unknown, within
 from jaxcnn.train import parallel, signals, whiten, workdir
 from jaxcnn.train.checkpoint import Checkpoints
 from jaxcnn.train.evaluate import Evaluator
@@ -254,7 +254,8 @@ class Run:
 
         Raises:
           Interrupted: a signal came; the state is saved.
-          UserError: the loss is not finite, or a file could not be written.
+          Diverged: the loss is not finite.
+          UserError: a file could not be written.
         """
         every, timeline = self.config.checkpoint.every or self.config.eval.every, self.timeline
         while True:
@@ -361,7 +362,7 @@ class Run:
     def _stop_for_nan(self, step: int, value: float, what: str = 'the loss at') -> None:
         self.checkpoints.wait()
         kept = self.checkpoints.steps()
-        raise UserError(f'{what} step {step} is {value}: training stopped; ' + (
+        raise Diverged(f'{what} step {step} is {value}: training stopped; ' + (
             f'the last good checkpoint is step {kept[-1]}' if kept else 'there is no checkpoint yet') +
             '. A lower config.optim.learning_rate or config.optim.clip_norm may help')
 
@@ -494,7 +495,7 @@ def train_and_evaluate(config: cfg.Config | ml_collections.ConfigDict | Mapping[
       `config.checkpoint.metric`; what was not measured is None.
 
     Raises:
-      UserError: what the person can put right: the config, the data, the workdir, a loss that is not finite.
+      UserError: what the person can put right: the config, the data, the workdir; `Diverged`: a loss that is not finite.
       Interrupted: SIGTERM or SIGINT came; the run can be resumed.
     """
     config = cfg.parse(config)

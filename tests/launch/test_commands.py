@@ -76,6 +76,37 @@ def test_train_ends_with_the_accuracy_and_the_paths(watched_run):
     assert (folder / 'report.md').read_text().startswith('# tiny')
 
 
+def test_several_seeds_are_runs_of_their_own_and_their_figures_together(config, tmp_path):
+    few = ['--config.duration.steps=20', '--config.eval.views=flip']
+    done = run('train', f'--config={config}', f'--workdir={tmp_path}', '--seeds=2', '--config.seed=3', *few)
+    runs = [json.loads((tmp_path / f'seed{seed}' / 'summary.json').read_text()) for seed in (3, 4)]
+    assert [r['seed'] for r in runs] == [3, 4]
+    assert runs[0]['test_loss'] != runs[1]['test_loss']
+    found = json.loads((tmp_path / 'seeds.json').read_text())
+    assert found['seeds'] == [3, 4]
+    for name in ('test_accuracy', 'test_views_accuracy', 'test_loss', 'val_accuracy'):
+        values = [r[name] for r in runs]
+        assert found[name]['values'] == values
+        assert found[name]['mean'] == pytest.approx(np.mean(values))
+        assert found[name]['std'] == pytest.approx(np.std(values, ddof=1))
+        assert (found[name]['least'], found[name]['most']) == (min(values), max(values))
+    assert 'test_accuracy of 2 seeds: mean ' in done.stderr
+    alone = tmp_path / 'alone'
+    run('train', f'--config={config}', f'--workdir={alone}', '--config.seed=4', *few)
+    assert json.loads((alone / 'summary.json').read_text())['test_loss'] == runs[1]['test_loss']
+
+
+def test_seeds_that_diverge_are_counted_and_the_others_go_on(config, tmp_path):
+    done = subprocess.run(command('train', f'--config={config}', f'--workdir={tmp_path}', '--seeds=2',
+                                  '--config.optim.learning_rate=1e30'),
+                          cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2
+    lines = done.stderr.splitlines()
+    assert [sum(line.startswith(f'seed {seed}: ') for line in lines) for seed in (0, 1)] == [1, 1]
+    assert lines[-1] == 'error: 2 of 2 seeds diverged: 0, 1'
+    assert json.loads((tmp_path / 'seeds.json').read_text()) == {'seeds': []}
+
+
 def test_watch_tells_of_checkpoints_until_the_run_is_complete(watched_run):
     folder, _, seen = watched_run
     steps = [row['step'] for row in seen]

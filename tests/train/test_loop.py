@@ -1,16 +1,20 @@
 """Whole runs, in this process, at a small size."""
 
+import glob
 import json
 import os
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxcnn import config as cfg
+from jaxcnn import models
 from jaxcnn.errors import UserError
+from jaxcnn.optim import make_optimizer, matching
 from jaxcnn.train import train_and_evaluate
-from jaxcnn.train.loop import Run, RunProgress
+from jaxcnn.train.loop import Run, RunProgress, check_config
 from jaxcnn.train.signals import StopRequest
 from jaxcnn.train.step import gather, image_keys, step_keys
 from jaxcnn.train.trained import Trained
@@ -18,6 +22,18 @@ from jaxcnn.train.workdir import read_metrics
 
 SUMMARY = {'name', 'model', 'dataset', 'seed', 'steps', 'epochs', 'params', 'train_loss', 'val_accuracy', 'test_accuracy',
            'test_top5', 'test_loss', 'best_step', 'images_per_second', 'wall_seconds', 'device', 'num_devices', 'versions'}
+
+
+@pytest.mark.parametrize('path', sorted(glob.glob('configs/*.py')))
+def test_every_config_of_ours_names_what_there_is(path):
+    config = cfg.load(path)
+    check_config(config)
+    network = models.create(config.model.name, 10, **config.model.args)
+    image = jnp.zeros((1, *network.published()[0]))
+    params = jax.eval_shape(lambda: network.init(jax.random.key(0), image))['params']
+    jax.eval_shape(make_optimizer(config.optim, cfg.Timeline(config, 50_000)).init, params)  # finds groups and masks
+    if config.whiten:
+        matching(config.whiten.match, '')(params)
 
 
 @pytest.fixture(scope='module')
