@@ -2,8 +2,8 @@
 
 On GPU and TPU it is XLA's own. On the CPU XLA's convolutions train at a third of the speed that the processor allows,
 and its grouped ones at a hundredth (jax-ml/jax #13800, #23713, #31662; openxla/xla #34273), so there it is our own for 3x3
-kernels in Winograd's form (`winograd.h`), depthwise ones (`channels.h`) and few channels (`few.h`), and oneDNN for the
-others (`onednn.py`), or where that is missing the fastest formulation in plain JAX (`shifts.py`).
+kernels in Winograd's form (`winograd.h`), depthwise ones (`channels.h`), groups (`grouped.h`) and few channels (`few.h`),
+and oneDNN for the others (`onednn.py`), or where that is missing the fastest formulation in plain JAX (`shifts.py`).
 """
 
 import functools

@@ -13,8 +13,9 @@
 
 namespace few {
 
-// registers that hold sums, and the features that are worked on at a time
-constexpr int kSums = kWide == 16 ? 24 : 12, kBlock = kWide == 16 ? 8 : 4;
+constexpr int kRegisters = kWide == 16 ? 32 : 16, kBlock = 4;  // features that are worked on at a time
+// What meets `features` of them at a time: registers hold the sums, what is met, and one more; of one feature, the sums alone.
+constexpr int Met(int features) { return features == 1 ? 3 * kRegisters / 4 : (kRegisters - 1) / (features + 1); }
 
 typedef int32_t Places __attribute__((vector_size(4 * kWide)));
 
@@ -88,13 +89,15 @@ void Place(const float* x, int64_t c, int64_t rows, int64_t next_row, int64_t in
       const float* const from = x + (i * next_row + u) * kWide;
       Vec v[outputs];
 #pragma GCC unroll 16
-      for (int o = 0; o < outputs; ++o) v[o] = Load(from + o * c * kWide);
+      for (int o = 0; o < outputs; ++o) v[o] = features > 1 ? Held(from + o * c * kWide) : Load(from + o * c * kWide);
 #pragma GCC unroll 8
       for (int f = 0; f < features; ++f)
 #pragma GCC unroll 16
         for (int o = 0; o < outputs; ++o) s[o][f] += v[o] * k[f];
     }
+#pragma GCC unroll 16
   for (int o = 0; o < outputs; ++o)
+#pragma GCC unroll 8
     for (int f = 0; f < features; ++f) Store(sums + (o * next_sum + f) * kWide, s[o][f]);
 }
 
@@ -102,20 +105,24 @@ void Place(const float* x, int64_t c, int64_t rows, int64_t next_row, int64_t in
 template <int taps, int features>
 void Product(const float* x, int64_t c, int64_t outputs, const float* y, int64_t next_y, float* sums, int64_t next_sum) {
   Vec s[taps][features];
+#pragma GCC unroll 16
   for (int u = 0; u < taps; ++u)
+#pragma GCC unroll 8
     for (int f = 0; f < features; ++f) s[u][f] = Load(sums + (u * next_sum + f) * kWide);
   for (int64_t o = 0; o < outputs; ++o, x += c * kWide, y += next_y * kWide) {
     Vec v[taps];
 #pragma GCC unroll 16
-    for (int u = 0; u < taps; ++u) v[u] = Load(x + u * kWide);
+    for (int u = 0; u < taps; ++u) v[u] = Held(x + u * kWide);
 #pragma GCC unroll 8
     for (int f = 0; f < features; ++f) {
-      const Vec b = Load(y + f * kWide);
+      const Vec b = Held(y + f * kWide);
 #pragma GCC unroll 16
       for (int u = 0; u < taps; ++u) s[u][f] += v[u] * b;
     }
   }
+#pragma GCC unroll 16
   for (int u = 0; u < taps; ++u)
+#pragma GCC unroll 8
     for (int f = 0; f < features; ++f) Store(sums + (u * next_sum + f) * kWide, s[u][f]);
 }
 
@@ -155,15 +162,16 @@ struct Shape {
       framed.Fill(x + first * h * w * c, images, data);
       for (int64_t i = 0; i < height; ++i) {
         InBlocks(features, [&](int64_t f, auto count) {
-          constexpr int some = count.value, wide = kSums / some;
-          int64_t j = 0;
-          auto place = [&](auto outputs) {
-            Place<outputs.value, some>(framed.Row(data, i) + j * c * kWide, c, kh, framed.width * c, kw * c, kernel + f, features,
-                                       line + (j * features + f) * kWide, features);
-            j += outputs.value;
+          constexpr int wide = Met(count.value);
+          auto place = [&](int64_t j, auto outputs) {
+            Place<outputs.value, count.value>(framed.Row(data, i) + j * c * kWide, c, kh, framed.width * c, kw * c, kernel + f,
+                                              features, line + (j * features + f) * kWide, features);
           };
-          while (j + wide <= width) place(std::integral_constant<int, wide>());
-          while (j < width) place(std::integral_constant<int, 1>());
+          for (int64_t j = 0; j < width; j += width < wide || j + 1 == width ? 1 : wide)
+            if (width < wide || j + 1 == width)
+              place(j, std::integral_constant<int, 1>());
+            else  // the last ones may be some of those before them once more
+              place(std::min(j, width - wide), std::integral_constant<int, wide>());
         });
         Unpack(line, height * width * features, images, width * features, y + (first * height + i) * width * features);
       }
@@ -196,15 +204,10 @@ struct Shape {
         Pack(y + (first * height + i) * width * features, height * width * features, images, width * features, line);
         for (int64_t r = 0; r < kh; ++r)
           InBlocks(features, [&](int64_t f, auto count) {
-            constexpr int some = count.value, wide = std::min(kSums / some, 5);
-            int64_t u = 0;
-            auto product = [&](auto taps) {
-              Product<taps.value, some>(framed.Row(data, i + r) + u * kWide, c, width, line + f * kWide, features,
-                                        sums + ((r * inner + u) * features + f) * kWide, features);
-              u += taps.value;
-            };
-            while (u + wide <= inner) product(std::integral_constant<int, wide>());
-            while (u < inner) product(std::integral_constant<int, 1>());
+            InBlocks<std::min(Met(count.value), 5)>(inner, [&](int64_t u, auto taps) {
+              Product<taps.value, count.value>(framed.Row(data, i + r) + u * kWide, c, width, line + f * kWide, features,
+                                               sums + ((r * inner + u) * features + f) * kWide, features);
+            });
           });
       }
       for (int64_t i = 0; i < size; ++i)

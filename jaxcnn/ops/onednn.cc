@@ -20,6 +20,7 @@
 
 #include "channels.h"
 #include "few.h"
+#include "grouped.h"
 #include "oneapi/dnnl/dnnl.hpp"
 #include "winograd.h"
 #include "xla/ffi/api/ffi.h"
@@ -161,7 +162,7 @@ Plan& FindPlan(Kind kind, const Dims& x, const Dims& kernel, const Dims& y, memo
 float* Floats(ffi::AnyBuffer& buffer) { return static_cast<float*>(buffer.untyped_data()); }
 Dims DimsOf(const ffi::AnyBuffer& buffer) { return {buffer.dimensions().begin(), buffer.dimensions().end()}; }
 
-// Whether it was a depthwise convolution of ours or one of few channels, and is done.
+// Whether it was a convolution of ours, depthwise, in groups or of few channels, and is done.
 bool Shared(ffi::ThreadPool pool, int64_t kind, const std::vector<int64_t>& window, ffi::AnyBuffer& x,
             ffi::AnyBuffer& kernel, ffi::AnyBuffer& y) {
   const Dims in = DimsOf(x), size = DimsOf(kernel), out = DimsOf(y);
@@ -181,41 +182,38 @@ bool Shared(ffi::ThreadPool pool, int64_t kind, const std::vector<int64_t>& wind
   if (window[8] == in[3] && in[3] == out[3] && size[0] == 3 && size[1] == 3 && std::max({top, left, window[4], window[5]}) <= 2 &&
       depthwise.fits(kind == kKernelGradient))
     return run(depthwise);
+  const grouped::Shape grouped{in[0], in[1], in[2], in[3], out[1], out[2], size[2], window[0], top, left};
+  if (window[8] > 1 && in[3] == out[3] && size[0] == 3 && size[1] == 3 && std::max({top, left, window[4], window[5]}) <= 2 &&
+      grouped.fits(kind == kInputGradient))
+    return run(grouped);
   const few::Shape few{in[0], in[1], in[2], in[3], size[0], size[1], out[1], out[2], out[3], top, left};
   return window[0] == 1 && window[8] == 1 && std::max({top, window[4]}) < size[0] && std::max({left, window[5]}) < size[1] &&
          few.fits() && run(few);
 }
 
-// Whether it was done in Winograd's form; groups of few channels some at a time, with kernels that are zero between them.
+// Whether it was done in Winograd's form, one group after the other.
 bool Winograd(int threads, int64_t kind, const std::vector<int64_t>& window, const Dims& x, const Dims& kernel,
               const Dims& y, float* x_data, float* kernel_data, float* y_data) {
   if (window[0] != 1 || window[1] != 1 || window[6] != 1 || window[7] != 1 || kernel[0] != 3 || kernel[1] != 3 ||
       std::max({window[2], window[3], window[4], window[5]}) > 2)
     return false;
   const int64_t groups = window[8], in = kernel[2], out = kernel[3] / groups;
-  int64_t many = 1;
-  while (many < groups && (groups % many || std::min(in, out) * many < 32)) ++many;
-  // faster than the direct sum only where that has no vector of a group's channels to work on (docs/performance.md)
-  if (many > 1 && (kind == kKernelGradient || std::max(in, out) > 8)) return false;
-  const int64_t ins = many * in, outs = many * out;
-  winograd::Shape shape{x[0], x[1], x[2], ins, y[1], y[2], outs, window[2], window[3], x[3], y[3]};
+  winograd::Shape shape{x[0], x[1], x[2], in, y[1], y[2], out, window[2], window[3], x[3], y[3]};
   if (kind == kInputGradient)
-    shape = {y[0], y[1], y[2], outs, x[1], x[2], ins, 2 - window[2], 2 - window[3], y[3], x[3]};
+    shape = {y[0], y[1], y[2], out, x[1], x[2], in, 2 - window[2], 2 - window[3], y[3], x[3]};
   if (!shape.fits()) return false;
   float* space = static_cast<float*>(Workspace(4 * shape.space(kind == kKernelGradient, threads)));
-  std::vector<float> dense(groups > 1 ? 9 * ins * outs : 0);  // zero between groups
-  for (int64_t first = 0; first < groups; first += many) {
+  std::vector<float> own(groups > 1 ? 9 * in * out : 0);  // a group's kernel
+  float* const weights = groups > 1 ? own.data() : kernel_data;
+  for (int64_t group = 0; group < groups; ++group) {
     for (int64_t i = 0; groups > 1 && kind != kKernelGradient && i < 9 * in; ++i)
-      for (int64_t g = 0; g < many; ++g)
-        std::copy_n(kernel_data + i * kernel[3] + (first + g) * out, out,
-                    dense.data() + ((i / in * many + g) * in + i % in) * outs + g * out);
-    float* const weights = groups > 1 ? dense.data() : kernel_data;
-    float *const from = x_data + first * in, *const to = y_data + first * out;
+      std::copy_n(kernel_data + i * kernel[3] + group * out, out, weights + i * out);
+    float *const from = x_data + group * in, *const to = y_data + group * out;
     if (kind == kForward) winograd::Convolve(shape, from, weights, false, to, space, threads);
     if (kind == kInputGradient) winograd::Convolve(shape, to, weights, true, from, space, threads);
     if (kind == kKernelGradient) winograd::KernelGradient(shape, from, to, weights, space, threads);
     for (int64_t i = 0; groups > 1 && kind == kKernelGradient && i < 9 * in; ++i)
-      std::copy_n(dense.data() + i * out, out, kernel_data + i * kernel[3] + first * out);
+      std::copy_n(weights + i * out, out, kernel_data + i * kernel[3] + group * out);
   }
   return true;
 }

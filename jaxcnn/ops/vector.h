@@ -15,4 +15,10 @@ constexpr bool kFast = false;
 
 typedef float Vec __attribute__((vector_size(4 * kWide), aligned(4), may_alias));
 inline Vec Load(const float* p) { return *reinterpret_cast<const Vec*>(p); }
+// The same, in a register for sure: what is used several times the compiler would rather read again each time.
+inline Vec Held(const float* p) {
+  Vec v = Load(p);
+  asm("" : "+v"(v));
+  return v;
+}
 inline void Store(float* p, const Vec& v) { *reinterpret_cast<Vec*>(p) = v; }

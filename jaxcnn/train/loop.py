@@ -136,6 +136,8 @@ class Run:
         self._asked = self._logged = 0
         self._programs: dict[cfg.Phase, Callable] = {}
         self._compiled: set[tuple[cfg.Phase, int]] = set()
+        self._chunk = min(config.parallel.steps_per_dispatch, self.timeline.total)
+        self._some = jax.default_backend() == 'cpu'  # one program does any number of steps up to that
 
     # setting up
 
@@ -236,7 +238,7 @@ class Run:
                              self.dataset.class_weights() if self.config.data.balance == 'loss' else None,
                              self.config.optim.lookahead, self.timeline.total)
             rows = functools.partial(backend.rows_of_batch, batch_size=phase.batch_size)
-            self._programs[phase] = backend.compile_train(many_steps(step, rows))
+            self._programs[phase] = backend.compile_train(many_steps(step, rows, self._some))
         return self._programs[phase]
 
     def inputs(self, step: int, count: int) -> tuple[Any, Any, np.ndarray, np.uint32]:
@@ -244,8 +246,12 @@ class Run:
         if self.on_device and self._epoch != (epoch := self.feed.epoch(step)):
             self._epoch = epoch
             self.resident.update(self.backend.place({'order': self.feed.order(epoch), 'epoch': np.int32(epoch)}))
-        batches = self.backend.put_stacked_rows(self.feed.batch(step, count))
-        return batches, self.resident, self.feed.first(step, count), np.uint32(self.config.seed)
+        batches, first = self.feed.batch(step, count), self.feed.first(step, count)
+        if self._some and count < self._chunk:
+            none = self._chunk - count
+            first = np.append(first, np.full(none, -1, np.int32))
+            batches = jax.tree.map(lambda x: np.concatenate([x, np.zeros((none, *x.shape[1:]), x.dtype)]), batches)
+        return self.backend.put_stacked_rows(batches), self.resident, first, np.uint32(self.config.seed)
 
     # the loop
 
@@ -289,16 +295,17 @@ class Run:
         return 0 < patience <= self.progress.evaluations_since_best
 
     def advance(self, save_every: cfg.Duration) -> None:
-        """Dispatches `steps_per_dispatch` steps, or one where an evaluation, a checkpoint or another phase comes before that
-        many. Where dispatches begin depends on the step alone, so that a resumed run repeats them."""
-        timeline, step = self.timeline, self.step
-        chunk = min(self.config.parallel.steps_per_dispatch, timeline.total)
+        """Dispatches `steps_per_dispatch` steps, or, where an evaluation, a checkpoint or another phase comes before that
+        many, as many as there are until then (on a GPU one, by a second program). Where dispatches begin depends on the step
+        alone, so that a resumed run repeats them."""
+        timeline, step, chunk = self.timeline, self.step, self._chunk
         end = min(step // chunk * chunk + chunk, timeline.phase_end(step),
                   timeline.next_multiple(step, self.config.eval.every), timeline.next_multiple(step, save_every))
-        if end - step < chunk:
+        if end - step < chunk and not self._some:
             end = step + 1
         phase = timeline.phase(step)
-        fresh = (phase, end - step) not in self._compiled
+        kind = (phase, chunk if self._some else end - step)
+        fresh = kind not in self._compiled
         if fresh:
             self.drain()
         program = self.program(phase)
@@ -307,7 +314,7 @@ class Run:
         logs = timeline.next_multiple(step, self.config.log_every) <= end
         self._pending.append(_Dispatch(step, end - step, timeline.examples(end) - timeline.examples(step), values, logs))
         if fresh:  # compilation is not part of the speed
-            self._compiled.add((phase, end - step))
+            self._compiled.add(kind)
             self._pending[-1].images = 0
             self.drain()
             self._display.say(f'step {self.step}: compiled and run, {time.monotonic() - self.started:.1f} s after the start')

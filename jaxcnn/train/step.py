@@ -285,7 +285,7 @@ class TrainStep:
         return (*jax.tree.map(lambda s, x: jnp.where(now, s, x), slow, (params, stats)), slow)
 
 
-def many_steps(step: TrainStep, rows: Callable[[jax.Array, jax.Array], jax.Array]) -> Callable[
+def many_steps(step: TrainStep, rows: Callable[[jax.Array, jax.Array], jax.Array], some: bool = False) -> Callable[
         [TrainState, Batch, Batch, jax.Array, jax.Array], tuple[TrainState, jax.Array]]:
     """The function that is compiled: `(state, batches, data, first, seed) -> (state, metrics)`, over the leading axis
     of `first`; metrics are stacked along it, with the scalars of `METRICS` (steps, 4).
@@ -293,6 +293,8 @@ def many_steps(step: TrainStep, rows: Callable[[jax.Array, jax.Array], jax.Array
     Args:
       step: one.
       rows: of an order and the place in it where a batch begins, this device's part of the batch.
+      some: `first` may end in -1, where there are no steps; so one program does for any number of them. A GPU would wait for
+        the host before each step.
     """
     def run(state: TrainState, batches: Batch, data: Batch, first: jax.Array, seed: jax.Array) -> tuple[TrainState, Any]:
         key = jax.random.key(seed)
@@ -309,7 +311,14 @@ def many_steps(step: TrainStep, rows: Callable[[jax.Array, jax.Array], jax.Array
         if len(first) == 1:  # a loop of one step gains nothing
             state, metrics = one(state, jax.tree.map(lambda x: x[0], (batches, first)))
             return state, metrics[None]
-        return jax.lax.scan(one, state, (batches, first))
+        if not some:
+            return jax.lax.scan(one, state, (batches, first))
+
+        def ith(i: jax.Array, carry: tuple[TrainState, jax.Array]) -> tuple[TrainState, jax.Array]:
+            state, metrics = one(carry[0], jax.tree.map(lambda x: x[i], (batches, first)))
+            return state, carry[1].at[i].set(metrics)
+
+        return jax.lax.fori_loop(0, (first >= 0).sum(), ith, (state, jnp.zeros((len(first), len(METRICS)))))
     return run
 
 

@@ -112,7 +112,7 @@ def test_a_whole_run_in_one_dispatch_logs_as_one_of_single_steps_does(small, tmp
     fields = dict(data={'val_fraction': 0.0, 'augment': 'alternating_flip'}, eval={'every': dict(fraction=1.0)},
                   log_every=dict(steps=7))
     summaries, rows = [], []
-    for chunk in (1, 20, 64):  # of 20 steps
+    for chunk in (1, 8, 20, 64):  # of 20 steps
         folder = str(tmp_path / str(chunk))
         summaries.append(train_and_evaluate(small(**fields, parallel={'steps_per_dispatch': chunk}), folder))
         rows.append([{k: v for k, v in row.items() if k != 'images_per_second'} for row in read_metrics(folder)])

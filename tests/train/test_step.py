@@ -176,8 +176,8 @@ def test_positions_are_looked_up_in_the_resident_data():
     np.testing.assert_array_equal(found['label'], data['label'][[3, 19, 3]])
 
 
-@pytest.mark.parametrize('count', [1, 3])
-def test_many_steps_are_the_steps_one_after_the_other(count):
+@pytest.mark.parametrize(('count', 'none'), [(1, 0), (3, 0), (3, 2), (1, 4)])
+def test_many_steps_are_the_steps_one_after_the_other(count, none):
     step, state = make()
     batches = [batch_of(8, n) for n in range(count)]
     expected, losses = state, []
@@ -185,14 +185,15 @@ def test_many_steps_are_the_steps_one_after_the_other(count):
         expected, metrics = jax.jit(step)(expected, batch, jax.random.key(5))
         losses.append(metrics['loss'])
     stacked = {k: np.stack([b[k] for b in batches]) for k in batches[0]}
-    run = jax.jit(many_steps(step, lambda order, first: jax.lax.dynamic_slice(order, (first,), (8,))))
-    first = np.arange(count, dtype=np.int32) * 8
-    resident = {**{k: v.reshape(-1, *v.shape[2:]) for k, v in stacked.items()}, 'order': np.arange(8 * count),
+    stacked = {k: np.concatenate([v, np.zeros((none, *v.shape[1:]), v.dtype)]) for k, v in stacked.items()}
+    run = jax.jit(many_steps(step, lambda order, first: jax.lax.dynamic_slice(order, (first,), (8,)), bool(none)))
+    first = np.append(np.arange(count, dtype=np.int32) * 8, np.full(none, -1, np.int32))
+    resident = {**{k: v.reshape(-1, *v.shape[2:]) for k, v in stacked.items()}, 'order': np.arange(8 * len(first)),
                 'epoch': np.int32(0)}
     for batches, data in ((stacked, {}), ({}, resident)):
         after, metrics = run(state, batches, data, first, np.uint32(5))
         chex.assert_trees_all_close(after, expected, rtol=1e-5, atol=1e-6)
-        np.testing.assert_allclose(metrics[:, METRICS.index('loss')], losses, rtol=1e-5)
+        np.testing.assert_allclose(metrics[:count, METRICS.index('loss')], losses, rtol=1e-5)
 
 
 def test_an_attack_is_against_the_network_as_it_is_trained():
