@@ -26,6 +26,5 @@ def get_config():
                            dict(match='BatchNorm.*bias', rate=64.0)),
                    lookahead=dict(every=5, slow_step_size=1 - 0.95 ** 5, ramp=3.0)),
         eval=dict(every=dict(fraction=1.0), batch_size=1000, views='flip_shift(1)'),
-        parallel=dict(steps_per_dispatch=11),
         log_every=dict(steps=11),
     )

@@ -3,7 +3,8 @@
     python launch/train.py --config=configs/cifar10_shallow_best.py --workdir=runs/cifar10_best --config.data.dir=DIR
 
 DIR holds TFDS data sets (or set TFDS_DATA_DIR). All 50,000 images are trained on, and the test images are looked at once, at
-the end. Its rates were chosen by the validation accuracy of 5 epochs (docs/results.md). Result: not yet measured.
+the end. The rates are those of the first try, not searched for. Aim: 91 %. Result: 91.31 %, and 92.25 % by six views, seed
+0, an hour on 2 CPU cores beside other work, jax 0.10.2 (docs/results.md).
 """
 
 from jaxcnn.config import make

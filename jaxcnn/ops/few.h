@@ -13,8 +13,9 @@
 
 namespace few {
 
-constexpr int kRegisters = kWide == 16 ? 32 : 16, kBlock = 4;  // features that are worked on at a time
-// What meets `features` of them at a time: registers hold the sums, what is met, and one more; of one feature, the sums alone.
+constexpr int kRegisters = kWide == 16 ? 32 : 16, kBlock = 4;  // kBlock: features that are worked on at a time
+// How many outputs, or places of a kernel, meet so many features at a time: registers hold their sums, what meets them, and one
+// value more; with one feature nothing is met twice, and sums alone take three quarters of the registers.
 constexpr int Met(int features) { return features == 1 ? 3 * kRegisters / 4 : (kRegisters - 1) / (features + 1); }
 
 typedef int32_t Places __attribute__((vector_size(4 * kWide)));
@@ -70,10 +71,8 @@ struct Images {
   int64_t size() const { return height * width * c * kWide; }
   void Fill(const float* from, int64_t images, float* to) const {
     std::fill_n(to, size(), 0.f);
-    for (int64_t i = std::max<int64_t>(0, -top); i < h && i + top < height; ++i) {
-      const int64_t first = std::max<int64_t>(0, -left), count = std::min(w, width - left) - first;
-      Pack(from + (i * w + first) * c, h * w * c, images, count * c, to + ((i + top) * width + left + first) * c * kWide);
-    }
+    for (int64_t i = 0; i < h && i + top < height; ++i)
+      Pack(from + i * w * c, h * w * c, images, std::min(w, width - left) * c, to + ((i + top) * width + left) * c * kWide);
   }
   const float* Row(const float* data, int64_t i) const { return data + i * width * c * kWide; }
 };
@@ -88,14 +87,14 @@ void Place(const float* x, int64_t c, int64_t rows, int64_t next_row, int64_t in
     for (int64_t u = 0; u < inner; ++u, k += next_k) {
       const float* const from = x + (i * next_row + u) * kWide;
       Vec v[outputs];
-#pragma GCC unroll 16
+#pragma GCC unroll 24
       for (int o = 0; o < outputs; ++o) v[o] = features > 1 ? Held(from + o * c * kWide) : Load(from + o * c * kWide);
 #pragma GCC unroll 8
       for (int f = 0; f < features; ++f)
-#pragma GCC unroll 16
+#pragma GCC unroll 24
         for (int o = 0; o < outputs; ++o) s[o][f] += v[o] * k[f];
     }
-#pragma GCC unroll 16
+#pragma GCC unroll 24
   for (int o = 0; o < outputs; ++o)
 #pragma GCC unroll 8
     for (int f = 0; f < features; ++f) Store(sums + (o * next_sum + f) * kWide, s[o][f]);
@@ -161,14 +160,17 @@ struct Shape {
       float* const line = data + framed.size();
       framed.Fill(x + first * h * w * c, images, data);
       for (int64_t i = 0; i < height; ++i) {
+        const int64_t begin = std::max<int64_t>(0, top - i), end = std::min(kh, h + top - i);  // the kernel's rows within x
         InBlocks(features, [&](int64_t f, auto count) {
           constexpr int wide = Met(count.value);
           auto place = [&](int64_t j, auto outputs) {
-            Place<outputs.value, count.value>(framed.Row(data, i) + j * c * kWide, c, kh, framed.width * c, kw * c, kernel + f,
-                                              features, line + (j * features + f) * kWide, features);
+            Place<outputs.value, count.value>(framed.Row(data, i + begin) + j * c * kWide, c, end - begin, framed.width * c,
+                                              kw * c, kernel + begin * kw * c * features + f, features,
+                                              line + (j * features + f) * kWide, features);
           };
-          for (int64_t j = 0; j < width; j += width < wide || j + 1 == width ? 1 : wide)
-            if (width < wide || j + 1 == width)
+          const int64_t run = width < wide ? 1 : wide;
+          for (int64_t j = 0; j < width; j += run)
+            if (run == 1 || j + 1 == width)
               place(j, std::integral_constant<int, 1>());
             else  // the last ones may be some of those before them once more
               place(std::min(j, width - wide), std::integral_constant<int, wide>());

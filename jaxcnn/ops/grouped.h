@@ -7,7 +7,6 @@
 #include <algorithm>
 #include <cstdint>
 #include <type_traits>
-#include <utility>
 #include <vector>
 
 #include "channels.h"
@@ -20,10 +19,10 @@ constexpr int64_t kBand = 6144;              // floats of the images that are wo
 
 typedef int32_t Places __attribute__((vector_size(4 * kWide)));
 
-// Of each place of a register, where its group begins.
+// Of each place of a register, where its group of a power of two of channels begins.
 inline Places Begins(int64_t group) {
   Places found;
-  for (int32_t e = 0; e < kWide; ++e) found[e] = e / static_cast<int32_t>(group) * group;
+  for (int32_t e = 0; e < kWide; ++e) found[e] = e & -static_cast<int32_t>(group);
   return found;
 }
 
@@ -33,7 +32,8 @@ inline Vec Channel(const float* pixel, int64_t c, const Places& places) {
   return wide ? pixel[c] - Vec{} : __builtin_shuffle(Load(pixel), places);
 }
 
-// Some outputs of a row, y: sums over 3 rows of the pixels of x, of `size` floats, and of a kernel [3][group][3][kWide].
+// Some outputs of a row, `next` floats apart: sums over 3 rows of the pixels of x, of `size` floats, and of a kernel
+// [3][group][3][kWide].
 template <bool wide, int stride, int outputs>
 void Sums(const float* x, int64_t row, int64_t size, int64_t group, const float* kernel, float* y, int64_t next) {
   Vec sums[outputs] = {};
@@ -54,14 +54,15 @@ void Sums(const float* x, int64_t row, int64_t size, int64_t group, const float*
   for (int o = 0; o < outputs; ++o) Store(y + o * next, sums[o]);
 }
 
-// kernel[some][3][kWide] += the sums over rows of x and y of products of channels c to c + some with y[columns][kWide], which
+// kernel[kSome][3][kWide] += the sums over rows of x and y of products of channels c to c + kSome with y[columns][kWide], which
 // has zeros before and after.
-template <bool wide, int stride, int some>
+constexpr int kSome = 4;
+template <bool wide, int stride>
 void Products(const float* x, int64_t next_x, int64_t size, int64_t group, int64_t c, const float* y, int64_t next_y,
               int64_t rows, int64_t columns, float* kernel) {
-  Vec sums[some][3] = {};
-  Places places[some];
-  for (int i = 0; i < some; ++i) places[i] = Begins(group) + static_cast<int32_t>(c + i);
+  Vec sums[kSome][3] = {};
+  Places places[kSome];
+  for (int i = 0; i < kSome; ++i) places[i] = Begins(group) + static_cast<int32_t>(c + i);
   for (int64_t r = 0; r < rows; ++r)
     for (int64_t q = 0; q < columns; ++q) {
       Vec pixels[2 / stride + 1];
@@ -70,14 +71,14 @@ void Products(const float* x, int64_t next_x, int64_t size, int64_t group, int64
 #pragma GCC unroll 2
       for (int u = 0; u < stride; ++u)
 #pragma GCC unroll 8
-        for (int i = 0; i < some; ++i) {
+        for (int i = 0; i < kSome; ++i) {
           const Vec v = Channel<wide>(x + r * next_x + (q * stride + u) * size, c + i, places[i]);
 #pragma GCC unroll 3
           for (int j = u; j < 3; j += stride) sums[i][j] += v * pixels[(j - u) / stride];
         }
     }
 #pragma GCC unroll 8
-  for (int i = 0; i < some; ++i)
+  for (int i = 0; i < kSome; ++i)
 #pragma GCC unroll 3
     for (int j = 0; j < 3; ++j, kernel += kWide) Store(kernel, Load(kernel) + sums[i][j]);
 }
@@ -90,11 +91,11 @@ struct Shape {
 
   bool wide() const { return group >= kWide; }
   int64_t size() const { return std::max<int64_t>(group, kWide); }  // channels that are worked on at a time
-  int64_t columns() const { return width + 2 / stride; }            // of y, and those that Products needs beside them
+  int64_t columns() const { return width + 2 / stride; }            // of y, and those beside them that the sums need
   int64_t line() const { return columns() * stride * size(); }
   int64_t rows() const { return std::clamp<int64_t>((kBand / line() - 3) / stride + 1, 1, height); }  // of y, at a time
   int64_t band() const { return ((rows() - 1) * stride + 3) * line(); }
-  // whether it is faster than oneDNN and Winograd's form: docs/performance.md
+  // whether it is, on the whole, faster than oneDNN and Winograd's form: docs/performance.md
   bool fits(bool input_gradient) const {
     return kFast && group >= 4 && group <= 32 && c % size() == 0 && size() % group == 0 && size() % kWide == 0 &&
            (stride == 1 || (stride == 2 && !input_gradient)) && band() <= 1 << 18;
@@ -102,15 +103,15 @@ struct Shape {
 
   // The rows of x that `count` rows of y from `row` of image i on meet, of channels from `first` on, with zeros around them.
   void Fill(const float* x, int64_t i, int64_t row, int64_t count, int64_t first, float* to) const {
-    const int64_t begin = std::max<int64_t>(0, -left), end = std::min(w, columns() * stride - left);
+    const int64_t end = std::min(w, columns() * stride - left);
     for (int64_t r = row * stride - top, last = r + (count - 1) * stride + 3; r < last; ++r, to += line()) {
       if (r < 0 || r >= h) {
         std::fill_n(to, line(), 0.f);
         continue;
       }
-      std::fill_n(to, (begin + left) * size(), 0.f);
+      std::fill_n(to, left * size(), 0.f);
       std::fill_n(to + (end + left) * size(), line() - (end + left) * size(), 0.f);
-      Copy(x + ((i * h + r) * w + begin) * c + first, c, end - begin, size(), to + (begin + left) * size(), size());
+      Copy(x + (i * h + r) * w * c + first, c, end, size(), to + left * size(), size());
     }
   }
   static void Copy(const float* from, int64_t next, int64_t count, int64_t size, float* to, int64_t next_to) {
@@ -193,9 +194,9 @@ struct Shape {
                        lines + r * next_y + 2 / stride.value * kWide, kWide);
                 float* to = partial.data() + part * whole + f * 9 * group;
                 for (int k = 0; k < 3; ++k)
-                  for (int64_t in = 0; in < group; in += 4, to += 12 * kWide)
-                    Products<wide.value, stride.value, 4>(space.data() + k * line(), stride.value * line(), size(), group, in,
-                                                          lines + 2 / stride.value * kWide, next_y, count, columns(), to);
+                  for (int64_t in = 0; in < group; in += kSome, to += kSome * 3 * kWide)
+                    Products<wide.value, stride.value>(space.data() + k * line(), stride.value * line(), size(), group, in,
+                                                       lines + 2 / stride.value * kWide, next_y, count, columns(), to);
               }
             }
           }

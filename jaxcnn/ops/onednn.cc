@@ -1,5 +1,5 @@
-// Convolutions of (N, H, W, C) arrays and their gradients, as calls that XLA makes on the CPU (jax.ffi): by oneDNN, or in
-// Winograd's form where that is faster. onednn.py compiles this file at first use, conv.py says what each call means.
+// Convolutions of (N, H, W, C) arrays and their gradients, as calls that XLA makes on the CPU (jax.ffi): by oneDNN, or by
+// kernels of our own where those are faster. onednn.py compiles this file at first use, conv.py says what each call means.
 
 #include <omp.h>
 
@@ -179,13 +179,11 @@ bool Shared(ffi::ThreadPool pool, int64_t kind, const std::vector<int64_t>& wind
   };
   if (x.element_type() != ffi::DataType::F32 || window[0] != window[1] || window[6] != 1 || window[7] != 1) return false;
   const channels::Depthwise depthwise{in[0], in[1], in[2], in[3], out[1], out[2], window[0], top, left};
-  if (window[8] == in[3] && in[3] == out[3] && size[0] == 3 && size[1] == 3 && std::max({top, left, window[4], window[5]}) <= 2 &&
-      depthwise.fits(kind == kKernelGradient))
+  const bool three = in[3] == out[3] && size[0] == 3 && size[1] == 3 && std::max({top, left, window[4], window[5]}) <= 2;
+  if (three && window[8] == in[3] && depthwise.fits(kind == kKernelGradient))
     return run(depthwise);
   const grouped::Shape grouped{in[0], in[1], in[2], in[3], out[1], out[2], size[2], window[0], top, left};
-  if (window[8] > 1 && in[3] == out[3] && size[0] == 3 && size[1] == 3 && std::max({top, left, window[4], window[5]}) <= 2 &&
-      grouped.fits(kind == kInputGradient))
-    return run(grouped);
+  if (three && window[8] > 1 && grouped.fits(kind == kInputGradient)) return run(grouped);
   const few::Shape few{in[0], in[1], in[2], in[3], size[0], size[1], out[1], out[2], out[3], top, left};
   return window[0] == 1 && window[8] == 1 && std::max({top, window[4]}) < size[0] && std::max({left, window[5]}) < size[1] &&
          few.fits() && run(few);

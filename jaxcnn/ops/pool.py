@@ -37,6 +37,15 @@ def _windows(x: jax.Array, size: int) -> jax.Array:
     return x.reshape(n, h // size, size, w // size, size, c)
 
 
+def _combined(x: jax.Array, size: int, combine: Callable[[jax.Array, jax.Array], jax.Array]) -> jax.Array:
+    """Non-overlapping windows, each combined into one value (N, H', W', C)."""
+    windows = _windows(x, size)
+    for axis in (2, 3):
+        windows = functools.reduce(combine, (
+            jax.lax.index_in_dim(windows, i, axis, keepdims=False) for i in range(size)))
+    return windows
+
+
 @jax.named_scope('max_pool')
 def max_pool(x: jax.Array, size: int, stride: int | None = None, padding: int = 0, ceil: bool = False) -> jax.Array:
     """Largest value of each window. Values that tie for the maximum share its gradient.
@@ -52,11 +61,7 @@ def max_pool(x: jax.Array, size: int, stride: int | None = None, padding: int = 
     least = -jnp.inf if jnp.issubdtype(x.dtype, jnp.floating) else jnp.iinfo(x.dtype).min
     x = jnp.pad(x, _pads(x.shape, size, stride, padding, ceil), constant_values=least)
     if stride == size:  # not by `max` over the windows: XLA may compute x once more, rounded otherwise, to compare it with y
-        windows = _windows(x, size)
-        for axis in (2, 3):
-            windows = functools.reduce(jnp.maximum, (
-                jax.lax.index_in_dim(windows, i, axis, keepdims=False) for i in range(size)))
-        return windows
+        return _combined(x, size, jnp.maximum)
     return _reduce(x, size, stride, jnp.maximum)
 
 
@@ -76,7 +81,7 @@ def avg_pool(x: jax.Array, size: int, stride: int | None = None, padding: int = 
     """
     stride = stride or size
     if stride == size and not padding and not ceil:
-        return jnp.mean(_windows(x, size), (2, 4))
+        return _combined(x, size, operator.add) / size ** 2
     pads = _pads(x.shape, size, stride, padding, ceil)
     counted = np.pad(np.ones((1, *x.shape[1:3], 1), x.dtype), [(p, p) for p, _ in pads], constant_values=count_padding)
     counted = np.pad(counted, [(0, after - before) for before, after in pads])

@@ -107,6 +107,7 @@ class Run:
         self.config, self.folder, self._stop = config, folder, stop
         self.dataset = data.load(config.data)
         self.timeline = cfg.Timeline(config, len(self.dataset.splits['train']))
+        self._chunk = min(config.parallel.steps_per_dispatch, self.timeline.total)
         self.optimizer = optim.make_optimizer(config.optim, self.timeline)
         self.backend = parallel.make_backend(config.parallel)
         parallel.check_batch_sizes(self.timeline, config.optim.accumulate, self.backend.num_devices)
@@ -120,9 +121,11 @@ class Run:
         train = self.dataset.splits['train']
         self.feed = feed.TrainFeed(train, config.seed, self.timeline, on_device=self.on_device,
                                    rows=self.backend.rows, workers=config.data.workers,
-                                   most_steps=config.parallel.steps_per_dispatch,
+                                   most_steps=self._chunk,
                                    balanced=config.data.balance == 'sampling')
         self._epoch = -1  # whose order is on the device
+        # whether one program does any number of steps up to a whole dispatch
+        self._some = self.on_device and jax.default_backend() == 'cpu'
         self.evaluator = Evaluator(self.network, self.dataset, self.prepare, self.backend, config.eval.batch_size,
                                    self.on_device)
         self.watched = 'val' if 'val' in self.dataset.splits else 'test'
@@ -136,8 +139,6 @@ class Run:
         self._asked = self._logged = 0
         self._programs: dict[cfg.Phase, Callable] = {}
         self._compiled: set[tuple[cfg.Phase, int]] = set()
-        self._chunk = min(config.parallel.steps_per_dispatch, self.timeline.total)
-        self._some = jax.default_backend() == 'cpu'  # one program does any number of steps up to that
 
     # setting up
 
@@ -247,10 +248,8 @@ class Run:
             self._epoch = epoch
             self.resident.update(self.backend.place({'order': self.feed.order(epoch), 'epoch': np.int32(epoch)}))
         batches, first = self.feed.batch(step, count), self.feed.first(step, count)
-        if self._some and count < self._chunk:
-            none = self._chunk - count
-            first = np.append(first, np.full(none, -1, np.int32))
-            batches = jax.tree.map(lambda x: np.concatenate([x, np.zeros((none, *x.shape[1:]), x.dtype)]), batches)
+        if self._some:
+            first = np.pad(first, (0, self._chunk - count), constant_values=-1)
         return self.backend.put_stacked_rows(batches), self.resident, first, np.uint32(self.config.seed)
 
     # the loop
@@ -296,20 +295,20 @@ class Run:
 
     def advance(self, save_every: cfg.Duration) -> None:
         """Dispatches `steps_per_dispatch` steps, or, where an evaluation, a checkpoint or another phase comes before that
-        many, as many as there are until then (on a GPU one, by a second program). Where dispatches begin depends on the step
-        alone, so that a resumed run repeats them."""
+        many, as many as there are until then on a CPU with the data on it, elsewhere one by a second program. Where
+        dispatches begin depends on the step alone, so that a resumed run repeats them."""
         timeline, step, chunk = self.timeline, self.step, self._chunk
         end = min(step // chunk * chunk + chunk, timeline.phase_end(step),
                   timeline.next_multiple(step, self.config.eval.every), timeline.next_multiple(step, save_every))
         if end - step < chunk and not self._some:
             end = step + 1
         phase = timeline.phase(step)
-        kind = (phase, chunk if self._some else end - step)
+        inputs = self.inputs(step, end - step)
+        kind = (phase, len(inputs[2]))
         fresh = kind not in self._compiled
         if fresh:
             self.drain()
-        program = self.program(phase)
-        self.state, values = program(self.state, *self.inputs(step, end - step))
+        self.state, values = self.program(phase)(self.state, *inputs)
         self.step = end
         logs = timeline.next_multiple(step, self.config.log_every) <= end
         self._pending.append(_Dispatch(step, end - step, timeline.examples(end) - timeline.examples(step), values, logs))

@@ -293,8 +293,8 @@ def many_steps(step: TrainStep, rows: Callable[[jax.Array, jax.Array], jax.Array
     Args:
       step: one.
       rows: of an order and the place in it where a batch begins, this device's part of the batch.
-      some: `first` may end in -1, where there are no steps; so one program does for any number of them. A GPU would wait for
-        the host before each step.
+      some: `first` may end in -1, where there are no steps, and rows of metrics are 0; so one program does for any number of
+        them. A GPU would wait for the host before each step.
     """
     def run(state: TrainState, batches: Batch, data: Batch, first: jax.Array, seed: jax.Array) -> tuple[TrainState, Any]:
         key = jax.random.key(seed)

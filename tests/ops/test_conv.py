@@ -137,6 +137,7 @@ def test_winograds_form_is_exact_to_some_roundings(shape):
 OWN_SHAPES = [dict(c=16, features=16, groups=16), dict(n=3, h=9, w=5, c=80, features=80, groups=80),
               dict(n=17, h=2, w=2, c=48, features=48, groups=48), dict(n=1, h=1, w=7, c=128, features=128, groups=128),
               dict(n=2, h=8, w=9, c=64, features=64, groups=8), dict(n=1, h=5, w=67, c=32, features=32, groups=8),
+              dict(n=1, h=1, w=1, c=32, features=32, groups=8), dict(n=1, h=1, w=9, c=32, features=32, groups=8),
               dict(n=17, h=7, w=3, c=64, features=64, groups=4), dict(n=3, h=33, w=12, c=96, features=96, groups=3),
               dict(n=16, c=3, features=5), dict(n=21, c=1, features=6, size=5),
               dict(n=9, h=9, w=17, c=7, features=15, size=4),

@@ -112,8 +112,8 @@ def test_a_whole_run_in_one_dispatch_logs_as_one_of_single_steps_does(small, tmp
     fields = dict(data={'val_fraction': 0.0, 'augment': 'alternating_flip'}, eval={'every': dict(fraction=1.0)},
                   log_every=dict(steps=7))
     summaries, rows = [], []
-    for chunk in (1, 8, 20, 64):  # of 20 steps
-        folder = str(tmp_path / str(chunk))
+    for chunk, placement in ((1, 'device'), (8, 'device'), (8, 'host'), (20, 'device'), (64, 'device')):  # of 20 steps
+        folder, fields['data']['placement'] = str(tmp_path / f'{chunk}{placement}'), placement
         summaries.append(train_and_evaluate(small(**fields, parallel={'steps_per_dispatch': chunk}), folder))
         rows.append([{k: v for k, v in row.items() if k != 'images_per_second'} for row in read_metrics(folder)])
     assert [row['step'] for row in rows[0]] == [7, 14, 20, 20]
