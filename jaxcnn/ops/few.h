@@ -18,8 +18,6 @@ constexpr int kRegisters = kWide == 16 ? 32 : 16, kBlock = 4;  // kBlock: featur
 // value more; with one feature nothing is met twice, and sums alone take three quarters of the registers.
 constexpr int Met(int features) { return features == 1 ? 3 * kRegisters / 4 : (kRegisters - 1) / (features + 1); }
 
-typedef int32_t Places __attribute__((vector_size(4 * kWide)));
-
 template <int bit, int... e>
 constexpr Places Exchange(bool high, std::integer_sequence<int, e...>) {
   return high ? Places{(e & bit ? kWide + e : e + bit)...} : Places{(e & bit ? kWide + e - bit : e)...};

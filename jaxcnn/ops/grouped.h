@@ -15,9 +15,7 @@
 
 namespace grouped {
 
-constexpr int64_t kBand = 6144;              // floats of the images that are worked on at a time: the first cache holds them
-
-typedef int32_t Places __attribute__((vector_size(4 * kWide)));
+constexpr int64_t kBand = 6144;  // floats of the images that are worked on at a time: the first cache holds them
 
 // Of each place of a register, where its group of a power of two of channels begins.
 inline Places Begins(int64_t group) {

@@ -179,6 +179,7 @@ bool Shared(ffi::ThreadPool pool, int64_t kind, const std::vector<int64_t>& wind
   };
   if (x.element_type() != ffi::DataType::F32 || window[0] != window[1] || window[6] != 1 || window[7] != 1) return false;
   const channels::Depthwise depthwise{in[0], in[1], in[2], in[3], out[1], out[2], window[0], top, left};
+  // 3x3 and as many features as channels
   const bool three = in[3] == out[3] && size[0] == 3 && size[1] == 3 && std::max({top, left, window[4], window[5]}) <= 2;
   if (three && window[8] == in[3] && depthwise.fits(kind == kKernelGradient))
     return run(depthwise);

@@ -86,8 +86,9 @@ def _kept(path: str) -> bool:
 def source_key() -> str:
     """Changes with what is compiled, and with the processor's instructions."""
     found = hashlib.sha256()
-    for name in ('onednn.cc', 'vector.h', 'share.h', 'winograd.h', 'channels.h', 'few.h', 'grouped.h'):
-        with open(os.path.join(os.path.dirname(SOURCE), name), 'rb') as f:
+    folder = os.path.dirname(SOURCE)
+    for name in sorted(n for n in os.listdir(folder) if n.endswith(('.cc', '.h'))):
+        with open(os.path.join(folder, name), 'rb') as f:
             found.update(f.read())
     with contextlib.suppress(OSError), open('/proc/cpuinfo') as f:
         found.update(next((line for line in f if line.startswith('flags')), '').encode())

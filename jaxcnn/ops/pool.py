@@ -81,7 +81,8 @@ def avg_pool(x: jax.Array, size: int, stride: int | None = None, padding: int = 
     """
     stride = stride or size
     if stride == size and not padding and not ceil:
-        return _combined(x, size, operator.add) / size ** 2
+        sums = _combined(x.astype(jnp.promote_types(x.dtype, jnp.float32)), size, operator.add)
+        return (sums / size ** 2).astype(x.dtype)
     pads = _pads(x.shape, size, stride, padding, ceil)
     counted = np.pad(np.ones((1, *x.shape[1:3], 1), x.dtype), [(p, p) for p, _ in pads], constant_values=count_padding)
     counted = np.pad(counted, [(0, after - before) for before, after in pads])

@@ -2,6 +2,8 @@
 
 #pragma once
 
+#include <cstdint>
+
 #ifdef __AVX512F__
 constexpr int kWide = 16;  // floats in a register
 #else
@@ -14,6 +16,7 @@ constexpr bool kFast = false;
 #endif
 
 typedef float Vec __attribute__((vector_size(4 * kWide), aligned(4), may_alias));
+typedef int32_t Places __attribute__((vector_size(4 * kWide)));  // of a register, as a shuffle takes them
 inline Vec Load(const float* p) { return *reinterpret_cast<const Vec*>(p); }
 // The same, in a register for sure: what is used several times the compiler would rather read again each time.
 inline Vec Held(const float* p) {

@@ -159,6 +159,10 @@ def test_depthwise_convolutions_and_those_in_groups_and_of_few_channels_are_exac
         close(found, expected)
         if OURS_ARE_TAKEN and window.get('stride', 1) == 1 and x.size > 100:
             assert any(np.asarray(a).tobytes() != np.asarray(b).tobytes() for a, b in zip(found, direct, strict=True))
+        if OURS_ARE_TAKEN and 1 < groups < x.shape[-1] and len(x) > 1:
+            # all but input gradients at stride 2; of a single image the same sums may come in the same order
+            ours = [np.asarray(a).tobytes() != np.asarray(b).tobytes() for a, b in zip(found, direct, strict=True)]
+            assert ours == [True, window.get('stride', 1) == 1, True]
 
 
 @pytest.mark.parametrize('implementation', OURS)

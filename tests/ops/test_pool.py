@@ -138,3 +138,10 @@ class VariantsTest(chex.TestCase):
         for pool, reduce in ((max_pool, np.max), (avg_pool, np.mean)):
             pooled = self.variant(lambda x, f=pool: f(x, 2))(jnp.asarray(x))
             np.testing.assert_allclose(pooled, by_hand(x, 2, 2, reduce), rtol=1e-6)
+
+
+def test_means_of_bfloat16_are_summed_in_float32():
+    x = jnp.array([256.0, 1.0, 1.0, 1.0], jnp.bfloat16).reshape(1, 2, 2, 1)
+    found = avg_pool(x, 2)
+    assert found.dtype == jnp.bfloat16
+    assert abs(float(found[0, 0, 0, 0]) - 64.75) <= 0.25  # half of what two neighbours differ by
