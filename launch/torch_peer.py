@@ -313,15 +313,17 @@ def serve_decoding(what, size):
     """A plain loop over the files in a process a core: decoded and resized, into an array."""
     with open(what) as f:
         images = Images({**json.load(f), 'ops': []}, size)
+    global decoded  # what processes inherit: handed over with each part, a list of many files would take most of the time
+    decoded = images
     with multiprocessing.Pool() as pool:
         def one_pass():
-            for _ in pool.imap_unordered(functools.partial(decode, images), range(len(images)), 64):
+            for _ in pool.imap_unordered(decode, range(len(images)), 64):
                 pass
         serve(one_pass, len(images))
 
 
-def decode(images, i):
-    return np.asarray(images.read(i).resize((images.size, images.size), Image.Resampling.BILINEAR)).shape
+def decode(i):
+    return np.asarray(decoded.read(i).resize((decoded.size, decoded.size), Image.Resampling.BILINEAR)).shape
 
 
 def serve_checkpoints(net, optimizer, size, folder):

@@ -37,7 +37,7 @@ def read(path: str | os.PathLike, mode: str) -> np.ndarray:
     """
     from PIL import Image, ImageOps, UnidentifiedImageError
     try:
-        with open(path, 'rb') as opened:
+        with open(path, 'rb', buffering=0) as opened:  # all of it at once
             content = opened.read()
         if not content:
             raise UserError('empty file')
