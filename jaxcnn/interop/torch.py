@@ -21,6 +21,7 @@ import numpy as np
 
 from jaxcnn.errors import UserError
 from jaxcnn.models import Network
+from jaxcnn.models.layers import two
 from jaxcnn.train.state import RUN_ONCE
 
 if TYPE_CHECKING:
@@ -244,7 +245,7 @@ def _ours(network: Network, image_shape: tuple[int, int, int], train: bool) -> l
         name, bias = '/'.join(module.path), 'bias' in sizes
         after = None
         if isinstance(module, nn.Conv):
-            form = _conv(sizes['kernel'], _two(module.strides), _two(module.kernel_dilation), module.feature_group_count,
+            form = _conv(sizes['kernel'], two(module.strides), two(module.kernel_dilation), module.feature_group_count,
                          bias, output.shape[1:3])
         elif isinstance(module, nn.Dense):
             form = _dense(sizes['kernel'], bias)
@@ -324,11 +325,6 @@ def _theirs(module: 'torch.nn.Module', image_shape: tuple[int, int, int], train:
                 hook.remove()
     _mark_shared(inputs)
     return layers
-
-
-def _two(values: Any) -> tuple[int, int]:
-    values = (values or 1,) * 2 if isinstance(values, int | None) else tuple(values)
-    return values[0], values[1]
 
 
 def _conv(kernel: Any, stride: Any, dilation: Any, groups: int, bias: bool, sides: Any) -> Form:

@@ -8,17 +8,20 @@ from typing import Any, Self
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.linen.linear import canonicalize_padding
 
 from jaxcnn.config import bind, parse_call
 from jaxcnn.errors import UserError, unknown
 from jaxcnn.ops import batch_norm, onednn
-from jaxcnn.ops.conv import IMPLEMENTATIONS, conv_general_dilated
+from jaxcnn.ops.conv import IMPLEMENTATIONS, add_bias, conv_general_dilated
+from jaxcnn.ops.geometry import NHWC
+from jaxcnn.ops.tanh import tanh
 
 Maps = dict[str, jax.Array]  # feature maps by name
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     'relu': nn.relu, 'leaky_relu': nn.leaky_relu, 'elu': nn.elu, 'relu6': nn.relu6, 'swish': nn.swish,
-    'tanh': jnp.tanh, 'sigmoid': nn.sigmoid, 'gelu': nn.gelu,
+    'tanh': tanh, 'sigmoid': nn.sigmoid, 'gelu': nn.gelu,
 }
 
 
@@ -145,6 +148,36 @@ class BatchNorm(nn.BatchNorm):
         return batch_norm.normalise(x, mean, factor, bias, self.relu, native).astype(self.dtype)
 
 
+def two(value: int | Sequence[int] | None) -> tuple[int, int]:
+    """Flax's notation for height and width: one number for both, None for 1."""
+    height, width = (value or 1,) * 2 if isinstance(value, int | None) else value
+    return height, width
+
+
+class Conv(nn.Conv):
+    """Flax's convolution of images, by ours (`ops/conv.py`).
+
+    Attributes:
+      implementation: see `ops.conv.conv_general_dilated`.
+    """
+
+    implementation: str = 'auto'
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """(N, H, W, C) to (N, H', W', features)."""
+        shape = (*two(self.kernel_size), x.shape[-1] // self.feature_group_count, self.features)
+        kernel = self.param('kernel', self.kernel_init, shape, self.param_dtype)
+        bias = self.param('bias', self.bias_init, shape[-1:], self.param_dtype) if self.use_bias else None
+        image, kernel, bias = self.promote_dtype(x, kernel, bias, dtype=self.dtype)
+        assert image is not None
+        assert kernel is not None
+        y = conv_general_dilated(image, kernel, two(self.strides), canonicalize_padding(self.padding, 2), None,
+                                 two(self.kernel_dilation), NHWC, self.feature_group_count,
+                                 implementation=self.implementation)
+        return y if bias is None else add_bias(y, bias)
+
+
 class Network(nn.Module):
     """Fields and layers that every network shares. Input (N, H, W, C) float, output logits (N, num_classes).
 
@@ -248,15 +281,14 @@ class Network(nn.Module):
         return nn.remat(run)(self, x) if self.remat else run(self, x)
 
     def conv(self, features: int, size: int | tuple[int, int], stride: int = 1, padding: Any = None,
-             **fields: Any) -> nn.Conv:
+             **fields: Any) -> Conv:
         """A convolution of a square kernel or one of (height, width); padding is symmetric and keeps the size at stride 1,
         as in PyTorch's networks, unless it is given: a number, 'VALID', 'SAME', or ((top, bottom), (left, right))."""
         kernel = (size, size) if isinstance(size, int) else size
         padding = [(k // 2, k // 2) for k in kernel] if padding is None else padding
-        return nn.Conv(features, kernel, (stride, stride), padding, dtype=jnp.dtype(self.dtype),
-                       param_dtype=jnp.dtype(self.param_dtype), kernel_init=initializer(self.kernel_init),
-                       conv_general_dilated=functools.partial(conv_general_dilated, implementation=self.conv_implementation),
-                       **fields)
+        return Conv(features, kernel, (stride, stride), padding, dtype=jnp.dtype(self.dtype),
+                    param_dtype=jnp.dtype(self.param_dtype), kernel_init=initializer(self.kernel_init),
+                    implementation=self.conv_implementation, **fields)
 
     def dense(self, features: int, **fields: Any) -> nn.Dense:
         """A fully connected layer."""

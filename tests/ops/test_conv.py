@@ -19,7 +19,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxcnn.errors import UserError
 from jaxcnn.ops import onednn
-from jaxcnn.ops.conv import conv_general_dilated
+from jaxcnn.ops.conv import add_bias, conv_general_dilated
 from jaxcnn.ops.geometry import NHWC
 from jaxcnn.train.state import RUN_ONCE
 
@@ -63,6 +63,25 @@ SHAPES = [dict(c=8, features=16), dict(c=3, features=5), dict(c=1, features=6), 
           dict(c=8, features=8, groups=8), dict(c=4, features=12, groups=4), dict(c=6, features=9, groups=3)]
 WINDOWS = [dict(), dict(stride=2), dict(padding='VALID'), dict(dilation=2), dict(stride=2, dilation=2, padding='VALID'),
            dict(stride=3, padding=((2, 0), (1, 3))), dict(stride=2, padding=((0, 1), (1, 2)))]
+
+
+@pytest.mark.parametrize('features', [1, 6, 16, 17])
+@pytest.mark.parametrize('dtype', [np.float32, jnp.bfloat16])
+def test_a_bias_and_its_gradient(features, dtype):
+    rng = np.random.default_rng(0)
+    y, g = (jnp.asarray(rng.normal(size=(16, 5, 4, features)), dtype) for _ in range(2))
+    bias = jnp.asarray(rng.normal(size=features), dtype)
+
+    def value_and_gradients(y, bias, g):
+        found, vjp = jax.vjp(add_bias, y, bias)
+        return found, *vjp(g)
+    expected = np.asarray(y + bias, np.float64), np.asarray(g, np.float64), np.asarray(g, np.float64).sum((0, 1, 2))
+    rows, whole = (NamedSharding(Mesh(np.array(jax.devices()), ('batch',)), P(*axes)) for axes in (('batch',), ()))
+    for run in (jax.jit(value_and_gradients),
+                jax.jit(value_and_gradients, in_shardings=(rows, whole, rows), out_shardings=(rows, rows, whole))):
+        for array, exact in zip(run(y, bias, g), expected, strict=True):
+            assert array.dtype == dtype
+            np.testing.assert_allclose(np.asarray(array, np.float64), exact, rtol=0, atol={4: 1e-5, 2: 1.0}[array.itemsize])
 
 
 @pytest.mark.parametrize('size', [1, 2, 3])
@@ -302,7 +321,7 @@ def test_the_compilation_cache_tells_windows_of_the_same_shapes_apart(tmp_path):
 import sys
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
-from jaxcnn.ops.conv import conv_general_dilated
+from jaxcnn.ops.conv import add_bias, conv_general_dilated
 from jaxcnn.ops.geometry import NHWC
 from jaxcnn.train.parallel import use_compilation_cache
 use_compilation_cache()
@@ -355,7 +374,7 @@ BITS = '''
 import os, sys
 os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:int(sys.argv[2])])
 import jax, jax.numpy as jnp, numpy as np
-from jaxcnn.ops.conv import conv_general_dilated
+from jaxcnn.ops.conv import add_bias, conv_general_dilated
 from jaxcnn.ops.geometry import NHWC
 for c, features, groups in ((64, 48, 1), (64, 64, 64), (64, 64, 8), (6, 12, 1)):
     x, kernel = (jnp.sin(jnp.arange(np.prod(s))).reshape(s) for s in ((19, 19, 17, c), (3, 3, c // groups, features)))
@@ -432,7 +451,7 @@ logging.basicConfig(level=logging.INFO, format='%(message)s', stream=sys.stdout)
 logging.getLogger('jax').setLevel(logging.WARNING)
 import jax, jax.numpy as jnp
 {before}
-from jaxcnn.ops.conv import conv_general_dilated
+from jaxcnn.ops.conv import add_bias, conv_general_dilated
 from jaxcnn.ops.geometry import NHWC
 from jaxcnn.train.state import RUN_ONCE
 from jaxcnn.ops import onednn
