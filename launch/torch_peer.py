@@ -313,13 +313,16 @@ def serve_decoding(what, size):
     """A plain loop over the files in a process a core: decoded and resized, into an array."""
     with open(what) as f:
         images = Images({**json.load(f), 'ops': []}, size)
-    global decoded  # what processes inherit: handed over with each part, a list of many files would take most of the time
-    decoded = images
-    with multiprocessing.Pool() as pool:
+    with multiprocessing.Pool(initializer=keep, initargs=(images,)) as pool:  # once, not with each part
         def one_pass():
             for _ in pool.imap_unordered(decode, range(len(images)), 64):
                 pass
         serve(one_pass, len(images))
+
+
+def keep(images):
+    global decoded
+    decoded = images
 
 
 def decode(i):

@@ -149,13 +149,14 @@ class BatchNorm(nn.BatchNorm):
 
 
 def two(value: int | Sequence[int] | None) -> tuple[int, int]:
-    """Flax's notation for height and width: one number for both, None for 1."""
+    """Height and width, of which one number means both, and None 1."""
     height, width = (value or 1,) * 2 if isinstance(value, int | None) else value
     return height, width
 
 
 class Conv(nn.Conv):
-    """Flax's convolution of images, by ours (`ops/conv.py`).
+    """Flax's convolution, of images (N, H, W, C) alone, by ours (`ops/conv.py`), with the same parameters. Flax's fields for
+    other convolutions (`conv_general_dilated`, `shared_weights`) are of no account.
 
     Attributes:
       implementation: see `ops.conv.conv_general_dilated`.
@@ -172,9 +173,10 @@ class Conv(nn.Conv):
         image, kernel, bias = self.promote_dtype(x, kernel, bias, dtype=self.dtype)
         assert image is not None
         assert kernel is not None
-        y = conv_general_dilated(image, kernel, two(self.strides), canonicalize_padding(self.padding, 2), None,
-                                 two(self.kernel_dilation), NHWC, self.feature_group_count,
-                                 implementation=self.implementation)
+        kernel = kernel if self.mask is None else kernel * self.mask
+        y = conv_general_dilated(image, kernel, two(self.strides), canonicalize_padding(self.padding, 2),
+                                 two(self.input_dilation), two(self.kernel_dilation), NHWC, self.feature_group_count,
+                                 self.precision, implementation=self.implementation)
         return y if bias is None else add_bias(y, bias)
 
 

@@ -86,7 +86,8 @@ def add_bias(y: jax.Array, bias: jax.Array) -> jax.Array:
     takes 2 to 7 times as long (docs/performance.md)."""
     if jax.default_backend() != 'cpu' or len(bias) > 16 or y.dtype != jnp.float32 or not y.size:
         return y + bias
-    rows = jnp.ones((len(y), 1)) @ jnp.tile(bias, y[0].size // len(bias))[None]  # which XLA computes without multiplying
+    row = jnp.tile(bias, y.size // len(y) // len(bias))[None]
+    rows = jnp.ones((len(y), 1), y.dtype) @ row  # which XLA computes without multiplying
     return y + rows.reshape(y.shape)
 
 

@@ -124,8 +124,7 @@ def test_published_multiply_adds(name, millions):
 
 
 SMALL = {
-    'lenet5': ({'activation': 'relu'}, (32, 32, 1)),  # XLA counts what tanh is written out in, too
-    'shallow_cnn': ({'widths': (8, 8, 16, 16), 'hidden': 32}, (32, 32, 3)),
+    'lenet5': ({}, (32, 32, 1)), 'shallow_cnn': ({'widths': (8, 8, 16, 16), 'hidden': 32}, (32, 32, 3)),
     'resnet18': ({'blocks': (1, 1), 'width': 16, 'stem': 'small'}, (32, 32, 3)),
     'vgg11': ({'stages': ((16,), (32,)), 'hidden': 64}, (32, 32, 3)),
     't2t_vit_14': ({'depth': 1, 'embed': 96, 'heads': 2}, (64, 64, 3)),
@@ -136,6 +135,8 @@ SMALL = {
 def test_multiply_adds_are_near_xlas(name):
     fields, shape = SMALL[name]
     network = models.create(name, conv_implementation='xla', **fields)
+    if name == 'lenet5':  # XLA counts the arithmetic of our tanh, too
+        network = network.clone(activation='relu')
     images = jax.ShapeDtypeStruct((4, *shape), jnp.float32)
     variables = jax.eval_shape(network.init, jax.random.key(0), images)
     flops = jax.jit(network.apply).lower(variables, images).cost_analysis()['flops']

@@ -4,6 +4,8 @@ import dataclasses
 import functools
 import math
 
+import chex
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +15,7 @@ from scipy.special import expit
 from jaxcnn import models
 from jaxcnn.errors import UserError
 from jaxcnn.losses import cross_entropy
-from jaxcnn.models.layers import ACTIVATIONS, INITIALIZERS, activation, initializer
+from jaxcnn.models.layers import ACTIVATIONS, INITIALIZERS, Conv, activation, initializer
 from jaxcnn.train.state import RUN_ONCE
 
 # fields that keep a network small here, where its published size would take long: of a name, or of all of a class
@@ -465,3 +467,22 @@ def test_an_image_too_small_to_halve_four_times_is_told():
     assert shapes(create('shallow_cnn'), 16, 17, 1)
     with pytest.raises(UserError, match=r'ShallowCNN needs images of at least 16 x 16 pixels, got 15 x 16'):
         shapes(create('shallow_cnn'), 15, 16, 1)
+
+
+@pytest.mark.parametrize('fields', [
+    dict(), dict(strides=2), dict(strides=None, padding='VALID'), dict(padding=1), dict(padding=[(1, 0), (0, 2)]),
+    dict(kernel_dilation=2), dict(input_dilation=(2, 1), padding=((1, 1), (2, 0))), dict(feature_group_count=2),
+    dict(use_bias=False), dict(mask=np.tri(3, dtype=np.float32)[:, :, None, None] * np.ones((4, 6), np.float32)),
+    dict(bias_init=nn.initializers.normal(), param_dtype=jnp.bfloat16, dtype=jnp.float32)],
+    ids=lambda fields: ' '.join(fields) or 'plain')
+def test_the_convolution_is_that_of_flax(fields):
+    x = jax.random.normal(jax.random.key(0), (3, 7, 6, 4))
+    ours, theirs = (kind(6, (3, 3), **fields) for kind in (Conv, nn.Conv))
+    variables = theirs.init(jax.random.key(1), x)
+    chex.assert_trees_all_equal(ours.init(jax.random.key(1), x), variables)
+    chex.assert_trees_all_close(ours.apply(variables, x), theirs.apply(variables, x), atol=2e-6)
+
+    def gradients(module):
+        return jax.grad(lambda v: (module.apply(v, x) ** 2).sum())(variables)
+    rtol = 1e-2 if 'param_dtype' in fields else 1e-4
+    chex.assert_trees_all_close(gradients(ours), gradients(theirs), rtol=rtol, atol=1e-4)

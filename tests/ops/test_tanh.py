@@ -20,8 +20,9 @@ def test_is_exact_to_six_units_of_the_last_place(how):
     assert np.abs(found).max() <= 1
 
 
-def test_lets_nan_through():
+def test_lets_nan_through_and_takes_numbers():
     assert np.isnan(tanh(jnp.float32(np.nan)))
+    np.testing.assert_allclose((tanh(0.5), jax.grad(tanh)(0.5)), (np.tanh(0.5), 1 - np.tanh(0.5) ** 2), rtol=1e-6)
 
 
 def test_derivatives():
