@@ -13,7 +13,7 @@ def get_config():
         duration=dict(epochs=40),
         batch_size=64,
         model=dict(name='lenet5', activation='relu', pool='max', dropout=0.2),
-        data=dict(name='digits', image_size=32, augment='pad_crop(3)', val_fraction=0.1),
+        data=dict(name='digits', image_size=32, augment='pad_crop(3)'),
         optim=dict(optimizer='adam', learning_rate=2e-3, schedule='cosine', warmup=dict(epochs=1)),
         eval=dict(every=dict(epochs=4)),
         parallel=dict(steps_per_dispatch=25),  # a step takes 5 ms, and calling it a tenth of that

@@ -14,6 +14,6 @@ def get_config():
         duration=dict(epochs=5),
         batch_size=128,
         model=dict(name='lenet_mnist', kernel_init='he_normal'),
-        data=dict(name='mnist', augment='pad_crop(2)', val_fraction=0.1),
+        data=dict(name='mnist', augment='pad_crop(2)'),
         optim=dict(optimizer='adam', learning_rate=1e-3, schedule='cosine', warmup=dict(fraction=0.02)),
     )

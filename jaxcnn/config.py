@@ -270,7 +270,8 @@ def _build(kind: Any, value: Any, path: str, meta: Mapping[str, Any] = types.Map
         if isinstance(value, kind):
             return value
         if not isinstance(value, Mapping):
-            raise _wrong(path, 'a group of fields', value)
+            hint = f'; {path}.name={value} names it' if isinstance(value, str) and 'name' in _fields(kind) else ''
+            raise UserError(f'{_wrong(path, "a group of fields", value)}{hint}')
         known = _fields(kind)
         for name in value:
             if name not in known:
@@ -447,7 +448,8 @@ def load(path: str | os.PathLike, assignments: Sequence[str] = ()) -> Config:
 
 def parse_call(text: str, where: str) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
     """'name(1, b=2)' or 'name' as (name, args, kwargs); arguments are literals, nothing is evaluated as code."""
-    error = UserError(f'{where}: {text.strip()!r} is not name or name(literal, key=literal, ...)')
+    error = UserError(f'{where}: {text.strip()!r} is not a name, or name(value, key=value, ...) with numbers, tuples, or '
+                      "strings in quotes; between several stands '|'")
     try:
         node = ast.parse(text.strip(), mode='eval').body
         if isinstance(node, ast.Name):

@@ -22,6 +22,10 @@ EXAMPLES = (
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.ops:
+        from jaxcnn.data.augment import registry
+        print('\n'.join(registry.described(name) for name in registry.names()), end='')
+        return 0
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -106,6 +110,7 @@ if __name__ == '__main__':
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('pipeline', nargs='?', default='',
                         help="as in config.data.augment: 'random_resized_crop(96)|flip_lr' (default: every op)")
+    parser.add_argument('--ops', action='store_true', help='tell every op and its arguments, and draw nothing')
     parser.add_argument('--images', nargs='+', default=[], metavar='IMAGE',
                         help='a picture, and one to mix it with, else itself; of a run, labelled as its network sees them '
                         '(default: two photographs, or two images of the run)')

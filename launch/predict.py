@@ -3,8 +3,10 @@
 import argparse
 import csv
 import os
+from collections.abc import Sequence
 
 from jaxcnn import cli
+from jaxcnn.errors import UserError
 
 BATCH = 64
 
@@ -13,10 +15,10 @@ def run(args: argparse.Namespace) -> int:
     import numpy as np
 
     from jaxcnn.data import picture
-    from jaxcnn.errors import UserError
     from jaxcnn.train.trained import Trained, describe
-    if args.csv and not os.access(os.path.dirname(os.path.abspath(args.csv)), os.W_OK):
-        raise UserError(f'{args.csv}: its folder is missing or cannot be written')
+    for path in filter(None, (args.csv, args.submission)):
+        if not os.access(os.path.dirname(os.path.abspath(path)), os.W_OK):
+            raise UserError(f'{path}: its folder is missing or cannot be written')
     trained = Trained(args.workdir)
     state = trained.read(trained.find(args.checkpoint))
     rows, bad = [], 0
@@ -38,17 +40,24 @@ def run(args: argparse.Namespace) -> int:
             rows.append((path, best))
             print(f'{path}: {best[0][0]}  (' + ', '.join(f'{name} {100 * p:.2f} %' for name, p in best) + ')')
     if args.csv and rows:
-        try:
-            with open(f'{args.csv}.tmp', 'w', newline='') as f:
-                writer = csv.writer(f)
-                ranks = range(1, 1 + max(len(best) for _, best in rows))
-                writer.writerow(['image', *(f'{field}_{r}' for r in ranks for field in ('class', 'probability'))])
-                writer.writerows([path, *(v for name, p in best for v in (name, f'{p:.6f}'))] for path, best in rows)
-            os.replace(f'{args.csv}.tmp', args.csv)
-        except OSError as e:
-            raise UserError(f'{args.csv}: cannot be written: {e.strerror}') from e
-        cli.log.info('%d predictions: %s', len(rows), args.csv)
+        ranks = range(1, 1 + max(len(best) for _, best in rows))
+        write(args.csv, ['image', *(f'{field}_{r}' for r in ranks for field in ('class', 'probability'))],
+              [[path, *(v for name, p in best for v in (name, f'{p:.6f}'))] for path, best in rows])
+    if args.submission and rows:
+        write(args.submission, ['Id', 'Category'],
+              [[os.path.splitext(os.path.basename(path))[0], best[0][0]] for path, best in rows])
     return 2 if bad else 0
+
+
+def write(path: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table, under a temporary name until it is whole."""
+    try:
+        with open(f'{path}.tmp', 'w', newline='') as f:
+            csv.writer(f).writerows([head, *rows])
+        os.replace(f'{path}.tmp', path)
+    except OSError as e:
+        raise UserError(f'{path}: cannot be written: {e.strerror}') from e
+    cli.log.info('%d predictions: %s', len(rows), path)
 
 
 if __name__ == '__main__':
@@ -56,6 +65,8 @@ if __name__ == '__main__':
     parser.add_argument('--workdir', required=True, help='folder of the run')
     parser.add_argument('--checkpoint', default='best', help='best, latest or a step (default: best)')
     parser.add_argument('--csv', default='', metavar='FILE', help='write the predictions there, too')
+    parser.add_argument('--submission', default='', metavar='FILE',
+                        help="write a homework's or contest's table there: Id (the file's name without its end), Category")
     parser.add_argument('--ink', default='auto', choices=('auto', 'dark', 'light'),
                         help='handwriting: darker or lighter than its ground (default: found out)')
     parser.add_argument('images', nargs='+', metavar='IMAGE', help='PNG, JPEG, ... of any size')

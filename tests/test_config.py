@@ -277,7 +277,7 @@ def test_an_assignment_leaves_the_given_config_alone():
     ('batch_size', r'--config\.batch_size: expected --config\.batch_size=VALUE'),
     ('batch_size=many', r"config\.batch_size: expected a whole number, got 'many'"),
     ('duration.epoch=3', r"unknown unit of duration 'epoch'; nearest: epochs"),
-    ('data=mnist', r"config\.data: expected a group of fields, got 'mnist'"),
+    ('data=mnist', r"config\.data: expected a group of fields, got 'mnist'; config\.data\.name=mnist names it"),
     ('data=mnist data.val_fraction=0', r"config\.data: expected a group of fields, got 'mnist'"),
     ('batch_size=__import__("os").getpid()', r'config\.batch_size: expected a whole number'),
 ])

@@ -1,6 +1,7 @@
 """A data set as training sees it: train, validation and test parts of uint8 images, and what is known of them."""
 
 import dataclasses
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,7 +9,9 @@ import numpy as np
 
 from jaxcnn.config import DataConfig
 from jaxcnn.data import cache, sources
-from jaxcnn.errors import UserError
+from jaxcnn.errors import UserError, shown
+
+log = logging.getLogger('jaxcnn')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,8 +131,9 @@ def load(config: DataConfig) -> Dataset:
     fraction = config.val_fraction
     if fraction is None:
         fraction = 0.0 if 'val' in splits else source.val_fraction
-    else:
-        splits.pop('val', None)
+    elif (own := splits.pop('val', None)) is not None:
+        log.warning('%s: its own validation part, %d images, is left out, for config.data.val_fraction is %s; None takes it',
+                    source.where, len(own), fraction)
     train = splits['train']
     if fraction:
         kept, val = sources.stratified_cut(train.labels, fraction, config.split_seed)
@@ -137,8 +141,13 @@ def load(config: DataConfig) -> Dataset:
             raise UserError(f'config.data.val_fraction: {fraction} of {len(train)} images leaves an empty part')
         splits['val'], splits['train'] = train.part(val), train.part(kept)
     if not splits.keys() & {'val', 'test'}:
-        raise UserError(f'{source.where}: has no test part, and without a validation part (config.data.val_fraction) there '
+        raise UserError(f'{source.where}: has no test part, and config.data.val_fraction=0 leaves no validation part: there '
                         'is nothing to judge a network by')
+    absent = np.setdiff1d(np.arange(len(meta['class_names'])), splits['train'].labels)
+    if len(absent):
+        named = ', '.join(shown(meta['class_names'][c]) for c in absent[:5]) + ', ...' * (len(absent) > 5)
+        log.warning('%s: %d of %d classes have no training image: %s', source.where, len(absent), len(meta['class_names']),
+                    named)
     if config.per_class:
         train = splits['train']
         rng = np.random.Generator(np.random.PCG64([config.split_seed, 0xF3E]))

@@ -13,6 +13,7 @@ import logging
 import os
 import re
 import struct
+import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
@@ -98,7 +99,10 @@ def _split_folders(root: str) -> dict[str, str]:
     """The folders of the splits that are there; without any, all of `root` is `train`."""
     folders = {entry.name.lower(): entry.path for entry in _entries(root) if entry.is_dir()}
     found = {split: folders[name] for split, names in SPLITS.items() for name in names if name in folders}
-    return found if 'train' in found else {'train': root}
+    if found and 'train' not in found:
+        raise UserError(f'{shown(root)} (config.data.dir): has a part {", ".join(found)}, and none to train on, which is '
+                        f'called {" or ".join(SPLITS["train"])}; there are: {", ".join(map(shown, sorted(folders)))}')
+    return found or {'train': root}
 
 
 def _source(name: str, root: str, listed: Listed, order: Sequence[str] | None = None,
@@ -135,7 +139,8 @@ def _source(name: str, root: str, listed: Listed, order: Sequence[str] | None = 
             try:
                 status = os.stat(os.path.join(root, path))
             except OSError as e:
-                raise UserError(f'{shown(os.path.join(root, path))}: {e.strerror}') from e
+                named = '; a row of the table names it' if name == 'csv' else ''
+                raise UserError(f'{shown(os.path.join(root, path))}: {e.strerror}{named}') from e
             digest.update(os.fsencode(f'{split}\0{path}\0{c}\0{status.st_size}\0{status.st_mtime_ns}\n'))
     splits = {split: Files(root, [path for path, _ in rows], np.array([label[c] for _, c in rows], np.int32))
               for split, rows in known.items() if rows}
@@ -157,8 +162,8 @@ def _natural(name: str) -> tuple:
 
 
 _EXPECTED = {
-    'folder': 'expected <split>/<class>/<image>, or <class>/<image>',
-    'flat': 'expected <split>/<label>_<id>.jpg, or <label>_<id>.jpg',
+    'folder': 'expected <split>/<class>/<image>, or <class>/<image> (labels in file names: config.data.name=flat)',
+    'flat': 'expected <split>/<label>_<id>.jpg, or <label>_<id>.jpg (folders of classes: config.data.name=folder)',
     'csv': 'expected a table with a path and a label in each row',
     'tiny_imagenet': 'expected train/<wnid>/images/*.JPEG',
 }
@@ -172,7 +177,10 @@ def folder(config: DataConfig) -> Source:
         listed[split] = []
         for entry in _entries(path):
             if entry.is_dir() and not entry.name.startswith('.'):
-                listed[split] += [(image, entry.name) for image in _images(root, entry.path)]
+                images = [(image, entry.name) for image in _images(root, entry.path)]
+                listed[split] += images
+                if not images:
+                    log.warning('%s: holds no images, and is no class', shown(entry.path))
     return _source('folder', root, listed)
 
 
@@ -242,7 +250,9 @@ def tiny_imagenet(config: DataConfig) -> Source:
     """The official `tiny-imagenet-200`: classes of `wnids.txt`, called as in `words.txt`; `val` is the test part."""
     root = _existing(config.dir, 'tiny_imagenet')
     if not os.path.isfile(os.path.join(root, 'wnids.txt')):
-        root = os.path.join(root, 'tiny-imagenet-200')
+        given, root = root, os.path.join(root, 'tiny-imagenet-200')
+        if not os.path.isdir(root):
+            raise UserError(f'{given!r} (config.data.dir): is no tiny-imagenet-200, and holds none')
     wnids = [line[0] for line in _tabbed(root, 'wnids.txt', 1)]
     words = {line[0]: line[1].split(',')[0] for line in _tabbed(root, 'words.txt', 2)}
     if len(set(wnids)) < len(wnids):
@@ -276,10 +286,12 @@ def arrays(config: DataConfig) -> Source:
         with np.load(path, allow_pickle=False) as file:
             held = {key: file[key] for key in file.files}
     except Exception as e:  # zipfile, zlib and NumPy raise many kinds of error for damaged files
-        raise UserError(f'{path}: cannot be read as .npz without pickles: {" ".join(str(e).split())[:200]}') from e
+        reason = 'it is no .npz file' if not zipfile.is_zipfile(path) else " ".join(str(e).split())[:200]
+        raise UserError(f'{path}: cannot be read as .npz without pickles: {reason}') from e
     splits: dict[str, InMemory] = {}
-    for split in SPLITS:
-        for images, labels in ((f'{split}_images', f'{split}_labels'), (f'x_{split}', f'y_{split}')):
+    for split, called in SPLITS.items():
+        for images, labels in (pair for name in called for pair in (
+                (f'{name}_images', f'{name}_labels'), (f'x_{name}', f'y_{name}'))):
             if images in held and labels in held:
                 splits[split] = _checked(path, split, held[images], held[labels])
     if 'train' not in splits:
@@ -296,7 +308,8 @@ def _checked(where: str, split: str, images: np.ndarray, labels: np.ndarray) -> 
         raise UserError(f'{where}: {split} images must be uint8 (N, H, W), (N, H, W, 1) or (N, H, W, 3), got {images.dtype} '
                         f'{images.shape}')
     if labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
-        raise UserError(f'{where}: {split} labels must be {len(images)} whole numbers, got {labels.dtype} {labels.shape}')
+        raise UserError(f'{where}: {split} labels must be {len(images)} integers, the places of their names in class_names, '
+                        f'got {labels.dtype} {labels.shape}')
     return InMemory(images, labels)
 
 

@@ -88,7 +88,8 @@ def find(config: DataConfig) -> Source:
     root = _tfds_root(config)
     if re.fullmatch(r'[a-z][a-z0-9_]*(/[\w.]+)?', config.name) and os.path.isdir(os.path.join(root, config.name)):
         return _tfds(config.name)(config)
-    raise UserError(f'{unknown("data set", config.name, names())}; any other TFDS set must be prepared in {root!r}')
+    raise UserError(f'{unknown("data set", config.name, names())}; any other TFDS set must be prepared in {root!r} '
+                    '(config.data.dir)')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,5 +213,5 @@ def _tfds(name: str, ink: Ink | None = None) -> Callable[[DataConfig], Source]:
 
 _SOURCES['digits'] = _digits
 _SOURCES['mnist'] = _tfds('mnist', ink=Ink(28, 20, by_mass=True))
-for _name in ('cifar10', 'cifar100', 'fashion_mnist', 'svhn_cropped'):
+for _name in ('cifar10', 'cifar100', 'fashion_mnist', 'svhn_cropped', 'imagenet2012'):
     _SOURCES[_name] = _tfds(_name)

@@ -163,14 +163,14 @@ def test_a_registered_op_joins_under_its_name(monkeypatch):
     ('flip_lr("a")', r"flip_lr: p must be between 0 and 1, got 'a'"),
     ('cutout(0)', r'cutout: size must be a whole number of at least 1, got 0'),
     ('cutout(4, 2)', r'cutout: fill must be between 0 and 1, got 2'),
-    ('flip_lr||flip_lr', r"config\.data\.augment: '' is not name"),
-    ('flip_lr|', r"config\.data\.augment: '' is not name"),
-    ('pad_crop(4', r"config\.data\.augment: 'pad_crop\(4' is not name"),
-    ('pad_crop(2 * 2)', r'config\.data\.augment: .* is not name'),
-    ('pad_crop(__import__("os").getpid())', r'config\.data\.augment: .* is not name'),
-    ('__import__("os").getpid()', r'config\.data\.augment: .* is not name'),
+    ('flip_lr||flip_lr', r"config\.data\.augment: '' is not a name"),
+    ('flip_lr|', r"config\.data\.augment: '' is not a name"),
+    ('pad_crop(4', r"config\.data\.augment: 'pad_crop\(4' is not a name"),
+    ('pad_crop(2 * 2)', r'config\.data\.augment: .* is not a name'),
+    ('pad_crop(__import__("os").getpid())', r'config\.data\.augment: .* is not a name'),
+    ('__import__("os").getpid()', r'config\.data\.augment: .* is not a name'),
     ('__import__("os")', r"unknown augmentation '__import__'"),
-    ('augment.flip_lr()', r'config\.data\.augment: .* is not name'),
+    ('augment.flip_lr()', r'config\.data\.augment: .* is not a name'),
 ])
 def test_a_wrong_pipeline_is_told_in_one_line(text, line):
     with pytest.raises(UserError, match=line) as error:

@@ -70,11 +70,13 @@ def test_folders_without_splits_are_training_images(tmp_path):
     assert_holds(load(tmp_path, 'folder', tmp_path / 'set', val_fraction=0.5), train=15, val=15)
 
 
-def test_a_validation_part_of_ones_own_is_left_for_one_that_is_asked_for(tmp_path):
+def test_a_validation_part_of_ones_own_is_left_for_one_that_is_asked_for(tmp_path, caplog):
     root = write_folder(tmp_path / 'set', train=10, val=2)
     assert_holds(load(tmp_path, 'folder', root), train=30, val=6)
+    assert not caplog.text
     assert_holds(load(tmp_path, 'folder', root, val_fraction=0.2), train=24, val=6)
-    with pytest.raises(UserError, match=r'has no test part, and without a validation part .* nothing to judge'):
+    assert 'its own validation part, 6 images, is left out, for config.data.val_fraction is 0.2;' in caplog.text
+    with pytest.raises(UserError, match=r'has no test part, and config\.data\.val_fraction=0 leaves no .* nothing to judge'):
         load(tmp_path, 'folder', root, val_fraction=0.0)
 
 
@@ -201,6 +203,21 @@ def test_arrays(tmp_path):
     np.testing.assert_array_equal(dataset.splits['train'].take(np.arange(20)), images)
     assert dataset.class_names == ['even', 'odd']
     assert len(dataset.splits['test']) == 4
+    np.savez(tmp_path / 'b.npz', training_images=images, training_labels=labels, valid_images=images[:6],
+             valid_labels=labels[:6])
+    assert {name: len(part) for name, part in load(tmp_path, 'arrays', tmp_path / 'b.npz', image_size=0).splits.items()} == {
+        'train': 20, 'val': 6}
+
+
+def test_classes_without_training_images_are_told(tmp_path, caplog):
+    images = np.random.default_rng(0).integers(0, 256, (20, 5, 5, 3), np.uint8)
+    np.savez(tmp_path / 'a.npz', x_train=images, y_train=np.arange(20) % 2 * 9)
+    load(tmp_path, 'arrays', tmp_path / 'a.npz', image_size=0)
+    assert '8 of 10 classes have no training image: 1, 2, 3, 4, 5, ...' in caplog.text
+    root = write_folder(tmp_path / 'set', train=4)
+    (root / 'train' / 'grape').mkdir()
+    assert load(tmp_path, 'folder', root).class_names == ['ant', 'bee', 'cow']
+    assert 'train/grape: holds no images, and is no class' in caplog.text
 
 
 GREY = np.zeros((4, 5, 5), np.uint8)
@@ -209,7 +226,7 @@ GREY = np.zeros((4, 5, 5), np.uint8)
 @pytest.mark.parametrize(('fields', 'line'), [
     ({'x': np.zeros(3)}, 'holds no train_images and train_labels; there are: x'),
     ({'x_train': GREY / 255, 'y_train': np.zeros(4, int)}, r'train images must be uint8 .*, got float64 \(4, 5, 5, 1\)'),
-    ({'x_train': GREY, 'y_train': np.zeros(3, int)}, r'train labels must be 4 whole numbers, got int64 \(3,\)'),
+    ({'x_train': GREY, 'y_train': np.zeros(3, int)}, r'train labels must be 4 integers, .* got int64 \(3,\)'),
     ({'x_train': GREY, 'y_train': np.zeros(4, int)}, 'one class alone'),
     ({'x_train': GREY, 'y_train': np.array([0, 1, 5, -2])}, 'train image 3: label -2 is not one of the 6'),
     ({'x_train': np.array([None, {}])}, r'cannot be read as \.npz without pickles'),
@@ -265,6 +282,10 @@ def class_of_test_alone(root):
     save(root / 'test' / 'dog' / '0.png', (1, 1, 1))
 
 
+def misspelt(root):
+    write_folder(root, trainn=2, test=1)
+
+
 def loop(root):
     write_folder(root, train=2, test=1)
     os.symlink(root / 'train' / 'ant', root / 'train' / 'ant' / 'again')
@@ -279,6 +300,7 @@ def nowhere(root):
     (empty, r'holds no labelled images to train on; expected <split>/<class>/<image>'),
     (one_class, "holds the class 'ant' alone"),
     (class_of_test_alone, r"test/dog/0\.png: its class 'dog' is not one of the 3 classes"),
+    (misspelt, 'has a part test, and none to train on, which is called train or training; there are: test, trainn'),
     (loop, 'ant/again: a link to a folder that it is in'), (nowhere, 'link.png: a link that leads nowhere'),
 ])
 def test_a_wrong_folder_is_told_in_one_line(tmp_path, write, line):
@@ -294,6 +316,14 @@ def test_a_layout_wants_a_place_that_exists(tmp_path, name):
         load(tmp_path, name, '')
     with pytest.raises(UserError, match=r"nowhere' \(config\.data\.dir\) does not exist"):
         load(tmp_path, name, tmp_path / 'nowhere')
+
+
+def test_a_file_that_is_no_npz_and_a_folder_that_is_no_tiny_imagenet(tmp_path):
+    (tmp_path / 'a.npz').write_text('text')
+    with pytest.raises(UserError, match=r'a\.npz: cannot be read as \.npz without pickles: it is no \.npz file'):
+        load(tmp_path, 'arrays', tmp_path / 'a.npz')
+    with pytest.raises(UserError, match=r'\(config\.data\.dir\): is no tiny-imagenet-200, and holds none'):
+        load(tmp_path, 'tiny_imagenet', tmp_path)
 
 
 def test_links_to_folders_are_followed(tmp_path):

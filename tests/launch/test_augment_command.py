@@ -18,6 +18,13 @@ def test_every_op_that_needs_no_network_is_drawn(command, tmp_path):
     assert np.asarray(Image.open(path)).std() > 30
 
 
+def test_every_op_is_told_with_its_arguments(command):
+    code, out, err = command('augment', '--ops')
+    assert code == 0, err
+    assert [line.partition('(')[0] for line in out if line and not line.startswith(' ')] == augment.names()
+    assert 'random_resized_crop(size, scale=(0.08, 1.0), ratio=(0.75, 1.3333333333333333))' in out
+
+
 def test_a_run_shows_its_network_attacked(command, tmp_path, tiny_run):
     path = tmp_path / 'a.png'
     code, out, err = command('augment', 'fgsm(0.3)|mixup(1)', f'--workdir={tiny_run}', f'--out={path}', '--draws=2')

@@ -141,9 +141,12 @@ def test_predict_reads_pictures_of_digits_in_any_form(watched_run, tmp_path):
         paths.append(tmp_path / f'{i}.{("png", "jpg")[i // 2 % 2]}')
         Image.fromarray(page.clip(0, 255).astype(np.uint8)).convert('RGB').save(paths[-1])
         labels.append(str(label))
-    done = run('predict', f'--workdir={folder}', f'--csv={tmp_path / "out.csv"}', *paths)
+    tables = f'--csv={tmp_path / "out.csv"}', f'--submission={tmp_path / "sub.csv"}'
+    done = run('predict', f'--workdir={folder}', *tables, *paths)
     with open(tmp_path / 'out.csv') as f:
         rows = list(csv.DictReader(f))
+    with open(tmp_path / 'sub.csv') as f:
+        assert list(csv.reader(f)) == [['Id', 'Category'], *([str(i), row['class_1']] for i, row in enumerate(rows))]
     assert [r['image'] for r in rows] == [str(p) for p in paths]
     right = np.mean([r['class_1'] == label for r, label in zip(rows, labels, strict=True)])
     with open(folder / 'summary.json') as f:

@@ -1,6 +1,8 @@
 """The registry of ops, what checks their parameters, and the pipeline that a string describes."""
 
+import inspect
 import math
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -58,6 +60,13 @@ def steady(factory: Callable[..., Any]) -> Callable[..., Any]:
 def names(steady: bool = False) -> list[str]:
     """The registered ops; `steady`: those that draw nothing."""
     return sorted(_STEADY if steady else _OPS)
+
+
+def described(name: str) -> str:
+    """An op as it is written, with its arguments and their defaults, and its docstring."""
+    factory = _OPS[name]
+    arguments = ', '.join(str(p.replace(annotation=p.empty)) for p in inspect.signature(factory).parameters.values())
+    return f'{name}({arguments})\n{textwrap.indent(inspect.getdoc(factory) or "", "    ")}\n'
 
 
 def whole(op: str, low: int = 1, **value: Any) -> None:
