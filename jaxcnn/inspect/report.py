@@ -76,7 +76,7 @@ def write_report(workdir: str, config: cfg.Config, summary: Mapping[str, Any], r
         *(f'| {name} | {_percent(r["precision"])} | {_percent(r["recall"])} | {r["f1"]:.4f} | {r["support"]} | {n} |'
           for name, r, n in zip(class_names, table, train_counts, strict=True)), '',
         '![confusion matrix](figures/confusion_matrix.png)', '',
-        '## The first training batch, augmented, before it was normalised', '', '![first batch](figures/first_batch.png)', '',
+        '## The first training batch, augmented, not normalised', '', '![first batch](figures/first_batch.png)', '',
         '## Config', '', 'Fields that differ from their defaults (all of them: `config.json`):', '',
         '```', _changed_fields(config), '```', '',
         '## Versions', '', '```', json.dumps(summary['versions']), '```', '',
