@@ -420,7 +420,7 @@ def test_every_kernel_is_drawn_as_named_and_every_bias_is_zero(name, monkeypatch
     ('lenet5', {'kernel_init': 'he_norml'}, r"unknown initialiser 'he_norml'; nearest: he_normal"),
     ('lenet5', {'kernel_init': 'normal'}, r"initialiser normal.*missing.*'std'"),
     ('lenet5', {'kernel_init': 'normal(sdt=0.1)'}, r"unknown argument of initialiser normal 'sdt'; nearest: std"),
-    ('lenet5', {'kernel_init': 'normal(open("x"))'}, r'initialiser: .* is not a name or name'),
+    ('lenet5', {'kernel_init': 'normal(open("x"))'}, r'initialiser: .* is not a name, or name'),
     ('lenet5', {'pool': 'mean'}, r"unknown pool 'mean'; nearest: max"),
     ('lenet5', {'dtype': 'bfloat'}, r"unknown dtype 'bfloat'; nearest: .*bfloat16"),
     ('lenet5', {'param_dtype': 'int8'}, r"unknown param_dtype 'int8'"),
