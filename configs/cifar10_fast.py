@@ -5,8 +5,8 @@
 DIR holds TFDS data sets (or set TFDS_DATA_DIR). On a GPU add `--config.model.dtype=bfloat16`, and
 `--config.parallel.steps_per_dispatch=484` for the whole run in one dispatch. All 50,000 images are trained on, and the test
 images are looked at once, at the end; the paper's figure is `test_views_accuracy`. Result: 94.17 % (93.35 % by one view) of
-seed 0, 93.96 % (93.28 %) of seed 1, some 20 min each on 2 CPU cores, jax 0.10.2 (docs/results.md). Ten seeds, and a GPU: not
-yet measured.
+seed 0, 93.96 % (93.28 %) of seed 1, 2 CPU cores, jax 0.10.2; an earlier run took 20 min (docs/results.md). Ten seeds, and a
+GPU: not yet measured.
 """
 
 from jaxcnn.config import make

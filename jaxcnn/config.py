@@ -449,7 +449,7 @@ def load(path: str | os.PathLike, assignments: Sequence[str] = ()) -> Config:
 def parse_call(text: str, where: str) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
     """'name(1, b=2)' or 'name' as (name, args, kwargs); arguments are literals, nothing is evaluated as code."""
     error = UserError(f'{where}: {text.strip()!r} is not a name, or name(value, key=value, ...) with numbers, tuples, or '
-                      "strings in quotes; between several stands '|'")
+                      'strings in quotes')
     try:
         node = ast.parse(text.strip(), mode='eval').body
         if isinstance(node, ast.Name):
@@ -460,6 +460,14 @@ def parse_call(text: str, where: str) -> tuple[str, tuple[Any, ...], dict[str, A
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         raise error from None
     raise error
+
+
+def parse_calls(text: str, where: str) -> list[tuple[str, tuple[Any, ...], dict[str, Any]]]:
+    """As `parse_call`, of several with `|` between them."""
+    try:
+        return [parse_call(part, where) for part in text.split('|')]
+    except UserError as e:
+        raise UserError(f"{e}; between several stands '|'") from None
 
 
 def bind(function: Callable, args: Sequence[Any], kwargs: Mapping[str, Any], where: str) -> dict[str, Any]:

@@ -23,8 +23,8 @@ EXAMPLES = (
 
 def run(args: argparse.Namespace) -> int:
     if args.ops:
-        from jaxcnn.data.augment import registry
-        print('\n'.join(registry.described(name) for name in registry.names()), end='')
+        from jaxcnn.data import augment
+        print('\n'.join(map(augment.described, augment.names())), end='')
         return 0
     import jax
     import jax.numpy as jnp

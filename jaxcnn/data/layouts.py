@@ -96,7 +96,11 @@ def _images(root: str, folder: str, above: tuple[tuple[int, int], ...] = ()) -> 
 
 
 def _split_folders(root: str) -> dict[str, str]:
-    """The folders of the splits that are there; without any, all of `root` is `train`."""
+    """The folders of the splits that are there; without any, all of `root` is `train`.
+
+    Raises:
+      UserError: there are some, and none to train on.
+    """
     folders = {entry.name.lower(): entry.path for entry in _entries(root) if entry.is_dir()}
     found = {split: folders[name] for split, names in SPLITS.items() for name in names if name in folders}
     if found and 'train' not in found:
@@ -139,8 +143,7 @@ def _source(name: str, root: str, listed: Listed, order: Sequence[str] | None = 
             try:
                 status = os.stat(os.path.join(root, path))
             except OSError as e:
-                named = '; a row of the table names it' if name == 'csv' else ''
-                raise UserError(f'{shown(os.path.join(root, path))}: {e.strerror}{named}') from e
+                raise UserError(f'{shown(os.path.join(root, path))}: {e.strerror}') from e
             digest.update(os.fsencode(f'{split}\0{path}\0{c}\0{status.st_size}\0{status.st_mtime_ns}\n'))
     splits = {split: Files(root, [path for path, _ in rows], np.array([label[c] for _, c in rows], np.int32))
               for split, rows in known.items() if rows}
@@ -290,10 +293,10 @@ def arrays(config: DataConfig) -> Source:
         raise UserError(f'{path}: cannot be read as .npz without pickles: {reason}') from e
     splits: dict[str, InMemory] = {}
     for split, called in SPLITS.items():
-        for images, labels in (pair for name in called for pair in (
-                (f'{name}_images', f'{name}_labels'), (f'x_{name}', f'y_{name}'))):
-            if images in held and labels in held:
-                splits[split] = _checked(path, split, held[images], held[labels])
+        for name in called:
+            for images, labels in ((f'{name}_images', f'{name}_labels'), (f'x_{name}', f'y_{name}')):
+                if images in held and labels in held:
+                    splits[split] = _checked(path, split, held[images], held[labels])
     if 'train' not in splits:
         raise UserError(f'{path}: holds no train_images and train_labels; there are: {", ".join(held) or "no arrays"}')
     count = 1 + max(int(part.labels.max(initial=0)) for part in splits.values())
@@ -308,8 +311,8 @@ def _checked(where: str, split: str, images: np.ndarray, labels: np.ndarray) -> 
         raise UserError(f'{where}: {split} images must be uint8 (N, H, W), (N, H, W, 1) or (N, H, W, 3), got {images.dtype} '
                         f'{images.shape}')
     if labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
-        raise UserError(f'{where}: {split} labels must be {len(images)} integers, the places of their names in class_names, '
-                        f'got {labels.dtype} {labels.shape}')
+        raise UserError(f'{where}: {split} labels must be {len(images)} integers, which number the classes, got '
+                        f'{labels.dtype} {labels.shape}')
     return InMemory(images, labels)
 
 

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxcnn.config import bind, parse_call
+from jaxcnn.config import bind, parse_calls
 from jaxcnn.data.augment.registry import number
 from jaxcnn.errors import UserError, unknown
 
@@ -187,8 +187,7 @@ def parse(text: str) -> list[Normalizer]:
       UserError: an unknown op, or an argument it does not take.
     """
     ops = []
-    for part in text.split('|') if text.strip() != 'none' else []:
-        name, args, kwargs = parse_call(part, 'config.data.normalize')
+    for name, args, kwargs in parse_calls(text, 'config.data.normalize') if text.strip() != 'none' else []:
         if name not in _OPS:
             raise unknown('normalisation', name, names())
         ops.append(_OPS[name](**bind(_OPS[name], args, kwargs, f'normalisation {name}')))

@@ -25,6 +25,11 @@ def test_lets_nan_through_and_takes_numbers():
     np.testing.assert_allclose((tanh(0.5), jax.grad(tanh)(0.5)), (np.tanh(0.5), 1 - np.tanh(0.5) ** 2), rtol=1e-6)
 
 
+def test_on_a_cpu_it_is_not_xlas():
+    assert 'stablehlo.tanh' in jax.jit(jnp.tanh).lower(VALUES).as_text()
+    assert 'stablehlo.tanh' not in jax.jit(tanh).lower(VALUES.astype(np.float32)).as_text()
+
+
 def test_derivatives():
     x = np.linspace(-4, 4, 101).astype(np.float32)
     y = np.tanh(x.astype(np.float64))

@@ -8,7 +8,18 @@ knows how often it has seen the image. To add one, write a function of its param
 """
 
 from jaxcnn.data.augment import adversarial, color, erase, geometry, mixing, policies
-from jaxcnn.data.augment.registry import Attack, ByEpoch, Gradient, Mix, Op, Pipeline, names, pipeline, register
+from jaxcnn.data.augment.registry import (
+    Attack,
+    ByEpoch,
+    Gradient,
+    Mix,
+    Op,
+    Pipeline,
+    described,
+    names,
+    pipeline,
+    register,
+)
 
-__all__ = ['Attack', 'ByEpoch', 'Gradient', 'Mix', 'Op', 'Pipeline', 'adversarial', 'color', 'erase', 'geometry', 'mixing',
-           'names', 'pipeline', 'policies', 'register']
+__all__ = ['Attack', 'ByEpoch', 'Gradient', 'Mix', 'Op', 'Pipeline', 'adversarial', 'color', 'described', 'erase',
+           'geometry', 'mixing', 'names', 'pipeline', 'policies', 'register']

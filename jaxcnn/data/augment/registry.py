@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxcnn.config import bind, parse_call
+from jaxcnn.config import bind, parse_calls
 from jaxcnn.errors import UserError, unknown
 
 Op = Callable[[jax.Array, jax.Array], jax.Array]
@@ -197,8 +197,8 @@ def pipeline(text: str, steady: bool = False) -> Pipeline | None:
       UserError: an unknown op, an argument it does not take, or a string that is not a pipeline.
     """
     ops = []
-    for part in text.split('|') if text.strip() else []:
-        name, args, kwargs = parse_call(part, f'config.data.{"eval_augment" if steady else "augment"}')
+    where = f'config.data.{"eval_augment" if steady else "augment"}'
+    for name, args, kwargs in parse_calls(text, where) if text.strip() else []:
         if name not in _OPS:
             raise unknown('augmentation', name, names())
         if steady and name not in _STEADY:
