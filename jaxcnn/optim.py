@@ -15,6 +15,7 @@ import optax.contrib
 
 from jaxcnn import config as cfg
 from jaxcnn.errors import UserError, unknown, within
+from jaxcnn.timeline import Timeline
 
 # these need more than gradients (the loss as a function, gradients per example), or other parameters in evaluation
 # or take no schedule for their learning rate
@@ -43,7 +44,7 @@ class _Span(NamedTuple):
 
     start: int
     steps: int
-    timeline: cfg.Timeline
+    timeline: Timeline
 
     def length(self, duration: Any, where: str) -> int:
         """Steps of a duration given as a schedule's argument."""
@@ -132,7 +133,7 @@ def _find_schedule(choice: cfg.Choice) -> Callable[..., optax.Schedule]:
     return make
 
 
-def make_schedule(choice: cfg.Choice, lr: float, warmup: cfg.Duration | None, timeline: cfg.Timeline, start: int,
+def make_schedule(choice: cfg.Choice, lr: float, warmup: cfg.Duration | None, timeline: Timeline, start: int,
                   end: int) -> optax.Schedule:
     """Learning rate by step of a stage that runs from `start` to `end`; step 0 of it is `start`.
 
@@ -376,7 +377,7 @@ def check(optim: cfg.OptimConfig) -> None:
 
 
 def _make_stage(optim: cfg.OptimConfig, optimizer: cfg.Choice, lr: float, schedule: cfg.Choice,
-                warmup: cfg.Duration | None, timeline: cfg.Timeline, start: int, end: int) -> _Stage:
+                warmup: cfg.Duration | None, timeline: Timeline, start: int, end: int) -> _Stage:
     by_step = make_schedule(schedule, lr, warmup, timeline, start, end)
     mask = matching(optim.decay_mask, 'config.optim.decay_mask')
     groups = Groups(optim.groups)
@@ -399,7 +400,7 @@ def _make_stage(optim: cfg.OptimConfig, optimizer: cfg.Choice, lr: float, schedu
     return _Stage(start, optax.chain(*(p for p in parts if p is not None)), by_step, observer)
 
 
-def make_optimizer(optim: cfg.OptimConfig, timeline: cfg.Timeline) -> Optimizer:
+def make_optimizer(optim: cfg.OptimConfig, timeline: Timeline) -> Optimizer:
     """The optimizer of a config: gradients are clipped, L2 is added, the optimizer of the stage follows, then
     decoupled decay.
 

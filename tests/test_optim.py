@@ -10,8 +10,9 @@ import optax
 import pytest
 
 from jaxcnn import optim
-from jaxcnn.config import Choice, Duration, Timeline, parse
+from jaxcnn.config import Choice, Duration, parse
 from jaxcnn.errors import UserError
+from jaxcnn.timeline import Timeline
 
 PEAK = 0.4
 

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from jaxcnn.config import Timeline
 from jaxcnn.data.dataset import Split
+from jaxcnn.timeline import Timeline
 
 DEVICE_LIMIT = 2 << 30  # bytes of decoded images up to which `auto` keeps a data set on the accelerator
 

@@ -17,6 +17,7 @@ from jaxcnn import optim
 from jaxcnn.errors import UserError
 from jaxcnn.inspect.receptive_field import ELEMENTWISE, HEIGHT, WIDTH, Place, is_placed, places
 from jaxcnn.models import Network
+from jaxcnn.timeline import Timeline
 
 OPTIMIZERS = ('sgd', 'momentum', 'adam')
 
@@ -129,7 +130,7 @@ def _optimizer(name: str) -> optim.Optimizer:
     if args:
         raise UserError(f'optimizer {name!r}: its arguments have names, as in sgd(momentum=0.9)')
     config = cfg.parse({'duration': {'steps': 1}, 'optim': {'optimizer': {'name': call, **kwargs}, 'schedule': 'constant'}})
-    return optim.make_optimizer(config.optim, cfg.Timeline(config, config.batch_size))
+    return optim.make_optimizer(config.optim, Timeline(config, config.batch_size))
 
 
 def _count(tree: Any) -> int:

@@ -25,6 +25,7 @@ from jaxcnn import config as cfg
 from jaxcnn import data, metrics, models, optim
 from jaxcnn.data import augment, feed, normalize, sources, views
 from jaxcnn.errors import Diverged, UserError, unknown, within
+from jaxcnn.timeline import Phase, Timeline
 from jaxcnn.train import parallel, signals, whiten, workdir
 from jaxcnn.train.checkpoint import Checkpoints
 from jaxcnn.train.evaluate import Evaluator
@@ -106,7 +107,7 @@ class Run:
         self.started = self._counted = time.monotonic()
         self.config, self.folder, self._stop = config, folder, stop
         self.dataset = data.load(config.data)
-        self.timeline = cfg.Timeline(config, len(self.dataset.splits['train']))
+        self.timeline = Timeline(config, len(self.dataset.splits['train']))
         self._chunk = min(config.parallel.steps_per_dispatch, self.timeline.total)
         self.optimizer = optim.make_optimizer(config.optim, self.timeline)
         self.backend = parallel.make_backend(config.parallel)
@@ -137,8 +138,8 @@ class Run:
         self._clock = 0.0
         self._interval_images, self._interval_seconds = 0, 0.0
         self._asked = self._logged = 0
-        self._programs: dict[cfg.Phase, Callable] = {}
-        self._compiled: set[tuple[cfg.Phase, int]] = set()
+        self._programs: dict[Phase, Callable] = {}
+        self._compiled: set[tuple[Phase, int]] = set()
 
     # setting up
 
@@ -227,7 +228,7 @@ class Run:
         titles = [label_title(label, names) for label in labels]
         image_grid(pixels, titles, os.path.join(self.folder, 'figures', 'first_batch.png'))
 
-    def program(self, phase: cfg.Phase) -> Callable:
+    def program(self, phase: Phase) -> Callable:
         """The compiled steps of a phase."""
         if phase not in self._programs:
             sync, backend = self.config.parallel.bn_sync, self.backend

@@ -15,6 +15,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxcnn import config as cfg
 from jaxcnn.errors import UserError
+from jaxcnn.timeline import Timeline
 from jaxcnn.train.state import RUN_ONCE
 
 AXIS = 'batch'
@@ -196,7 +197,7 @@ def make_backend(config: cfg.ParallelConfig) -> Backend:
     return Sharded(devices) if config.backend == 'sharded' else Pmap(devices)
 
 
-def check_batch_sizes(timeline: cfg.Timeline, accumulate: int, num_devices: int) -> None:
+def check_batch_sizes(timeline: Timeline, accumulate: int, num_devices: int) -> None:
     """Raises a UserError for a batch size that does not divide over devices and micro-batches."""
     unit = accumulate * num_devices
     for phase in timeline.phases:

@@ -13,6 +13,7 @@ from jaxcnn import data, metrics, models, optim
 from jaxcnn.data import feed, normalize
 from jaxcnn.data.views import parse as parse_views
 from jaxcnn.errors import UserError
+from jaxcnn.timeline import Timeline
 from jaxcnn.train import parallel, workdir
 from jaxcnn.train.checkpoint import Checkpoints
 from jaxcnn.train.evaluate import Evaluator
@@ -41,7 +42,7 @@ class Trained:
         needed = {'class_names', 'image_shape', 'sizes', 'mean', 'std', 'ink'}
         if not isinstance(self.info, dict) or not needed <= set(self.info):
             raise UserError(f'{os.path.join(folder, "data.json")}: is not what a run of this version writes')
-        timeline = cfg.Timeline(self.config, self.info['sizes']['train'])
+        timeline = Timeline(self.config, self.info['sizes']['train'])
         self.total_steps = timeline.total
         optimizer = optim.make_optimizer(self.config.optim, timeline)
         self.network = models.create(self.config.model.name, num_classes=len(self.info['class_names']),

@@ -8,12 +8,13 @@ from jaxcnn import data
 from jaxcnn.data import cache, feed
 from jaxcnn.data.dataset import Split, channel_statistics
 from jaxcnn.errors import UserError
+from jaxcnn.timeline import Timeline
 from jaxcnn.train import parallel
 
 
 def timeline(count, batch_size=32, schedule=(), **duration):
     fields = {'batch_size': batch_size, 'duration': duration or {'epochs': 3}, 'batch_schedule': schedule}
-    return cfg.Timeline(cfg.parse(fields), count)
+    return Timeline(cfg.parse(fields), count)
 
 
 def numbered(count, shape=(2, 2, 1)):

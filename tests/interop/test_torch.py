@@ -17,6 +17,7 @@ from jaxcnn.data.normalize import Normalization
 from jaxcnn.errors import UserError
 from jaxcnn.losses import cross_entropy
 from jaxcnn.optim import make_optimizer
+from jaxcnn.timeline import Timeline
 from jaxcnn.train import whiten
 from jaxcnn.train.state import RUN_ONCE, init_state
 from jaxcnn.train.step import Preparation, TrainStep
@@ -374,7 +375,7 @@ def test_the_fast_recipe_trains_as_airbenchs_program_does():
     config = cfg.load('configs/cifar10_fast.py', [
         f'duration.steps={steps}', f'batch_size={size}', 'model.widths=(8, 12, 16)', 'data.augment=',
         f'optim.learning_rate={11.5 / (1 + 1 / 0.15) * size / 1024}'])
-    timeline = cfg.Timeline(config, 2 * size)  # an epoch is two steps
+    timeline = Timeline(config, 2 * size)  # an epoch is two steps
     network, optimizer = models.create('airbench94', **config.model.args), make_optimizer(config.optim, timeline)
     step = TrainStep(network, optimizer, Preparation(None, Normalization.by((0.5,) * 3, (0.25,) * 3)),
                      config.optim.label_smoothing, lookahead=config.optim.lookahead, total=timeline.total)

@@ -13,6 +13,7 @@ from jaxcnn import config as cfg
 from jaxcnn import models
 from jaxcnn.errors import UserError
 from jaxcnn.optim import make_optimizer, matching
+from jaxcnn.timeline import Timeline
 from jaxcnn.train import train_and_evaluate
 from jaxcnn.train.loop import Run, RunProgress, check_config
 from jaxcnn.train.signals import StopRequest
@@ -31,7 +32,7 @@ def test_every_config_of_ours_names_what_there_is(path):
     network = models.create(config.model.name, 10, **config.model.args)
     image = jnp.zeros((1, *network.published()[0]))
     params = jax.eval_shape(lambda: network.init(jax.random.key(0), image))['params']
-    jax.eval_shape(make_optimizer(config.optim, cfg.Timeline(config, 50_000)).init, params)  # finds groups and masks
+    jax.eval_shape(make_optimizer(config.optim, Timeline(config, 50_000)).init, params)  # finds groups and masks
     if config.whiten:
         matching(config.whiten.match, '')(params)
 

@@ -6,6 +6,7 @@ import pytest
 
 from jaxcnn import config
 from jaxcnn.errors import UserError
+from jaxcnn.timeline import Timeline
 from jaxcnn.train import parallel
 from jaxcnn.train.loop import Run
 from jaxcnn.train.signals import StopRequest
@@ -97,7 +98,7 @@ def test_placements_and_workers_give_the_same_bits(small, tmp_path):
 
 
 def test_a_batch_that_does_not_divide_is_told_with_the_nearest_sizes(small):
-    timeline = config.Timeline(config.parse(small(batch_size=100)), 1000)
+    timeline = Timeline(config.parse(small(batch_size=100)), 1000)
     with pytest.raises(UserError, match=r'config.batch_size: 100 .* 8 devices .* nearest: 96 or 112'):
         parallel.check_batch_sizes(timeline, 2, 8)
 

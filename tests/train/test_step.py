@@ -14,6 +14,7 @@ from jaxcnn.data.normalize import Normalization
 from jaxcnn.errors import UserError
 from jaxcnn.losses import cross_entropy
 from jaxcnn.optim import make_optimizer
+from jaxcnn.timeline import Timeline
 from jaxcnn.train.state import RUN_ONCE, init_state
 from jaxcnn.train.step import METRICS, Preparation, TrainStep, gather, many_steps, step_keys
 
@@ -25,7 +26,7 @@ def make(dropout=0.0, widths=(4, 4, 4, 4), model=None, optimizer='sgd', augmente
     chain = dict(optimizer=optimizer, learning_rate=0.1, schedule='constant', ema_decay=fields.get('ema_decay', 0.0),
                  **(optim or {}))
     config = cfg.parse(dict(duration=dict(steps=100), optim=chain))
-    optimizer = make_optimizer(config.optim, cfg.Timeline(config, 1000))
+    optimizer = make_optimizer(config.optim, Timeline(config, 1000))
     network = model or models.create('shallow_cnn', widths=widths, hidden=8, dropout=dropout)
     prepare = Preparation(augment.pipeline(augmented), Normalization.by((0.5,), (0.25,)))
     step = TrainStep(network, optimizer, prepare, **fields)

@@ -1,9 +1,9 @@
 """The other side of `benchmark.py`: the same networks in PyTorch, in a process of their own that waits to be asked.
 
-    python launch/torch_peer.py train_step resnet18 32 64 [--compile] [--device=cuda --dtype=bfloat16]
-    python launch/torch_peer.py data IMAGES.json 64 128
-    python launch/torch_peer.py checkpoint resnet50 224 0 --folder=DIR
-    python launch/torch_peer.py train lenet5 28 128 --folder=DIR --epochs=2 --workers=2
+    python launch/benchmarks/torch_peer.py train_step resnet18 32 64 [--compile] [--device=cuda --dtype=bfloat16]
+    python launch/benchmarks/torch_peer.py data IMAGES.json 64 128
+    python launch/benchmarks/torch_peer.py checkpoint resnet50 224 0 --folder=DIR
+    python launch/benchmarks/torch_peer.py train lenet5 28 128 --folder=DIR --epochs=2 --workers=2
 
 `train` is the plain script that a person would write: a DataLoader over the images in DIR, epochs, a test after each.
 The others say `ready`; then for each line with a number of seconds on its standard input print the images/s of that long,

@@ -1,0 +1,112 @@
+"""Where a run stands at each step: durations in steps, epochs or fractions of the run, as numbers of steps."""
+
+import math
+from dataclasses import dataclass
+
+from jaxcnn.config import Config, Duration
+from jaxcnn.errors import UserError
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of steps, from `start` up to the next phase, that runs one compiled program."""
+
+    start: int
+    batch_size: int
+    stage: int  # which optimizer
+    bn_frozen: bool
+
+
+class Timeline:
+    """Where a run stands at each step: the one place that turns durations into steps.
+
+    Images are drawn in one stream, epoch after epoch, in batches that may reach over an epoch's end; so each
+    epoch holds every image once whatever the batch size, and `epochs` are passed images over `num_train`.
+
+    Args:
+      config: the run.
+      num_train: images in the training part.
+    """
+
+    def __init__(self, config: Config, num_train: int):
+        self._config = config
+        self.num_train = num_train
+        self._next: dict[Duration, tuple[int, int]] = {}  # every -> (from, next): the answer for all steps between
+        self._sizes = [(0, 0, config.batch_size)]  # (first step, images before it, batch size)
+        for i, (when, size) in enumerate(config.batch_schedule):
+            where = f'config.batch_schedule[{i}]'
+            if size < 1:
+                raise UserError(f'{where}: expected a batch size of at least 1, got {size!r}')
+            start = self.steps(when)
+            if start <= self._sizes[-1][0]:
+                raise UserError(f'{where}: begins at step {start}, not after the one before it')
+            self._sizes.append((start, self.examples(start), size))
+        self.total = self.steps(config.duration)
+        self.stages = [0]
+        for i, switch in enumerate(config.optim.switch):
+            start = self.steps(switch.at)
+            if not self.stages[-1] < start < self.total:
+                raise UserError(f'config.optim.switch[{i}].at: step {start} is not between the stage before it and '
+                                f'the end of the run at step {self.total}')
+            self.stages.append(start)
+        frozen = self.total if config.freeze_bn is None else self.steps(config.freeze_bn)
+        for where, start in [('config.freeze_bn', 0 if config.freeze_bn is None else frozen),
+                             (f'config.batch_schedule[{len(self._sizes) - 2}]', self._sizes[-1][0])]:
+            if start >= self.total:
+                raise UserError(f'{where}: begins at step {start}, but the run ends at step {self.total}')
+        starts = sorted({s for s, _, _ in self._sizes} | set(self.stages) | {frozen})
+        self.phases = [Phase(s, self._size_at(s)[2], sum(s >= b for b in self.stages) - 1, s >= frozen)
+                       for s in starts if s < self.total]
+
+    def _size_at(self, step: int) -> tuple[int, int, int]:
+        return [entry for entry in self._sizes if entry[0] <= step][-1]
+
+    def examples(self, step: int) -> int:
+        """Images drawn before `step`."""
+        start, before, size = self._size_at(step)
+        return before + (step - start) * size
+
+    def epoch(self, step: int) -> float:
+        """Passes over the training part before `step`."""
+        return self.examples(step) / self.num_train
+
+    def steps(self, duration: Duration) -> int:
+        """The step at which `duration`, from the start of the run, has passed: rounded up, at least 1."""
+        unit, value = duration.unit, duration.value
+        if unit == 'fraction':
+            unit, value = self._config.duration.unit, value * self._config.duration.value
+            if self._config.duration.unit == 'fraction':
+                raise UserError('config.duration: the length of the run cannot be a fraction of itself')
+        if unit == 'steps':
+            return max(1, math.ceil(value - 1e-9))
+        images = value * self.num_train
+        start, before, size = [entry for entry in self._sizes if entry[1] <= images][-1]
+        return max(1, start + math.ceil((images - before) / size - 1e-9))
+
+    def phase(self, step: int) -> Phase:
+        """The phase that `step` belongs to."""
+        return [p for p in self.phases if p.start <= step][-1]
+
+    def phase_end(self, step: int) -> int:
+        """The first step after `step` that belongs to another phase, or the end of the run."""
+        return min((p.start for p in self.phases if p.start > step), default=self.total)
+
+    def next_multiple(self, step: int, every: Duration) -> int:
+        """The first step after `step` at which `every` has passed a whole number of times, or the end."""
+        known = self._next.get(every, (0, 0))
+        if known[0] <= step < known[1]:
+            return known[1]
+        run = self._config.duration
+        share = (self.epoch(step) if run.unit == 'epochs' else step) / run.value
+        passed = {'steps': step, 'epochs': self.epoch(step), 'fraction': share}[every.unit]
+        count = max(0, math.floor(passed / every.value) - 1)
+        at = 0
+        while at <= step:
+            count += 1
+            at = self.steps(Duration(every.unit, count * every.value))
+        self._next[every] = (step, min(at, self.total))
+        return min(at, self.total)
+
+    def is_multiple(self, step: int, every: Duration) -> bool:
+        """Whether `every` has just passed a whole number of times, or the run has ended."""
+        return step > 0 and self.next_multiple(step - 1, every) == step

@@ -1,0 +1,169 @@
+"""data: a config's training images, from either placement and from files, beside a DataLoader and PIL."""
+
+import argparse
+import contextlib
+import dataclasses
+import functools
+import itertools
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from benchmarks.measure import LAUNCH, Table, Torch, as_a_person_does, rate, table
+
+from jaxcnn import config
+from jaxcnn.errors import UserError, unknown
+
+PEER_OPS = ('flip_lr', 'pad_crop', 'random_resized_crop', 'auto_augment')
+
+
+def peer_op(text: str, size: int) -> tuple[str, dict]:
+    """An op of the pipeline as `torch_peer.Images` takes it: its name and arguments."""
+    from jaxcnn.data import augment
+    policies = augment.policies
+    name, positional, keywords = config.parse_call(text, 'config.data.augment')
+    if name not in PEER_OPS:
+        raise unknown('augmentation of the PyTorch peer', name, PEER_OPS)
+    op = getattr(policies if name == 'auto_augment' else augment.geometry, name)
+    fields = config.bind(op, positional, keywords, name)
+    if name == 'auto_augment':
+        values = policies.Space(10).values((size, size)).tolist()
+        fields = {'policy': [[(op, chance, values[policies.OPS.index(op)][magnitude], op in policies.SIGNED)
+                              for op, chance, magnitude in sub] for sub in policies.POLICIES[fields['policy']]]}
+    return name, fields
+
+
+def most_memory(*arguments: str) -> float:
+    """MB of `train.py`, files mapped into memory left out, at its height in 20 steps; sampled 50 times a second."""
+    script, most = os.path.join(LAUNCH, 'train.py'), 0.0
+    command = [sys.executable, script, *arguments, '--config.duration.steps=20', '--config.optim.warmup=None',
+               '--config.log_every.steps=20']
+    process = subprocess.Popen(command, env=as_a_person_does(), stderr=subprocess.PIPE, text=True)
+
+    def watch() -> None:
+        nonlocal most
+        while process.poll() is None:
+            with contextlib.suppress(OSError), open(f'/proc/{process.pid}/status') as f:
+                held = {line.split(':')[0]: int(line.split()[1]) for line in f if line.startswith('Rss')}
+                most = max(most, (held.get('RssAnon', 0) + held.get('RssShmem', 0)) / 1e3)
+            time.sleep(0.02)
+
+    threading.Thread(target=watch).start()
+    told = []
+    assert process.stderr is not None
+    for line in process.stderr:
+        told.append(line)
+        if ' step 20/20 ' in line:
+            process.kill()
+            return most
+    raise UserError(f'train.py ended with {process.wait()}: {told[-1].strip() if told else "nothing said"}')
+
+
+def compare(args: argparse.Namespace) -> Table:
+    import jax
+    import numpy as np
+
+    from jaxcnn.data import cache, layouts, sources
+    from jaxcnn.train.loop import Run, check_config
+    from jaxcnn.train.signals import StopRequest
+    from jaxcnn.train.step import gather
+    settings = {p: config.load(args.config, [*args.overrides, f'data.placement={p}', 'duration.steps=100000000'])
+                for p in ('device', 'host')}
+    check_config(settings['host'])
+    torch = 'torch' in args.peers.split(',')
+    ops = settings['host'].data.augment.split('|') if settings['host'].data.augment.strip() else []
+    for part in ops if torch else []:
+        peer_op(part, 32)
+    found = sources.find(settings['host'].data)
+    examples = found.splits['train']()
+    listed = examples if isinstance(examples, layouts.Files) else None
+    more: dict[str, object] = {}
+    sides: dict[str, Callable[[float], float]] = {}
+    peers: dict[str, Torch] = {}
+    runs, inputs = {}, {}
+    with tempfile.TemporaryDirectory() as folder:
+        for placement, chosen in settings.items():
+            os.makedirs(os.path.join(folder, placement, 'figures'))
+            run = Run(chosen, os.path.join(folder, placement), StopRequest())
+            run.open()
+
+            def batch(batches: dict, resident: dict, first: jax.Array, seed: jax.Array, run: Run = run) -> jax.Array:
+                rows = {k: v[0] for k, v in batches.items()} or gather(
+                    run.backend.rows_of_batch(resident['order'], first[0], run.config.batch_size), resident)
+                return run.prepare.train(rows['image'], rows['label'], jax.random.fold_in(jax.random.key(seed), first[0]),
+                                         classes=run.dataset.num_classes)[0]
+
+            inputs[placement] = (run.inputs(step, 1) for step in itertools.count())
+            prepared = itertools.starmap(jax.jit(batch), inputs[placement])
+            sides[f'{placement} placement'] = functools.partial(rate, functools.partial(next, prepared), chosen.batch_size)
+            runs[placement] = run
+        program, state = runs['device'].program(run.timeline.phase(0)), runs['device'].state
+
+        def step() -> object:
+            nonlocal state
+            state, values = program(state, *next(inputs['device']))
+            return values
+        sides['training step'] = functools.partial(rate, step, run.config.batch_size)
+        for compiling in sides.values():
+            compiling(1)
+
+        def build(seconds: float) -> float:
+            with tempfile.TemporaryDirectory() as empty:
+                began = time.perf_counter()
+                _, parts = cache.open_cache(found, dataclasses.replace(settings['host'].data, cache_dir=empty))
+                return sum(len(labels) for _, labels in parts.values()) / (time.perf_counter() - began)
+
+        if listed is not None:
+            sides['building the cache'] = build
+        if torch:
+            train, size = run.dataset.splits['train'], run.dataset.image_shape[0]
+            content: dict[str, Any] = {'ops': [peer_op(part, size) for part in ops]}
+            if listed is not None:
+                content['files'] = [os.path.join(listed.root, path) for path in listed.paths]
+            else:
+                content['array'] = os.path.join(folder, 'images.npy')
+                np.save(content['array'], train.take(np.arange(len(train))))
+            with open(path := os.path.join(folder, 'images.json'), 'w') as f:
+                json.dump(content, f)
+            peers['torch DataLoader'] = Torch(args.torch_python, 'data', path, size, run.config.batch_size)
+            if listed is not None:
+                peers['PIL in processes'] = Torch(args.torch_python, 'decode', path, size, run.config.batch_size)
+        rates: dict[str, list[float]] = {side: [] for side in (*sides, *peers)}
+        for _ in range(args.rounds):
+            for side in rates:
+                rates[side].append((sides.get(side) or peers[side])(args.seconds))
+                print(f'{side}: {rates[side][-1]:.4g} images/s', file=sys.stderr, flush=True)
+        for peer in peers.values():
+            peer.close()
+        for run in runs.values():
+            run.close()
+
+        def ratio(a: str, b: str) -> list[float]:
+            return [x / y for x, y in zip(rates[a], rates[b], strict=True)]
+
+        own = ['device placement', 'host placement']
+        if listed is not None:
+            rates['first epoch'] = [1 / (1 / a + 1 / b) for a, b in zip(
+                rates['building the cache'], rates['device placement'], strict=True)]
+            own = [*own, 'first epoch']
+        for side in own if peers else []:
+            rates[f'{side} / torch DataLoader'] = ratio(side, 'torch DataLoader')
+        if 'PIL in processes' in peers:
+            rates['building / PIL in processes'] = ratio('building the cache', 'PIL in processes')
+        rates['data, as part of the training step'] = ratio('training step', 'device placement')
+        if listed is not None:
+            given = [f'--config={args.config}', *(f'--config.{o}' for o in args.overrides)]
+            memory = {}
+            for name, options in (('all', []), ('one image of each class', ['--config.data.per_class=1'])):
+                memory[name] = most_memory(*given, f'--workdir={folder}/memory {name}',
+                                           f'--config.data.cache_dir={folder}/cache {name}', *options)
+            more['MB of train.py at its height, files mapped into memory left out'] = memory
+    made = table(f'data of {run.config.name}', 'images/s', rates, **more)
+    made.lines += ['', *(f'{name}: {value}' for name, value in more.items())] if more else []
+    return made

@@ -1,0 +1,167 @@
+"""train, loop, startup and checkpoint: what a run does around its steps."""
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+
+from benchmarks.measure import LAUNCH, TORCH_PEER, Table, Torch, as_a_person_does, table
+
+from jaxcnn import config
+from jaxcnn.errors import UserError
+
+
+def train(args: argparse.Namespace) -> Table:
+    import numpy as np
+
+    from jaxcnn.data.dataset import load
+    from jaxcnn.train.loop import check_config
+    settings = config.load(args.config, args.overrides)
+    check_config(settings)
+    if (settings.model.name not in ('lenet5', 'lenet_mnist') or settings.duration.unit != 'epochs' or
+            settings.duration.value % 1 or settings.data.name not in ('mnist', 'fashion_mnist') or settings.data.image_size):
+        raise UserError(f'the PyTorch script has lenet5 and lenet_mnist for images of 28 x 28, and whole epochs; got '
+                        f'{settings.model.name} on {settings.data.name} for {settings.duration}')
+    seconds: dict[str, list[float]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        dataset = load(settings.data)
+        for part, split in dataset.splits.items():
+            np.save(os.path.join(folder, f'{part}_images.npy'), split.take(np.arange(len(split))))
+            np.save(os.path.join(folder, f'{part}_labels.npy'), split.labels.astype(np.int64))
+        size, cores = dataset.image_shape[0], len(os.sched_getaffinity(0))
+        for round_ in range(args.rounds):
+            commands = {'train.py': [sys.executable, os.path.join(LAUNCH, 'train.py'), f'--config={args.config}',
+                                     f'--workdir={folder}/{round_}', *(f'--config.{o}' for o in args.overrides)]}
+            for workers in (0, cores):
+                commands[f'torch, {workers} workers'] = [
+                    args.torch_python, TORCH_PEER, 'train', settings.model.name, str(size), str(settings.batch_size),
+                    f'--epochs={int(settings.duration.value)}', f'--workers={workers}',
+                    f'--folder={folder}']
+            for side, command in commands.items():
+                began = time.perf_counter()
+                done = subprocess.run(command, capture_output=True, text=True, env=as_a_person_does())
+                seconds.setdefault(side, []).append(time.perf_counter() - began)
+                last = (done.stdout + done.stderr).strip().splitlines() or ['nothing']
+                if done.returncode:
+                    raise UserError(f'{side} ended with {done.returncode}: {last[-1]}')
+                print(f'{side}: {seconds[side][-1]:.1f} s: {next((x for x in last[::-1] if "test acc" in x), last[-1])}',
+                      file=sys.stderr, flush=True)
+    best = [min(t[i] for side, t in seconds.items() if side != 'train.py') for i in range(args.rounds)]
+    seconds['best torch / train.py'] = [b / a for a, b in zip(seconds['train.py'], best, strict=True)]
+    return table(f'{settings.model.name} on {settings.data.name}, {settings.duration}', 'seconds', seconds)
+
+
+def checkpoint(args: argparse.Namespace) -> Table:
+    import jax
+    import numpy as np
+
+    from jaxcnn import models, optim
+    from jaxcnn.config import CheckpointConfig, Choice, OptimConfig, parse
+    from jaxcnn.timeline import Timeline
+    from jaxcnn.train.checkpoint import Checkpoints
+    from jaxcnn.train.state import init_state
+    name = args.models or 'resnet50'
+    descent = OptimConfig(optimizer=Choice('sgd', {'momentum': 0.9}))
+    optimizer = optim.make_optimizer(descent, Timeline(parse({'duration': {'steps': 1}}), 128))
+    template = jax.eval_shape(lambda: init_state(models.create(name, num_classes=1000), optimizer, (224, 224, 3),
+                                                 np.uint32(0), descent))
+    rng = np.random.default_rng(0)
+    state = jax.tree.map(lambda x: np.asarray(rng.normal(size=x.shape)).astype(x.dtype), template)
+    times: dict[str, list[float]] = {'hand over': [], 'save': [], 'read': []}
+    with tempfile.TemporaryDirectory(dir='.') as folder:
+        checkpoints = Checkpoints(folder, CheckpointConfig(keep=1))
+        peer = None
+        if 'torch' in args.peers.split(','):
+            peer = Torch(args.torch_python, 'checkpoint', name, 224, 0, f'--folder={folder}')
+        for step in range(args.rounds):
+            began = time.perf_counter()
+            checkpoints.save(step, state, {}, None)
+            times['hand over'].append(time.perf_counter() - began)
+            checkpoints.wait()
+            times['save'].append(time.perf_counter() - began)
+            began = time.perf_counter()
+            checkpoints.read(step, template)
+            times['read'].append(time.perf_counter() - began)
+            if peer:
+                print(0, file=peer.process.stdin, flush=True)
+                for what, seconds in zip(('torch save', 'torch read'), peer.answer().split(), strict=True):
+                    times.setdefault(what, []).append(float(seconds))
+        checkpoints.close()
+        if peer:
+            peer.close()
+    size = sum(x.nbytes for x in jax.tree.leaves(state))
+    return table(f'checkpoint of {name}, {size / 1e6:.0f} MB', 'seconds', times, bytes=size)
+
+
+def loop(args: argparse.Namespace) -> Table:
+    import jax
+
+    from jaxcnn.train.loop import Run, check_config
+    from jaxcnn.train.signals import StopRequest
+    settings = config.load(args.config, [*args.overrides, 'duration.steps=100000000', 'eval.every.fraction=1'])
+    check_config(settings)
+    with tempfile.TemporaryDirectory() as folder:
+        os.mkdir(os.path.join(folder, 'figures'))
+        run = Run(settings, folder, StopRequest())
+        run.open()
+        run.advance(settings.eval.every)
+        program = run.program(run.timeline.phase(0))
+        inputs = run.inputs(0, settings.parallel.steps_per_dispatch)
+        state = run.backend.place(run.backend.fetch(run.state))
+
+        def bare(dispatches: int) -> None:
+            nonlocal state
+            values = None
+            for _ in range(dispatches):
+                state, values = program(state, *inputs)
+            jax.block_until_ready(values)
+
+        def looped(dispatches: int) -> None:
+            for _ in range(dispatches):
+                run.advance(settings.eval.every)
+            run.drain()
+
+        began = time.perf_counter()
+        bare(3)
+        count = max(5, int(args.seconds / ((time.perf_counter() - began) / 3)))
+        rates: dict[str, list[float]] = {'bare step': [], 'loop': []}
+        for _ in range(args.rounds):
+            began = time.perf_counter()
+            bare(count)
+            images = count * settings.parallel.steps_per_dispatch * settings.batch_size
+            rates['bare step'].append(images / (time.perf_counter() - began))
+            before, began = run.timeline.examples(run.step), time.perf_counter()
+            looped(count)
+            rates['loop'].append((run.timeline.examples(run.step) - before) / (time.perf_counter() - began))
+        run.close()
+    ratios = [b / a for a, b in zip(rates['bare step'], rates['loop'], strict=True)]
+    return table(f'loop of {settings.name}', 'images/s', {**rates, 'loop / bare step': ratios}, dispatches=count)
+
+
+def startup(args: argparse.Namespace) -> Table:
+    def first_step(cache: str) -> float:
+        with tempfile.TemporaryDirectory() as folder:
+            began = time.perf_counter()
+            process = subprocess.Popen(
+                [sys.executable, os.path.join(LAUNCH, 'train.py'),
+                 f'--config={args.config}', f'--workdir={folder}/run', *(f'--config.{o}' for o in args.overrides)],
+                stderr=subprocess.PIPE, text=True, env={**as_a_person_does(), 'JAX_COMPILATION_CACHE_DIR': cache})
+            assert process.stderr is not None
+            told = []
+            for line in process.stderr:
+                told.append(line)
+                if 'compiled and run' in line:
+                    seconds = time.perf_counter() - began
+                    process.kill()
+                    process.wait()
+                    return seconds
+            sys.exit(f'the run ended before its first step: {"".join(told)}')
+
+    times: dict[str, list[float]] = {'cold compilation cache': [], 'warm compilation cache': []}
+    for _ in range(args.rounds):
+        with tempfile.TemporaryDirectory() as cache:
+            times['cold compilation cache'].append(first_step(cache))
+            times['warm compilation cache'].append(first_step(cache))
+    return table(f'start-up of {args.config}', 'seconds from the command to its first step', times)
