@@ -35,7 +35,7 @@ def start_jax(args: argparse.Namespace) -> None:
     """Joins the other processes where there are any, and turns the persistent compilation cache on.
 
     Raises:
-      UserError: the flags of a run of several processes do not fit together.
+      UserError: the flags of a run of several processes do not fit together; the devices that JAX is to use are not there.
     """
     import jax
     given = [getattr(args, name, None) for name in ('coordinator', 'num_processes', 'process_id')]
@@ -48,6 +48,11 @@ def start_jax(args: argparse.Namespace) -> None:
             jax.distributed.initialize(args.coordinator, int(args.num_processes), int(args.process_id))
         except (RuntimeError, ValueError) as e:
             raise UserError(f'could not join the run at {args.coordinator}: {" ".join(str(e).split())[:300]}') from e
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as e:  # the latter where JAX is installed without that platform
+        raise UserError(f'JAX finds no device (JAX_PLATFORMS={os.environ.get("JAX_PLATFORMS", "")!r}): '
+                        f'{str(e) or "it is installed without them"}') from e
     from jaxcnn.train.parallel import use_compilation_cache
     use_compilation_cache()
 

@@ -263,7 +263,8 @@ class Images(torch.utils.data.Dataset):
 
     def __getitem__(self, i):
         image = self.read(i)
-        if self.files and image.size != (self.size, self.size) and self.ops[:1] != ['random_resized_crop']:
+        crops = bool(self.ops) and self.ops[0][0] == 'random_resized_crop'
+        if self.files and image.size != (self.size, self.size) and not crops:
             image = image.resize((self.size, self.size), Image.Resampling.BILINEAR)
         for name, fields in self.ops:
             image = getattr(self, name)(image, **fields)
@@ -273,9 +274,13 @@ class Images(torch.utils.data.Dataset):
     def flip_lr(self, image, p=0.5):
         return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if random.random() < p else image
 
-    def pad_crop(self, image, padding):
-        left, top = random.randint(0, 2 * padding), random.randint(0, 2 * padding)
-        return ImageOps.expand(image, padding).crop((left, top, left + image.width, top + image.height))
+    def pad_crop(self, image, pad, mode='constant'):
+        if mode == 'constant':
+            padded = ImageOps.expand(image, pad)
+        else:
+            padded = Image.fromarray(np.pad(image, [(pad, pad)] * 2 + [(0, 0)] * (len(image.getbands()) > 1), mode))
+        left, top = random.randint(0, 2 * pad), random.randint(0, 2 * pad)
+        return padded.crop((left, top, left + image.width, top + image.height))
 
     def random_resized_crop(self, image, size, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3)):
         for _ in range(10):

@@ -1,7 +1,10 @@
 """`launch/benchmark.py`: what it writes, and what it refuses. How fast anything is, it is for a person to run."""
 
+import importlib
 import json
+import runpy
 
+import numpy as np
 import pytest
 
 pytestmark = pytest.mark.launch
@@ -54,3 +57,23 @@ def test_what_is_wrong_is_told_in_one_line(command, arguments, parts):
     code, out, err = command('benchmark', *arguments)
     assert (code, out, len(err)) == (2, [], 1)
     assert all(part in err[0] for part in parts)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize('text', ['flip_lr', 'flip_lr(p=1.0)', 'pad_crop(2)', 'pad_crop(pad=3, mode="reflect")',
+                                  'random_resized_crop(16, ratio=(1, 1))', 'auto_augment("cifar10")'])
+def test_the_peer_takes_every_op_as_a_config_writes_it(text, monkeypatch):
+    pytest.importorskip('torch')
+    from PIL import Image
+    monkeypatch.syspath_prepend('launch')
+    name, fields = importlib.import_module('benchmarks.data').peer_op(text, 16)
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
+    images = runpy.run_path('launch/benchmarks/torch_peer.py')['Images']({'array': '', 'files': ['a'], 'ops': []}, 16)
+    found = np.asarray(getattr(images, name)(Image.fromarray(pixels), **fields))
+    assert found.shape == (16, 16, 3)
+    if name == 'pad_crop':
+        pad, mode = fields['pad'], fields.get('mode', 'constant')
+        padded = np.pad(pixels, [(pad, pad), (pad, pad), (0, 0)], mode)
+        assert any((found == padded[i:i + 16, j:j + 16]).all() for i in range(2 * pad + 1) for j in range(2 * pad + 1))
+    if text == 'flip_lr(p=1.0)':
+        np.testing.assert_array_equal(found, pixels[:, ::-1])

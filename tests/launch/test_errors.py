@@ -79,6 +79,12 @@ def test_a_wrong_config_stops_before_any_work(tiny_config, command, tmp_path, sn
     assert not snapshot(tmp_path), 'a workdir with a config would refuse the corrected one'
 
 
+def test_a_device_that_is_not_there_is_told(tiny_config, command, tmp_path, snapshot, monkeypatch):
+    monkeypatch.setenv('JAX_PLATFORMS', 'rocket')
+    assert_told(command('train', f'--config={tiny_config}', f'--workdir={tmp_path / "run"}'), 'no device', "'rocket'")
+    assert not snapshot(tmp_path)
+
+
 @pytest.mark.parametrize('kind', ALSO_WRONG)
 def test_other_wrong_configs_are_told_before_any_work(tiny_config, tmp_path, snapshot, kind):
     assignments, parts = ALSO_WRONG[kind]
