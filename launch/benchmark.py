@@ -22,8 +22,10 @@ DataLoader with a worker a core that does the same by PIL (pad_crop, random_resi
 part of the training step. Of images in files: a first epoch, which builds the cache, against the DataLoader that reads the
 files; building the cache against PIL in a plain loop in as many processes; memory of the whole `train.py`, 20 steps, with
 all images and with one of each class.
-train: seconds of the whole `train.py`, from the command to the report, over those of the plain PyTorch script with a
-DataLoader (of no workers and of one a core) that trains and tests the same network on the same images for as many epochs.
+train: seconds of the whole `train.py`, from the command to the report, and of its training steps alone, without compilation,
+over those of PyTorch for the same network, images and epochs, and the accuracy of both; a round is a seed. For a LeNet the
+plain script with a DataLoader (of no workers and of one a core) that trains and tests; for configs/cifar10_fast.py
+airbench==0.1.8's own program (on a CPU in float32), whose steps' time holds the whitening filters.
 checkpoint: seconds to save (until it is on the disk), to hand over (while the loop waits) and to read a network's state with
 SGD's momentum, beside torch.save and torch.load of the same, synchronised to the disk.
 loop: images/s of the training loop as `train.py` runs it (feeding, logging, progress) over those of the bare compiled

@@ -69,7 +69,8 @@ def write_report(workdir: str, config: cfg.Config, summary: Mapping[str, Any], r
         *other,
         f'| training loss, last interval | {_number(summary["train_loss"])} |',
         f'| images/s in training | {_number(summary["images_per_second"], 0)} |',
-        f'| wall time | {_number(summary["wall_seconds"], 1)} s |', '',
+        f'| wall time | {_number(summary["wall_seconds"], 1)} s, of which training steps '
+        f'{_number(summary["train_seconds"], 1)} s |', '',
         '## Curves', '', '![curves](figures/curves.png)', '',
         f'## {part.capitalize()} part, by class', '', f'Most frequent mistakes: {mistakes}.', '',
         '| class | precision | recall | F1 | ' + part + ' images | training images |', '|---|---|---|---|---|---|',

@@ -138,7 +138,7 @@ class Run:
         self._clock = 0.0
         self._interval_images, self._interval_seconds = 0, 0.0
         self._asked = self._logged = 0
-        self._programs: dict[Phase, Callable] = {}
+        self._programs: dict[Phase, jax.stages.Wrapped] = {}
         self._compiled: set[tuple[Phase, int]] = set()
 
     # setting up
@@ -228,7 +228,7 @@ class Run:
         titles = [label_title(label, names) for label in labels]
         image_grid(pixels, titles, os.path.join(self.folder, 'figures', 'first_batch.png'))
 
-    def program(self, phase: Phase) -> Callable:
+    def program(self, phase: Phase) -> jax.stages.Wrapped:
         """The compiled steps of a phase."""
         if phase not in self._programs:
             sync, backend = self.config.parallel.bn_sync, self.backend
@@ -306,18 +306,17 @@ class Run:
         phase = timeline.phase(step)
         inputs = self.inputs(step, end - step)
         kind = (phase, len(inputs[2]))
-        fresh = kind not in self._compiled
-        if fresh:
+        program = self.program(phase)
+        if kind not in self._compiled:
+            self._compiled.add(kind)
             self.drain()
-        self.state, values = self.program(phase)(self.state, *inputs)
+            program.lower(self.state, *inputs).compile()  # the call below finds it, and is no longer than any other
+            self._clock = time.monotonic()
+            self._display.say(f'step {step}: compiled, {self._clock - self.started:.1f} s after the start')
+        self.state, values = program(self.state, *inputs)
         self.step = end
         logs = timeline.next_multiple(step, self.config.log_every) <= end
         self._pending.append(_Dispatch(step, end - step, timeline.examples(end) - timeline.examples(step), values, logs))
-        if fresh:  # compilation is not part of the speed
-            self._compiled.add(kind)
-            self._pending[-1].images = 0
-            self.drain()
-            self._display.say(f'step {self.step}: compiled and run, {time.monotonic() - self.started:.1f} s after the start')
         if len(self._pending) > RUN_AHEAD:
             jax.block_until_ready(self._pending[-RUN_AHEAD - 1].metrics)
         while self._pending and self._pending[0].start < self._logged:
@@ -338,16 +337,15 @@ class Run:
         values = dict(zip(METRICS, self.backend.fetch(done.metrics).T, strict=True))
         now = time.monotonic()
         seconds, self._clock = now - self._clock, now
-        if done.images:
-            self.progress.timed_images += done.images
-            self.progress.timed_seconds += seconds
-            self._interval_images += done.images
-            self._interval_seconds += seconds
+        self.progress.timed_images += done.images
+        self.progress.timed_seconds += seconds
+        self._interval_images += done.images
+        self._interval_seconds += seconds
         bad = np.flatnonzero(~np.isfinite(values['loss']))
         if len(bad):
             self._stop_for_nan(done.start + int(bad[0]), float(values['loss'][bad[0]]))
         p = self.progress
-        rate = self._interval_images / self._interval_seconds if self._interval_seconds else 0.0
+        rate, overall = self._interval_images / self._interval_seconds, p.timed_images / p.timed_seconds
         for i in range(done.count):
             p.interval_steps += 1
             for name in ('loss', 'accuracy', 'grad_norm'):
@@ -358,13 +356,12 @@ class Run:
                 if self.metrics_log:
                     self.metrics_log.write(step, {'epoch': self.timeline.epoch(step), **means,
                                                   'learning_rate': float(values['learning_rate'][i]),
-                                                  **({'images_per_second': rate} if rate else {})})
+                                                  'images_per_second': rate})
                 p.interval_steps, p.interval_sums = 0, {}
                 self._interval_images, self._interval_seconds = 0, 0.0
-        overall = p.images_per_second or 0.0
-        left = (self.timeline.examples(self.timeline.total) - self.timeline.examples(step)) / overall if overall else 0.0
-        self._display.show(step, self.timeline.epoch(step), means['train_loss'], means['train_accuracy'], rate or overall,
-                           left, done.logs)
+        left = (self.timeline.examples(self.timeline.total) - self.timeline.examples(step)) / overall
+        self._display.show(step, self.timeline.epoch(step), means['train_loss'], means['train_accuracy'], rate, left,
+                           done.logs)
 
     def _stop_for_nan(self, step: int, value: float, what: str = 'the loss at') -> None:
         self.checkpoints.wait()
@@ -478,6 +475,7 @@ class Run:
             **{k: v for k, v in row.items() if '_ema_' in k or '_views_' in k},
             'best_step': best,
             'images_per_second': self.progress.images_per_second,
+            'train_seconds': self.progress.timed_seconds,
             'wall_seconds': self.progress.wall_seconds,
             'device': jax.devices()[0].device_kind, 'num_devices': self.backend.num_devices,
             'versions': {'jaxcnn': __version__, 'python': platform.python_version(), **versions},

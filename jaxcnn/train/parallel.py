@@ -114,7 +114,7 @@ class Sharded:
         """`fn(seed)` on all devices."""
         return jax.jit(fn, out_shardings=self._replicated, compiler_options=RUN_ONCE)(np.uint32(seed))
 
-    def compile_train(self, fn: Callable) -> Callable:
+    def compile_train(self, fn: Callable) -> jax.stages.Wrapped:
         """Compiles `step.many_steps`; the state is donated."""
         r = self._replicated
         return jax.jit(fn, donate_argnums=0, in_shardings=(r, self._stacked_rows, r, r, r), out_shardings=r)
@@ -165,7 +165,7 @@ class Pmap:
         """`fn(seed)` on all devices."""
         return self.place(jax.device_get(jax.jit(fn, compiler_options=RUN_ONCE)(np.uint32(seed))))
 
-    def compile_train(self, fn: Callable) -> Callable:
+    def compile_train(self, fn: Callable) -> jax.stages.Wrapped:
         """Compiles `step.many_steps`; the state is donated."""
         return jax.pmap(fn, AXIS, in_axes=(0, 0, 0, None, None), out_axes=(0, 0), donate_argnums=0)
 

@@ -36,9 +36,8 @@ class Progress:
         """Shows where the run stands; `interval`: this is a logged interval's end."""
         if not self._terminal and not interval:
             return
-        line = f'epoch {epoch:.2f}/{self._epochs:.4g}  step {step}/{self._total}  loss {loss:.4f}  accuracy {accuracy:.4f}'
-        if rate:  # not known before the second dispatch
-            line += f'  {rate:,.0f} images/s  {_clock(seconds_left)} left'
+        line = (f'epoch {epoch:.2f}/{self._epochs:.4g}  step {step}/{self._total}  loss {loss:.4f}  '
+                f'accuracy {accuracy:.4f}  {rate:,.0f} images/s  {_clock(seconds_left)} left')
         if self._terminal:
             sys.stderr.write(f'\r\x1b[K{line}')
             sys.stderr.flush()

@@ -1,6 +1,7 @@
 """train, loop, startup and checkpoint: what a run does around its steps."""
 
 import argparse
+import json
 import os
 import subprocess
 import sys
@@ -13,44 +14,60 @@ from jaxcnn import config
 from jaxcnn.errors import UserError
 
 
+def train_command(args: argparse.Namespace, workdir: str) -> list[str]:
+    return [sys.executable, os.path.join(LAUNCH, 'train.py'), f'--config={args.config}', f'--workdir={workdir}',
+            *(f'--config.{o}' for o in args.overrides)]
+
+
+TORCH_HAS = {'lenet5': 'mnist', 'lenet_mnist': 'mnist', 'airbench94': 'cifar10'}  # network, data set
+
+
 def train(args: argparse.Namespace) -> Table:
     import numpy as np
 
     from jaxcnn.data.dataset import load
     from jaxcnn.train.loop import check_config
+    from jaxcnn.train.workdir import read_json
     settings = config.load(args.config, args.overrides)
     check_config(settings)
-    if (settings.model.name not in ('lenet5', 'lenet_mnist') or settings.duration.unit != 'epochs' or
-            settings.duration.value % 1 or settings.data.name not in ('mnist', 'fashion_mnist') or settings.data.image_size):
-        raise UserError(f'the PyTorch script has lenet5 and lenet_mnist for images of 28 x 28, and whole epochs; got '
-                        f'{settings.model.name} on {settings.data.name} for {settings.duration}')
-    seconds: dict[str, list[float]] = {}
+    name, epochs = settings.model.name, settings.duration.value
+    if (TORCH_HAS.get(name) != settings.data.name or settings.data.image_size or settings.duration.unit != 'epochs' or
+            (name != 'airbench94' and epochs % 1)):
+        raise UserError('PyTorch has lenet5 and lenet_mnist on mnist, for whole epochs, and airbench94 on cifar10, in their '
+                        f'own sizes; got {name} on {settings.data.name} for {settings.duration}')
+    found: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as folder:
         dataset = load(settings.data)
         for part, split in dataset.splits.items():
             np.save(os.path.join(folder, f'{part}_images.npy'), split.take(np.arange(len(split))))
             np.save(os.path.join(folder, f'{part}_labels.npy'), split.labels.astype(np.int64))
-        size, cores = dataset.image_shape[0], len(os.sched_getaffinity(0))
-        for round_ in range(args.rounds):
-            commands = {'train.py': [sys.executable, os.path.join(LAUNCH, 'train.py'), f'--config={args.config}',
-                                     f'--workdir={folder}/{round_}', *(f'--config.{o}' for o in args.overrides)]}
-            for workers in (0, cores):
-                commands[f'torch, {workers} workers'] = [
-                    args.torch_python, TORCH_PEER, 'train', settings.model.name, str(size), str(settings.batch_size),
-                    f'--epochs={int(settings.duration.value)}', f'--workers={workers}',
-                    f'--folder={folder}']
+        for seed in range(settings.seed, settings.seed + args.rounds):
+            workdir = os.path.join(folder, str(seed))
+            commands = {'train.py': [*train_command(args, workdir), f'--config.seed={seed}']}
+            torch = [args.torch_python, TORCH_PEER, 'train', name, str(dataset.image_shape[0]), str(settings.batch_size),
+                     f'--epochs={epochs}', f'--seed={seed}', f'--folder={folder}']
+            if name == 'airbench94':
+                commands['airbench'] = torch
+            else:
+                for workers in (0, len(os.sched_getaffinity(0))):
+                    commands[f'torch, {workers} workers'] = [*torch, f'--workers={workers}']
             for side, command in commands.items():
                 began = time.perf_counter()
                 done = subprocess.run(command, capture_output=True, text=True, env=as_a_person_does())
-                seconds.setdefault(side, []).append(time.perf_counter() - began)
-                last = (done.stdout + done.stderr).strip().splitlines() or ['nothing']
+                seconds = time.perf_counter() - began
                 if done.returncode:
+                    last = (done.stdout + done.stderr).strip().splitlines() or ['nothing']
                     raise UserError(f'{side} ended with {done.returncode}: {last[-1]}')
-                print(f'{side}: {seconds[side][-1]:.1f} s: {next((x for x in last[::-1] if "test acc" in x), last[-1])}',
-                      file=sys.stderr, flush=True)
-    best = [min(t[i] for side, t in seconds.items() if side != 'train.py') for i in range(args.rounds)]
-    seconds['best torch / train.py'] = [b / a for a, b in zip(seconds['train.py'], best, strict=True)]
-    return table(f'{settings.model.name} on {settings.data.name}, {settings.duration}', 'seconds', seconds)
+                of_ours = os.path.join(workdir, 'summary.json')
+                said = read_json(of_ours) if side == 'train.py' else json.loads(done.stdout.splitlines()[-1])
+                for what, value in {'whole command': seconds, 'training steps alone': said['train_seconds'],
+                                    'test accuracy': said.get('test_views_accuracy', said['test_accuracy'])}.items():
+                    found.setdefault(f'{what}, {side}', []).append(value)
+                    print(f'seed {seed}: {what}, {side}: {value:.4f}', file=sys.stderr, flush=True)
+    for what in ('whole command', 'training steps alone'):
+        own, *peers = (values for key, values in found.items() if key.startswith(what))
+        found[f'{what}, best torch / train.py'] = [min(theirs) / ours for ours, *theirs in zip(own, *peers, strict=True)]
+    return table(f'{name} on {settings.data.name}, {epochs:g} epochs', 'seconds, and parts of the test images', found)
 
 
 def checkpoint(args: argparse.Namespace) -> Table:
@@ -145,14 +162,13 @@ def startup(args: argparse.Namespace) -> Table:
         with tempfile.TemporaryDirectory() as folder:
             began = time.perf_counter()
             process = subprocess.Popen(
-                [sys.executable, os.path.join(LAUNCH, 'train.py'),
-                 f'--config={args.config}', f'--workdir={folder}/run', *(f'--config.{o}' for o in args.overrides)],
-                stderr=subprocess.PIPE, text=True, env={**as_a_person_does(), 'JAX_COMPILATION_CACHE_DIR': cache})
+                [*train_command(args, os.path.join(folder, 'run')), '--config.log_every.steps=1'], stderr=subprocess.PIPE,
+                text=True, env={**as_a_person_does(), 'JAX_COMPILATION_CACHE_DIR': cache})
             assert process.stderr is not None
             told = []
             for line in process.stderr:
                 told.append(line)
-                if 'compiled and run' in line:
+                if '  step ' in line:
                     seconds = time.perf_counter() - began
                     process.kill()
                     process.wait()

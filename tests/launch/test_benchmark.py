@@ -1,8 +1,10 @@
 """`launch/benchmark.py`: what it writes, and what it refuses. How fast anything is, it is for a person to run."""
 
-import importlib
+import importlib.util
 import json
 import runpy
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -77,3 +79,17 @@ def test_the_peer_takes_every_op_as_a_config_writes_it(text, monkeypatch):
         assert any((found == padded[i:i + 16, j:j + 16]).all() for i in range(2 * pad + 1) for j in range(2 * pad + 1))
     if text == 'flip_lr(p=1.0)':
         np.testing.assert_array_equal(found, pixels[:, ::-1])
+
+
+@pytest.mark.torch
+def test_airbench_runs_as_it_is_without_a_gpu(tmp_path):
+    if not importlib.util.find_spec('airbench'):
+        pytest.skip('airbench is not installed')
+    for part, count in (('train', 1024), ('test', 10)):
+        np.save(tmp_path / f'{part}_images.npy', np.random.default_rng(0).integers(0, 256, (count, 32, 32, 3), np.uint8))
+        np.save(tmp_path / f'{part}_labels.npy', np.arange(count) % 10)
+    done = subprocess.run([sys.executable, 'launch/benchmarks/torch_peer.py', 'train', 'airbench94', '32', '1024',
+                           '--epochs=1', f'--folder={tmp_path}'], capture_output=True, text=True)
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found['train_seconds'] > 0
+    assert 0 <= found['test_accuracy'] <= 1

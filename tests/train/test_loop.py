@@ -22,7 +22,8 @@ from jaxcnn.train.trained import Trained
 from jaxcnn.train.workdir import read_metrics
 
 SUMMARY = {'name', 'model', 'dataset', 'seed', 'steps', 'epochs', 'params', 'train_loss', 'val_accuracy', 'test_accuracy',
-           'test_top5', 'test_loss', 'best_step', 'images_per_second', 'wall_seconds', 'device', 'num_devices', 'versions'}
+           'test_top5', 'test_loss', 'best_step', 'images_per_second', 'train_seconds', 'wall_seconds', 'device',
+           'num_devices', 'versions'}
 
 
 @pytest.mark.parametrize('path', sorted(glob.glob('configs/*.py')))
@@ -120,6 +121,8 @@ def test_a_whole_run_in_one_dispatch_logs_as_one_of_single_steps_does(small, tmp
     assert [row['step'] for row in rows[0]] == [7, 14, 20, 20]
     for summary, found in zip(summaries, rows, strict=True):
         assert summary['test_loss'] == pytest.approx(summaries[0]['test_loss'], rel=1e-4)
+        assert summary['images_per_second'] * summary['train_seconds'] == pytest.approx(20 * 32)  # every step is timed
+        assert summary['train_seconds'] < summary['wall_seconds']
         for row, expected in zip(found, rows[0], strict=True):
             assert row == pytest.approx(expected, rel=1e-4)
 
