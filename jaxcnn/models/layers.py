@@ -12,7 +12,7 @@ from flax.linen.linear import canonicalize_padding
 
 from jaxcnn.config import bind, parse_call
 from jaxcnn.errors import UserError, unknown
-from jaxcnn.ops import batch_norm, onednn
+from jaxcnn.ops import batch_norm, native
 from jaxcnn.ops.conv import IMPLEMENTATIONS, add_bias, conv_general_dilated
 from jaxcnn.ops.geometry import NHWC
 from jaxcnn.ops.tanh import tanh
@@ -133,11 +133,11 @@ class BatchNorm(nn.BatchNorm):
         bias = self.param('bias', self.bias_init, shape, self.param_dtype)
         means, variances = (self.variable('batch_stats', name, start, shape, jnp.float32) for name, start in (
             ('mean', jnp.zeros), ('var', jnp.ones)))
-        native = self.native and jax.default_backend() == 'cpu' and onednn.available(jnp.float32)
+        ours = self.native and jax.default_backend() == 'cpu' and native.available(jnp.float32)
         if self.use_running_average:
             mean, var = means.value, variances.value
         else:
-            sums = batch_norm.moments(x, native)
+            sums = batch_norm.moments(x, ours)
             if self.axis_name is not None and not self.is_initializing():
                 sums = jax.lax.pmean(sums, self.axis_name)
             mean, var = sums[0], jnp.maximum(sums[1] - sums[0] ** 2, 0)
@@ -145,7 +145,7 @@ class BatchNorm(nn.BatchNorm):
                 for old, new in ((means, mean), (variances, var)):
                     old.value = self.momentum * old.value + (1 - self.momentum) * new
         factor = scale * jax.lax.rsqrt(var + self.epsilon)
-        return batch_norm.normalise(x, mean, factor, bias, self.relu, native).astype(self.dtype)
+        return batch_norm.normalise(x, mean, factor, bias, self.relu, ours).astype(self.dtype)
 
 
 def two(value: int | Sequence[int] | None) -> tuple[int, int]:

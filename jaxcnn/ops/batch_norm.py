@@ -1,7 +1,7 @@
 """Batch normalisation in training: the batch's statistics, and a gradient that reads the images as seldom as can be.
 
-The sums over the batch, which XLA's CPU takes most of the time for, are calls of `channels.h` there; the rest is left to
-XLA, which puts it together with what comes before and after.
+The sums over the batch, which XLA's CPU takes most of the time for, are calls of `native/channels.h` there; the rest is left
+to XLA, which puts it together with what comes before and after.
 """
 
 import functools
@@ -14,30 +14,30 @@ import numpy as np
 from jax import lax
 from jax.custom_batching import custom_vmap
 
-from jaxcnn.ops import onednn
+from jaxcnn.ops import native
 
 
-def moments(x: jax.Array, native: bool) -> tuple[jax.Array, jax.Array]:
+def moments(x: jax.Array, ours: bool) -> tuple[jax.Array, jax.Array]:
     """Mean and mean square of each channel, (C,) float32 each.
 
     Args:
       x: (N, ..., C).
-      native: by the library's call on the CPU, where there is one.
+      ours: by the library's call on the CPU, where there is one.
     """
-    sums = _own_sums(_rows(x), native) / (x.size // x.shape[-1])
+    sums = _own_sums(_rows(x), ours) / (x.size // x.shape[-1])
     return sums[0], sums[1]
 
 
-def normalise(x: jax.Array, mean: jax.Array, scale: jax.Array, bias: jax.Array, relu: bool, native: bool) -> jax.Array:
+def normalise(x: jax.Array, mean: jax.Array, scale: jax.Array, bias: jax.Array, relu: bool, ours: bool) -> jax.Array:
     """`(x - mean) * scale + bias`, and with `relu` no less than 0; float32.
 
     Args:
       x: (N, ..., C).
       mean: (C,); `scale` and `bias` too.
       relu: the rectifier after it.
-      native: see `moments`.
+      ours: see `moments`.
     """
-    return _normalise(_rows(x), mean, scale, bias, relu, native).reshape(x.shape)
+    return _normalise(_rows(x), mean, scale, bias, relu, ours).reshape(x.shape)
 
 
 def _rows(x: jax.Array) -> jax.Array:
@@ -46,40 +46,40 @@ def _rows(x: jax.Array) -> jax.Array:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _own_sums(x: jax.Array, native: bool) -> jax.Array:
+def _own_sums(x: jax.Array, ours: bool) -> jax.Array:
     """The sums of x and of its squares, (2, C)."""
-    return _sums(x, x, jnp.zeros((0, x.shape[-1])), False, native)
+    return _sums(x, x, jnp.zeros((0, x.shape[-1])), False, ours)
 
 
-def _own_sums_backward(native: bool, x: jax.Array, g: jax.Array) -> tuple[jax.Array]:
+def _own_sums_backward(ours: bool, x: jax.Array, g: jax.Array) -> tuple[jax.Array]:
     return (g[0] + 2 * g[1] * x,)
 
 
-_own_sums.defvjp(lambda x, native: (_own_sums(x, native), x), _own_sums_backward)
+_own_sums.defvjp(lambda x, ours: (_own_sums(x, ours), x), _own_sums_backward)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
-def _normalise(x: jax.Array, mean: jax.Array, scale: jax.Array, bias: jax.Array, relu: bool, native: bool) -> jax.Array:
+def _normalise(x: jax.Array, mean: jax.Array, scale: jax.Array, bias: jax.Array, relu: bool, ours: bool) -> jax.Array:
     y = (x - mean) * scale + bias
     return jnp.maximum(y, 0) if relu else y
 
 
-def _normalise_backward(relu: bool, native: bool, operands: Any, g: jax.Array) -> tuple[jax.Array, ...]:
+def _normalise_backward(relu: bool, ours: bool, operands: Any, g: jax.Array) -> tuple[jax.Array, ...]:
     x, mean, scale, bias = operands
-    sums = _sums(g, x, jnp.stack([mean, scale, bias]), relu, native)
+    sums = _sums(g, x, jnp.stack([mean, scale, bias]), relu, ours)
     back = jnp.where(_passes(x, mean, scale, bias), g, 0) if relu else g
     return back * scale, -scale * sums[0], sums[1], sums[0]
 
 
-_normalise.defvjp(lambda x, mean, scale, bias, relu, native: (
-    _normalise(x, mean, scale, bias, relu, native), (x, mean, scale, bias)), _normalise_backward)
+_normalise.defvjp(lambda x, mean, scale, bias, relu, ours: (
+    _normalise(x, mean, scale, bias, relu, ours), (x, mean, scale, bias)), _normalise_backward)
 
 
 def _passes(x: jax.Array, mean: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
     return (x - mean) * scale + bias > 0
 
 
-def _sums(g: jax.Array, x: jax.Array, affine: jax.Array, relu: bool, native: bool) -> jax.Array:
+def _sums(g: jax.Array, x: jax.Array, affine: jax.Array, relu: bool, ours: bool) -> jax.Array:
     """The sums over all rows of m g and of m g (x - mean), (2, C); m is 1, or with `relu` where `normalise` is above 0.
 
     Args:
@@ -87,9 +87,9 @@ def _sums(g: jax.Array, x: jax.Array, affine: jax.Array, relu: bool, native: boo
       x: likewise.
       affine: mean, scale and bias (3, C); (0, C): mean is 0.
       relu: see above.
-      native: see `moments`.
+      ours: see `moments`.
     """
-    if not native:
+    if not ours:
         return _plain_sums(g, x, affine, relu)
     return _native_sums(g, x, affine, relu)
 
@@ -120,12 +120,12 @@ _native_sums.defvjp(_native_sums_forward, _native_sums_backward)
 def _call(relu: bool) -> Any:
     def call(g: jax.Array, x: jax.Array, affine: jax.Array) -> jax.Array:
         result = jax.ShapeDtypeStruct((2, x.shape[-1]), jnp.float32)
-        return jax.ffi.ffi_call(onednn.SUMS, result)(g, x, affine, relu=np.bool_(relu))
+        return jax.ffi.ffi_call(native.SUMS, result)(g, x, affine, relu=np.bool_(relu))
 
-    batched = custom_vmap(onednn.spread(call, ('sums', relu), 'n r c, n r c, k c -> l c', (True, True, False), summed=True))
+    batched = custom_vmap(native.spread(call, ('sums', relu), 'n r c, n r c, k c -> l c', (True, True, False), summed=True))
 
     @batched.def_vmap
     def _(size: int, mapped: Sequence[bool], *operands: jax.Array) -> tuple[jax.Array, bool]:
-        return onednn.each(batched, size, mapped, *operands)
+        return native.each(batched, size, mapped, *operands)
 
     return batched

@@ -2,8 +2,8 @@
 
 On GPU and TPU it is XLA's own. On the CPU XLA's convolutions train at a third of the speed that the processor allows,
 and its grouped ones at a hundredth (jax-ml/jax #13800, #23713, #31662; openxla/xla #34273), so there it is our own for 3x3
-kernels in Winograd's form (`winograd.h`), depthwise ones (`channels.h`), groups (`grouped.h`) and few channels (`few.h`),
-and oneDNN for the others (`onednn.py`), or where that is missing the fastest formulation in plain JAX (`shifts.py`).
+kernels in Winograd's form, depthwise ones, groups and few channels, and oneDNN for the others (both in `native/`), or where
+that is missing the fastest formulation in plain JAX (`shifts.py`).
 """
 
 import functools
@@ -17,7 +17,7 @@ from jax import lax
 from jax.custom_batching import custom_vmap
 
 from jaxcnn.errors import unknown
-from jaxcnn.ops import onednn, shifts
+from jaxcnn.ops import native, shifts
 from jaxcnn.ops.geometry import FORWARD, INPUT_GRADIENT, KERNEL_GRADIENT, NHWC, Geometry, xla
 
 IMPLEMENTATIONS = ('auto', 'own', 'onednn', 'jax', 'xla')
@@ -59,9 +59,9 @@ def conv_general_dilated(
     plain = (lhs.ndim == 4 and numbers == lax.conv_dimension_numbers(lhs.shape, rhs.shape, NHWC) and lhs.dtype == rhs.dtype
              and lhs.dtype in (jnp.float32, jnp.bfloat16) and all(d == 1 for d in lhs_dilation or ()) and lhs.size)
     if implementation == 'auto':
-        implementation = 'xla' if jax.default_backend() != 'cpu' else 'own' if onednn.available(lhs.dtype) else 'jax'
+        implementation = 'xla' if jax.default_backend() != 'cpu' else 'own' if native.available(lhs.dtype) else 'jax'
     elif implementation in ('own', 'onednn'):
-        onednn.require(lhs.dtype)
+        native.require(lhs.dtype)
     by_xla = functools.partial(
         lax.conv_general_dilated, window_strides=window_strides, padding=padding, lhs_dilation=lhs_dilation,
         rhs_dilation=rhs_dilation, dimension_numbers=dimension_numbers, feature_group_count=feature_group_count,
@@ -125,14 +125,14 @@ _conv.defvjp(_conv_forward, _conv_backward)
 
 @functools.lru_cache(maxsize=4096)
 def _onednn(kind: int, geometry: Geometry, own: bool) -> Any:
-    """The call of `onednn.cc`, with its rules for several devices and for `vmap`."""
+    """The call of `native/calls.cc`, with its rules for several devices and for `vmap`."""
     def call(a: jax.Array, b: jax.Array) -> jax.Array:
         result = jax.ShapeDtypeStruct(geometry.result_shape(kind, a), a.dtype)
-        return jax.ffi.ffi_call(onednn.CONV, result)(a, b, kind=np.int64(kind), own=own, window=geometry.window())
+        return jax.ffi.ffi_call(native.CONV, result)(a, b, kind=np.int64(kind), own=own, window=geometry.window())
 
     rules = {FORWARD: 'n h w c, r s i o -> n p q m', INPUT_GRADIENT: 'n p q m, r s i o -> n h w c',
              KERNEL_GRADIENT: 'n h w c, n p q m -> r s i o'}
-    batched = custom_vmap(onednn.spread(call, (kind, geometry, own), rules[kind], (True, kind == KERNEL_GRADIENT),
+    batched = custom_vmap(native.spread(call, (kind, geometry, own), rules[kind], (True, kind == KERNEL_GRADIENT),
                                         kind == KERNEL_GRADIENT))
 
     @batched.def_vmap
@@ -140,6 +140,6 @@ def _onednn(kind: int, geometry: Geometry, own: bool) -> Any:
         if kind != KERNEL_GRADIENT and not mapped[1]:  # one kernel: a larger batch
             found = batched(a.reshape(-1, *a.shape[2:]), b)
             return found.reshape(size, -1, *found.shape[1:]), True
-        return onednn.each(batched, size, mapped, a, b)
+        return native.each(batched, size, mapped, a, b)
 
     return batched

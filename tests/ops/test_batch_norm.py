@@ -12,10 +12,10 @@ from jax.sharding import PartitionSpec as P
 from jax.test_util import check_grads
 
 from jaxcnn.models.layers import BatchNorm
-from jaxcnn.ops import onednn
+from jaxcnn.ops import native
 from jaxcnn.ops.batch_norm import _plain_sums, _sums, moments
 
-needs_onednn = pytest.mark.skipif(not onednn.available(jnp.float32), reason='needs the extra jaxcnn[cpu] and g++')
+needs_onednn = pytest.mark.skipif(not native.available(jnp.float32), reason='needs the extra jaxcnn[cpu] and g++')
 NATIVE = [pytest.param(True, marks=needs_onednn), False]
 SHAPES = [(8, 5, 4, 3), (16, 20), (8, 9, 9, 64), (3, 2, 7, 150), (1, 40, 50, 16)]
 

@@ -18,12 +18,12 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxcnn.errors import UserError
-from jaxcnn.ops import onednn
+from jaxcnn.ops import native
 from jaxcnn.ops.conv import add_bias, conv_general_dilated
 from jaxcnn.ops.geometry import NHWC
 from jaxcnn.train.state import RUN_ONCE
 
-needs_onednn = pytest.mark.skipif(not onednn.available(jnp.float32), reason='needs the extra jaxcnn[cpu] and g++')
+needs_onednn = pytest.mark.skipif(not native.available(jnp.float32), reason='needs the extra jaxcnn[cpu] and g++')
 OURS = [pytest.param('onednn', marks=needs_onednn), 'jax']
 
 
@@ -105,7 +105,7 @@ def test_a_bias_of_no_images_and_of_several_sets_of_them():
 def test_forward_and_gradients_are_those_of_xla(shape, size):
     groups = shape.get('groups', 1)
     x, kernel = arrays(size=size, **shape)
-    implementations = ['jax', 'onednn'] if onednn.available(jnp.float32) else ['jax']
+    implementations = ['jax', 'onednn'] if native.available(jnp.float32) else ['jax']
 
     @functools.partial(jax.jit, compiler_options=RUN_ONCE)
     def run(x, kernel):
@@ -211,7 +211,7 @@ def test_the_smallest_and_uneven_sizes(h, w, size, stride, implementation):
 
 @needs_onednn
 def test_bfloat16_is_as_exact_as_its_operands():
-    if not onednn.available(jnp.bfloat16):
+    if not native.available(jnp.bfloat16):
         pytest.skip('this CPU has no bfloat16')
     x, kernel = arrays(n=4, h=16, w=16, c=32, features=32)
     low = x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16)
@@ -310,9 +310,9 @@ def test_inside_loops_conditions_rematerialisation_and_donated_buffers(implement
 
 
 def count(function):
-    before = onednn.counts()
+    before = native.counts()
     result = jax.block_until_ready(function())
-    return result, {name: value - before[name] for name, value in onednn.counts().items()}
+    return result, {name: value - before[name] for name, value in native.counts().items()}
 
 
 @needs_onednn
@@ -422,13 +422,13 @@ def test_the_same_bits_each_time(implementation):
 
 @needs_onednn
 def test_compiled_primitives_are_few_however_many_shapes_come():
-    limit = ctypes.c_int64.in_dll(onednn.library(), 'JaxcnnConvLimit')
+    limit = ctypes.c_int64.in_dll(native.library(), 'JaxcnnConvLimit')
     before, limit.value = limit.value, 6
     try:
         for h, _ in itertools.product(range(5, 15), range(2)):
             x, kernel = arrays(n=1, h=h)
             close(conv(x, kernel, 'onednn'), conv(x, kernel, 'xla'))
-        assert onednn.counts()['plans'] <= 6
+        assert native.counts()['plans'] <= 6
     finally:
         limit.value = before
 
@@ -441,8 +441,8 @@ def resident():
 
 @needs_onednn
 def test_calls_with_changing_shapes_hold_no_more_memory_after_a_while():
-    limit = ctypes.c_int64.in_dll(onednn.library(), 'JaxcnnConvLimit')
-    dnnl = ctypes.CDLL(onednn._find(onednn.LIBRARY, 'libdnnl.so.3'))
+    limit = ctypes.c_int64.in_dll(native.library(), 'JaxcnnConvLimit')
+    dnnl = ctypes.CDLL(native._find(native.LIBRARY, 'libdnnl.so.3'))
     before, limit.value = limit.value, 4
     dnnl.dnnl_set_primitive_cache_capacity(0)  # every call makes its primitive anew
     try:
@@ -470,11 +470,11 @@ import jax, jax.numpy as jnp
 from jaxcnn.ops.conv import conv_general_dilated
 from jaxcnn.ops.geometry import NHWC
 from jaxcnn.train.state import RUN_ONCE
-from jaxcnn.ops import onednn
+from jaxcnn.ops import native
 x = jnp.ones((1, 4, 4, 2)), jnp.ones((3, 3, 2, 2))
 for _ in range(2):
     print(conv_general_dilated(*x, (1, 1), 'SAME', dimension_numbers=NHWC)[0, 1, 1])
-print('oneDNN' if onednn.available(jnp.float32) else 'without')
+print('oneDNN' if native.available(jnp.float32) else 'without')
 '''
 
 
@@ -502,7 +502,7 @@ def test_it_is_compiled_once_and_a_damaged_one_again(tmp_path):
 
 
 @pytest.mark.parametrize(('before', 'variables', 'reason'), [
-    ("from jaxcnn.ops import onednn; onednn.LIBRARY = 'no-such-wheel'", {}, 'no-such-wheel is not installed'),
+    ("from jaxcnn.ops import native; native.LIBRARY = 'no-such-wheel'", {}, 'no-such-wheel is not installed'),
     pytest.param('', {'PATH': '', 'CXX': ''}, 'no C++ compiler (g++) was found', marks=needs_onednn),
     pytest.param('', {'CXX': 'false'}, 'false could not compile it', marks=needs_onednn),
     pytest.param('', {'CXX': '/no/such/compiler'}, '/no/such/compiler', marks=needs_onednn),
@@ -517,10 +517,10 @@ def test_without_it_one_line_says_so_and_plain_jax_does_the_work(tmp_path, befor
 
 
 def test_asked_for_by_name_and_missing_is_an_error(monkeypatch):
-    monkeypatch.setattr(onednn, 'library', lambda: None)
+    monkeypatch.setattr(native, 'library', lambda: None)
     with pytest.raises(UserError, match=r'jaxcnn\[cpu\]'):
         conv(*arrays(), 'onednn')
-    assert not onednn.available(jnp.float32)
+    assert not native.available(jnp.float32)
     assert conv(*arrays(), 'auto').shape == (2, 11, 10, 16)
 
 

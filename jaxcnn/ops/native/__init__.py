@@ -1,7 +1,7 @@
-"""oneDNN as a library that XLA calls on the CPU: found, compiled once with the machine's own compiler, and loaded.
+"""Our kernels and oneDNN's as a library that XLA calls on the CPU: compiled once by the machine's own compiler.
 
 Its extra, `pip install 'jaxcnn[cpu]'`, holds oneDNN's library and headers; those of XLA's calls come with jaxlib. What
-`onednn.cc` becomes is kept in `$JAXCNN_CACHE`, else `~/.cache/jaxcnn`, by versions.
+`calls.cc` and its headers become is kept in `$JAXCNN_CACHE`, else `~/.cache/jaxcnn`, by versions.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ from jaxcnn.errors import UserError
 
 log = logging.getLogger('jaxcnn')
 CONV, SUMS = 'jaxcnn_conv', 'jaxcnn_sums'
-SOURCE = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'onednn.cc')
+SOURCE = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'calls.cc')
 FLAGS = ('-O3', '-march=native', '-ffp-contract=fast', '-std=c++17', '-shared', '-fPIC', '-fopenmp', '-w')
 _LOADING = threading.Lock()
 LIBRARY, HEADERS = 'onednn-cpu-gomp', 'onednn-devel-cpu-gomp'

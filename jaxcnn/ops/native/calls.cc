@@ -1,5 +1,5 @@
 // Convolutions of (N, H, W, C) arrays and their gradients, as calls that XLA makes on the CPU (jax.ffi): by oneDNN, or by
-// kernels of our own where those are faster. onednn.py compiles this file at first use, conv.py says what each call means.
+// kernels of our own where those are faster. __init__.py compiles this file at first use, conv.py says what each call means.
 
 #include <omp.h>
 
