@@ -106,6 +106,8 @@ class GroupConfig:
     rate: float = _field(1.0, 'times the learning rate, but not times decay and L2; 0: they stay as they begin', least=0)
     until: Duration | None = _field(None, 'from then on they stay as they are')
     optimizer: Choice | None = _field(None, 'another optimizer for them, throughout the run')
+    normalize: bool = _field(False, 'kernels are scaled to a norm of sqrt(features) before each step, so that a step turns them '
+                             'as far however long they have grown: where a normalisation follows them')
 
 
 @dataclass(frozen=True)

@@ -248,6 +248,15 @@ def _of_groups(core: Callable[[cfg.Choice | None], optax.GradientTransformation]
                                        lambda params: jax.tree.map(label, groups.of(params))), rates)
 
 
+def _normalize(groups: Groups) -> optax.GradientTransformation:
+    """The step is taken from kernels of a norm of sqrt(features)."""
+    def update(updates: Any, params: Any) -> Any:
+        return jax.tree.map(
+            lambda u, p, g: u + (p.shape[-1] ** 0.5 / jnp.linalg.norm(p) - 1) * p
+            if g >= 0 and groups.groups[g].normalize and p.ndim > 1 else u, updates, params, groups.of(params))
+    return optax.stateless(update)
+
+
 def _until(groups: Groups, ends: Sequence[int | None]) -> optax.GradientTransformation:
     """No updates of a group from its end on, in steps of the stage."""
     def update(updates: Any, state: optax.ScaleByScheduleState, params: Any = None) -> tuple[Any, Any]:
@@ -385,6 +394,8 @@ def _make_stage(optim: cfg.OptimConfig, optimizer: cfg.Choice, lr: float, schedu
     ends = [timeline.steps(g.until) - start if g.until else None for g in optim.groups]
     observer = None
     if schedule.name == 'plateau':
+        if any(g.normalize for g in optim.groups):
+            raise UserError('config.optim.groups: normalize does not go with the schedule plateau, which scales all updates')
         try:
             observer = optax.contrib.reduce_on_plateau(**{**_PLATEAU_DEFAULTS, **schedule.args})
         except (TypeError, ValueError) as e:
@@ -394,6 +405,7 @@ def _make_stage(optim: cfg.OptimConfig, optimizer: cfg.Choice, lr: float, schedu
         _l2(optim.l2, mask, groups) if optim.l2 else None,
         _of_groups(core, groups) if optim.groups else core(None),
         _decoupled_decay(optim.weight_decay, mask, by_step, groups) if optim.weight_decay else None,
+        _normalize(groups) if any(g.normalize for g in optim.groups) else None,
         _until(groups, ends) if any(g.until for g in optim.groups) else None,
         _scale_by_plateau(observer) if observer else None,
     ]

@@ -372,7 +372,7 @@ def test_the_fast_recipe_trains_as_airbenchs_program_does():
     """The config's network, optimizer, groups and look-ahead, beside airbench 0.1.8's as its `train94` has them; narrower,
     and GELU in its tanh form."""
     nn, steps, size = torch.nn, 10, 64
-    config = cfg.load('configs/cifar10_fast.py', [
+    config = cfg.load('configs/cifar10_airbench94.py', [
         f'duration.steps={steps}', f'batch_size={size}', 'model.widths=(8, 12, 16)', 'data.augment=',
         f'optim.learning_rate={11.5 / (1 + 1 / 0.15) * size / 1024}'])
     timeline = Timeline(config, 2 * size)  # an epoch is two steps
