@@ -43,7 +43,7 @@ class Choice:
     """One of a registry, with its arguments. Written `dict(name='sgd', momentum=0.9)`, or just `'sgd'`."""
 
     name: str
-    args: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    args: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
 
 
 def _field(default: Any, doc: str, *, least: float | None = None, above: float | None = None,
@@ -106,7 +106,7 @@ class GroupConfig:
     rate: float = _field(1.0, 'times the learning rate, but not times decay and L2; 0: they stay as they begin', least=0)
     until: Duration | None = _field(None, 'from then on they stay as they are')
     optimizer: Choice | None = _field(None, 'another optimizer for them, throughout the run')
-    normalize: bool = _field(False, 'kernels are scaled to a norm of sqrt(features) before each step, so that a step turns them '
+    normalize: bool = _field(False, 'kernels are scaled to a norm of sqrt(features) before each step, so that it turns them '
                              'as far however long they have grown: where a normalisation follows them')
 
 

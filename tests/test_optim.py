@@ -409,6 +409,20 @@ def test_muon_makes_each_kernel_a_product_of_its_features_and_the_rest_is_adams(
     assert np.all(after[0]['bias'] != params['bias'])
 
 
+def test_a_groups_kernels_are_normalised_before_each_step():
+    grads = gradients(3)
+    fields = dict(optimizer='sgd', learning_rate=0.1, groups=({'match': 'dense', 'rate': 3.0, 'normalize': True},))
+    after, _ = trained(make(**fields), grads)
+    p = START
+    for g, found in zip(grads, after, strict=True):
+        kernel = p['dense']['kernel'] * 2 ** 0.5 / np.linalg.norm(p['dense']['kernel'])
+        p = {'dense': {'kernel': kernel - 0.3 * g['dense']['kernel'], 'bias': p['dense']['bias'] - 0.3 * g['dense']['bias']},
+             'bn': {'scale': p['bn']['scale'] - 0.1 * g['bn']['scale']}}
+        chex.assert_trees_all_close(found, p, rtol=2e-5, atol=1e-6)
+    with pytest.raises(UserError, match=r'config\.optim\.groups: normalize does not go with the schedule plateau'):
+        make(**{**fields, 'schedule': 'plateau'})
+
+
 def test_gradients_are_clipped_by_their_global_norm_before_l2_is_added():
     grads = gradients(3)
     norms = [math.sqrt(sum(float((x ** 2).sum()) for x in jax.tree.leaves(g))) for g in grads]

@@ -100,7 +100,7 @@ def _conv(kind: int, geometry: Geometry, implementation: str, a: jax.Array, b: j
     """FORWARD: (x, k) to y. INPUT_GRADIENT: (y, k) to x. KERNEL_GRADIENT: (x, y) to k."""
     if implementation == 'jax' or (implementation == 'own' and geometry.is_small_product(a)):
         return shifts.conv(kind, geometry, a, b)
-    own = _onednn(kind, geometry, implementation == 'own')
+    own = _native(kind, geometry, implementation == 'own')
     return lax.platform_dependent(a, b, cpu=own, default=functools.partial(xla, kind, geometry))
 
 
@@ -124,7 +124,7 @@ _conv.defvjp(_conv_forward, _conv_backward)
 
 
 @functools.lru_cache(maxsize=4096)
-def _onednn(kind: int, geometry: Geometry, own: bool) -> Any:
+def _native(kind: int, geometry: Geometry, own: bool) -> Any:
     """The call of `native/calls.cc`, with its rules for several devices and for `vmap`."""
     def call(a: jax.Array, b: jax.Array) -> jax.Array:
         result = jax.ShapeDtypeStruct(geometry.result_shape(kind, a), a.dtype)

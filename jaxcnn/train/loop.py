@@ -310,7 +310,8 @@ class Run:
         if kind not in self._compiled:
             self._compiled.add(kind)
             self.drain()
-            program.lower(self.state, *inputs).compile()  # the call below finds it, and is no longer than any other
+            program.lower(self.state, *inputs).compile()  # the call below finds it: its time is that of its steps
+            parallel.from_all(0)  # the slowest of several processes
             self._clock = time.monotonic()
             self._display.say(f'step {step}: compiled, {self._clock - self.started:.1f} s after the start')
         self.state, values = program(self.state, *inputs)

@@ -15,8 +15,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks.measure import LAUNCH, Table, Torch, as_a_person_does, rate, table
-
+from benchmarks.measure import LAUNCH, Table, Torch, as_a_person_does, need_torch, rate, table
 from jaxcnn import config
 from jaxcnn.errors import UserError, unknown
 
@@ -80,6 +79,8 @@ def compare(args: argparse.Namespace) -> Table:
     ops = settings['host'].data.augment.split('|') if settings['host'].data.augment.strip() else []
     for part in ops if torch else []:
         peer_op(part, 32)
+    if torch:
+        need_torch(args.torch_python)
     found = sources.find(settings['host'].data)
     examples = found.splits['train']()
     listed = examples if isinstance(examples, layouts.Files) else None

@@ -107,27 +107,36 @@ def bandwidth() -> float:
 
 def as_a_person_does() -> dict[str, str]:
     """The environment without what we have set in this process."""
-    return {k: v for k, v in os.environ.items() if k not in ('GLIBC_TUNABLES', 'OMP_WAIT_POLICY', 'JAXCNN_STARTED_ANEW')}
+    ours = 'GLIBC_TUNABLES', 'OMP_WAIT_POLICY', 'JAXCNN_STARTED_ANEW', 'XLA_PYTHON_CLIENT_PREALLOCATE'
+    return {k: v for k, v in os.environ.items() if k not in ours}
+
+
+def need_torch(python: str, *more: str) -> None:
+    """Raises a UserError where that Python lacks what PyTorch's side takes, before anything is measured."""
+    look = 'import importlib.util, sys; print(*[p for p in sys.argv[1:] if not importlib.util.find_spec(p)])'
+    try:
+        done = subprocess.run([python, '-c', look, 'torch', 'pytorchcv', 'PIL', *more], capture_output=True, text=True)
+    except OSError as e:
+        raise UserError(f'--torch_python: {python!r} cannot be run: {e.strerror}') from e
+    if done.returncode or done.stdout.strip():
+        raise UserError(f'--torch_python: {python!r} lacks {done.stdout.strip() or "a Python that runs"}; it needs '
+                        f'torch==2.13.0, pytorchcv==0.0.67 and pillow{", and airbench==0.1.8 (--no-deps)" if more else ""}')
 
 
 class Torch:
     """The same by PyTorch, in a process of its own: what it takes is in `torch_peer.py`."""
 
     def __init__(self, python: str, *arguments: object):
-        try:
-            self.process = subprocess.Popen(
-                [python, TORCH_PEER, *map(str, arguments)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-                env=as_a_person_does())
-        except OSError as e:
-            raise UserError(f'--torch_python: {python!r} cannot be run: {e.strerror}') from e
+        self.process = subprocess.Popen(
+            [python, TORCH_PEER, *map(str, arguments)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            env=as_a_person_does())
         self.answer()
 
     def answer(self) -> str:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
-            raise UserError(f'the PyTorch process ended with {self.process.wait()}; '
-                            'it needs torch==2.13.0 and pytorchcv==0.0.67')
+            raise UserError(f'the PyTorch process ended with {self.process.wait()}; what it said is above')
         return line
 
     def __call__(self, seconds: float) -> float:

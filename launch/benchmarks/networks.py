@@ -5,8 +5,7 @@ import statistics
 import sys
 from typing import Any
 
-from benchmarks.measure import Table, Torch, bandwidth, on_cpu, product_rate, rate, spread
-
+from benchmarks.measure import Table, Torch, bandwidth, need_torch, on_cpu, product_rate, rate, spread
 from jaxcnn.errors import unknown
 
 Measured = list[tuple[str, int, int, dict]]  # network, image size, batch, fields
@@ -82,6 +81,8 @@ def compare(args: argparse.Namespace, what: str) -> Table:
     dtype, device = ('float32', 'cpu') if on_cpu() else ('bfloat16', 'cuda')
     if wrong := [name for name in chosen if name not in known]:
         raise unknown('model', wrong[0], known)
+    if {'torch', 'compiled'} & set(peers):
+        need_torch(args.torch_python)
     lines = [f'| network | jaxcnn | {"".join(f"over {peer} | " for peer in peers)}of matmul | of bandwidth |',
              f'|{"---|" * (len(peers) + 4)}']
     results: dict[str, object] = {}

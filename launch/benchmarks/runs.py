@@ -8,8 +8,7 @@ import sys
 import tempfile
 import time
 
-from benchmarks.measure import LAUNCH, TORCH_PEER, Table, Torch, as_a_person_does, table
-
+from benchmarks.measure import LAUNCH, TORCH_PEER, Table, Torch, as_a_person_does, need_torch, on_cpu, table
 from jaxcnn import config
 from jaxcnn.errors import UserError
 
@@ -19,45 +18,51 @@ def train_command(args: argparse.Namespace, workdir: str) -> list[str]:
             *(f'--config.{o}' for o in args.overrides)]
 
 
-TORCH_HAS = {'lenet5': 'mnist', 'lenet_mnist': 'mnist', 'airbench94': 'cifar10'}  # network, data set
+def checked(args: argparse.Namespace) -> config.Config:
+    """The config of the command line, which stops here where it is wrong."""
+    from jaxcnn.train.loop import check_config
+    settings = config.load(args.config, args.overrides)
+    check_config(settings)
+    return settings
 
 
 def train(args: argparse.Namespace) -> Table:
     import numpy as np
 
     from jaxcnn.data.dataset import load
-    from jaxcnn.train.loop import check_config
     from jaxcnn.train.workdir import read_json
-    settings = config.load(args.config, args.overrides)
-    check_config(settings)
-    name, epochs = settings.model.name, settings.duration.value
-    if (TORCH_HAS.get(name) != settings.data.name or settings.data.image_size or settings.duration.unit != 'epochs' or
-            (name != 'airbench94' and epochs % 1)):
-        raise UserError('PyTorch has lenet5 and lenet_mnist on mnist, for whole epochs, and airbench94 on cifar10, in their '
-                        f'own sizes; got {name} on {settings.data.name} for {settings.duration}')
+    settings = checked(args)
+    name, data, airbench = settings.model.name, settings.data, settings.data.name == 'cifar10'
+    if data.image_size or (not airbench and (
+            name not in ('lenet5', 'lenet_mnist') or settings.model.args or data.name != 'mnist' or
+            settings.duration.unit != 'epochs' or settings.duration.value % 1)):
+        raise UserError('config.data.name: PyTorch has airbench on cifar10, lenet5 and lenet_mnist, as they are, on mnist '
+                        f'for whole config.duration.epochs; images in their own size; got {name} on {data.name}')
+    need_torch(args.torch_python, *(['airbench'] if airbench else []))
     found: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        dataset = load(settings.data)
+        dataset = load(data)
         for part, split in dataset.splits.items():
             np.save(os.path.join(folder, f'{part}_images.npy'), split.take(np.arange(len(split))))
             np.save(os.path.join(folder, f'{part}_labels.npy'), split.labels.astype(np.int64))
         for seed in range(settings.seed, settings.seed + args.rounds):
             workdir = os.path.join(folder, str(seed))
             commands = {'train.py': [*train_command(args, workdir), f'--config.seed={seed}']}
-            torch = [args.torch_python, TORCH_PEER, 'train', name, str(dataset.image_shape[0]), str(settings.batch_size),
-                     f'--epochs={epochs}', f'--seed={seed}', f'--folder={folder}']
-            if name == 'airbench94':
+            torch = [args.torch_python, TORCH_PEER, 'train', 'airbench94' if airbench else name, str(dataset.image_shape[0]),
+                     str(settings.batch_size), f'--seed={seed}', f'--folder={folder}',
+                     f'--device={"cpu" if on_cpu() else "cuda"}']
+            if airbench:
                 commands['airbench'] = torch
             else:
                 for workers in (0, len(os.sched_getaffinity(0))):
-                    commands[f'torch, {workers} workers'] = [*torch, f'--workers={workers}']
+                    commands[f'torch, {workers} workers'] = [*torch, f'--epochs={int(settings.duration.value)}',
+                                                             f'--workers={workers}']
             for side, command in commands.items():
                 began = time.perf_counter()
-                done = subprocess.run(command, capture_output=True, text=True, env=as_a_person_does())
+                done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=as_a_person_does())
                 seconds = time.perf_counter() - began
                 if done.returncode:
-                    last = (done.stdout + done.stderr).strip().splitlines() or ['nothing']
-                    raise UserError(f'{side} ended with {done.returncode}: {last[-1]}')
+                    raise UserError(f'{side} ended with {done.returncode}; what it said is above')
                 of_ours = os.path.join(workdir, 'summary.json')
                 said = read_json(of_ours) if side == 'train.py' else json.loads(done.stdout.splitlines()[-1])
                 for what, value in {'whole command': seconds, 'training steps alone': said['train_seconds'],
@@ -67,7 +72,7 @@ def train(args: argparse.Namespace) -> Table:
     for what in ('whole command', 'training steps alone'):
         own, *peers = (values for key, values in found.items() if key.startswith(what))
         found[f'{what}, best torch / train.py'] = [min(theirs) / ours for ours, *theirs in zip(own, *peers, strict=True)]
-    return table(f'{name} on {settings.data.name}, {epochs:g} epochs', 'seconds, and parts of the test images', found)
+    return table(f'training of {settings.name}', 'seconds, and parts of the test images', found)
 
 
 def checkpoint(args: argparse.Namespace) -> Table:
@@ -79,7 +84,9 @@ def checkpoint(args: argparse.Namespace) -> Table:
     from jaxcnn.timeline import Timeline
     from jaxcnn.train.checkpoint import Checkpoints
     from jaxcnn.train.state import init_state
-    name = args.models or 'resnet50'
+    name, torch = args.models or 'resnet50', 'torch' in args.peers.split(',')
+    if torch:
+        need_torch(args.torch_python)
     descent = OptimConfig(optimizer=Choice('sgd', {'momentum': 0.9}))
     optimizer = optim.make_optimizer(descent, Timeline(parse({'duration': {'steps': 1}}), 128))
     template = jax.eval_shape(lambda: init_state(models.create(name, num_classes=1000), optimizer, (224, 224, 3),
@@ -90,7 +97,7 @@ def checkpoint(args: argparse.Namespace) -> Table:
     with tempfile.TemporaryDirectory(dir='.') as folder:
         checkpoints = Checkpoints(folder, CheckpointConfig(keep=1))
         peer = None
-        if 'torch' in args.peers.split(','):
+        if torch:
             peer = Torch(args.torch_python, 'checkpoint', name, 224, 0, f'--folder={folder}')
         for step in range(args.rounds):
             began = time.perf_counter()
@@ -173,8 +180,9 @@ def startup(args: argparse.Namespace) -> Table:
                     process.kill()
                     process.wait()
                     return seconds
-            sys.exit(f'the run ended before its first step: {"".join(told)}')
+            raise UserError(f'the run ended before its first step: {told[-1] if told else "nothing said"}')
 
+    checked(args)
     times: dict[str, list[float]] = {'cold compilation cache': [], 'warm compilation cache': []}
     for _ in range(args.rounds):
         with tempfile.TemporaryDirectory() as cache:

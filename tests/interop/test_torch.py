@@ -368,13 +368,29 @@ def test_a_state_dict_of_another_module_is_told_in_one_line():
     assert '\n' not in str(e.value)
 
 
-def test_the_fast_recipe_trains_as_airbenchs_program_does():
-    """The config's network, optimizer, groups and look-ahead, beside airbench 0.1.8's as its `train94` has them; narrower,
-    and GELU in its tanh form."""
+def muon_step(weights, speeds, n, rate):
+    """The n-th step (from 1) of airbench's Muon: three Newton-Schulz iterations; optax's bias correction, float32."""
+    for i, w in enumerate(weights):
+        speeds[i] = 0.6 * speeds[i] + 0.4 * w.grad
+        ahead = (0.6 * speeds[i] / (1 - 0.6 ** (n + 1)) + 0.4 * w.grad / (1 - 0.6 ** n)).reshape(len(w), -1)
+        x = ahead / ahead.norm()
+        for _ in range(3):
+            square = x @ x.T
+            x = 3.4445 * x + (-4.7750 * square + 2.0315 * square @ square) @ x
+        with torch.no_grad():
+            w.mul_(len(w) ** 0.5 / w.norm()).sub_(rate * x.reshape(w.shape))
+
+
+@pytest.mark.parametrize('by_muon', [False, True])
+def test_the_recipes_train_as_airbenchs_programs_do(by_muon):
+    """The configs' network, optimizers, groups and look-ahead, beside airbench 0.1.8's as its `train94` has them, and of
+    the later program with Muon (but for the rate of the whitening biases, which falls to zero there when they are frozen);
+    narrower, and GELU in its tanh form."""
     nn, steps, size = torch.nn, 10, 64
-    config = cfg.load('configs/cifar10_airbench94.py', [
+    slow = 0.01 if by_muon else 1.0  # of all rates: at full ones such small networks make much of rounding
+    config = cfg.load(f'configs/cifar10_{"fast" if by_muon else "airbench94"}.py', [
         f'duration.steps={steps}', f'batch_size={size}', 'model.widths=(8, 12, 16)', 'data.augment=',
-        f'optim.learning_rate={11.5 / (1 + 1 / 0.15) * size / 1024}'])
+        f'optim.learning_rate={0.24 * slow if by_muon else 11.5 / (1 + 1 / 0.15) * size / 1024}'])
     timeline = Timeline(config, 2 * size)  # an epoch is two steps
     network, optimizer = models.create('airbench94', **config.model.args), make_optimizer(config.optim, timeline)
     step = TrainStep(network, optimizer, Preparation(None, Normalization.by((0.5,) * 3, (0.25,) * 3)),
@@ -389,7 +405,7 @@ def test_the_fast_recipe_trains_as_airbenchs_program_does():
 
     class Scaled(nn.Module):
         def forward(self, x):
-            return x / 9
+            return x / (256 if by_muon else 9)
 
     def norm(width):
         made = nn.BatchNorm2d(width, eps=1e-12, momentum=1 - 0.6)
@@ -408,23 +424,28 @@ def test_the_fast_recipe_trains_as_airbenchs_program_does():
         for layer, values in zip(convolutions, ours, strict=True):
             layer.weight.copy_(torch.from_numpy(np.array(values['kernel']).transpose(3, 2, 0, 1)))
         convolutions[0].bias.zero_()
-        module[-2].weight.copy_(torch.from_numpy(np.array(state.params['Dense_0']['kernel']).T))
+        last = 256 / 9 if by_muon else 1.0
+        module[-2].weight.copy_(torch.from_numpy(last * np.array(state.params['Dense_0']['kernel']).T))
     convolutions[0].weight.requires_grad = False
     biases = [m.bias for m in module if isinstance(m, nn.BatchNorm2d)]
     others = [p for p in module.parameters() if p.requires_grad and all(p is not b for b in biases)]
     kilostep = 1024 * (1 + 1 / (1 - 0.85))
     lr, wd = 11.5 / kilostep, 0.0153 * size / kilostep
-    descent = torch.optim.SGD([dict(params=biases, lr=64 * lr, weight_decay=wd / (64 * lr)),
-                               dict(params=others, lr=lr, weight_decay=wd / lr)], momentum=0.85, nesterov=True)
-    schedule = torch.optim.lr_scheduler.LambdaLR(descent, lambda i: float(np.interp(
-        i, [0, int(0.23 * steps), steps], [0.2, 1, 0.07])))
-    slow = {k: v.clone() for k, v in module.state_dict().items()}
+    moments, factors = ([0, steps], [1, 0]) if by_muon else ([0, int(0.23 * steps), steps], [0.2, 1, 0.07])
+    parts = [([module[-2].weight], 0.67), ([convolutions[0].bias, *biases], 0.053)] if by_muon else [
+        (biases, 64 * lr), (others, lr)]
+    wd = 2e-6 * 2000 if by_muon else wd
+    descent = torch.optim.SGD([dict(params=params, lr=slow * rate, weight_decay=wd / rate) for params, rate in parts],
+                              momentum=0.85, nesterov=True)
+    schedule = torch.optim.lr_scheduler.LambdaLR(descent, lambda i: float(np.interp(i, moments, factors)))
+    speeds = [0.0] * 6
+    behind = {k: v.clone() for k, v in module.state_dict().items()}
 
     def look_ahead(decay):
         for k, v in module.state_dict().items():
             if v.dtype == torch.float32:
-                slow[k].lerp_(v, 1 - decay)
-                v.copy_(slow[k])
+                behind[k].lerp_(v, 1 - decay)
+                v.copy_(behind[k])
 
     loss = nn.CrossEntropyLoss(label_smoothing=0.2, reduction='none')
     run = jax.jit(step)
@@ -433,15 +454,19 @@ def test_the_fast_recipe_trains_as_airbenchs_program_does():
         convolutions[0].bias.requires_grad = i // 2 < 3
         descent.zero_grad(set_to_none=True)
         x = torch.from_numpy(np.float32((batch['image'] / 255 - 0.5) / 0.25).transpose(0, 3, 1, 2).copy())
-        loss(module(x), torch.from_numpy(batch['label'])).sum().backward()
+        total = loss(module(x), torch.from_numpy(batch['label'])).sum()
+        (total * (2000 / size if by_muon else 1)).backward()
         descent.step()
-        schedule.step()
-        if (i + 1) % 5 == 0:
+        if by_muon:
+            muon_step([m.weight for m in convolutions[1:]], speeds, i + 1, slow * 0.24 * (1 - i / steps))
+            module.zero_grad()
+        elif (i + 1) % 5 == 0:
             look_ahead(0.95 ** 5 * ((i + 1) / steps) ** 3)
-        if i + 1 == steps:
-            look_ahead(1.0)
-    theirs = [*(m.weight.permute(2, 3, 1, 0) for m in convolutions), module[-2].weight.T, convolutions[0].bias, *biases,
-              *(m.running_mean for m in module if isinstance(m, nn.BatchNorm2d))]
+        schedule.step()
+    if not by_muon:
+        look_ahead(1.0)
+    theirs = [*(m.weight.permute(2, 3, 1, 0) for m in convolutions), module[-2].weight.T / last, convolutions[0].bias,
+              *biases, *(m.running_mean for m in module if isinstance(m, nn.BatchNorm2d))]
     p, norms = state.params, [f'BatchNorm_{i}' for i in range(6)]
     found = [p['whiten']['kernel'], *(p[f'Conv_{i}']['kernel'] for i in range(6)), p['Dense_0']['kernel'],
              p['whiten']['bias'], *(p[name]['bias'] for name in norms), *(state.batch_stats[name]['mean'] for name in norms)]
