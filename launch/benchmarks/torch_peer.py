@@ -228,7 +228,7 @@ class Event:
         return (other.at - self.at) * 1e3
 
 
-def train_airbench(folder, device):
+def train_airbench(epochs, folder, device):
     """`airbench.train94` of airbench 0.1.8, as it is; on a CPU in float32. Its seconds hold the whitening filters."""
     transforms = types.ModuleType('torchvision.transforms')  # of torchvision it takes no more where the images are there
     transforms.Normalize = lambda mean, std: lambda x: (x - mean.to(x).view(-1, 1, 1)) / std.to(x).view(-1, 1, 1)
@@ -254,7 +254,7 @@ def train_airbench(folder, device):
     airbench.utils.evaluate = lambda net, loader, tta_level: evaluate(net, loader, tta_level) if tta_level else math.nan
     if device != 'cpu':
         airbench.warmup94()
-    airbench.train94()
+    airbench.train94(**({'epochs': epochs} if epochs else {}))
     *_, last, tested = rows
     print(json.dumps({'test_accuracy': tested['tta_val_acc'], 'train_seconds': last['total_time_seconds']}))
 
@@ -411,7 +411,7 @@ def main():
     parser.add_argument('--device', default='cpu')
     parser.add_argument('--dtype', default='float32')
     parser.add_argument('--folder', default='.')
-    parser.add_argument('--epochs', type=int, default=1)
+    parser.add_argument('--epochs', type=int, default=0, help='of train; for airbench 0 is its own 9.9')
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--workers', type=int, default=0)
     args = parser.parse_args()
@@ -419,7 +419,7 @@ def main():
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     if args.what == 'train':
         if args.model == 'airbench94':
-            return train_airbench(args.folder, args.device)
+            return train_airbench(args.epochs, args.folder, args.device)
         return train(args.model, args.batch, args.epochs, args.workers, args.folder, args.device)
     if args.what == 'data':
         return serve(serve_data(args.model, args.size, args.batch), args.batch)

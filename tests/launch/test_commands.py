@@ -20,7 +20,7 @@ from jaxcnn.train.trained import Trained
 from jaxcnn.train.workdir import claim
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-pytestmark = [pytest.mark.launch, pytest.mark.xdist_group('commands')]  # `watched_run` takes long: made in one process
+pytestmark = pytest.mark.launch
 
 CONFIG = '''
 from jaxcnn.config import make

@@ -17,7 +17,7 @@ from jaxcnn.train.trained import Trained
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 KILLS = int(os.environ.get('JAXCNN_KILLS', '3'))  # the issue's ten: JAXCNN_KILLS=10
-pytestmark = [pytest.mark.launch, pytest.mark.xdist_group('resume')]  # `uninterrupted` takes long: made in one process
+pytestmark = pytest.mark.launch
 
 CONFIG = '''
 from jaxcnn.config import make

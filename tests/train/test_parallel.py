@@ -11,8 +11,6 @@ from jaxcnn.train import parallel
 from jaxcnn.train.loop import Run
 from jaxcnn.train.signals import StopRequest
 
-pytestmark = pytest.mark.xdist_group('parallel')  # `reference` is trained in one process
-
 
 def trained_state(settings, folder, steps=4):
     """The host state after `steps`; in more of them a rectifier's input near zero may be rounded to its other side, and from
