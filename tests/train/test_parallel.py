@@ -47,7 +47,7 @@ OPTIONS = dict(
     data={'augment': 'alternating_flip|pad_crop(1, "reflect")', 'per_class': 10}, optim={
         'lookahead': dict(every=2, ramp=1.0), 'l2': 1e-3, 'decay_mask': '', 'groups': (
             dict(match='Conv_0', rate=0.0), dict(match='bias', rate=8.0, until=dict(steps=3)),
-            dict(match='kernel', optimizer='muon', rate=0.1))})
+            dict(match='kernel', optimizer='muon', rate=0.1, normalize=True))})
 
 
 @pytest.mark.parametrize('fields', [{}, OPTIONS, {'optim': {'accumulate': 2, 'ema_decay': 0.9, 'clip_norm': 1.0}},
