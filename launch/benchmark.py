@@ -10,7 +10,8 @@
     python launch/benchmark.py startup --config=configs/digits_lenet5.py
     python launch/benchmark.py train_step loop --config=configs/cifar10_fast.py --write=docs/performance.md
 
-Several may be given. With --write each one's table goes into FILE, in the place of the one that was written there before.
+Several may be given. With --write each one's table goes into FILE, in the place of the one that was written there before;
+train's after each round.
 
 train_step, eval: images/s of a network's whole training step, or of its inference, over those of peers: PyTorch
 (`torch`, and `compiled` by torch.compile; channels_last; by --torch_python, which needs torch and pytorchcv==0.0.67), and
@@ -39,8 +40,9 @@ import argparse
 import functools
 import json
 import os
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from benchmarks import data, networks, runs
 from benchmarks.measure import Table, machine, write
@@ -49,7 +51,7 @@ from jaxcnn import cli
 from jaxcnn.errors import UserError, unknown
 
 PEERS = ('torch', 'compiled', 'jax', 'xla')
-BENCHMARKS: dict[str, Callable[[argparse.Namespace], Table]] = {
+BENCHMARKS: dict[str, Callable[[argparse.Namespace], Table | Iterable[Table]]] = {
     'train_step': functools.partial(networks.compare, what='train_step'),
     'eval': functools.partial(networks.compare, what='eval'), 'data': data.compare,
     'train': runs.train, 'checkpoint': runs.checkpoint, 'loop': runs.loop, 'startup': runs.startup}
@@ -67,19 +69,21 @@ def run(args: argparse.Namespace) -> int:
             raise UserError(f'--{flag}: there is no folder {folder}')
     found: dict[str, object] = {'machine': machine()}
     for what in args.what:
-        made = BENCHMARKS[what](args)
+        tables = BENCHMARKS[what](args)
+        for made in [tables] if isinstance(tables, Table) else tables:  # each in the place of the one before
+            found[what] = made.figures
+            if args.write:
+                write(args.write, made)
+            if args.json:
+                with open(args.json, 'w') as f:
+                    json.dump(found, f, indent=2)
         print(made.title, '', *made.lines, '', json.dumps(machine()), sep='\n', flush=True)
-        found[what] = made.figures
-        if args.write:
-            write(args.write, made)
-        if args.json:
-            with open(args.json, 'w') as f:
-                json.dump(found, f, indent=2)
     return 0
 
 
 if __name__ == '__main__':
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # what it started ends with it
     os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')  # of a GPU, which PyTorch's process shares
     parser.add_argument('what', nargs='+', choices=BENCHMARKS)
     parser.add_argument('--config', default='', help='configs/NAME.py, of data, train, loop and startup')

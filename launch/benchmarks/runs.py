@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 
 from benchmarks.measure import LAUNCH, TORCH_PEER, Table, Torch, as_a_person_does, need_torch, on_cpu, table
 from jaxcnn import config
@@ -26,7 +27,8 @@ def checked(args: argparse.Namespace) -> config.Config:
     return settings
 
 
-def train(args: argparse.Namespace) -> Table:
+def train(args: argparse.Namespace) -> Iterator[Table]:
+    """Its table after each round, so that a round that ends badly loses none before it."""
     import numpy as np
 
     from jaxcnn.data.dataset import load
@@ -69,10 +71,12 @@ def train(args: argparse.Namespace) -> Table:
                                     'test accuracy': said.get('test_views_accuracy', said['test_accuracy'])}.items():
                     found.setdefault(f'{what}, {side}', []).append(value)
                     print(f'seed {seed}: {what}, {side}: {value:.4f}', file=sys.stderr, flush=True)
-    for what in ('whole command', 'training steps alone'):
-        own, *peers = (values for key, values in found.items() if key.startswith(what))
-        found[f'{what}, best torch / train.py'] = [min(theirs) / ours for ours, *theirs in zip(own, *peers, strict=True)]
-    return table(f'training of {settings.name}', 'seconds, and parts of the test images', found)
+            ratios = {}
+            for what in ('whole command', 'training steps alone'):
+                own, *peers = (values for key, values in found.items() if key.startswith(what))
+                ratios[f'{what}, best torch / train.py'] = [
+                    min(theirs) / ours for ours, *theirs in zip(own, *peers, strict=True)]
+            yield table(f'training of {settings.name}', 'seconds, and parts of the test images', {**found, **ratios})
 
 
 def checkpoint(args: argparse.Namespace) -> Table:

@@ -2,12 +2,14 @@
 
 import importlib.util
 import json
+import os
 import runpy
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+from tfds_files import write_tfds
 
 pytestmark = pytest.mark.launch
 
@@ -83,6 +85,28 @@ def test_the_peer_takes_every_op_as_a_config_writes_it(text, monkeypatch):
         assert any((found == padded[i:i + 16, j:j + 16]).all() for i in range(2 * pad + 1) for j in range(2 * pad + 1))
     if text == 'flip_lr(p=1.0)':
         np.testing.assert_array_equal(found, pixels[:, ::-1])
+
+
+@pytest.mark.torch
+def test_a_whole_training_is_beside_pytorchs(command, tmp_path):
+    pytest.importorskip('torch')
+    rng = np.random.default_rng(0)
+    write_tfds(tmp_path, 'mnist', {part: (rng.integers(0, 256, (count, 28, 28, 1), np.uint8), np.arange(count) % 10)
+                                   for part, count in (('train', 40), ('test', 20))})
+    path = tmp_path / 'found.json'
+    code, out, err = command('benchmark', 'train', '--config=configs/mnist_lenet.py', f'--config.data.dir={tmp_path}',
+                             '--config.model=lenet5', '--config.duration.epochs=1', '--config.batch_size=8', '--rounds=1',
+                             f'--json={path}')
+    assert code == 0, '\n'.join(err)
+    found = {name: values[0] for name, values in json.loads(path.read_text())['train']['values'].items()}
+    cores = len(os.sched_getaffinity(0))
+    for what in ('whole command', 'training steps alone'):
+        best = min(found[f'{what}, torch, {workers} workers'] for workers in (0, cores))
+        assert found[f'{what}, best torch / train.py'] == pytest.approx(best / found[f'{what}, train.py'])
+    for side in ('train.py', 'torch, 0 workers', f'torch, {cores} workers'):
+        assert 20 * found[f'test accuracy, {side}'] == pytest.approx(round(20 * found[f'test accuracy, {side}']))
+        assert 0 < found[f'training steps alone, {side}'] < found[f'whole command, {side}']
+        assert any(line.startswith(f'| whole command, {side} |') for line in out)
 
 
 @pytest.mark.torch
