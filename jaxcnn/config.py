@@ -89,7 +89,8 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class SwitchConfig:
-    """A later stage of the optimisation; what is left out stays as in the stage before, begun afresh."""
+    """A later stage of the optimisation; what is left out but the warm-up stays as in the stage before,
+    begun afresh."""
 
     at: Duration = _field(Duration('fraction', 0.5), 'when this stage begins')
     optimizer: Choice | None = _field(None, 'the optimizer from then on')
@@ -138,7 +139,8 @@ class OptimConfig:
     ema_decay: float = _field(0.0, 'exponential moving average of the parameters, with decay '
                               'min(ema_decay, (1+n)/(10+n)); 0: none', least=0, most=0.999999)
     groups: tuple[GroupConfig, ...] = _field((), 'parameters with a rate or optimizer of their own, or that are not trained')
-    lookahead: LookaheadConfig | None = _field(None, 'slow parameters and BatchNorm statistics, which the run ends with')
+    lookahead: LookaheadConfig | None = _field(None, 'slow parameters and BatchNorm statistics, which the run ends with; '
+                                               'what `until` and `freeze_bn` stop, its next step moves still')
     label_smoothing: float = _field(0.0, 'probability spread evenly over all classes', least=0, most=0.999)
 
 

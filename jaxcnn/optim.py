@@ -46,9 +46,18 @@ class _Span(NamedTuple):
     steps: int
     timeline: Timeline
 
+    def at(self, moment: Any, where: str) -> int:
+        """The step of the schedule at a moment, a duration from the start of the run, given as its argument."""
+        return self.timeline.steps(cfg._build_duration(moment, where)) - self.start
+
     def length(self, duration: Any, where: str) -> int:
-        """Steps of a duration given as a schedule's argument."""
-        return self.timeline.steps(cfg._build_duration(duration, where))
+        """The steps of a duration given as its argument, anywhere in the schedule."""
+        built, timeline = cfg._build_duration(duration, where), self.timeline
+        found = {timeline.steps(built, s) for s in (self.start, *timeline.growth(self.start, self.start + self.steps))}
+        if len(found) > 1:
+            raise UserError(f'{where}: {cfg.to_dict(built)} is no fixed number of steps, as config.batch_schedule changes '
+                            'the batch size meanwhile; give it in steps')
+        return found.pop()
 
 
 def _constant(lr: float, span: _Span) -> optax.Schedule:
@@ -68,7 +77,7 @@ def _step(lr: float, span: _Span, at: Sequence[Any] = ({'fraction': 0.5}, {'frac
     """Times `factor` at each of the moments `at`, durations from the start of the run."""
     if not isinstance(at, (list, tuple)):
         raise UserError(f'schedule step: at must be a sequence of durations, got {at!r}')
-    moments = [span.length(a, f'schedule step: at[{i}]') - span.start for i, a in enumerate(at)]
+    moments = [span.at(a, f'schedule step: at[{i}]') for i, a in enumerate(at)]
     if len(set(moments)) < len(moments):
         raise UserError(f'schedule step: two of {at!r} fall on one step')
     return optax.piecewise_constant_schedule(lr, dict.fromkeys(moments, factor))
@@ -143,7 +152,7 @@ def make_schedule(choice: cfg.Choice, lr: float, warmup: cfg.Duration | None, ti
       UserError: an unknown schedule or argument, or a warm-up as long as the stage.
     """
     make = _find_schedule(choice)
-    ramp = timeline.steps(warmup) if warmup else 0
+    ramp = timeline.steps(warmup, start) if warmup else 0
     if ramp >= end - start:
         raise UserError(f'config.optim.warmup: {cfg.to_dict(warmup)} is {ramp} steps, and the stage is over after '
                         f'{end - start}: train longer, or set a shorter warm-up or None')

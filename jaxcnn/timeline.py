@@ -70,8 +70,8 @@ class Timeline:
         """Passes over the training part before `step`."""
         return self.examples(step) / self.num_train
 
-    def steps(self, duration: Duration) -> int:
-        """The step at which `duration`, from the start of the run, has passed: rounded up, at least 1."""
+    def steps(self, duration: Duration, since: int = 0) -> int:
+        """The steps, from step `since` on, in which `duration` passes: rounded up, at least 1."""
         unit, value = duration.unit, duration.value
         if unit == 'fraction':
             unit, value = self._config.duration.unit, value * self._config.duration.value
@@ -79,9 +79,13 @@ class Timeline:
                 raise UserError('config.duration: the length of the run cannot be a fraction of itself')
         if unit == 'steps':
             return max(1, math.ceil(value - 1e-9))
-        images = value * self.num_train
+        images = self.examples(since) + value * self.num_train
         start, before, size = [entry for entry in self._sizes if entry[1] <= images][-1]
-        return max(1, start + math.ceil((images - before) / size - 1e-9))
+        return max(1, start + math.ceil((images - before) / size - 1e-9) - since)
+
+    def growth(self, start: int, end: int) -> list[int]:
+        """The steps between `start` and `end` at which the batch size changes."""
+        return [first for first, _, _ in self._sizes if start < first < end]
 
     def phase(self, step: int) -> Phase:
         """The phase that `step` belongs to."""

@@ -45,6 +45,7 @@ def run(args: argparse.Namespace) -> int:
     settings = config.load(args.config, args.overrides)
     if args.seeds < 1:
         raise UserError(f'--seeds: expected at least 1, got {args.seeds}')
+    config.load(args.config, [*args.overrides, f'seed={settings.seed + args.seeds - 1}'])  # the last one is a seed, too
     from jaxcnn.train import train_and_evaluate
     from jaxcnn.train.signals import Interrupted
     summaries, diverged = {}, []

@@ -121,6 +121,22 @@ def test_a_warm_up_in_epochs_is_in_steps_of_the_batch():
     np.testing.assert_allclose([schedule(n) for n in range(6)], PEAK * np.array([.25, .5, .75, 1, 1, 1]), rtol=1e-6)
 
 
+def test_a_stage_after_the_batch_size_grew_counts_its_own_epochs():
+    config = parse(dict(duration=dict(epochs=40), batch_size=100, batch_schedule=[(dict(epochs=20), 400)]))
+    t = Timeline(config, 4000)  # 40 steps an epoch, then 10
+    warm = optim.make_schedule(Choice('constant'), PEAK, Duration('epochs', 1), t, 800, 1000)
+    np.testing.assert_allclose([warm(n) for n in (0, 8, 9, 10)], PEAK * np.array([.1, .9, 1, 1]), rtol=1e-5)
+    halves = Choice('exponential', {'decay_rate': 0.5, 'every': {'epochs': 2}, 'staircase': True})
+    for start, end, steps in ((0, 800, 80), (800, 1000, 20)):
+        schedule = optim.make_schedule(halves, PEAK, None, t, start, end)
+        found = [schedule(n) for n in (steps - 1, steps, 2 * steps)]
+        np.testing.assert_allclose(found, PEAK * np.array([1, .5, .25]), rtol=1e-5)
+    with pytest.raises(UserError, match=r"exponential: every: .*'epochs': 2.* batch size .*in steps"):
+        optim.make_schedule(halves, PEAK, None, t, 0, 1000)
+    by_steps = Choice('exponential', {'decay_rate': 0.5, 'every': {'steps': 80}})
+    np.testing.assert_allclose(optim.make_schedule(by_steps, PEAK, None, t, 0, 1000)(160), PEAK / 4, rtol=1e-5)
+
+
 @pytest.mark.parametrize(('fields', 'line'), [
     ({'schedule': 'cosin'}, r"unknown schedule 'cosin'; nearest: cosine"),
     ({'schedule': {'name': 'cosine', 'end_facter': 0.1}},

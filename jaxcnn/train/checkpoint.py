@@ -17,6 +17,7 @@ from orbax.checkpoint.checkpoint_managers import PreservationPolicy
 from jaxcnn import config as cfg
 from jaxcnn import sealed
 from jaxcnn.errors import UserError
+from jaxcnn.train.parallel import from_all
 from jaxcnn.train.state import TrainState
 
 log = logging.getLogger('jaxcnn')
@@ -106,7 +107,7 @@ class Checkpoints:
         try:
             self._manager.wait_until_finished()
             self._forget_replaced()
-            if step in self.steps():
+            if from_all(step in self.steps())[0]:  # as the first process sees it; all have looked before it moves it
                 self._set_aside(step)
             self._metrics[step] = metrics
             begun = self._manager.save(step, args=ocp.args.Composite(

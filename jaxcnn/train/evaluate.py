@@ -1,7 +1,10 @@
 """Evaluation: every image of a split once, on all devices."""
 
+import collections
 from collections.abc import Callable
 from typing import Any
+
+import jax
 
 from jaxcnn import metrics
 from jaxcnn.data import feed
@@ -38,15 +41,19 @@ class Evaluator:
         Args:
           variables: `params` and `batch_stats`, placed by the back end.
           split: a name in the data set's splits.
-          stop: asked before each batch.
+          stop: asked before each batch, when the one before the last is through.
           views: of the mean logits of several views of each image.
         """
         part = self._dataset.splits[split]
         if split not in self._resident:
             self._resident[split] = self._backend.place(feed.resident(part)) if self._on_device else {}
         sums = self._backend.place(metrics.zero_sums(self._dataset.num_classes))
+        under_way: collections.deque[Any] = collections.deque()
         for batch in feed.eval_batches(part, self._batch_size, on_device=self._on_device, rows=self._backend.rows):
+            if len(under_way) > 1:
+                jax.block_until_ready(under_way.popleft())
             if stop():
                 return None
             sums = self._steps[views](variables, self._backend.put_rows(batch), self._resident[split], sums)
+            under_way.append(sums)
         return self._backend.fetch(sums)

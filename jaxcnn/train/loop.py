@@ -106,7 +106,7 @@ class Run:
     def __init__(self, config: cfg.Config, folder: str, stop: signals.StopRequest):
         self.started = self._counted = time.monotonic()
         self.config, self.folder, self._stop = config, folder, stop
-        self.dataset = data.load(config.data)
+        self.dataset = parallel.together(lambda: data.load(config.data))
         self.timeline = Timeline(config, len(self.dataset.splits['train']))
         self._chunk = min(config.parallel.steps_per_dispatch, self.timeline.total)
         self.optimizer = optim.make_optimizer(config.optim, self.timeline)
@@ -145,12 +145,14 @@ class Run:
 
     def _fit(self, ops: Sequence[normalize.Normalizer],
              pixels: Callable[[jax.Array], jax.Array]) -> Sequence[normalize.Fitted]:
-        """What normalisation learns of the training part, kept in the workdir from the run's beginning on."""
+        """What normalisation learns of the training part, kept in the workdir from the run's beginning on; what a start that
+        failed before then has left may be of another config or other data."""
         path, train = os.path.join(self.folder, 'normalize.npz'), self.dataset.splits['train']
+        begun = os.path.exists(os.path.join(self.folder, 'config.json'))
         blocks = np.array_split(np.arange(len(train)), -(-len(train) // 1024))
 
         def write() -> None:
-            if jax.process_index() == 0 and not os.path.exists(path):
+            if jax.process_index() == 0 and not (begun and os.path.exists(path)):
                 prepare = jax.jit(pixels)
                 normalize.write(path, normalize.fit(ops, lambda: (np.asarray(prepare(train.take(b))) for b in blocks)))
         parallel.together(write)
@@ -188,7 +190,8 @@ class Run:
             workdir.write_json(data_path, self.dataset.info())
         self.checkpoints = Checkpoints(self.folder, self.config.checkpoint)
         found = next(self.checkpoints.newest_whole(template), None)
-        steps = parallel.from_all(found[0] if found else 0)
+        damaged = [s for s in self.checkpoints.steps() if s > (found[0] if found else 0)]
+        steps = parallel.from_all(found[0] if found else 0)  # and all have looked before one is moved
         if len(set(steps)) > 1:
             raise UserError(f'the processes do not see the same checkpoints in {self.folder!r}: they would go on from steps '
                             f'{", ".join(map(str, steps))}; it must be a folder that all of them share')
@@ -202,8 +205,8 @@ class Run:
             if self.checkpoints.steps():
                 self._display.say(f'no checkpoint in {self.folder} is whole: the run begins anew')
             self.state = self._begin(template.params)
-        for damaged in [s for s in self.checkpoints.steps() if s > step]:
-            self.checkpoints.discard(damaged)
+        for later in damaged:
+            self.checkpoints.discard(later)
         self.step, self._saved = step, (step, self.progress.evaluated_step == step)
         self.metrics_log = workdir.MetricsLog(self.folder, step) if self.chief else None
         self.resident = self.backend.place(feed.resident(self.dataset.splits['train'])) if self.on_device else {}
@@ -287,8 +290,9 @@ class Run:
         self._asked += 1
         if self._asked % 10:
             return False
-        self._stop.signum = int(parallel.from_all(self._stop.signum).max())
-        return self._stop.acknowledge()
+        if heard := int(parallel.from_all(self._stop.signum).max()):  # 0 would undo a signal that came meanwhile
+            self._stop.signum = heard
+        return self._stop.acknowledge() if heard else False
 
     def _out_of_patience(self) -> bool:
         patience = self.config.checkpoint.patience
@@ -326,6 +330,10 @@ class Run:
             self._logged = end  # its figures are fetched when the next steps have been dispatched
         while self._display.due and self._pending and self._pending[0].metrics.is_ready():
             self._drain_one()
+
+    def _interrupted(self) -> bool:
+        """Whether a signal came that this process may heed by itself."""
+        return bool(self._stop) and jax.process_count() == 1
 
     def drain(self) -> None:
         """Waits for all dispatched steps and takes in their metrics."""
@@ -379,7 +387,7 @@ class Run:
         for of_state, placed in variables(state).items():
             for several in (False, True) if views else (False,):
                 prefix = of_state + several * 'views_'
-                sums = self.evaluator(placed, split, lambda: bool(self._stop) and jax.process_count() == 1, several)
+                sums = self.evaluator(placed, split, self._interrupted, several)
                 if sums is None:
                     return None
                 row.update({f'{split}_{prefix}{name}': value for name, value in metrics.figures(sums).items()})
@@ -387,7 +395,8 @@ class Run:
         return row, confusion
 
     def _evaluate(self) -> None:
-        self.drain()
+        while self._pending and not self._interrupted():
+            self._drain_one()
         found = self.evaluate(self.state, self.watched)
         if found is None:
             return
@@ -513,7 +522,10 @@ def train_and_evaluate(config: cfg.Config | ml_collections.ConfigDict | Mapping[
             run.open()
             try:
                 run.train()
-                return run.finish()
+                summary = run.finish()
+                if heard := int(parallel.from_all(stop.signum).max()):  # what comes after, another seed, is not to begin
+                    raise signals.Interrupted(heard, run.step)
+                return summary
             finally:
                 run.close()
         except OSError as e:

@@ -124,9 +124,9 @@ class Sharded:
         return jax.lax.with_sharding_constraint(jax.lax.dynamic_slice(order, (first,), (batch_size,)), self._rows)
 
     def compile_eval(self, fn: Callable) -> Callable:
-        """Compiles `step.eval_step`; the sums are donated."""
+        """Compiles `step.eval_step`."""
         r = self._replicated
-        return jax.jit(fn, donate_argnums=3, in_shardings=(r, self._rows, r, r), out_shardings=r)
+        return jax.jit(fn, in_shardings=(r, self._rows, r, r), out_shardings=r)
 
 
 class Pmap:
@@ -175,8 +175,8 @@ class Pmap:
         return jax.lax.dynamic_slice(order, (first + jax.lax.axis_index(AXIS) * part,), (part,))
 
     def compile_eval(self, fn: Callable) -> Callable:
-        """Compiles `step.eval_step`; the sums are donated."""
-        return jax.pmap(fn, AXIS, in_axes=(0, 0, 0, 0), donate_argnums=3)
+        """Compiles `step.eval_step`."""
+        return jax.pmap(fn, AXIS, in_axes=(0, 0, 0, 0))
 
 
 Backend = Sharded | Pmap

@@ -1,5 +1,6 @@
 """The commands as a person runs them."""
 
+import contextlib
 import csv
 import json
 import os
@@ -12,6 +13,7 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
+from tfds_files import write_tfds
 
 from jaxcnn.config import DataConfig
 from jaxcnn.config import load as load_config
@@ -171,19 +173,26 @@ def test_two_processes_train_as_one_with_two_devices(config, tmp_path, backend):
     assert np.linalg.norm(flat[0] - flat[1]) / np.linalg.norm(flat[1]) < 1e-5
 
 
-def test_where_one_of_two_processes_fails_the_other_does_not_wait(config, tmp_path):
-    """Started by hand, so that nobody ends the other: the workdir is in use, which process 0 alone finds out."""
+@pytest.mark.parametrize('failing', [0, 1])
+def test_where_one_of_two_processes_fails_the_other_does_not_wait(config, tmp_path, failing):
+    """Started by hand, so that nobody ends the other. The workdir is in use, which process 0 alone finds out; or process 1
+    has no data, while 0 would fit the normalisation to them."""
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 28, 28, 1), np.uint8)
+    write_tfds(tmp_path / '0', 'mnist', dict.fromkeys(('train', 'test'), (pixels, np.arange(40) % 10)))
+    flags = ['--config.data.name=mnist', '--config.data.normalize=gcn'] if failing else []
     with socket.socket() as s:
         s.bind(('127.0.0.1', 0))
         address = f'127.0.0.1:{s.getsockname()[1]}'
-    with claim(str(tmp_path), load_config(config)):
-        both = [subprocess.Popen(command('train', f'--config={config}', f'--workdir={tmp_path}', f'--coordinator={address}',
-                                         '--num_processes=2', f'--process_id={i}'),
-                                 cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True) for i in range(2)]
-        told = [p.communicate(timeout=120)[1] for p in both]
+    workdir = tmp_path / 'run'
+    with contextlib.nullcontext() if failing else claim(str(workdir), load_config(config)):
+        both = [subprocess.Popen(command('train', f'--config={config}', f'--workdir={workdir}', f'--coordinator={address}',
+                                         '--num_processes=2', f'--process_id={i}', *flags), cwd=ROOT,
+                                 env={**environment(), 'TFDS_DATA_DIR': str(tmp_path / str(i))}, stderr=subprocess.PIPE,
+                                 text=True) for i in range(2)]
+        told = [p.communicate(timeout=120)[1].splitlines() for p in both]
     assert [p.returncode for p in both] == [2, 2]
-    assert 'is in use by another run' in told[0]
-    assert 'process 0 failed, and says why' in told[1]
+    assert ['is in use by another run', "'mnist'"][failing] in told[failing][-1]
+    assert f'process {failing} failed, and says why' in told[1 - failing][-1]
 
 
 @pytest.mark.parametrize(('given', 'n', 'shares'), [('0,1,2,3', 2, ['0,1', '2,3']), ('5,GPU-ab', 2, ['5', 'GPU-ab']),

@@ -3,6 +3,7 @@
 import glob
 import json
 import os
+import signal
 
 import jax
 import jax.numpy as jnp
@@ -12,11 +13,12 @@ import pytest
 from jaxcnn import config as cfg
 from jaxcnn import models
 from jaxcnn.errors import UserError
+from jaxcnn.inspect import report
 from jaxcnn.optim import make_optimizer, matching
 from jaxcnn.timeline import Timeline
-from jaxcnn.train import train_and_evaluate
+from jaxcnn.train import parallel, train_and_evaluate
 from jaxcnn.train.loop import Run, RunProgress, check_config
-from jaxcnn.train.signals import StopRequest
+from jaxcnn.train.signals import Interrupted, StopRequest
 from jaxcnn.train.step import gather, image_keys, step_keys
 from jaxcnn.train.trained import Trained
 from jaxcnn.train.workdir import read_metrics
@@ -108,6 +110,17 @@ def test_what_is_fitted_to_the_training_part_is_kept_with_the_run(small, tmp_pat
     path.unlink()
     with pytest.raises(UserError, match=r'normalize\.npz: what normalisation was fitted to cannot be read'):
         Trained(folder)
+
+
+def test_what_a_start_that_failed_was_fitted_to_is_not_kept(small, tmp_path):
+    wrong = small(data={'normalize': 'gcn(5)|standardize'}, optim={'groups': [dict(match='nowhere', rate=2.0)]})
+    with pytest.raises(UserError, match='nowhere'):
+        train_and_evaluate(wrong, str(tmp_path))
+    left = (tmp_path / 'normalize.npz').read_bytes()
+    (tmp_path / 'new').mkdir()
+    for folder in (tmp_path, tmp_path / 'new'):
+        Run(cfg.parse(small(data={'normalize': 'gcn(1)|standardize'})), str(folder), StopRequest())
+    assert left != (tmp_path / 'normalize.npz').read_bytes() == (tmp_path / 'new' / 'normalize.npz').read_bytes()
 
 
 def test_a_whole_run_in_one_dispatch_logs_as_one_of_single_steps_does(small, tmp_path):
@@ -232,6 +245,58 @@ def test_evaluation_counts_every_image_once_on_eight_devices(small, tmp_path, ba
     first, *others = figures.values()
     for other in others:
         assert other == pytest.approx(first, rel=1e-5)
+
+
+def test_evaluation_is_asked_to_stop_while_it_computes(small, tmp_path):
+    class Sums:
+        def __init__(self, number):
+            self.number = number
+
+        def block_until_ready(self):
+            through.append(self.number)
+
+    through, asked = [], []
+
+    def stop():
+        asked.append(list(through))
+        return len(asked) == 5
+
+    evaluator = Run(cfg.parse(small(eval={'batch_size': 32})), str(tmp_path), StopRequest()).evaluator
+    evaluator._steps[False] = lambda *_: Sums(len(asked))
+    assert evaluator(None, 'test', stop) is None
+    assert asked == [[], [], [1], [1, 2], [1, 2, 3]]
+
+
+def test_a_signal_while_the_report_is_written_ends_what_comes_after(small, tmp_path, monkeypatch):
+    write = report.write_report
+
+    def write_slowly(*arguments):
+        os.kill(os.getpid(), signal.SIGINT)
+        write(*arguments)
+
+    monkeypatch.setattr(report, 'write_report', write_slowly)
+    with pytest.raises(Interrupted) as error:
+        train_and_evaluate(small(), str(tmp_path))
+    assert error.value.signum == signal.SIGINT
+    assert (tmp_path / 'report.md').exists()
+    monkeypatch.undo()
+    assert train_and_evaluate(small(), str(tmp_path))['steps'] == 20
+
+
+def test_a_signal_that_comes_while_the_processes_agree_is_not_forgotten(small, tmp_path, monkeypatch):
+    run = Run(cfg.parse(small()), str(tmp_path), StopRequest())
+    heard = []
+
+    def from_all(value):
+        heard.append(value)
+        run._stop.signum = signal.SIGTERM  # while this process waits for the others
+        return np.array([value, 0])
+
+    monkeypatch.setattr(jax, 'process_count', lambda: 2)
+    monkeypatch.setattr(parallel, 'from_all', from_all)
+    assert [run._stopping() for _ in range(20)] == [False] * 19 + [True]
+    assert heard == [0, signal.SIGTERM]
+    assert run._stop.acknowledged
 
 
 @pytest.mark.parametrize(('fields', 'line'), [
