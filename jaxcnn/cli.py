@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import ctypes
 import logging
 import os
 import sys
@@ -80,6 +81,13 @@ def keep_memory() -> None:
         settings = ':'.join(filter(None, [tunables, *_MEMORY]))
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]],
                   {**os.environ, 'GLIBC_TUNABLES': settings, marker: '1'})
+
+
+def give_memory_back() -> None:
+    """Gives the system what is kept (`keep_memory`): the arrays of one run seldom fit the holes that the run before left."""
+    trim = getattr(ctypes.CDLL(None), 'malloc_trim', None)  # glibc's alone
+    if trim:
+        trim(0)
 
 
 def main(parser: argparse.ArgumentParser, run: Callable[[argparse.Namespace], int | None],

@@ -63,6 +63,7 @@ def run(args: argparse.Namespace) -> int:
             diverged.append(seed)
         else:
             tell(summaries[seed], folder)
+        cli.give_memory_back()
     if args.seeds > 1:
         tell_seeds(summaries, args.workdir)
     if diverged:
