@@ -3,6 +3,7 @@
 import glob
 import json
 import os
+import shutil
 import signal
 
 import jax
@@ -17,6 +18,7 @@ from jaxcnn.inspect import report
 from jaxcnn.optim import make_optimizer, matching
 from jaxcnn.timeline import Timeline
 from jaxcnn.train import parallel, train_and_evaluate
+from jaxcnn.train.checkpoint import Checkpoints
 from jaxcnn.train.loop import Run, RunProgress, check_config
 from jaxcnn.train.signals import Interrupted, StopRequest
 from jaxcnn.train.step import gather, image_keys, step_keys
@@ -297,6 +299,23 @@ def test_a_signal_that_comes_while_the_processes_agree_is_not_forgotten(small, t
     assert [run._stopping() for _ in range(20)] == [False] * 19 + [True]
     assert heard == [0, signal.SIGTERM]
     assert run._stop.acknowledged
+
+
+def test_all_processes_set_the_same_damaged_checkpoints_aside(small, tmp_path, monkeypatch):
+    train_and_evaluate(small(), str(tmp_path))
+    newest = tmp_path / 'checkpoints' / '20'
+    (newest / 'progress' / 'metadata').write_text('{')
+    run, discarded = Run(cfg.parse(small()), str(tmp_path), StopRequest()), []
+
+    def from_all(value):
+        shutil.rmtree(newest, ignore_errors=True)  # the first process is already past it, and has moved it
+        return np.array([value])
+
+    monkeypatch.setattr(parallel, 'from_all', from_all)
+    monkeypatch.setattr(Checkpoints, 'discard', lambda self, step: discarded.append(step))
+    run.open()
+    run.close()
+    assert (run.step, discarded) == (10, [20])
 
 
 @pytest.mark.parametrize(('fields', 'line'), [
