@@ -1,14 +1,13 @@
 """What the commands in `launch/` share: start-up, and a person's mistakes told in one line."""
 
 import argparse
-import contextlib
-import ctypes
 import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
+from jaxcnn import memory
 from jaxcnn.errors import UserError
 
 log = logging.getLogger('jaxcnn')
@@ -58,38 +57,6 @@ def start_jax(args: argparse.Namespace) -> None:
     use_compilation_cache()
 
 
-# of the C library: pages of 2 MiB for those who ask, one heap for all threads, and what was freed is kept
-_MEMORY = ('glibc.malloc.hugetlb=1', 'glibc.malloc.arena_max=1', f'glibc.malloc.mmap_threshold={1 << 40}',
-           f'glibc.malloc.trim_threshold={1 << 40}')
-
-
-def keep_memory() -> None:
-    """Starts this command anew with memory that is kept, in pages of 2 MiB, where Linux gives them to those who ask.
-
-    XLA takes its temporary memory anew for each step on the CPU, gigabytes for a large network; to have it from the system
-    each time takes a tenth to a third of a step (docs/performance.md). Only a new process can have it otherwise: the C
-    library reads its settings when it starts.
-    """
-    tunables, marker = os.environ.get('GLIBC_TUNABLES', ''), 'JAXCNN_STARTED_ANEW'
-    ours = sys.orig_argv[-len(sys.argv):] == sys.argv and os.path.isfile(sys.argv[0])  # not a notebook that runs us
-    if not ours or 'glibc.malloc' in tunables or marker in os.environ:
-        return
-    with contextlib.suppress(OSError):
-        with open('/sys/kernel/mm/transparent_hugepage/enabled') as f:
-            if '[madvise]' not in f.read():
-                return
-        settings = ':'.join(filter(None, [tunables, *_MEMORY]))
-        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]],
-                  {**os.environ, 'GLIBC_TUNABLES': settings, marker: '1'})
-
-
-def give_memory_back() -> None:
-    """Gives the system what is kept (`keep_memory`): the arrays of one run seldom fit the holes that the run before left."""
-    trim = getattr(ctypes.CDLL(None), 'malloc_trim', None)  # glibc's alone
-    if trim:
-        trim(0)
-
-
 def main(parser: argparse.ArgumentParser, run: Callable[[argparse.Namespace], int | None],
          arguments: Sequence[str] | None = None) -> None:
     """Parses the command line, starts JAX, runs, and leaves the process with its exit code.
@@ -98,7 +65,7 @@ def main(parser: argparse.ArgumentParser, run: Callable[[argparse.Namespace], in
     what was given as `--config.a.b=VALUE`.
     """
     if arguments is None:
-        keep_memory()
+        memory.keep()
     has_config = any(action.dest == 'config' for action in parser._actions)
 
     def wrong(message: str) -> NoReturn:

@@ -139,8 +139,8 @@ class OptimConfig:
     ema_decay: float = _field(0.0, 'exponential moving average of the parameters, with decay '
                               'min(ema_decay, (1+n)/(10+n)); 0: none', least=0, most=0.999999)
     groups: tuple[GroupConfig, ...] = _field((), 'parameters with a rate or optimizer of their own, or that are not trained')
-    lookahead: LookaheadConfig | None = _field(None, 'slow parameters and BatchNorm statistics, which the run ends with; '
-                                               'what `until` and `freeze_bn` stop, its next step moves still')
+    lookahead: LookaheadConfig | None = _field(None, 'slow parameters and BatchNorm statistics, which a run of full length '
+                                               'ends with; what `until` and `freeze_bn` stop, its next step moves still')
     label_smoothing: float = _field(0.0, 'probability spread evenly over all classes', least=0, most=0.999)
 
 
@@ -363,10 +363,21 @@ def differences(old: Config, new: Config, all_fields: bool = False) -> list[str]
     return found
 
 
+class _Dicts(ast.NodeTransformer):
+    """`dict(a=1)`, as config files have it, as the literal `{'a': 1}`."""
+
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        self.generic_visit(node)
+        named = [(ast.Constant(k.arg), k.value) for k in node.keywords if k.arg]
+        if isinstance(node.func, ast.Name) and node.func.id == 'dict' and len(named) == len(node.keywords) and not node.args:
+            return ast.Dict([key for key, _ in named], [value for _, value in named])
+        return node
+
+
 def _literal(text: str) -> Any:
     try:
-        return parse_call(text, '')[2] if text.startswith('dict(') else ast.literal_eval(text)
-    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError, UserError):
+        return ast.literal_eval(_Dicts().visit(ast.parse(text.strip(), mode='eval')))
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return text
 
 

@@ -3,6 +3,7 @@
 import difflib
 import functools
 import inspect
+import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,8 @@ from jaxcnn.timeline import Timeline
 
 # these need more than gradients (the loss as a function, gradients per example), or other parameters in evaluation
 # or take no schedule for their learning rate
-_NOT_HERE = {'lbfgs', 'sophia', 'dpsgd', 'schedule_free_sgd', 'schedule_free_adamw', 'optimistic_adam', 'rprop', 'sm3'}
+_NOT_HERE = {'lbfgs', 'sophia', 'dpsgd', 'schedule_free_sgd', 'schedule_free_adamw', 'optimistic_adam', 'rprop', 'sm3',
+             'noisy_sgd'}  # its state holds a key, which is no array of numbers
 
 
 @functools.cache
@@ -68,6 +70,8 @@ def _constant(lr: float, span: _Span) -> optax.Schedule:
 def _exponential(lr: float, span: _Span, decay_rate: float = 0.94, every: Any = cfg.Duration('epochs', 2),  # noqa: B008
                  staircase: bool = False) -> optax.Schedule:
     """Times `decay_rate` after each `every`: smoothly, or in steps where `staircase`."""
+    if not decay_rate > 0:
+        raise UserError(f'schedule exponential: decay_rate must be above 0, got {decay_rate!r}')
     return optax.exponential_decay(lr, span.length(every, 'schedule exponential: every'), decay_rate,
                                    staircase=staircase)
 
@@ -90,6 +94,8 @@ def _cosine(lr: float, span: _Span, end_factor: float = 0.0) -> optax.Schedule:
 
 def _polynomial(lr: float, span: _Span, power: float = 1.0, end_factor: float = 0.0) -> optax.Schedule:
     """Down to `end_factor` of the learning rate, as (1 - t)^power."""
+    if not power > 0:
+        raise UserError(f'schedule polynomial: power must be above 0, got {power!r}')
     return optax.polynomial_schedule(lr, lr * end_factor, power, span.steps)
 
 
@@ -97,6 +103,8 @@ def _one_cycle(lr: float, span: _Span, pct_start: float = 0.3, div_factor: float
                final_div_factor: float = 1e4) -> optax.Schedule:
     """Cosine up from lr / div_factor during `pct_start` of the steps, then down to lr / (div_factor * final_div_factor)
     (Smith & Topin 2018); see `optax.cosine_onecycle_schedule`."""
+    if not 0 < pct_start < 1:
+        raise UserError(f'schedule one_cycle: pct_start is a part of the steps, between 0 and 1, got {pct_start!r}')
     return optax.cosine_onecycle_schedule(span.steps, lr, pct_start, div_factor, final_div_factor)
 
 
@@ -131,20 +139,27 @@ def schedule_names() -> list[str]:
     return sorted(_SCHEDULES)
 
 
+def _check_switch(where: str, parameter: inspect.Parameter, value: Any) -> None:
+    """`--config.optim.optimizer.nesterov=false` is a string, and true."""
+    if isinstance(parameter.default, bool) and not isinstance(value, bool):
+        raise UserError(f'{where}: expected True or False, got {value!r}')
+
+
 def _find_schedule(choice: cfg.Choice) -> Callable[..., optax.Schedule]:
     if choice.name not in _SCHEDULES:
         raise unknown('schedule', choice.name, schedule_names())
     make = _SCHEDULES[choice.name]
     known = list(inspect.signature(make).parameters)[2:]
-    for name in choice.args:
+    for name, value in choice.args.items():
         if name not in known:
             raise unknown(f'argument of schedule {choice.name}', name, known)
+        _check_switch(f'schedule {choice.name}: {name}', inspect.signature(make).parameters[name], value)
     return make
 
 
 def make_schedule(choice: cfg.Choice, lr: float, warmup: cfg.Duration | None, timeline: Timeline, start: int,
-                  end: int) -> optax.Schedule:
-    """Learning rate by step of a stage that runs from `start` to `end`; step 0 of it is `start`.
+                  end: int, where: str = 'config.optim') -> optax.Schedule:
+    """Learning rate by step of a stage that runs from `start` to `end`; step 0 of it is `start`; `where` has its fields.
 
     The n-th of w warm-up steps (n = 1..w) has n/w of the peak; the schedule covers the steps after it.
 
@@ -154,13 +169,18 @@ def make_schedule(choice: cfg.Choice, lr: float, warmup: cfg.Duration | None, ti
     make = _find_schedule(choice)
     ramp = timeline.steps(warmup, start) if warmup else 0
     if ramp >= end - start:
-        raise UserError(f'config.optim.warmup: {cfg.to_dict(warmup)} is {ramp} steps, and the stage is over after '
+        raise UserError(f'{where}.warmup: {cfg.to_dict(warmup)} is {ramp} steps, and the stage is over after '
                         f'{end - start}: train longer, or set a shorter warm-up or None')
+    steps = end - start - ramp
     try:
-        main = make(lr, _Span(start + ramp, end - start - ramp, timeline), **choice.args)
-        main(0)
-    except (TypeError, ValueError, ZeroDivisionError) as e:
-        raise UserError(f'config.optim.schedule: {choice.name} with {dict(choice.args)}: {e}') from e
+        main = make(lr, _Span(start + ramp, steps, timeline), **choice.args)
+        rates = {n: float(main(n)) for n in {0, 1, steps // 4, steps // 2, 3 * steps // 4, steps - 1}}
+    except (TypeError, ValueError, ZeroDivisionError, OverflowError) as e:
+        raise UserError(f'{where}.schedule: {choice.name} with {dict(choice.args)}: {e}') from e
+    for n, rate in rates.items():
+        if not 0 <= rate < math.inf:
+            raise UserError(f'{where}.schedule: {choice.name} with {dict(choice.args)}: a learning rate of {rate:.4g} at '
+                            f'step {start + ramp + n}')
     if not ramp:
         return main
     return optax.join_schedules([optax.linear_schedule(lr / ramp, lr * (ramp + 1) / ramp, ramp), main], [ramp])
@@ -199,9 +219,10 @@ def matching(pattern: str, where: str) -> Callable[[Any], Any]:
 
 @dataclass(frozen=True)
 class Groups:
-    """Which parameters are updated in a way of their own."""
+    """Which parameters are updated in a way of their own, and the steps of the run at which their training ends."""
 
     groups: tuple[cfg.GroupConfig, ...]
+    ends: tuple[int | None, ...] = ()
 
     def __post_init__(self) -> None:
         for i, group in enumerate(self.groups):
@@ -223,11 +244,13 @@ class Groups:
         """Of a group."""
         return self.groups[group].rate if group >= 0 else 1.0
 
-    def trained(self, grads: Any) -> Any:
-        """Gradients, zero for parameters that stay as they begin."""
-        if not any(g.rate == 0 for g in self.groups):
-            return grads
-        return jax.tree.map(lambda g, group: g if self.rate(group) else jnp.zeros_like(g), grads, self.of(grads))
+    def trained(self, grads: Any, step: jax.Array) -> Any:
+        """Gradients, zero for parameters that stay as they begin, or as they are from before `step` on."""
+        def of(g: jax.Array, group: int) -> jax.Array:
+            end = self.ends[group] if group >= 0 and self.ends else None
+            here = g if self.rate(group) else jnp.zeros_like(g)
+            return here if end is None else jnp.where(step < end, here, 0)
+        return jax.tree.map(of, grads, self.of(grads)) if self.groups else grads
 
 
 def _l2(l2: float, mask: Callable[[Any], Any], groups: Groups) -> optax.GradientTransformation:
@@ -242,27 +265,28 @@ def _l2(l2: float, mask: Callable[[Any], Any], groups: Groups) -> optax.Gradient
     return optax.GradientTransformation(init, update)
 
 
-def _of_groups(core: Callable[[cfg.Choice | None], optax.GradientTransformation],
-               groups: Groups) -> optax.GradientTransformation:
+def _of_groups(core: Callable[..., optax.GradientTransformation], groups: Groups) -> optax.GradientTransformation:
     """The optimizer of each group, and its rate."""
     def label(group: int) -> str:
         if not groups.rate(group):
             return 'still'
         return str(group) if group >= 0 and groups.groups[group].optimizer else 'all'
 
-    own = {label(i): core(g.optimizer) for i, g in enumerate(groups.groups) if g.optimizer and g.rate}
+    own = {label(i): core(g.optimizer, f'config.optim.groups[{i}].optimizer')
+           for i, g in enumerate(groups.groups) if g.optimizer and g.rate}
     rates = optax.stateless(lambda updates, params: jax.tree.map(
         lambda u, g: groups.rate(g) * u, updates, groups.of(params)))
-    return optax.chain(optax.partition({'all': core(None), 'still': optax.set_to_zero(), **own},
+    return optax.chain(optax.partition({'all': core(), 'still': optax.set_to_zero(), **own},
                                        lambda params: jax.tree.map(label, groups.of(params))), rates)
 
 
 def _normalize(groups: Groups) -> optax.GradientTransformation:
     """The step is taken from kernels of a norm of sqrt(features)."""
     def update(updates: Any, params: Any) -> Any:
-        return jax.tree.map(
-            lambda u, p, g: u + (p.shape[-1] ** 0.5 / jnp.linalg.norm(p) - 1) * p
-            if g >= 0 and groups.groups[g].normalize and p.ndim > 1 else u, updates, params, groups.of(params))
+        def of(u: jax.Array, p: jax.Array, g: int) -> jax.Array:
+            chosen = g >= 0 and groups.groups[g].normalize and groups.rate(g) and p.ndim > 1
+            return u + (p.shape[-1] ** 0.5 / jnp.linalg.norm(p) - 1) * p if chosen else u
+        return jax.tree.map(of, updates, params, groups.of(params))
     return optax.stateless(update)
 
 
@@ -347,12 +371,14 @@ class Optimizer:
 
 def _matrices(params: Any) -> Any:
     """Muon's matrices: kernels, as products of their last axis and all others; the rest goes the way of Adam."""
-    def of(x: Any) -> optax.contrib.MuonDimensionNumbers | None:
-        return optax.contrib.MuonDimensionNumbers(tuple(range(x.ndim - 1)), x.ndim - 1) if x.ndim > 1 else None
-    return jax.tree.map(of, params)
+    def of(path: Any, x: Any) -> optax.contrib.MuonDimensionNumbers | None:
+        kernel = path_name(path).endswith('kernel') and x.ndim > 1
+        return optax.contrib.MuonDimensionNumbers(tuple(range(x.ndim - 1)), x.ndim - 1) if kernel else None
+    return jax.tree_util.tree_map_with_path(of, params)
 
 
-def _make_core(choice: cfg.Choice, schedule: optax.Schedule) -> optax.GradientTransformation:
+def _make_core(choice: cfg.Choice, schedule: optax.Schedule,
+               where: str = 'config.optim.optimizer') -> optax.GradientTransformation:
     known = _optimizers()
     if choice.name not in known:
         raise unknown('optimizer', choice.name, known)
@@ -360,12 +386,13 @@ def _make_core(choice: cfg.Choice, schedule: optax.Schedule) -> optax.GradientTr
     # decay is ours, so that it means the same for each of them
     parameters = {k: p for k, p in inspect.signature(make).parameters.items() if k != 'muon_weight_dimension_numbers'}
     taken = {'learning_rate', 'mask', *(p for p in parameters if 'weight_decay' in p)}
-    for name in choice.args:
+    for name, value in choice.args.items():
         if name in taken:
-            raise UserError(f'config.optim.optimizer.{name}: set config.optim.'
+            raise UserError(f'{where}.{name}: set config.optim.'
                             f'{"learning_rate" if name == "learning_rate" else "weight_decay and decay_mask"} instead')
         if name not in parameters:
             raise unknown(f'argument of optimizer {choice.name}', name, set(parameters) - taken)
+        _check_switch(f'{where}.{name}', parameters[name], value)
     extra: dict[str, Any] = {p: 0.0 for p in parameters if 'weight_decay' in p and isinstance(parameters[p].default, float)}
     if choice.name == 'muon':
         extra['muon_weight_dimension_numbers'] = _matrices
@@ -376,7 +403,7 @@ def _make_core(choice: cfg.Choice, schedule: optax.Schedule) -> optax.GradientTr
             trial, core.init(trial), trial, value=jnp.zeros(())))
         return core
     except (TypeError, ValueError, AttributeError, ZeroDivisionError) as e:
-        raise UserError(f'config.optim.optimizer: {choice.name} with {dict(choice.args)}: {e}') from e
+        raise UserError(f'{where}: {choice.name} with {dict(choice.args)}: {e}') from e
 
 
 def check(optim: cfg.OptimConfig) -> None:
@@ -388,18 +415,19 @@ def check(optim: cfg.OptimConfig) -> None:
     for path, part in parts:
         if part.optimizer:
             with within(f'{path}.optimizer'):
-                _make_core(part.optimizer, optax.constant_schedule(1.0))
+                _make_core(part.optimizer, optax.constant_schedule(1.0), f'{path}.optimizer')
         if getattr(part, 'schedule', None):
             with within(f'{path}.schedule'):
                 _find_schedule(part.schedule)
 
 
 def _make_stage(optim: cfg.OptimConfig, optimizer: cfg.Choice, lr: float, schedule: cfg.Choice,
-                warmup: cfg.Duration | None, timeline: Timeline, start: int, end: int) -> _Stage:
-    by_step = make_schedule(schedule, lr, warmup, timeline, start, end)
+                warmup: cfg.Duration | None, timeline: Timeline, start: int, end: int, where: str) -> _Stage:
+    by_step = make_schedule(schedule, lr, warmup, timeline, start, end, where)
     mask = matching(optim.decay_mask, 'config.optim.decay_mask')
     groups = Groups(optim.groups)
-    core = lambda choice: _make_core(choice or optimizer, by_step)  # noqa: E731
+    def core(choice: cfg.Choice = optimizer, path: str = f'{where}.optimizer') -> optax.GradientTransformation:
+        return _make_core(choice, by_step, path)
     ends = [timeline.steps(g.until) - start if g.until else None for g in optim.groups]
     observer = None
     if schedule.name == 'plateau':
@@ -408,11 +436,11 @@ def _make_stage(optim: cfg.OptimConfig, optimizer: cfg.Choice, lr: float, schedu
         try:
             observer = optax.contrib.reduce_on_plateau(**{**_PLATEAU_DEFAULTS, **schedule.args})
         except (TypeError, ValueError) as e:
-            raise UserError(f'config.optim.schedule: plateau with {dict(schedule.args)}: {e}') from e
+            raise UserError(f'{where}.schedule: plateau with {dict(schedule.args)}: {e}') from e
     parts = [
         optax.clip_by_global_norm(optim.clip_norm) if optim.clip_norm else None,
         _l2(optim.l2, mask, groups) if optim.l2 else None,
-        _of_groups(core, groups) if optim.groups else core(None),
+        _of_groups(core, groups) if optim.groups else core(),
         _decoupled_decay(optim.weight_decay, mask, by_step, groups) if optim.weight_decay else None,
         _normalize(groups) if any(g.normalize for g in optim.groups) else None,
         _until(groups, ends) if any(g.until for g in optim.groups) else None,
@@ -437,5 +465,7 @@ def make_optimizer(optim: cfg.OptimConfig, timeline: Timeline) -> Optimizer:
             switch = optim.switch[i - 1]
             now = {'optimizer': switch.optimizer or now['optimizer'], 'lr': switch.learning_rate or now['lr'],
                    'schedule': switch.schedule or now['schedule'], 'warmup': switch.warmup}
-        stages.append(_make_stage(optim, **now, timeline=timeline, start=start, end=end))
-    return Optimizer(tuple(stages), Groups(optim.groups))
+        where = f'config.optim.switch[{i - 1}]' if i else 'config.optim'
+        stages.append(_make_stage(optim, **now, timeline=timeline, start=start, end=end, where=where))
+    ended = tuple(timeline.steps(g.until) if g.until else None for g in optim.groups)
+    return Optimizer(tuple(stages), Groups(optim.groups, ended))

@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
         def load(path: str) -> np.ndarray:
             if args.workdir:
                 return picture.load(path, trained.info, trained.config.data.resize)
-            return cache.resize(picture.read(path, 'RGB'), args.size, 'crop')
+            return cache.resize(picture.read(path, 'RGB'), (args.size, args.size), 'crop')
         images = [load(path) for path in args.images]
         labels = trained.predict(state, np.stack(images)).argmax(-1) if args.workdir else np.arange(len(images))
     elif args.workdir:
@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
         images, labels = list(train.take(positions)), train.labels[positions]
     else:
         from sklearn.datasets import load_sample_images
-        images = [cache.resize(image, args.size, 'crop') for image in load_sample_images().images]
+        images = [cache.resize(image, (args.size, args.size), 'crop') for image in load_sample_images().images]
         labels = np.arange(2)
     first, second = (jnp.asarray(image, jnp.float32) / 255 for image in (images[0], images[-1]))
 

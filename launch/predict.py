@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 
 from jaxcnn import cli
-from jaxcnn.errors import UserError
+from jaxcnn.errors import UserError, shown
 
 BATCH = 64
 
@@ -20,6 +20,9 @@ def run(args: argparse.Namespace) -> int:
         if not os.access(os.path.dirname(os.path.abspath(path)), os.W_OK):
             raise UserError(f'{path}: its folder is missing or cannot be written')
     trained = Trained(args.workdir)
+    if args.ink != 'auto' and not trained.info['ink']:
+        raise UserError(f'--ink: {args.ink}: handwriting is found for networks trained on mnist or digits; this one '
+                        f'takes images as they are, as those of {trained.info["name"]!r}')
     state = trained.read(trained.find(args.checkpoint))
     rows, bad = [], 0
     for start in range(0, len(args.images), BATCH):
@@ -38,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
         for path, probabilities in zip(paths, trained.predict(state, padded), strict=False):
             best = describe(probabilities, trained.info['class_names'])
             rows.append((path, best))
-            print(f'{path}: {best[0][0]}  (' + ', '.join(f'{name} {100 * p:.2f} %' for name, p in best) + ')')
+            print(f'{shown(path)}: {best[0][0]}  (' + ', '.join(f'{name} {100 * p:.2f} %' for name, p in best) + ')')
     if args.csv and rows:
         ranks = range(1, 1 + max(len(best) for _, best in rows))
         write(args.csv, ['image', *(f'{field}_{r}' for r in ranks for field in ('class', 'probability'))],
@@ -52,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
 def write(path: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """A table, under a temporary name until it is whole."""
     try:
-        with open(f'{path}.tmp', 'w', newline='') as f:
+        with open(f'{path}.tmp', 'w', newline='', encoding='utf-8', errors='surrogateescape') as f:
             csv.writer(f).writerows([head, *rows])
         os.replace(f'{path}.tmp', path)
     except OSError as e:

@@ -5,7 +5,7 @@ import dataclasses
 import os
 import statistics
 
-from jaxcnn import cli, config
+from jaxcnn import cli, config, memory
 from jaxcnn.errors import Diverged, UserError
 
 OF_SEEDS = ('test_accuracy', 'test_views_accuracy', 'test_ema_accuracy', 'test_loss', 'val_accuracy')
@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
             diverged.append(seed)
         else:
             tell(summaries[seed], folder)
-        cli.give_memory_back()
+        memory.give_back()
     if args.seeds > 1:
         tell_seeds(summaries, args.workdir)
     if diverged:

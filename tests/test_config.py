@@ -244,6 +244,11 @@ def test_the_same_name_and_an_argument_keep_the_other_arguments():
     assert overridden(fields, 'optim.optimizer.name=sgd').optim.optimizer == Choice(
         'sgd', {'momentum': 0.9, 'nesterov': True})
     assert overridden(fields, "optim.optimizer=dict(name='adam', b1=0.8)").optim.optimizer == Choice('adam', {'b1': 0.8})
+    assert overridden(fields, 'batch_schedule=((dict(epochs=5), 256),)').batch_schedule == ((Duration('epochs', 5), 256),)
+    step = overridden(fields, "optim.schedule=dict(name='step', at=[dict(epochs=1), {'steps': 9}])").optim.schedule
+    assert step == Choice('step', {'at': [{'epochs': 1}, {'steps': 9}]})
+    group, = overridden(fields, "optim.groups=[dict(match='bias', until=dict(steps=3))]").optim.groups
+    assert (group.match, group.until) == ('bias', Duration('steps', 3))
     assert overridden(fields, 'optim.optimizer.momentum=0.5').optim.optimizer == Choice(
         'sgd', {'momentum': 0.5, 'nesterov': True})
 

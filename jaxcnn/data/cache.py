@@ -56,21 +56,24 @@ def _checksum(path: str) -> int:
     return value
 
 
-def resize(image: np.ndarray, size: int, how: str) -> np.ndarray:
-    """A uint8 image (H, W, C), of which `how` says `crop`: the central square, or `squash`: all, at `size` x `size`.
+def resize(image: np.ndarray, shape: tuple[int, int], how: str) -> np.ndarray:
+    """A uint8 image (H, W, C), of which `how` says `crop`: the middle, as much as has the form of `shape`, or `squash`: all,
+    at `shape`, (height, width).
 
     Bilinear, antialiased.
     """
     from PIL import Image
+    height, width = shape
     if how == 'crop':
-        side = min(image.shape[:2])
-        top, left = (image.shape[0] - side) // 2, (image.shape[1] - side) // 2
-        image = image[top:top + side, left:left + side]
-    if image.shape[:2] == (size, size):
+        scale = min(image.shape[0] / height, image.shape[1] / width)
+        rows, columns = max(1, round(scale * height)), max(1, round(scale * width))
+        top, left = (image.shape[0] - rows) // 2, (image.shape[1] - columns) // 2
+        image = image[top:top + rows, left:left + columns]
+    if image.shape[:2] == (height, width):
         return image
     squeezed = image[..., 0] if image.shape[-1] == 1 else image
-    resized = np.asarray(Image.fromarray(squeezed).resize((size, size), Image.Resampling.BILINEAR))
-    return resized.reshape(size, size, image.shape[-1])
+    resized = np.asarray(Image.fromarray(squeezed).resize((width, height), Image.Resampling.BILINEAR))
+    return resized.reshape(height, width, image.shape[-1])
 
 
 def _read(examples: Examples, index: int, where: str, split: str) -> tuple[np.ndarray, int]:
@@ -97,7 +100,7 @@ def _decode_part(examples: Examples, where: str, split: str, num_classes: int, p
             labels.append(-1)
             told.append(str(e).removesuffix(f'; {_LEAVE_OUT}'))
             continue
-        image = resize(image, config.image_size, config.resize) if config.image_size else image
+        image = resize(image, (config.image_size,) * 2, config.resize) if config.image_size else image
         if image.shape != images.shape[1:]:
             raise UserError(f'{where}: {split} image {index} is {image.shape}, the first one {images.shape[1:]}: '
                             'set config.data.image_size to bring them to one size')

@@ -32,9 +32,14 @@ class Split:
         return len(self.labels)
 
     @property
+    def image_bytes(self) -> int:
+        """Bytes of one decoded image."""
+        return int(np.prod(self.images.shape[1:]))
+
+    @property
     def nbytes(self) -> int:
         """Bytes of the decoded images."""
-        return len(self) * int(np.prod(self.images.shape[1:]))
+        return len(self) * self.image_bytes
 
     def take(self, positions: np.ndarray) -> np.ndarray:
         """Images at `positions` (any shape S): uint8 (*S, H, W, C)."""
@@ -97,12 +102,14 @@ class Dataset:
             info.get(k) == mine[k] for k in ('class_names', 'image_shape', 'sizes', 'mean', 'std'))
 
 
-def channel_statistics(split: Split, block: int = 4096) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def channel_statistics(split: Split, block: int = 0) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation per channel of pixels in [0, 1], summed exactly in integers.
 
-    A channel that never varies gets deviation 1, so that standardising leaves it at zero.
+    A channel that never varies gets deviation 1, so that standardising leaves it at zero. `block` images are worked through
+    at a time; 0: 32 MiB of them.
     """
     channels = split.images.shape[-1]
+    block = block or max(1, (1 << 25) // split.image_bytes)
     total, squares, count = np.zeros(channels, np.int64), np.zeros(channels, np.int64), 0
     for start in range(0, len(split), block):
         pixels = split.take(np.arange(start, min(start + block, len(split)))).reshape(-1, channels)

@@ -14,7 +14,8 @@ import os
 import re
 import struct
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -95,6 +96,22 @@ def _images(root: str, folder: str, above: tuple[tuple[int, int], ...] = ()) -> 
             yield os.path.relpath(entry.path, root)
 
 
+def _parts(where: str, held: Mapping[str, str]) -> dict[str, str]:
+    """Of what is held by name, that of each split.
+
+    Raises:
+      UserError: a split has two.
+    """
+    found: dict[str, str] = {}
+    for split, names in SPLITS.items():
+        called = [name for name in names if name in held]
+        if len(called) > 1:
+            raise UserError(f'{shown(where)} (config.data.dir): which is the {split} part, {" or ".join(called)}?')
+        if called:
+            found[split] = held[called[0]]
+    return found
+
+
 def _split_folders(root: str) -> dict[str, str]:
     """The folders of the splits that are there; without any, all of `root` is `train`.
 
@@ -102,7 +119,7 @@ def _split_folders(root: str) -> dict[str, str]:
       UserError: there are some, and none to train on.
     """
     folders = {entry.name.lower(): entry.path for entry in _entries(root) if entry.is_dir()}
-    found = {split: folders[name] for split, names in SPLITS.items() for name in names if name in folders}
+    found = _parts(root, folders)
     if found and 'train' not in found:
         raise UserError(f'{shown(root)} (config.data.dir): has a part {", ".join(found)}, and none to train on, which is '
                         f'called {" or ".join(SPLITS["train"])}; there are: {", ".join(map(shown, sorted(folders)))}')
@@ -134,7 +151,7 @@ def _source(name: str, root: str, listed: Listed, order: Sequence[str] | None = 
     if len(classes) < 2:
         raise UserError(f'{shown(root)}: holds the class {classes[0]!r} alone; a classifier needs two or more')
     label = {c: i for i, c in enumerate(classes)}
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(os.fsencode(os.path.realpath(root)))
     for split, rows in known.items():
         for path, c in rows:
             if c not in label:
@@ -142,13 +159,13 @@ def _source(name: str, root: str, listed: Listed, order: Sequence[str] | None = 
                                 'classes of the training part')
             try:
                 status = os.stat(os.path.join(root, path))
-            except OSError as e:
-                raise UserError(f'{shown(os.path.join(root, path))}: {e.strerror}') from e
+            except (OSError, ValueError) as e:  # the latter for a name with a zero byte
+                raise UserError(f'{shown(os.path.join(root, path))}: {getattr(e, "strerror", e)}') from e
             digest.update(os.fsencode(f'{split}\0{path}\0{c}\0{status.st_size}\0{status.st_mtime_ns}\n'))
     splits = {split: Files(root, [path for path, _ in rows], np.array([label[c] for _, c in rows], np.int32))
               for split, rows in known.items() if rows}
     called = _unique([(names or {}).get(c, c) for c in classes], classes)
-    return Source(shown(root), key={'source': name, 'files': digest.hexdigest(), 'classes': classes},
+    return Source(shown(root), key={'source': name, 'files': digest.hexdigest(), 'classes': classes, 'names': called},
                   splits={split: functools.partial(splits.__getitem__, split) for split in splits},
                   class_names=lambda: called)
 
@@ -161,7 +178,7 @@ def _unique(names: Sequence[str], classes: Sequence[str]) -> list[str]:
 
 def _natural(name: str) -> tuple:
     """Sorts numbers by their value, and before names."""
-    return (0, int(name), '') if re.fullmatch(r'[0-9]+', name) else (1, 0, os.fsencode(name))
+    return (0, int(name), os.fsencode(name)) if re.fullmatch(r'[0-9]+', name) else (1, 0, os.fsencode(name))
 
 
 _EXPECTED = {
@@ -206,8 +223,7 @@ def table(config: DataConfig) -> Source:
     """
     where = _existing(config.dir, 'csv')
     if os.path.isdir(where):
-        files = {split: os.path.join(where, f'{name}.csv') for split, names in SPLITS.items() for name in names
-                 if os.path.isfile(os.path.join(where, f'{name}.csv'))}
+        files = _parts(where, {entry.name[:-4]: entry.path for entry in _entries(where) if entry.name.endswith('.csv')})
         root = where
         if 'train' not in files:
             raise UserError(f'{where!r} (config.data.dir): holds no train.csv')
@@ -228,25 +244,27 @@ def _rows(file: str, split: str) -> Iterator[tuple[str, str, str]]:
     """Split, path and class of each row of a table."""
     try:
         with open(file, newline='', encoding='utf-8-sig', errors='surrogateescape') as f:
-            rows = [row for row in csv.reader(f) if row]
+            reader = csv.reader(f)
+            rows = [(reader.line_num, row) for row in reader if row]
     except (OSError, csv.Error) as e:
         raise UserError(f'{file}: cannot be read: {getattr(e, "strerror", None) or e}') from e
     columns = {'path': 0, 'label': 1}
     if rows:
-        head = [cell.strip().lower() for cell in rows[0]]
-        named = {what: head.index(name) for what, names in _COLUMNS.items() for name in names if name in head}
+        head = [cell.strip().lower() for cell in rows[0][1]]
+        found = {what: [name for name in names if name in head] for what, names in _COLUMNS.items()}
+        named = {what: head.index(names[0]) for what, names in found.items() if names}
         if 'path' in named:
             columns, rows = named, rows[1:]
             if 'label' not in columns:
                 raise UserError(f'{file}: no column is called {", ".join(_COLUMNS["label"])}; there are: {", ".join(head)}')
-    for number, row in enumerate(rows, 2 if 'path' in (rows and columns) else 1):
+    for number, row in rows:
         if len(row) <= max(columns.values()):
-            raise UserError(f'{file}: row {number} has {len(row)} cells, expected {max(columns.values()) + 1} or more')
+            raise UserError(f'{file}: line {number} has {len(row)} cells, expected {max(columns.values()) + 1} or more')
         where = row[columns['split']].strip().lower() if 'split' in columns else split
-        found = next((s for s, names in SPLITS.items() if where in names), None)
-        if found is None:
-            raise UserError(f'{file}: row {number}: unknown split {where!r}; known: {", ".join(SPLITS)}')
-        yield found, row[columns['path']].strip(), row[columns['label']].strip() or UNLABELLED
+        part = next((s for s, names in SPLITS.items() if where in names), None)
+        if part is None:
+            raise UserError(f'{file}: line {number}: unknown split {where!r}; known: {", ".join(SPLITS)}')
+        yield part, row[columns['path']].strip(), row[columns['label']].strip() or UNLABELLED
 
 
 def tiny_imagenet(config: DataConfig) -> Source:
@@ -296,12 +314,14 @@ def arrays(config: DataConfig) -> Source:
         for name in called:
             for images, labels in ((f'{name}_images', f'{name}_labels'), (f'x_{name}', f'y_{name}')):
                 if images in held and labels in held:
+                    if split in splits:
+                        raise UserError(f'{path}: holds two {split} parts: {images} is the second')
                     splits[split] = _checked(path, split, held[images], held[labels])
     if 'train' not in splits:
         raise UserError(f'{path}: holds no train_images and train_labels; there are: {", ".join(held) or "no arrays"}')
     count = 1 + max(int(part.labels.max(initial=0)) for part in splits.values())
     names = [str(name) for name in held.get('class_names', np.arange(count))]
-    return _in_memory('arrays', path, [path], splits, names)
+    return _in_memory('arrays', path, splits, names)
 
 
 def _checked(where: str, split: str, images: np.ndarray, labels: np.ndarray) -> InMemory:
@@ -316,11 +336,15 @@ def _checked(where: str, split: str, images: np.ndarray, labels: np.ndarray) -> 
     return InMemory(images, labels)
 
 
-def _in_memory(name: str, where: str, files: Iterable[str], splits: Mapping[str, InMemory], names: Sequence[str]) -> Source:
+def _in_memory(name: str, where: str, splits: Mapping[str, InMemory], names: Sequence[str]) -> Source:
     if len(names) < 2:
         raise UserError(f'{where}: holds one class alone; a classifier needs two or more')
-    stats = [(os.path.basename(file), os.stat(file).st_size, os.stat(file).st_mtime_ns) for file in files]
-    return Source(where, key={'source': name, 'files': stats},
+    digest = hashlib.sha256()
+    for split, part in splits.items():
+        for array in (part.images, part.labels):
+            digest.update(f'{split} {array.dtype} {array.shape}'.encode())
+            digest.update(np.ascontiguousarray(array).data)
+    return Source(where, key={'source': name, 'content': digest.hexdigest(), 'names': [*names]},
                   splits={split: functools.partial(splits.__getitem__, split) for split in splits},
                   class_names=lambda: names)
 
@@ -339,7 +363,7 @@ def idx(config: DataConfig) -> Source:
     splits = {split: _checked(root, split, *(_idx(paths[split, what]) for what in ('images', 'labels')))
               for split in ('train', 'test')}
     names = [str(i) for i in range(1 + max(int(part.labels.max(initial=0)) for part in splits.values()))]
-    return _in_memory('idx', root, paths.values(), splits, names)
+    return _in_memory('idx', root, splits, names)
 
 
 def _idx(path: str) -> np.ndarray:
@@ -349,7 +373,7 @@ def _idx(path: str) -> np.ndarray:
             content = f.read()
         zeros, kind, dimensions = struct.unpack_from('>HBB', content)
         shape = struct.unpack_from(f'>{dimensions}I', content, 4)
-    except (OSError, EOFError, struct.error) as e:
+    except (OSError, EOFError, struct.error, zlib.error) as e:
         raise UserError(f'{path}: cannot be read: {getattr(e, "strerror", None) or e}') from e
     data = np.frombuffer(content, np.uint8, offset=4 + 4 * dimensions)
     if zeros or kind != 8 or data.size != np.prod(shape, dtype=np.int64):

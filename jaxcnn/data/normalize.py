@@ -71,8 +71,8 @@ class _Contrast:
 
     def apply(self, x: jax.Array, fitted: Fitted) -> jax.Array:
         centred = x - x.mean((1, 2, 3), keepdims=True)
-        contrast = jnp.sqrt(self.lam + jnp.square(centred).mean((1, 2, 3), keepdims=True))
-        return self.s * centred / jnp.maximum(self.epsilon, contrast)
+        variance = self.lam + jnp.square(centred).mean((1, 2, 3), keepdims=True)
+        return self.s * centred / jnp.sqrt(jnp.maximum(self.epsilon ** 2, variance))  # with a gradient at 0, too
 
     def invert(self, y: jax.Array, fitted: Fitted) -> jax.Array:
         raise UserError('gcn has no inverse: it forgets the mean and the contrast of each image')

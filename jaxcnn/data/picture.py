@@ -45,8 +45,10 @@ def read(path: str | os.PathLike, mode: str) -> np.ndarray:
             return decoded
         with Image.open(io.BytesIO(content)) as file:
             image = ImageOps.exif_transpose(file)
-            if image.mode in ('I', 'I;16', 'I;16B', 'F'):  # 16 bits: PIL's own conversion would clip them
-                image = Image.fromarray((np.asarray(image, np.float64) / 257).clip(0, 255).astype(np.uint8))
+            if image.mode.startswith('I;16') or (image.mode == 'I' and file.format in ('PNG', 'PPM')):
+                image = Image.fromarray((np.asarray(image) / 257).clip(0, 255).astype(np.uint8))  # PIL's own would clip them
+            if image.mode in ('I', 'F'):
+                raise UserError('has pixels of 32 bits, and nothing says which value is white; save it with 8 or 16')
             if image.has_transparency_data:
                 image = image.convert('RGBA')
                 image = Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image)
@@ -128,6 +130,6 @@ def load(path: str | os.PathLike, info: Mapping[str, Any], how: str = 'crop', in
         framed = frame_ink(read(path, 'L'), info['ink'], ink_is)
         if not framed.any():
             log.warning('%s: no handwriting found in it', os.fspath(path))
-        return np.broadcast_to(resize(framed, height, how), (height, width, channels))
+        return np.broadcast_to(resize(framed, (height, width), how), (height, width, channels))
     image = read(path, 'L' if channels == 1 else 'RGB')
-    return resize(image.reshape(*image.shape[:2], channels), height, how)
+    return resize(image.reshape(*image.shape[:2], channels), (height, width), how)

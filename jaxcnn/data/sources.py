@@ -204,10 +204,17 @@ def _tfds(name: str, ink: Ink | None = None) -> Callable[[DataConfig], Source]:
             with _readable():
                 return _Tfds(builder().as_data_source(split=split))
 
+        def class_names() -> Sequence[str]:
+            with _readable():
+                features = dict(builder().info.features.items())
+            if not hasattr(features.get('label'), 'names'):
+                raise UserError(f'{version}: has no label of classes to train on; there are: {", ".join(sorted(features))}')
+            return features['label'].names
+
         return Source(version, key={'source': f'tfds:{name}', 'version': versions[-1],
                            'files': [[f, s.st_size, s.st_mtime_ns] for f, s in zip(files, stats, strict=True)]},
                       splits={part: functools.partial(read, split) for part, split in parts.items() if split},
-                      class_names=lambda: builder().info.features['label'].names, ink=ink)
+                      class_names=class_names, ink=ink)
     return find_prepared
 
 

@@ -22,9 +22,9 @@ import ml_collections
 import numpy as np
 
 from jaxcnn import config as cfg
-from jaxcnn import data, metrics, models, optim
+from jaxcnn import data, memory, metrics, models, optim
 from jaxcnn.data import augment, feed, normalize, sources, views
-from jaxcnn.errors import Diverged, UserError, unknown, within
+from jaxcnn.errors import Diverged, UserError, within
 from jaxcnn.timeline import Phase, Timeline
 from jaxcnn.train import parallel, signals, whiten, workdir
 from jaxcnn.train.checkpoint import Checkpoints
@@ -39,9 +39,9 @@ RUN_AHEAD = 4  # dispatches in flight
 
 def check_config(config: cfg.Config) -> None:
     """Raises a UserError for names and arguments that are in no registry, before any work is done."""
-    if config.data.name not in sources.names():
+    if config.data.name not in sources.names():  # another prepared TFDS set, perhaps
         with within('config.data.name'):
-            raise unknown('data set', config.data.name, sources.names())
+            parallel.together(lambda: sources.find(config.data))
     for field, reason in (('num_classes', 'it is the number of classes of the data set'),
                           ('bn_axis', 'config.parallel says over which devices'), ('bn_frozen', 'see config.freeze_bn')):
         if field in config.model.args:
@@ -149,7 +149,8 @@ class Run:
         failed before then has left may be of another config or other data."""
         path, train = os.path.join(self.folder, 'normalize.npz'), self.dataset.splits['train']
         begun = os.path.exists(os.path.join(self.folder, 'config.json'))
-        blocks = np.array_split(np.arange(len(train)), -(-len(train) // 1024))
+        block = max(1, min(1024, (1 << 23) // train.image_bytes))
+        blocks = np.array_split(np.arange(len(train)), -(-len(train) // block))
 
         def write() -> None:
             if jax.process_index() == 0 and not (begun and os.path.exists(path)):
@@ -318,6 +319,7 @@ class Run:
             parallel.from_all(0)  # the slowest of several processes
             self._clock = time.monotonic()
             self._display.say(f'step {step}: compiled, {self._clock - self.started:.1f} s after the start')
+        memory.ease()
         self.state, values = program(self.state, *inputs)
         self.step = end
         logs = timeline.next_multiple(step, self.config.log_every) <= end

@@ -25,7 +25,7 @@ class TrainState:
       params: trainable parameters.
       batch_stats: running statistics of BatchNorm; empty without.
       opt_state: of every stage's optimizer, side by side.
-      ema_params: exponential moving average of `params`, or None.
+      ema_params: exponential moving average of `params`, in float32, or None.
       slow: parameters and running statistics that look-ahead sets the others back to, or None.
     """
 
@@ -60,7 +60,8 @@ def init_state(network: nn.Module, optimizer: Optimizer, image_shape: tuple[int,
                         f"scores {logits.shape[1:]}; train with head='dense', whose parameters are the same")
     params, batch_stats = begin(variables['params']), variables.get('batch_stats', {})
     return TrainState(jnp.zeros((), jnp.int32), params, batch_stats, optimizer.init(params),
-                      ema_params=jax.tree.map(jnp.copy, params) if optim.ema_decay else None,
+                      # a bfloat16 would not hold the little that it moves
+                      ema_params=jax.tree.map(lambda p: jnp.array(p, jnp.float32), params) if optim.ema_decay else None,
                       slow=jax.tree.map(jnp.copy, (params, batch_stats)) if optim.lookahead else None)
 
 

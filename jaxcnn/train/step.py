@@ -258,7 +258,7 @@ class TrainStep:
         grads, stats, metrics = self._gradients(state, images, labels, dropout_key)
         if self.axis_name:
             grads, stats, metrics = jax.lax.pmean((grads, stats, metrics), self.axis_name)
-        grads = self.optimizer.groups.trained(grads)
+        grads = self.optimizer.groups.trained(grads, state.step)
         updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params, self.stage, metrics['loss'])
         params = optax.apply_updates(state.params, updates)
         ema = state.ema_params

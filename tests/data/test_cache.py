@@ -304,7 +304,7 @@ def test_the_environment_names_the_folder(tmp_path, monkeypatch):
 @pytest.mark.parametrize(('shape', 'size'), [((31, 31), 8), ((8, 8), 32), ((20, 45), 16), ((1, 9), 4)])
 def test_resize_is_that_of_pillow(shape, size, channels):
     image = np.random.default_rng(0).integers(0, 256, (*shape, channels), np.uint8)
-    found = cache.resize(image, size, 'squash')
+    found = cache.resize(image, (size, size), 'squash')
     assert found.shape == (size, size, channels)
     for c in range(channels):
         plane = Image.fromarray(image[..., c]).resize((size, size), Image.Resampling.BILINEAR)
@@ -319,12 +319,12 @@ def test_shrinking_is_antialiased_bilinear():
     weights = np.maximum(0, 1 - np.abs(np.arange(size * factor) + 0.5 - centres[:, None]) / factor)
     weights /= weights.sum(1, keepdims=True)
     expected = weights @ image[..., 0].astype(np.float64) @ weights.T
-    assert np.abs(cache.resize(image, size, 'squash')[..., 0] - expected).max() <= 1.01  # rounded in each direction
+    assert np.abs(cache.resize(image, (size, size), 'squash')[..., 0] - expected).max() <= 1.01  # rounded in each direction
 
 
 def test_an_image_of_the_right_size_is_left_alone():
     image = np.random.default_rng(0).integers(0, 256, (9, 9, 3), np.uint8)
-    np.testing.assert_array_equal(cache.resize(image, 9, 'squash'), image)
+    np.testing.assert_array_equal(cache.resize(image, (9, 9), 'squash'), image)
 
 
 def test_a_file_of_images_pickles_as_its_path(tmp_path):

@@ -3,6 +3,8 @@
 import gzip
 import os
 import struct
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -123,8 +125,10 @@ def test_tables(tmp_path, as_one):
 @pytest.mark.parametrize(('text', 'line'), [
     ('', 'holds no labelled images to train on; expected a table'),
     ('path,size\na.png,3\n', 'no column is called label, class'),
-    ('path,label\na.png\n', r'row 2 has 1 cells, expected 2'),
-    ('path,label,split\na.png,ant,tset\n', "row 2: unknown split 'tset'"),
+    ('path,label\na.png\n', r'line 2 has 1 cells, expected 2'),
+    ('path,label,split\na.png,ant,tset\n', "line 2: unknown split 'tset'"),
+    ('0.png,ant\n\n1.png\n', r'line 3 has 1 cells, expected 2'),
+    ('path,label\na\0b.png,ant\nother.png,bee\n', r'embedded null byte'),
     ('path,label\nmissing.png,ant\nother.png,bee\n', r'missing\.png: No such file'),
 ])
 def test_a_wrong_table_is_told_in_one_line(tmp_path, text, line):
@@ -132,6 +136,40 @@ def test_a_wrong_table_is_told_in_one_line(tmp_path, text, line):
     with pytest.raises(UserError, match=line) as error:
         load(tmp_path, 'csv', tmp_path / 'a.csv')
     assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize(('head', 'row'), [('path,label,category', '{path},{name},animal'),
+                                           ('id,path,target,label', '7,{path},animal,{name}')])
+def test_columns_of_the_very_names_come_first(tmp_path, head, row):
+    root = write_folder(tmp_path / 'set', train=4)
+    (root / 'all.csv').write_text('\n'.join([head, *(row.format(path=f'train/{name}/{i}.png', name=name)
+                                                    for name in COLOURS for i in range(4))]))
+    assert_holds(load(tmp_path, 'csv', root / 'all.csv', val_fraction=0.25), train=9, val=3)
+
+
+def test_two_parts_of_one_split_are_told(tmp_path):
+    root = write_folder(tmp_path / 'set', train=4, val=2, validation=2)
+    with pytest.raises(UserError, match='which is the val part, val or validation'):
+        load(tmp_path, 'folder', root)
+    for name in ('train', 'test', 'testing'):
+        (root / f'{name}.csv').write_text('train/ant/0.png,ant\ntrain/bee/0.png,bee\n')
+    with pytest.raises(UserError, match='which is the test part, test or testing'):
+        load(tmp_path, 'csv', root)
+    part = {f'{name}_{what}': value for name in ('train', 'valid', 'dev') for what, value in (
+        ('images', np.zeros((4, 4, 4), np.uint8)), ('labels', np.arange(4)))}
+    np.savez(tmp_path / 'a.npz', **part)
+    with pytest.raises(UserError, match='holds two val parts: dev_images'):
+        load(tmp_path, 'arrays', tmp_path / 'a.npz')
+
+
+def test_the_order_of_the_classes_is_the_same_in_every_process(tmp_path):
+    for name in ('1', '01', '001', '2'):
+        save(tmp_path / 'set' / name / 'a.png', (1, 2, 3))
+    code = ('import sys; from jaxcnn.config import DataConfig; from jaxcnn.data import layouts; '
+            'print(layouts.folder(DataConfig(name="folder", dir=sys.argv[1])).class_names())')
+    told = {subprocess.run([sys.executable, '-c', code, str(tmp_path / 'set')], capture_output=True, text=True, check=True,
+                           env={**os.environ, 'PYTHONHASHSEED': seed}).stdout for seed in '0123'}
+    assert told == {"['001', '01', '1', '2']\n"}
 
 
 def write_tiny_imagenet(root):
@@ -153,6 +191,13 @@ def test_tiny_imagenet(tmp_path, above):
     dataset = load(tmp_path, 'tiny_imagenet', tmp_path if above else root)
     assert_holds(dataset, train=12, val=3, test=3)
     assert dataset.class_names == ['bee', 'ant', 'cow']
+
+
+def test_a_corrected_name_of_a_class_is_seen(tmp_path):
+    root = write_tiny_imagenet(tmp_path / 'set')
+    assert load(tmp_path, 'tiny_imagenet', root).class_names == ['bee', 'ant', 'cow']
+    (root / 'words.txt').write_text((root / 'words.txt').read_text().replace('ant', 'aunt'))
+    assert load(tmp_path, 'tiny_imagenet', root).class_names == ['bee', 'aunt', 'cow']
 
 
 def test_classes_of_one_name_are_told_apart(tmp_path):
@@ -353,6 +398,39 @@ def test_a_changed_added_or_renamed_file_is_seen(tmp_path):
     os.rename(root / 'train' / 'cow' / '0.png', root / 'train' / 'ant' / 'moved.png')
     with pytest.raises(AssertionError):
         assert_holds(load(tmp_path, 'folder', root), train=12, val=1)
+
+
+def test_files_of_one_size_and_time_in_another_place_are_other_images(tmp_path):
+    for value in (0, 1):
+        root = tmp_path / str(value)
+        root.mkdir()
+        for name, count in (('train', 6), ('t10k', 4)):
+            write_idx(root / f'{name}-images-idx3-ubyte', np.full((count, 4, 4), value, np.uint8), compress=False)
+            write_idx(root / f'{name}-labels-idx1-ubyte', np.arange(count, dtype=np.uint8) % 2, compress=False)
+        for name, colour in (('ant', (value, 0, 0)), ('bee', (0, value, 0))):
+            for i in range(4):
+                save(root / 'set' / name / f'{i}.bmp', colour)
+        for path in [p for p in root.rglob('*') if p.is_file()]:
+            os.utime(path, (1, 1))
+        for layout, where in (('idx', root), ('folder', root / 'set')):
+            train = load(tmp_path, layout, where, val_fraction=0.25).splits['train']
+            assert train.take(np.arange(len(train))).max() == value
+
+
+def test_a_damaged_compressed_file_is_told_in_one_line(tmp_path):
+    for name, count in (('train', 600), ('t10k', 4)):
+        write_idx(tmp_path / f'{name}-images-idx3-ubyte.gz', np.zeros((count, 4, 4), np.uint8))
+        write_idx(tmp_path / f'{name}-labels-idx1-ubyte.gz', np.random.default_rng(0).integers(0, 3, count).astype(np.uint8))
+    path = tmp_path / 'train-labels-idx1-ubyte.gz'
+    whole, kinds = path.read_bytes(), set()
+    for place in range(10, len(whole)):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x55]) + whole[place + 1:])
+        try:
+            layouts.idx(DataConfig(name='idx', dir=str(tmp_path)))
+            kinds.add('whole')  # only the file's name in its head was changed
+        except UserError as e:
+            kinds.add('inflating' if 'Error -3' in str(e) else 'checked')
+    assert kinds == {'whole', 'inflating', 'checked'}
 
 
 def test_files_that_vanish_after_they_were_listed_are_named(tmp_path):

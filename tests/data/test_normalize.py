@@ -1,6 +1,7 @@
 """Normalisation against plain NumPy statements of its definitions."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.linalg
@@ -105,3 +106,9 @@ def test_wrong_strings(text, line):
 def test_zca_says_what_is_too_large():
     with pytest.raises(UserError, match=r'zca of images 96 x 96 x 3 takes a matrix of 27648 x 27648; it goes up to 12288'):
         fitted('zca', np.zeros((2, 96, 96, 3), np.float32))
+
+
+def test_gcn_of_an_even_image_has_a_gradient():
+    op, = normalize.parse('gcn')
+    gradient = jax.grad(lambda x: (op.apply(x, {}) ** 2).sum())(jnp.full((1, 4, 4, 3), 0.5))
+    assert jnp.isfinite(gradient).all()

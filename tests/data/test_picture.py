@@ -259,7 +259,7 @@ def test_framed_ink_is_brought_to_the_size_and_channels_that_were_trained_on(tmp
     wide = picture.load(path, {'image_shape': [32, 32, 3], 'ink': MNIST})
     assert wide.shape == (32, 32, 3)
     for c in range(3):
-        np.testing.assert_array_equal(wide[..., c:c + 1], resize(reference, 32, 'crop'))
+        np.testing.assert_array_equal(wide[..., c:c + 1], resize(reference, (32, 32), 'crop'))
 
 
 @pytest.mark.parametrize('shape', [(60, 100), (100, 60)])
@@ -268,11 +268,32 @@ def test_a_photograph_is_cut_to_its_central_square_or_squashed(tmp_path, shape):
     path = save(Image.fromarray(content), tmp_path / 'photo.png')
     top, left = (shape[0] - 60) // 2, (shape[1] - 60) // 2
     square = content[top:top + 60, left:left + 60]
-    np.testing.assert_array_equal(picture.load(path, PHOTO), resize(square, 16, 'squash'))
-    np.testing.assert_array_equal(picture.load(path, PHOTO, 'squash'), resize(content, 16, 'squash'))
+    np.testing.assert_array_equal(picture.load(path, PHOTO), resize(square, (16, 16), 'squash'))
+    np.testing.assert_array_equal(picture.load(path, PHOTO, 'squash'), resize(content, (16, 16), 'squash'))
     grey = picture.load(path, {'image_shape': [16, 16, 1], 'ink': None})
     expected = np.asarray(Image.fromarray(content).convert('L'))[top:top + 60, left:left + 60, None]
-    np.testing.assert_array_equal(grey, resize(expected, 16, 'squash'))
+    np.testing.assert_array_equal(grey, resize(expected, (16, 16), 'squash'))
+
+
+def test_a_photograph_gets_the_form_of_the_images_that_were_trained_on(tmp_path):
+    content = np.random.default_rng(0).integers(0, 256, (32, 40, 3), np.uint8)
+    path = save(Image.fromarray(content), tmp_path / 'photo.png')
+    info = {'image_shape': [32, 40, 3], 'ink': None}
+    np.testing.assert_array_equal(picture.load(path, info), content)
+    np.testing.assert_array_equal(picture.load(path, {**info, 'image_shape': [16, 10, 3]}),
+                                  resize(content[:, 10:30], (16, 10), 'squash'))
+    assert picture.load(path, {**info, 'image_shape': [16, 10, 3]}, 'squash').shape == (16, 10, 3)
+
+
+def test_sixteen_bits_are_scaled_and_thirty_two_refused(tmp_path):
+    grey = np.random.default_rng(0).integers(0, 256, (6, 8))
+    for kind in ('png', 'tif', 'pgm'):
+        Image.fromarray((grey * 257).astype(np.uint16)).save(tmp_path / f'a.{kind}')
+        np.testing.assert_array_equal(picture.read(tmp_path / f'a.{kind}', 'L'), grey)
+    for kind in (np.float32, np.int32):
+        Image.fromarray(grey.astype(kind)).save(tmp_path / 'b.tif')
+        with pytest.raises(UserError, match=r'b\.tif: has pixels of 32 bits'):
+            picture.read(tmp_path / 'b.tif', 'RGB')
 
 
 # what is no picture

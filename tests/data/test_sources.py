@@ -1,5 +1,6 @@
 """Data sources: scikit-learn's digits, prepared TFDS data sets, and the stratified cut."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -14,6 +15,7 @@ from jaxcnn import data
 from jaxcnn.config import DataConfig
 from jaxcnn.data import sources
 from jaxcnn.errors import UserError
+from jaxcnn.train import train_and_evaluate
 
 COUNTS = {'train': 50, 'test': 20}
 SHAPES = {'mnist': (28, 28, 1), 'cifar10': (32, 32, 3)}
@@ -192,6 +194,17 @@ def test_an_unknown_data_set_gives_the_nearest_names():
         data.load(DataConfig(name='cifar11'))
     with pytest.raises(UserError, match=r"unknown data set 'zzzz'; known: arrays, cifar10, .*digits.*; any other TFDS set"):
         data.load(DataConfig(name='zzzz'))
+
+
+def test_any_prepared_classification_set_trains(tmp_path, small):
+    version = write_tfds(tmp_path, 'eurosat', random_parts('cifar10'))
+    fields = dict(data=dict(name='eurosat', dir=str(tmp_path), image_size=16), duration=dict(steps=2))
+    assert train_and_evaluate(small(**fields), str(tmp_path / 'run'))['dataset'] == 'eurosat'
+    features = json.loads((version / 'features.json').read_text())
+    features['featuresDict']['features']['kind'] = features['featuresDict']['features'].pop('label')
+    (version / 'features.json').write_text(json.dumps(features))
+    with pytest.raises(UserError, match='has no label of classes to train on; there are: image, kind'):
+        sources.find(config(tmp_path, 'eurosat')).class_names()
 
 
 def test_an_image_that_does_not_decode_is_named_with_its_file(tmp_path):

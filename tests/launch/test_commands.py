@@ -18,6 +18,7 @@ from tfds_files import write_tfds
 from jaxcnn.config import DataConfig
 from jaxcnn.config import load as load_config
 from jaxcnn.data.sources import find
+from jaxcnn.errors import shown
 from jaxcnn.train.trained import Trained
 from jaxcnn.train.workdir import claim
 
@@ -140,14 +141,14 @@ def test_predict_reads_pictures_of_digits_in_any_form(watched_run, tmp_path):
         page[40:240, 100 + i:300 + i] = big
         page = 10 + page * 0.9
         page = page if i % 2 else 255 - page
-        paths.append(tmp_path / f'{i}.{("png", "jpg")[i // 2 % 2]}')
+        paths.append(tmp_path / os.fsdecode(b'%d\xe9.%s' % (i, (b'png', b'jpg')[i // 2 % 2])))  # a name that is not UTF-8
         Image.fromarray(page.clip(0, 255).astype(np.uint8)).convert('RGB').save(paths[-1])
         labels.append(str(label))
     tables = f'--csv={tmp_path / "out.csv"}', f'--submission={tmp_path / "sub.csv"}'
     done = run('predict', f'--workdir={folder}', *tables, *paths)
-    with open(tmp_path / 'out.csv') as f:
+    with open(tmp_path / 'out.csv', errors='surrogateescape') as f:
         rows = list(csv.DictReader(f))
-    with open(tmp_path / 'sub.csv') as f:
+    with open(tmp_path / 'sub.csv', errors='surrogateescape') as f:
         assert list(csv.reader(f)) == [['Id', 'Category'], *([str(i), row['class_1']] for i, row in enumerate(rows))]
     assert [r['image'] for r in rows] == [str(p) for p in paths]
     right = np.mean([r['class_1'] == label for r, label in zip(rows, labels, strict=True)])
@@ -157,7 +158,7 @@ def test_predict_reads_pictures_of_digits_in_any_form(watched_run, tmp_path):
         probabilities = [float(row[f'probability_{k}']) for k in range(1, 6)]
         assert probabilities == sorted(probabilities, reverse=True)
         assert sum(probabilities) <= 1.00001
-        assert line.startswith(f'{row["image"]}: {row["class_1"]}  (')
+        assert line.startswith(f'{shown(row["image"])}: {row["class_1"]}  (')
 
 
 @pytest.mark.parametrize('backend', ['sharded', 'pmap'])

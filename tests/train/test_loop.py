@@ -209,6 +209,15 @@ def test_a_bfloat16_run_keeps_float32_parameters_and_statistics(small, tmp_path)
     assert {leaf.dtype for leaf in jax.tree.leaves((state.params, state.batch_stats))} == {np.dtype(np.float32)}
 
 
+def test_the_moving_average_of_bfloat16_parameters_is_in_float32(small, tmp_path):
+    model = dict(name='shallow_cnn', widths=(4, 4, 8, 8), hidden=16, dropout=0.0, param_dtype='bfloat16')
+    summary = train_and_evaluate(small(model=model, optim={'ema_decay': 0.999}), str(tmp_path))
+    state = Trained(str(tmp_path)).read(20)
+    assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {jnp.bfloat16}
+    assert {leaf.dtype for leaf in jax.tree.leaves(state.ema_params)} == {np.dtype(np.float32)}
+    assert np.isfinite(summary['test_ema_loss'])
+
+
 def test_batch_size_optimizer_and_statistics_change_at_their_moments(small, tmp_path):
     config = cfg.parse(small(
         duration=dict(steps=30), batch_schedule=[(dict(steps=10), 64)], freeze_bn=dict(steps=25), log_every=dict(steps=1),
