@@ -9,7 +9,7 @@ train: environment
 	$(BIN)/python launch/train.py --config=configs/digits_lenet5.py --workdir=$(WORKDIR)
 
 test: environment
-	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4
+	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 
 lint: environment
 	$(BIN)/ruff check .

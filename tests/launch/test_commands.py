@@ -149,7 +149,8 @@ def test_predict_reads_pictures_of_digits_in_any_form(watched_run, tmp_path):
     with open(tmp_path / 'out.csv', errors='surrogateescape') as f:
         rows = list(csv.DictReader(f))
     with open(tmp_path / 'sub.csv', errors='surrogateescape') as f:
-        assert list(csv.reader(f)) == [['Id', 'Category'], *([str(i), row['class_1']] for i, row in enumerate(rows))]
+        expected = [['Id', 'Category'], *([path.stem, row['class_1']] for path, row in zip(paths, rows, strict=True))]
+        assert list(csv.reader(f)) == expected
     assert [r['image'] for r in rows] == [str(p) for p in paths]
     right = np.mean([r['class_1'] == label for r, label in zip(rows, labels, strict=True)])
     with open(folder / 'summary.json') as f:
