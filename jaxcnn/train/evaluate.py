@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from jaxcnn import memory, metrics
+from jaxcnn import metrics
 from jaxcnn.data import feed
 from jaxcnn.data.dataset import Dataset
 from jaxcnn.models import Network
@@ -54,7 +54,6 @@ class Evaluator:
                 jax.block_until_ready(under_way.popleft())
             if stop():
                 return None
-            memory.ease()
             sums = self._steps[views](variables, self._backend.put_rows(batch), self._resident[split], sums)
             under_way.append(sums)
         return self._backend.fetch(sums)

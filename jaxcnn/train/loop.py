@@ -22,7 +22,7 @@ import ml_collections
 import numpy as np
 
 from jaxcnn import config as cfg
-from jaxcnn import data, memory, metrics, models, optim
+from jaxcnn import data, metrics, models, optim
 from jaxcnn.data import augment, feed, normalize, sources, views
 from jaxcnn.errors import Diverged, UserError, within
 from jaxcnn.timeline import Phase, Timeline
@@ -35,6 +35,7 @@ from jaxcnn.train.step import METRICS, Preparation, TrainStep, image_gradient, i
 
 log = logging.getLogger('jaxcnn')
 RUN_AHEAD = 4  # dispatches in flight
+MOST_AHEAD = 1 << 30  # bytes of temporary memory, which a CPU gives to all of them, or one more than is running
 
 
 def check_config(config: cfg.Config) -> None:
@@ -140,6 +141,7 @@ class Run:
         self._asked = self._logged = 0
         self._programs: dict[Phase, jax.stages.Wrapped] = {}
         self._compiled: set[tuple[Phase, int]] = set()
+        self._ahead = RUN_AHEAD
 
     # setting up
 
@@ -315,17 +317,19 @@ class Run:
         if kind not in self._compiled:
             self._compiled.add(kind)
             self.drain()
-            program.lower(self.state, *inputs).compile()  # the call below finds it: its time is that of its steps
+            compiled = program.lower(self.state, *inputs).compile()  # the call below finds it: its time is that of its steps
+            if jax.default_backend() == 'cpu':
+                temporary = getattr(compiled.memory_analysis(), 'temp_size_in_bytes', 0)
+                self._ahead = max(1, min(RUN_AHEAD, MOST_AHEAD // max(1, temporary)))
             parallel.from_all(0)  # the slowest of several processes
             self._clock = time.monotonic()
             self._display.say(f'step {step}: compiled, {self._clock - self.started:.1f} s after the start')
-        memory.ease()
         self.state, values = program(self.state, *inputs)
         self.step = end
         logs = timeline.next_multiple(step, self.config.log_every) <= end
         self._pending.append(_Dispatch(step, end - step, timeline.examples(end) - timeline.examples(step), values, logs))
-        if len(self._pending) > RUN_AHEAD:
-            jax.block_until_ready(self._pending[-RUN_AHEAD - 1].metrics)
+        if len(self._pending) > self._ahead:
+            jax.block_until_ready(self._pending[-self._ahead - 1].metrics)
         while self._pending and self._pending[0].start < self._logged:
             self._drain_one()
         if logs:
