@@ -35,7 +35,7 @@ from jaxcnn.train.step import METRICS, Preparation, TrainStep, image_gradient, i
 
 log = logging.getLogger('jaxcnn')
 RUN_AHEAD = 4  # dispatches in flight
-MOST_AHEAD = 1 << 30  # bytes of temporary memory, which a CPU gives to all of them, or one more than is running
+MOST_AHEAD = 1 << 31  # bytes of temporary memory, which a CPU gives to all of them, or one more than is running
 
 
 def check_config(config: cfg.Config) -> None:
