@@ -421,14 +421,13 @@ def check(optim: cfg.OptimConfig) -> None:
                 _find_schedule(part.schedule)
 
 
-def _make_stage(optim: cfg.OptimConfig, optimizer: cfg.Choice, lr: float, schedule: cfg.Choice,
+def _make_stage(optim: cfg.OptimConfig, groups: Groups, optimizer: cfg.Choice, lr: float, schedule: cfg.Choice,
                 warmup: cfg.Duration | None, timeline: Timeline, start: int, end: int, where: str) -> _Stage:
     by_step = make_schedule(schedule, lr, warmup, timeline, start, end, where)
     mask = matching(optim.decay_mask, 'config.optim.decay_mask')
-    groups = Groups(optim.groups)
     def core(choice: cfg.Choice = optimizer, path: str = f'{where}.optimizer') -> optax.GradientTransformation:
         return _make_core(choice, by_step, path)
-    ends = [timeline.steps(g.until) - start if g.until else None for g in optim.groups]
+    ends = [None if end is None else end - start for end in groups.ends]
     observer = None
     if schedule.name == 'plateau':
         if any(g.normalize for g in optim.groups):
@@ -456,6 +455,7 @@ def make_optimizer(optim: cfg.OptimConfig, timeline: Timeline) -> Optimizer:
     Raises:
       UserError: an unknown optimizer, schedule or argument, or moments outside the run.
     """
+    groups = Groups(optim.groups, tuple(timeline.steps(g.until) if g.until else None for g in optim.groups))
     stages = []
     now: dict[str, Any] = {'optimizer': optim.optimizer, 'lr': optim.learning_rate, 'schedule': optim.schedule,
                            'warmup': optim.warmup}
@@ -466,6 +466,5 @@ def make_optimizer(optim: cfg.OptimConfig, timeline: Timeline) -> Optimizer:
             now = {'optimizer': switch.optimizer or now['optimizer'], 'lr': switch.learning_rate or now['lr'],
                    'schedule': switch.schedule or now['schedule'], 'warmup': switch.warmup}
         where = f'config.optim.switch[{i - 1}]' if i else 'config.optim'
-        stages.append(_make_stage(optim, **now, timeline=timeline, start=start, end=end, where=where))
-    ended = tuple(timeline.steps(g.until) if g.until else None for g in optim.groups)
-    return Optimizer(tuple(stages), Groups(optim.groups, ended))
+        stages.append(_make_stage(optim, groups, **now, timeline=timeline, start=start, end=end, where=where))
+    return Optimizer(tuple(stages), groups)
