@@ -17,7 +17,7 @@ from jaxcnn.errors import UserError
 from jaxcnn.inspect import report
 from jaxcnn.optim import make_optimizer, matching
 from jaxcnn.timeline import Timeline
-from jaxcnn.train import parallel, train_and_evaluate
+from jaxcnn.train import loop, parallel, train_and_evaluate
 from jaxcnn.train.checkpoint import Checkpoints
 from jaxcnn.train.loop import Run, RunProgress, check_config
 from jaxcnn.train.signals import Interrupted, StopRequest
@@ -308,6 +308,20 @@ def test_a_signal_that_comes_while_the_processes_agree_is_not_forgotten(small, t
     assert [run._stopping() for _ in range(20)] == [False] * 19 + [True]
     assert heard == [0, signal.SIGTERM]
     assert run._stop.acknowledged
+
+
+@pytest.mark.parametrize(('most', 'ahead'), [(1, 1), (1 << 60, loop.RUN_AHEAD)])
+def test_fewer_dispatches_wait_where_their_memory_is_much(small, tmp_path, monkeypatch, most, ahead):
+    monkeypatch.setattr(loop, 'MOST_AHEAD', most)
+    os.mkdir(tmp_path / 'figures')
+    run = Run(cfg.parse(small(log_every=dict(steps=20))), str(tmp_path), StopRequest())
+    run.open()
+    for _ in range(8):
+        run.advance(cfg.Duration('steps', 1000))
+        assert all(done.metrics.is_ready() for done in list(run._pending)[:-ahead])
+    assert run._ahead == ahead
+    run.drain()
+    run.close()
 
 
 def test_all_processes_set_the_same_damaged_checkpoints_aside(small, tmp_path, monkeypatch):
