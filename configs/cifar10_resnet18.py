@@ -21,6 +21,6 @@ def get_config():
                    weight_decay=0.04, label_smoothing=0.1,
                    groups=(dict(match='Conv.*kernel', optimizer='muon', rate=0.4),)),
         eval=dict(every=dict(fraction=1.0), views='flip_shift(1)'),
-        checkpoint=dict(every=dict(epochs=1)),
+        checkpoint=dict(every=dict(fraction=0.1)),
         log_every=dict(steps=20),
     )

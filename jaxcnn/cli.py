@@ -77,6 +77,9 @@ def main(parser: argparse.ArgumentParser, run: Callable[[argparse.Namespace], in
     if overrides and not has_config:
         wrong(f'unrecognized arguments: --config.{overrides[0]}; this command takes the config of the run')
     args.overrides = overrides
+    for name, value in vars(args).items():
+        if isinstance(value, str) and value.startswith('~'):  # no shell does it behind `--flag=`
+            setattr(args, name, os.path.expanduser(value))
     logging.basicConfig(level=logging.WARNING, format='%(message)s', stream=sys.stderr)
     logging.getLogger('absl').setLevel(logging.CRITICAL)  # Orbax tells of every file, and of errors that we tell of
     # Orbax's threads outlive a failed save and then complain, where nobody can catch it

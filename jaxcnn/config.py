@@ -104,7 +104,8 @@ class GroupConfig:
     """Parameters that are updated in a way of their own."""
 
     match: str = _field('', "regular expression searched in 'path/of/parameter'; the first group that finds it has it")
-    rate: float = _field(1.0, 'times the learning rate, but not times decay and L2; 0: they stay as they begin', least=0)
+    rate: float = _field(1.0, 'times the learning rate, but not times decay and, of SGD, L2; 0: they stay as they begin',
+                         least=0)
     until: Duration | None = _field(None, 'from then on they stay as they are')
     optimizer: Choice | None = _field(None, 'another optimizer for them, throughout the run')
     normalize: bool = _field(False, 'kernels are scaled to a norm of sqrt(features) before each step, so that it turns them '
@@ -127,16 +128,17 @@ class OptimConfig:
 
     optimizer: Choice = _field(Choice('sgd', {'momentum': 0.9}), 'see jaxcnn.optim.optimizer_names(), with its arguments')
     learning_rate: float = _field(0.1, 'peak learning rate', above=0)
-    schedule: Choice = _field(Choice('cosine'), 'see jaxcnn.optim.schedule_names(), with its arguments')
+    schedule: Choice = _field(Choice('cosine'), 'see jaxcnn.schedules.names(), with its arguments')
     warmup: Duration | None = _field(None, 'linear warm-up before the schedule: the n-th of w steps has n/w of the peak')
     switch: tuple[SwitchConfig, ...] = _field((), 'later stages: another optimizer, rate or schedule from a moment on')
-    weight_decay: float = _field(0.0, 'decoupled weight decay (AdamW, SGDW): times the learning rate', least=0)
+    weight_decay: float = _field(0.0, 'decoupled weight decay (AdamW, SGDW): times the learning rate, '
+                                 'beside what the optimizer does, so outside the trust ratio of lamb and lars', least=0)
     l2: float = _field(0.0, "L2 penalty's gradient, added to the loss's (what PyTorch's SGD calls weight_decay)", least=0)
     decay_mask: str = _field(r'kernel$', "regular expression searched in 'path/of/parameter'; decay and L2 act on "
                              'what it finds')
     clip_norm: float = _field(0.0, 'largest global norm of the gradient; 0: unlimited', least=0)
     accumulate: int = _field(1, 'micro-batches that a batch is worked through in, gradients averaged', least=1)
-    ema_decay: float = _field(0.0, 'exponential moving average of the parameters, with decay '
+    ema_decay: float = _field(0.0, 'exponential moving average of parameters and BatchNorm statistics, with decay '
                               'min(ema_decay, (1+n)/(10+n)); 0: none', least=0, most=0.999999)
     groups: tuple[GroupConfig, ...] = _field((), 'parameters with a rate or optimizer of their own, or that are not trained')
     lookahead: LookaheadConfig | None = _field(None, 'slow parameters and BatchNorm statistics, which a run of full length '

@@ -1,13 +1,13 @@
-"""Optimizers and learning-rate schedules: optax chains from the config."""
+"""Optimizers: optax chains from the config."""
 
 import difflib
 import functools
 import inspect
-import math
+import logging
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +15,12 @@ import optax
 import optax.contrib
 
 from jaxcnn import config as cfg
+from jaxcnn import schedules
 from jaxcnn.errors import UserError, unknown, within
 from jaxcnn.timeline import Timeline
+
+log = logging.getLogger('jaxcnn')
+OWN: dict[str, Callable[..., optax.GradientTransformation]] = {}  # of a learning rate and arguments, by name; beside optax's
 
 # these need more than gradients (the loss as a function, gradients per example), or other parameters in evaluation
 # or take no schedule for their learning rate
@@ -33,157 +37,12 @@ def _optimizers() -> dict[str, Callable[..., optax.GradientTransformation]]:
                 continue
             if next(iter(inspect.signature(make).parameters), None) == 'learning_rate':
                 found[name] = make
-    return found
+    return {**found, **OWN}
 
 
 def optimizer_names() -> list[str]:
     """Optimizers that a config may name: those of optax and optax.contrib that need gradients alone."""
     return sorted(_optimizers())
-
-
-class _Span(NamedTuple):
-    """The steps that a schedule covers: `steps` of them, from `start` of the run on."""
-
-    start: int
-    steps: int
-    timeline: Timeline
-
-    def at(self, moment: Any, where: str) -> int:
-        """The step of the schedule at a moment, a duration from the start of the run, given as its argument."""
-        return self.timeline.steps(cfg._build_duration(moment, where)) - self.start
-
-    def length(self, duration: Any, where: str) -> int:
-        """The steps of a duration given as its argument, anywhere in the schedule."""
-        built, timeline = cfg._build_duration(duration, where), self.timeline
-        found = {timeline.steps(built, s) for s in (self.start, *timeline.growth(self.start, self.start + self.steps))}
-        if len(found) > 1:
-            raise UserError(f'{where}: {cfg.to_dict(built)} is no fixed number of steps, as config.batch_schedule changes '
-                            'the batch size meanwhile; give it in steps')
-        return found.pop()
-
-
-def _constant(lr: float, span: _Span) -> optax.Schedule:
-    """The learning rate throughout."""
-    return optax.constant_schedule(lr)
-
-
-def _exponential(lr: float, span: _Span, decay_rate: float = 0.94, every: Any = cfg.Duration('epochs', 2),  # noqa: B008
-                 staircase: bool = False) -> optax.Schedule:
-    """Times `decay_rate` after each `every`: smoothly, or in steps where `staircase`."""
-    if not decay_rate > 0:
-        raise UserError(f'schedule exponential: decay_rate must be above 0, got {decay_rate!r}')
-    return optax.exponential_decay(lr, span.length(every, 'schedule exponential: every'), decay_rate,
-                                   staircase=staircase)
-
-
-def _step(lr: float, span: _Span, at: Sequence[Any] = ({'fraction': 0.5}, {'fraction': 0.75}),
-          factor: float = 0.1) -> optax.Schedule:
-    """Times `factor` at each of the moments `at`, durations from the start of the run."""
-    if not isinstance(at, (list, tuple)):
-        raise UserError(f'schedule step: at must be a sequence of durations, got {at!r}')
-    moments = [span.at(a, f'schedule step: at[{i}]') for i, a in enumerate(at)]
-    if len(set(moments)) < len(moments):
-        raise UserError(f'schedule step: two of {at!r} fall on one step')
-    return optax.piecewise_constant_schedule(lr, dict.fromkeys(moments, factor))
-
-
-def _cosine(lr: float, span: _Span, end_factor: float = 0.0) -> optax.Schedule:
-    """Half a cosine from the learning rate down to `end_factor` of it (Loshchilov & Hutter 2017)."""
-    return optax.cosine_decay_schedule(lr, span.steps, alpha=end_factor)
-
-
-def _polynomial(lr: float, span: _Span, power: float = 1.0, end_factor: float = 0.0) -> optax.Schedule:
-    """Down to `end_factor` of the learning rate, as (1 - t)^power."""
-    if not power > 0:
-        raise UserError(f'schedule polynomial: power must be above 0, got {power!r}')
-    return optax.polynomial_schedule(lr, lr * end_factor, power, span.steps)
-
-
-def _one_cycle(lr: float, span: _Span, pct_start: float = 0.3, div_factor: float = 25.0,
-               final_div_factor: float = 1e4) -> optax.Schedule:
-    """Cosine up from lr / div_factor during `pct_start` of the steps, then down to lr / (div_factor * final_div_factor)
-    (Smith & Topin 2018); see `optax.cosine_onecycle_schedule`."""
-    if not 0 < pct_start < 1:
-        raise UserError(f'schedule one_cycle: pct_start is a part of the steps, between 0 and 1, got {pct_start!r}')
-    return optax.cosine_onecycle_schedule(span.steps, lr, pct_start, div_factor, final_div_factor)
-
-
-def _triangle(lr: float, span: _Span, peak: float = 0.23, start_factor: float = 0.2,
-              end_factor: float = 0.07) -> optax.Schedule:
-    """Straight up from `start_factor` of the learning rate, at the part `peak` of the steps down to `end_factor` of it."""
-    top = int(peak * span.steps)
-    if not 0 < top < span.steps:
-        raise UserError(f'schedule triangle: peak must leave steps on both sides, got {peak!r} of {span.steps} steps')
-    return optax.join_schedules([optax.linear_schedule(lr * start_factor, lr, top),
-                                 optax.linear_schedule(lr, lr * end_factor, span.steps - top)], [top])
-
-
-_PLATEAU_DEFAULTS: dict[str, Any] = dict(factor=0.1, patience=5, rtol=1e-4, atol=0.0, cooldown=0, min_scale=0.0)
-
-
-def _plateau(lr: float, span: _Span, factor: float = 0.1, patience: int = 5, rtol: float = 1e-4, atol: float = 0.0,
-             cooldown: int = 0, min_scale: float = 0.0) -> optax.Schedule:
-    """Times `factor` when the validation loss has not improved for `patience` evaluations (see
-    `optax.contrib.reduce_on_plateau` for the arguments)."""
-    return optax.constant_schedule(lr)
-
-
-_SCHEDULES: dict[str, Callable[..., optax.Schedule]] = {
-    'constant': _constant, 'exponential': _exponential, 'step': _step, 'cosine': _cosine,
-    'polynomial': _polynomial, 'one_cycle': _one_cycle, 'triangle': _triangle, 'plateau': _plateau,
-}
-
-
-def schedule_names() -> list[str]:
-    """Schedules that a config may name."""
-    return sorted(_SCHEDULES)
-
-
-def _check_switch(where: str, parameter: inspect.Parameter, value: Any) -> None:
-    """`--config.optim.optimizer.nesterov=false` is a string, and true."""
-    if isinstance(parameter.default, bool) and not isinstance(value, bool):
-        raise UserError(f'{where}: expected True or False, got {value!r}')
-
-
-def _find_schedule(choice: cfg.Choice) -> Callable[..., optax.Schedule]:
-    if choice.name not in _SCHEDULES:
-        raise unknown('schedule', choice.name, schedule_names())
-    make = _SCHEDULES[choice.name]
-    known = list(inspect.signature(make).parameters)[2:]
-    for name, value in choice.args.items():
-        if name not in known:
-            raise unknown(f'argument of schedule {choice.name}', name, known)
-        _check_switch(f'schedule {choice.name}: {name}', inspect.signature(make).parameters[name], value)
-    return make
-
-
-def make_schedule(choice: cfg.Choice, lr: float, warmup: cfg.Duration | None, timeline: Timeline, start: int,
-                  end: int, where: str = 'config.optim') -> optax.Schedule:
-    """Learning rate by step of a stage that runs from `start` to `end`; step 0 of it is `start`; `where` has its fields.
-
-    The n-th of w warm-up steps (n = 1..w) has n/w of the peak; the schedule covers the steps after it.
-
-    Raises:
-      UserError: an unknown schedule or argument, or a warm-up as long as the stage.
-    """
-    make = _find_schedule(choice)
-    ramp = timeline.steps(warmup, start) if warmup else 0
-    if ramp >= end - start:
-        raise UserError(f'{where}.warmup: {cfg.to_dict(warmup)} is {ramp} steps, and the stage is over after '
-                        f'{end - start}: train longer, or set a shorter warm-up or None')
-    steps = end - start - ramp
-    try:
-        main = make(lr, _Span(start + ramp, steps, timeline), **choice.args)
-        rates = {n: float(main(n)) for n in {0, 1, steps // 4, steps // 2, 3 * steps // 4, steps - 1}}
-    except (TypeError, ValueError, ZeroDivisionError, OverflowError) as e:
-        raise UserError(f'{where}.schedule: {choice.name} with {dict(choice.args)}: {e}') from e
-    for n, rate in rates.items():
-        if not 0 <= rate < math.inf:
-            raise UserError(f'{where}.schedule: {choice.name} with {dict(choice.args)}: a learning rate of {rate:.4g} at '
-                            f'step {start + ramp + n}')
-    if not ramp:
-        return main
-    return optax.join_schedules([optax.linear_schedule(lr / ramp, lr * (ramp + 1) / ramp, ramp), main], [ramp])
 
 
 def _regex(pattern: str, where: str) -> re.Pattern:
@@ -329,6 +188,13 @@ class _Stage:
     observer: optax.GradientTransformationExtraArgs | None  # of a plateau
 
 
+def _first_state(transform: optax.GradientTransformationExtraArgs, params: Any) -> Any:
+    """The state before the first step, in the types it has after one, which may be wider than bfloat16 parameters."""
+    state = transform.init(params)
+    _, after = jax.eval_shape(lambda p, s: transform.update(p, s, p, value=jnp.zeros(())), params, state)
+    return jax.tree.map(lambda x, wide: jnp.asarray(x, wide.dtype), state, after)
+
+
 @dataclass(frozen=True)
 class Optimizer:
     """The optax chains of a run, one for each stage. Their states are kept side by side: a tuple.
@@ -343,7 +209,7 @@ class Optimizer:
 
     def init(self, params: Any) -> tuple:
         """The state before the first step."""
-        return tuple(s.transform.init(params) for s in self.stages)
+        return tuple(_first_state(s.transform, params) for s in self.stages)
 
     def update(self, grads: Any, state: tuple, params: Any, stage: int, loss: jax.Array) -> tuple[Any, tuple]:
         """Updates to add to the parameters, and the state after them."""
@@ -392,7 +258,7 @@ def _make_core(choice: cfg.Choice, schedule: optax.Schedule,
                             f'{"learning_rate" if name == "learning_rate" else "weight_decay and decay_mask"} instead')
         if name not in parameters:
             raise unknown(f'argument of optimizer {choice.name}', name, set(parameters) - taken)
-        _check_switch(f'{where}.{name}', parameters[name], value)
+        schedules.check_switch(f'{where}.{name}', parameters[name], value)
     extra: dict[str, Any] = {p: 0.0 for p in parameters if 'weight_decay' in p and isinstance(parameters[p].default, float)}
     if choice.name == 'muon':
         extra['muon_weight_dimension_numbers'] = _matrices
@@ -416,14 +282,18 @@ def check(optim: cfg.OptimConfig) -> None:
         if part.optimizer:
             with within(f'{path}.optimizer'):
                 _make_core(part.optimizer, optax.constant_schedule(1.0), f'{path}.optimizer')
+            theirs = inspect.signature(_optimizers()[part.optimizer.name]).parameters.get('weight_decay')
+            if theirs and isinstance(theirs.default, float) and theirs.default and not (optim.weight_decay or optim.l2):
+                log.warning('%s.optimizer: %s without decay, for config.optim.weight_decay is 0 (optax would take %g)', path,
+                            part.optimizer.name, theirs.default)
         if getattr(part, 'schedule', None):
             with within(f'{path}.schedule'):
-                _find_schedule(part.schedule)
+                schedules.find(part.schedule)
 
 
 def _make_stage(optim: cfg.OptimConfig, groups: Groups, optimizer: cfg.Choice, lr: float, schedule: cfg.Choice,
                 warmup: cfg.Duration | None, timeline: Timeline, start: int, end: int, where: str) -> _Stage:
-    by_step = make_schedule(schedule, lr, warmup, timeline, start, end, where)
+    by_step = schedules.make(schedule, lr, warmup, timeline, start, end, where)
     mask = matching(optim.decay_mask, 'config.optim.decay_mask')
     def core(choice: cfg.Choice = optimizer, path: str = f'{where}.optimizer') -> optax.GradientTransformation:
         return _make_core(choice, by_step, path)
@@ -433,7 +303,7 @@ def _make_stage(optim: cfg.OptimConfig, groups: Groups, optimizer: cfg.Choice, l
         if any(g.normalize for g in optim.groups):
             raise UserError('config.optim.groups: normalize does not go with the schedule plateau, which scales all updates')
         try:
-            observer = optax.contrib.reduce_on_plateau(**{**_PLATEAU_DEFAULTS, **schedule.args})
+            observer = optax.contrib.reduce_on_plateau(**{**schedules.PLATEAU_DEFAULTS, **schedule.args})
         except (TypeError, ValueError) as e:
             raise UserError(f'{where}.schedule: plateau with {dict(schedule.args)}: {e}') from e
     parts = [

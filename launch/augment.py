@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
     from jaxcnn.data import augment, cache, picture
     from jaxcnn.errors import UserError
     from jaxcnn.inspect.figures import image_grid, label_title
-    from jaxcnn.train.state import RUN_ONCE
+    from jaxcnn.train.state import run_once
     from jaxcnn.train.step import image_gradient
     from jaxcnn.train.trained import Trained
     for name, value, least in (('--draws', args.draws, 1), ('--size', args.size, 8)):
@@ -93,7 +93,7 @@ def run(args: argparse.Namespace) -> int:
     for _, row in rows:
         def drawn(keys: jax.Array, images: jax.Array, labels: jax.Array, row: augment.Pipeline = row) -> tuple:
             return row.batch(keys, images, labels, len(classes), lambda x: jnp.roll(x, 1, 0), gradient)
-        made, mixed = jax.jit(drawn, compiler_options=RUN_ONCE)(jnp.repeat(keys, 2, 0), both, targets)
+        made, mixed = jax.jit(drawn, compiler_options=run_once())(jnp.repeat(keys, 2, 0), both, targets)
         tiles += [np.asarray(first), *np.asarray(made)[1::2]]
         titles += ['as it is', *(label_title(label, classes) if row.mixes else '' for label in np.asarray(mixed)[1::2])]
     path = args.out or os.path.join(args.workdir, 'figures', 'augmentations.png')

@@ -8,17 +8,18 @@
     python launch/benchmark.py checkpoint [--models resnet50] [--peers torch]
     python launch/benchmark.py loop --config=configs/mnist_lenet.py [--config.a.b=VALUE ...]
     python launch/benchmark.py startup --config=configs/digits_lenet5.py
-    python launch/benchmark.py train_step loop --config=configs/cifar10_fast.py --write=docs/performance.md
+    python launch/benchmark.py train_step loop --config=configs/cifar10_fast.py --write=docs/performance.md \\
+        --config.model.dtype=bfloat16
 
 Several may be given. With --write each one's table goes into FILE, in the place of the one that was written there before;
-train's after each round.
+train's after each round, those of train_step and eval after each network.
 
 train_step, eval: images/s of a network's whole training step, or of its inference, over those of peers: PyTorch
 (`torch`, and `compiled` by torch.compile; channels_last; by --torch_python, which needs torch and pytorchcv==0.0.67), and
 jaxcnn with other convolutions: `jax` in plain JAX, `xla` as plain Flax has them. In turn, A B A B. On a GPU in bfloat16
 (autocast in PyTorch), at sizes and batches for one; on a CPU in float32. `of matmul` and `of bandwidth`: the parts of the
-machine's matrix product rate and of its memory bandwidth, both measured in the same run, that the network's multiply-adds,
-and the bytes that XLA says the program reads and writes, make up.
+machine's matrix product rate and of its memory bandwidth, both measured in the same run, that the network's multiply-adds
+(those of padding, too), and the arrays that the compiled program's operations read and write, make up.
 data: images/s of a config's training images, augmented and normalised, from either placement, over those of a PyTorch
 DataLoader with a worker a core that does the same by PIL (pad_crop, random_resized_crop, flip_lr, auto_augment); and data's
 part of the training step. Of images in files: a first epoch, which builds the cache, against the DataLoader that reads the
@@ -28,7 +29,8 @@ train: seconds that PyTorch takes over those of the whole `train.py`, from the c
 steps alone, without compilation; and the accuracy of both; a round is a seed. Decoded images and compiled programs come from
 the caches where a run before left them. A LeNet on MNIST is beside the plain script with a DataLoader (of no workers and of
 one a core) that trains and tests it; any network on CIFAR-10 beside airbench==0.1.8's own `train94`, 9.9 epochs of 48
-batches of 1024 (on a CPU in float32), each by its own recipe. The time of airbench's steps holds its whitening filters.
+batches of 1024 (on a CPU in float32), each by its own recipe. The time of airbench's steps holds its whitening filters; that
+of ours, on a GPU, what is done once (cuDNN's plans), which airbench has done before it looks at the clock.
 checkpoint: seconds to save (until it is on the disk), to hand over (while the loop waits) and to read a network's state with
 SGD's momentum, beside torch.save and torch.load of the same, synchronised to the disk.
 loop: images/s of the training loop as `train.py` runs it (feeding, logging, progress) over those of the bare compiled

@@ -4,6 +4,7 @@ import argparse
 import csv
 import os
 from collections.abc import Sequence
+from concurrent import futures
 
 from jaxcnn import cli
 from jaxcnn.errors import UserError, shown
@@ -25,15 +26,24 @@ def run(args: argparse.Namespace) -> int:
                         f'takes images as they are, as those of {trained.info["name"]!r}')
     state = trained.read(trained.find(args.checkpoint))
     rows, bad = [], 0
+
+    def load(path: str) -> np.ndarray | UserError:
+        try:
+            return picture.load(path, trained.info, trained.config.data.resize, args.ink)
+        except UserError as e:  # the others are predicted all the same
+            return e
+
+    readers = futures.ThreadPoolExecutor()
     for start in range(0, len(args.images), BATCH):
         paths, images = [], []
-        for path in args.images[start:start + BATCH]:
-            try:
-                images.append(picture.load(path, trained.info, trained.config.data.resize, args.ink))
-                paths.append(path)
-            except UserError as e:  # the others are predicted all the same
-                cli.log.error('error: %s', e)
+        given = args.images[start:start + BATCH]
+        for path, found in zip(given, readers.map(load, given), strict=True):
+            if isinstance(found, UserError):
+                cli.log.error('error: %s', found)
                 bad += 1
+            else:
+                images.append(found)
+                paths.append(path)
         if not images:
             continue
         padded = np.zeros((min(BATCH, len(args.images)), *trained.info['image_shape']), np.uint8)

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import glob
 import os
 import statistics
 
@@ -23,8 +24,19 @@ def tell(summary: dict, folder: str) -> None:
     cli.log.info('report: %s\nfigures: %s', os.path.join(folder, 'report.md'), os.path.join(folder, 'figures'))
 
 
+def of_all_seeds(settings: config.Config, folder: str) -> dict[int, dict]:
+    """The summaries of the seeds that came to their end, those of earlier commands with this config, too."""
+    from jaxcnn.train import workdir
+    found = {}
+    for path in glob.glob(os.path.join(glob.escape(folder), 'seed*', 'summary.json')):
+        trained = workdir.read_config(os.path.dirname(path))
+        if not config.differences(dataclasses.replace(settings, seed=trained.seed), trained):
+            found[trained.seed] = workdir.read_json(path)
+    return dict(sorted(found.items()))
+
+
 def tell_seeds(summaries: dict[int, dict], folder: str) -> None:
-    """Mean, standard deviation and extremes over the seeds that came to their end; also into `seeds.json`."""
+    """Mean, standard deviation and extremes over seeds; also into `seeds.json`."""
     import jax
 
     from jaxcnn.train import workdir
@@ -35,7 +47,11 @@ def tell_seeds(summaries: dict[int, dict], folder: str) -> None:
             found[name] = {'mean': statistics.mean(values), 'std': statistics.stdev(values), 'least': min(values),
                            'most': max(values), 'values': values}
     if jax.process_index() == 0:
-        workdir.write_json(os.path.join(folder, 'seeds.json'), {'seeds': list(summaries), **found})
+        path = os.path.join(folder, 'seeds.json')
+        try:
+            workdir.write_json(path, {'seeds': list(summaries), **found})
+        except OSError as e:
+            raise UserError(f'{path}: cannot be written: {e.strerror}') from e
     for name, f in found.items():
         cli.log.info('%s of %d seeds: mean %.4f, standard deviation %.4f, least %.4f, most %.4f', name, len(summaries),
                      f['mean'], f['std'], f['least'], f['most'])
@@ -48,11 +64,11 @@ def run(args: argparse.Namespace) -> int:
     config.load(args.config, [*args.overrides, f'seed={settings.seed + args.seeds - 1}'])  # the last one is a seed, too
     from jaxcnn.train import train_and_evaluate
     from jaxcnn.train.signals import Interrupted
-    summaries, diverged = {}, []
+    diverged = []
     for seed in range(settings.seed, settings.seed + args.seeds):
         folder = os.path.join(args.workdir, f'seed{seed}') if args.seeds > 1 else args.workdir
         try:
-            summaries[seed] = train_and_evaluate(dataclasses.replace(settings, seed=seed), folder)
+            summary = train_and_evaluate(dataclasses.replace(settings, seed=seed), folder)
         except Interrupted as e:
             cli.log.warning('%s', e)
             return 128 + e.signum
@@ -62,10 +78,10 @@ def run(args: argparse.Namespace) -> int:
             cli.log.error('seed %d: %s', seed, e)
             diverged.append(seed)
         else:
-            tell(summaries[seed], folder)
+            tell(summary, folder)
         memory.give_back()
     if args.seeds > 1:
-        tell_seeds(summaries, args.workdir)
+        tell_seeds(of_all_seeds(settings, args.workdir), args.workdir)
     if diverged:
         raise Diverged(f'{len(diverged)} of {args.seeds} seeds diverged: {", ".join(map(str, diverged))}')
     return 0

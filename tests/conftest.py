@@ -1,6 +1,8 @@
 import os
 
-# before JAX starts: eight virtual devices, and little time for compilation, as most programs run but once
+# before JAX starts: eight virtual devices, on a machine with a GPU, too, and little time for compilation, as most programs
+# run but once
+os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} --xla_force_host_platform_device_count=8'
 os.environ['JAX_DISABLE_MOST_OPTIMIZATIONS'] = '1'
 

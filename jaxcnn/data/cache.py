@@ -1,9 +1,9 @@
 """The uint8 cache: every image is decoded once, then read through a memory map.
 
 A cache is a folder `<cache_dir>/<name>-<key>/` holding `<split>.images.npy` (N, H, W, C) uint8, `<split>.labels.npy`
-(N,) int32 and `meta.json` with their checksums. It is built under a temporary name and renamed, so a crash
-half-way leaves nothing that could be taken for a cache; a stale one has another key, a damaged one another
-checksum, and both are built anew.
+(N,) int32 and `meta.json` with their checksums; `dataset` adds channel statistics. It is built under a temporary name and
+renamed, so a crash half-way leaves nothing that could be taken for a cache; a stale one has another key, a damaged one
+another checksum, and both are built anew.
 """
 
 import contextlib

@@ -25,8 +25,10 @@ from jaxcnn.data.sources import InMemory, Source, add_source
 from jaxcnn.errors import UserError, shown
 
 SUFFIXES = ('.jpg', '.jpeg', '.jpe', '.jfif', '.png', '.webp', '.bmp', '.gif', '.tif', '.tiff', '.ppm', '.pgm')
-SPLITS = {'train': ('train', 'training'), 'val': ('val', 'valid', 'validation', 'dev'), 'test': ('test', 'testing')}
+SPLITS = {'train': ('train', 'training'), 'val': ('val', 'valid', 'validation', 'dev'),
+          'test': ('test', 'testing', 'evaluation')}
 UNLABELLED = '-1'
+_UNLABELLED_FOLDERS = ('unlabeled', 'unlabelled')
 log = logging.getLogger('jaxcnn')
 
 
@@ -120,6 +122,8 @@ def _split_folders(root: str) -> dict[str, str]:
     """
     folders = {entry.name.lower(): entry.path for entry in _entries(root) if entry.is_dir()}
     found = _parts(root, folders)
+    if found and (other := [name for name, path in folders.items() if path not in found.values() and name[0] != '.']):
+        log.warning('%s: left out, for they are no part: %s', shown(root), ', '.join(map(shown, sorted(other))))
     if found and 'train' not in found:
         raise UserError(f'{shown(root)} (config.data.dir): has a part {", ".join(found)}, and none to train on, which is '
                         f'called {" or ".join(SPLITS["train"])}; there are: {", ".join(map(shown, sorted(folders)))}')
@@ -151,6 +155,10 @@ def _source(name: str, root: str, listed: Listed, order: Sequence[str] | None = 
     if len(classes) < 2:
         raise UserError(f'{shown(root)}: holds the class {classes[0]!r} alone; a classifier needs two or more')
     label = {c: i for i, c in enumerate(classes)}
+    if (tested := known.get('test')) and not any(c in label for _, c in tested):
+        log.warning('%s: the test part is left out, for none of its classes (%s, ...) is one of the training part',
+                    shown(root), shown(tested[0][1]))
+        del known['test']
     digest = hashlib.sha256(os.fsencode(os.path.realpath(root)))
     for split, rows in known.items():
         for path, c in rows:
@@ -190,14 +198,15 @@ _EXPECTED = {
 
 
 def folder(config: DataConfig) -> Source:
-    """`<root>/<split>/<class>/*`, or `<root>/<class>/*`, folders within a class included."""
+    """`<root>/<split>/<class>/*`, or `<root>/<class>/*`, folders within a class included; `unlabeled` is no class."""
     root = _existing(config.dir, 'folder')
     listed: Listed = {}
     for split, path in _split_folders(root).items():
         listed[split] = []
         for entry in _entries(path):
             if entry.is_dir() and not entry.name.startswith('.'):
-                images = [(image, entry.name) for image in _images(root, entry.path)]
+                name = UNLABELLED if entry.name.lower() in _UNLABELLED_FOLDERS else entry.name
+                images = [(image, name) for image in _images(root, entry.path)]
                 listed[split] += images
                 if not images:
                     log.warning('%s: holds no images, and is no class', shown(entry.path))
@@ -255,7 +264,7 @@ def _rows(file: str, split: str) -> Iterator[tuple[str, str, str]]:
         named = {what: head.index(names[0]) for what, names in found.items() if names}
         if 'path' in named:
             columns, rows = named, rows[1:]
-            if 'label' not in columns:
+            if 'label' not in columns and split != 'test':
                 raise UserError(f'{file}: no column is called {", ".join(_COLUMNS["label"])}; there are: {", ".join(head)}')
     for number, row in rows:
         if len(row) <= max(columns.values()):
@@ -264,7 +273,7 @@ def _rows(file: str, split: str) -> Iterator[tuple[str, str, str]]:
         part = next((s for s, names in SPLITS.items() if where in names), None)
         if part is None:
             raise UserError(f'{file}: line {number}: unknown split {where!r}; known: {", ".join(SPLITS)}')
-        yield part, row[columns['path']].strip(), row[columns['label']].strip() or UNLABELLED
+        yield part, row[columns['path']].strip(), (row[columns['label']].strip() if 'label' in columns else '') or UNLABELLED
 
 
 def tiny_imagenet(config: DataConfig) -> Source:

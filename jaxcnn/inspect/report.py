@@ -54,6 +54,8 @@ def write_report(workdir: str, config: cfg.Config, summary: Mapping[str, Any], r
               if summary["val_accuracy"] is not None else f'the last checkpoint, step {summary["best_step"]}')
     other = [f'| {name.replace("_", " ")} | {_number(value) if name.endswith("loss") else _percent(value)} |'
            for name, value in summary.items() if '_ema_' in name or '_views_' in name]
+    held = ', '.join(f'{summary[f"peak_{where}_bytes"] / 1e9:.2f} GB of the {where}' for where in ('host', 'device')
+                     if summary[f'peak_{where}_bytes'] is not None)
     lines = [
         f'# {summary["name"] or summary["model"]}', '',
         f'{summary["model"]} ({summary["params"]:,} parameters) on {summary["dataset"]}, seed {summary["seed"]}: '
@@ -70,7 +72,8 @@ def write_report(workdir: str, config: cfg.Config, summary: Mapping[str, Any], r
         f'| training loss, last interval | {_number(summary["train_loss"])} |',
         f'| images/s in training | {_number(summary["images_per_second"], 0)} |',
         f'| wall time | {_number(summary["wall_seconds"], 1)} s, of which training steps '
-        f'{_number(summary["train_seconds"], 1)} s |', '',
+        f'{_number(summary["train_seconds"], 1)} s |',
+        f'| most memory held | {held} |', '',
         '## Curves', '', '![curves](figures/curves.png)', '',
         f'## {part.capitalize()} part, by class', '', f'Most frequent mistakes: {mistakes}.', '',
         '| class | precision | recall | F1 | ' + part + ' images | training images |', '|---|---|---|---|---|---|',

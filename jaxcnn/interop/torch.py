@@ -22,7 +22,7 @@ import numpy as np
 from jaxcnn.errors import UserError
 from jaxcnn.models import Network
 from jaxcnn.models.layers import two
-from jaxcnn.train.state import RUN_ONCE
+from jaxcnn.train.state import run_once
 
 if TYPE_CHECKING:
     import torch
@@ -408,7 +408,7 @@ def _check(network: Network, variables: Mapping[str, Any], module: 'torch.nn.Mod
             ours.setdefault('/'.join(context.module.path), output)
         return output
 
-    @functools.partial(jax.jit, compiler_options=RUN_ONCE)
+    @functools.partial(jax.jit, compiler_options=run_once())
     def apply(variables: Any, x: jax.Array) -> Any:
         with nn.intercept_methods(watch):
             logits = network.apply(variables, x)

@@ -193,7 +193,7 @@ class Network(nn.Module):
       conv_implementation: of the convolutions: `auto`, or one by name, see `ops.conv`. BatchNorm's sums on the CPU are calls
         of ours with `auto` and `own`.
       dropout: probability of zeroing a feature, in [0, 1).
-      bn_momentum: part of the running statistics kept at each step (PyTorch's momentum is one minus this).
+      bn_momentum: part of the running statistics kept at each step, or micro-batch (PyTorch's momentum is one minus this).
         The running variance is that of the batch, as the one it is normalised by; PyTorch's is N / (N - 1) times as large.
       bn_frozen: use the running statistics in training, too.
       bn_epsilon: added to the variance.

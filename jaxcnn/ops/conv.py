@@ -1,7 +1,7 @@
 """Convolutions that train fast on the CPU, too: a stand-in for `lax.conv_general_dilated`.
 
 On GPU and TPU it is XLA's own. On the CPU XLA's convolutions train at a third of the speed that the processor allows,
-and its grouped ones at a hundredth (jax-ml/jax #13800, #23713, #31662; openxla/xla #34273), so there it is our own for 3x3
+and its grouped ones at a hundredth (jax-ml/jax #23713, #31662; openxla/xla #34273), so there it is our own for 3x3
 kernels in Winograd's form, depthwise ones, groups and few channels, and oneDNN for the others (both in `native/`), or where
 that is missing the fastest formulation in plain JAX (`shifts.py`).
 """
@@ -82,10 +82,12 @@ def conv_general_dilated(
 
 
 def add_bias(y: jax.Array, bias: jax.Array) -> jax.Array:
-    """y (N, H, W, C) plus a bias (C,). On the CPU the gradient of a few biases is summed by a matrix product: XLA's sum
-    takes 2 to 7 times as long (docs/performance.md)."""
+    """y (N, H, W, C) plus a bias (C,), whose gradient is summed in float32 at least: a GPU would sum bfloat16 as it is.
+    On the CPU the gradient of a few biases is summed by a matrix product: XLA's sum takes 2 to 7 times as long
+    (docs/performance.md)."""
     if jax.default_backend() != 'cpu' or len(bias) > 16 or y.dtype != jnp.float32 or not y.size:
-        return y + bias
+        wide = jnp.promote_types(y.dtype, jnp.float32)
+        return (y.astype(wide) + bias.astype(wide)).astype(y.dtype)
     row = jnp.tile(bias, y.size // len(y) // len(bias))[None]
     rows = jnp.ones((len(y), 1), y.dtype) @ row  # which XLA computes without multiplying
     return y + rows.reshape(y.shape)

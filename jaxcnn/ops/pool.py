@@ -79,15 +79,15 @@ def avg_pool(x: jax.Array, size: int, stride: int | None = None, padding: int = 
       ceil: a last window that reaches over the edge counts, too (PyTorch's `ceil_mode`), its mean over what it has of the
         image and, with `count_padding`, of the padding.
     """
-    stride = stride or size
+    stride, dtype = stride or size, x.dtype
+    x = x.astype(jnp.promote_types(dtype, jnp.float32))
     if stride == size and not padding and not ceil:
-        sums = _combined(x.astype(jnp.promote_types(x.dtype, jnp.float32)), size, operator.add)
-        return (sums / size ** 2).astype(x.dtype)
+        return (_combined(x, size, operator.add) / size ** 2).astype(dtype)
     pads = _pads(x.shape, size, stride, padding, ceil)
     counted = np.pad(np.ones((1, *x.shape[1:3], 1), x.dtype), [(p, p) for p, _ in pads], constant_values=count_padding)
     counted = np.pad(counted, [(0, after - before) for before, after in pads])
     sums, counts = (_reduce(jnp.asarray(a), size, stride, operator.add) for a in (jnp.pad(x, pads), counted))
-    return sums / counts
+    return (sums / counts).astype(dtype)
 
 
 POOLS: dict[str, Callable[..., jax.Array]] = {'avg': avg_pool, 'max': max_pool}

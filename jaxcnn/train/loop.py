@@ -22,7 +22,7 @@ import ml_collections
 import numpy as np
 
 from jaxcnn import config as cfg
-from jaxcnn import data, metrics, models, optim
+from jaxcnn import data, memory, metrics, models, optim
 from jaxcnn.data import augment, feed, normalize, sources, views
 from jaxcnn.errors import Diverged, UserError, within
 from jaxcnn.timeline import Phase, Timeline
@@ -35,7 +35,7 @@ from jaxcnn.train.step import METRICS, Preparation, TrainStep, image_gradient, i
 
 log = logging.getLogger('jaxcnn')
 RUN_AHEAD = 4  # dispatches in flight
-MOST_AHEAD = 1 << 31  # bytes of temporary memory, which a CPU gives to all of them, or one more than is running
+MOST_AHEAD = 1 << 31  # bytes of temporary memory, which a CPU gives to all of them beside the one that is running
 
 
 def check_config(config: cfg.Config) -> None:
@@ -75,11 +75,20 @@ class RunProgress:
     timed_images: int = 0
     timed_seconds: float = 0.0
     wall_seconds: float = 0.0
+    peak_host_bytes: int = 0
+    peak_device_bytes: int | None = None
 
     @property
     def images_per_second(self) -> float | None:
         """Of all training, compilation, evaluation and saving left out; None before anything was timed."""
         return self.timed_images / self.timed_seconds if self.timed_seconds else None
+
+    def look_at_memory(self) -> None:
+        """Takes in what this process has held at most; processes before it may have held more."""
+        host, device = memory.peak()
+        self.peak_host_bytes = max(self.peak_host_bytes, host)
+        if device is not None:
+            self.peak_device_bytes = max(self.peak_device_bytes or 0, device)
 
     def observe(self, value: float, lower_is_better: bool) -> None:
         """Counts an evaluation."""
@@ -205,8 +214,9 @@ class Run:
             self._display.say(f'resuming {self.folder} from step {step} of {self.timeline.total}')
         else:
             step = 0
-            if self.checkpoints.steps():
-                self._display.say(f'no checkpoint in {self.folder} is whole: the run begins anew')
+            if there := self.checkpoints.steps():
+                raise UserError(f'none of the checkpoints in {self.folder!r}, {", ".join(map(str, there))}, can be read: '
+                                'they are damaged, or of another version, as is told above; a new workdir begins anew')
             self.state = self._begin(template.params)
         for later in damaged:
             self.checkpoints.discard(later)
@@ -320,7 +330,7 @@ class Run:
             compiled = program.lower(self.state, *inputs).compile()  # the call below finds it: its time is that of its steps
             if jax.default_backend() == 'cpu':
                 temporary = getattr(compiled.memory_analysis(), 'temp_size_in_bytes', 0)
-                self._ahead = max(1, min(RUN_AHEAD, MOST_AHEAD // max(1, temporary)))
+                self._ahead = min(RUN_AHEAD, MOST_AHEAD // max(1, temporary))
             parallel.from_all(0)  # the slowest of several processes
             self._clock = time.monotonic()
             self._display.say(f'step {step}: compiled, {self._clock - self.started:.1f} s after the start')
@@ -435,6 +445,7 @@ class Run:
         now = time.monotonic()
         self.progress.wall_seconds += now - self._counted
         self._counted = now
+        self.progress.look_at_memory()
         self.checkpoints.save(self.step, state, dataclasses.asdict(self.progress),
                               self.last_evaluation if evaluated and self.watched == 'val' else None)
         self._saved = (self.step, evaluated)
@@ -476,6 +487,7 @@ class Run:
         return self.step, self.state
 
     def _summary(self, row: Mapping[str, float], prefix: str, best: int) -> dict[str, Any]:
+        self.progress.look_at_memory()
         last = next((r for r in reversed(workdir.read_metrics(self.folder)) if 'train_loss' in r), {})
         versions = {name: importlib.metadata.version(name) for name in ('jax', 'jaxlib', 'flax', 'optax', 'numpy')}
         from jaxcnn import __version__
@@ -489,10 +501,12 @@ class Run:
             'test_accuracy': row.get(f'test_{prefix}accuracy'), 'test_top5': row.get(f'test_{prefix}top5'),
             'test_loss': row.get(f'test_{prefix}loss'),
             **{k: v for k, v in row.items() if '_ema_' in k or '_views_' in k},
+            **{k.replace(prefix, ''): v for k, v in row.items() if prefix and f'{prefix}views_' in k},
             'best_step': best,
             'images_per_second': self.progress.images_per_second,
             'train_seconds': self.progress.timed_seconds,
             'wall_seconds': self.progress.wall_seconds,
+            'peak_host_bytes': self.progress.peak_host_bytes, 'peak_device_bytes': self.progress.peak_device_bytes,
             'device': jax.devices()[0].device_kind, 'num_devices': self.backend.num_devices,
             'versions': {'jaxcnn': __version__, 'python': platform.python_version(), **versions},
         }

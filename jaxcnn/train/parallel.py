@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 from jaxcnn import config as cfg
 from jaxcnn.errors import UserError
 from jaxcnn.timeline import Timeline
-from jaxcnn.train.state import RUN_ONCE
+from jaxcnn.train.state import run_once
 
 AXIS = 'batch'
 T = TypeVar('T')
@@ -112,7 +112,7 @@ class Sharded:
 
     def init(self, fn: Callable, seed: int) -> Any:
         """`fn(seed)` on all devices."""
-        return jax.jit(fn, out_shardings=self._replicated, compiler_options=RUN_ONCE)(np.uint32(seed))
+        return jax.jit(fn, out_shardings=self._replicated, compiler_options=run_once())(np.uint32(seed))
 
     def compile_train(self, fn: Callable) -> jax.stages.Wrapped:
         """Compiles `step.many_steps`; the state is donated."""
@@ -163,7 +163,7 @@ class Pmap:
 
     def init(self, fn: Callable, seed: int) -> Any:
         """`fn(seed)` on all devices."""
-        return self.place(jax.device_get(jax.jit(fn, compiler_options=RUN_ONCE)(np.uint32(seed))))
+        return self.place(jax.device_get(jax.jit(fn, compiler_options=run_once())(np.uint32(seed))))
 
     def compile_train(self, fn: Callable) -> jax.stages.Wrapped:
         """Compiles `step.many_steps`; the state is donated."""
@@ -204,5 +204,6 @@ def check_batch_sizes(timeline: Timeline, accumulate: int, num_devices: int) -> 
         if phase.batch_size % unit:
             low = phase.batch_size // unit * unit
             near = ' or '.join(str(n) for n in (low, low + unit) if n)
-            raise UserError(f'config.batch_size: {phase.batch_size} does not divide over {num_devices} devices '
+            field = 'batch_size' if phase.batch_size == timeline.phases[0].batch_size else 'batch_schedule'
+            raise UserError(f'config.{field}: {phase.batch_size} does not divide over {num_devices} devices '
                             f'x {accumulate} micro-batches; nearest: {near}')

@@ -6,12 +6,14 @@ import select
 import signal
 import sys
 import threading
+import time
 import types
 from collections.abc import Iterator
 
 import jax
 
 PATIENCE = 8.0  # seconds from the signal to the end, whatever the process is busy with
+AT_ONCE = 1.0  # seconds in which signals are one: `timeout` sends its signal to the process, then to its group
 PATIENCE_TOGETHER = 60.0  # of several processes, which agree on a stop at every tenth dispatch only
 
 
@@ -44,7 +46,8 @@ def stop_on_signals() -> Iterator[StopRequest]:
 
     Python runs handlers between bytecodes, so a long compilation would hold them up: a thread that hears of the
     signal at once ends the process when the loop has not acknowledged it after `PATIENCE` seconds
-    (`PATIENCE_TOGETHER`), or at a second signal. No checkpoint suffers: they are whole or not there.
+    (`PATIENCE_TOGETHER`), or at a second signal, `AT_ONCE` or more after the first. No checkpoint suffers: they are
+    whole or not there.
     """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
@@ -61,7 +64,12 @@ def stop_on_signals() -> Iterator[StopRequest]:
     def watch() -> None:
         first = os.read(reading, 1)
         if first:
-            again, _, _ = select.select([reading], [], [], patience)
+            time.sleep(AT_ONCE)
+            while select.select([reading], [], [], 0)[0]:
+                if not os.read(reading, 1):  # it is over
+                    os.close(reading)
+                    return
+            again, _, _ = select.select([reading], [], [], max(0.0, patience - AT_ONCE))
             if not again and request.acknowledged:
                 again = [reading]
             if not again or os.read(reading, 1):  # nobody heeds it, or a second signal

@@ -12,8 +12,11 @@ from jaxcnn.config import OptimConfig
 from jaxcnn.errors import UserError
 from jaxcnn.optim import Optimizer
 
-# for programs that run once: optimising the random numbers of an initialisation takes seconds on the CPU
-RUN_ONCE: dict[str, bool | int | str] = {'xla_backend_optimization_level': 0}
+
+def run_once() -> dict[str, bool | int | str]:
+    """Compiler options of programs that run once: optimising the random numbers of an initialisation takes seconds on a CPU.
+    For a GPU XLA has optimised programs alone."""
+    return {'xla_backend_optimization_level': 0} if jax.default_backend() == 'cpu' else {}
 
 
 @flax.struct.dataclass
@@ -25,7 +28,7 @@ class TrainState:
       params: trainable parameters.
       batch_stats: running statistics of BatchNorm; empty without.
       opt_state: of every stage's optimizer, side by side.
-      ema_params: exponential moving average of `params`, in float32, or None.
+      ema: exponential moving averages of `params` and `batch_stats`, in float32, or None.
       slow: parameters and running statistics that look-ahead sets the others back to, or None.
     """
 
@@ -33,7 +36,7 @@ class TrainState:
     params: Any
     batch_stats: Any
     opt_state: Any
-    ema_params: Any
+    ema: Any
     slow: Any = None
 
 
@@ -46,7 +49,7 @@ def init_state(network: nn.Module, optimizer: Optimizer, image_shape: tuple[int,
       optimizer: of the run.
       image_shape: (H, W, C).
       seed: scalar.
-      optim: says whether a moving average of the parameters, and look-ahead's slow ones, are kept; they start at them.
+      optim: says whether moving averages, and look-ahead's slow parameters, are kept; they start at the first ones.
       begin: of the parameters that are drawn, those to begin with.
 
     Raises:
@@ -61,14 +64,15 @@ def init_state(network: nn.Module, optimizer: Optimizer, image_shape: tuple[int,
     params, batch_stats = begin(variables['params']), variables.get('batch_stats', {})
     return TrainState(jnp.zeros((), jnp.int32), params, batch_stats, optimizer.init(params),
                       # a bfloat16 would not hold the little that it moves
-                      ema_params=jax.tree.map(lambda p: jnp.array(p, jnp.float32), params) if optim.ema_decay else None,
+                      ema=jax.tree.map(lambda x: jnp.array(x, jnp.float32),
+                                       (params, batch_stats)) if optim.ema_decay else None,
                       slow=jax.tree.map(jnp.copy, (params, batch_stats)) if optim.lookahead else None)
 
 
 def variables(state: TrainState) -> dict[str, dict[str, Any]]:
-    """What of a state is evaluated, by the prefix of its metrics' names: the parameters (''), and their moving
-    average ('ema_') where there is one."""
+    """What of a state is evaluated, by the prefix of its metrics' names: parameters and statistics (''), and their moving
+    averages ('ema_') where they are kept."""
     found = {'': {'params': state.params, 'batch_stats': state.batch_stats}}
-    if state.ema_params is not None:
-        found['ema_'] = {'params': state.ema_params, 'batch_stats': state.batch_stats}
+    if state.ema is not None:
+        found['ema_'] = dict(zip(('params', 'batch_stats'), state.ema, strict=True))
     return found

@@ -193,14 +193,19 @@ class TrainStep:
     def _micro_batch(self, params: Any, batch_stats: Any, images: jax.Array, labels: jax.Array,
                      key: jax.Array) -> tuple[Any, Any, dict[str, jax.Array]]:
         """Gradients, new BatchNorm statistics and metrics, all means over the images."""
-        weights: Any = 1.0
+        weights, targets = jnp.ones(()), labels
         if self.class_weights is not None:
             of_class = jnp.asarray(self.class_weights)
-            weights = of_class[labels] if labels.ndim == 1 else labels @ of_class
+            if labels.ndim == 1:
+                weights = of_class[labels]
+            else:  # each part of a mixed label has the weight of its own class
+                targets = labels * of_class
+                weights = targets.sum(-1)
+                targets /= jnp.maximum(weights, 1e-30)[:, None]
 
         def loss_fn(params: Any) -> tuple[jax.Array, Any]:
             (logits, *auxiliary), stats = self._forward(params, batch_stats, images, key)
-            losses = [(weights * cross_entropy(x, labels, self.label_smoothing)).mean() for x in (logits, *auxiliary)]
+            losses = [(weights * cross_entropy(x, targets, self.label_smoothing)).mean() for x in (logits, *auxiliary)]
             return losses[0] + getattr(self.network, 'aux_weight', 0) * sum(losses[1:]), (logits, stats)
 
         (loss, (logits, stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
@@ -261,11 +266,11 @@ class TrainStep:
         grads = self.optimizer.groups.trained(grads, state.step)
         updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params, self.stage, metrics['loss'])
         params = optax.apply_updates(state.params, updates)
-        ema = state.ema_params
+        ema = state.ema
         if ema is not None:
             n = state.step.astype(jnp.float32)
             decay = jnp.minimum(self.ema_decay, (1 + n) / (10 + n))
-            ema = jax.tree.map(lambda e, p: (decay * e + (1 - decay) * p).astype(e.dtype), ema, params)
+            ema = jax.tree.map(lambda e, x: (decay * e + (1 - decay) * x).astype(e.dtype), ema, (params, stats))
         slow = state.slow
         if self.lookahead is not None:
             params, stats, slow = self._look_ahead(params, stats, slow, state.step + 1)

@@ -6,6 +6,7 @@ import fcntl
 import json
 import math
 import os
+import time
 from collections.abc import Iterator
 from typing import IO, Any
 
@@ -85,17 +86,25 @@ def claim(workdir: str, config: cfg.Config) -> Iterator[None]:
         yield
 
 
+_FLUSH = 30.0  # seconds in which scalars for TensorBoard may wait
+
+
 @dataclasses.dataclass
 class MetricsLog:
-    """`metrics.jsonl` and TensorBoard scalars; what lies after the step that a run resumes from is taken back."""
+    """`metrics.jsonl` and TensorBoard scalars; what lies after the step that a run resumes from is taken back.
+
+    Without `tensorboardX.SummaryWriter`, whose thread a full disk ends, so that the run waits for it ever after.
+    """
 
     workdir: str
     step: int
     _file: IO[str] = dataclasses.field(init=False)
     _board: Any = dataclasses.field(init=False)
+    _flushed: float = 0.0
 
     def __post_init__(self) -> None:
-        from tensorboardX import SummaryWriter
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import SessionLog
         path = os.path.join(self.workdir, 'metrics.jsonl')
         kept = [json.dumps(row) + '\n' for row in read_metrics(self.workdir) if row['step'] <= self.step]
         temporary = f'{path}.tmp'
@@ -103,17 +112,27 @@ class MetricsLog:
             f.writelines(kept)
         os.replace(temporary, path)
         self._file = open(path, 'a')  # noqa: SIM115 (closed by close())
-        self._board = SummaryWriter(self.workdir, purge_step=self.step + 1 if self.step else None)
+        self._board = EventsWriter(os.path.join(self.workdir, 'events'))
+        if self.step:
+            self._event(self.step + 1, session_log=SessionLog(status=SessionLog.START))
+
+    def _event(self, step: int, **content: Any) -> None:
+        from tensorboardX.proto.event_pb2 import Event
+        self._board.write_event(Event(wall_time=time.time(), step=step, **content))
 
     def write(self, step: int, row: dict[str, float]) -> None:
         """One line, and one scalar for each figure."""
+        from tensorboardX.summary import scalar
         self._file.write(json.dumps({'step': step, **row}) + '\n')
         self._file.flush()
         for name, value in row.items():
             if not math.isfinite(value):  # TensorBoard has no place for it
                 continue
             part, _, rest = name.partition('_')
-            self._board.add_scalar(f'{part}/{rest}' if part in ('train', 'val', 'test') else name, value, step)
+            self._event(step, summary=scalar(f'{part}/{rest}' if part in ('train', 'val', 'test') else name, value))
+        if time.monotonic() - self._flushed > _FLUSH:
+            self._board.flush()
+            self._flushed = time.monotonic()
 
     def close(self) -> None:
         """Writes out what is pending."""

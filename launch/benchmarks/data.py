@@ -100,7 +100,7 @@ def compare(args: argparse.Namespace) -> Table:
                 return run.prepare.train(rows['image'], rows['label'], jax.random.fold_in(jax.random.key(seed), first[0]),
                                          classes=run.dataset.num_classes)[0]
 
-            inputs[placement] = (run.inputs(step, 1) for step in itertools.count())
+            inputs[placement] = map(functools.partial(run.inputs, count=1), itertools.count())
             prepared = itertools.starmap(jax.jit(batch), inputs[placement])
             sides[f'{placement} placement'] = functools.partial(rate, functools.partial(next, prepared), chosen.batch_size)
             runs[placement] = run

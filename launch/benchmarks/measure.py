@@ -4,8 +4,10 @@ import collections
 import dataclasses
 import datetime
 import json
+import math
 import os
 import platform
+import re
 import shlex
 import statistics
 import subprocess
@@ -103,6 +105,47 @@ def bandwidth() -> float:
     import jax.numpy as jnp
     x = jnp.zeros(2 ** 26 if on_cpu() else 2 ** 29)
     return 2 * x.nbytes / quickest(lambda x: x + 1, x)
+
+
+_SHAPE = re.compile(r'\b(pred|[a-z]+(\d+)[a-z0-9]*)\[([\d,]*)\]')
+_LINE = re.compile(r'\s+(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][\w\-]*)\((.*)')
+_FREE = {'parameter', 'constant', 'tuple', 'get-tuple-element', 'bitcast', 'after-all', 'partition-id'}
+
+
+def _size(shape: str) -> int:
+    """Bytes of an array, or of a tuple of them, as XLA writes its shape."""
+    return sum(math.prod(map(int, filter(None, sides.split(',')))) * int(bits or 8) // 8
+               for _, bits, sides in _SHAPE.findall(shape))
+
+
+def traffic(program: str) -> int:
+    """Bytes that a compiled program reads and writes, from its text: operands and results of each operation, a fusion being
+    one. XLA's own count leaves out what it calls: cuDNN's convolutions, cuBLAS's products, our kernels on the CPU. A loop's
+    body counts once.
+    """
+    bodies: dict[str, list[re.Match[str]]] = {}
+    body: list[re.Match[str]] = []
+    entry = ''
+    for line in program.splitlines():
+        if line.endswith('{') and (head := re.match(r'(ENTRY )?%?([\w.\-]+) ', line)):
+            body = bodies[head[2]] = []
+            entry = head[2] if head[1] else entry
+        elif found := _LINE.match(line):
+            body.append(found)
+    sizes = {found[1]: _size(found[2]) for body in bodies.values() for found in body}
+
+    def of(name: str) -> int:
+        total = 0
+        for found in bodies[name]:
+            _, shape, kind, rest = found.groups()
+            if kind in ('call', 'while'):
+                total += sum(of(called) for called in re.findall(r'(?:to_apply|body)=%?([\w.\-]+)', rest))
+            elif kind not in _FREE and not kind.endswith('-done'):
+                if kind == 'custom-call':
+                    shape = re.sub(r'\bu8\[[\d,]*\]', '', shape)  # room to work in
+                total += _size(shape) + sum(sizes.get(read, 0) for read in re.findall(r'%([\w.\-]+)', rest.split('), ')[0]))
+        return total
+    return of(entry)
 
 
 def as_a_person_does() -> dict[str, str]:

@@ -3,9 +3,9 @@
 import argparse
 import statistics
 import sys
-from typing import Any
+from collections.abc import Iterator
 
-from benchmarks.measure import Table, Torch, bandwidth, need_torch, on_cpu, product_rate, rate, spread
+from benchmarks.measure import Table, Torch, bandwidth, need_torch, on_cpu, product_rate, rate, spread, traffic
 from jaxcnn.errors import unknown
 
 Measured = list[tuple[str, int, int, dict]]  # network, image size, batch, fields
@@ -15,11 +15,6 @@ ON_A_CPU: Measured = [
 ON_A_GPU: Measured = [
     ('resnet50', 224, 256, {}), ('shallow_cnn', 32, 1024, {}), ('resnext50_32x4d', 224, 256, {}),
     ('mobilenet_v1', 224, 256, {}), ('t2t_vit_14', 224, 256, {}), ('airbench94', 32, 1024, {})]
-
-
-def cost(program: Any, what: str) -> float:
-    """What XLA says that a lowered or compiled program takes: 'flops' or 'bytes accessed'."""
-    return program.cost_analysis()[what]
 
 
 class Own:
@@ -33,6 +28,7 @@ class Own:
         from jaxcnn import models, optim
         from jaxcnn.config import Choice, OptimConfig, parse
         from jaxcnn.data.normalize import Normalization
+        from jaxcnn.inspect.complexity import cost
         from jaxcnn.timeline import Timeline
         from jaxcnn.train.state import init_state, variables
         from jaxcnn.train.step import Preparation, TrainStep
@@ -46,9 +42,7 @@ class Own:
         prepare = Preparation(None, Normalization.by((0.5,) * 3, (0.25,) * 3))
         state = jax.jit(lambda: init_state(network, optimizer, (size, size, 3), np.uint32(0), descent))()
         placed = variables(state)['']
-        flat = models.create(name, num_classes=10, **{**fields, 'conv_implementation': 'xla'})
-        self.flops = (3 if what == 'train_step' else 1) * cost(
-            jax.jit(lambda v, x: flat.apply(v, x, train=False)).lower(placed, jnp.zeros((1, size, size, 3))), 'flops')
+        self.flops = 2 * (3 if what == 'train_step' else 1) * cost(network, (size, size, 3), 1, ()).multiply_adds
         self.batch = batch
         if what == 'train_step':
             compiled = jax.jit(TrainStep(network, optimizer, prepare), donate_argnums=0).lower(
@@ -64,7 +58,7 @@ class Own:
 
             def step() -> object:
                 return compiled(placed, images['image'])
-        self.bytes = cost(compiled, 'bytes accessed') / batch
+        self.bytes = traffic(compiled.as_text() or '') / batch
         self.step = step
         for _ in range(3):
             jax.block_until_ready(step())
@@ -73,7 +67,8 @@ class Own:
         return rate(self.step, self.batch, seconds)
 
 
-def compare(args: argparse.Namespace, what: str) -> Table:
+def compare(args: argparse.Namespace, what: str) -> Iterator[Table]:
+    """Its table after each network, so that one that ends badly loses none before it."""
     measured = ON_A_CPU if on_cpu() else ON_A_GPU
     known = [name for name, *_ in measured]
     chosen = args.models.split(',') if args.models else known
@@ -117,4 +112,5 @@ def compare(args: argparse.Namespace, what: str) -> Table:
         cells += [f'{statistics.median(part):.2f}' for part in parts.values()]
         lines.append(f'| {title} | {" | ".join(cells)} |')
         print(lines[-1], file=sys.stderr, flush=True)
-    return Table(f'{what}, {dtype}: images/s, then over those of peers; median (least to most)', lines, results)
+        del own, sides, work  # and their memory, before the next network's
+        yield Table(f'{what}, {dtype}: images/s, then over those of peers; median (least to most)', lines, results)

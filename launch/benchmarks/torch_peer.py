@@ -431,6 +431,7 @@ def main():
     y = torch.arange(args.batch, device=args.device) % 10
     cuda = args.device == 'cuda'
     torch.backends.cudnn.benchmark = True
+    torch.backends.cuda.matmul.allow_tf32 = True  # as cuDNN's convolutions and all of JAX's products
     optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4, fused=cuda)
     if args.what == 'checkpoint':
         return serve_checkpoints(net, optimizer, args.size, args.folder)

@@ -5,7 +5,7 @@ import pytest
 
 from jaxcnn import config as cfg
 from jaxcnn import data
-from jaxcnn.data import cache, feed
+from jaxcnn.data import cache, dataset, feed
 from jaxcnn.data.dataset import Split, channel_statistics
 from jaxcnn.errors import UserError
 from jaxcnn.timeline import Timeline
@@ -219,6 +219,27 @@ def test_statistics_stay_exact_where_the_mean_dwarfs_the_deviation():
     _, std = channel_statistics(Split(images, np.arange(5000), np.zeros(5000, np.int32)))
     share = 1 / images.size
     np.testing.assert_allclose(std[0] * 255, np.sqrt(share * (1 - share)), rtol=1e-3)
+
+
+def test_statistics_are_worked_out_once(tmp_path, monkeypatch):
+    def load(**fields):
+        found = data.load(cfg.DataConfig(name='digits', cache_dir=str(tmp_path), **fields))
+        return found.mean, found.std
+
+    counted = []
+    monkeypatch.setattr(dataset, 'channel_statistics', lambda split: counted.append(split) or channel_statistics(split))
+    first = load(split_seed=3)
+    other = load(split_seed=4)
+    assert len(counted) == 2
+    assert other != first
+    assert [load(split_seed=3), load(split_seed=4)] == [first, other]
+    assert len(counted) == 2
+    kept = list(tmp_path.glob('*/train.images.npy.*.json'))
+    assert len(kept) == 2
+    for path in kept:
+        path.write_text(path.read_text().replace('0.', '1.', 1))
+    assert [load(split_seed=3), load(split_seed=4)] == [first, other]
+    assert len(counted) == 4
 
 
 def test_a_channel_that_never_varies_has_deviation_one():

@@ -82,6 +82,33 @@ def test_a_validation_part_of_ones_own_is_left_for_one_that_is_asked_for(tmp_pat
         load(tmp_path, 'folder', root, val_fraction=0.0)
 
 
+def test_what_is_no_part_or_has_no_label_is_left_out_and_told(tmp_path, caplog):
+    root = write_folder(tmp_path / 'set', training=4, evaluation=2)
+    save(root / 'training' / 'unlabeled' / '0.png', (1, 1, 1))
+    save(root / 'extra' / '0.png', (1, 1, 1))
+    with caplog.at_level('INFO', 'jaxcnn'):
+        assert_holds(load(tmp_path, 'folder', root, val_fraction=0.25), train=9, val=3, test=6)
+    assert 'left out, for they are no part: extra' in caplog.text
+    assert '1 images of the train part carry no label' in caplog.text
+
+
+@pytest.mark.parametrize('table', ['', 'path\n', 'path,label\n'])
+def test_a_test_part_without_labels_is_left_out_and_told(tmp_path, caplog, table):
+    root = write_folder(tmp_path / 'set', train=4, test=2)
+    if table:
+        rows = {split: [(f'{split}/{name}/{i}.png', name) for name in COLOURS for i in range(n)]
+                for split, n in (('train', 4), ('test', 2))}
+        (root / 'train.csv').write_text('path,label\n' + ''.join(f'{path},{name}\n' for path, name in rows['train']))
+        (root / 'test.csv').write_text(table + ''.join(
+            f'{path},?\n' if ',' in table else f'{path}\n' for path, _ in rows['test']))
+    else:
+        for name in COLOURS:
+            (root / 'test' / name).rename(root / 'test' / f'{name}?')
+    with caplog.at_level('INFO', 'jaxcnn'):
+        assert_holds(load(tmp_path, 'csv' if table else 'folder', root, val_fraction=0.25), train=9, val=3)
+    assert 'left out' in caplog.text
+
+
 def test_labels_in_file_names(tmp_path):
     root = tmp_path / 'food'
     names = list(COLOURS)

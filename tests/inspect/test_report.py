@@ -110,7 +110,8 @@ SUMMARY = {
     'name': 'first try', 'model': 'lenet5', 'dataset': 'digits', 'seed': 17, 'steps': 12345, 'epochs': 39.996,
     'params': 61706, 'train_loss': 0.12344, 'val_accuracy': 0.98765, 'val_loss': 0.04321, 'test_accuracy': 0.97531,
     'test_top5': 0.99991, 'test_loss': 1234.56789, 'best_step': 11000, 'images_per_second': 54321.6,
-    'train_seconds': 54.321, 'wall_seconds': 98.76, 'device': 'H100', 'num_devices': 3, 'versions': {'jax': '0.10.2'},
+    'train_seconds': 54.321, 'wall_seconds': 98.76, 'peak_host_bytes': 5_678_000_000, 'peak_device_bytes': None,
+    'device': 'H100', 'num_devices': 3, 'versions': {'jax': '0.10.2'},
 }
 
 
@@ -152,9 +153,12 @@ def test_the_report_holds_the_numbers_of_the_summary(written):
     for name, value in {'test accuracy': '97.53 %', 'test top-5': '99.99 %', 'test loss': '1,234.5679',
                         'validation accuracy': '98.77 %', 'validation loss': '0.0432',
                         'training loss, last interval': '0.1234', 'images/s in training': '54,322',
-                        'wall time': '98.8 s, of which training steps 54.3 s'}.items():
+                        'wall time': '98.8 s, of which training steps 54.3 s',
+                        'most memory held': '5.68 GB of the host'}.items():
         assert cells(text, name) == [value]
     assert '{"jax": "0.10.2"}' in text
+    text = written(peak_device_bytes=1_250_000_000)
+    assert cells(text, 'most memory held') == ['5.68 GB of the host, 1.25 GB of the device']
 
 
 def test_the_report_holds_each_class_and_the_most_frequent_mistakes(written):

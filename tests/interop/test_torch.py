@@ -19,7 +19,7 @@ from jaxcnn.losses import cross_entropy
 from jaxcnn.optim import make_optimizer
 from jaxcnn.timeline import Timeline
 from jaxcnn.train import whiten
-from jaxcnn.train.state import RUN_ONCE, init_state
+from jaxcnn.train.state import init_state, run_once
 from jaxcnn.train.step import Preparation, TrainStep
 
 torch = pytest.importorskip('torch')
@@ -139,7 +139,7 @@ def test_in_training_logits_statistics_and_all_gradients_are_those_of_pytorchcv(
     def loss(params):
         logits, new = network.apply({**variables, 'params': params}, images, train=True, mutable=['batch_stats'])
         return cross_entropy(logits, labels, 0.0).mean(), (logits, new)
-    (_, (logits, new)), grads = jax.jit(jax.value_and_grad(loss, has_aux=True), compiler_options=RUN_ONCE)(
+    (_, (logits, new)), grads = jax.jit(jax.value_and_grad(loss, has_aux=True), compiler_options=run_once())(
         variables['params'])
     module.train()
     for part in module.modules():

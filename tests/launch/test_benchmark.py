@@ -7,9 +7,13 @@ import runpy
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 from tfds_files import write_tfds
+
+from jaxcnn.ops import conv
+from jaxcnn.ops.geometry import NHWC
 
 pytestmark = pytest.mark.launch
 
@@ -122,3 +126,49 @@ def test_airbench_runs_as_it_is_without_a_gpu(tmp_path):
     found = json.loads(done.stdout.splitlines()[-1])
     assert found['train_seconds'] > 0
     assert 10 * found['test_accuracy'] == pytest.approx(round(10 * found['test_accuracy']))
+
+
+PROGRAM = '''HloModule jit_step, is_scheduled=true
+
+%fused (p.1: bf16[8,4]) -> f32[8,4] {
+  %p.1 = bf16[8,4]{1,0} parameter(0)
+  ROOT %convert.9 = f32[8,4]{1,0} convert(%p.1)
+}
+
+%called (p.2: f32[8,4]) -> f32[8,4] {
+  %p.2 = f32[8,4]{1,0} parameter(0)
+  ROOT %add.3 = f32[8,4]{1,0} add(%p.2, %p.2), metadata={op_name="jit(step)/add" source_line=3}
+}
+
+ENTRY %main (x: bf16[8,4], y: pred[]) -> (f32[8,4], pred[]) {
+  %x = bf16[8,4]{1,0} parameter(0), sharding={replicated}
+  %y = pred[] parameter(1)
+  %c = f32[] constant(2)
+  %conv = (bf16[8,4]{1,0}, /*index=1*/ u8[4096]{0}) custom-call(%x, %c), custom_call_target="__cudnn$convForward"
+  %gte = bf16[8,4]{1,0} get-tuple-element(%conv), index=0
+  %fusion = f32[8,4]{1,0} fusion(%gte), kind=kLoop, calls=%fused
+  %call = f32[8,4]{1,0} call(%fusion), to_apply=%called
+  ROOT %out = (f32[8,4]{1,0}, pred[]) tuple(%call, %y)
+}
+'''
+
+
+@pytest.fixture
+def traffic(monkeypatch):
+    monkeypatch.syspath_prepend('launch')
+    return importlib.import_module('benchmarks.measure').traffic
+
+
+def test_traffic_is_what_operations_read_and_write(traffic):
+    custom_call, fusion, add = 64 + 4 + 64, 64 + 128, 3 * 128
+    assert traffic(PROGRAM) == custom_call + fusion + add
+
+
+def test_traffic_holds_our_own_convolutions_and_is_near_xlas_count_without_them(traffic):
+    x, kernel = jax.numpy.ones((16, 8, 8, 32)), jax.numpy.ones((3, 3, 32, 32))
+    for implementation in ('xla', 'auto'):
+        program = jax.jit(lambda x, k, how=implementation: jax.numpy.tanh(conv.conv_general_dilated(
+            x, k, (1, 1), 'SAME', dimension_numbers=NHWC, implementation=how))).lower(x, kernel).compile()
+        assert traffic(program.as_text()) == pytest.approx(4 * x.nbytes + kernel.nbytes, rel=0.1)
+        if implementation == 'xla':
+            assert traffic(program.as_text()) == pytest.approx(program.cost_analysis()['bytes accessed'], rel=0.1)

@@ -5,9 +5,11 @@ import csv
 import json
 import os
 import pty
+import signal
 import socket
 import subprocess
 import sys
+import time
 
 import jax
 import numpy as np
@@ -94,6 +96,12 @@ def test_several_seeds_are_runs_of_their_own_and_their_figures_together(config, 
         assert found[name]['std'] == pytest.approx(np.std(values, ddof=1))
         assert (found[name]['least'], found[name]['most']) == (min(values), max(values))
     assert 'test_accuracy of 2 seeds: mean ' in done.stderr
+    run('train', f'--config={config}', f'--workdir={tmp_path}', '--seeds=2', '--config.seed=1', *few)
+    run('train', f'--config={config}', f'--workdir={tmp_path / "seed9"}', '--config.seed=9', *few, '--config.batch_size=16')
+    run('train', f'--config={config}', f'--workdir={tmp_path}', '--seeds=2', '--config.seed=2', *few)
+    found = json.loads((tmp_path / 'seeds.json').read_text())
+    assert found['seeds'] == [1, 2, 3, 4]
+    assert found['test_loss']['values'][2:] == [r['test_loss'] for r in runs]
     alone = tmp_path / 'alone'
     run('train', f'--config={config}', f'--workdir={alone}', '--config.seed=4', *few)
     assert json.loads((alone / 'summary.json').read_text())['test_loss'] == runs[1]['test_loss']
@@ -175,6 +183,26 @@ def test_two_processes_train_as_one_with_two_devices(config, tmp_path, backend):
     assert np.linalg.norm(flat[0] - flat[1]) / np.linalg.norm(flat[1]) < 1e-5
 
 
+def test_two_processes_that_are_stopped_go_on_to_the_same_bits(config, tmp_path):
+    def begin(name):
+        return subprocess.Popen([sys.executable, 'launch/multiprocess.py', '-n', '2', '--', *command(
+            'train', f'--config={config}', '--config.duration.steps=200', '--config.data.placement=host',
+            f'--workdir={tmp_path / name}')], cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True)
+    whole, stopped = begin('whole'), begin('stopped')
+    metrics = tmp_path / 'stopped' / 'metrics.jsonl'
+    while not (metrics.exists() and metrics.read_text()):
+        assert stopped.poll() is None
+        time.sleep(0.02)
+    stopped.send_signal(signal.SIGTERM)
+    assert 'stopped by SIGTERM at step' in stopped.communicate(timeout=100)[1]
+    assert Trained(str(tmp_path / 'stopped')).find('latest') < 200
+    again = begin('stopped')
+    assert 'resuming' in again.communicate(timeout=200)[1]
+    whole.communicate(timeout=200)
+    for x, y in zip(*(jax.tree.leaves(Trained(str(tmp_path / n)).read(200)) for n in ('whole', 'stopped')), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
 @pytest.mark.parametrize('failing', [0, 1])
 def test_where_one_of_two_processes_fails_the_other_does_not_wait(config, tmp_path, failing):
     """Started by hand, so that nobody ends the other. The workdir is in use, which process 0 alone finds out; or process 1
@@ -202,14 +230,15 @@ def test_where_one_of_two_processes_fails_the_other_does_not_wait(config, tmp_pa
 def test_processes_share_the_gpus_out(given, n, shares):
     show = 'import os; os.write(1, " ".join(map(os.getenv, ["JAX_PROCESS_ID", "CUDA_VISIBLE_DEVICES"])).encode() + b".")'
     done = subprocess.run([sys.executable, 'launch/multiprocess.py', '-n', str(n), '--', sys.executable, '-c', show],
-                          cwd=ROOT, env={**os.environ, 'CUDA_VISIBLE_DEVICES': given}, check=True, text=True,
-                          stdout=subprocess.PIPE)
+                          cwd=ROOT, check=True, text=True, stdout=subprocess.PIPE,
+                          env={**os.environ, 'JAX_PLATFORMS': '', 'CUDA_VISIBLE_DEVICES': given})
     assert sorted(done.stdout.split('.')[:-1]) == [f'{i} {share}' for i, share in enumerate(shares)]
 
 
 def test_gpus_that_do_not_divide_are_told():
     done = subprocess.run([sys.executable, 'launch/multiprocess.py', '-n', '2', '--', sys.executable, '-V'],
-                          cwd=ROOT, env={**os.environ, 'CUDA_VISIBLE_DEVICES': '0,1,2'}, capture_output=True, text=True)
+                          cwd=ROOT, capture_output=True, text=True,
+                          env={**os.environ, 'JAX_PLATFORMS': '', 'CUDA_VISIBLE_DEVICES': '0,1,2'})
     assert done.returncode == 2
     assert '3 GPUs do not divide over 2 processes' in done.stderr
 

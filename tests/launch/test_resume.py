@@ -40,9 +40,16 @@ def get_config():
                 checkpoint=dict(every=dict(steps=6)), log_every=dict(steps=10))
 '''
 
+OTHERWISE = {'random_resized_crop(16)|trivial_augment|alternating_flip|mixup(0.2)|cutout(4)': 'pad_crop(1)|alternating_flip',
+             "balance='sampling'": "balance='sampling', placement='host', workers=1", 'ema_decay=0.9': 'accumulate=2',
+             'parallel=dict(devices=1)':
+             "freeze_bn=dict(steps=60), parallel=dict(backend='pmap', devices=2, steps_per_dispatch=4)"}
+
 
 def start(folder, config):
-    environment = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'}
+    environment = {**os.environ, 'XLA_FLAGS': '--xla_force_host_platform_device_count=2'}
+    if 'pmap' in config.read_text():  # with all of XLA's optimisations, as a person does
+        del environment['JAX_DISABLE_MOST_OPTIMIZATIONS']
     with open(f'{folder}.log', 'a') as log:
         return subprocess.Popen([sys.executable, 'launch/train.py', f'--config={config}', f'--workdir={folder}'],
                                 cwd=ROOT, env=environment, stdout=log, stderr=log)
@@ -70,12 +77,15 @@ def assert_same_run(a, b):
         assert kept[0][name] == kept[1][name]
 
 
-@pytest.fixture(scope='module')
-def uninterrupted(tmp_path_factory):
+@pytest.fixture(scope='module', params=[{}, OTHERWISE], ids=['one device', 'otherwise'])
+def uninterrupted(request, tmp_path_factory):
     """Folder with the run `whole`, and its config."""
     folder = tmp_path_factory.mktemp('resume')
-    config = folder / 'config.py'
-    config.write_text(CONFIG)
+    config, text = folder / 'config.py', CONFIG
+    for part, other in request.param.items():
+        assert text.count(part) == 1
+        text = text.replace(part, other)
+    config.write_text(text)
     assert start(folder / 'whole', config).wait(300) == 0, (folder / 'whole.log').read_text()
     return folder, config
 

@@ -12,7 +12,7 @@ import pytest
 from jaxcnn import models
 from jaxcnn.errors import UserError
 from jaxcnn.models import inception
-from jaxcnn.train.state import RUN_ONCE
+from jaxcnn.train.state import run_once
 
 
 def create(name, **fields):
@@ -160,7 +160,7 @@ def test_residues_are_scaled_and_the_last_is_not_and_may_be_negative():
         if part == 'bias' and layer in projections:
             return np.full(x.shape, -1 if layer == projections[-1] else 1, np.float32)
         return np.full(x.shape, part == 'var', np.float32)
-    _, maps = jax.jit(lambda v, x: network.apply(v, x, features=True), compiler_options=RUN_ONCE)(
+    _, maps = jax.jit(lambda v, x: network.apply(v, x, features=True), compiler_options=run_once())(
         jax.tree_util.tree_map_with_path(fill, tree), np.ones((1, 75, 75, 3), np.float32))
     value = 0.0  # of the last features, those of the pool in a reduction
     for name, residue in (('stem', 0), ('inception_a1', 0.17), ('reduction_a', 0), ('inception_b1', 0.1),
@@ -250,7 +250,7 @@ def test_all_logits_of_googlenet_are_those_of_pytorch_with_the_same_weights(batc
         expected = [x.numpy() for x in theirs(torch.from_numpy(images.transpose(0, 3, 1, 2).copy()))]
     ours = create('googlenet', batch_norm=batch_norm, multiplier=0.25, bn_frozen=True, dropout=0.0, aux_dropout=0.0)
     filled = importlib.import_module('jaxcnn.interop.torch').from_torch(ours, theirs, (side, side, 3))
-    logits = jax.jit(lambda v, x: ours.apply(v, x, train=True), compiler_options=RUN_ONCE)(filled, images)
+    logits = jax.jit(lambda v, x: ours.apply(v, x, train=True), compiler_options=run_once())(filled, images)
     assert len(logits) == len(expected) == 3
     for a, b in zip(logits, expected, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-4 * np.abs(b).max())

@@ -16,7 +16,7 @@ from jaxcnn import models
 from jaxcnn.errors import UserError
 from jaxcnn.losses import cross_entropy
 from jaxcnn.models.layers import ACTIVATIONS, INITIALIZERS, Conv, activation, initializer
-from jaxcnn.train.state import RUN_ONCE
+from jaxcnn.train.state import run_once
 
 # fields that keep a network small here, where its published size would take long: of a name, or of all of a class
 SMALL = {
@@ -89,7 +89,7 @@ def heads(output):
 
 def once(function):
     """Compiled in little time, to slower code."""
-    return jax.jit(function, compiler_options=RUN_ONCE)
+    return jax.jit(function, compiler_options=run_once())
 
 
 # ---- published sizes
@@ -120,6 +120,7 @@ PUBLISHED = [
     ('preresnet18', {}, 11_687_848), ('preresnet34', {}, 21_796_008), ('preresnet50', {}, 25_549_480),
     ('preresnet101', {}, 44_541_608), ('preresnet152', {}, 60_185_256),
     ('mobilenet_v1', {}, 4_231_976), ('mobilenet_v1', {'multiplier': 0.25}, 470_072),
+    ('mobilenet_v1', {'multiplier': 0.5}, 1_331_592), ('mobilenet_v1', {'multiplier': 0.75}, 2_585_560),
     ('alexnet', {}, 62_378_344), ('zfnet', {}, 62_357_608), ('vgg11', {}, 132_863_336), ('vgg11_lrn', {}, 132_863_336),
     ('vgg13', {}, 133_047_848), ('vgg16_c', {}, 133_638_952), ('vgg16', {}, 138_357_544), ('vgg19', {}, 143_667_240),
     ('vgg16_bn', {}, 138_365_992), ('vgg19_bn', {}, 143_678_248), ('nin_cifar', {}, 966_986),
@@ -127,7 +128,8 @@ PUBLISHED = [
     ('airbench94', {}, 1_971_640), ('airbench95', {}, 4_604_728), ('airbench96', {}, 12_717_752),  # airbench 0.1.8's
     ('googlenet', {'aux_weight': 0.0}, 6_998_552), ('googlenet', {}, 13_378_280), ('bn_inception', {}, 11_295_240),
     ('inception_v3', {'aux_weight': 0.0}, 23_834_568), ('inception_v3', {}, 27_161_264), ('inception_v4', {}, 42_679_816),
-    ('inception_resnet_v2', {}, 55_843_464),
+    ('googlenet_bn', {}, 13_378_280 + 7_536),  # a scale and a bias for each convolution's feature, in place of a bias
+    ('inception_resnet_v1', {}, 23_995_624), ('inception_resnet_v2', {}, 55_843_464),
     ('t2t_vit_14', {}, 21_465_806), ('t2t_vit_14', {'tokens': 'transformer'}, 21_465_422),
     *((name, {'stem': 'small', 'num_classes': 200, 'size': 64, **fields}, parameters) for name, fields, parameters in (
         ('resnet18', {}, 11_271_432), ('resnet34', {}, 21_379_592), ('resnet50', {}, 23_910_152),

@@ -14,7 +14,7 @@ from jaxcnn.models import alexnet, vgg
 from jaxcnn.models.plain import spatial_pyramid
 from jaxcnn.ops.lrn import local_response_norm
 from jaxcnn.ops.pool import max_pool
-from jaxcnn.train.state import RUN_ONCE
+from jaxcnn.train.state import run_once
 
 WIDTHS = {'widths': (4, 6, 8, 6, 4), 'hidden': 8}
 STAGES = {'stages': ((4, 4), (6, 6, 6)), 'hidden': 8}
@@ -57,7 +57,7 @@ def drawn(network, *size):
 
 def run(network, variables, images):
     """Output and named feature maps."""
-    apply = jax.jit(functools.partial(network.apply, features=True), compiler_options=RUN_ONCE)
+    apply = jax.jit(functools.partial(network.apply, features=True), compiler_options=run_once())
     return jax.tree.map(np.asarray, apply(variables, images))
 
 
@@ -159,7 +159,7 @@ def test_gradients_through_a_score_map_are_the_sum_over_its_windows():
                           for i in range(3)], 1)
 
     def gradients(scores_of):
-        return jax.jit(jax.grad(functools.partial(weighted, scores_of=scores_of), (0, 1)), compiler_options=RUN_ONCE)(
+        return jax.jit(jax.grad(functools.partial(weighted, scores_of=scores_of), (0, 1)), compiler_options=run_once())(
             variables, images)
     expected = jax.tree_util.tree_leaves_with_path(gradients(by_window))
     for (path, b), a in zip(expected, jax.tree.leaves(gradients(lambda scores, *_: scores)), strict=True):

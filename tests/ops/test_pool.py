@@ -140,8 +140,9 @@ class VariantsTest(chex.TestCase):
             np.testing.assert_allclose(pooled, by_hand(x, 2, 2, reduce), rtol=1e-6)
 
 
-def test_means_of_bfloat16_are_summed_in_float32():
+@pytest.mark.parametrize('where', [{}, {'stride': 1}, {'padding': 1, 'stride': 3, 'count_padding': False}])
+def test_means_of_bfloat16_are_summed_in_float32(where):
     x = jnp.array([256.0, 1.0, 1.0, 1.0], jnp.bfloat16).reshape(1, 2, 2, 1)
-    found = avg_pool(x, 2)
+    found = avg_pool(x, 3 if 'padding' in where else 2, **where)
     assert found.dtype == jnp.bfloat16
     assert abs(float(found[0, 0, 0, 0]) - 64.75) <= 0.25  # half of what two neighbours differ by

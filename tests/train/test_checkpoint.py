@@ -26,7 +26,7 @@ def make_state(seed, ema=True, size=300):
                         'bias': rng.normal(size=7).astype(jnp.bfloat16)}}
     return TrainState(step=np.int32(seed), params=params, batch_stats={'norm': {'mean': rng.normal(size=3)}},
                       opt_state=(({'count': np.int32(seed), 'seen': rng.integers(0, 9, 5, np.uint8)}, ()),),
-                      ema_params=jax.tree.map(lambda x: -x, params) if ema else None)
+                      ema=jax.tree.map(lambda x: -x, params) if ema else None)
 
 
 TEMPLATE = jax.tree.map(np.zeros_like, make_state(0))
@@ -129,7 +129,7 @@ def test_a_reader_outlives_checkpoints_that_go_while_it_looks(tmp_path):
 
 
 @pytest.mark.parametrize('change', [
-    lambda s: s.replace(step=np.int64(0)), lambda s: s.replace(ema_params=None),
+    lambda s: s.replace(step=np.int64(0)), lambda s: s.replace(ema=None),
     lambda s: s.replace(params={'dense': {'kernel': np.zeros((7, 300), np.float32), 'bias': s.params['dense']['bias']}}),
     lambda s: s.replace(params={'other': s.params['dense']})], ids=['type', 'missing part', 'shape', 'name'])
 def test_a_state_of_another_structure_is_refused(two, change):

@@ -25,12 +25,13 @@ from jaxcnn.train.step import gather, image_keys, step_keys
 from jaxcnn.train.trained import Trained
 from jaxcnn.train.workdir import read_metrics
 
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 SUMMARY = {'name', 'model', 'dataset', 'seed', 'steps', 'epochs', 'params', 'train_loss', 'val_accuracy', 'test_accuracy',
-           'test_top5', 'test_loss', 'best_step', 'images_per_second', 'train_seconds', 'wall_seconds', 'device',
-           'num_devices', 'versions'}
+           'test_top5', 'test_loss', 'best_step', 'images_per_second', 'train_seconds', 'wall_seconds',
+           'peak_host_bytes', 'device', 'num_devices', 'versions'}
 
 
-@pytest.mark.parametrize('path', sorted(glob.glob('configs/*.py')))
+@pytest.mark.parametrize('path', sorted(glob.glob(os.path.join(ROOT, 'configs', '*.py'))))
 def test_every_config_of_ours_names_what_there_is(path):
     config = cfg.load(path)
     check_config(config)
@@ -55,6 +56,7 @@ def test_a_run_leaves_what_a_person_relies_on(small, shared_folder):
     assert set(summary) >= SUMMARY
     assert None not in [summary[k] for k in SUMMARY]
     assert summary['test_accuracy'] > 0.3, 'it learns more than chance'
+    assert 1 << 27 < summary['peak_host_bytes'] < 1 << 36
     with open(os.path.join(folder, 'summary.json')) as f:
         assert json.load(f) == summary
     for name in ('config.json', 'data.json', 'report.md', 'figures/curves.png', 'figures/confusion_matrix.png',
@@ -214,7 +216,7 @@ def test_the_moving_average_of_bfloat16_parameters_is_in_float32(small, tmp_path
     summary = train_and_evaluate(small(model=model, optim={'ema_decay': 0.999}), str(tmp_path))
     state = Trained(str(tmp_path)).read(20)
     assert np.dtype(jnp.bfloat16) in {leaf.dtype for leaf in jax.tree.leaves(state.params)}  # all but BatchNorm's
-    assert {leaf.dtype for leaf in jax.tree.leaves(state.ema_params)} == {np.dtype(np.float32)}
+    assert {leaf.dtype for leaf in jax.tree.leaves(state.ema)} == {np.dtype(np.float32)}
     assert np.isfinite(summary['test_ema_loss'])
 
 
@@ -310,7 +312,45 @@ def test_a_signal_that_comes_while_the_processes_agree_is_not_forgotten(small, t
     assert run._stop.acknowledged
 
 
-@pytest.mark.parametrize(('most', 'ahead'), [(1, 1), (1 << 60, loop.RUN_AHEAD)])
+@pytest.mark.parametrize('backend', ['sharded', 'pmap'])
+def test_a_plateau_lowers_the_rate_of_a_run(small, tmp_path, backend):
+    train_and_evaluate(small(freeze_bn=dict(steps=1), eval={'every': dict(steps=5)}, parallel={'backend': backend}, optim={
+        'optimizer': 'sgd', 'learning_rate': 1e-9, 'schedule': dict(name='plateau', patience=1, factor=0.5)}), str(tmp_path))
+    rates = [row['learning_rate'] for row in read_metrics(str(tmp_path)) if 'learning_rate' in row]
+    assert rates[0] == pytest.approx(1e-9)
+    assert rates[-1] < 0.6e-9
+
+
+def test_figures_of_the_average_are_told_where_the_metric_is_its_own(small, tmp_path):
+    summary = train_and_evaluate(small(optim={'ema_decay': 0.9}, checkpoint={'metric': 'val_ema_accuracy'},
+                                       eval={'views': 'flip', 'every': dict(steps=10)}), str(tmp_path))
+    trained = Trained(str(tmp_path))
+    state = trained.read(trained.find('best'))
+    found = trained.evaluator('test')(state)
+    for name, prefix in (('test', ''), ('test_views', 'views_')):
+        assert summary[f'{name}_accuracy'] == pytest.approx(found[f'ema_{prefix}']['accuracy'])
+        assert summary[f'{name}_loss'] == pytest.approx(found[f'ema_{prefix}']['loss'], rel=1e-5)
+        assert found[f'ema_{prefix}']['loss'] != pytest.approx(found[prefix]['loss'], rel=1e-3)
+    images = np.zeros((2, *trained.info['image_shape']), np.uint8)
+    other = state.replace(params=jax.tree.map(np.zeros_like, state.params))
+    np.testing.assert_array_equal(trained.predict(state, images), trained.predict(other, images))
+
+
+def test_checkpoints_of_which_none_can_be_read_stop_the_run_and_stay(small, tmp_path):
+    settings = small(eval={'every': dict(steps=10)})
+    train_and_evaluate(settings, str(tmp_path))
+    rows = read_metrics(str(tmp_path))
+    for path in glob.glob(str(tmp_path / 'checkpoints' / '*' / 'state' / '**'), recursive=True):
+        if os.path.isfile(path):
+            os.remove(path)
+    there = sorted(os.listdir(tmp_path / 'checkpoints'))
+    with pytest.raises(UserError, match=r'none of the checkpoints in .*, 10, 20, can be read'):
+        train_and_evaluate(settings, str(tmp_path))
+    assert sorted(os.listdir(tmp_path / 'checkpoints')) == there
+    assert read_metrics(str(tmp_path)) == rows
+
+
+@pytest.mark.parametrize(('most', 'ahead'), [(1, 0), (1 << 60, loop.RUN_AHEAD)])
 def test_fewer_dispatches_wait_where_their_memory_is_much(small, tmp_path, monkeypatch, most, ahead):
     monkeypatch.setattr(loop, 'MOST_AHEAD', most)
     os.mkdir(tmp_path / 'figures')
@@ -318,7 +358,7 @@ def test_fewer_dispatches_wait_where_their_memory_is_much(small, tmp_path, monke
     run.open()
     for _ in range(8):
         run.advance(cfg.Duration('steps', 1000))
-        assert all(done.metrics.is_ready() for done in list(run._pending)[:-ahead])
+        assert all(done.metrics.is_ready() for done in list(run._pending)[:max(0, len(run._pending) - ahead)])
     assert run._ahead == ahead
     run.drain()
     run.close()

@@ -26,7 +26,8 @@ def trained_state(settings, folder, steps=4):
 
 
 def relative_difference(a, b):
-    flat_a, flat_b = (np.concatenate([np.ravel(x) for x in jax.tree.leaves((s.params, s.batch_stats))]) for s in (a, b))
+    flat_a, flat_b = (np.concatenate([np.ravel(x) for x in jax.tree.leaves(
+        (s.params, s.batch_stats, s.ema, s.slow))]) for s in (a, b))
     return np.linalg.norm(flat_a - flat_b) / np.linalg.norm(flat_b)
 
 
@@ -62,6 +63,20 @@ def test_eight_devices_train_as_one_does(small, tmp_path, reference, backend, fi
     eight = trained_state(small(**fields), tmp_path)
     assert relative_difference(eight, one) < 1e-5
     assert eight.step == one.step == 4
+
+
+@pytest.mark.parametrize('fields', [
+    {'optim': {'label_smoothing': 0.1}}, {'optim': {'accumulate': 2}}, {'optim': {'lookahead': {'every': 2}}},
+    {'optim': {'clip_norm': 0.1}}, {'optim': {'l2': 0.1}}, {'data': {'balance': 'loss'}}, {'data': {'balance': 'sampling'}},
+    {'whiten': {'match': 'Conv_0/kernel'}}, {'freeze_bn': {'steps': 2}}], ids=str)
+def test_what_a_config_says_reaches_the_step(small, tmp_path, reference, fields):
+    found = trained_state(small(**fields), tmp_path).replace(slow=None)
+    assert relative_difference(found, reference(small)) > 1e-4
+
+
+def test_the_average_is_one(small, tmp_path):
+    state = trained_state(small(optim={'ema_decay': 0.9}), tmp_path)
+    assert relative_difference(state.replace(params=state.ema[0], ema=None), state.replace(ema=None)) > 1e-4
 
 
 def test_the_comparison_can_fail(small, tmp_path, reference):

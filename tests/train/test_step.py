@@ -15,7 +15,7 @@ from jaxcnn.errors import UserError
 from jaxcnn.losses import cross_entropy
 from jaxcnn.optim import make_optimizer
 from jaxcnn.timeline import Timeline
-from jaxcnn.train.state import RUN_ONCE, init_state
+from jaxcnn.train.state import init_state, run_once, variables
 from jaxcnn.train.step import METRICS, Preparation, TrainStep, gather, many_steps, step_keys
 
 SHAPE = (16, 16, 1)
@@ -31,7 +31,7 @@ def make(dropout=0.0, widths=(4, 4, 4, 4), model=None, optimizer='sgd', augmente
     prepare = Preparation(augment.pipeline(augmented), Normalization.by((0.5,), (0.25,)))
     step = TrainStep(network, optimizer, prepare, **fields)
     init = jax.jit(lambda seed: init_state(network, optimizer, SHAPE, seed, config.optim),
-                   compiler_options=RUN_ONCE)
+                   compiler_options=run_once())
     return step, init(np.uint32(0))
 
 
@@ -75,21 +75,27 @@ def test_micro_batches_add_up_to_the_batch():
 
 
 def test_micro_batches_have_their_own_statistics():
-    batch = batch_of(24)
-    (whole, _), (parts, _) = (jax.jit(step)(state, batch, KEY) for step, state in (make(accumulate=n) for n in (1, 4)))
-    difference = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), whole.batch_stats, parts.batch_stats)
-    assert max(jax.tree.leaves(difference)) > 1e-3
+    batch, (step, state) = batch_of(24), make(accumulate=4)
+    found, _ = jax.jit(step)(state, batch, KEY)
+    x, stats = (batch['image'] / 255 - 0.5) / 0.25, state.batch_stats
+    apply = jax.jit(lambda stats, x: step.network.apply({'params': state.params, 'batch_stats': stats}, x, train=True,
+                                                        mutable=['batch_stats'], rngs={'dropout': KEY})[1]['batch_stats'])
+    for part in range(4):  # one after the other, each of every fourth image
+        stats = apply(stats, x[part::4])
+    chex.assert_trees_all_close(found.batch_stats, stats, rtol=1e-4, atol=1e-6)
 
 
 def test_the_moving_average_follows_its_ramp():
-    step, state = make(model=Plain(), ema_decay=0.6)
-    run, expected = jax.jit(step), jax.tree.map(np.float64, state.params)
-    for n in range(12):
+    step, state = make(ema_decay=0.6)
+    run, expected = jax.jit(step), jax.tree.map(np.float64, (state.params, state.batch_stats))
+    for n in range(18):
         state, _ = run(state, batch_of(8, n), KEY)
         decay = min(0.6, (1 + n) / (10 + n))
-        expected = jax.tree.map(lambda e, p, d=decay: d * e + (1 - d) * p, expected, state.params)
-    chex.assert_trees_all_close(state.ema_params, jax.tree.map(np.float32, expected), rtol=1e-5, atol=1e-6)
-    assert (1 + 11) / (10 + 11) < 0.6 < (1 + 14) / (10 + 14)
+        expected = jax.tree.map(lambda e, p, d=decay: d * e + (1 - d) * p, expected,
+                                (state.params, state.batch_stats))
+    chex.assert_trees_all_close(state.ema, jax.tree.map(np.float32, expected), rtol=1e-5, atol=1e-6)
+    assert variables(state)['ema_'] == {'params': state.ema[0], 'batch_stats': state.ema[1]}
+    assert (1 + 11) / (10 + 11) < 0.6 < (1 + 17) / (10 + 17)
 
 
 def test_look_ahead_is_that_of_optax():
@@ -257,18 +263,22 @@ def test_the_first_rows_want_as_many_before_them_as_there_are_mixes():
         assert np.any(a[:1] != b[1:2])
 
 
-def test_class_weights_multiply_each_images_loss():
+def test_class_weights_multiply_the_loss_of_each_image_or_part_of_a_mixed_one():
     weights = np.array([0.5, 2.0, *[1.0] * 8])
-    step, state = make(model=Plain(), class_weights=tuple(weights))
+    step, state = make(model=Plain(), class_weights=tuple(weights), label_smoothing=0.1)
     batch = {**batch_of(8), 'label': np.array([0, 0, 1, 1, 2, 3, 0, 1])}
     x = (batch['image'] / 255 - 0.5) / 0.25
 
-    def loss(params, targets, weights):
-        return (weights * cross_entropy(step.network.apply({'params': params}, x), targets)).mean()
+    def loss(params, *parts):
+        """Of parts of a label, each with its class."""
+        logits = step.network.apply({'params': params}, x)
+        return sum(part * weights[labels] * cross_entropy(logits, labels, 0.1) for part, labels in parts).mean()
 
-    soft = np.eye(10)[batch['label']] * 0.75 + 0.25 * np.eye(10)[batch['label'] - 1]
-    for targets, of_image in ((batch['label'], weights[batch['label']]), (np.float32(soft), soft @ weights)):
-        value, grads = jax.value_and_grad(loss)(state.params, targets, np.float32(of_image))
+    before = (batch['label'] - 1) % 10
+    soft = np.eye(10)[batch['label']] * 0.75 + 0.25 * np.eye(10)[before]
+    for targets, parts in ((batch['label'], [(1.0, batch['label'])]),
+                           (np.float32(soft), [(0.75, batch['label']), (0.25, before)])):
+        value, grads = jax.value_and_grad(loss)(state.params, *parts)
         found, _, metrics = step._micro_batch(state.params, state.batch_stats, x, targets, KEY)
         np.testing.assert_allclose(metrics['loss'], value, rtol=1e-5)
         chex.assert_trees_all_close(found, grads, rtol=1e-4, atol=1e-6)
