@@ -238,7 +238,12 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _build_duration(value: Any, path: str) -> Duration:
+def build_duration(value: Any, path: str) -> Duration:
+    """A duration as configs write it, `{'epochs': 30}`, at `path`.
+
+    Raises:
+      UserError: it is none, or not above 0.
+    """
     if isinstance(value, Duration):
         value = {value.unit: value.value}
     if not isinstance(value, Mapping) or len(value) != 1:
@@ -262,7 +267,7 @@ def _build(kind: Any, value: Any, path: str, meta: Mapping[str, Any] = types.Map
             return None
         kind = _strip_optional(kind)
     if kind is Duration:
-        return _build_duration(value, path)
+        return build_duration(value, path)
     if kind is Choice:
         if isinstance(value, Choice):
             return value

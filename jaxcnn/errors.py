@@ -5,6 +5,7 @@ import difflib
 import os
 import unicodedata
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 
 class UserError(Exception):
@@ -24,6 +25,13 @@ def within(field: str) -> Iterator[None]:
         if str(e).startswith('config.'):
             raise
         raise UserError(f'{field}: {e}') from e
+
+
+def check_bool(where: str, default: Any, value: Any) -> None:
+    """Raises a UserError for what is no Boolean where the default is one: `--config.optim.optimizer.nesterov=no` is a
+    string, and true."""
+    if isinstance(default, bool) and not isinstance(value, bool):
+        raise UserError(f'{where}: expected True or False, got {value!r}')
 
 
 def shown(path: str | os.PathLike) -> str:

@@ -2,8 +2,8 @@
 
 import contextlib
 import ctypes
+import importlib.util
 import os
-import resource
 import sys
 
 # of the C library: pages of 2 MiB for those who ask, one heap for all threads, and what was freed is kept
@@ -17,9 +17,10 @@ def keep() -> None:
 
     XLA takes its temporary memory anew for each step on the CPU, gigabytes for a large network; to have it from the system
     each time takes a tenth to a third of a step (docs/performance.md). Only a new process can have it otherwise: the C
-    library reads its settings when it starts. Where there is an NVIDIA GPU to use, that memory is not the host's.
+    library reads its settings when it starts. On a GPU that memory is not the host's.
     """
-    if os.path.exists('/dev/nvidiactl') and os.environ.get('JAX_PLATFORMS') != 'cpu':
+    gpu = os.path.exists('/dev/nvidiactl') and importlib.util.find_spec('jax_plugins')
+    if gpu and os.environ.get('JAX_PLATFORMS') != 'cpu':
         return
     tunables = os.environ.get('GLIBC_TUNABLES', '')
     ours = sys.orig_argv[-len(sys.argv):] == sys.argv and os.path.isfile(sys.argv[0])  # not a notebook that runs us
@@ -37,8 +38,10 @@ def keep() -> None:
 def peak() -> tuple[int, int | None]:
     """The most bytes that this process has held so far: of the host's memory, and of its first device's (None: a CPU's)."""
     import jax  # not before the command starts anew
+    with open('/proc/self/status') as f:  # `getrusage` would tell of the process that started this one, too
+        host = next(int(line.split()[1]) * 1024 for line in f if line.startswith('VmHWM'))
     of_device = jax.local_devices()[0].memory_stats() or {}
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, of_device.get('peak_bytes_in_use')
+    return host, of_device.get('peak_bytes_in_use')
 
 
 def give_back() -> None:

@@ -16,7 +16,7 @@ import optax.contrib
 
 from jaxcnn import config as cfg
 from jaxcnn import schedules
-from jaxcnn.errors import UserError, unknown, within
+from jaxcnn.errors import UserError, check_bool, unknown, within
 from jaxcnn.timeline import Timeline
 
 log = logging.getLogger('jaxcnn')
@@ -258,7 +258,7 @@ def _make_core(choice: cfg.Choice, schedule: optax.Schedule,
                             f'{"learning_rate" if name == "learning_rate" else "weight_decay and decay_mask"} instead')
         if name not in parameters:
             raise unknown(f'argument of optimizer {choice.name}', name, set(parameters) - taken)
-        schedules.check_switch(f'{where}.{name}', parameters[name], value)
+        check_bool(f'{where}.{name}', parameters[name].default, value)
     extra: dict[str, Any] = {p: 0.0 for p in parameters if 'weight_decay' in p and isinstance(parameters[p].default, float)}
     if choice.name == 'muon':
         extra['muon_weight_dimension_numbers'] = _matrices

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import optax
 
 from jaxcnn import config as cfg
-from jaxcnn.errors import UserError, unknown, within
+from jaxcnn.errors import UserError, check_bool, unknown, within
 from jaxcnn.timeline import Timeline
 
 
@@ -21,11 +21,11 @@ class Span(NamedTuple):
 
     def at(self, moment: Any, where: str) -> int:
         """The step of the schedule at a moment, a duration from the start of the run, given as its argument."""
-        return self.timeline.steps(cfg._build_duration(moment, where)) - self.start
+        return self.timeline.steps(cfg.build_duration(moment, where)) - self.start
 
     def length(self, duration: Any, where: str) -> int:
         """The steps of a duration given as its argument, anywhere in the schedule."""
-        built, timeline = cfg._build_duration(duration, where), self.timeline
+        built, timeline = cfg.build_duration(duration, where), self.timeline
         found = {timeline.steps(built, s) for s in (self.start, *timeline.growth(self.start, self.start + self.steps))}
         if len(found) > 1:
             raise UserError(f'{where}: {cfg.to_dict(built)} is no fixed number of steps, as config.batch_schedule changes '
@@ -89,15 +89,14 @@ def _triangle(lr: float, span: Span, peak: float = 0.23, start_factor: float = 0
                                  optax.linear_schedule(lr, lr * end_factor, span.steps - top)], [top])
 
 
-PLATEAU_DEFAULTS: dict[str, Any] = dict(factor=0.1, patience=5, rtol=1e-4, atol=0.0, cooldown=0, min_scale=0.0)
-
-
 def _plateau(lr: float, span: Span, factor: float = 0.1, patience: int = 5, rtol: float = 1e-4, atol: float = 0.0,
              cooldown: int = 0, min_scale: float = 0.0) -> optax.Schedule:
     """Times `factor` when the validation loss has not improved for `patience` evaluations (see
     `optax.contrib.reduce_on_plateau` for the arguments)."""
     return optax.constant_schedule(lr)
 
+
+PLATEAU_DEFAULTS = {name: p.default for name, p in list(inspect.signature(_plateau).parameters.items())[2:]}
 
 SCHEDULES: dict[str, Callable[..., optax.Schedule]] = {
     'constant': _constant, 'exponential': _exponential, 'step': _step, 'cosine': _cosine,
@@ -108,12 +107,6 @@ SCHEDULES: dict[str, Callable[..., optax.Schedule]] = {
 def names() -> list[str]:
     """Schedules that a config may name."""
     return sorted(SCHEDULES)
-
-
-def check_switch(where: str, parameter: inspect.Parameter, value: Any) -> None:
-    """`--config.optim.optimizer.nesterov=false` is a string, and true."""
-    if isinstance(parameter.default, bool) and not isinstance(value, bool):
-        raise UserError(f'{where}: expected True or False, got {value!r}')
 
 
 def find(choice: cfg.Choice) -> Callable[..., optax.Schedule]:
@@ -129,7 +122,7 @@ def find(choice: cfg.Choice) -> Callable[..., optax.Schedule]:
     for name, value in choice.args.items():
         if name not in known:
             raise unknown(f'argument of schedule {choice.name}', name, known)
-        check_switch(f'schedule {choice.name}: {name}', inspect.signature(kind).parameters[name], value)
+        check_bool(f'schedule {choice.name}: {name}', inspect.signature(kind).parameters[name].default, value)
     return kind
 
 

@@ -20,7 +20,10 @@ def run(args: argparse.Namespace) -> int:
         while not os.path.exists(begun):
             time.sleep(1)
     trained = Trained(args.workdir)
-    evaluator = trained.evaluator(args.split, args.data_dir)
+    try:
+        evaluator = trained.evaluator(args.split, args.data_dir)
+    except UserError as e:
+        raise UserError(f'{e}; --data_dir says where it is now' if 'config.data.dir' in str(e) else str(e)) from e
 
     def show(step: int) -> None:
         for prefix, figures in evaluator(trained.read(step)).items():

@@ -33,11 +33,12 @@ def run(args: argparse.Namespace) -> int:
         except UserError as e:  # the others are predicted all the same
             return e
 
-    readers = futures.ThreadPoolExecutor()
     for start in range(0, len(args.images), BATCH):
         paths, images = [], []
         given = args.images[start:start + BATCH]
-        for path, found in zip(given, readers.map(load, given), strict=True):
+        with futures.ThreadPoolExecutor() as readers:
+            decoded = [*readers.map(load, given)]
+        for path, found in zip(given, decoded, strict=True):
             if isinstance(found, UserError):
                 cli.log.error('error: %s', found)
                 bad += 1

@@ -29,9 +29,15 @@ def of_all_seeds(settings: config.Config, folder: str) -> dict[int, dict]:
     from jaxcnn.train import workdir
     found = {}
     for path in glob.glob(os.path.join(glob.escape(folder), 'seed*', 'summary.json')):
-        trained = workdir.read_config(os.path.dirname(path))
-        if not config.differences(dataclasses.replace(settings, seed=trained.seed), trained):
-            found[trained.seed] = workdir.read_json(path)
+        seed = os.path.basename(os.path.dirname(path)).removeprefix('seed')
+        if not seed.isdecimal():
+            continue
+        try:
+            of_seed = dataclasses.replace(settings, seed=int(seed))
+            if not config.differences(of_seed, workdir.read_config(os.path.dirname(path))):
+                found[int(seed)] = workdir.read_json(path)
+        except UserError as e:
+            cli.log.warning('left out: %s', e)
     return dict(sorted(found.items()))
 
 
@@ -94,6 +100,7 @@ if __name__ == '__main__':
     parser.add_argument('--config', required=True, help='configs/NAME.py')
     parser.add_argument('--workdir', required=True, help='folder of the run')
     parser.add_argument('--seeds', type=int, default=1, metavar='N',
-                        help='N runs, of config.seed and the seeds after it, in folders of the workdir; and their mean')
+                        help='N runs, of config.seed and the seeds after it, in folders of the workdir; and the mean of all '
+                        'that are there by this config')
     cli.add_distributed_flags(parser)
     cli.main(parser, run)

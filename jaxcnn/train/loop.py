@@ -1,7 +1,7 @@
 """The training loop: dispatches steps, logs, evaluates, saves, resumes, and reports at the end.
 
-Nothing in it waits for the device except where figures are due: metrics stay there until a logged interval is
-over, and are fetched after the next steps have been dispatched.
+Nothing in it waits for the device except where figures are due, or where dispatches that wait would take much memory:
+metrics stay there until a logged interval is over, and are fetched after the next steps have been dispatched.
 """
 
 import collections
@@ -195,8 +195,8 @@ class Run:
                             f'{self.config.model.name}: nothing is left of them before its last layers')
         data_path = os.path.join(self.folder, 'data.json')
         if os.path.exists(data_path) and not self.dataset.is_that_of(workdir.read_json(data_path)):
-            raise UserError(f'workdir {self.folder!r} was trained on other data than that in {self.config.data.dir!r} '
-                            '(config.data.dir)')
+            raise UserError(f'the data (config.data.dir: {self.config.data.dir!r}) is not what {self.folder!r} was trained '
+                            'on')
         if self.chief:
             workdir.write_json(os.path.join(self.folder, 'config.json'), cfg.to_dict(self.config))
             workdir.write_json(data_path, self.dataset.info())
@@ -446,6 +446,8 @@ class Run:
         self.progress.wall_seconds += now - self._counted
         self._counted = now
         self.progress.look_at_memory()
+        if self.metrics_log:
+            self.metrics_log.flush()
         self.checkpoints.save(self.step, state, dataclasses.asdict(self.progress),
                               self.last_evaluation if evaluated and self.watched == 'val' else None)
         self._saved = (self.step, evaluated)
@@ -513,9 +515,9 @@ class Run:
 
     def close(self) -> None:
         """Lets go of the logs and checkpoints."""
-        if self.metrics_log:
-            self.metrics_log.close()
-        self.checkpoints.close()
+        with contextlib.closing(self.checkpoints):
+            if self.metrics_log:
+                self.metrics_log.close()
 
 
 def train_and_evaluate(config: cfg.Config | ml_collections.ConfigDict | Mapping[str, Any], folder: str) -> dict[str, Any]:

@@ -107,14 +107,11 @@ class Trained:
           UserError: no such split, or the data is missing or not what it was in training.
         """
         config = cfg.parse(cfg.override(cfg.to_dict(self.config), [f'data.dir={data_dir}'] if data_dir else []))
-        try:
-            dataset = data.load(config.data)
-        except UserError as e:
-            raise UserError(str(e) if data_dir else f'{e}; where it is now can be said by --data_dir') from e
+        dataset = data.load(config.data)
         if split not in dataset.splits:
             raise UserError(f'no split {split!r}; there are: {", ".join(dataset.splits)}')
         if not dataset.is_that_of(self.info):
-            raise UserError(f'the data in {config.data.dir or "TFDS_DATA_DIR"!r} is not what {self.folder!r} was trained on')
+            raise UserError(f'the data (config.data.dir: {config.data.dir!r}) is not what {self.folder!r} was trained on')
         return SplitEvaluator(self, dataset, split)
 
     def predict(self, state: TrainState, images: np.ndarray) -> np.ndarray:

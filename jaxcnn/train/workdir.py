@@ -113,8 +113,7 @@ class MetricsLog:
         os.replace(temporary, path)
         self._file = open(path, 'a')  # noqa: SIM115 (closed by close())
         self._board = EventsWriter(os.path.join(self.workdir, 'events'))
-        if self.step:
-            self._event(self.step + 1, session_log=SessionLog(status=SessionLog.START))
+        self._event(self.step + 1, session_log=SessionLog(status=SessionLog.START))
 
     def _event(self, step: int, **content: Any) -> None:
         from tensorboardX.proto.event_pb2 import Event
@@ -131,13 +130,17 @@ class MetricsLog:
             part, _, rest = name.partition('_')
             self._event(step, summary=scalar(f'{part}/{rest}' if part in ('train', 'val', 'test') else name, value))
         if time.monotonic() - self._flushed > _FLUSH:
-            self._board.flush()
-            self._flushed = time.monotonic()
+            self.flush()
+
+    def flush(self) -> None:
+        """Brings the scalars to the disk; the lines are there already."""
+        self._board.flush()
+        self._flushed = time.monotonic()
 
     def close(self) -> None:
         """Writes out what is pending."""
-        self._file.close()
-        self._board.close()
+        with contextlib.closing(self._board):
+            self._file.close()
 
 
 def read_metrics(workdir: str) -> list[dict[str, float]]:

@@ -121,7 +121,7 @@ def _size(shape: str) -> int:
 def traffic(program: str) -> int:
     """Bytes that a compiled program reads and writes, from its text: operands and results of each operation, a fusion being
     one. XLA's own count leaves out what it calls: cuDNN's convolutions, cuBLAS's products, our kernels on the CPU. A loop's
-    body counts once.
+    body counts once, branches do not.
     """
     bodies: dict[str, list[re.Match[str]]] = {}
     body: list[re.Match[str]] = []
@@ -143,7 +143,9 @@ def traffic(program: str) -> int:
             elif kind not in _FREE and not kind.endswith('-done'):
                 if kind == 'custom-call':
                     shape = re.sub(r'\bu8\[[\d,]*\]', '', shape)  # room to work in
-                total += _size(shape) + sum(sizes.get(read, 0) for read in re.findall(r'%([\w.\-]+)', rest.split('), ')[0]))
+                taken = sum(sizes.get(read, 0) for read in re.findall(r'%([\w.\-]+)', rest.split('), ')[0]))
+                # the result of a start has its operands in it
+                total += taken + (_size(shape) if not kind.endswith('-start') else taken)
         return total
     return of(entry)
 

@@ -1,6 +1,7 @@
 """train_step and eval: networks on one batch that is already on the device, beside PyTorch's and other convolutions."""
 
 import argparse
+import math
 import statistics
 import sys
 from collections.abc import Iterator
@@ -58,7 +59,8 @@ class Own:
 
             def step() -> object:
                 return compiled(placed, images['image'])
-        self.bytes = traffic(compiled.as_text() or '') / batch
+        text = compiled.as_text()
+        self.bytes = traffic(text) / batch if text else math.nan
         self.step = step
         for _ in range(3):
             jax.block_until_ready(step())

@@ -5,6 +5,7 @@ import csv
 import json
 import os
 import pty
+import shutil
 import signal
 import socket
 import subprocess
@@ -98,7 +99,11 @@ def test_several_seeds_are_runs_of_their_own_and_their_figures_together(config, 
     assert 'test_accuracy of 2 seeds: mean ' in done.stderr
     run('train', f'--config={config}', f'--workdir={tmp_path}', '--seeds=2', '--config.seed=1', *few)
     run('train', f'--config={config}', f'--workdir={tmp_path / "seed9"}', '--config.seed=9', *few, '--config.batch_size=16')
-    run('train', f'--config={config}', f'--workdir={tmp_path}', '--seeds=2', '--config.seed=2', *few)
+    shutil.copytree(tmp_path / 'seed3', tmp_path / 'seed3_old')  # neither this nor a damaged one is of them
+    shutil.copytree(tmp_path / 'seed9', tmp_path / 'seed8')
+    (tmp_path / 'seed8' / 'config.json').write_text('{')
+    done = run('train', f'--config={config}', f'--workdir={tmp_path}', '--seeds=2', '--config.seed=2', *few)
+    assert 'left out: ' in done.stderr
     found = json.loads((tmp_path / 'seeds.json').read_text())
     assert found['seeds'] == [1, 2, 3, 4]
     assert found['test_loss']['values'][2:] == [r['test_loss'] for r in runs]
@@ -188,7 +193,8 @@ def test_two_processes_that_are_stopped_go_on_to_the_same_bits(config, tmp_path)
         return subprocess.Popen([sys.executable, 'launch/multiprocess.py', '-n', '2', '--', *command(
             'train', f'--config={config}', '--config.duration.steps=200', '--config.data.placement=host',
             f'--workdir={tmp_path / name}')], cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True)
-    whole, stopped = begin('whole'), begin('stopped')
+    assert begin('whole').communicate(timeout=200)
+    stopped = begin('stopped')
     metrics = tmp_path / 'stopped' / 'metrics.jsonl'
     while not (metrics.exists() and metrics.read_text()):
         assert stopped.poll() is None
@@ -198,7 +204,6 @@ def test_two_processes_that_are_stopped_go_on_to_the_same_bits(config, tmp_path)
     assert Trained(str(tmp_path / 'stopped')).find('latest') < 200
     again = begin('stopped')
     assert 'resuming' in again.communicate(timeout=200)[1]
-    whole.communicate(timeout=200)
     for x, y in zip(*(jax.tree.leaves(Trained(str(tmp_path / n)).read(200)) for n in ('whole', 'stopped')), strict=True):
         np.testing.assert_array_equal(x, y)
 

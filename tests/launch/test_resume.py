@@ -1,5 +1,6 @@
 """A run that is killed at random moments, and begun again with the same command, ends as if nothing had happened."""
 
+import functools
 import json
 import os
 import random
@@ -40,15 +41,19 @@ def get_config():
                 checkpoint=dict(every=dict(steps=6)), log_every=dict(steps=10))
 '''
 
+# most steps five in a dispatch, the last two by the program of one step: each phase's program takes long to compile
 OTHERWISE = {'random_resized_crop(16)|trivial_augment|alternating_flip|mixup(0.2)|cutout(4)': 'pad_crop(1)|alternating_flip',
              "balance='sampling'": "balance='sampling', placement='host', workers=1", 'ema_decay=0.9': 'accumulate=2',
-             'parallel=dict(devices=1)':
-             "freeze_bn=dict(steps=60), parallel=dict(backend='pmap', devices=2, steps_per_dispatch=4)"}
+             'duration=dict(steps=120)': 'duration=dict(steps=122)', 'every=dict(steps=6)': 'every=dict(steps=5)',
+             'batch_schedule=[(dict(steps=90), 64)], parallel=dict(devices=1)':
+             "freeze_bn=dict(steps=60), parallel=dict(backend='pmap', devices=2, steps_per_dispatch=5)"}
 
 
-def start(folder, config):
+def start(optimised, config, name):
+    """Trains in the folder `name` beside the config; `optimised`: with all of XLA's optimisations, as a person does."""
+    folder = config.parent / name
     environment = {**os.environ, 'XLA_FLAGS': '--xla_force_host_platform_device_count=2'}
-    if 'pmap' in config.read_text():  # with all of XLA's optimisations, as a person does
+    if optimised:
         del environment['JAX_DISABLE_MOST_OPTIMIZATIONS']
     with open(f'{folder}.log', 'a') as log:
         return subprocess.Popen([sys.executable, 'launch/train.py', f'--config={config}', f'--workdir={folder}'],
@@ -79,23 +84,24 @@ def assert_same_run(a, b):
 
 @pytest.fixture(scope='module', params=[{}, OTHERWISE], ids=['one device', 'otherwise'])
 def uninterrupted(request, tmp_path_factory):
-    """Folder with the run `whole`, and its config."""
+    """Folder with the run `whole`, and what begins, or goes on with, another beside it by its name."""
     folder = tmp_path_factory.mktemp('resume')
     config, text = folder / 'config.py', CONFIG
     for part, other in request.param.items():
         assert text.count(part) == 1
         text = text.replace(part, other)
     config.write_text(text)
-    assert start(folder / 'whole', config).wait(300) == 0, (folder / 'whole.log').read_text()
-    return folder, config
+    begin = functools.partial(start, bool(request.param), config)
+    assert begin('whole').wait(300) == 0, (folder / 'whole.log').read_text()
+    return folder, begin
 
 
 def test_killed_at_random_moments_it_ends_bit_identical(uninterrupted):
-    folder, config = uninterrupted
+    folder, begin = uninterrupted
     rng, moments = random.Random(0), []
     total = len(metric_rows(folder / 'whole'))
     for i in range(KILLS):
-        process = start(folder / 'killed', config)
+        process = begin('killed')
         rows = rng.uniform(0, total / KILLS) if i else 0  # the first is killed while it starts
         goal = rows + len(metric_rows(folder / 'killed', missing=[]))
         while process.poll() is None and len(metric_rows(folder / 'killed', missing=[])) < goal:
@@ -107,13 +113,13 @@ def test_killed_at_random_moments_it_ends_bit_identical(uninterrupted):
             moments.append(len(metric_rows(folder / 'killed', missing=[])))
     print('rows of metrics at each kill:', moments)
     assert len(moments) >= min(KILLS, 2), 'the run was over before it could be killed so often'
-    assert start(folder / 'killed', config).wait(300) == 0, (folder / 'killed.log').read_text()
+    assert begin('killed').wait(300) == 0, (folder / 'killed.log').read_text()
     assert_same_run(folder / 'whole', folder / 'killed')
 
 
 def test_sigterm_leaves_a_resumable_workdir_within_ten_seconds(uninterrupted):
-    folder, config = uninterrupted
-    process = start(folder / 'stopped', config)
+    folder, begin = uninterrupted
+    process = begin('stopped')
     metrics = folder / 'stopped' / 'metrics.jsonl'
     while not (metrics.exists() and metrics.read_text()):
         assert process.poll() is None
@@ -125,13 +131,13 @@ def test_sigterm_leaves_a_resumable_workdir_within_ten_seconds(uninterrupted):
     log = (folder / 'stopped.log').read_text()
     assert 'stopped by SIGTERM at step' in log
     assert 'Traceback' not in log
-    assert start(folder / 'stopped', config).wait(300) == 0
+    assert begin('stopped').wait(300) == 0
     assert 'resuming' in (folder / 'stopped.log').read_text()
     assert_same_run(folder / 'whole', folder / 'stopped')
 
 
 def test_a_finished_run_started_again_changes_nothing(uninterrupted):
-    folder, config = uninterrupted
+    folder, begin = uninterrupted
     before = metric_rows(folder / 'whole')
-    assert start(folder / 'whole', config).wait(300) == 0
+    assert begin('whole').wait(300) == 0
     assert metric_rows(folder / 'whole') == before

@@ -474,7 +474,6 @@ import jax, jax.numpy as jnp
 {before}
 from jaxcnn.ops.conv import conv_general_dilated
 from jaxcnn.ops.geometry import NHWC
-from jaxcnn.train.state import run_once
 from jaxcnn.ops import native
 x = jnp.ones((1, 4, 4, 2)), jnp.ones((3, 3, 2, 2))
 for _ in range(2):

@@ -262,6 +262,17 @@ def events(path):
         at += 16 + length
 
 
+def test_a_run_that_begins_again_purges_all_and_a_save_writes_the_scalars_out(tmp_path):
+    log = MetricsLog(str(tmp_path), 0)
+    log.write(5, {'train_loss': 1.0})
+    log.write(6, {'train_loss': 1.0})
+    log.flush()
+    found = list(events(next(tmp_path.glob('events.out.tfevents.*'))))
+    log.close()
+    assert [event.step for event in found if event.session_log.status == event.session_log.START] == [1]
+    assert [event.step for event in found for _ in event.summary.value] == [5, 6]
+
+
 def test_every_figure_is_a_tensorboard_scalar_and_a_resumed_run_purges_what_lies_after_its_step(tmp_path):
     write_rows(tmp_path, 5, 10, 15)
     first, = tmp_path.glob('events.out.tfevents.*')
