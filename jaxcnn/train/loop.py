@@ -7,14 +7,13 @@ metrics stay there until a logged interval is over, and are fetched after the ne
 import collections
 import contextlib
 import dataclasses
-import functools
 import importlib.metadata
 import logging
 import math
 import os
 import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -22,45 +21,19 @@ import ml_collections
 import numpy as np
 
 from jaxcnn import config as cfg
-from jaxcnn import data, memory, metrics, models, optim
-from jaxcnn.data import augment, feed, normalize, sources, views
-from jaxcnn.errors import Diverged, UserError, within
-from jaxcnn.timeline import Phase, Timeline
-from jaxcnn.train import parallel, signals, whiten, workdir
+from jaxcnn import memory, metrics
+from jaxcnn.errors import Diverged, UserError
+from jaxcnn.timeline import Phase
+from jaxcnn.train import parallel, signals, workdir
 from jaxcnn.train.checkpoint import Checkpoints
-from jaxcnn.train.evaluate import Evaluator
 from jaxcnn.train.progress import Progress
-from jaxcnn.train.state import TrainState, init_state, variables
-from jaxcnn.train.step import METRICS, Preparation, TrainStep, image_gradient, image_keys, many_steps, step_keys
+from jaxcnn.train.setup import Setup, check_config
+from jaxcnn.train.state import TrainState, variables
+from jaxcnn.train.step import METRICS
 
 log = logging.getLogger('jaxcnn')
 RUN_AHEAD = 4  # dispatches in flight
 MOST_AHEAD = 1 << 31  # bytes of temporary memory, which a CPU gives to all of them beside the one that is running
-
-
-def check_config(config: cfg.Config) -> None:
-    """Raises a UserError for names and arguments that are in no registry, before any work is done."""
-    if config.data.name not in sources.names():  # another prepared TFDS set, perhaps
-        with within('config.data.name'):
-            parallel.together(lambda: sources.find(config.data))
-    for field, reason in (('num_classes', 'it is the number of classes of the data set'),
-                          ('bn_axis', 'config.parallel says over which devices'), ('bn_frozen', 'see config.freeze_bn')):
-        if field in config.model.args:
-            raise UserError(f'config.model.{field}: cannot be set; {reason}')
-    with within('config.model'):
-        models.create(config.model.name, **config.model.args)
-    with within('config.data.augment'):
-        augment.pipeline(config.data.augment)
-    with within('config.data.eval_augment'):
-        augment.pipeline(config.data.eval_augment, steady=True)
-    with within('config.data.normalize'):
-        normalize.parse(config.data.normalize)
-    with within('config.eval.views'):
-        views.parse(config.eval.views)
-    optim.check(config.optim)
-    schedules = [config.optim.schedule, *(s.schedule for s in config.optim.switch)]
-    if config.data.val_fraction == 0 and any(s and s.name == 'plateau' for s in schedules):
-        raise UserError('config.optim.schedule: plateau follows the validation loss: set config.data.val_fraction')
 
 
 @dataclasses.dataclass
@@ -110,35 +83,13 @@ class _Dispatch:
     logs: bool  # a logged interval ends in it
 
 
-class Run:
-    """One run: everything that belongs to it, and the loop over its steps."""
+class Run(Setup):
+    """One run: what it is made of, and the loop over its steps."""
 
     def __init__(self, config: cfg.Config, folder: str, stop: signals.StopRequest):
         self.started = self._counted = time.monotonic()
-        self.config, self.folder, self._stop = config, folder, stop
-        self.dataset = parallel.together(lambda: data.load(config.data))
-        self.timeline = Timeline(config, len(self.dataset.splits['train']))
-        self._chunk = min(config.parallel.steps_per_dispatch, self.timeline.total)
-        self.optimizer = optim.make_optimizer(config.optim, self.timeline)
-        self.backend = parallel.make_backend(config.parallel)
-        parallel.check_batch_sizes(self.timeline, config.optim.accumulate, self.backend.num_devices)
-        self.network = models.create(config.model.name, num_classes=self.dataset.num_classes, **config.model.args)
-        self.prepare = Preparation.of(config.data, self.dataset.mean, self.dataset.std, self._fit,
-                                      views.parse(config.eval.views))
-        self.image_shape = self.prepare.shape(self.dataset.image_shape)
-        size = sum(s.nbytes for s in self.dataset.splits.values())
-        self.on_device = config.data.placement == 'device' or (
-            config.data.placement == 'auto' and size <= feed.DEVICE_LIMIT)
-        train = self.dataset.splits['train']
-        self.feed = feed.TrainFeed(train, config.seed, self.timeline, on_device=self.on_device,
-                                   rows=self.backend.rows, workers=config.data.workers,
-                                   most_steps=self._chunk,
-                                   balanced=config.data.balance == 'sampling')
-        self._epoch = -1  # whose order is on the device
-        # whether one program does any number of steps up to a whole dispatch
-        self._some = self.on_device and jax.default_backend() == 'cpu'
-        self.evaluator = Evaluator(self.network, self.dataset, self.prepare, self.backend, config.eval.batch_size,
-                                   self.on_device)
+        super().__init__(config, folder)
+        self._stop = stop
         self.watched = 'val' if 'val' in self.dataset.splits else 'test'
         self.chief = jax.process_index() == 0
         self.progress = RunProgress()
@@ -148,52 +99,12 @@ class Run:
         self._clock = 0.0
         self._interval_images, self._interval_seconds = 0, 0.0
         self._asked = self._logged = 0
-        self._programs: dict[Phase, jax.stages.Wrapped] = {}
         self._compiled: set[tuple[Phase, int]] = set()
         self._ahead = RUN_AHEAD
 
-    # setting up
-
-    def _fit(self, ops: Sequence[normalize.Normalizer],
-             pixels: Callable[[jax.Array], jax.Array]) -> Sequence[normalize.Fitted]:
-        """What normalisation learns of the training part, kept in the workdir from the run's beginning on; what a start that
-        failed before then has left may be of another config or other data."""
-        path, train = os.path.join(self.folder, 'normalize.npz'), self.dataset.splits['train']
-        begun = os.path.exists(os.path.join(self.folder, 'config.json'))
-        block = max(1, min(1024, (1 << 23) // train.image_bytes))
-        blocks = np.array_split(np.arange(len(train)), -(-len(train) // block))
-
-        def write() -> None:
-            if jax.process_index() == 0 and not (begun and os.path.exists(path)):
-                prepare = jax.jit(pixels)
-                normalize.write(path, normalize.fit(ops, lambda: (np.asarray(prepare(train.take(b))) for b in blocks)))
-        parallel.together(write)
-        return normalize.read(path, ops)
-
-    def init_fn(self, begin: Callable[[Any], Any] = lambda params: params) -> Callable[[jax.Array], TrainState]:
-        """The pure function from a seed to the first state."""
-        return functools.partial(init_state, self.network, self.optimizer, self.image_shape, optim=self.config.optim,
-                                 begin=begin)
-
-    def _begin(self, params: Any) -> TrainState:
-        """The first state; its parameters have these shapes."""
-        chosen = self.config.whiten
-        init = self.init_fn(whiten.initializer(chosen, params, self._drawn)) if chosen else self.init_fn()
-        return self.backend.init(init, self.config.seed)
-
-    def _drawn(self, count: int) -> np.ndarray:
-        """So many training images, drawn by the seed, as the network sees them in evaluation."""
-        train = self.dataset.splits['train']
-        rng = np.random.default_rng(self.config.seed)
-        return np.asarray(jax.jit(self.prepare)(train.take(np.sort(rng.permutation(len(train))[:count]))))
-
     def open(self) -> None:
         """Restores the newest whole checkpoint, or begins; opens the logs."""
-        template = jax.eval_shape(self.init_fn(), np.uint32(0))  # the network takes these images, or says why not
-        if any(0 in x.shape for x in jax.tree.leaves(template.params)):
-            raise UserError(f'images of {self.image_shape[0]}x{self.image_shape[1]} are too small for '
-                            f'{self.config.model.name}: nothing is left of them before its last layers')
-        data_path = os.path.join(self.folder, 'data.json')
+        template, data_path = self.template, os.path.join(self.folder, 'data.json')
         if os.path.exists(data_path) and not self.dataset.is_that_of(workdir.read_json(data_path)):
             raise UserError(f'the data (config.data.dir: {self.config.data.dir!r}) is not what {self.folder!r} was trained '
                             'on')
@@ -217,57 +128,13 @@ class Run:
             if there := self.checkpoints.steps():
                 raise UserError(f'none of the checkpoints in {self.folder!r}, {", ".join(map(str, there))}, can be read: '
                                 'they are damaged, or of another version, as is told above; a new workdir begins anew')
-            self.state = self._begin(template.params)
+            self.state = self.first_state()
         for later in damaged:
             self.checkpoints.discard(later)
         self.step, self._saved = step, (step, self.progress.evaluated_step == step)
         self.metrics_log = workdir.MetricsLog(self.folder, step) if self.chief else None
-        self.resident = self.backend.place(feed.resident(self.dataset.splits['train'])) if self.on_device else {}
         if not found and self.chief:
-            self._draw_first_batch()
-
-    def _draw_first_batch(self) -> None:
-        from jaxcnn.inspect.figures import image_grid, label_title
-        positions = self.feed.positions(0)
-        train, names, pipeline = self.dataset.splits['train'], self.dataset.class_names, self.prepare.augment
-        more = pipeline.mixes if pipeline else 0  # rows that the first ones are mixed with
-        rows = np.arange(-more, min(32, len(positions))) % len(positions)
-        positions = positions[rows]
-        gradient = image_gradient(self.network, self.prepare, variables(self.backend.fetch(self.state))['']) if (
-            pipeline and pipeline.attacks) else None
-        run_key = jax.random.key(np.uint32(self.config.seed))
-        key, _ = step_keys(run_key, 0)
-        passes = image_keys(run_key, jax.numpy.asarray(positions)), jax.numpy.zeros(len(positions), np.int32)
-        in_pixels = dataclasses.replace(self.prepare, normalize=normalize.Normalization())
-        prepare = jax.jit(functools.partial(in_pixels.train, classes=len(names), gradient=gradient, passes=passes))
-        pixels, labels = (np.asarray(x)[more:] for x in prepare(train.take(positions), train.labels[positions], key, rows))
-        titles = [label_title(label, names) for label in labels]
-        image_grid(pixels, titles, os.path.join(self.folder, 'figures', 'first_batch.png'))
-
-    def program(self, phase: Phase) -> jax.stages.Wrapped:
-        """The compiled steps of a phase."""
-        if phase not in self._programs:
-            sync, backend = self.config.parallel.bn_sync, self.backend
-            network = self.network.clone(bn_frozen=phase.bn_frozen or self.network.bn_frozen,
-                                         bn_axis=backend.axis_name if sync else None)
-            step = TrainStep(network, self.optimizer, self.prepare, self.config.optim.label_smoothing,
-                             self.config.optim.accumulate, self.config.optim.ema_decay, phase.stage,
-                             1 if sync or backend.axis_name else backend.num_devices, backend.axis_name,
-                             self.dataset.class_weights() if self.config.data.balance == 'loss' else None,
-                             self.config.optim.lookahead, self.timeline.total)
-            rows = functools.partial(backend.rows_of_batch, batch_size=phase.batch_size)
-            self._programs[phase] = backend.compile_train(many_steps(step, rows, self._some))
-        return self._programs[phase]
-
-    def inputs(self, step: int, count: int) -> tuple[Any, Any, np.ndarray, np.uint32]:
-        """What the program takes beside the state for `count` steps from `step` on."""
-        if self.on_device and self._epoch != (epoch := self.feed.epoch(step)):
-            self._epoch = epoch
-            self.resident.update(self.backend.place({'order': self.feed.order(epoch), 'epoch': np.int32(epoch)}))
-        batches, first = self.feed.batch(step, count), self.feed.first(step, count)
-        if self._some:
-            first = np.pad(first, (0, self._chunk - count), constant_values=-1)
-        return self.backend.put_stacked_rows(batches), self.resident, first, np.uint32(self.config.seed)
+            self.draw_first_batch(self.state)
 
     # the loop
 
@@ -315,10 +182,10 @@ class Run:
         """Dispatches `steps_per_dispatch` steps, or, where an evaluation, a checkpoint or another phase comes before that
         many, as many as there are until then on a CPU with the data on it, elsewhere one by a second program. Where
         dispatches begin depends on the step alone, so that a resumed run repeats them."""
-        timeline, step, chunk = self.timeline, self.step, self._chunk
+        timeline, step, chunk = self.timeline, self.step, self.chunk
         end = min(step // chunk * chunk + chunk, timeline.phase_end(step),
                   timeline.next_multiple(step, self.config.eval.every), timeline.next_multiple(step, save_every))
-        if end - step < chunk and not self._some:
+        if end - step < chunk and not self.any_count:
             end = step + 1
         phase = timeline.phase(step)
         inputs = self.inputs(step, end - step)
@@ -481,7 +348,7 @@ class Run:
         while (best := self.checkpoints.best_step(apart_from=damaged)) not in (None, self.step):
             assert best is not None
             try:
-                host_state, _ = self.checkpoints.read(best, jax.eval_shape(self.init_fn(), np.uint32(0)))
+                host_state, _ = self.checkpoints.read(best, self.template)
                 return best, self.backend.place(host_state)
             except ValueError as e:
                 log.warning('checkpoint %d is damaged and not used: %s', best, e)
@@ -496,8 +363,7 @@ class Run:
         return {
             'name': self.config.name, 'model': self.config.model.name, 'dataset': self.config.data.name,
             'seed': self.config.seed, 'steps': self.step, 'epochs': self.timeline.epoch(self.step),
-            'params': sum(int(np.prod(p.shape)) for p in jax.tree.leaves(
-                jax.eval_shape(self.init_fn(), np.uint32(0)).params)),
+            'params': sum(math.prod(p.shape) for p in jax.tree.leaves(self.template.params)),
             'train_loss': last.get('train_loss'), 'train_accuracy': last.get('train_accuracy'),
             'val_accuracy': row.get(f'val_{prefix}accuracy'), 'val_loss': row.get(f'val_{prefix}loss'),
             'test_accuracy': row.get(f'test_{prefix}accuracy'), 'test_top5': row.get(f'test_{prefix}top5'),

@@ -69,7 +69,8 @@ def compare(args: argparse.Namespace) -> Table:
     import numpy as np
 
     from jaxcnn.data import cache, layouts, sources
-    from jaxcnn.train.loop import Run, check_config
+    from jaxcnn.train.loop import Run
+    from jaxcnn.train.setup import check_config
     from jaxcnn.train.signals import StopRequest
     from jaxcnn.train.step import gather
     settings = {p: config.load(args.config, [*args.overrides, f'data.placement={p}', 'duration.steps=100000000'])

@@ -21,7 +21,7 @@ def train_command(args: argparse.Namespace, workdir: str) -> list[str]:
 
 def checked(args: argparse.Namespace) -> config.Config:
     """The config of the command line, which stops here where it is wrong."""
-    from jaxcnn.train.loop import check_config
+    from jaxcnn.train.setup import check_config
     settings = config.load(args.config, args.overrides)
     check_config(settings)
     return settings
@@ -126,7 +126,8 @@ def checkpoint(args: argparse.Namespace) -> Table:
 def loop(args: argparse.Namespace) -> Table:
     import jax
 
-    from jaxcnn.train.loop import Run, check_config
+    from jaxcnn.train.loop import Run
+    from jaxcnn.train.setup import check_config
     from jaxcnn.train.signals import StopRequest
     settings = config.load(args.config, [*args.overrides, 'duration.steps=100000000', 'eval.every.fraction=1'])
     check_config(settings)

@@ -19,7 +19,8 @@ from jaxcnn.optim import make_optimizer, matching
 from jaxcnn.timeline import Timeline
 from jaxcnn.train import loop, parallel, train_and_evaluate
 from jaxcnn.train.checkpoint import Checkpoints
-from jaxcnn.train.loop import Run, RunProgress, check_config
+from jaxcnn.train.loop import Run, RunProgress
+from jaxcnn.train.setup import check_config
 from jaxcnn.train.signals import Interrupted, StopRequest
 from jaxcnn.train.step import gather, image_keys, step_keys
 from jaxcnn.train.trained import Trained

@@ -1,0 +1,185 @@
+"""What a run is made of, from its config: its data, its network, its optimizer, its first state, its compiled steps."""
+
+import dataclasses
+import functools
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxcnn import config as cfg
+from jaxcnn import data, models, optim
+from jaxcnn.data import augment, feed, normalize, sources, views
+from jaxcnn.errors import UserError, within
+from jaxcnn.timeline import Phase, Timeline
+from jaxcnn.train import parallel, whiten
+from jaxcnn.train.evaluate import Evaluator
+from jaxcnn.train.state import TrainState, init_state, variables
+from jaxcnn.train.step import Preparation, TrainStep, image_gradient, image_keys, many_steps, step_keys
+
+
+def check_config(config: cfg.Config) -> None:
+    """Raises a UserError for names and arguments that are in no registry, before any work is done."""
+    if config.data.name not in sources.names():  # another prepared TFDS set, perhaps
+        with within('config.data.name'):
+            parallel.together(lambda: sources.find(config.data))
+    for field, reason in (('num_classes', 'it is the number of classes of the data set'),
+                          ('bn_axis', 'config.parallel says over which devices'), ('bn_frozen', 'see config.freeze_bn')):
+        if field in config.model.args:
+            raise UserError(f'config.model.{field}: cannot be set; {reason}')
+    with within('config.model'):
+        models.create(config.model.name, **config.model.args)
+    with within('config.data.augment'):
+        augment.pipeline(config.data.augment)
+    with within('config.data.eval_augment'):
+        augment.pipeline(config.data.eval_augment, steady=True)
+    with within('config.data.normalize'):
+        normalize.parse(config.data.normalize)
+    with within('config.eval.views'):
+        views.parse(config.eval.views)
+    optim.check(config.optim)
+    schedules = [config.optim.schedule, *(s.schedule for s in config.optim.switch)]
+    if config.data.val_fraction == 0 and any(s and s.name == 'plateau' for s in schedules):
+        raise UserError('config.optim.schedule: plateau follows the validation loss: set config.data.val_fraction')
+
+
+class Setup:
+    """What a run is made of.
+
+    Attributes:
+      dataset: its data.
+      timeline: its steps.
+      chunk: steps in a dispatch.
+      network, optimizer, prepare: of its steps.
+      image_shape: height, width and channels of what the network sees.
+      backend: the devices.
+      on_device: whether the images are on the device; else the host hands over each batch.
+      any_count: whether one program does any number of steps up to a whole dispatch.
+      feed: the order of the training images.
+      evaluator: counts what is right in a part of the data.
+
+    Raises:
+      UserError: the data, or fields that do not go together.
+    """
+
+    def __init__(self, config: cfg.Config, folder: str):
+        self.config, self.folder = config, folder
+        self.dataset = parallel.together(lambda: data.load(config.data))
+        train = self.dataset.splits['train']
+        self.timeline = Timeline(config, len(train))
+        self.chunk = min(config.parallel.steps_per_dispatch, self.timeline.total)
+        self.optimizer = optim.make_optimizer(config.optim, self.timeline)
+        self.backend = parallel.make_backend(config.parallel)
+        parallel.check_batch_sizes(self.timeline, config.optim.accumulate, self.backend.num_devices)
+        self.network = models.create(config.model.name, num_classes=self.dataset.num_classes, **config.model.args)
+        self.prepare = Preparation.of(config.data, self.dataset.mean, self.dataset.std, self._fit,
+                                      views.parse(config.eval.views))
+        self.image_shape = self.prepare.shape(self.dataset.image_shape)
+        size = sum(s.nbytes for s in self.dataset.splits.values())
+        self.on_device = config.data.placement == 'device' or (
+            config.data.placement == 'auto' and size <= feed.DEVICE_LIMIT)
+        self.any_count = self.on_device and jax.default_backend() == 'cpu'
+        self.feed = feed.TrainFeed(train, config.seed, self.timeline, on_device=self.on_device, rows=self.backend.rows,
+                                   workers=config.data.workers, most_steps=self.chunk,
+                                   balanced=config.data.balance == 'sampling')
+        self.evaluator = Evaluator(self.network, self.dataset, self.prepare, self.backend, config.eval.batch_size,
+                                   self.on_device)
+        self._programs: dict[Phase, jax.stages.Wrapped] = {}
+        self._epoch = -1  # whose order is on the device
+
+    def _fit(self, ops: Sequence[normalize.Normalizer],
+             pixels: Callable[[jax.Array], jax.Array]) -> Sequence[normalize.Fitted]:
+        """What normalisation learns of the training part, kept in the workdir from the run's beginning on; what a start that
+        failed before then has left may be of another config or other data."""
+        path, train = os.path.join(self.folder, 'normalize.npz'), self.dataset.splits['train']
+        begun = os.path.exists(os.path.join(self.folder, 'config.json'))
+        block = max(1, min(1024, (1 << 23) // train.image_bytes))
+        blocks = np.array_split(np.arange(len(train)), -(-len(train) // block))
+
+        def write() -> None:
+            if jax.process_index() == 0 and not (begun and os.path.exists(path)):
+                prepare = jax.jit(pixels)
+                normalize.write(path, normalize.fit(ops, lambda: (np.asarray(prepare(train.take(b))) for b in blocks)))
+        parallel.together(write)
+        return normalize.read(path, ops)
+
+    def init_fn(self, begin: Callable[[Any], Any] = lambda params: params) -> Callable[[jax.Array], TrainState]:
+        """The pure function from a seed to the first state."""
+        return functools.partial(init_state, self.network, self.optimizer, self.image_shape, optim=self.config.optim,
+                                 begin=begin)
+
+    @functools.cached_property
+    def template(self) -> TrainState:
+        """Shapes and types of the state.
+
+        Raises:
+          UserError: the network does not take these images.
+        """
+        template = jax.eval_shape(self.init_fn(), np.uint32(0))
+        if any(0 in x.shape for x in jax.tree.leaves(template.params)):
+            raise UserError(f'images of {self.image_shape[0]}x{self.image_shape[1]} are too small for '
+                            f'{self.config.model.name}: nothing is left of them before its last layers')
+        return template
+
+    def first_state(self) -> TrainState:
+        """The state that a run begins with, on the devices."""
+        chosen = self.config.whiten
+        init = self.init_fn(whiten.initializer(chosen, self.template.params, self._drawn)) if chosen else self.init_fn()
+        return self.backend.init(init, self.config.seed)
+
+    def _drawn(self, count: int) -> np.ndarray:
+        """So many training images, drawn by the seed, as the network sees them in evaluation."""
+        train = self.dataset.splits['train']
+        rng = np.random.default_rng(self.config.seed)
+        return np.asarray(jax.jit(self.prepare)(train.take(np.sort(rng.permutation(len(train))[:count]))))
+
+    @functools.cached_property
+    def resident(self) -> dict[str, Any]:
+        """Images and labels, on the devices; the order of an epoch joins them. Empty with placement on the host."""
+        return self.backend.place(feed.resident(self.dataset.splits['train'])) if self.on_device else {}
+
+    def inputs(self, step: int, count: int) -> tuple[Any, Any, np.ndarray, np.uint32]:
+        """What the program takes beside the state for `count` steps from `step` on."""
+        if self.on_device and self._epoch != (epoch := self.feed.epoch(step)):
+            self._epoch = epoch
+            self.resident.update(self.backend.place({'order': self.feed.order(epoch), 'epoch': np.int32(epoch)}))
+        batches, first = self.feed.batch(step, count), self.feed.first(step, count)
+        if self.any_count:
+            first = np.pad(first, (0, self.chunk - count), constant_values=-1)
+        return self.backend.put_stacked_rows(batches), self.resident, first, np.uint32(self.config.seed)
+
+    def program(self, phase: Phase) -> jax.stages.Wrapped:
+        """The compiled steps of a phase."""
+        if phase not in self._programs:
+            sync, backend = self.config.parallel.bn_sync, self.backend
+            network = self.network.clone(bn_frozen=phase.bn_frozen or self.network.bn_frozen,
+                                         bn_axis=backend.axis_name if sync else None)
+            step = TrainStep(network, self.optimizer, self.prepare, self.config.optim.label_smoothing,
+                             self.config.optim.accumulate, self.config.optim.ema_decay, phase.stage,
+                             1 if sync or backend.axis_name else backend.num_devices, backend.axis_name,
+                             self.dataset.class_weights() if self.config.data.balance == 'loss' else None,
+                             self.config.optim.lookahead, self.timeline.total)
+            rows = functools.partial(backend.rows_of_batch, batch_size=phase.batch_size)
+            self._programs[phase] = backend.compile_train(many_steps(step, rows, self.any_count))
+        return self._programs[phase]
+
+    def draw_first_batch(self, state: TrainState) -> None:
+        """Writes the picture of the first images of the first batch, augmented, with their labels."""
+        from jaxcnn.inspect.figures import image_grid, label_title
+        positions = self.feed.positions(0)
+        train, names, pipeline = self.dataset.splits['train'], self.dataset.class_names, self.prepare.augment
+        more = pipeline.mixes if pipeline else 0  # rows that the first ones are mixed with
+        rows = np.arange(-more, min(32, len(positions))) % len(positions)
+        positions = positions[rows]
+        gradient = image_gradient(self.network, self.prepare, variables(self.backend.fetch(state))['']) if (
+            pipeline and pipeline.attacks) else None
+        run_key = jax.random.key(np.uint32(self.config.seed))
+        key, _ = step_keys(run_key, 0)
+        passes = image_keys(run_key, jax.numpy.asarray(positions)), jax.numpy.zeros(len(positions), np.int32)
+        in_pixels = dataclasses.replace(self.prepare, normalize=normalize.Normalization())
+        prepare = jax.jit(functools.partial(in_pixels.train, classes=len(names), gradient=gradient, passes=passes))
+        pixels, labels = (np.asarray(x)[more:] for x in prepare(train.take(positions), train.labels[positions], key, rows))
+        titles = [label_title(label, names) for label in labels]
+        image_grid(pixels, titles, os.path.join(self.folder, 'figures', 'first_batch.png'))
