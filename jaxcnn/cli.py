@@ -81,7 +81,8 @@ def main(parser: argparse.ArgumentParser, run: Callable[[argparse.Namespace], in
         if isinstance(value, str) and value.startswith('~'):  # no shell does it behind `--flag=`
             setattr(args, name, os.path.expanduser(value))
     logging.basicConfig(level=logging.WARNING, format='%(message)s', stream=sys.stderr)
-    logging.getLogger('absl').setLevel(logging.CRITICAL)  # Orbax tells of every file, and of errors that we tell of
+    for name in ('absl', 'asyncio'):  # Orbax tells of every file, and its tasks of errors that we tell of
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     # Orbax's threads outlive a failed save and then complain, where nobody can catch it
     sys.unraisablehook = lambda unraisable: log.debug('ignored: %s', unraisable.exc_value)
     try:

@@ -23,7 +23,9 @@ def run(args: argparse.Namespace) -> int:
     try:
         evaluator = trained.evaluator(args.split, args.data_dir)
     except UserError as e:
-        raise UserError(f'{e}; --data_dir says where it is now' if 'config.data.dir' in str(e) else str(e)) from e
+        if args.data_dir or 'config.data.dir' not in str(e):
+            raise
+        raise UserError(f'{e}; --data_dir says where it is now') from e
 
     def show(step: int) -> None:
         for prefix, figures in evaluator(trained.read(step)).items():

@@ -116,6 +116,10 @@ def _many(examples: Examples) -> bool:
     return len(examples) >= MANY and not isinstance(examples, InMemory)
 
 
+def _quiet() -> None:
+    logging.getLogger('absl').setLevel(logging.ERROR)  # TFDS, of each process, that Pillow is slower than OpenCV
+
+
 def _decode(examples: Examples, source: Source, split: str, num_classes: int, folder: str, config: cfg.DataConfig) -> int:
     """Writes a split's images and labels, and gives how many images are broken; those have the label -1."""
     import joblib
@@ -141,7 +145,8 @@ def _decode(examples: Examples, source: Source, split: str, num_classes: int, fo
 
     many, cores = _many(examples), len(os.sched_getaffinity(0))
     size = -(-count // (8 * cores)) if many else 50
-    parts = joblib.Parallel(cores, backend='loky' if many else 'threading', return_as='generator')(
+    backend = dict(backend='loky', initializer=_quiet) if many else dict(backend='threading')
+    parts = joblib.Parallel(cores, return_as='generator', **backend)(
         joblib.delayed(_decode_part)(examples, where, split, num_classes, path, config, range(a, min(a + size, count)))
         for a in range(0, count, size))
     labels: list[int] = []

@@ -1,7 +1,7 @@
 """The training loop: dispatches steps, logs, evaluates, saves, resumes, and reports at the end.
 
-Nothing in it waits for the device except where figures are due, or where dispatches that wait would take much memory:
-metrics stay there until a logged interval is over, and are fetched after the next steps have been dispatched.
+It waits for the device where figures are due, and where `RUN_AHEAD` dispatches, or as many as there is memory for, are under
+way: metrics stay there until a logged interval is over, and are fetched after the next steps have been dispatched.
 """
 
 import collections
@@ -313,10 +313,10 @@ class Run(Setup):
         self.progress.wall_seconds += now - self._counted
         self._counted = now
         self.progress.look_at_memory()
-        if self.metrics_log:
-            self.metrics_log.flush()
         self.checkpoints.save(self.step, state, dataclasses.asdict(self.progress),
                               self.last_evaluation if evaluated and self.watched == 'val' else None)
+        if self.metrics_log:
+            self.metrics_log.flush()
         self._saved = (self.step, evaluated)
         self._clock = time.monotonic()
 

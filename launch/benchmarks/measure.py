@@ -144,8 +144,8 @@ def traffic(program: str) -> int:
                 if kind == 'custom-call':
                     shape = re.sub(r'\bu8\[[\d,]*\]', '', shape)  # room to work in
                 taken = sum(sizes.get(read, 0) for read in re.findall(r'%([\w.\-]+)', rest.split('), ')[0]))
-                # the result of a start has its operands in it
-                total += taken + (_size(shape) if not kind.endswith('-start') else taken)
+                held = kind.endswith('-start') and kind != 'all-reduce-start'  # the result is operands and results
+                total += _size(shape) + (0 if held else taken)
         return total
     return of(entry)
 

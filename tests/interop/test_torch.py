@@ -95,8 +95,7 @@ def test_the_logits_are_those_of_the_network_written_in_pytorch(name):
 # ours, its fields; pytorchcv's file and name
 SAME = [
     ('alexnet', {}, 'alexnet', 'alexnet'), ('zfnet', {}, 'zfnet', 'zfnet'),
-    ('vgg11', {}, 'vgg', 'vgg11'), ('vgg13_bn', {}, 'vgg', 'bn_vgg13b'), ('vgg16', {}, 'vgg', 'vgg16'),
-    ('vgg16_bn', {}, 'vgg', 'bn_vgg16b'), ('vgg19', {}, 'vgg', 'vgg19'), ('vgg19_bn', {}, 'vgg', 'bn_vgg19b'),
+    ('vgg19', {}, 'vgg', 'vgg19'), ('vgg16_bn', {}, 'vgg', 'bn_vgg16b'),
     ('nin_cifar', {}, 'nin_cifar', 'nin_cifar10'),
     ('bn_inception', {}, 'bninception', 'bninception'), ('inception_v3', {'aux_weight': 0.0}, 'inceptionv3', 'inceptionv3'),
     ('inception_v4', {}, 'inceptionv4', 'inceptionv4'),

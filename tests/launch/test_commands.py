@@ -97,16 +97,16 @@ def test_several_seeds_are_runs_of_their_own_and_their_figures_together(config, 
         assert found[name]['std'] == pytest.approx(np.std(values, ddof=1))
         assert (found[name]['least'], found[name]['most']) == (min(values), max(values))
     assert 'test_accuracy of 2 seeds: mean ' in done.stderr
-    run('train', f'--config={config}', f'--workdir={tmp_path}', '--seeds=2', '--config.seed=1', *few)
-    run('train', f'--config={config}', f'--workdir={tmp_path / "seed9"}', '--config.seed=9', *few, '--config.batch_size=16')
-    shutil.copytree(tmp_path / 'seed3', tmp_path / 'seed3_old')  # neither this nor a damaged one is of them
-    shutil.copytree(tmp_path / 'seed9', tmp_path / 'seed8')
+    for other in ('seed3_old', 'seed8', 'seed9'):  # a copy, a damaged one and one of another config are not of them
+        shutil.copytree(tmp_path / 'seed3', tmp_path / other)
     (tmp_path / 'seed8' / 'config.json').write_text('{')
+    settings = json.loads((tmp_path / 'seed9' / 'config.json').read_text())
+    (tmp_path / 'seed9' / 'config.json').write_text(json.dumps({**settings, 'seed': 9, 'batch_size': 16}))
     done = run('train', f'--config={config}', f'--workdir={tmp_path}', '--seeds=2', '--config.seed=2', *few)
     assert 'left out: ' in done.stderr
     found = json.loads((tmp_path / 'seeds.json').read_text())
-    assert found['seeds'] == [1, 2, 3, 4]
-    assert found['test_loss']['values'][2:] == [r['test_loss'] for r in runs]
+    assert found['seeds'] == [2, 3, 4]
+    assert found['test_loss']['values'][1:] == [r['test_loss'] for r in runs]
     alone = tmp_path / 'alone'
     run('train', f'--config={config}', f'--workdir={alone}', '--config.seed=4', *few)
     assert json.loads((alone / 'summary.json').read_text())['test_loss'] == runs[1]['test_loss']
@@ -193,7 +193,9 @@ def test_two_processes_that_are_stopped_go_on_to_the_same_bits(config, tmp_path)
         return subprocess.Popen([sys.executable, 'launch/multiprocess.py', '-n', '2', '--', *command(
             'train', f'--config={config}', '--config.duration.steps=200', '--config.data.placement=host',
             f'--workdir={tmp_path / name}')], cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True)
-    assert begin('whole').communicate(timeout=200)
+    whole = begin('whole')
+    told = whole.communicate(timeout=200)[1]
+    assert whole.returncode == 0, told
     stopped = begin('stopped')
     metrics = tmp_path / 'stopped' / 'metrics.jsonl'
     while not (metrics.exists() and metrics.read_text()):
