@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import importlib.util
 import os
+import resource
 import sys
 
 # of the C library: pages of 2 MiB for those who ask, one heap for all threads, and what was freed is kept
@@ -38,8 +39,10 @@ def keep() -> None:
 def peak() -> tuple[int, int | None]:
     """The most bytes that this process has held so far: of the host's memory, and of its first device's (None: a CPU's)."""
     import jax  # not before the command starts anew
-    with open('/proc/self/status') as f:  # `getrusage` would tell of the process that started this one, too
-        host = next(int(line.split()[1]) * 1024 for line in f if line.startswith('VmHWM'))
+    # `getrusage` tells of the process that started this one, too; a sandbox's kernel may have nothing better
+    with open('/proc/self/status') as f:
+        told = [int(line.split()[1]) for line in f if line.startswith('VmHWM')]
+    host = 1024 * (told[0] if told else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
     of_device = jax.local_devices()[0].memory_stats() or {}
     return host, of_device.get('peak_bytes_in_use')
 

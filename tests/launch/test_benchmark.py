@@ -140,7 +140,7 @@ PROGRAM = '''HloModule jit_step, is_scheduled=true
   ROOT %add.3 = f32[8,4]{1,0} add(%p.2, %p.2), metadata={op_name="jit(step)/add" source_line=3}
 }
 
-ENTRY %main (x: bf16[8,4], y: pred[]) -> (f32[8,4], pred[]) {
+ENTRY %main (x: bf16[8,4], y: pred[]) -> (f32[16,4], pred[]) {
   %x = bf16[8,4]{1,0} parameter(0), sharding={replicated}
   %y = pred[] parameter(1)
   %c = f32[] constant(2)
@@ -148,7 +148,11 @@ ENTRY %main (x: bf16[8,4], y: pred[]) -> (f32[8,4], pred[]) {
   %gte = bf16[8,4]{1,0} get-tuple-element(%conv), index=0
   %fusion = f32[8,4]{1,0} fusion(%gte), kind=kLoop, calls=%fused
   %call = f32[8,4]{1,0} call(%fusion), to_apply=%called
-  ROOT %out = (f32[8,4]{1,0}, pred[]) tuple(%call, %y)
+  %sum = f32[8,4]{1,0} all-reduce-start(%call), to_apply=%called
+  %summed = f32[8,4]{1,0} all-reduce-done(%sum)
+  %all = (f32[8,4]{1,0}, f32[16,4]{1,0}) all-gather-start(%summed), dimensions={0}
+  %gathered = f32[16,4]{1,0} all-gather-done(%all)
+  ROOT %out = (f32[16,4]{1,0}, pred[]) tuple(%gathered, %y)
 }
 '''
 
@@ -160,8 +164,8 @@ def traffic(monkeypatch):
 
 
 def test_traffic_is_what_operations_read_and_write(traffic):
-    custom_call, fusion, add = 64 + 4 + 64, 64 + 128, 3 * 128
-    assert traffic(PROGRAM) == custom_call + fusion + add
+    custom_call, fusion, add, all_reduce, all_gather = 64 + 4 + 64, 64 + 128, 3 * 128, 128 + 128, 128 + 256
+    assert traffic(PROGRAM) == custom_call + fusion + add + all_reduce + all_gather
 
 
 def test_traffic_holds_our_own_convolutions_and_is_near_xlas_count_without_them(traffic):

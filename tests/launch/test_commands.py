@@ -97,8 +97,10 @@ def test_several_seeds_are_runs_of_their_own_and_their_figures_together(config, 
         assert found[name]['std'] == pytest.approx(np.std(values, ddof=1))
         assert (found[name]['least'], found[name]['most']) == (min(values), max(values))
     assert 'test_accuracy of 2 seeds: mean ' in done.stderr
-    for other in ('seed3_old', 'seed8', 'seed9'):  # a copy, a damaged one and one of another config are not of them
+    # a copy, one of another seed than its folder says, a damaged one and one of another config are not of them
+    for other in ('seed3_old', 'seed7', 'seed8', 'seed9'):
         shutil.copytree(tmp_path / 'seed3', tmp_path / other)
+        (tmp_path / other / 'summary.json').write_text(json.dumps({**runs[0], 'test_loss': -1.0}))
     (tmp_path / 'seed8' / 'config.json').write_text('{')
     settings = json.loads((tmp_path / 'seed9' / 'config.json').read_text())
     (tmp_path / 'seed9' / 'config.json').write_text(json.dumps({**settings, 'seed': 9, 'batch_size': 16}))
