@@ -53,6 +53,22 @@ def run(args: argparse.Namespace) -> int:
         classes = list(trained.info['class_names'])
     else:
         text, classes = args.pipeline.strip() or '|'.join(EXAMPLES), ['first', 'second']
+    parts = augment.pipeline(text)
+    assert parts is not None
+    texts = [part.strip() for part in text.split('|')]
+    rows = []
+    for i, op in enumerate(parts.ops):  # each alone, but an attack after what comes before it, which may change the size
+        start = 0 if isinstance(op, augment.Attack) and args.workdir else i
+        rows.append(('|'.join(texts[start:i + 1]), augment.Pipeline(texts[i], parts.ops[start:i + 1])))
+    if gradient is None and parts.attacks:
+        attacks = [part for part, row in rows if row.attacks]
+        if args.pipeline.strip():
+            raise UserError(f'{attacks[0]} attacks a network: --workdir names the run whose network it is')
+        cli.log.info('left out, as they attack a network, which --workdir names: %s', ', '.join(attacks))
+        rows = [row for row in rows if row[0] not in attacks]
+    if len(rows) > 1 and rows[-1][1].ops != parts.ops and text != '|'.join(EXAMPLES):
+        rows.append((text, parts))
+
     if args.images:
         def load(path: str) -> np.ndarray:
             if args.workdir:
@@ -69,22 +85,6 @@ def run(args: argparse.Namespace) -> int:
         images = [cache.resize(image, (args.size, args.size), 'crop') for image in load_sample_images().images]
         labels = np.arange(2)
     first, second = (jnp.asarray(image, jnp.float32) / 255 for image in (images[0], images[-1]))
-
-    parts = augment.pipeline(text)
-    assert parts is not None
-    texts = [part.strip() for part in text.split('|')]
-    rows = []
-    for i, op in enumerate(parts.ops):  # each alone, but an attack after what comes before it, which may change the size
-        start = 0 if isinstance(op, augment.Attack) and args.workdir else i
-        rows.append(('|'.join(texts[start:i + 1]), augment.Pipeline(texts[i], parts.ops[start:i + 1])))
-    if gradient is None and parts.attacks:
-        attacks = [part for part, row in rows if row.attacks]
-        if args.pipeline.strip():
-            raise UserError(f'{attacks[0]} attacks a network: --workdir names the run whose network it is')
-        cli.log.info('left out, as they attack a network, which --workdir names: %s', ', '.join(attacks))
-        rows = [row for row in rows if row[0] not in attacks]
-    if len(rows) > 1 and rows[-1][1].ops != parts.ops and text != '|'.join(EXAMPLES):
-        rows.append((text, parts))
 
     keys = jax.random.split(jax.random.key(args.seed), args.draws)
     both = jnp.stack([second, first] * args.draws)

@@ -23,7 +23,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         evaluator = trained.evaluator(args.split, args.data_dir)
     except UserError as e:
-        if args.data_dir or 'config.data.dir' not in str(e):
+        if args.data_dir or not str(e).startswith('config.data.dir:'):
             raise
         raise UserError(f'{e}; --data_dir says where it is now') from e
 

@@ -1,3 +1,4 @@
+import gc
 import os
 
 # before JAX starts: eight virtual devices, on a machine with a GPU, too, and little time for compilation, as most programs
@@ -16,6 +17,7 @@ from jaxcnn import config
 @pytest.fixture(scope='session', autouse=True)
 def caches(tmp_path_factory, worker_id):
     """Decoded images and compiled programs, shared by all tests of the session, in all its processes."""
+    gc.set_threshold(50_000, 50, 100)  # as the commands do
     base = tmp_path_factory.getbasetemp()
     folder = (base if worker_id == 'master' else base.parent) / 'cache'
     folder.mkdir(exist_ok=True)

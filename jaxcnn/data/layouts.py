@@ -58,10 +58,10 @@ Listed = dict[str, list[tuple[str, str]]]  # of each split, paths and the names 
 
 def _existing(path: str, name: str) -> str:
     if not path:
-        raise UserError(f'config.data.dir: the layout {name!r} needs the folder or file that holds the images')
+        raise UserError(f'the layout {name!r} needs the folder or file that holds the images')
     path = os.path.expanduser(path)
     if not os.path.exists(path):
-        raise UserError(f'{path!r} (config.data.dir) does not exist')
+        raise UserError(f'{path!r} does not exist')
     return path
 
 
@@ -108,7 +108,7 @@ def _parts(where: str, held: Mapping[str, str]) -> dict[str, str]:
     for split, names in SPLITS.items():
         called = [name for name in names if name in held]
         if len(called) > 1:
-            raise UserError(f'{shown(where)} (config.data.dir): which is the {split} part, {" or ".join(called)}?')
+            raise UserError(f'{shown(where)}: which is the {split} part, {" or ".join(called)}?')
         if called:
             found[split] = held[called[0]]
     return found
@@ -125,7 +125,7 @@ def _split_folders(root: str) -> dict[str, str]:
     if found and (other := [name for name, path in folders.items() if path not in found.values() and name[0] != '.']):
         log.warning('%s: left out, for they are no part: %s', shown(root), ', '.join(map(shown, sorted(other))))
     if found and 'train' not in found:
-        raise UserError(f'{shown(root)} (config.data.dir): has a part {", ".join(found)}, and none to train on, which is '
+        raise UserError(f'{shown(root)}: has a part {", ".join(found)}, and none to train on, which is '
                         f'called {" or ".join(SPLITS["train"])}; there are: {", ".join(map(shown, sorted(folders)))}')
     return found or {'train': root}
 
@@ -235,7 +235,7 @@ def table(config: DataConfig) -> Source:
         files = _parts(where, {entry.name[:-4]: entry.path for entry in _entries(where) if entry.name.endswith('.csv')})
         root = where
         if 'train' not in files:
-            raise UserError(f'{where!r} (config.data.dir): holds no train.csv')
+            raise UserError(f'{where!r}: holds no train.csv')
     else:
         files, root = {'train': where}, os.path.dirname(os.path.abspath(where))
     listed: Listed = {}
@@ -282,7 +282,7 @@ def tiny_imagenet(config: DataConfig) -> Source:
     if not os.path.isfile(os.path.join(root, 'wnids.txt')):
         given, root = root, os.path.join(root, 'tiny-imagenet-200')
         if not os.path.isdir(root):
-            raise UserError(f'{given!r} (config.data.dir): is no tiny-imagenet-200, and holds none')
+            raise UserError(f'{given!r}: is no tiny-imagenet-200, and holds none')
     wnids = [line[0] for line in _tabbed(root, 'wnids.txt', 1)]
     words = {line[0]: line[1].split(',')[0] for line in _tabbed(root, 'words.txt', 2)}
     if len(set(wnids)) < len(wnids):
@@ -367,7 +367,7 @@ def idx(config: DataConfig) -> Source:
             found = [os.path.join(root, f'{name}{dot}{suffix}{end}') for dot in '-.' for end in ('', '.gz')]
             path = next((p for p in found if os.path.isfile(p)), None)
             if path is None:
-                raise UserError(f'{root!r} (config.data.dir): holds no {name}-{suffix}.gz')
+                raise UserError(f'{root!r}: holds no {name}-{suffix}.gz')
             paths[split, what] = path
     splits = {split: _checked(root, split, *(_idx(paths[split, what]) for what in ('images', 'labels')))
               for split in ('train', 'test')}

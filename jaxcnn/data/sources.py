@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from jaxcnn.config import DataConfig
-from jaxcnn.errors import UserError, unknown
+from jaxcnn.errors import UserError, unknown, within
 
 
 class Examples(Protocol):
@@ -83,13 +83,16 @@ def find(config: DataConfig) -> Source:
     Raises:
       UserError: an unknown name, or the data is not there.
     """
-    if config.name in _SOURCES:
-        return _SOURCES[config.name](config)
     root = _tfds_root(config)
-    if re.fullmatch(r'[a-z][a-z0-9_]*(/[\w.]+)?', config.name) and os.path.isdir(os.path.join(root, config.name)):
-        return _tfds(config.name)(config)
-    raise UserError(f'{unknown("data set", config.name, names())}; any other TFDS set must be prepared in {root!r} '
-                    '(config.data.dir)')
+    if config.name in _SOURCES:
+        found = _SOURCES[config.name]
+    elif re.fullmatch(r'[a-z][a-z0-9_]*(/[\w.]+)?', config.name) and os.path.isdir(os.path.join(root, config.name)):
+        found = _tfds(config.name)
+    else:
+        raise UserError(f'{unknown("data set", config.name, names())}; any other TFDS set must be prepared in {root!r} '
+                        '(config.data.dir)')
+    with within('config.data.dir'):
+        return found(config)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,7 +168,7 @@ def _tfds(name: str, ink: Ink | None = None) -> Callable[[DataConfig], Source]:
                            if os.path.isfile(os.path.join(folder, v, 'dataset_info.json'))),
                           key=lambda v: [int(n) if n.isdigit() else 0 for n in v.split('.')])
         if not versions:
-            raise UserError(f"data set {name!r} is not prepared in {root!r} (config.data.dir); prepare it once: "
+            raise UserError(f"data set {name!r} is not prepared in {root!r}; prepare it once: "
                             f"pip install 'jaxcnn[prepare]' && tfds build {name} --file_format=array_record "
                             f'--data_dir={root}')
         version = os.path.join(folder, versions[-1])

@@ -111,7 +111,7 @@ class Trained:
         if split not in dataset.splits:
             raise UserError(f'no split {split!r}; there are: {", ".join(dataset.splits)}')
         if not dataset.is_that_of(self.info):
-            raise UserError(f'the data (config.data.dir: {config.data.dir!r}) is not what {self.folder!r} was trained on')
+            raise UserError(f'config.data.dir: {config.data.dir!r} holds other data than {self.folder!r} was trained on')
         return SplitEvaluator(self, dataset, split)
 
     def predict(self, state: TrainState, images: np.ndarray) -> np.ndarray:

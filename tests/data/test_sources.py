@@ -185,7 +185,7 @@ def test_missing_data_tells_how_to_prepare_it(tmp_path, monkeypatch):
 
 def test_an_empty_version_folder_is_not_a_prepared_data_set(tmp_path):
     (tmp_path / 'mnist' / VERSION).mkdir(parents=True)
-    with pytest.raises(UserError, match=r'is not prepared in .*config\.data\.dir'):
+    with pytest.raises(UserError, match=r"config\.data\.dir: data set 'mnist' is not prepared in"):
         data.load(config(tmp_path))
 
 

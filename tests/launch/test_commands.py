@@ -177,10 +177,8 @@ def test_predict_reads_pictures_of_digits_in_any_form(watched_run, tmp_path):
         assert line.startswith(f'{shown(row["image"])}: {row["class_1"]}  (')
 
 
-@pytest.mark.parametrize('backend', ['sharded', 'pmap'])
-def test_two_processes_train_as_one_with_two_devices(config, tmp_path, backend):
-    flags = [f'--config={config}', f'--config.parallel.backend={backend}', '--config.duration.steps=20',
-             '--config.model.dropout=0.0']
+def test_two_processes_train_as_one_with_two_devices_by_pmap(config, tmp_path):
+    flags = [f'--config={config}', '--config.parallel.backend=pmap', '--config.duration.steps=20']
     subprocess.run([sys.executable, 'launch/multiprocess.py', '-n', '2', '--',
                     *command('train', *flags, f'--workdir={tmp_path / "two"}')],
                    cwd=ROOT, env=environment(), check=True, timeout=300)
@@ -190,10 +188,12 @@ def test_two_processes_train_as_one_with_two_devices(config, tmp_path, backend):
     assert np.linalg.norm(flat[0] - flat[1]) / np.linalg.norm(flat[1]) < 1e-5
 
 
-def test_two_processes_that_are_stopped_go_on_to_the_same_bits(config, tmp_path):
+def test_two_processes_train_as_one_and_where_they_are_stopped_go_on_to_the_same_bits(config, tmp_path):
+    flags = [f'--config={config}', '--config.data.placement=host', '--config.optim.schedule=constant']
+
     def begin(name):
         return subprocess.Popen([sys.executable, 'launch/multiprocess.py', '-n', '2', '--', *command(
-            'train', f'--config={config}', '--config.duration.steps=200', '--config.data.placement=host',
+            'train', *flags, '--config.duration.steps=100',
             f'--workdir={tmp_path / name}')], cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True)
     whole = begin('whole')
     told = whole.communicate(timeout=200)[1]
@@ -205,11 +205,16 @@ def test_two_processes_that_are_stopped_go_on_to_the_same_bits(config, tmp_path)
         time.sleep(0.02)
     stopped.send_signal(signal.SIGTERM)
     assert 'stopped by SIGTERM at step' in stopped.communicate(timeout=100)[1]
-    assert Trained(str(tmp_path / 'stopped')).find('latest') < 200
+    assert Trained(str(tmp_path / 'stopped')).find('latest') < 100
     again = begin('stopped')
     assert 'resuming' in again.communicate(timeout=200)[1]
-    for x, y in zip(*(jax.tree.leaves(Trained(str(tmp_path / n)).read(200)) for n in ('whole', 'stopped')), strict=True):
+    for x, y in zip(*(jax.tree.leaves(Trained(str(tmp_path / n)).read(100)) for n in ('whole', 'stopped')), strict=True):
         np.testing.assert_array_equal(x, y)
+    run('train', *flags, '--config.duration.steps=20', f'--workdir={tmp_path / "one"}', devices=2)
+    two, one = ([json.loads(line) for line in (tmp_path / name / 'metrics.jsonl').read_text().splitlines()]
+                for name in ('whole', 'one'))
+    for a, b in zip(two, one, strict=False):
+        assert {**a, 'images_per_second': 0} == pytest.approx({**b, 'images_per_second': 0}, rel=1e-5)
 
 
 @pytest.mark.parametrize('failing', [0, 1])

@@ -53,29 +53,40 @@ def different():
     return sorted(found.values())
 
 
+def kind_of(network):
+    """Its class, and which layers it has."""
+    layers = (bool(getattr(network, field, False)) for field in ('batch_norm', 'preact', 'bottleneck', 'residual'))
+    return type(network), *layers, getattr(network, 'groups', 1) > 1
+
+
 def kinds():
     """A name for each kind of network: of another class (of the Inceptions one with auxiliary classifiers, one without, one
     with residues), or with other layers."""
     found = {}
     for name in different():
+        kind, *layers = kind_of(models.create(name))
+        found.setdefault((kind.__mro__[1] if issubclass(kind, Inception) else kind, *layers), name)
+    return sorted(found.values())
+
+
+def families():
+    """A name for each class of networks; of the Inceptions one with auxiliary classifiers and one without."""
+    found = {}
+    for name in different():
         network = models.create(name)
         kind = type(network)
-        layers = [bool(getattr(network, field, False)) for field in ('batch_norm', 'preact', 'bottleneck', 'residual')]
-        found.setdefault((kind.__mro__[1] if issubclass(kind, Inception) else kind, *layers,
-                          getattr(network, 'groups', 1) > 1), name)
+        found[Inception if issubclass(kind, Inception) else kind, getattr(network, 'preact', False),
+              bool(getattr(network, 'aux_weight', 0))] = name
     return sorted(found.values())
 
 
 def deepest():
-    """A name for each network, without those that have fewer blocks than another that is the same otherwise."""
+    """The name of the deepest network of each class and layers."""
     found = {}
     for name in sorted(set(models.names()) - {'resnet1202_cifar'}):  # which takes a minute
         network = models.create(name)
-        depth = {'blocks', 'stages', 'parent', 'name'}
-        kind = repr([type(network), *((f.name, getattr(network, f.name)) for f in dataclasses.fields(network)
-                                      if f.name not in depth)])
         blocks = sum(getattr(network, 'blocks', ())) + len(jax.tree.leaves(getattr(network, 'stages', ())))
-        found[kind] = max(found.get(kind, (0, '')), (blocks, name))
+        found[kind_of(network)] = max(found.get(kind_of(network), (0, '')), (blocks, name))
     return sorted(name for _, name in found.values())
 
 
@@ -199,23 +210,15 @@ def name(request):
     return request.param
 
 
-@pytest.mark.parametrize('every', models.names())
-def test_logits_are_one_for_each_class_whatever_the_image(every):
-    network = create(every, num_classes=7)
-    side = max(network.smallest(), 32)
-    for height, width, channels in ((side, side, 3), (side + 8, side + 1, 1)):
-        images = jax.ShapeDtypeStruct((3, height, width, channels), jnp.float32)
-        variables = shapes(network, height, width, channels)
-        logits, maps = jax.eval_shape(functools.partial(network.apply, features=True), variables, images)
-        assert (logits.shape, logits.dtype) == ((3, 7), jnp.float32)
-        assert maps
-        assert all(len(m) == 3 and m.ndim == 4 for m in maps.values())
-
-
-def test_images_smaller_than_the_smallest_are_told(name):
-    network = create(name)
+def test_logits_are_one_for_each_class_whatever_the_image(name):
+    """Grey, not square, as small as may be; images that are smaller are told."""
+    network = create(name, num_classes=7)
     smallest = network.smallest()
-    assert shapes(network, smallest, smallest, 3)
+    images = jnp.zeros((3, smallest, smallest + 1, 1))
+    (logits, maps), _ = jax.eval_shape(functools.partial(network.init_with_output, features=True), jax.random.key(0), images)
+    assert (logits.shape, logits.dtype) == ((3, 7), jnp.float32)
+    assert maps
+    assert all(len(m) == 3 and m.ndim == 4 for m in maps.values())
     if smallest > 1:
         with pytest.raises(UserError, match=rf'at least {smallest} x {smallest} pixels, got {smallest - 1} x {smallest}'):
             shapes(network, smallest - 1, smallest, 3)
@@ -231,7 +234,7 @@ def side_of(network):
 
 
 def test_a_step_of_gradient_descent_lowers_the_loss_and_moves_every_parameter(name):
-    """And changes all statistics. One of each kind: with rematerialisation and on four devices as without and on one."""
+    """And changes all statistics. One of each family: with rematerialisation and on four devices as without and on one."""
     network = create(name, dropout=0.0)
     side = side_of(network)
     variables = drawn(network, side, side, 3)
@@ -254,7 +257,7 @@ def test_a_step_of_gradient_descent_lowers_the_loss_and_moves_every_parameter(na
     for path, grad in jax.tree_util.tree_leaves_with_path(grads):
         assert np.isfinite(grad).all(), path
         assert np.any(grad != 0), path
-    if name not in kinds():
+    if name not in families():
         return
     remat = create(name, dropout=0.0, remat=True)
     mesh = jax.sharding.Mesh(np.asarray(jax.devices()[:4]), ('data',))
@@ -343,12 +346,11 @@ def test_activations_neither_vanish_nor_explode_through_depth(every):
         assert 0.1 < value < 20, (name, value)
 
 
-def test_types_of_parameters_are_fields_of_their_own_and_leave_statistics_alone(name):
-    for fields, kind in (({'dtype': 'bfloat16'}, jnp.float32), ({'param_dtype': 'bfloat16'}, jnp.bfloat16)):
-        network = create(name, **fields)
-        side = side_of(network)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(shapes(network, side, side, 3)):
-            assert leaf.dtype == (jnp.float32 if 'BatchNorm' in jax.tree_util.keystr(path) else kind), path
+def test_the_type_of_parameters_leaves_statistics_alone(name):
+    network = create(name, param_dtype='bfloat16')
+    side = side_of(network)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(shapes(network, side, side, 3)):
+        assert leaf.dtype == (jnp.float32 if 'BatchNorm' in jax.tree_util.keystr(path) else jnp.bfloat16), path
 
 
 # ---- activations
@@ -432,10 +434,12 @@ def test_dirac_passes_the_input_on(side, channels, features):
 
 
 def test_every_kernel_is_drawn_as_named_and_every_bias_is_zero(name, monkeypatch):
+    """In float32, whatever the type of computation."""
     monkeypatch.setitem(INITIALIZERS, 'constant', lambda value: jax.nn.initializers.constant(value))
-    network = create(name, kernel_init='constant(0.05)')
-    params = jax.jit(network.init)(jax.random.key(0), batch(1, side_of(network))[0])['params']
-    for path, values in jax.tree_util.tree_leaves_with_path(params):
+    network = create(name, kernel_init='constant(0.05)', dtype='bfloat16')
+    variables = jax.jit(network.init)(jax.random.key(0), batch(1, side_of(network))[0])
+    assert {x.dtype for x in jax.tree.leaves(variables)} == {jnp.dtype('float32')}
+    for path, values in jax.tree_util.tree_leaves_with_path(variables['params']):
         if path[-1].key == 'class_token':
             continue
         expected = {'kernel': 0.05, 'bias': 0, 'scale': 1}[path[-1].key]
