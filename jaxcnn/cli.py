@@ -1,7 +1,6 @@
 """What the commands in `launch/` share: start-up, and a person's mistakes told in one line."""
 
 import argparse
-import gc
 import logging
 import os
 import sys
@@ -67,9 +66,7 @@ def main(parser: argparse.ArgumentParser, run: Callable[[argparse.Namespace], in
     """
     if arguments is None:
         memory.keep()
-        # importing and tracing make objects that stay: to look through them as often as Python does takes an eighth of a
-        # short run
-        gc.set_threshold(50_000, 50, 100)
+        memory.collect_less()
     has_config = any(action.dest == 'config' for action in parser._actions)
 
     def wrong(message: str) -> NoReturn:

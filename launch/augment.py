@@ -42,11 +42,8 @@ def run(args: argparse.Namespace) -> int:
             raise UserError(f'{name}: expected at least {least}, got {value}')
     if len(args.images) > 2:
         raise UserError(f'--images: expected one or two, got {len(args.images)}')
-    gradient = None
     if args.workdir:
         trained = Trained(args.workdir)
-        state = trained.read(trained.find('best'))
-        gradient = image_gradient(trained.network, trained.prepare, trained.best_variables(state))
         text = args.pipeline.strip() or trained.config.data.augment.strip()
         if not text:
             raise UserError(f'the run in {args.workdir!r} augments nothing: name a pipeline')
@@ -55,6 +52,10 @@ def run(args: argparse.Namespace) -> int:
         text, classes = args.pipeline.strip() or '|'.join(EXAMPLES), ['first', 'second']
     parts = augment.pipeline(text)
     assert parts is not None
+    gradient = None
+    if args.workdir:
+        state = trained.read(trained.find('best'))
+        gradient = image_gradient(trained.network, trained.prepare, trained.best_variables(state))
     texts = [part.strip() for part in text.split('|')]
     rows = []
     for i, op in enumerate(parts.ops):  # each alone, but an attack after what comes before it, which may change the size

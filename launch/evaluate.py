@@ -23,9 +23,9 @@ def run(args: argparse.Namespace) -> int:
     try:
         evaluator = trained.evaluator(args.split, args.data_dir)
     except UserError as e:
-        if args.data_dir or not str(e).startswith('config.data.dir:'):
-            raise
-        raise UserError(f'{e}; --data_dir says where it is now') from e
+        if args.data_dir:
+            raise UserError(str(e).replace('config.data.dir', '--data_dir')) from e
+        raise UserError(f'{e}; --data_dir names another place' if 'config.data.dir' in str(e) else str(e)) from e
 
     def show(step: int) -> None:
         for prefix, figures in evaluator(trained.read(step)).items():

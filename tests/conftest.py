@@ -1,4 +1,3 @@
-import gc
 import os
 
 # before JAX starts: eight virtual devices, on a machine with a GPU, too, and little time for compilation, as most programs
@@ -11,13 +10,13 @@ import jax
 import pytest
 from ml_collections import ConfigDict
 
-from jaxcnn import config
+from jaxcnn import config, memory
 
 
 @pytest.fixture(scope='session', autouse=True)
 def caches(tmp_path_factory, worker_id):
     """Decoded images and compiled programs, shared by all tests of the session, in all its processes."""
-    gc.set_threshold(50_000, 50, 100)  # as the commands do
+    memory.collect_less()
     base = tmp_path_factory.getbasetemp()
     folder = (base if worker_id == 'master' else base.parent) / 'cache'
     folder.mkdir(exist_ok=True)

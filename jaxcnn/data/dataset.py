@@ -99,11 +99,12 @@ class Dataset:
                 'mean': list(self.mean), 'std': list(self.std), 'ink': dataclasses.asdict(self.ink) if self.ink else None,
                 'sizes': {name: len(split) for name, split in self.splits.items()}, 'broken': self.broken}
 
-    def is_that_of(self, info: Any) -> bool:
-        """Whether `info`, as a workdir holds it, tells of this data."""
+    def check_same(self, info: Any, workdir: str) -> None:
+        """Raises a UserError where `info`, as `workdir` holds it, tells of other data than this."""
         mine = self.info()
-        return isinstance(info, dict) and all(
-            info.get(k) == mine[k] for k in ('class_names', 'image_shape', 'sizes', 'mean', 'std'))
+        if not isinstance(info, dict) or any(
+                info.get(k) != mine[k] for k in ('class_names', 'image_shape', 'sizes', 'mean', 'std')):
+            raise UserError(f'config.data.dir: the data there is not what {workdir!r} was trained on')
 
 
 def channel_statistics(split: Split, block: int = 0) -> tuple[tuple[float, ...], tuple[float, ...]]:

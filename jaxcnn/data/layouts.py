@@ -235,7 +235,7 @@ def table(config: DataConfig) -> Source:
         files = _parts(where, {entry.name[:-4]: entry.path for entry in _entries(where) if entry.name.endswith('.csv')})
         root = where
         if 'train' not in files:
-            raise UserError(f'{where!r}: holds no train.csv')
+            raise UserError(f'{where!r} holds no train.csv')
     else:
         files, root = {'train': where}, os.path.dirname(os.path.abspath(where))
     listed: Listed = {}
@@ -282,7 +282,7 @@ def tiny_imagenet(config: DataConfig) -> Source:
     if not os.path.isfile(os.path.join(root, 'wnids.txt')):
         given, root = root, os.path.join(root, 'tiny-imagenet-200')
         if not os.path.isdir(root):
-            raise UserError(f'{given!r}: is no tiny-imagenet-200, and holds none')
+            raise UserError(f'{given!r} is no tiny-imagenet-200, and holds none')
     wnids = [line[0] for line in _tabbed(root, 'wnids.txt', 1)]
     words = {line[0]: line[1].split(',')[0] for line in _tabbed(root, 'words.txt', 2)}
     if len(set(wnids)) < len(wnids):
@@ -367,7 +367,7 @@ def idx(config: DataConfig) -> Source:
             found = [os.path.join(root, f'{name}{dot}{suffix}{end}') for dot in '-.' for end in ('', '.gz')]
             path = next((p for p in found if os.path.isfile(p)), None)
             if path is None:
-                raise UserError(f'{root!r}: holds no {name}-{suffix}.gz')
+                raise UserError(f'{root!r} holds no {name}-{suffix}.gz')
             paths[split, what] = path
     splits = {split: _checked(root, split, *(_idx(paths[split, what]) for what in ('images', 'labels')))
               for split in ('train', 'test')}

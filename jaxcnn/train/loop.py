@@ -105,9 +105,8 @@ class Run(Setup):
     def open(self) -> None:
         """Restores the newest whole checkpoint, or begins; opens the logs."""
         template, data_path = self.template, os.path.join(self.folder, 'data.json')
-        if os.path.exists(data_path) and not self.dataset.is_that_of(workdir.read_json(data_path)):
-            where = self.config.data.dir
-            raise UserError(f'config.data.dir: {where!r} holds other data than {self.folder!r} was trained on')
+        if os.path.exists(data_path):
+            self.dataset.check_same(workdir.read_json(data_path), self.folder)
         if self.chief:
             workdir.write_json(os.path.join(self.folder, 'config.json'), cfg.to_dict(self.config))
             workdir.write_json(data_path, self.dataset.info())

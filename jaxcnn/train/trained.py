@@ -110,8 +110,7 @@ class Trained:
         dataset = data.load(config.data)
         if split not in dataset.splits:
             raise UserError(f'no split {split!r}; there are: {", ".join(dataset.splits)}')
-        if not dataset.is_that_of(self.info):
-            raise UserError(f'config.data.dir: {config.data.dir!r} holds other data than {self.folder!r} was trained on')
+        dataset.check_same(self.info, self.folder)
         return SplitEvaluator(self, dataset, split)
 
     def predict(self, state: TrainState, images: np.ndarray) -> np.ndarray:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 
 from benchmarks.measure import Table, Torch, bandwidth, need_torch, on_cpu, product_rate, rate, spread, traffic
+from jaxcnn import memory
 from jaxcnn.errors import unknown
 
 Measured = list[tuple[str, int, int, dict]]  # network, image size, batch, fields
@@ -114,5 +115,6 @@ def compare(args: argparse.Namespace, what: str) -> Iterator[Table]:
         cells += [f'{statistics.median(part):.2f}' for part in parts.values()]
         lines.append(f'| {title} | {" | ".join(cells)} |')
         print(lines[-1], file=sys.stderr, flush=True)
-        del own, sides, work  # and their memory, before the next network's
+        del own, sides, work
+        memory.give_back()  # before the next network
         yield Table(f'{what}, {dtype}: images/s, then over those of peers; median (least to most)', lines, results)

@@ -394,7 +394,7 @@ def test_a_file_that_is_no_npz_and_a_folder_that_is_no_tiny_imagenet(tmp_path):
     (tmp_path / 'a.npz').write_text('text')
     with pytest.raises(UserError, match=r'a\.npz: cannot be read as \.npz without pickles: it is no \.npz file'):
         load(tmp_path, 'arrays', tmp_path / 'a.npz')
-    with pytest.raises(UserError, match=r'config.data.dir: .*: is no tiny-imagenet-200, and holds none'):
+    with pytest.raises(UserError, match=r'config\.data\.dir: .* is no tiny-imagenet-200, and holds none'):
         load(tmp_path, 'tiny_imagenet', tmp_path)
 
 

@@ -1,5 +1,6 @@
 """A person's mistake, and a run that fails, end with one line that tells what to put right, and change no file."""
 
+import json
 import re
 import shutil
 import time
@@ -208,6 +209,19 @@ def test_evaluating_a_folder_without_a_run_is_told(command, tmp_path):
         Trained(str(tmp_path / 'nowhere'))
     assert_told(command('evaluate', f'--workdir={tmp_path}'), str(tmp_path), 'no run')
     assert list(tmp_path.iterdir()) == []
+
+
+def test_data_that_is_elsewhere_or_other_data_is_told(copy_of_run, command):
+    info = json.loads((copy_of_run / 'data.json').read_text())
+    (copy_of_run / 'data.json').write_text(json.dumps({**info, 'mean': [0.5]}))
+    with pytest.raises(UserError, match=r'config\.data\.dir: the data there is not what .*run. was trained on'):
+        Trained(str(copy_of_run)).evaluator('test')
+    settings = json.loads((copy_of_run / 'config.json').read_text())
+    settings['data'].update(name='eurosat', dir='/no/such')
+    (copy_of_run / 'config.json').write_text(json.dumps(settings))
+    told = command('evaluate', f'--workdir={copy_of_run}')
+    assert_told(told, "must be prepared in '/no/such' (config.data.dir); --data_dir names another place")
+    assert_told(command('evaluate', f'--workdir={copy_of_run}', '--data_dir=/nor/this'), "in '/nor/this' (--data_dir)")
 
 
 def test_a_picture_that_is_none_is_told(tiny_run, command, tmp_path, snapshot):

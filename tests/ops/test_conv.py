@@ -192,10 +192,13 @@ def test_depthwise_convolutions_and_those_in_groups_and_of_few_channels_are_exac
     windows = [dict(padding=((top, size - 1 - top), (size - 1 - left, left)), stride=stride)
                for top, left in {(size // 2, size // 2), (0, size - 1)} for stride in (1, 2)]
     windows += [dict(padding=((size - 1,) * 2,) * 2)] + ([dict(padding='VALID')] if min(x.shape[1:3]) >= size else [])
-    for window in windows:
-        found, direct, expected = jax.jit(lambda x, kernel, window=window: [
-            all_three(functools.partial(conv, implementation=i, groups=groups, **window), x, kernel)
-            for i in ('own', 'onednn', 'xla')])(x, kernel)
+
+    @functools.partial(jax.jit, compiler_options=run_once())
+    def run(x, kernel):
+        return [[all_three(functools.partial(conv, implementation=i, groups=groups, **window), x, kernel)
+                 for i in ('own', 'onednn', 'xla')] for window in windows]
+
+    for window, (found, direct, expected) in zip(windows, run(x, kernel), strict=True):
         close(found, expected)
         if OURS_ARE_TAKEN and window.get('stride', 1) == 1 and x.size > 100:
             assert any(np.asarray(a).tobytes() != np.asarray(b).tobytes() for a, b in zip(found, direct, strict=True))
@@ -499,7 +502,7 @@ def test_it_is_compiled_once_and_a_damaged_one_again(tmp_path):
     assert fresh(tmp_path, CXX=str(compiler)) == ['[18. 18.]', '[18. 18.]', 'oneDNN']
     library, = (tmp_path / 'onednn').iterdir()
     content = library.read_bytes()
-    for damaged in (content[:5000], content[:9999] + b'?' + content[10000:], b''):
+    for damaged in (content[:9999] + b'?' + content[10000:], b''):
         library.write_bytes(damaged)
         assert fresh(tmp_path, CXX=str(compiler)) == [compiling, '[18. 18.]', '[18. 18.]', 'oneDNN']
     assert [p.name for p in (tmp_path / 'onednn').iterdir()] == [library.name]
