@@ -39,7 +39,7 @@ def keep() -> None:
 
 def collect_less() -> None:
     """Lets Python look for cycles of garbage less often: objects that importing and tracing make mostly stay, and to look
-    through them takes an eighth of a short run (docs/performance.md)."""
+    through them takes a twelfth of a short run (docs/performance.md)."""
     gc.set_threshold(50_000, 20, 10)
 
 
