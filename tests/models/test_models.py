@@ -61,8 +61,8 @@ def kinds():
         network = models.create(name)
         kind = type(network)
         layers = [bool(getattr(network, field, False)) for field in ('batch_norm', 'preact', 'bottleneck', 'residual')]
-        # the last one: of the Inceptions without auxiliary classifiers, bn_inception takes thrice as long
-        found[kind.__mro__[1] if issubclass(kind, Inception) else kind, *layers, getattr(network, 'groups', 1) > 1] = name
+        found.setdefault((kind.__mro__[1] if issubclass(kind, Inception) else kind, *layers,
+                          getattr(network, 'groups', 1) > 1), name)
     return sorted(found.values())
 
 
