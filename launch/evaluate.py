@@ -23,9 +23,10 @@ def run(args: argparse.Namespace) -> int:
     try:
         evaluator = trained.evaluator(args.split, args.data_dir)
     except UserError as e:
-        if args.data_dir:
-            raise UserError(str(e).replace('config.data.dir', '--data_dir')) from e
-        raise UserError(f'{e}; --data_dir names another place' if 'config.data.dir' in str(e) else str(e)) from e
+        if 'config.data.dir' not in str(e):
+            raise
+        raise UserError(str(e).replace('config.data.dir', '--data_dir') if args.data_dir else
+                        f'{e}; --data_dir names another place') from e
 
     def show(step: int) -> None:
         for prefix, figures in evaluator(trained.read(step)).items():

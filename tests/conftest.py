@@ -12,11 +12,12 @@ from ml_collections import ConfigDict
 
 from jaxcnn import config, memory
 
+memory.collect_less()  # as the commands do
+
 
 @pytest.fixture(scope='session', autouse=True)
 def caches(tmp_path_factory, worker_id):
     """Decoded images and compiled programs, shared by all tests of the session, in all its processes."""
-    memory.collect_less()
     base = tmp_path_factory.getbasetemp()
     folder = (base if worker_id == 'master' else base.parent) / 'cache'
     folder.mkdir(exist_ok=True)
