@@ -4,6 +4,9 @@ The order of images is a function of `(seed, epoch)` and both placements follow 
 """
 
 import functools
+import multiprocessing
+import os
+import threading
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -14,6 +17,16 @@ from jaxcnn.timeline import Timeline
 DEVICE_LIMIT = 2 << 30  # bytes of decoded images up to which `auto` keeps a data set on the accelerator
 
 Batch = dict[str, np.ndarray]
+
+
+def _end_with_parent(*_: int) -> None:
+    """In a worker process: ends it when the run is killed, which Grain's worker would outlive, waiting for ever."""
+    def wait() -> None:
+        run = multiprocessing.parent_process()
+        assert run is not None
+        run.join()
+        os._exit(1)
+    threading.Thread(target=wait, daemon=True).start()
 
 
 class Order:
@@ -106,7 +119,7 @@ class TrainFeed:
         if self._workers:
             from absl import flags
             flags.FLAGS.mark_as_parsed()  # Grain reads flags there, and our commands have none of absl's
-            stream = stream.mp_prefetch(grain.MultiprocessingOptions(num_workers=self._workers))
+            stream = stream.mp_prefetch(grain.MultiprocessingOptions(num_workers=self._workers), _end_with_parent)
         return iter(stream)
 
     def positions(self, step: int) -> np.ndarray:

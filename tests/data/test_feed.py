@@ -1,5 +1,11 @@
 """Which images a step trains on: each once an epoch, in an order that is a function of seed and epoch."""
 
+import os
+import signal
+import subprocess
+import sys
+import time
+
 import numpy as np
 import pytest
 
@@ -143,6 +149,29 @@ def test_worker_processes_feed_the_same_batches(tmp_path):
     workers = make_feed(split, when, on_device=False, workers=1, rows=rows)
     for step in (2, 3, 7):
         np.testing.assert_array_equal(seen(workers.batch(step, 1))[0], feed.Order(0, when).positions(step))
+
+
+KILLED = '''
+import os, signal, sys
+from multiprocessing import active_children
+from jaxcnn import config
+from jaxcnn.train.setup import Setup
+setup = Setup(config.parse(config.make(data=dict(name='digits', placement='host', workers=2))), sys.argv[1])
+setup.feed.batch(0, 1)
+print(*[child.pid for child in active_children()], flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+'''
+
+
+def test_worker_processes_end_with_a_run_that_is_killed(tmp_path):
+    done = subprocess.run([sys.executable, '-c', KILLED, tmp_path], stdout=subprocess.PIPE, timeout=120)
+    assert done.returncode == -signal.SIGKILL
+    workers = done.stdout.split()
+    assert len(workers) == 2
+    until = time.monotonic() + 20
+    while left := [pid for pid in workers if os.path.exists(f'/proc/{int(pid)}')]:
+        assert time.monotonic() < until, left
+        time.sleep(0.05)
 
 
 @pytest.mark.parametrize(('most_steps', 'batch_size'), [(1, 8), (7, 8), (1, 40), (5, 40)])
