@@ -26,7 +26,7 @@ def run(args: argparse.Namespace) -> int:
         if 'config.data.dir' not in str(e):
             raise
         raise UserError(str(e).replace('config.data.dir', '--data_dir') if args.data_dir else
-                        f'{e}; --data_dir names another place') from e
+                        f'{e}; evaluate.py --data_dir names another place') from e
 
     def show(step: int) -> None:
         for prefix, figures in evaluator(trained.read(step)).items():

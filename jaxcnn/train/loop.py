@@ -1,4 +1,4 @@
-"""The training loop: dispatches steps, logs, evaluates, saves, resumes, and reports at the end.
+"""The training loop: dispatches steps, logs, evaluates, saves and resumes.
 
 It waits for the device where figures are due, and where `RUN_AHEAD` dispatches, or as many as there is memory for, are under
 way: metrics stay there until a logged interval is over, and are fetched after the next steps have been dispatched.
@@ -7,11 +7,8 @@ way: metrics stay there until a logged interval is over, and are fetched after t
 import collections
 import contextlib
 import dataclasses
-import importlib.metadata
-import logging
 import math
 import os
-import platform
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -26,12 +23,12 @@ from jaxcnn.errors import Diverged, UserError
 from jaxcnn.timeline import Phase
 from jaxcnn.train import parallel, signals, workdir
 from jaxcnn.train.checkpoint import Checkpoints
+from jaxcnn.train.finish import finish
 from jaxcnn.train.progress import Progress
 from jaxcnn.train.setup import Setup, check_config
 from jaxcnn.train.state import TrainState, variables
 from jaxcnn.train.step import METRICS
 
-log = logging.getLogger('jaxcnn')
 RUN_AHEAD = 4  # dispatches in flight
 MOST_AHEAD = 1 << 31  # bytes of temporary memory, which a CPU gives to all of them beside the one that is running
 
@@ -319,65 +316,6 @@ class Run(Setup):
         self._saved = (self.step, evaluated)
         self._clock = time.monotonic()
 
-    # the end
-
-    def finish(self) -> dict[str, Any]:
-        """Evaluates the best checkpoint on every part, writes the report, and returns the summary."""
-        from jaxcnn.inspect.report import write_report
-        best, state = self._best_state()
-        row: dict[str, float] = {}
-        for split in ('val', 'test'):
-            if split in self.dataset.splits:
-                found = self.evaluate(state, split, views=self.prepare.views is not None)
-                if found is None:
-                    raise signals.Interrupted(self._stop.signum, self.step)
-                row.update(found[0])
-                confusion, shown = found[1], split
-        prefix = 'ema_' if '_ema_' in self.config.checkpoint.metric and 'ema_' in confusion else ''
-        summary = self._summary(row, prefix, best)
-        if self.chief:
-            workdir.write_json(os.path.join(self.folder, 'summary.json'), summary)
-            write_report(self.folder, self.config, summary, workdir.read_metrics(self.folder), self.dataset, shown,
-                         confusion[prefix])
-        return summary
-
-    def _best_state(self) -> tuple[int, TrainState]:
-        """The best checkpoint that is not damaged; the last state where none was evaluated."""
-        damaged: list[int] = []
-        while (best := self.checkpoints.best_step(apart_from=damaged)) not in (None, self.step):
-            assert best is not None
-            try:
-                host_state, _ = self.checkpoints.read(best, self.template)
-                return best, self.backend.place(host_state)
-            except ValueError as e:
-                log.warning('checkpoint %d is damaged and not used: %s', best, e)
-                damaged.append(best)
-        return self.step, self.state
-
-    def _summary(self, row: Mapping[str, float], prefix: str, best: int) -> dict[str, Any]:
-        self.progress.look_at_memory()
-        last = next((r for r in reversed(workdir.read_metrics(self.folder)) if 'train_loss' in r), {})
-        versions = {name: importlib.metadata.version(name) for name in ('jax', 'jaxlib', 'flax', 'optax', 'numpy')}
-        from jaxcnn import __version__
-        return {
-            'name': self.config.name, 'model': self.config.model.name, 'dataset': self.config.data.name,
-            'seed': self.config.seed, 'steps': self.step, 'epochs': self.timeline.epoch(self.step),
-            'params': sum(math.prod(p.shape) for p in jax.tree.leaves(self.template.params)),
-            'train_loss': last.get('train_loss'), 'train_accuracy': last.get('train_accuracy'),
-            'val_accuracy': row.get(f'val_{prefix}accuracy'), 'val_loss': row.get(f'val_{prefix}loss'),
-            'test_accuracy': row.get(f'test_{prefix}accuracy'), 'test_top5': row.get(f'test_{prefix}top5'),
-            'test_loss': row.get(f'test_{prefix}loss'),
-            **{k: v for k, v in row.items() if '_ema_' in k or '_views_' in k},
-            **{k.replace(prefix, ''): v for k, v in row.items() if prefix and f'{prefix}views_' in k},
-            'best_step': best,
-            'images_per_second': self.progress.images_per_second,
-            'train_seconds': self.progress.timed_seconds,
-            'wall_seconds': self.progress.wall_seconds,
-            'peak_host_bytes': self.progress.peak_host_bytes, 'peak_device_bytes': self.progress.peak_device_bytes,
-            'device': jax.devices()[0].device_kind, 'num_devices': self.backend.num_devices,
-            'versions': {'jaxcnn': __version__, 'python': platform.python_version(), **versions},
-        }
-
     def close(self) -> None:
         """Lets go of the logs and checkpoints."""
         with contextlib.closing(self.checkpoints):
@@ -409,8 +347,9 @@ def train_and_evaluate(config: cfg.Config | ml_collections.ConfigDict | Mapping[
             run.open()
             try:
                 run.train()
-                summary = run.finish()
-                if heard := int(parallel.from_all(stop.signum).max()):  # what comes after, another seed, is not to begin
+                summary = finish(run)
+                heard = int(parallel.from_all(stop.signum).max())
+                if summary is None or heard:  # what comes after, another seed, is not to begin
                     raise signals.Interrupted(heard, run.step)
                 return summary
             finally:

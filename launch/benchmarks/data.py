@@ -23,7 +23,7 @@ PEER_OPS = ('flip_lr', 'pad_crop', 'random_resized_crop', 'auto_augment')
 
 
 def peer_op(text: str, size: int) -> tuple[str, dict]:
-    """An op of the pipeline as `torch_peer.Images` takes it: its name and arguments."""
+    """An op of the pipeline as `torch_peer`'s `Images` take it: its name and arguments."""
     from jaxcnn.data import augment
     policies = augment.policies
     name, positional, keywords = config.parse_call(text, 'config.data.augment')

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from jaxcnn.errors import UserError
 
 LAUNCH = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-TORCH_PEER = os.path.join(LAUNCH, 'benchmarks', 'torch_peer.py')
+TORCH_PEER = os.path.join(LAUNCH, 'benchmarks', 'torch_peer')
 
 
 def machine() -> dict:
@@ -169,7 +169,7 @@ def need_torch(python: str, *more: str) -> None:
 
 
 class Torch:
-    """The same by PyTorch, in a process of its own: what it takes is in `torch_peer.py`."""
+    """The same by PyTorch, in a process of its own: what it takes is in `torch_peer/`."""
 
     def __init__(self, python: str, *arguments: object):
         self.process = subprocess.Popen(

@@ -108,7 +108,7 @@ def test_stochastic_depth_leaves_out_the_last_block_for_some_images_and_never_th
 def test_logits_are_those_of_pytorch_with_the_same_weights(tokens, side, splits):
     torch = pytest.importorskip('torch')
     torch.manual_seed(0)
-    peer = runpy.run_path('launch/benchmarks/torch_peer.py')
+    peer = runpy.run_path('launch/benchmarks/torch_peer/networks.py')
     theirs = peer['T2TViT'](5, peer['Performer' if tokens == 'performer' else 'TokenTransformer'], splits, **SMALL).eval()
     for i, one in enumerate(theirs.tokens):
         one.w.copy_(torch.from_numpy(t2t_vit.directions(i, SMALL['token_dim'])))
