@@ -1,15 +1,20 @@
-# `make train` and `make test`; PYTHON=python3.12 make ... for another interpreter.
+# `make train`, `make test`, `make test_all`; PYTHON=python3.12 make ... for another interpreter.
 PYTHON ?= python3
 BIN := .venv/bin
 WORKDIR ?= runs/digits
 
-.PHONY: train test lint environment clean
+.PHONY: train test test_all lint environment clean
 
 train: environment
 	$(BIN)/python launch/train.py --config=configs/digits_lenet5.py --workdir=$(WORKDIR)
 
 test: environment
 	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
+
+# the slow ones, too, and with PyTorch where .ci/run has installed it
+test_all: environment
+	PYTHONPATH=.venv/torch$${PYTHONPATH:+:$$PYTHONPATH} \
+		$(BIN)/python -m pytest -m '' --numprocesses=auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 
 lint: environment
 	$(BIN)/ruff check .

@@ -11,6 +11,8 @@ import pytest
 from ml_collections import ConfigDict
 
 from jaxcnn import config, memory
+from jaxcnn.inspect import figures
+from jaxcnn.train.setup import Setup
 
 memory.collect_less()  # as the commands do
 
@@ -24,6 +26,14 @@ def caches(tmp_path_factory, worker_id):
     os.environ['JAXCNN_CACHE'] = str(folder)
     jax.config.update('jax_compilation_cache_dir', str(folder / 'xla'))
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
+
+
+@pytest.fixture
+def no_pictures(monkeypatch):
+    """Runs draw nothing, which takes seconds of each; `monkeypatch.undo()` in a test of pictures."""
+    monkeypatch.setattr(Setup, 'draw_first_batch', lambda *_: None)
+    for name in ('curves', 'confusion_matrix'):
+        monkeypatch.setattr(figures, name, lambda *_, **__: None)
 
 
 @pytest.fixture

@@ -110,7 +110,11 @@ SAME = [
 ]
 
 
-@pytest.mark.parametrize(('name', 'fields', 'file', 'other'), SAME, ids=[other for *_, other in SAME])
+SLOW = {'vgg19', 'bn_vgg16b', 'bninception', 'inceptionv3', 'inceptionv4', 'inceptionresnetv2', 'resnet50b', 'preresnet50b'}
+
+
+@pytest.mark.parametrize(('name', 'fields', 'file', 'other'), [
+    pytest.param(*same, id=same[-1], marks=[pytest.mark.slow] * (same[-1] in SLOW)) for same in SAME])
 def test_at_full_size_the_logits_are_those_of_pytorchcv(name, fields, file, other):
     """`from_torch` raises where they are not: `test_layers_that_are_alike_and_give_another_result_are_named`."""
     shape, classes = models.create(name, **fields).published()
@@ -122,8 +126,8 @@ def test_at_full_size_the_logits_are_those_of_pytorchcv(name, fields, file, othe
 
 @pytest.mark.parametrize(('name', 'fields', 'file', 'other', 'side'), [
     ('resnet18', {}, 'resnet', 'resnet18', 64), ('preresnet18', {}, 'preresnet', 'preresnet18', 64),
-    ('resnext50_32x4d', {}, 'resnext', 'resnext50_32x4d', 64), ('mobilenet_v1', {'multiplier': 0.25}, 'mobilenet',
-                                                               'mobilenet_wd4', 64),
+    pytest.param('resnext50_32x4d', {}, 'resnext', 'resnext50_32x4d', 64, marks=pytest.mark.slow),
+    ('mobilenet_v1', {'multiplier': 0.25}, 'mobilenet', 'mobilenet_wd4', 64),
     ('nin_cifar', {'dropout': 0.0}, 'nin_cifar', 'nin_cifar10', 32),
 ], ids=str)
 def test_in_training_logits_statistics_and_all_gradients_are_those_of_pytorchcv(name, fields, file, other, side):

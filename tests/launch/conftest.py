@@ -1,12 +1,12 @@
-"""Runs the commands of `launch/` in processes of their own, as a person does."""
+"""Runs the commands of `launch/` in processes of their own."""
 
+import multiprocessing
 import os
 import subprocess
 import sys
 
+import forked
 import pytest
-
-ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 TINY = '''
 from jaxcnn.config import make
@@ -17,13 +17,6 @@ def get_config():
                 data=dict(name='digits', image_size=16),
                 optim=dict(optimizer=dict(name='sgd', momentum=0.9), learning_rate=0.05, schedule='constant'),
                 eval=dict(every=dict(steps=2)), log_every=dict(steps=1))
-'''
-
-# no file may have more bytes than this: writing more fails, as on a full disk
-LIMITED = '''
-import os, resource, sys
-resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]),) * 2)
-os.execv(sys.argv[2], sys.argv[2:])
 '''
 
 
@@ -38,23 +31,36 @@ def environment(caches):
 
 @pytest.fixture(scope='session')
 def start(environment):
-    """Starts a command and does not wait: `start('train', '--workdir=...', devices=8)`."""
-    def begin(name, *arguments, devices=1, file_limit=0):
-        line = [sys.executable, f'launch/{name}.py', *map(str, arguments)]
-        if file_limit:
-            line = [sys.executable, '-c', LIMITED, str(file_limit), *line]
-        return subprocess.Popen(line, cwd=ROOT, text=True, env=environment(devices), stdout=subprocess.PIPE,
-                                stderr=subprocess.PIPE)
+    """Starts a command as a person does and does not wait: `start('train', '--workdir=...', devices=8)`."""
+    def begin(name, *arguments, devices=1):
+        return subprocess.Popen([sys.executable, f'launch/{name}.py', *map(str, arguments)], cwd=forked.ROOT, text=True,
+                                env=environment(devices), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     return begin
 
 
 @pytest.fixture(scope='session')
-def command(start):
-    """Runs a command to its end: its exit code, and the lines of its standard output and error."""
-    def run(name, *arguments, **options):
-        process = start(name, *arguments, **options)
-        out, err = process.communicate(timeout=240)
-        return process.returncode, out.splitlines(), err.splitlines()
+def command(environment, start, tmp_path_factory):
+    """Runs a command to its end: its exit code, and the lines of its standard output and error.
+
+    `command('train', '--workdir=...', devices=8)` is forked, for speed; with `fresh=True` it is run as a person does.
+    """
+    context = multiprocessing.get_context('forkserver')
+    context.set_forkserver_preload(forked.LIBRARIES)
+
+    def run(name, *arguments, devices=1, file_limit=0, fresh=False):
+        if fresh:
+            process = start(name, *arguments, devices=devices)
+            out, err = process.communicate(timeout=240)
+            return process.returncode, out.splitlines(), err.splitlines()
+        outputs = [tmp_path_factory.mktemp('command') / which for which in ('out', 'err')]
+        process = context.Process(target=forked.main, args=(
+            [f'launch/{name}.py', *map(str, arguments)], environment(devices), file_limit, list(map(str, outputs))))
+        process.start()
+        process.join(240)
+        if process.exitcode is None:
+            process.kill()
+            pytest.fail(f'{name} takes too long')
+        return process.exitcode, *(path.read_text().splitlines() for path in outputs)
     return run
 
 
@@ -70,7 +76,7 @@ def tiny_config(tmp_path_factory):
 def tiny_run(tiny_config, command, tmp_path_factory):
     """The workdir of a finished run of that config. Not to be changed: copy it."""
     folder = tmp_path_factory.mktemp('runs') / 'tiny'
-    code, _, err = command('train', f'--config={tiny_config}', f'--workdir={folder}')
+    code, _, err = command('train', f'--config={tiny_config}', f'--workdir={folder}', fresh=True)
     assert code == 0, '\n'.join(err)
     return folder
 

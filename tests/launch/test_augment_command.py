@@ -9,6 +9,7 @@ from jaxcnn.data import augment
 pytestmark = pytest.mark.launch
 
 
+@pytest.mark.slow
 def test_every_op_that_needs_no_network_is_drawn(command, tmp_path):
     path = tmp_path / 'made' / 'all.png'
     code, out, err = command('augment', f'--out={path}', '--size=128', '--draws=1')
@@ -19,7 +20,7 @@ def test_every_op_that_needs_no_network_is_drawn(command, tmp_path):
 
 
 def test_every_op_is_told_with_its_arguments(command):
-    code, out, err = command('augment', '--ops')
+    code, out, err = command('augment', '--ops', fresh=True)
     assert code == 0, err
     assert [line.partition('(')[0] for line in out if line and not line.startswith(' ')] == augment.names()
     assert 'random_resized_crop(size, scale=(0.08, 1.0), ratio=(0.75, 1.3333333333333333))' in out

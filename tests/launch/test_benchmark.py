@@ -24,7 +24,7 @@ def test_a_benchmark_prints_a_table_and_writes_json(command, tmp_path):
     page.write_text('# Before\n\nStays.\n')
     for rounds in (1, 2):  # the second takes the first one's place
         code, out, err = command('benchmark', 'checkpoint', '--models=resnet18', '--peers=', f'--rounds={rounds}',
-                                 f'--json={path}', f'--write={page}')
+                                 f'--json={path}', f'--write={page}', fresh=rounds == 1)
         assert code == 0, '\n'.join(err)
     written = page.read_text()
     assert written.startswith('# Before\n\nStays.\n\n<!-- ')
@@ -80,7 +80,8 @@ def test_the_peer_takes_every_op_as_a_config_writes_it(text, monkeypatch):
     monkeypatch.syspath_prepend('launch')
     name, fields = importlib.import_module('benchmarks.data').peer_op(text, 16)
     pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
-    images = runpy.run_path('launch/benchmarks/torch_peer.py')['Images']({'array': '', 'files': ['a'], 'ops': []}, 16)
+    peer = runpy.run_path('launch/benchmarks/torch_peer/pictures.py')
+    images = peer['Images']({'array': '', 'files': ['a'], 'ops': []}, 16)
     found = np.asarray(getattr(images, name)(Image.fromarray(pixels), **fields))
     assert found.shape == (16, 16, 3)
     if name == 'pad_crop':
@@ -91,6 +92,14 @@ def test_the_peer_takes_every_op_as_a_config_writes_it(text, monkeypatch):
         np.testing.assert_array_equal(found, pixels[:, ::-1])
 
 
+@pytest.mark.torch
+def test_the_peer_finds_its_parts():
+    pytest.importorskip('torch')
+    done = subprocess.run([sys.executable, 'launch/benchmarks/torch_peer', 'train_step', '--help'], capture_output=True)
+    assert (done.returncode, done.stderr) == (0, b'')
+
+
+@pytest.mark.slow
 @pytest.mark.torch
 def test_a_whole_training_is_beside_pytorchs(command, tmp_path):
     pytest.importorskip('torch')
@@ -113,6 +122,7 @@ def test_a_whole_training_is_beside_pytorchs(command, tmp_path):
         assert any(line.startswith(f'| whole command, {side} |') for line in out)
 
 
+@pytest.mark.slow
 @pytest.mark.torch
 def test_airbench_runs_as_it_is_without_a_gpu(tmp_path):
     if not importlib.util.find_spec('airbench'):
@@ -120,7 +130,7 @@ def test_airbench_runs_as_it_is_without_a_gpu(tmp_path):
     for part, count in (('train', 1024), ('test', 10)):
         np.save(tmp_path / f'{part}_images.npy', np.random.default_rng(0).integers(0, 256, (count, 32, 32, 3), np.uint8))
         np.save(tmp_path / f'{part}_labels.npy', np.arange(count) % 10)
-    done = subprocess.run([sys.executable, 'launch/benchmarks/torch_peer.py', 'train', 'airbench94', '32', '1024',
+    done = subprocess.run([sys.executable, 'launch/benchmarks/torch_peer', 'train', 'airbench94', '32', '1024',
                            '--epochs=1', f'--folder={tmp_path}'], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])

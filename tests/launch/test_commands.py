@@ -22,6 +22,7 @@ from jaxcnn.config import DataConfig
 from jaxcnn.config import load as load_config
 from jaxcnn.data.sources import find
 from jaxcnn.errors import shown
+from jaxcnn.train import train_and_evaluate
 from jaxcnn.train.trained import Trained
 from jaxcnn.train.workdir import claim
 
@@ -109,9 +110,9 @@ def test_several_seeds_are_runs_of_their_own_and_their_figures_together(config, 
     found = json.loads((tmp_path / 'seeds.json').read_text())
     assert found['seeds'] == [2, 3, 4]
     assert found['test_loss']['values'][1:] == [r['test_loss'] for r in runs]
-    alone = tmp_path / 'alone'
-    run('train', f'--config={config}', f'--workdir={alone}', '--config.seed=4', *few)
-    assert json.loads((alone / 'summary.json').read_text())['test_loss'] == runs[1]['test_loss']
+    alone = train_and_evaluate(load_config(config, [field.removeprefix('--config.') for field in few] + [
+        'seed=4', 'parallel.devices=1']), str(tmp_path / 'alone'))
+    assert alone['test_loss'] == pytest.approx(runs[1]['test_loss'], rel=1e-5)
 
 
 def test_seeds_that_diverge_are_counted_and_the_others_go_on(config, tmp_path):
@@ -177,6 +178,7 @@ def test_predict_reads_pictures_of_digits_in_any_form(watched_run, tmp_path):
         assert line.startswith(f'{shown(row["image"])}: {row["class_1"]}  (')
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one_with_two_devices_by_pmap(config, tmp_path):
     flags = [f'--config={config}', '--config.parallel.backend=pmap', '--config.data.placement=host',
              '--config.duration.steps=20']
@@ -211,7 +213,8 @@ def test_two_processes_train_as_one_and_where_they_are_stopped_go_on_to_the_same
     assert 'resuming' in again.communicate(timeout=200)[1]
     for x, y in zip(*(jax.tree.leaves(Trained(str(tmp_path / n)).read(200)) for n in ('whole', 'stopped')), strict=True):
         np.testing.assert_array_equal(x, y)
-    run('train', *flags, '--config.duration.steps=20', f'--workdir={tmp_path / "one"}', devices=2)
+    alone = load_config(config, ['optim.schedule=constant', 'duration.steps=20', 'parallel.devices=2'])
+    train_and_evaluate(alone, str(tmp_path / 'one'))
     two, one = ([json.loads(line) for line in (tmp_path / name / 'metrics.jsonl').read_text().splitlines()]
                 for name in ('whole', 'one'))
     rows = [(a, b) for a, b in zip(two, one, strict=False) if 'train_loss' in b]

@@ -8,7 +8,7 @@ pytestmark = pytest.mark.launch
 
 
 def test_named_networks_are_shown_layer_by_layer(command):
-    code, out, err = command('models', 'lenet5', 'alexnet', '--image_size=227', '--num_classes=10')
+    code, out, err = command('models', 'lenet5', 'alexnet', '--image_size=227', '--num_classes=10', fresh=True)
     assert (code, err) == (0, [])
     row, = [line.split() for line in out if line.startswith('alexnet ') and '227x227x3' in line]
     assert row[2:4] == ['10', '58,322,314']

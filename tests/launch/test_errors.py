@@ -82,7 +82,8 @@ def test_a_wrong_config_stops_before_any_work(tiny_config, command, tmp_path, sn
 
 def test_a_device_that_is_not_there_is_told(tiny_config, command, tmp_path, snapshot, monkeypatch):
     monkeypatch.setenv('JAX_PLATFORMS', 'rocket')
-    assert_told(command('train', f'--config={tiny_config}', f'--workdir={tmp_path / "run"}'), 'no device', "'rocket'")
+    result = command('train', f'--config={tiny_config}', f'--workdir={tmp_path / "run"}', fresh=True)
+    assert_told(result, 'no device', "'rocket'")
     assert not snapshot(tmp_path)
 
 
@@ -220,7 +221,7 @@ def test_data_that_is_elsewhere_or_other_data_is_told(copy_of_run, command):
     settings['data'].update(name='eurosat', dir='/no/such')
     (copy_of_run / 'config.json').write_text(json.dumps(settings))
     told = command('evaluate', f'--workdir={copy_of_run}')
-    assert_told(told, "must be prepared in '/no/such' (config.data.dir); --data_dir names another place")
+    assert_told(told, "must be prepared in '/no/such' (config.data.dir); evaluate.py --data_dir names another place")
     assert_told(command('evaluate', f'--workdir={copy_of_run}', '--data_dir=/nor/this'), "in '/nor/this' (--data_dir)")
 
 

@@ -24,18 +24,18 @@ CONFIG = '''
 from jaxcnn.config import make
 
 def get_config():
-    return make(duration=dict(steps=120), batch_size=32,
+    return make(duration=dict(steps=70), batch_size=32,
                 model=dict(name='shallow_cnn', widths=(8, 8, 16, 16), hidden=16),
                 data=dict(name='digits', image_size=16,
                           augment='pad_crop(1)|alternating_flip|mixup(0.2)|cutout(4)',
                           normalize='gcn|zca', balance='sampling'),
                 optim=dict(optimizer='adam', learning_rate=3e-3, schedule='plateau', ema_decay=0.9,
                            lookahead=dict(every=4, ramp=1.0),
-                           groups=[dict(match='Conv_0', until=dict(steps=80)), dict(match='Dense_0', optimizer='muon'),
+                           groups=[dict(match='Conv_0', until=dict(steps=45)), dict(match='Dense_0', optimizer='muon'),
                                    dict(match='bias', rate=4.0), dict(match='Dense_1/kernel', rate=0.0)],
-                           switch=[dict(at=dict(steps=70), optimizer=dict(name='sgd', momentum=0.9),
+                           switch=[dict(at=dict(steps=30), optimizer=dict(name='sgd', momentum=0.9),
                                         learning_rate=0.01)]),
-                batch_schedule=[(dict(steps=70), 64)], parallel=dict(devices=1),
+                batch_schedule=[(dict(steps=30), 64)], parallel=dict(devices=1),
                 whiten=dict(match='Conv_0/kernel', images=50),
                 eval=dict(every=dict(steps=15), views='flip_shift'),
                 checkpoint=dict(every=dict(steps=6)), log_every=dict(steps=10))
@@ -46,8 +46,8 @@ CHANGES = {
     # dispatches of five steps, and of one where a checkpoint comes before the fifth
     'otherwise': {'|mixup(0.2)|cutout(4)': '', "balance='sampling'": "balance='sampling', placement='host', workers=1",
                   'ema_decay=0.9': 'accumulate=2', 'every=dict(steps=6)': 'every=dict(steps=12)',
-                  'batch_schedule=[(dict(steps=70), 64)], parallel=dict(devices=1)':
-                  "freeze_bn=dict(steps=70), parallel=dict(backend='pmap', devices=2, steps_per_dispatch=5)"},
+                  'batch_schedule=[(dict(steps=30), 64)], parallel=dict(devices=1)':
+                  "freeze_bn=dict(steps=30), parallel=dict(backend='pmap', devices=2, steps_per_dispatch=5)"},
 }
 
 
@@ -84,7 +84,7 @@ def assert_same_run(a, b):
         assert kept[0][name] == kept[1][name]
 
 
-@pytest.fixture(scope='module', params=CHANGES)
+@pytest.fixture(scope='module', params=['one device', pytest.param('otherwise', marks=pytest.mark.slow)])
 def uninterrupted(request, tmp_path_factory):
     """Folder with the run `whole`, and what begins, or goes on with, another beside it by its name."""
     folder = tmp_path_factory.mktemp('resume')
@@ -114,12 +114,11 @@ def test_killed_at_random_moments_it_ends_bit_identical(uninterrupted):
             process.wait()
             moments.append(len(metric_rows(folder / 'killed', missing=[])))
     print('rows of metrics at each kill:', moments)
-    assert len(moments) >= min(KILLS, 2), 'the run was over before it could be killed so often'
+    assert any(0 < rows < total for rows in moments), 'it was never killed between its first step and its last'
     assert begin('killed').wait(300) == 0, (folder / 'killed.log').read_text()
     assert_same_run(folder / 'whole', folder / 'killed')
 
 
-@pytest.mark.parametrize('uninterrupted', ['otherwise'], indirect=True, scope='module')
 def test_sigterm_leaves_a_resumable_workdir_within_ten_seconds(uninterrupted):
     folder, begin = uninterrupted
     process = begin('stopped')

@@ -230,7 +230,7 @@ def torch_googlenet(torch, batch_norm, side, classes=10):
 
 
 @pytest.mark.torch
-@pytest.mark.parametrize('batch_norm', [False, True])
+@pytest.mark.parametrize('batch_norm', [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_all_logits_of_googlenet_are_those_of_pytorch_with_the_same_weights(batch_norm):
     torch = pytest.importorskip('torch')
     torch.manual_seed(0)

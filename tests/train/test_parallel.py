@@ -11,6 +11,8 @@ from jaxcnn.train import parallel
 from jaxcnn.train.loop import Run
 from jaxcnn.train.signals import StopRequest
 
+pytestmark = pytest.mark.usefixtures('no_pictures')
+
 
 def trained_state(settings, folder, steps=4):
     """The host state after `steps`; in more of them a rectifier's input near zero may be rounded to its other side, and from
@@ -70,8 +72,9 @@ def test_eight_devices_train_as_one_does(small, tmp_path, reference, backend, fi
     {'optim': {'clip_norm': 0.1}}, {'optim': {'l2': 0.1}}, {'data': {'balance': 'loss'}}, {'data': {'balance': 'sampling'}},
     {'whiten': {'match': 'Conv_0/kernel'}}, {'freeze_bn': {'steps': 2}}], ids=str)
 def test_what_a_config_says_reaches_the_step(small, tmp_path, reference, fields):
+    fields = {**fields, 'data': {'augment': '', **fields.get('data', {})}}  # less to compile
     found = trained_state(small(**fields), tmp_path).replace(slow=None)
-    assert relative_difference(found, reference(small)) > 1e-4
+    assert relative_difference(found, reference(small, data={'augment': ''})) > 1e-4
 
 
 def test_the_average_is_one(small, tmp_path):
