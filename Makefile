@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 WORKDIR ?= runs/digits
+PYTEST := $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 
 .PHONY: train test test_all lint environment clean
 
@@ -9,12 +10,11 @@ train: environment
 	$(BIN)/python launch/train.py --config=configs/digits_lenet5.py --workdir=$(WORKDIR)
 
 test: environment
-	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
+	$(PYTEST)
 
 # the slow ones, too, and with PyTorch where .ci/run has installed it
 test_all: environment
-	PYTHONPATH=.venv/torch$${PYTHONPATH:+:$$PYTHONPATH} \
-		$(BIN)/python -m pytest -m '' --numprocesses=auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
+	PYTHONPATH=.venv/torch$${PYTHONPATH:+:$$PYTHONPATH} $(PYTEST) -m ''
 
 lint: environment
 	$(BIN)/ruff check .

@@ -502,8 +502,9 @@ def test_it_is_compiled_once_and_a_damaged_one_again(tmp_path):
     assert fresh(tmp_path, CXX=str(compiler)) == ['[18. 18.]', '[18. 18.]', 'oneDNN']
     library, = (tmp_path / 'onednn').iterdir()
     content = library.read_bytes()
-    library.write_bytes(content[:9999] + b'?' + content[10000:])
-    assert fresh(tmp_path, CXX=str(compiler)) == [compiling, '[18. 18.]', '[18. 18.]', 'oneDNN']
+    for damaged in (content[:9999] + b'?' + content[10000:], b''):
+        library.write_bytes(damaged)
+        assert fresh(tmp_path, CXX=str(compiler)) == [compiling, '[18. 18.]', '[18. 18.]', 'oneDNN']
     assert [p.name for p in (tmp_path / 'onednn').iterdir()] == [library.name]
 
 
