@@ -1,6 +1,7 @@
 """What the commands in `launch/` share: start-up, and a person's mistakes told in one line."""
 
 import argparse
+import io
 import logging
 import os
 import sys
@@ -31,6 +32,40 @@ def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
             [a[len(prefix):] for a in arguments if a.startswith(prefix)])
 
 
+def bypass_proxy(host: str) -> None:
+    """Keeps the connection to the run's coordinator off a proxy that `http_proxy` or the like names: it would hang there."""
+    import jax
+    variables = 'no_grpc_proxy', 'no_proxy'  # gRPC reads the first of these that is set
+    direct = next(filter(None, map(os.environ.get, variables)), None)
+    os.environ[variables[0]] = ','.join(filter(None, [direct, host, 'localhost', '127.0.0.1']))
+    jax.config.update('jax_check_proxy_envs', False)  # it warns of a hang that cannot happen now
+
+
+def open_missing_streams() -> None:
+    """Opens the null device as standard input, output or error where that is closed, as cron and services may leave it: the
+    next file would take its descriptor, and get what libraries write to it."""
+    for descriptor, name in enumerate(('stdin', 'stdout', 'stderr')):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_RDWR), descriptor)
+            os.set_inheritable(descriptor, True)
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(descriptor, 'w' if descriptor else 'r', encoding='utf-8', closefd=False))
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors='backslashreplace')  # of an ASCII locale
+
+
+def stdout_fails() -> bool:
+    """Whether standard output cannot be written: what failed before is still in its buffer."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        return True
+    return False
+
+
 def start_jax(args: argparse.Namespace) -> None:
     """Joins the other processes where there are any, and turns the persistent compilation cache on.
 
@@ -44,6 +79,7 @@ def start_jax(args: argparse.Namespace) -> None:
     if given[0]:
         if args.num_processes is None or args.process_id is None:
             raise UserError('--coordinator needs --num_processes and --process_id')
+        bypass_proxy(str(given[0]).rpartition(':')[0])
         try:
             jax.distributed.initialize(args.coordinator, int(args.num_processes), int(args.process_id))
         except (RuntimeError, ValueError) as e:
@@ -64,6 +100,7 @@ def main(parser: argparse.ArgumentParser, run: Callable[[argparse.Namespace], in
     A `UserError` ends it with one line and exit code 2, a signal with 128 and its number. `args.overrides` holds
     what was given as `--config.a.b=VALUE`.
     """
+    open_missing_streams()
     if arguments is None:
         memory.keep()
         memory.collect_less()
@@ -82,6 +119,7 @@ def main(parser: argparse.ArgumentParser, run: Callable[[argparse.Namespace], in
         if isinstance(value, str) and value.startswith('~'):  # no shell does it behind `--flag=`
             setattr(args, name, os.path.expanduser(value))
     logging.basicConfig(level=logging.WARNING, format='%(message)s', stream=sys.stderr)
+    logging.raiseExceptions = False  # a log that cannot be written must not stop the run
     for name in ('absl', 'asyncio'):  # Orbax tells of every file, and its tasks of errors that we tell of
         logging.getLogger(name).setLevel(logging.CRITICAL)
     # Orbax's threads outlive a failed save and then complain, where nobody can catch it
@@ -92,9 +130,14 @@ def main(parser: argparse.ArgumentParser, run: Callable[[argparse.Namespace], in
         log.setLevel(logging.INFO if jax.process_index() == 0 else logging.WARNING)
         code = run(args)
         sys.stdout.flush()
-    except BrokenPipeError:  # of `| head`, which has all that it wants
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as e:
+        if not stdout_fails():
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still buffered goes there at exit
         code = 0
+        if not isinstance(e, BrokenPipeError):  # of `| head`, which has all that it wants
+            log.error('error: standard output cannot be written: %s', e.strerror)
+            code = 2
     except UserError as e:
         log.error('error: %s', ' '.join(str(e).split()))
         code = 2

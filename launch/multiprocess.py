@@ -2,8 +2,8 @@
 
     python launch/multiprocess.py -n 2 -- python launch/train.py --config=configs/digits_lenet5.py --workdir=runs/two
 
-The machine's GPUs, or those in CUDA_VISIBLE_DEVICES, are shared out evenly. SIGTERM and SIGINT are passed on. When one
-process fails the others are ended. The exit code is the first failure's.
+The machine's GPUs, or those in CUDA_VISIBLE_DEVICES, are shared out evenly. SIGTERM, SIGINT and SIGHUP are passed on.
+When one process fails, the others are stopped a second later. The exit code is that of the first failure.
 """
 
 import argparse
@@ -57,19 +57,34 @@ def main() -> int:
             **os.environ, 'JAX_COORDINATOR_ADDRESS': address, 'JAX_NUM_PROCESSES': str(args.n),
             'JAX_PROCESS_ID': str(i),
             **({'CUDA_VISIBLE_DEVICES': ','.join(shared[i * each:(i + 1) * each])} if shared else {})}))
-    failed: list[int] = []
-    while any(p.poll() is None for p in processes):
-        failed = [p.returncode for p in processes if p.returncode]
-        if failed:
-            deadline = time.monotonic() + 10  # the others may be about to say the same
-            while any(p.poll() is None for p in processes) and time.monotonic() < deadline:
-                time.sleep(0.1)
-            for p in processes:
-                if p.poll() is None:
-                    p.kill()
+    return wait_for_all(processes)
+
+
+def wait_for_all(processes: list[subprocess.Popen]) -> int:
+    """Waits until all processes have ended, and stops the others a second after one has failed.
+
+    Returns:
+      The exit code of the process that failed first, as a shell has it; 0 where none did.
+    """
+    while True:
+        codes = [p.poll() for p in processes]
+        first = next((i for i, code in enumerate(codes) if code), None)
+        if first is not None:
             break
+        if None not in codes:
+            return 0
         time.sleep(0.1)
-    code = next((p.returncode for p in processes if p.returncode), 0) if not failed else failed[0]
+    deadline = time.monotonic() + 1  # the others may be about to say the same
+    while None in [p.poll() for p in processes] and time.monotonic() < deadline:
+        time.sleep(0.05)
+    stopped = [i for i, p in enumerate(processes) if p.poll() is None]
+    for i in stopped:
+        processes[i].kill()
+    code = codes[first]
+    assert code is not None
+    cause = f'was killed by {signal.Signals(-code).name}' if code < 0 else f'failed with exit code {code}'
+    others = f'; stopped: {", ".join(map(str, stopped))}' if stopped else ''
+    print(f'process {first} of {len(processes)} {cause}{others}', file=sys.stderr)
     return code if code >= 0 else 128 - code
 
 

@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
     for seed in range(settings.seed, settings.seed + args.seeds):
         folder = os.path.join(args.workdir, f'seed{seed}') if args.seeds > 1 else args.workdir
         try:
-            summary = train_and_evaluate(dataclasses.replace(settings, seed=seed), folder)
+            summary = train_and_evaluate(dataclasses.replace(settings, seed=seed), folder, end_process=True)
         except Interrupted as e:
             cli.log.warning('%s', e)
             return 128 + e.signum

@@ -12,6 +12,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import zlib
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from jaxcnn import config as cfg
+from jaxcnn.data import workers
 from jaxcnn.data.sources import Examples, InMemory, Source
 from jaxcnn.errors import UserError
 from jaxcnn.sealed import seal, unseal
@@ -116,10 +118,6 @@ def _many(examples: Examples) -> bool:
     return len(examples) >= MANY and not isinstance(examples, InMemory)
 
 
-def _quiet() -> None:
-    logging.getLogger('absl').setLevel(logging.ERROR)  # TFDS, of each process, that Pillow is slower than OpenCV
-
-
 def _decode(examples: Examples, source: Source, split: str, num_classes: int, folder: str, config: cfg.DataConfig) -> int:
     """Writes a split's images and labels, and gives how many images are broken; those have the label -1."""
     import joblib
@@ -145,10 +143,11 @@ def _decode(examples: Examples, source: Source, split: str, num_classes: int, fo
 
     many, cores = _many(examples), len(os.sched_getaffinity(0))
     size = -(-count // (8 * cores)) if many else 50
-    backend = dict(backend='loky', initializer=_quiet) if many else dict(backend='threading')
-    parts = joblib.Parallel(cores, return_as='generator', **backend)(
-        joblib.delayed(_decode_part)(examples, where, split, num_classes, path, config, range(a, min(a + size, count)))
-        for a in range(0, count, size))
+    backend = dict(backend='loky', initializer=workers.initializer()) if many else dict(backend='threading')
+    with workers.starting_workers() if many else contextlib.nullcontext():
+        parts = joblib.Parallel(cores, return_as='generator', **backend)(
+            joblib.delayed(_decode_part)(examples, where, split, num_classes, path, config, range(a, min(a + size, count)))
+            for a in range(0, count, size))
     labels: list[int] = []
     for found, told in parts:
         labels += found
@@ -217,9 +216,14 @@ def open_cache(source: Source, config: cfg.DataConfig) -> tuple[dict[str, Any], 
 
 
 @contextlib.contextmanager
-def _workers(used: bool) -> Iterator[None]:
+def _decoding_pool(used: bool) -> Iterator[None]:
+    from joblib.externals.loky.process_executor import TerminatedWorkerError
     try:
         yield
+    except TerminatedWorkerError as e:
+        exit_code = re.search(r'\((-?\d+)\)', str(e))  # loky gives it in its message alone
+        raise workers.ended_worker(int(exit_code[1]) if exit_code else None, 'the same command decodes the images again; '
+                                   '`taskset -c 0` in front of it takes one process and less memory') from e
     finally:
         if used:  # else they wait for more to do, for minutes
             from joblib.externals import loky
@@ -232,7 +236,7 @@ def _build(source: Source, folder: str, config: cfg.DataConfig) -> dict[str, Any
     os.makedirs(temporary)
     try:
         class_names, parts = list(source.class_names()), {split: read() for split, read in source.splits.items()}
-        with _workers(any(map(_many, parts.values()))):
+        with _decoding_pool(any(map(_many, parts.values()))):
             broken = {split: _decode(part, source, split, len(class_names), temporary, config)
                       for split, part in parts.items()}
         meta = {'name': config.name, 'class_names': class_names, 'broken': broken,

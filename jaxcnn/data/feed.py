@@ -3,30 +3,23 @@
 The order of images is a function of `(seed, epoch)` and both placements follow it, so they train alike.
 """
 
+import errno
 import functools
-import multiprocessing
-import os
-import threading
+import re
+import signal
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 
+from jaxcnn.data import workers
 from jaxcnn.data.dataset import Split
 from jaxcnn.timeline import Timeline
 
 DEVICE_LIMIT = 2 << 30  # bytes of decoded images up to which `auto` keeps a data set on the accelerator
 
 Batch = dict[str, np.ndarray]
-
-
-def _end_with_parent(*_: int) -> None:
-    """In a worker process: ends it when the run is killed, which Grain's worker would outlive, waiting for ever."""
-    def wait() -> None:
-        run = multiprocessing.parent_process()
-        assert run is not None
-        run.join()
-        os._exit(1)
-    threading.Thread(target=wait, daemon=True).start()
+_NO_WORKERS = 'config.data.workers=0 reads in threads, without worker processes'
 
 
 class Order:
@@ -109,17 +102,17 @@ class TrainFeed:
         self._timeline, self._most = timeline, most_steps * max(p.batch_size for p in timeline.phases)
         self._rows, self._on_device, self._workers = rows, on_device, workers
         self._steps = _Steps(split, self._order, timeline.total, rows)
-        self._stream: Iterator[Batch] | None = None
+        self._stream: Any = None  # Grain's iterator
         self._next = -1
 
-    def _grain(self, step: int) -> Iterator[Batch]:
+    def _grain(self, step: int) -> Any:
         import grain
         items = grain.MapDataset.source(self._steps)[step:]
         stream = items.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4))
         if self._workers:
             from absl import flags
             flags.FLAGS.mark_as_parsed()  # Grain reads flags there, and our commands have none of absl's
-            stream = stream.mp_prefetch(grain.MultiprocessingOptions(num_workers=self._workers), _end_with_parent)
+            stream = stream.mp_prefetch(grain.MultiprocessingOptions(num_workers=self._workers), workers.initializer())
         return iter(stream)
 
     def positions(self, step: int) -> np.ndarray:
@@ -141,14 +134,41 @@ class TrainFeed:
         return np.array([self._timeline.examples(s) - begin for s in range(step, step + count)], np.int32)
 
     def batch(self, step: int, count: int) -> Batch:
-        """The batches of `count` steps from `step` on, stacked: this process's rows, each leaf (count, b, ...)."""
+        """The batches of `count` steps from `step` on, stacked: this process's rows, each leaf (count, b, ...).
+
+        Raises:
+          UserError: a worker process was killed, or ran out of shared memory.
+        """
         if self._on_device:
             return {}
         if self._stream is None or self._next != step:
-            self._stream = self._grain(step)
-        batches = [next(self._stream) for _ in range(count)]
+            with workers.starting_workers():
+                self._stream = self._grain(step)
+                batches = [self._next_batch(self._stream)]
+        else:
+            batches = [self._next_batch(self._stream)]
+        batches += [self._next_batch(self._stream) for _ in range(count - 1)]
         self._next = step + count
         return {name: np.stack([b[name] for b in batches]) for name in batches[0]}
+
+    def close(self) -> None:
+        """Ends the worker processes, and frees the shared memory of batches that were read ahead."""
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None
+
+    def _next_batch(self, stream: Iterator[Batch]) -> Batch:
+        try:
+            return next(stream)
+        except RuntimeError as e:
+            exit_code = re.search(r'exit code (-?\d+)', str(e))  # Grain gives it in its message alone
+            if not self._workers or not exit_code:
+                raise
+            raise workers.ended_worker(int(exit_code[1]), _NO_WORKERS) from e
+        except OSError as e:
+            if not self._workers or e.errno != errno.ENOSPC:
+                raise
+            raise workers.ended_worker(-signal.SIGBUS, _NO_WORKERS) from e
 
 
 def resident(split: Split) -> Batch:

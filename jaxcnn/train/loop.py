@@ -128,6 +128,7 @@ class Run(Setup):
         for later in damaged:
             self.checkpoints.discard(later)
         self.step, self._saved = step, (step, self.progress.evaluated_step == step)
+        self._stop.saved_step = step
         self.metrics_log = workdir.MetricsLog(self.folder, step) if self.chief else None
         if not found and self.chief:
             self.draw_first_batch(self.state)
@@ -184,7 +185,13 @@ class Run(Setup):
         if end - step < chunk and not self.any_count:
             end = step + 1
         phase = timeline.phase(step)
-        inputs = self.inputs(step, end - step)
+        try:
+            inputs = self.inputs(step, end - step)
+        except Exception:  # the data failed, not the step: the state is whole
+            if jax.process_count() == 1:
+                self._save()
+                self.checkpoints.wait()
+            raise
         kind = (phase, len(inputs[2]))
         program = self.program(phase)
         if kind not in self._compiled:
@@ -198,7 +205,7 @@ class Run(Setup):
             self._clock = time.monotonic()
             self._display.say(f'step {step}: compiled, {self._clock - self.started:.1f} s after the start')
         self.state, values = program(self.state, *inputs)
-        self.step = end
+        self.step, self._stop.unsaved = end, True
         logs = timeline.next_multiple(step, self.config.log_every) <= end
         self._pending.append(_Dispatch(step, end - step, timeline.examples(end) - timeline.examples(step), values, logs))
         if len(self._pending) > self._ahead:
@@ -314,21 +321,24 @@ class Run(Setup):
         if self.metrics_log:
             self.metrics_log.flush()
         self._saved = (self.step, evaluated)
+        self._stop.saved_step, self._stop.unsaved = self.step, False
         self._clock = time.monotonic()
 
     def close(self) -> None:
-        """Lets go of the logs and checkpoints."""
-        with contextlib.closing(self.checkpoints):
+        """Closes the data's worker processes, the logs and the checkpoints."""
+        with contextlib.closing(self.checkpoints), contextlib.closing(self.feed):
             if self.metrics_log:
                 self.metrics_log.close()
 
 
-def train_and_evaluate(config: cfg.Config | ml_collections.ConfigDict | Mapping[str, Any], folder: str) -> dict[str, Any]:
+def train_and_evaluate(config: cfg.Config | ml_collections.ConfigDict | Mapping[str, Any], folder: str, *,
+                       end_process: bool = False) -> dict[str, Any]:
     """Trains, or goes on with the run in the workdir, and evaluates it.
 
     Args:
       config: of the run.
       folder: the workdir; made where it is missing.
+      end_process: a signal may end the process, as a command's own: see `signals.stop_on_signals`.
 
     Returns:
       The summary, as it is in `summary.json`: accuracies in [0, 1], of the best checkpoint by
@@ -336,11 +346,11 @@ def train_and_evaluate(config: cfg.Config | ml_collections.ConfigDict | Mapping[
 
     Raises:
       UserError: what the person can put right: the config, the data, the workdir; `Diverged`: a loss that is not finite.
-      Interrupted: SIGTERM or SIGINT came; the run can be resumed.
+      Interrupted: SIGTERM, SIGINT or SIGHUP came; the state of the step that was under way is saved.
     """
     config = cfg.parse(config)
     check_config(config)
-    with signals.stop_on_signals() as stop, contextlib.ExitStack() as held:
+    with signals.stop_on_signals(end_process) as stop, contextlib.ExitStack() as held:
         parallel.together(lambda: held.enter_context(workdir.claim(folder, config)))
         try:
             run = parallel.together(lambda: Run(config, folder, stop))

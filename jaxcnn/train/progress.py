@@ -1,6 +1,8 @@
 """What a run shows: one line that is rewritten on a terminal, one line an interval elsewhere."""
 
+import contextlib
 import logging
+import os
 import sys
 import time
 
@@ -23,7 +25,7 @@ class Progress:
 
     def __init__(self, total: int, epochs: float):
         self._total, self._epochs = total, epochs
-        self._terminal = sys.stderr.isatty()
+        self._terminal = sys.stderr is not None and sys.stderr.isatty()
         self._shown = 0.0
 
     @property
@@ -33,14 +35,17 @@ class Progress:
 
     def show(self, step: int, epoch: float, loss: float, accuracy: float, rate: float, seconds_left: float,
              interval: bool) -> None:
-        """Shows where the run stands; `interval`: this is a logged interval's end."""
-        if not self._terminal and not interval:
+        """Shows where the run stands; `interval`: this is a logged interval's end.
+
+        A terminal's line is rewritten at most ten times a second, and at the last step.
+        """
+        recent = time.monotonic() - self._shown < 0.1 and step < self._total
+        if recent if self._terminal else not interval:
             return
         line = (f'epoch {epoch:.2f}/{self._epochs:.4g}  step {step}/{self._total}  loss {loss:.4f}  '
                 f'accuracy {accuracy:.4f}  {rate:,.0f} images/s  {_clock(seconds_left)} left')
         if self._terminal:
-            sys.stderr.write(f'\r\x1b[K{line}')
-            sys.stderr.flush()
+            self._rewrite(line[:_columns() - 1])  # a line of full width would wrap on some terminals
             self._shown = time.monotonic()
         else:
             log.info(line)
@@ -48,6 +53,18 @@ class Progress:
     def say(self, text: str) -> None:
         """A line of its own, which stays."""
         if self._terminal:
-            sys.stderr.write('\r\x1b[K')
-            sys.stderr.flush()
+            self._rewrite('')
         log.info(text)
+
+    def _rewrite(self, line: str) -> None:
+        with contextlib.suppress(OSError):  # a terminal that is closed must not stop the run
+            sys.stderr.write(f'\r\x1b[K{line}')
+            sys.stderr.flush()
+
+
+def _columns() -> int:
+    """Width of the terminal; 80 where it does not say."""
+    try:
+        return os.get_terminal_size(sys.stderr.fileno()).columns or 80
+    except (OSError, ValueError):
+        return 80
