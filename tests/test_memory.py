@@ -8,5 +8,5 @@ PARENT = f"import subprocess, sys; held = bytearray(b'x') * (3 << 30); subproces
 
 
 def test_the_most_memory_held_is_that_of_the_process_not_of_its_parent():
-    done = subprocess.run([sys.executable, '-c', PARENT], capture_output=True, text=True, check=True, timeout=120)
+    done = subprocess.run([sys.executable, '-c', PARENT], capture_output=True, text=True, check=True)
     assert 300 << 20 < int(done.stdout) < 2 << 30

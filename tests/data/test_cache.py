@@ -193,13 +193,13 @@ from jaxcnn.config import DataConfig
 from jaxcnn.data import cache, sources
 
 class Slow:
-    """Image i is filled with i; each decoding leaves a line in a file, and may last."""
+    """Image i is filled with i; each decoding adds a character to a file; from the eleventh on it may last."""
     def __len__(self):
         return 40
     def __getitem__(self, index):
         with open(sys.argv[2], 'a') as f:
             f.write('.')
-        time.sleep(float(sys.argv[3]))
+        time.sleep(float(sys.argv[3]) if os.path.getsize(sys.argv[2]) > 10 else 0)
         return np.full((3, 3, 1), index, np.uint8), index % 4
 
 source = sources.Source('somewhere', {'source': 'slow'}, {'train': Slow, 'test': Slow}, lambda: list('abcd'))
@@ -222,16 +222,15 @@ def decoded(log):
 
 def test_a_process_killed_while_decoding_leaves_nothing_that_is_taken_for_a_cache(tmp_path):
     folder, log = tmp_path / 'cache', tmp_path / 'log'
-    process = build(folder, log, seconds=0.2)
+    process = build(folder, log, seconds=3600)
     while decoded(log) < 10:
         assert process.poll() is None, process.communicate()
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    assert decoded(log) < 80, 'it was over before it could be killed'
     assert [p for p in folder.iterdir() if p.is_dir()], 'it was killed before it wrote anything'
     before = decoded(log)
-    out, err = build(folder, log).communicate(timeout=60)
+    out, err = build(folder, log).communicate()
     assert out.strip() == 'right', err
     assert decoded(log) - before >= 80  # nothing of the killed one was used
     assert [p.name for p in folder.iterdir() if p.is_dir()] == [built(folder).name]
@@ -242,7 +241,7 @@ def test_two_processes_at_once_build_it_once_and_both_are_right(tmp_path):
     folder, log = tmp_path / 'cache', tmp_path / 'log'
     processes = [build(folder, log, seconds=0.05) for _ in range(2)]
     for process in processes:
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate()
         assert out.strip() == 'right', err
     assert 80 <= decoded(log) <= 80 + 2 * 2  # a look at the first of each split beside
 

@@ -364,7 +364,7 @@ except Exception as e:
 
 def run_on_a_full_disk(folder, steps):
     done = subprocess.run([sys.executable, '-c', FULL_DISK, str(folder), os.path.dirname(__file__), repr(steps)],
-                          capture_output=True, text=True, timeout=120)
+                          capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
 

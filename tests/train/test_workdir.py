@@ -61,7 +61,7 @@ def test_a_second_holder_in_another_process_is_refused(tmp_path):
         assert repr(str(tmp_path)) in str(error.value)
         assert content(tmp_path) == before
         holder.stdin.close()
-        assert holder.wait(30) == 0
+        assert holder.wait() == 0
     claim_once(tmp_path)
 
 
@@ -70,7 +70,7 @@ def test_a_killed_holder_leaves_the_workdir_free(tmp_path):
                           stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout.readline() == 'holding\n'
         holder.kill()
-        holder.wait(30)
+        holder.wait()
     claim_once(tmp_path)
 
 
