@@ -1,6 +1,7 @@
 """What the commands in `launch/` share: start-up, and a person's mistakes told in one line."""
 
 import argparse
+import errno
 import io
 import logging
 import os
@@ -41,9 +42,32 @@ def bypass_proxy(host: str) -> None:
     jax.config.update('jax_check_proxy_envs', False)  # it warns of a hang that cannot happen now
 
 
-def open_missing_streams() -> None:
-    """Opens the null device as standard input, output or error where that is closed, as cron and services may leave it: the
-    next file would take its descriptor, and get what libraries write to it."""
+class StdoutError(OSError):
+    """Standard output cannot be written."""
+
+
+class _Stdout(io.TextIOWrapper):
+    """Standard output, whose errors are told from those of files."""
+
+    def write(self, text: str) -> int:
+        try:
+            return super().write(text)
+        except OSError as e:
+            raise StdoutError(e.errno, e.strerror) from e
+
+    def flush(self) -> None:
+        try:
+            super().flush()
+        except OSError as e:
+            raise StdoutError(e.errno, e.strerror) from e
+
+
+def prepare_streams() -> None:
+    """Makes standard input, output and error usable however the command was started.
+
+    One that is closed, as cron and services may leave it, becomes the null device: the next file would take its descriptor,
+    and get what libraries write to it. Characters that the locale's encoding lacks are written as escape sequences.
+    """
     for descriptor, name in enumerate(('stdin', 'stdout', 'stderr')):
         try:
             os.fstat(descriptor)
@@ -52,18 +76,9 @@ def open_missing_streams() -> None:
             os.set_inheritable(descriptor, True)
         if getattr(sys, name) is None:
             setattr(sys, name, os.fdopen(descriptor, 'w' if descriptor else 'r', encoding='utf-8', closefd=False))
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors='backslashreplace')  # of an ASCII locale
-
-
-def stdout_fails() -> bool:
-    """Whether standard output cannot be written: what failed before is still in its buffer."""
-    try:
-        sys.stdout.flush()
-    except OSError:
-        return True
-    return False
+    if type(sys.stdout) is io.TextIOWrapper:  # not a test's or a notebook's
+        sys.stdout = _Stdout(sys.stdout.buffer, sys.stdout.encoding, 'backslashreplace',
+                             line_buffering=sys.stdout.line_buffering, write_through=sys.stdout.write_through)
 
 
 def start_jax(args: argparse.Namespace) -> None:
@@ -100,7 +115,7 @@ def main(parser: argparse.ArgumentParser, run: Callable[[argparse.Namespace], in
     A `UserError` ends it with one line and exit code 2, a signal with 128 and its number. `args.overrides` holds
     what was given as `--config.a.b=VALUE`.
     """
-    open_missing_streams()
+    prepare_streams()
     if arguments is None:
         memory.keep()
         memory.collect_less()
@@ -130,12 +145,10 @@ def main(parser: argparse.ArgumentParser, run: Callable[[argparse.Namespace], in
         log.setLevel(logging.INFO if jax.process_index() == 0 else logging.WARNING)
         code = run(args)
         sys.stdout.flush()
-    except OSError as e:
-        if not stdout_fails():
-            raise
+    except StdoutError as e:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still buffered goes there at exit
         code = 0
-        if not isinstance(e, BrokenPipeError):  # of `| head`, which has all that it wants
+        if e.errno != errno.EPIPE:  # of `| head`, which has all that it wants
             log.error('error: standard output cannot be written: %s', e.strerror)
             code = 2
     except UserError as e:

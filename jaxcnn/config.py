@@ -153,8 +153,7 @@ class ParallelConfig:
     backend: str = _field('sharded', 'sharded: jax.jit over a mesh; pmap: jax.pmap', choices=('sharded', 'pmap'))
     devices: int = _field(0, 'how many of the local devices to use; 0: all', least=0)
     bn_sync: bool = _field(True, 'BatchNorm statistics over the whole batch; False: over each device\'s part')
-    steps_per_dispatch: int = _field(1, 'training steps in one compiled call; a signal saves after it, and where that '
-                                     'takes more than 8 s ends the run without', least=1)
+    steps_per_dispatch: int = _field(1, 'training steps in one compiled call, whose end a signal waits for', least=1)
 
 
 @dataclass(frozen=True)

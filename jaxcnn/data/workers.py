@@ -9,6 +9,7 @@ import functools
 import logging
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -42,6 +43,8 @@ def starting_workers() -> Iterator[None]:
     """Blocks stop signals in worker processes that this thread starts, until they have called `initializer()`."""
     previous = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
+        # that process would tell of the shared memory that a killed worker leaves, which it frees
+        sys.warnoptions.append('ignore:resource_tracker:UserWarning')
         resource_tracker.ensure_running()  # when it starts, it unblocks SIGINT and SIGTERM in this thread
         signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
         yield

@@ -1,5 +1,6 @@
 """Which images a step trains on: each once an epoch, in an order that is a function of seed and epoch."""
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -11,7 +12,7 @@ import pytest
 
 from jaxcnn import config as cfg
 from jaxcnn import data
-from jaxcnn.data import cache, dataset, feed
+from jaxcnn.data import cache, dataset, feed, workers
 from jaxcnn.data.dataset import Split, channel_statistics
 from jaxcnn.errors import UserError
 from jaxcnn.timeline import Timeline
@@ -29,6 +30,13 @@ def numbered(count, shape=(2, 2, 1)):
     images = np.zeros((2 * count, *shape), np.uint8)
     images[index, 0, 0, 0], images[index, 0, 1, 0] = np.arange(count) // 256, np.arange(count) % 256
     return Split(images, index, np.arange(count, dtype=np.int32))
+
+
+def numbered_file(count, folder):
+    """The same, its images in a file, as worker processes can read it."""
+    split = numbered(count)
+    np.save(folder / 'images.npy', split.images)
+    return Split(cache.ArrayFile(str(folder / 'images.npy')), split.index, split.labels)
 
 
 def seen(batch):
@@ -142,13 +150,11 @@ def test_each_image_comes_with_its_place_and_its_epoch(batch_size):
 
 
 def test_worker_processes_feed_the_same_batches(tmp_path):
-    split, when = numbered(101), timeline(101, 32, steps=8)
-    np.save(tmp_path / 'images.npy', split.images)
-    split = Split(cache.ArrayFile(str(tmp_path / 'images.npy')), split.index, split.labels)
+    split, when = numbered_file(101, tmp_path), timeline(101, 32, steps=8)
     rows = parallel.make_backend(cfg.ParallelConfig()).rows  # as a run hands it over
-    workers = make_feed(split, when, on_device=False, workers=1, rows=rows)
+    host = make_feed(split, when, on_device=False, workers=1, rows=rows)
     for step in (2, 3, 7):
-        np.testing.assert_array_equal(seen(workers.batch(step, 1))[0], feed.Order(0, when).positions(step))
+        np.testing.assert_array_equal(seen(host.batch(step, 1))[0], feed.Order(0, when).positions(step))
 
 
 KILLED = '''
@@ -164,14 +170,37 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_worker_processes_end_with_a_run_that_is_killed(tmp_path):
-    done = subprocess.run([sys.executable, '-c', KILLED, tmp_path], stdout=subprocess.PIPE, timeout=120)
+    done = subprocess.run([sys.executable, '-c', KILLED, tmp_path], stdout=subprocess.PIPE)
     assert done.returncode == -signal.SIGKILL
-    workers = done.stdout.split()
-    assert len(workers) == 2
-    until = time.monotonic() + 20
-    while left := [pid for pid in workers if os.path.exists(f'/proc/{int(pid)}')]:
-        assert time.monotonic() < until, left
+    pids = done.stdout.split()
+    assert len(pids) == 2
+    while any(os.path.exists(f'/proc/{int(pid)}') for pid in pids):
         time.sleep(0.05)
+
+
+def test_worker_processes_outlive_stop_signals_and_one_that_is_killed_is_named(tmp_path):
+    split, when = numbered_file(101, tmp_path), timeline(101, 32, steps=400)
+    before = set(multiprocessing.active_children())
+    host = make_feed(split, when, on_device=False, workers=1)
+    host.batch(0, 1)
+    worker, = set(multiprocessing.active_children()) - before
+    for signum in workers.STOP_SIGNALS:
+        os.kill(worker.pid, signum)
+    host.batch(1, 200)
+    assert worker.is_alive()
+    os.kill(worker.pid, signal.SIGKILL)
+    with pytest.raises(UserError, match=r'killed by SIGKILL \(exit code -9\).*memory.*config\.data\.workers=0'):
+        host.batch(201, 199)
+
+
+def test_a_feed_that_is_closed_leaves_no_process(tmp_path):
+    split, when = numbered_file(101, tmp_path), timeline(101, 32, steps=400)
+    before = set(multiprocessing.active_children())
+    host = make_feed(split, when, on_device=False, workers=1)
+    host.batch(0, 1)
+    assert set(multiprocessing.active_children()) != before
+    host.close()
+    assert set(multiprocessing.active_children()) == before
 
 
 @pytest.mark.parametrize(('most_steps', 'batch_size'), [(1, 8), (7, 8), (1, 40), (5, 40)])

@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import termios
 import time
 
 import jax
@@ -49,8 +50,7 @@ def command(name, *arguments):
 
 
 def run(name, *arguments, devices=1):
-    done = subprocess.run(command(name, *arguments), cwd=ROOT, env=environment(devices), capture_output=True, text=True,
-                          timeout=300)
+    done = subprocess.run(command(name, *arguments), cwd=ROOT, env=environment(devices), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done
 
@@ -69,7 +69,7 @@ def watched_run(config, tmp_path_factory):
     watcher = subprocess.Popen(command('evaluate', f'--workdir={folder}', '--watch', '--interval=0.2', '--json'),
                                cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     done = run('train', f'--config={config}', f'--workdir={folder}')
-    out, errors = watcher.communicate(timeout=120)
+    out, errors = watcher.communicate()
     assert watcher.returncode == 0, errors
     return folder, done, [json.loads(line) for line in out.splitlines()]
 
@@ -118,7 +118,7 @@ def test_several_seeds_are_runs_of_their_own_and_their_figures_together(config, 
 def test_seeds_that_diverge_are_counted_and_the_others_go_on(config, tmp_path):
     done = subprocess.run(command('train', f'--config={config}', f'--workdir={tmp_path}', '--seeds=2',
                                   '--config.optim.learning_rate=1e30'),
-                          cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300)
+                          cwd=ROOT, env=environment(), capture_output=True, text=True)
     assert done.returncode == 2
     lines = done.stderr.splitlines()
     assert [sum(line.startswith(f'seed {seed}: ') for line in lines) for seed in (0, 1)] == [1, 1]
@@ -184,11 +184,15 @@ def test_two_processes_train_as_one_with_two_devices_by_pmap(config, tmp_path):
              '--config.duration.steps=20']
     subprocess.run([sys.executable, 'launch/multiprocess.py', '-n', '2', '--',
                     *command('train', *flags, f'--workdir={tmp_path / "two"}')],
-                   cwd=ROOT, env=environment(), check=True, timeout=300)
+                   cwd=ROOT, env=environment(), check=True)
     run('train', *flags, f'--workdir={tmp_path / "one"}', devices=2)
     two, one = (Trained(str(tmp_path / n)).read(20) for n in ('two', 'one'))
     flat = [np.concatenate([np.ravel(x) for x in jax.tree.leaves((s.params, s.batch_stats))]) for s in (two, one)]
     assert np.linalg.norm(flat[0] - flat[1]) / np.linalg.norm(flat[1]) < 1e-5
+
+
+# as clusters have it; nobody listens there
+PROXY = {'http_proxy': 'http://127.0.0.1:9', 'https_proxy': 'http://127.0.0.1:9'}
 
 
 def test_two_processes_train_as_one_and_where_they_are_stopped_go_on_to_the_same_bits(config, tmp_path):
@@ -196,10 +200,10 @@ def test_two_processes_train_as_one_and_where_they_are_stopped_go_on_to_the_same
 
     def begin(name):
         return subprocess.Popen([sys.executable, 'launch/multiprocess.py', '-n', '2', '--', *command(
-            'train', *flags, '--config.duration.steps=200',
-            f'--workdir={tmp_path / name}')], cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True)
+            'train', *flags, '--config.duration.steps=200', f'--workdir={tmp_path / name}')],
+            cwd=ROOT, env={**environment(), **PROXY}, stderr=subprocess.PIPE, text=True)
     whole = begin('whole')
-    told = whole.communicate(timeout=200)[1]
+    told = whole.communicate()[1]
     assert whole.returncode == 0, told
     stopped = begin('stopped')
     metrics = tmp_path / 'stopped' / 'metrics.jsonl'
@@ -207,10 +211,10 @@ def test_two_processes_train_as_one_and_where_they_are_stopped_go_on_to_the_same
         assert stopped.poll() is None
         time.sleep(0.02)
     stopped.send_signal(signal.SIGTERM)
-    assert 'stopped by SIGTERM at step' in stopped.communicate(timeout=100)[1]
+    assert 'stopped by SIGTERM at step' in stopped.communicate()[1]
     assert Trained(str(tmp_path / 'stopped')).find('latest') < 200
     again = begin('stopped')
-    assert 'resuming' in again.communicate(timeout=200)[1]
+    assert 'resuming' in again.communicate()[1]
     for x, y in zip(*(jax.tree.leaves(Trained(str(tmp_path / n)).read(200)) for n in ('whole', 'stopped')), strict=True):
         np.testing.assert_array_equal(x, y)
     alone = load_config(config, ['optim.schedule=constant', 'duration.steps=20', 'parallel.devices=2'])
@@ -240,7 +244,7 @@ def test_where_one_of_two_processes_fails_the_other_does_not_wait(config, tmp_pa
                                          '--num_processes=2', f'--process_id={i}', *flags), cwd=ROOT,
                                  env={**environment(), 'TFDS_DATA_DIR': str(tmp_path / str(i))}, stderr=subprocess.PIPE,
                                  text=True) for i in range(2)]
-        told = [p.communicate(timeout=120)[1].splitlines() for p in both]
+        told = [p.communicate()[1].splitlines() for p in both]
     assert [p.returncode for p in both] == [2, 2]
     assert ['is in use by another run', "'mnist'"][failing] in told[failing][-1]
     assert f'process {failing} failed, and says why' in told[1 - failing][-1]
@@ -256,6 +260,50 @@ def test_processes_share_the_gpus_out(given, n, shares):
     assert sorted(done.stdout.split('.')[:-1]) == [f'{i} {share}' for i, share in enumerate(shares)]
 
 
+def test_where_one_process_fails_the_launcher_says_which_and_stops_the_others():
+    fail = 'import os, sys, time; sys.exit(3) if os.environ["JAX_PROCESS_ID"] == "1" else time.sleep(3600)'
+    done = subprocess.run([sys.executable, 'launch/multiprocess.py', '-n', '3', '--', sys.executable, '-c', fail],
+                          cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (3, 'process 1 of 3 failed with exit code 3; stopped: 0, 2\n')
+    kill = 'import os; os.kill(os.getpid(), 9)'
+    done = subprocess.run([sys.executable, 'launch/multiprocess.py', '-n', '1', '--', sys.executable, '-c', kill],
+                          cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (137, 'process 0 of 1 was killed by SIGKILL\n')
+
+
+PRINTING = '''
+import argparse, os, sys
+from jaxcnn import cli
+
+def run(args):
+    with open(sys.argv[1], 'w') as f:
+        assert f.fileno() > 2
+        os.write(2, b'noise of a library')
+    print('caf\\xe9')
+    return 0
+
+parser = argparse.ArgumentParser()
+parser.add_argument('path')
+cli.main(parser, run)
+'''
+
+
+@pytest.mark.parametrize(('redirection', 'code', 'error'), [
+    ('<&- >&- 2>&-', 0, ''), ('> /dev/full', 2, 'error: standard output cannot be written: No space left on device'),
+    ('| true', 0, ''), ('> "$1.out"', 0, 'noise of a library')], ids=['closed', 'full', 'a pipe that ends', 'ASCII'])
+def test_a_command_works_whatever_its_streams_are(tmp_path, redirection, code, error):
+    path = tmp_path / 'written'
+    line = f'set -o pipefail; {sys.executable} "$0" "$1" {redirection}'
+    (tmp_path / 'printing.py').write_text(PRINTING)
+    done = subprocess.run(['bash', '-c', line, tmp_path / 'printing.py', path], capture_output=True, text=True, env={
+        **environment(), 'PYTHONPATH': ROOT, 'LC_ALL': 'C', 'PYTHONUTF8': '0', 'PYTHONCOERCECLOCALE': '0'})
+    assert done.returncode == code, done.stderr
+    assert done.stderr.removeprefix('noise of a library').strip() == error.removeprefix('noise of a library')
+    assert path.read_text() == ''
+    if redirection.startswith('> "'):
+        assert (tmp_path / 'written.out').read_text() == 'caf\\xe9\n'
+
+
 def test_gpus_that_do_not_divide_are_told():
     done = subprocess.run([sys.executable, 'launch/multiprocess.py', '-n', '2', '--', sys.executable, '-V'],
                           cwd=ROOT, capture_output=True, text=True,
@@ -266,6 +314,7 @@ def test_gpus_that_do_not_divide_are_told():
 
 def test_a_terminal_shows_one_progress_line(config, tmp_path):
     ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (24, 200))
     process = subprocess.Popen(command('train', f'--config={config}', f'--workdir={tmp_path}', '--config.duration.steps=30'),
                                cwd=ROOT, env=environment(), stderr=theirs, stdout=theirs)
     os.close(theirs)

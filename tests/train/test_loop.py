@@ -13,6 +13,7 @@ import pytest
 
 from jaxcnn import config as cfg
 from jaxcnn import models
+from jaxcnn.data.feed import TrainFeed
 from jaxcnn.errors import UserError
 from jaxcnn.inspect import report
 from jaxcnn.optim import make_optimizer, matching
@@ -117,6 +118,25 @@ def test_what_is_fitted_to_the_training_part_is_kept_with_the_run(small, tmp_pat
     path.unlink()
     with pytest.raises(UserError, match=r'normalize\.npz: what normalisation was fitted to cannot be read'):
         Trained(folder)
+
+
+def test_where_the_data_fails_the_state_is_saved_and_the_run_continues_there(small, tmp_path, monkeypatch):
+    config = small(data={'placement': 'host'})
+    batch = TrainFeed.batch
+
+    def failing(self, step, count):
+        if step == 7:
+            raise UserError('a worker process was killed')
+        return batch(self, step, count)
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainFeed, 'batch', failing)
+        with pytest.raises(UserError, match='a worker process was killed'):
+            train_and_evaluate(config, str(tmp_path / 'failed'))
+    assert Trained(str(tmp_path / 'failed')).steps() == [7]
+    train_and_evaluate(config, str(tmp_path / 'failed'))
+    train_and_evaluate(config, str(tmp_path / 'whole'))
+    for a, b in zip(*(jax.tree.leaves(Trained(str(tmp_path / name)).read(20)) for name in ('failed', 'whole')), strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 def test_what_a_start_that_failed_was_fitted_to_is_not_kept(small, tmp_path):

@@ -1,0 +1,46 @@
+"""The progress line on a terminal."""
+
+import io
+import os
+import sys
+
+import pytest
+
+from jaxcnn.train import progress
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+    def fileno(self):
+        return 2
+
+
+@pytest.mark.parametrize(('columns', 'width'), [(80, 79), (40, 39), (0, 79), (400, None)])
+def test_the_line_is_cut_to_the_terminal_and_rewritten_ten_times_a_second(monkeypatch, columns, width):
+    terminal, clock = Terminal(), [100.0]
+    monkeypatch.setattr(sys, 'stderr', terminal)
+    monkeypatch.setattr(os, 'get_terminal_size', lambda descriptor: os.terminal_size((columns, 24)))
+    monkeypatch.setattr(progress.time, 'monotonic', lambda: clock[0])
+    line = progress.Progress(1000, 10.0)
+    for step in range(1, 1001):
+        line.show(step, step / 100, 0.5, 0.5, 123456.0, 3600.0, False)
+        clock[0] += 1 / 128  # a second is 128 steps
+    lines = terminal.getvalue().split('\r\x1b[K')[1:]
+    assert len(lines) == 1 + 1000 // 13 + (1000 % 13 != 1)  # every 13th from the first on, and the last
+    assert all(text.startswith('epoch ') and (len(text) <= width if width else text.endswith('left')) for text in lines)
+    if width is None or width > 40:
+        assert 'step 1000/1000' in lines[-1]
+
+
+def test_a_terminal_that_is_gone_does_not_stop_the_run(monkeypatch):
+    terminal = Terminal()
+    monkeypatch.setattr(sys, 'stderr', terminal)
+    line = progress.Progress(10, 1.0)
+
+    def gone(text):
+        raise OSError('Input/output error')
+    monkeypatch.setattr(terminal, 'write', gone)
+    line.show(10, 1.0, 0.5, 0.5, 1.0, 0.0, True)
+    line.say('saved')
