@@ -40,6 +40,7 @@ def cost_of(name: str, args: argparse.Namespace) -> 'Cost | str':
 
 def run(args: argparse.Namespace) -> int:
     from jaxcnn import models
+    from jaxcnn.data import workers
     from jaxcnn.errors import UserError, unknown
     from jaxcnn.inspect import figures
     for name in args.names:
@@ -51,12 +52,19 @@ def run(args: argparse.Namespace) -> int:
     names = list(dict.fromkeys(args.names)) or sorted(models.names(), key=lambda name: [
         int(part) if part.isdecimal() else part for part in re.split(r'(\d+)', name)])
     first = cost_of(names[0], args)  # what is wrong with the flags is told before there are processes
-    workers = min(os.cpu_count() or 1, (len(names) + 3) // 4)
+    processes = min(os.cpu_count() or 1, (len(names) + 3) // 4)
     found: dict[str, Cost | str] = {names[0]: first}
     rest = names[1:]
-    if workers > 1:
-        with concurrent.futures.ProcessPoolExecutor(workers, multiprocessing.get_context('spawn')) as pool:
-            found.update(zip(rest, pool.map(functools.partial(cost_of, args=args), rest), strict=True))
+    if processes > 1:
+        with concurrent.futures.ProcessPoolExecutor(processes, multiprocessing.get_context('spawn'),
+                                                    workers.initializer()) as pool:
+            with workers.starting_workers():
+                costs_of_rest = pool.map(functools.partial(cost_of, args=args), rest)
+            try:
+                found.update(zip(rest, costs_of_rest, strict=True))
+            except KeyboardInterrupt:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
     else:
         found.update((name, cost_of(name, args)) for name in rest)
     costs = {}
