@@ -7,7 +7,6 @@ another checksum, and both are built anew.
 """
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import logging
@@ -24,6 +23,7 @@ from jaxcnn import config as cfg
 from jaxcnn.data import workers
 from jaxcnn.data.sources import Examples, InMemory, Source
 from jaxcnn.errors import UserError
+from jaxcnn.locks import lock
 from jaxcnn.sealed import seal, unseal
 
 _FORMAT = 4
@@ -178,13 +178,6 @@ def _read_meta(folder: str) -> dict[str, Any] | None:
         return None
 
 
-@contextlib.contextmanager
-def _locked(path: str) -> Iterator[None]:
-    with open(path, 'w') as f:
-        fcntl.flock(f, fcntl.LOCK_EX)
-        yield
-
-
 def open_cache(source: Source, config: cfg.DataConfig) -> tuple[dict[str, Any], dict[str, tuple]]:
     """The decoded data set, from the cache where it has it.
 
@@ -204,7 +197,7 @@ def open_cache(source: Source, config: cfg.DataConfig) -> tuple[dict[str, Any], 
         meta = _read_meta(folder)
         if meta is None:
             os.makedirs(root, exist_ok=True)
-            with _locked(f'{folder}.lock'):
+            with lock(f'{folder}.lock', wait=True):
                 meta = _read_meta(folder)  # another process may have built it meanwhile
                 if meta is None:
                     meta = _build(source, folder, config)

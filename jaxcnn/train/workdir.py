@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import fcntl
 import json
 import math
 import os
@@ -14,6 +13,7 @@ import jax
 
 from jaxcnn import config as cfg
 from jaxcnn.errors import UserError
+from jaxcnn.locks import LockedError, lock
 
 
 def write_json(path: str, value: Any) -> None:
@@ -62,21 +62,14 @@ def claim(workdir: str, config: cfg.Config) -> Iterator[None]:
     if jax.process_index():  # the first process does it for all
         yield
         return
-    try:
-        os.makedirs(os.path.join(workdir, 'figures'), exist_ok=True)
-        lock = open(os.path.join(workdir, '.lock'), 'a+')  # noqa: SIM115 (closed below)
-    except OSError as e:
-        raise UserError(f'workdir {workdir!r} cannot be written: {e.strerror}') from e
-    with lock:
+    with contextlib.ExitStack() as held:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            lock.seek(0)
-            raise UserError(f'workdir {workdir!r} is in use by another run (process {lock.read().strip()})') from None
-        lock.seek(0)
-        lock.truncate()
-        lock.write(f'{os.getpid()}\n')
-        lock.flush()
+            os.makedirs(os.path.join(workdir, 'figures'), exist_ok=True)
+            held.enter_context(lock(os.path.join(workdir, '.lock')))
+        except LockedError as e:
+            raise UserError(f'workdir {workdir!r} is in use by another run ({e})') from None
+        except OSError as e:
+            raise UserError(f'workdir {workdir!r} cannot be written: {e.strerror}') from e
         path = os.path.join(workdir, 'config.json')
         if os.path.exists(path):
             changed = cfg.differences(read_config(workdir), config)
