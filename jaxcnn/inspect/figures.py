@@ -1,13 +1,19 @@
 """Figures, written as PNG."""
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from jaxcnn import config as cfg
+
 if TYPE_CHECKING:
     from jaxcnn.inspect.complexity import Cost
+
+if not all(map(cfg.is_writable, ('~/.config/matplotlib', '~/.cache/matplotlib'))):  # it would warn and forget its fonts
+    os.environ.setdefault('MPLCONFIGDIR', os.path.join(cfg.cache_folder(), 'matplotlib'))
 
 
 def image_grid(images: np.ndarray | Sequence[np.ndarray], titles: Sequence[str], path: str, columns: int = 8,
