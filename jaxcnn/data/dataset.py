@@ -5,6 +5,7 @@ import dataclasses
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -135,8 +136,11 @@ def _kept_statistics(split: Split) -> tuple[tuple[float, ...], tuple[float, ...]
         kept = unseal(json.load(f))
         return tuple(kept['mean']), tuple(kept['std'])
     mean, std = channel_statistics(split)
-    with contextlib.suppress(OSError), open(path, 'w') as f:  # a cache may be for reading alone
-        json.dump(seal({'mean': mean, 'std': std}), f)
+    with contextlib.suppress(OSError):  # a cache may be for reading alone
+        temporary = f'{path}.{os.getpid()}.tmp'
+        with open(temporary, 'w') as f:
+            json.dump(seal({'mean': mean, 'std': std}), f)
+        os.replace(temporary, path)
     return mean, std
 
 

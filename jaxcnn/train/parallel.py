@@ -3,6 +3,7 @@
 Both are data-parallel: state and resident data are on every device, batches are split along their rows.
 """
 
+import contextlib
 import functools
 import os
 from collections.abc import Callable, Sequence
@@ -41,6 +42,9 @@ def _host_copies(tree: Any) -> Any:
 
 def use_compilation_cache() -> None:
     """Keeps compiled programs in `$JAXCNN_CACHE`, else `~/.cache/jaxcnn`, unless JAX was told where."""
+    with contextlib.suppress(ImportError):  # a version of JAX that keeps its cache otherwise
+        from jaxcnn.train import compilation_cache
+        compilation_cache.install()
     if not jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
         jax.config.update('jax_compilation_cache_dir', os.path.join(cfg.cache_folder(), 'xla'))
         jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
