@@ -88,6 +88,33 @@ def lock(path: str, wait: bool = False) -> Iterator[None]:
         yield
 
 
+def share(path: str) -> IO[str]:
+    """Opens a file for reading; until it is closed, `is_shared` of the file is true in every process.
+
+    Raises:
+      FileNotFoundError: the file is not there, or is just being removed.
+    """
+    file = open(path)  # noqa: SIM115 (its holder closes it)
+    with contextlib.suppress(OSError):  # without locks, `is_shared` is true in any case
+        fcntl.flock(file, fcntl.LOCK_SH)
+    if _is_current(file):
+        return file
+    file.close()
+    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+
+
+@contextlib.contextmanager
+def is_shared(path: str) -> Iterator[bool]:
+    """Whether a process may have the file open through `share`; while it is not, none can."""
+    with open(path, 'r+') as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            yield True
+        else:
+            yield False
+
+
 def _flock(file: IO[str], wait: bool) -> bool:
     """Locks an open file; whether it is still the file of that name."""
     try:
@@ -98,7 +125,15 @@ def _flock(file: IO[str], wait: bool) -> bool:
         file.seek(0)
         log.info('waiting for %s, which holds %s', _describe(file.read()), file.name)
         fcntl.flock(file, fcntl.LOCK_EX)
-    return os.path.exists(file.name) and os.path.samestat(os.fstat(file.fileno()), os.stat(file.name))
+    return _is_current(file)
+
+
+def _is_current(file: IO[str]) -> bool:
+    """Whether an open file is still the one of its name."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), os.stat(file.name))
+    except FileNotFoundError:
+        return False
 
 
 @contextlib.contextmanager

@@ -3,7 +3,8 @@
 A cache is a folder `<cache_dir>/<name>-<key>/` holding `<split>.images.npy` (N, H, W, C) uint8, `<split>.labels.npy`
 (N,) int32 and `meta.json` with their checksums; `dataset` adds channel statistics. It is built under a temporary name and
 renamed, so a crash half-way leaves nothing that could be taken for a cache; a stale one has another key, a damaged one
-another checksum, and both are built anew.
+another checksum, and both are built anew. A cache that takes the place of others, which were built from the same folder and
+with the same settings, removes them, except those that a process reads.
 """
 
 import contextlib
@@ -15,7 +16,7 @@ import re
 import shutil
 import zlib
 from collections.abc import Iterator
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -23,7 +24,7 @@ from jaxcnn import config as cfg
 from jaxcnn.data import workers
 from jaxcnn.data.sources import Examples, InMemory, Source
 from jaxcnn.errors import UserError
-from jaxcnn.locks import lock
+from jaxcnn.locks import LockedError, is_shared, lock, share
 from jaxcnn.sealed import seal, unseal
 
 _FORMAT = 4
@@ -33,10 +34,15 @@ log = logging.getLogger('jaxcnn')
 
 
 class ArrayFile:
-    """A `.npy` file read through a memory map; pickles as its path, so that worker processes open their own."""
+    """A `.npy` file read through a memory map; pickles as its path, so that worker processes open their own.
 
-    def __init__(self, path: str):
-        self.path = path
+    Args:
+      path: of the file.
+      shared: a file of the cache, from `locks.share`, that stays open as long as this object is in use.
+    """
+
+    def __init__(self, path: str, shared: IO[str] | None = None):
+        self.path, self._shared = path, shared
         self._map = np.load(path, mmap_mode='r', allow_pickle=False)
         self.shape: tuple[int, ...] = self._map.shape
 
@@ -190,22 +196,80 @@ def open_cache(source: Source, config: cfg.DataConfig) -> tuple[dict[str, Any], 
         cache folder cannot be written.
     """
     root = cfg.cache_folder(config.cache_dir)
-    key = json.dumps([_FORMAT, source.key, config.image_size, config.image_size and config.resize, config.skip_broken],
-                     sort_keys=True)
+    settings = [config.image_size, config.image_size and config.resize, config.skip_broken]
+    key = json.dumps([_FORMAT, source.key, *settings], sort_keys=True)
+    origin = [config.name, os.path.realpath(config.dir) if config.dir else source.where, _FORMAT, *settings]
     folder = os.path.join(root, f'{config.name.replace("/", "-")}-{hashlib.sha256(key.encode()).hexdigest()[:16]}')
     try:
-        meta = _read_meta(folder)
-        if meta is None:
+        opened = _open(folder)
+        if opened is None:
             os.makedirs(root, exist_ok=True)
             with lock(f'{folder}.lock', wait=True):
-                meta = _read_meta(folder)  # another process may have built it meanwhile
-                if meta is None:
-                    meta = _build(source, folder, config)
+                opened = _open(folder)  # another process may have built it meanwhile
+                if opened is None:
+                    opened = _build(source, folder, config, origin), share(os.path.join(folder, 'meta.json'))
+            _remove_superseded(folder, origin)
     except OSError as e:
         raise UserError(f'cannot keep decoded images in {root!r} (config.data.cache_dir): {e.strerror or e}') from e
-    return meta, {split: (ArrayFile(os.path.join(folder, f'{split}.images.npy')),
+    meta, shared = opened
+    return meta, {split: (ArrayFile(os.path.join(folder, f'{split}.images.npy'), shared),
                           np.load(os.path.join(folder, f'{split}.labels.npy'), allow_pickle=False))
                   for split in source.splits}
+
+
+def _open(folder: str) -> tuple[dict[str, Any], IO[str]] | None:
+    """The meta data of a whole and undamaged cache, and its open file, which keeps other processes from removing it."""
+    try:
+        shared = share(os.path.join(folder, 'meta.json'))
+    except FileNotFoundError:
+        return None
+    meta = _read_meta(folder)
+    if meta is None:
+        shared.close()
+        return None
+    return meta, shared
+
+
+def list_caches(root: str) -> dict[str, str]:
+    """The caches in the folder `root`, unfinished ones of killed processes included, with what their images are from ('?':
+    unknown)."""
+    folders = {os.path.join(root, match[1]) for name in (os.listdir(root) if os.path.isdir(root) else [])
+               if (match := re.fullmatch(r'(.+-[0-9a-f]{16})(\.tmp|\.lock)?', name))}
+    return {folder: str((_origin(folder) or ['', '?'])[1]) for folder in sorted(folders)}
+
+
+def _origin(folder: str) -> list[Any] | None:
+    try:
+        with open(os.path.join(folder, 'meta.json')) as f:
+            return unseal(json.load(f)).get('origin')
+    except (OSError, ValueError):
+        return None
+
+
+def remove(folder: str) -> bool:
+    """Removes a cache, and returns whether it did: not where a process reads or builds it, or where the file system has no
+    locks, which would tell."""
+    meta, temporary = os.path.join(folder, 'meta.json'), f'{folder}.tmp'
+    try:
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(lock(f'{folder}.lock'))
+            if os.path.exists(meta) and stack.enter_context(is_shared(meta)):
+                return False
+            shutil.rmtree(temporary, ignore_errors=True)
+            if os.path.isdir(folder):
+                os.rename(folder, temporary)  # a process that is killed now leaves no part of a cache under its name
+                shutil.rmtree(temporary)
+            os.remove(f'{folder}.lock')
+            return True
+    except (LockedError, OSError):
+        return False
+
+
+def _remove_superseded(folder: str, origin: list[Any]) -> None:
+    """Removes other caches of this origin, whose source has changed since they were built, and unfinished ones."""
+    for other in list_caches(os.path.dirname(folder)):
+        if other != folder and (_origin(other) == origin or not os.path.isdir(other)) and remove(other):
+            log.info('removed %s: the images that it was decoded from have changed, or it was not finished', other)
 
 
 @contextlib.contextmanager
@@ -223,7 +287,7 @@ def _decoding_pool(used: bool) -> Iterator[None]:
             loky.get_reusable_executor().shutdown()
 
 
-def _build(source: Source, folder: str, config: cfg.DataConfig) -> dict[str, Any]:
+def _build(source: Source, folder: str, config: cfg.DataConfig, origin: list[Any]) -> dict[str, Any]:
     temporary = f'{folder}.tmp'
     shutil.rmtree(temporary, ignore_errors=True)
     os.makedirs(temporary)
@@ -232,7 +296,7 @@ def _build(source: Source, folder: str, config: cfg.DataConfig) -> dict[str, Any
         with _decoding_pool(any(map(_many, parts.values()))):
             broken = {split: _decode(part, source, split, len(class_names), temporary, config)
                       for split, part in parts.items()}
-        meta = {'name': config.name, 'class_names': class_names, 'broken': broken,
+        meta = {'name': config.name, 'origin': origin, 'class_names': class_names, 'broken': broken,
                 'checksums': {f: _checksum(os.path.join(temporary, f)) for f in sorted(os.listdir(temporary))}}
         with open(os.path.join(temporary, 'meta.json'), 'w') as f:
             json.dump(seal(meta), f)

@@ -1,6 +1,7 @@
 """The cache of decoded images: built once, never wrong, never half there."""
 
 import dataclasses
+import errno
 import io
 import json
 import os
@@ -244,6 +245,54 @@ def test_two_processes_at_once_build_it_once_and_both_are_right(tmp_path):
         out, err = process.communicate()
         assert out.strip() == 'right', err
     assert 80 <= decoded(log) <= 80 + 2 * 2  # a look at the first of each split beside
+
+
+# superseded caches
+
+
+def folders(path):
+    return [p for p in path.iterdir() if p.is_dir()]
+
+
+def test_a_cache_is_removed_when_another_takes_its_place_unless_it_is_being_read(tmp_path):
+    train = random_images()
+    _, parts = open_cache(source_of(train, key='as it was'), tmp_path)
+    open_cache(source_of(random_images(seed=1), key='touched'), tmp_path)
+    assert len(folders(tmp_path)) == 2
+    assert_holds(pickle.loads(pickle.dumps(parts)), train)  # as a worker process opens it, at any time
+    del parts
+    newest = random_images(seed=2)
+    _, parts = open_cache(source_of(newest, key='touched again'), tmp_path)
+    assert len(folders(tmp_path)) == 1
+    assert len(list(tmp_path.iterdir())) == 2  # with its lock
+    assert_holds(parts, newest)
+
+
+@pytest.mark.parametrize('other', [dict(image_size=4), dict(dir='elsewhere'), dict(name='other'), dict(skip_broken=True)])
+def test_a_cache_of_another_origin_or_with_other_settings_stays(tmp_path, other):
+    config = DataConfig('tiny', cache_dir=str(tmp_path))
+    cache.open_cache(source_of(random_images(), key='one'), config)
+    cache.open_cache(source_of(random_images(), key='two'), dataclasses.replace(config, **other))
+    assert len(folders(tmp_path)) == 2
+
+
+def test_what_a_killed_process_left_is_removed_with_the_next_cache(tmp_path):
+    for name in ('tiny-0123456789abcdef.tmp', 'tiny-0123456789abcdef.lock', 'tiny-123456789abcdef0.lock'):
+        (tmp_path / name).mkdir() if name.endswith('.tmp') else (tmp_path / name).touch()
+    (tmp_path / 'notes').mkdir()
+    open_cache(source_of(random_images()), tmp_path)
+    assert len(list(tmp_path.iterdir())) == 3
+    assert (tmp_path / 'notes').exists()
+
+
+def test_without_locks_no_cache_is_removed(tmp_path, monkeypatch):
+    open_cache(source_of(random_images(), key='as it was'), tmp_path)
+
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, 'No locks available')
+    monkeypatch.setattr('fcntl.flock', refuse)
+    open_cache(source_of(random_images(), key='touched'), tmp_path)
+    assert len(folders(tmp_path)) == 2
 
 
 # what a person has to put right
