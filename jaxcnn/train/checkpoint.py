@@ -17,6 +17,7 @@ from orbax.checkpoint.checkpoint_managers import PreservationPolicy
 from jaxcnn import config as cfg
 from jaxcnn import sealed
 from jaxcnn.errors import UserError
+from jaxcnn.optim import path_name
 from jaxcnn.train.parallel import from_all
 from jaxcnn.train.state import TrainState
 
@@ -31,6 +32,22 @@ def fingerprint(state: Any) -> str:
         digest.update(f'{array.dtype}{array.shape}'.encode())
         digest.update(array.reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
+
+
+def _arrays(state: Any) -> dict[str, str]:
+    """Of each array of a state, 'params/Conv_0/kernel', its shape and type."""
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    return {path_name(path): f'{tuple(leaf.shape)} {leaf.dtype}' for path, leaf in leaves}
+
+
+def _difference(saved: dict[str, str], expected: dict[str, str]) -> str:
+    """What differs first between the arrays of a checkpoint and those of a run; '' where nothing does."""
+    for name in [*expected, *saved]:  # `saved` has gone through JSON, which may have sorted it
+        if saved.get(name) != expected.get(name):
+            which = 'network' if name.startswith(('params/', 'batch_stats/')) else 'optimisation'
+            return (f'of another {which}: {name} is {saved.get(name, "missing")} in the checkpoint and '
+                    f'{expected.get(name, "missing")} in the run')
+    return ''
 
 
 def _reason(error: Exception) -> str:
@@ -112,7 +129,8 @@ class Checkpoints:
             self._metrics[step] = metrics
             begun = self._manager.save(step, args=ocp.args.Composite(
                 state=ocp.args.StandardSave(state), progress=ocp.args.JsonSave(sealed.seal(
-                    {'progress': progress, 'metrics': metrics, 'fingerprint': fingerprint(state)}))))
+                    {'progress': progress, 'metrics': metrics, 'fingerprint': fingerprint(state),
+                     'arrays': _arrays(state)}))))
         except Exception as e:
             raise self._failed(e) from e
         if not begun:
@@ -181,9 +199,13 @@ class Checkpoints:
           template: a state of the same structure, shapes and types.
 
         Raises:
-          ValueError: it is damaged or of another structure.
+          UserError: it is of another network or optimisation.
+          ValueError: it is damaged.
         """
         kept = self._sealed(step)
+        if 'arrays' in kept and (difference := _difference(kept['arrays'], _arrays(template))):
+            raise UserError(f'checkpoint {step} in {self.folder} is {difference}; use the code and the config that it was '
+                            'trained with, or a new workdir')
         template = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), template)
         try:
             found = self._reader.restore(os.path.join(self.folder, str(step), 'state'),

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import logging
 import math
 import os
 import time
@@ -14,6 +15,8 @@ import jax
 from jaxcnn import config as cfg
 from jaxcnn.errors import UserError
 from jaxcnn.locks import LockedError, lock
+
+log = logging.getLogger('jaxcnn')
 
 
 def write_json(path: str, value: Any) -> None:
@@ -54,7 +57,7 @@ def read_config(workdir: str) -> cfg.Config:
 
 @contextlib.contextmanager
 def claim(workdir: str, config: cfg.Config) -> Iterator[None]:
-    """Holds the workdir for this run alone.
+    """Holds the workdir for this run alone. A run that has left no checkpoint, as one that diverged early, is forgotten.
 
     Raises:
       UserError: another run has it, it cannot be written, or it holds a run whose config would give another result.
@@ -71,12 +74,25 @@ def claim(workdir: str, config: cfg.Config) -> Iterator[None]:
         except OSError as e:
             raise UserError(f'workdir {workdir!r} cannot be written: {e.strerror}') from e
         path = os.path.join(workdir, 'config.json')
-        if os.path.exists(path):
+        if not _has_result(workdir):
+            if os.path.exists(path):
+                log.info('the run in %s has left no checkpoint: it begins anew', workdir)
+            for name in ('config.json', 'data.json'):  # without the former, normalisation is fitted anew, too
+                with contextlib.suppress(FileNotFoundError):
+                    os.remove(os.path.join(workdir, name))
+        elif os.path.exists(path):
             changed = cfg.differences(read_config(workdir), config)
             if changed:
                 raise UserError(f'workdir {workdir!r} holds a run with another config; use its config or a new '
                                 f'workdir. Changed: {"; ".join(changed)}')
         yield
+
+
+def _has_result(workdir: str) -> bool:
+    """Whether a run has left a checkpoint, be it damaged, or has ended."""
+    return os.path.exists(os.path.join(workdir, 'summary.json')) or any(
+        name.isdecimal() for end in ('', '.replaced', '.damaged')
+        if os.path.isdir(folder := os.path.join(workdir, f'checkpoints{end}')) for name in os.listdir(folder))
 
 
 _FLUSH = 30.0  # seconds in which scalars for TensorBoard may wait

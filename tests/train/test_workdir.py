@@ -35,6 +35,7 @@ def content(folder):
 def claim_once(folder, **fields):
     with claim(str(folder), parse(**fields)):
         write_json(str(folder / 'config.json'), cfg.to_dict(parse(**fields)))  # as a run does, once all is checked
+        (folder / 'checkpoints' / '1').mkdir(parents=True, exist_ok=True)
 
 
 # claiming
@@ -119,6 +120,27 @@ def test_a_field_that_can_change_the_result_may_not(tmp_path, fields):
     claim_once(tmp_path)
     with pytest.raises(UserError, match='Changed: config'):
         claim_once(tmp_path, **fields)
+
+
+def test_a_run_without_a_checkpoint_does_not_block_its_workdir(tmp_path):
+    claim_once(tmp_path, seed=1)
+    (tmp_path / 'data.json').write_text('of other data')
+    (tmp_path / 'checkpoints' / '1').rmdir()
+    (tmp_path / 'checkpoints' / '2.orbax-checkpoint-tmp').mkdir()  # a save that was killed
+    with claim(str(tmp_path), parse(seed=2)):
+        assert not (tmp_path / 'config.json').exists()
+        assert not (tmp_path / 'data.json').exists()
+
+
+@pytest.mark.parametrize('result', ['checkpoints/3', 'checkpoints.damaged/3', 'checkpoints.replaced/3', 'summary.json'])
+def test_a_run_that_has_left_anything_else_blocks_its_workdir(tmp_path, result):
+    claim_once(tmp_path, seed=1)
+    (tmp_path / 'checkpoints' / '1').rmdir()
+    (tmp_path / result).mkdir(parents=True)
+    before = content(tmp_path)
+    with pytest.raises(UserError, match='Changed: config'):
+        claim_once(tmp_path, seed=2)
+    assert content(tmp_path) == before
 
 
 @pytest.mark.parametrize('folder', ['file', 'file/run', '/proc/nowhere/run'])
