@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import errno
 import os
 import unicodedata
 from collections.abc import Iterable, Iterator
@@ -25,6 +26,32 @@ def within(field: str) -> Iterator[None]:
         if str(e).startswith('config.'):
             raise
         raise UserError(f'{field}: {e}') from e
+
+
+@contextlib.contextmanager
+def naming(path: str) -> Iterator[None]:
+    """Gives an OSError that names no file, as that of a full disk does when data are written, the path of the file."""
+    try:
+        yield
+    except OSError as e:
+        e.filename = path if e.filename is None else e.filename
+        raise
+
+
+def of_system(error: OSError, *folders: str) -> UserError:
+    """The error for an OSError: names its file; without one, those of `folders`, and of the folders for temporary files and
+    shared memory, whose file system is full."""
+    reason = error.strerror or ' '.join(map(str, error.args))
+    if error.filename is not None:
+        return UserError(f'{error.filename}: {reason}')
+    full = []
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        for folder in (*folders, os.environ.get('TMPDIR', '/tmp'), '/dev/shm'):
+            with contextlib.suppress(OSError):
+                status = os.statvfs(folder)
+                if status.f_bavail * status.f_frsize < 1 << 20 or (status.f_files and not status.f_favail):
+                    full.append(folder)
+    return UserError(f'{reason}: {", ".join(full)}' if full else reason)
 
 
 def check_bool(where: str, default: Any, value: Any) -> None:

@@ -23,7 +23,7 @@ import numpy as np
 from jaxcnn import config as cfg
 from jaxcnn.data import workers
 from jaxcnn.data.sources import Examples, InMemory, Source
-from jaxcnn.errors import UserError
+from jaxcnn.errors import UserError, naming, of_system
 from jaxcnn.locks import LockedError, is_shared, lock, share
 from jaxcnn.sealed import seal, unseal
 
@@ -143,9 +143,10 @@ def _decode(examples: Examples, source: Source, split: str, num_classes: int, fo
     first = first_whole()
     shape = (config.image_size, config.image_size, first.shape[-1]) if config.image_size else first.shape
     path = os.path.join(folder, f'{split}.images.npy')
-    np.lib.format.open_memmap(path, 'w+', np.uint8, (count, *shape)).flush()
-    with open(path, 'r+b') as f:  # a full disk must be an error here, not a fault when a page is written
-        os.posix_fallocate(f.fileno(), 0, os.path.getsize(path))
+    with naming(path):
+        np.lib.format.open_memmap(path, 'w+', np.uint8, (count, *shape)).flush()
+        with open(path, 'r+b') as f:  # a full disk must be an error here, not a fault when a page is written
+            os.posix_fallocate(f.fileno(), 0, os.path.getsize(path))
 
     many, cores = _many(examples), len(os.sched_getaffinity(0))
     size = -(-count // (8 * cores)) if many else 50
@@ -161,9 +162,10 @@ def _decode(examples: Examples, source: Source, split: str, num_classes: int, fo
             log.warning('left out: %s', line)
         if many:
             log.info('decoding %s: %d of %d images', split, len(labels), count)
-    with open(path, 'r+b') as f:
+    with naming(path), open(path, 'r+b') as f:
         os.fsync(f.fileno())
-    np.save(os.path.join(folder, f'{split}.labels.npy'), np.array(labels, np.int32))
+    with naming(folder):
+        np.save(os.path.join(folder, f'{split}.labels.npy'), np.array(labels, np.int32))
     return labels.count(-1)
 
 
@@ -210,7 +212,9 @@ def open_cache(source: Source, config: cfg.DataConfig) -> tuple[dict[str, Any], 
                     opened = _build(source, folder, config, origin), share(os.path.join(folder, 'meta.json'))
             _remove_superseded(folder, origin)
     except OSError as e:
-        raise UserError(f'cannot keep decoded images in {root!r} (config.data.cache_dir): {e.strerror or e}') from e
+        if not (str(e.filename).startswith(root) or root.startswith(str(e.filename))):
+            raise of_system(e, root) from e  # of the source, or of the processes that decode
+        raise UserError(f'cannot keep decoded images in {root!r} (config.data.cache_dir): {of_system(e)}') from e
     meta, shared = opened
     return meta, {split: (ArrayFile(os.path.join(folder, f'{split}.images.npy'), shared),
                           np.load(os.path.join(folder, f'{split}.labels.npy'), allow_pickle=False))
@@ -298,7 +302,7 @@ def _build(source: Source, folder: str, config: cfg.DataConfig, origin: list[Any
                       for split, part in parts.items()}
         meta = {'name': config.name, 'origin': origin, 'class_names': class_names, 'broken': broken,
                 'checksums': {f: _checksum(os.path.join(temporary, f)) for f in sorted(os.listdir(temporary))}}
-        with open(os.path.join(temporary, 'meta.json'), 'w') as f:
+        with naming(temporary), open(os.path.join(temporary, 'meta.json'), 'w') as f:
             json.dump(seal(meta), f)
             f.flush()
             os.fsync(f.fileno())

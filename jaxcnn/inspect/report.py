@@ -9,6 +9,7 @@ import numpy as np
 
 from jaxcnn import config as cfg
 from jaxcnn.data import Dataset
+from jaxcnn.errors import naming
 from jaxcnn.inspect import figures
 from jaxcnn.metrics import per_class
 
@@ -85,5 +86,6 @@ def write_report(workdir: str, config: cfg.Config, summary: Mapping[str, Any], r
         '```', _changed_fields(config), '```', '',
         '## Versions', '', '```', json.dumps(summary['versions']), '```', '',
     ]
-    with open(os.path.join(workdir, 'report.md'), 'w') as f:
+    path = os.path.join(workdir, 'report.md')
+    with naming(path), open(path, 'w') as f:
         f.write('\n'.join(lines))

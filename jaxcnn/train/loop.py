@@ -19,7 +19,7 @@ import numpy as np
 
 from jaxcnn import config as cfg
 from jaxcnn import memory, metrics
-from jaxcnn.errors import Diverged, UserError
+from jaxcnn.errors import Diverged, UserError, of_system
 from jaxcnn.timeline import Phase
 from jaxcnn.train import parallel, signals, workdir
 from jaxcnn.train.checkpoint import Checkpoints
@@ -365,7 +365,7 @@ def train_and_evaluate(config: cfg.Config | ml_collections.ConfigDict | Mapping[
             finally:
                 run.close()
         except OSError as e:
-            raise UserError(f'{e.filename or folder}: {e.strerror or e}') from e
+            raise of_system(e, folder, cfg.cache_folder(config.data.cache_dir)) from e
         except jax.errors.JaxRuntimeError as e:
             if 'RESOURCE_EXHAUSTED' not in str(e):
                 raise

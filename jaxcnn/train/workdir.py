@@ -13,7 +13,7 @@ from typing import IO, Any
 import jax
 
 from jaxcnn import config as cfg
-from jaxcnn.errors import UserError
+from jaxcnn.errors import UserError, naming
 from jaxcnn.locks import LockedError, lock
 
 log = logging.getLogger('jaxcnn')
@@ -22,7 +22,7 @@ log = logging.getLogger('jaxcnn')
 def write_json(path: str, value: Any) -> None:
     """Writes JSON under a temporary name and renames it, so that no reader sees half of it."""
     temporary = f'{path}.tmp'
-    with open(temporary, 'w') as f:
+    with naming(path), open(temporary, 'w') as f:
         json.dump(value, f, indent=2)
         f.write('\n')
         f.flush()
@@ -117,12 +117,13 @@ class MetricsLog:
         path = os.path.join(self.workdir, 'metrics.jsonl')
         kept = [json.dumps(row) + '\n' for row in read_metrics(self.workdir) if row['step'] <= self.step]
         temporary = f'{path}.tmp'
-        with open(temporary, 'w') as f:
+        with naming(path), open(temporary, 'w') as f:
             f.writelines(kept)
         os.replace(temporary, path)
         self._file = open(path, 'a')  # noqa: SIM115 (closed by close())
-        self._board = EventsWriter(os.path.join(self.workdir, 'events'))
-        self._event(self.step + 1, session_log=SessionLog(status=SessionLog.START))
+        with naming(self.workdir):
+            self._board = EventsWriter(os.path.join(self.workdir, 'events'))
+            self._event(self.step + 1, session_log=SessionLog(status=SessionLog.START))
 
     def _event(self, step: int, **content: Any) -> None:
         from tensorboardX.proto.event_pb2 import Event
@@ -131,8 +132,9 @@ class MetricsLog:
     def write(self, step: int, row: dict[str, float]) -> None:
         """One line, and one scalar for each figure."""
         from tensorboardX.summary import scalar
-        self._file.write(json.dumps({'step': step, **row}) + '\n')
-        self._file.flush()
+        with naming(self._file.name):
+            self._file.write(json.dumps({'step': step, **row}) + '\n')
+            self._file.flush()
         for name, value in row.items():
             if not math.isfinite(value):  # TensorBoard has no place for it
                 continue
@@ -143,12 +145,13 @@ class MetricsLog:
 
     def flush(self) -> None:
         """Brings the scalars to the disk; the lines are there already."""
-        self._board.flush()
+        with naming(self.workdir):
+            self._board.flush()
         self._flushed = time.monotonic()
 
     def close(self) -> None:
         """Writes out what is pending."""
-        with contextlib.closing(self._board):
+        with naming(self.workdir), contextlib.closing(self._board):
             self._file.close()
 
 

@@ -1,0 +1,62 @@
+"""An error of the system is told with the path that it is about, and no other."""
+
+import errno
+import os
+import types
+
+import pytest
+
+from jaxcnn import errors
+from jaxcnn.config import DataConfig
+from jaxcnn.data import cache, sources
+from jaxcnn.errors import UserError, naming, of_system
+from jaxcnn.train import loop, train_and_evaluate
+from jaxcnn.train.workdir import MetricsLog
+
+FULL = OSError(errno.ENOSPC, 'No space left on device')
+
+
+def test_an_error_of_writing_gets_the_name_of_the_file():
+    with pytest.raises(OSError, match='No space left') as error, naming('/run/a.json'), open('/dev/full', 'w') as f:
+        f.write('x')
+    assert error.value.filename == '/run/a.json'
+    with pytest.raises(FileNotFoundError) as other, naming('/run/a.json'):
+        os.stat('/nowhere')
+    assert other.value.filename == '/nowhere'
+    assert str(of_system(OSError('128 requested and 0 written'))) == '128 requested and 0 written'  # NumPy's
+
+
+def test_of_a_full_disk_without_a_name_the_full_file_systems_are_named(tmp_path, monkeypatch):
+    def status(folder):
+        free = 0 if folder == '/dev/shm' else 1 << 30
+        return types.SimpleNamespace(f_bavail=free, f_frsize=1, f_files=0, f_favail=0)
+    monkeypatch.setattr(errors.os, 'statvfs', status)
+    assert str(of_system(FULL, str(tmp_path))) == 'No space left on device: /dev/shm'
+    assert str(of_system(OSError(errno.EIO, 'Input/output error'), str(tmp_path))) == 'Input/output error'
+
+
+@pytest.mark.parametrize('error', [FULL, OSError(errno.ENOSPC, 'No space left on device', '/elsewhere/file')])
+def test_a_full_disk_elsewhere_is_not_blamed_on_the_workdir(small, tmp_path, monkeypatch, error):
+    def fail(*_):
+        raise error
+    monkeypatch.setattr(loop, 'Run', fail)
+    with pytest.raises(UserError, match=f'^{error.filename or ""}.*No space left') as told:
+        train_and_evaluate(small(), str(tmp_path / 'run'))
+    assert str(tmp_path) not in str(told.value)
+
+
+def test_a_metrics_file_that_cannot_be_written_is_named(tmp_path):
+    log = MetricsLog(str(tmp_path), 0)
+    log._file.close()
+    log._file = open('/dev/full', 'a')  # noqa: SIM115
+    with pytest.raises(OSError, match='No space left') as error:
+        log.write(1, {'train_loss': 1.0})
+    assert error.value.filename == '/dev/full'
+
+
+def test_an_error_of_the_source_is_not_blamed_on_the_cache(tmp_path):
+    def fail():
+        raise OSError(errno.EIO, 'Input/output error', '/data/shard-0')
+    source = sources.Source('somewhere', {}, {'train': fail}, lambda: ['a', 'b'])
+    with pytest.raises(UserError, match=r'^/data/shard-0: Input/output error$'):
+        cache.open_cache(source, DataConfig('tiny', cache_dir=str(tmp_path)))
