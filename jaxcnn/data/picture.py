@@ -1,41 +1,103 @@
 """A person's own picture, brought into the form of the data set that a network was trained on."""
 
+import contextlib
 import io
 import logging
 import os
+import struct
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from jaxcnn.data.cache import resize
 from jaxcnn.errors import UserError, shown
 
 MOST_PIXELS = 1 << 26  # of what is decoded before Pillow has judged whether its size is an attack
 log = logging.getLogger('jaxcnn')
+warnings.filterwarnings('ignore', module=r'PIL\.')  # of metadata and of sizes, and they do not name the file
+
+
+def _orientation(image: Image.Image) -> Any:
+    """The EXIF orientation, 1 to 8; 1, as the pixels are stored, where the EXIF block cannot be read."""
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # Pillow raises many kinds of error for EXIF blocks that are damaged
+        return 1
+
+
+def _upright(pixels: np.ndarray, orientation: Any) -> np.ndarray:
+    """Pixels (H, W, ...) as stored, turned and mirrored as the EXIF orientation says."""
+    if orientation not in range(2, 9):
+        return pixels
+    if orientation >= 5:
+        pixels = pixels.swapaxes(0, 1)
+    rows, columns = -1 if orientation in (3, 4, 7, 8) else 1, -1 if orientation in (2, 3, 6, 7) else 1
+    return np.ascontiguousarray(pixels[::rows, ::columns])
 
 
 def _plain_jpeg(content: bytes) -> np.ndarray | None:
-    """What Pillow gives, several times as fast, of a whole JPEG file without EXIF (which may turn it), in grey or YCbCr."""
+    """What Pillow gives, several times as fast, of a whole JPEG file in grey or YCbCr."""
     import simplejpeg
-    if not content.startswith(b'\xff\xd8\xff') or b'Exif\0\0' in content:
+    if not content.startswith(b'\xff\xd8\xff'):
         return None
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(content)
         if colours not in ('Gray', 'YCbCr') or height * width > MOST_PIXELS:
             return None
-        return simplejpeg.decode_jpeg(content, 'RGB')
+        pixels = simplejpeg.decode_jpeg(content, 'RGB')
     except ValueError:  # Pillow says what is wrong with it
         return None
+    if b'Exif\0\0' not in content:
+        return pixels
+    try:
+        with Image.open(io.BytesIO(content)) as file:
+            return _upright(pixels, _orientation(file))
+    except Exception:  # as in `_orientation`
+        return pixels
+
+
+# The tags of a TIFF file that its pixels and their orientation depend on.
+_TIFF_TAGS = {254, 255, 256, 257, 258, 259, 262, 266, 273, 274, 277, 278, 279, 284, 292, 293, 317, 320, 322, 323, 324, 325,
+              332, 338, 339, 347, *range(512, 522), 529, 530, 531, 532, 50674}
+
+
+def _without_metadata(content: bytes) -> bytes:
+    """A PNG or TIFF file reduced to its first picture and the orientation; other files as they are.
+
+    Metadata that is odd or large makes Pillow refuse the picture, or libtiff print to stderr.
+    """
+    if content.startswith(b'\x89PNG\r\n\x1a\n'):
+        chunks, start = [content[:8]], 8
+        while start < len(content):
+            end = start + 12 + int.from_bytes(content[start:start + 4], 'big')
+            if content[start + 4:start + 8] in (b'IHDR', b'PLTE', b'tRNS', b'eXIf', b'IDAT', b'IEND'):
+                chunks.append(content[start:end])
+            start = end
+        return b''.join(chunks)
+    if content.startswith((b'II*\0', b'MM\0*')):
+        order = '<' if content.startswith(b'II') else '>'
+        with contextlib.suppress(struct.error):  # a truncated file
+            start, = struct.unpack_from(f'{order}I', content, 4)
+            count, = struct.unpack_from(f'{order}H', content, start)
+            entries = [(struct.unpack_from(f'{order}H12x', content, at)[0], content[at:at + 12])
+                       for at in range(start + 2, start + 2 + 12 * count, 12)]
+            required = [entry for tag, entry in entries if tag in _TIFF_TAGS]
+            directory = struct.pack(f'{order}H', len(required)) + b''.join(required) + bytes(4)
+            return content[:start] + directory + content[start + len(directory):]
+    return content
 
 
 def read(path: str | os.PathLike, mode: str) -> np.ndarray:
     """The picture as a viewer shows it: uint8 (H, W) for mode `L`, (H, W, 3) for `RGB`; alpha is laid over white.
 
+    Of the metadata only the EXIF orientation is read; where that cannot be read, the picture is taken as it is stored.
+
     Raises:
       UserError: the file is missing or no picture.
     """
-    from PIL import Image, ImageOps, UnidentifiedImageError
     try:
         with open(path, 'rb', buffering=0) as opened:  # all of it at once
             content = opened.read()
@@ -43,8 +105,9 @@ def read(path: str | os.PathLike, mode: str) -> np.ndarray:
             raise UserError('empty file')
         if mode == 'RGB' and (decoded := _plain_jpeg(content)) is not None:
             return decoded
-        with Image.open(io.BytesIO(content)) as file:
-            image = ImageOps.exif_transpose(file)
+        with Image.open(io.BytesIO(_without_metadata(content))) as file:
+            file.load()
+            image: Image.Image = file
             if image.mode.startswith('I;16') or (image.mode == 'I' and file.format in ('PNG', 'PPM')):
                 image = Image.fromarray((np.asarray(image) / 257).clip(0, 255).astype(np.uint8))  # PIL's own would clip them
             if image.mode in ('I', 'F'):
@@ -52,7 +115,7 @@ def read(path: str | os.PathLike, mode: str) -> np.ndarray:
             if image.has_transparency_data:
                 image = image.convert('RGBA')
                 image = Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image)
-            return np.asarray(image.convert(mode))
+            return _upright(np.asarray(image.convert(mode)), _orientation(file))
     except FileNotFoundError:
         raise UserError(f'{shown(path)}: no such file') from None
     except Exception as e:  # Pillow's decoders raise many kinds of error
@@ -81,7 +144,6 @@ def frame_ink(grey: np.ndarray, ink: Mapping[str, Any], ink_is: str = 'auto') ->
     Returns:
       uint8 (size, size, 1). A picture of one nearly even grey comes out black.
     """
-    from PIL import Image
     size, box = ink['size'], ink['box']
     canvas = np.zeros((size, size, 1), np.uint8)
     if grey.min() == grey.max():

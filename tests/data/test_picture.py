@@ -1,11 +1,16 @@
 """A person's own picture, brought into the form of the data set."""
 
+import io
 import os
 import shutil
+import struct
+import subprocess
+import sys
+import zlib
 
 import numpy as np
 import pytest
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps
 
 from jaxcnn.data import picture
 from jaxcnn.data.cache import resize
@@ -294,6 +299,98 @@ def test_sixteen_bits_are_scaled_and_thirty_two_refused(tmp_path):
         Image.fromarray(grey.astype(kind)).save(tmp_path / 'b.tif')
         with pytest.raises(UserError, match=r'b\.tif: has pixels of 32 bits'):
             picture.read(tmp_path / 'b.tif', 'RGB')
+
+
+# metadata
+
+
+GRADIENT = np.uint8(np.add.outer(np.arange(24) * 4, np.arange(40) * 2))[..., None] * np.ones(3, np.uint8)
+
+
+def encoded(kind, **options):
+    """GRADIENT as the bytes of a file."""
+    file = io.BytesIO()
+    Image.fromarray(GRADIENT).save(file, kind, **options)
+    return file.getvalue()
+
+
+def exif(*entries):
+    """An EXIF block of entries (tag, type, count, four bytes), with two NaN at byte 200."""
+    block = b'II*\0' + struct.pack('<IH', 8, len(entries)) + b''.join(struct.pack('<HHI4s', *entry) for entry in entries)
+    return block.ljust(200, b'\0') + struct.pack('<2d', float('nan'), float('nan'))
+
+
+TURNED = (0x0112, 3, 1, b'\6\0\0\0')
+TEXT_AND_NAN = exif((0x010f, 12, 1, struct.pack('<I', 200)), TURNED, (0x011a, 2, 4, b'abc\0'), (0x0128, 5, 1, bytes(4)),
+                    (0x8769, 2, 4, b'xyz\0'), (0x8825, 2, 4, b'xyz\0'))
+
+
+def with_exif(kind, block):
+    """A file of `kind` with an EXIF block that Pillow would not write."""
+    if kind == 'JPEG':
+        block = b'Exif\0\0' + block
+        return b'\xff\xd8\xff\xe1' + struct.pack('>H', 2 + len(block)) + block + encoded('JPEG', quality=100)[2:]
+    return with_chunks((b'eXIf', block)) if kind == 'PNG' else encoded(kind, exif=block, lossless=True)
+
+
+def with_chunks(*chunks):
+    """A PNG file with chunks after its header."""
+    content = encoded('PNG')
+    return content[:33] + b''.join(struct.pack('>I', len(data)) + name + data + struct.pack('>I', zlib.crc32(name + data))
+                                   for name, data in chunks) + content[33:]
+
+
+def tiff_with_text_for_numbers():
+    content = encoded('TIFF')
+    offset, = struct.unpack_from('<I', content, 4)
+    count, = struct.unpack_from('<H', content, offset)
+    entries = [content[at:at + 12] for at in range(offset + 2, offset + 2 + 12 * count, 12)]
+    entries += [struct.pack('<HHI4s', *entry) for entry in (TURNED, (0x02bc, 3, 2, bytes(4)), (0x8769, 2, 4, b'xyz\0'))]
+    entries.sort(key=lambda entry: struct.unpack_from('<H', entry))
+    return (content[:4] + struct.pack('<I', len(content)) + content[8:]
+            + struct.pack('<H', len(entries)) + b''.join(entries) + bytes(4))
+
+
+LARGE = zlib.compress(b'x' * (3 << 20))
+
+
+@pytest.mark.parametrize(('content', 'turned'), [
+    *((with_exif(kind, TEXT_AND_NAN), True) for kind in ('JPEG', 'PNG', 'WEBP')),
+    *((with_exif(kind, b'no EXIF at all'), False) for kind in ('JPEG', 'PNG', 'WEBP')),
+    (with_exif('JPEG', exif((0x0112, 2, 4, b'abc\0'))), False),
+    (with_chunks((b'zTXt', b'Comment\0\0' + LARGE), (b'iCCP', b'profile\0\0' + LARGE), (b'eXIf', exif(TURNED))), True),
+    (with_chunks(*[(b'tEXt', b'Comment\0' + bytes(1 << 20))] * 65), False),
+    (with_chunks((b'cHRM', b''), (b'iCCP', b'profile\0\1'), (b'pHYs', b'')), False),
+    (tiff_with_text_for_numbers(), True),
+], ids=['JPEG', 'PNG', 'WebP', 'JPEG no EXIF', 'PNG no EXIF', 'WebP no EXIF', 'JPEG orientation in words', 'PNG large',
+        'PNG 65 MiB', 'PNG truncated chunks', 'TIFF'])
+def test_odd_metadata_refuses_no_picture(tmp_path, content, turned):
+    (tmp_path / 'a').write_bytes(content)
+    expected = np.rot90(GRADIENT, -1) if turned else GRADIENT
+    for mode, pixels in (('RGB', expected), ('L', expected[..., 0])):
+        assert difference(picture.read(tmp_path / 'a', mode), pixels).max() <= 2
+
+
+@pytest.mark.parametrize('kind', ['JPEG', 'PNG', 'TIFF'])
+@pytest.mark.parametrize('orientation', range(10))
+def test_every_orientation_is_pillows(tmp_path, kind, orientation):
+    tags = Image.Exif()
+    tags[0x0112] = orientation
+    content = encoded(kind, exif=tags)
+    (tmp_path / 'a').write_bytes(content)
+    with Image.open(io.BytesIO(content)) as image:
+        np.testing.assert_array_equal(picture.read(tmp_path / 'a', 'RGB'), np.asarray(ImageOps.exif_transpose(image)))
+
+
+def test_pillows_warnings_are_silent(tmp_path):
+    """In a process of its own, for pytest has its own filters."""
+    content = encoded('WEBP', exif=exif((0x010f, 3, 9, struct.pack('<I', 200))))
+    (tmp_path / 'a').write_bytes(content)
+    code = 'import sys; from PIL import Image; {}Image.open(sys.argv[1]).getexif().get(0x010f)'
+    stderr = [subprocess.run([sys.executable, '-c', code.format(first), str(tmp_path / 'a')], capture_output=True, text=True,
+                             check=True).stderr for first in ('', 'from jaxcnn.data import picture; ')]
+    assert 'UserWarning' in stderr[0]
+    assert not stderr[1]
 
 
 # what is no picture
