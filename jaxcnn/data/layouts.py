@@ -4,6 +4,7 @@ come in. `config.data.dir` is the folder or file, `config.data.name` the layout.
 All are listed at once and decoded when asked for, each as a viewer would show it (`picture.read`), in RGB.
 """
 
+import collections
 import csv
 import dataclasses
 import functools
@@ -24,10 +25,11 @@ from jaxcnn.data import picture
 from jaxcnn.data.sources import InMemory, Source, add_source
 from jaxcnn.errors import UserError, shown
 
-SUFFIXES = ('.jpg', '.jpeg', '.jpe', '.jfif', '.png', '.webp', '.bmp', '.gif', '.tif', '.tiff', '.ppm', '.pgm')
 SPLITS = {'train': ('train', 'training'), 'val': ('val', 'valid', 'validation', 'dev'),
           'test': ('test', 'testing', 'evaluation')}
 UNLABELLED = '-1'
+# Kinds of file that data sets come with; others that are skipped may have been meant as images.
+_NOTES = {'.txt', '.md', '.html', '.pdf', '.csv', '.tsv', '.json', '.xml', '.yaml', '.yml', '.mat', '.npy', '.py', '.db'}
 _UNLABELLED_FOLDERS = ('unlabeled', 'unlabelled')
 log = logging.getLogger('jaxcnn')
 
@@ -78,8 +80,23 @@ def _entries(folder: str) -> list[os.DirEntry]:
         raise UserError(f'{shown(folder)}: cannot be read: {e.strerror}') from e
 
 
-def _images(root: str, folder: str, above: tuple[tuple[int, int], ...] = ()) -> Iterator[str]:
-    """Paths, relative to `root`, of the image files in a folder and in those within it; links are followed."""
+def _kind(entry: os.DirEntry) -> str:
+    """The ending of a file that is no image that can be read, with its dot and in lower case; '' for an image.
+
+    A file without an ending, such as `photo`, `photo.001` or `photo.jpg_large`, is judged by its content.
+    """
+    ending = re.search(r'\.(?=[0-9]*[a-z])[a-z0-9]{1,8}$', entry.name.lower())
+    if entry.is_file() and (ending[0] in picture.endings() if ending else picture.is_picture(entry.path)):
+        return ''
+    return ending[0] if ending else 'without an ending'
+
+
+def _images(root: str, folder: str, skipped: collections.Counter[str], above: tuple[tuple[int, int], ...] = ()
+            ) -> Iterator[str]:
+    """Paths, relative to `root`, of the image files in a folder and in those within it; links are followed.
+
+    Other files are counted in `skipped` by their ending; hidden ones are not.
+    """
     try:
         status = os.stat(folder)
     except OSError as e:
@@ -93,9 +110,20 @@ def _images(root: str, folder: str, above: tuple[tuple[int, int], ...] = ()) -> 
         if entry.is_symlink() and not os.path.exists(entry.path):
             raise UserError(f'{shown(entry.path)}: a link that leads nowhere')
         if entry.is_dir():
-            yield from _images(root, entry.path, (*above, here))
-        elif entry.name.lower().endswith(SUFFIXES):
+            yield from _images(root, entry.path, skipped, (*above, here))
+        elif kind := _kind(entry):
+            skipped[kind] += 1
+        else:
             yield os.path.relpath(entry.path, root)
+
+
+def _log_skipped(root: str, skipped: collections.Counter[str]) -> None:
+    """One line that counts the skipped files by kind."""
+    if skipped:
+        counts = ', '.join(f'{count} {kind}' for kind, count in skipped.most_common())
+        plugin = '; the package pillow-heif reads HEIC' if skipped.keys() & {'.heic', '.heif', '.hif'} else ''
+        level = logging.INFO if skipped.keys() <= _NOTES else logging.WARNING
+        log.log(level, '%s: skipped files: %s%s', shown(root), counts, plugin)
 
 
 def _parts(where: str, held: Mapping[str, str]) -> dict[str, str]:
@@ -198,30 +226,41 @@ _EXPECTED = {
 
 
 def folder(config: DataConfig) -> Source:
-    """`<root>/<split>/<class>/*`, or `<root>/<class>/*`, folders within a class included; `unlabeled` is no class."""
+    """`<root>/<split>/<class>/*`, or `<root>/<class>/*`, folders within a class included; `unlabeled` is no class.
+
+    Images beside the class folders are counted and skipped.
+    """
     root = _existing(config.dir, 'folder')
     listed: Listed = {}
-    for split, path in _split_folders(root).items():
+    skipped: collections.Counter[str] = collections.Counter()
+    parts = _split_folders(root)
+    for path in dict.fromkeys([root, *parts.values()]):
+        skipped.update(_kind(entry) or 'images beside the class folders' for entry in _entries(path)
+                       if not entry.is_dir() and not entry.name.startswith('.'))
+    for split, path in parts.items():
         listed[split] = []
         for entry in _entries(path):
             if entry.is_dir() and not entry.name.startswith('.'):
                 name = UNLABELLED if entry.name.lower() in _UNLABELLED_FOLDERS else entry.name
-                images = [(image, name) for image in _images(root, entry.path)]
+                images = [(image, name) for image in _images(root, entry.path, skipped)]
                 listed[split] += images
                 if not images:
                     log.warning('%s: holds no images, and is no class', shown(entry.path))
+    _log_skipped(root, skipped)
     return _source('folder', root, listed)
 
 
 def flat(config: DataConfig) -> Source:
     """`<root>/<split>/<label>_<id>.jpg`, or without splits; a label of -1, or none, means unlabelled."""
     root = _existing(config.dir, 'flat')
+    skipped: collections.Counter[str] = collections.Counter()
 
     def label(path: str) -> str:
         name, _, rest = os.path.splitext(os.path.basename(path))[0].rpartition('_')
         return name if rest else UNLABELLED
-    listed = {split: [(path, label(path) or UNLABELLED) for path in _images(root, where)]
+    listed = {split: [(path, label(path) or UNLABELLED) for path in _images(root, where, skipped)]
               for split, where in _split_folders(root).items()}
+    _log_skipped(root, skipped)
     return _source('flat', root, listed)
 
 
@@ -288,9 +327,12 @@ def tiny_imagenet(config: DataConfig) -> Source:
     if len(set(wnids)) < len(wnids):
         twice = sorted({w for w in wnids if wnids.count(w) > 1})
         raise UserError(f'{os.path.join(root, "wnids.txt")}: {", ".join(twice[:3])}: named twice')
-    listed: Listed = {'train': [(path, wnid) for wnid in wnids for path in _images(root, os.path.join(root, 'train', wnid))],
+    skipped: collections.Counter[str] = collections.Counter()
+    listed: Listed = {'train': [(path, wnid) for wnid in wnids
+                                for path in _images(root, os.path.join(root, 'train', wnid), skipped)],
                       'test': [(os.path.join('val', 'images', line[0]), line[1])
                                for line in _tabbed(root, os.path.join('val', 'val_annotations.txt'), 2)]}
+    _log_skipped(root, skipped)
     return dataclasses.replace(_source('tiny_imagenet', root, listed, wnids, words), val_fraction=0.2)
 
 

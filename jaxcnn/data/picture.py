@@ -1,6 +1,7 @@
 """A person's own picture, brought into the form of the data set that a network was trained on."""
 
 import contextlib
+import functools
 import io
 import logging
 import os
@@ -15,9 +16,33 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from jaxcnn.data.cache import resize
 from jaxcnn.errors import UserError, shown
 
+# Pillow's formats of pictures; not its stubs, nor documents, films and icons.
+FORMATS = ('JPEG', 'MPO', 'PNG', 'WEBP', 'AVIF', 'HEIF', 'JPEG2000', 'GIF', 'BMP', 'DIB', 'TIFF', 'PPM', 'QOI', 'TGA', 'PCX')
+_WITHOUT_SIGNATURE = ('TGA', 'PCX')  # other files may pass for one of these
 MOST_PIXELS = 1 << 26  # of what is decoded before Pillow has judged whether its size is an attack
 log = logging.getLogger('jaxcnn')
+with contextlib.suppress(ImportError):  # the plugin for HEIC, which is not required
+    import pillow_heif
+    pillow_heif.register_heif_opener()
 warnings.filterwarnings('ignore', module=r'PIL\.')  # of metadata and of sizes, and they do not name the file
+
+
+@functools.cache
+def endings() -> frozenset[str]:
+    """Endings, in lower case and with the dot, of the files that `read` decodes with the plugins that are installed."""
+    Image.init()
+    return frozenset(ending for ending, kind in Image.registered_extensions().items()
+                     if kind in FORMATS and kind in Image.OPEN)
+
+
+def is_picture(path: str | os.PathLike) -> bool:
+    """Whether the content of a file, whatever its name, begins as a picture that `read` decodes."""
+    Image.init()
+    try:
+        with Image.open(path, formats=[kind for kind in FORMATS if kind in Image.OPEN and kind not in _WITHOUT_SIGNATURE]):
+            return True
+    except Exception:  # Pillow's plugins raise many kinds of error
+        return False
 
 
 def _orientation(image: Image.Image) -> Any:

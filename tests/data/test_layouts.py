@@ -310,6 +310,35 @@ def test_wrong_arrays_are_told_in_one_line(tmp_path, fields, line):
     assert '\n' not in str(error.value)
 
 
+# ---- which files are read
+
+
+def test_files_are_read_by_their_content_or_counted_by_kind(tmp_path, caplog):
+    root = write_folder(tmp_path / 'set', train=4, test=2)
+    for name, kind in (('a.avif', 'AVIF'), ('b.jp2', 'JPEG2000'), ('c', 'PNG'), ('d.001', 'GIF'), ('e.jpg_large', 'BMP')):
+        Image.new('RGB', (8, 6), COLOURS['bee']).save(root / 'train' / 'bee' / name, kind)
+    for i in range(3):
+        (root / 'train' / 'bee' / f'{i}.HEIC').write_bytes(b'\0\0\0\x18ftypheic')
+        save(root / 'train' / f'loose_{i}.png', COLOURS['bee'])
+        save(root / f'loose_{i}.png', COLOURS['bee'])
+    (root / 'train' / 'bee' / 'LICENSE').write_text('P5 is not meant as a picture')
+    os.mkfifo(root / 'train' / 'bee' / 'pipe')
+    (root / 'notes.txt').write_text('')
+    (root / 'train' / 'bee' / '.DS_Store').write_text('')
+    assert_holds(load(tmp_path, 'folder', root, val_fraction=0.0), train=17, test=6)
+    lines = [record.getMessage() for record in caplog.records if 'skipped files' in record.getMessage()]
+    assert lines == [f'{root}: skipped files: 6 images beside the class folders, 3 .heic, 2 without an ending, 1 .txt; the '
+                     'package pillow-heif reads HEIC']
+
+
+def test_notes_beside_images_are_no_warning(tmp_path, caplog):
+    root = write_folder(tmp_path / 'set', train=4)
+    (root / 'train' / 'bee' / 'notes.txt').write_text('')
+    with caplog.at_level('INFO', 'jaxcnn'):
+        load(tmp_path, 'folder', root)
+    assert [record.levelname for record in caplog.records if 'skipped files: 1 .txt' in record.getMessage()] == ['INFO']
+
+
 # ---- what may be wrong
 
 
