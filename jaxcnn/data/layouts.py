@@ -14,6 +14,7 @@ import logging
 import os
 import re
 import struct
+import unicodedata
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -61,10 +62,38 @@ Listed = dict[str, list[tuple[str, str]]]  # of each split, paths and the names 
 def _existing(path: str, name: str) -> str:
     if not path:
         raise UserError(f'the layout {name!r} needs the folder or file that holds the images')
-    path = os.path.expanduser(path)
+    path = _as_stored(os.path.expanduser(path))
     if not os.path.exists(path):
         raise UserError(f'{path!r} does not exist')
     return path
+
+
+def _nfc(name: str) -> str:
+    """The composed Unicode form: `é` is one character in some files and tables, and `e` with an accent in others."""
+    return unicodedata.normalize('NFC', name)
+
+
+@functools.lru_cache(128)
+def _names(folder: str, changed: int) -> dict[str, str]:
+    """The names in a folder by their composed form; `changed` is when the folder was."""
+    return {_nfc(name): name for name in sorted(os.listdir(folder), reverse=True)}
+
+
+def _as_stored(path: str) -> str:
+    """A path that exists; where the very one does not, that whose names differ from it in Unicode form alone."""
+    if path.isascii() or os.path.lexists(path):
+        return path
+    folder, name = os.path.split(path)
+    if not name or folder == path:
+        return path
+    folder = _as_stored(folder)
+    if os.path.lexists(path := os.path.join(folder, name)):
+        return path
+    try:
+        names = _names(folder or '.', os.stat(folder or '.').st_mtime_ns)
+    except (OSError, ValueError):  # the latter for a name with a zero byte
+        return path
+    return os.path.join(folder, names.get(_nfc(name), name))
 
 
 def _entries(folder: str) -> list[os.DirEntry]:
@@ -172,7 +201,7 @@ def _source(name: str, root: str, listed: Listed, order: Sequence[str] | None = 
     Raises:
       UserError: nothing to train on, or a class that is not among them.
     """
-    known = {split: [row for row in rows if row[1] != UNLABELLED] for split, rows in listed.items()}
+    known = {split: [(path, _nfc(c)) for path, c in rows if c != UNLABELLED] for split, rows in listed.items()}
     for split, rows in listed.items():
         if len(rows) > len(known[split]):
             log.info('%s: %d images of the %s part carry no label and are left out', shown(root),
@@ -189,7 +218,11 @@ def _source(name: str, root: str, listed: Listed, order: Sequence[str] | None = 
         del known['test']
     digest = hashlib.sha256(os.fsencode(os.path.realpath(root)))
     for split, rows in known.items():
-        for path, c in rows:
+        for number, (path, c) in enumerate(rows):
+            whole = os.path.join(root, path)
+            if (stored := _as_stored(whole)) != whole:
+                path = os.path.relpath(stored, root)
+                rows[number] = path, c
             if c not in label:
                 raise UserError(f'{shown(os.path.join(root, path))}: its class {c!r} is not one of the {len(classes)} '
                                 'classes of the training part')

@@ -310,6 +310,38 @@ def test_wrong_arrays_are_told_in_one_line(tmp_path, fields, line):
     assert '\n' not in str(error.value)
 
 
+# ---- Unicode
+
+
+COMPOSED, DECOMPOSED = 'caf\N{LATIN SMALL LETTER E WITH ACUTE}', 'cafe\N{COMBINING ACUTE ACCENT}'
+
+
+@pytest.mark.parametrize(('train', 'test'), [(COMPOSED, DECOMPOSED), (DECOMPOSED, COMPOSED)])
+def test_a_class_is_the_same_in_every_unicode_form(tmp_path, train, test):
+    root = tmp_path / DECOMPOSED
+    for split, name, count in (('train', train, 3), ('train', test, 2), ('test', test, 2)):
+        for i in range(count):
+            save(root / split / name / f'{name}_{i}.png', COLOURS['ant'])
+            save(root / split / 'bee' / f'bee_{i}.png', COLOURS['bee'])
+    for layout in ('folder', 'flat'):
+        dataset = load(tmp_path, layout, tmp_path / COMPOSED, val_fraction=0.0)
+        assert dataset.class_names == ['bee', COMPOSED]
+        assert {split: part.class_counts(2) for split, part in dataset.splits.items()} == {'train': [3, 5], 'test': [2, 2]}
+
+
+@pytest.mark.parametrize(('in_table', 'on_disk'), [(COMPOSED, DECOMPOSED), (DECOMPOSED, COMPOSED)])
+def test_a_path_in_a_table_may_have_another_unicode_form_than_the_file(tmp_path, in_table, on_disk):
+    rows = []
+    for name, colour in COLOURS.items():
+        for i in range(4):
+            save(tmp_path / on_disk / name / f'{on_disk}{i}.png', colour)
+            rows.append(f'{in_table}/{name}/{in_table}{i}.png,{name}')
+    save(tmp_path / on_disk / 'ant' / f'{in_table}0.png', COLOURS['bee'])  # the file of the very name comes first
+    rows[0] = rows[0].replace(',ant', ',bee')
+    (tmp_path / 'a.csv').write_text('\n'.join(['path,label', *rows]))
+    assert_holds(load(tmp_path, 'csv', tmp_path / 'a.csv', val_fraction=0.25), train=9, val=3)
+
+
 # ---- which files are read
 
 
