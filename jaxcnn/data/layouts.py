@@ -5,8 +5,8 @@ All are listed at once and decoded when asked for, each as a viewer would show i
 """
 
 import collections
-import csv
 import dataclasses
+import decimal
 import functools
 import gzip
 import hashlib
@@ -22,7 +22,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from jaxcnn.config import DataConfig
-from jaxcnn.data import picture
+from jaxcnn.data import picture, tables
 from jaxcnn.data.sources import InMemory, Source, add_source
 from jaxcnn.errors import UserError, shown
 
@@ -247,7 +247,9 @@ def _unique(names: Sequence[str], classes: Sequence[str]) -> list[str]:
 
 def _natural(name: str) -> tuple:
     """Sorts numbers by their value, and before names."""
-    return (0, int(name), os.fsencode(name)) if re.fullmatch(r'[0-9]+', name) else (1, 0, os.fsencode(name))
+    if re.fullmatch(r'-?[0-9]+(\.[0-9]+)?', name):
+        return 0, decimal.Decimal(name), os.fsencode(name)
+    return 1, 0, os.fsencode(name)
 
 
 _EXPECTED = {
@@ -300,7 +302,8 @@ def flat(config: DataConfig) -> Source:
 def table(config: DataConfig) -> Source:
     """A CSV file with the columns path, label and, if it likes, split; or a folder with `train.csv`, `val.csv`, `test.csv`.
 
-    Paths are relative to the table's folder. A first row that names the columns may stand there in any order.
+    Paths are relative to the table's folder. A first row that names the columns may stand there in any order. A label of -1,
+    NaN or nothing means unlabelled.
     """
     where = _existing(config.dir, 'csv')
     if os.path.isdir(where):
@@ -311,9 +314,21 @@ def table(config: DataConfig) -> Source:
     else:
         files, root = {'train': where}, os.path.dirname(os.path.abspath(where))
     listed: Listed = {}
+    first: dict[str, tuple[str, str]] = {}  # by path, the class of an image and where it is listed first
+    repeated: collections.Counter[str] = collections.Counter()
     for split, file in files.items():
-        for row_split, path, name in _rows(file, split):
+        for line, row_split, path, name in _rows(file, split):
             listed.setdefault(row_split, []).append((path, name))
+            if name == UNLABELLED:
+                continue
+            name, place = _nfc(name), f'{file}: line {line}'
+            earlier, where = first.setdefault(_nfc(os.path.normpath(path)), (name, place))
+            if earlier != name:
+                raise UserError(f'{shown(path)} has two labels: {shown(earlier)!r} in {where}, {shown(name)!r} in {place}')
+            if where != place:
+                repeated[f'{where} and {place}'] += 1
+    if repeated:
+        log.warning('%s: images that a second row lists: %d, as in %s', shown(root), repeated.total(), next(iter(repeated)))
     return _source('csv', root, {'train': [], **listed})
 
 
@@ -321,14 +336,9 @@ _COLUMNS = {'path': ('path', 'file', 'filename', 'file_name', 'image', 'image_pa
             'label': ('label', 'class', 'category', 'target'), 'split': ('split', 'part', 'subset')}
 
 
-def _rows(file: str, split: str) -> Iterator[tuple[str, str, str]]:
-    """Split, path and class of each row of a table."""
-    try:
-        with open(file, newline='', encoding='utf-8-sig', errors='surrogateescape') as f:
-            reader = csv.reader(f)
-            rows = [(reader.line_num, row) for row in reader if row]
-    except (OSError, csv.Error) as e:
-        raise UserError(f'{file}: cannot be read: {getattr(e, "strerror", None) or e}') from e
+def _rows(file: str, split: str) -> Iterator[tuple[int, str, str, str]]:
+    """Line, split, path and class of each row of a table."""
+    rows = tables.read_rows(file)
     columns = {'path': 0, 'label': 1}
     if rows:
         head = [cell.strip().lower() for cell in rows[0][1]]
@@ -340,12 +350,14 @@ def _rows(file: str, split: str) -> Iterator[tuple[str, str, str]]:
                 raise UserError(f'{file}: no column is called {", ".join(_COLUMNS["label"])}; there are: {", ".join(head)}')
     for number, row in rows:
         if len(row) <= max(columns.values()):
-            raise UserError(f'{file}: line {number} has {len(row)} cells, expected {max(columns.values()) + 1} or more')
+            raise UserError(f'{file}: line {number} has {len(row)} cells, expected {max(columns.values()) + 1} or more, '
+                            'separated by a comma, a semicolon or a tab')
         where = row[columns['split']].strip().lower() if 'split' in columns else split
         part = next((s for s, names in SPLITS.items() if where in names), None)
         if part is None:
             raise UserError(f'{file}: line {number}: unknown split {where!r}; known: {", ".join(SPLITS)}')
-        yield part, row[columns['path']].strip(), (row[columns['label']].strip() if 'label' in columns else '') or UNLABELLED
+        name = tables.label(row[columns['label']]) if 'label' in columns else ''
+        yield number, part, row[columns['path']].strip(), name or UNLABELLED
 
 
 def tiny_imagenet(config: DataConfig) -> Source:
@@ -372,11 +384,7 @@ def tiny_imagenet(config: DataConfig) -> Source:
 def _tabbed(root: str, name: str, cells: int) -> list[list[str]]:
     """The rows of a file of cells with tabs between them."""
     path = os.path.join(root, name)
-    try:
-        with open(path, encoding='utf-8') as f:
-            rows = [line.rstrip('\n').split('\t') for line in f if line.strip()]
-    except (OSError, UnicodeDecodeError) as e:
-        raise UserError(f'{path}: cannot be read: {getattr(e, "strerror", None) or e}') from e
+    rows = [line.split('\t') for line in tables.read_text(path).replace('\r\n', '\n').split('\n') if line.strip()]
     for number, row in enumerate(rows, 1):
         if len(row) < cells:
             raise UserError(f'{path}: row {number} has {len(row)} cells with tabs between them, expected {cells}')

@@ -342,6 +342,73 @@ def test_a_path_in_a_table_may_have_another_unicode_form_than_the_file(tmp_path,
     assert_holds(load(tmp_path, 'csv', tmp_path / 'a.csv', val_fraction=0.25), train=9, val=3)
 
 
+# ---- tables as programs write them
+
+
+def table_of(root, count=4, **labels):
+    """Rows of a path and a label, of images of each colour; `labels` names the classes otherwise."""
+    rows = []
+    for name, colour in COLOURS.items():
+        for i in range(count):
+            save(root / name / f'{i}.png', colour)
+            rows.append((f'{name}/{i}.png', labels.get(name, name)))
+    return rows
+
+
+@pytest.mark.parametrize(('encoding', 'delimiter', 'end'), [
+    ('utf-8', '\t', '\n'), ('utf-8-sig', ';', '\r\n'), ('utf-16', ',', '\r'), ('utf-16-le', '\t', '\r\n'),
+    ('utf-16-be', ';', '\n'), ('utf-32', ',', '\n')])
+def test_tables_of_every_separator_and_encoding(tmp_path, encoding, delimiter, end):
+    rows = [('path', 'label'), *table_of(tmp_path, ant='caf\N{LATIN SMALL LETTER E WITH ACUTE}, brown')]
+    text = ''.join(delimiter.join(f'"{cell}"' if delimiter in cell else cell for cell in row) + end for row in rows)
+    (tmp_path / 'a.csv').write_bytes(text.encode(encoding))
+    dataset = load(tmp_path, 'csv', tmp_path / 'a.csv', val_fraction=0.25)
+    assert dataset.class_names == ['bee', 'caf\N{LATIN SMALL LETTER E WITH ACUTE}, brown', 'cow']
+    assert dataset.splits['train'].class_counts(3) == [3, 3, 3]
+
+
+@pytest.mark.parametrize(('content', 'line'), [
+    (b'path,label\na.png,ant\nb.png,caf\xe9\n', r'a\.csv: line 3 is not UTF-8 \(byte 0xe9: .*save it as UTF-8'),
+    ('path,label\na.png,ant\n'.encode('utf-16')[:-1], r'a\.csv: line 2 is not UTF-16'),
+    (b'path label\na.png ant\n', 'line 1 has 1 cells, expected 2 or more, separated by a comma, a semicolon or a tab'),
+])
+def test_a_table_that_is_not_understood_is_told_with_its_line(tmp_path, content, line):
+    (tmp_path / 'a.csv').write_bytes(content)
+    with pytest.raises(UserError, match=line) as error:
+        load(tmp_path, 'csv', tmp_path / 'a.csv')
+    assert '\n' not in str(error.value)
+
+
+def test_numbers_as_labels(tmp_path):
+    rows = table_of(tmp_path, ant='0.0', bee='10.0', cow='2.5')
+    rows += [('missing.png', label) for label in ('-1', '-1.0', 'nan', 'NaN', '')]
+    test = table_of(tmp_path / 'test', count=2, ant='0', bee='10', cow='2.5')
+    for split, part in (('train', rows), ('test', [(f'test/{path}', name) for path, name in test])):
+        (tmp_path / f'{split}.csv').write_text('path,label\n' + ''.join(f'{path},{name}\n' for path, name in part))
+    dataset = load(tmp_path, 'csv', tmp_path, val_fraction=0.0)
+    assert dataset.class_names == ['0', '2.5', '10']
+    assert {split: part.class_counts(3) for split, part in dataset.splits.items()} == {'train': [4, 4, 4], 'test': [2, 2, 2]}
+
+
+def test_numbers_sort_by_value():
+    numbers = ['-10', '-2.5', '0', '0.5', '2', '10', '10.5', '10000000000000000000001', '10000000000000000000002']
+    assert sorted([*numbers[::-1], 'a', '-', '1.'], key=layouts._natural) == [*numbers, '-', '1.', 'a']
+
+
+# ---- duplicates
+
+
+def test_an_image_that_a_table_lists_twice(tmp_path, caplog):
+    rows = table_of(tmp_path)
+    table = tmp_path / 'a.csv'
+    table.write_text('path,label\n' + ''.join(f'{path},{name}\n' for path, name in [*rows, ('./ant//0.png', 'ant')]))
+    load(tmp_path, 'csv', table)
+    assert f'images that a second row lists: 1, as in {table}: line 2 and {table}: line 14' in caplog.text
+    table.write_text('path,label\n' + ''.join(f'{path},{name}\n' for path, name in [*rows, ('./ant/0.png', 'bee')]))
+    with pytest.raises(UserError, match=r"ant/0\.png has two labels: 'ant' in .*a\.csv: line 2, 'bee' in .*: line 14$"):
+        load(tmp_path, 'csv', table)
+
+
 # ---- which files are read
 
 
