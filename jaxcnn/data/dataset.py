@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from jaxcnn.config import DataConfig
-from jaxcnn.data import cache, sources
+from jaxcnn.data import cache, duplicates, sources
 from jaxcnn.errors import UserError, shown
 from jaxcnn.sealed import seal, unseal
 
@@ -181,6 +181,7 @@ def load(config: DataConfig) -> Dataset:
         rng = np.random.Generator(np.random.PCG64([config.split_seed, 0xF3E]))
         members = [rng.permutation(np.flatnonzero(train.labels == c))[:config.per_class] for c in np.unique(train.labels)]
         splits['train'] = train.part(np.sort(np.concatenate(members)))
+    duplicates.warn(source.where, splits)
     mean, std = _kept_statistics(splits['train'])
     splits = {name: splits[name] for name in sorted(splits, key=['train', 'val', 'test'].index)}
     return Dataset(config.name, meta['class_names'], splits, mean, std, source.ink, meta['broken'])

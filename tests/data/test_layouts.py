@@ -2,6 +2,7 @@
 
 import gzip
 import os
+import shutil
 import struct
 import subprocess
 import sys
@@ -44,10 +45,10 @@ def assert_holds(dataset, **sizes):
 
 
 def write_folder(root, **counts):
-    for split, count in counts.items():
+    for part, (split, count) in enumerate(counts.items()):
         for name, colour in COLOURS.items():
             for i in range(count):
-                save(root / split / name / f'{i}.png', colour)
+                save(root / split / name / f'{i}.png', tuple(abs(value - 4 * i - part) for value in colour))
     return root
 
 
@@ -407,6 +408,30 @@ def test_an_image_that_a_table_lists_twice(tmp_path, caplog):
     table.write_text('path,label\n' + ''.join(f'{path},{name}\n' for path, name in [*rows, ('./ant/0.png', 'bee')]))
     with pytest.raises(UserError, match=r"ant/0\.png has two labels: 'ant' in .*a\.csv: line 2, 'bee' in .*: line 14$"):
         load(tmp_path, 'csv', table)
+
+
+def test_images_that_are_equal_in_two_splits_are_counted(tmp_path, caplog):
+    root = write_folder(tmp_path / 'set', train=8, test=4)
+    load(tmp_path, 'folder', root, val_fraction=0.5)
+    assert not caplog.text
+    shutil.copy(root / 'train' / 'bee' / '1.png', root / 'test' / 'bee' / 'copy.png')
+    with Image.open(root / 'train' / 'bee' / '2.png') as image:
+        image.save(root / 'test' / 'bee' / 'copy.bmp')
+        image.save(root / 'test' / 'ant' / 'copy.bmp')
+    expected = '3 of 15 test images are training images, too; 3 images are equal to one with another label'
+    for _ in range(2):  # the second time from what was stored
+        caplog.clear()
+        load(tmp_path, 'folder', root, val_fraction=0.0)
+        assert [record.getMessage() for record in caplog.records] == [f'{root}: {expected}']
+    caplog.clear()
+    for name in COLOURS:
+        for i in range(8):
+            shutil.copy(root / 'train' / name / f'{i}.png', root / 'train' / name / f'copy_{i}.png')
+    splits = load(tmp_path, 'folder', root, val_fraction=0.5).splits
+    train, val = ({image.tobytes() for image in splits[part].take(np.arange(24))} for part in ('train', 'val'))
+    count = sum(image.tobytes() in train for image in splits['val'].take(np.arange(24)))
+    assert 0 < len(train & val) <= count
+    assert f'{count} of 24 val images are training images, too' in caplog.text
 
 
 # ---- which files are read
