@@ -88,6 +88,18 @@ def lock(path: str, wait: bool = False) -> Iterator[None]:
         yield
 
 
+def holder_has_ended(path: str) -> bool:
+    """Whether the process that took the lock last has ended; False where it is on another host, where nobody can tell.
+
+    Nothing is locked for it, so a process that takes the lock meanwhile is not refused.
+    """
+    try:
+        with open(path) as file:
+            return _is_gone(file.read())
+    except FileNotFoundError:
+        return True
+
+
 def share(path: str) -> IO[str]:
     """Opens a file for reading; until it is closed, `is_shared` of the file is true in every process.
 

@@ -45,6 +45,7 @@ def run(args: argparse.Namespace) -> int:
     cli.log.info('looking for a newer checkpoint every %g s until the run is complete', args.interval)
     seen, summary = -1, os.path.join(args.workdir, 'summary.json')
     while not (seen >= 0 and os.path.exists(summary) and workdir.read_json(summary)['steps'] == seen):
+        ended = workdir.has_ended(args.workdir)  # before the look at its checkpoints, of which it may have written one more
         step = max(trained.steps(), default=-1)
         if step > seen:
             try:
@@ -54,6 +55,10 @@ def run(args: argparse.Namespace) -> int:
                     raise
                 continue
             seen = step
+        elif ended and not os.path.exists(summary):
+            cli.log.warning('the run in %s has ended before it was complete, %s', args.workdir,
+                            f'after checkpoint {seen}' if seen >= 0 else 'without a checkpoint')
+            return 1
         else:
             time.sleep(args.interval)
     return 0

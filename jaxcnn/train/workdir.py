@@ -14,9 +14,10 @@ import jax
 
 from jaxcnn import config as cfg
 from jaxcnn.errors import UserError, naming
-from jaxcnn.locks import LockedError, lock
+from jaxcnn.locks import LockedError, holder_has_ended, lock
 
 log = logging.getLogger('jaxcnn')
+_LOCK = '.lock'
 
 
 def write_json(path: str, value: Any) -> None:
@@ -68,7 +69,7 @@ def claim(workdir: str, config: cfg.Config) -> Iterator[None]:
     with contextlib.ExitStack() as held:
         try:
             os.makedirs(os.path.join(workdir, 'figures'), exist_ok=True)
-            held.enter_context(lock(os.path.join(workdir, '.lock')))
+            held.enter_context(lock(os.path.join(workdir, _LOCK)))
         except LockedError as e:
             raise UserError(f'workdir {workdir!r} is in use by another run ({e})') from None
         except OSError as e:
@@ -86,6 +87,11 @@ def claim(workdir: str, config: cfg.Config) -> Iterator[None]:
                 raise UserError(f'workdir {workdir!r} holds a run with another config; use its config or a new '
                                 f'workdir. Changed: {"; ".join(changed)}')
         yield
+
+
+def has_ended(workdir: str) -> bool:
+    """Whether the process of the run has ended, complete or not; False where it is on another host, which cannot be told."""
+    return holder_has_ended(os.path.join(workdir, _LOCK))
 
 
 def _has_result(workdir: str) -> bool:

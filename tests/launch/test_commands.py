@@ -178,6 +178,22 @@ def test_predict_reads_pictures_of_digits_in_any_form(watched_run, tmp_path):
         assert line.startswith(f'{shown(row["image"])}: {row["class_1"]}  (')
 
 
+def test_watch_ends_where_the_run_was_killed(config, tmp_path):
+    flags = [f'--config={config}', f'--workdir={tmp_path}', '--config.duration.steps=9999',
+             '--config.checkpoint.every.steps=10']
+    process = subprocess.Popen(command('train', *flags), cwd=ROOT, env=environment(), stderr=subprocess.DEVNULL)
+    while not any(path.name.isdecimal() for path in tmp_path.glob('checkpoints/*')):
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    done = subprocess.run(command('evaluate', f'--workdir={tmp_path}', '--watch', '--interval=0.1'), cwd=ROOT,
+                          env=environment(), capture_output=True, text=True)
+    assert done.returncode == 1, done.stderr
+    assert 'has ended before it was complete, after checkpoint ' in done.stderr.splitlines()[-1]
+    assert done.stdout.startswith('checkpoint ')
+
+
 @pytest.mark.slow
 def test_two_processes_train_as_one_with_two_devices_by_pmap(config, tmp_path):
     flags = [f'--config={config}', '--config.parallel.backend=pmap', '--config.data.placement=host',
