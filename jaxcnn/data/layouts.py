@@ -149,7 +149,7 @@ def _images(root: str, folder: str, skipped: collections.Counter[str], above: tu
 def _log_skipped(root: str, skipped: collections.Counter[str]) -> None:
     """One line that counts the skipped files by kind."""
     if skipped:
-        counts = ', '.join(f'{count} {kind}' for kind, count in skipped.most_common())
+        counts = ', '.join(f'{kind} ({count})' for kind, count in skipped.most_common())
         plugin = '; the package pillow-heif reads HEIC' if skipped.keys() & {'.heic', '.heif', '.hif'} else ''
         level = logging.INFO if skipped.keys() <= _NOTES else logging.WARNING
         log.log(level, '%s: skipped files: %s%s', shown(root), counts, plugin)
@@ -302,12 +302,14 @@ def flat(config: DataConfig) -> Source:
 def table(config: DataConfig) -> Source:
     """A CSV file with the columns path, label and, if it likes, split; or a folder with `train.csv`, `val.csv`, `test.csv`.
 
+    The cells are separated by a comma, a semicolon or a tab; a file in a folder may be called `train.tsv`, and so on, too.
     Paths are relative to the table's folder. A first row that names the columns may stand there in any order. A label of -1,
     NaN or nothing means unlabelled.
     """
     where = _existing(config.dir, 'csv')
     if os.path.isdir(where):
-        files = _parts(where, {entry.name[:-4]: entry.path for entry in _entries(where) if entry.name.endswith('.csv')})
+        files = _parts(where, {entry.name[:-4]: entry.path for ending in ('.tsv', '.csv') for entry in _entries(where)
+                               if entry.name.lower().endswith(ending)})
         root = where
         if 'train' not in files:
             raise UserError(f'{where!r} holds no train.csv')

@@ -19,6 +19,7 @@ from jaxcnn.errors import UserError, shown
 # Pillow's formats of pictures; not its stubs, nor documents, films and icons.
 FORMATS = ('JPEG', 'MPO', 'PNG', 'WEBP', 'AVIF', 'HEIF', 'JPEG2000', 'GIF', 'BMP', 'DIB', 'TIFF', 'PPM', 'QOI', 'TGA', 'PCX')
 _WITHOUT_SIGNATURE = ('TGA', 'PCX')  # other files may pass for one of these
+_HEIC = (b'heic', b'heix', b'heim', b'heis', b'hevc', b'hevx', b'mif1', b'msf1')  # the brands at byte 8 of such files
 MOST_PIXELS = 1 << 26  # of what is decoded before Pillow has judged whether its size is an attack
 log = logging.getLogger('jaxcnn')
 with contextlib.suppress(ImportError):  # the plugin for HEIC, which is not required
@@ -123,6 +124,7 @@ def read(path: str | os.PathLike, mode: str) -> np.ndarray:
     Raises:
       UserError: the file is missing or no picture.
     """
+    content = b''
     try:
         with open(path, 'rb', buffering=0) as opened:  # all of it at once
             content = opened.read()
@@ -144,7 +146,10 @@ def read(path: str | os.PathLike, mode: str) -> np.ndarray:
     except FileNotFoundError:
         raise UserError(f'{shown(path)}: no such file') from None
     except Exception as e:  # Pillow's decoders raise many kinds of error
-        reason = 'not a picture' if isinstance(e, UnidentifiedImageError) else getattr(e, 'strerror', None) or str(e)
+        reason = getattr(e, 'strerror', None) or str(e)
+        if isinstance(e, UnidentifiedImageError):
+            heic = content[4:8] == b'ftyp' and content[8:12] in _HEIC
+            reason = 'HEIC, which the package pillow-heif reads' if heic else 'not a picture'
         raise UserError(f'{shown(path)}: {" ".join(reason.split())}') from None
 
 

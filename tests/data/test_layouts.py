@@ -146,7 +146,8 @@ def test_tables(tmp_path, as_one):
         where = root
         for split in ('train', 'test'):
             head = 'path,label\n' if split == 'train' else ''
-            (root / f'{split}.csv').write_text(head + ''.join(f'{path},{name}\n' for s, path, name in rows if s == split))
+            name = 'train.csv' if split == 'train' else 'test.TSV'
+            (root / name).write_text(head + ''.join(f'{path},{name}\n' for s, path, name in rows if s == split))
     assert_holds(load(tmp_path, 'csv', where, val_fraction=0.25), train=9, val=3, test=6)
 
 
@@ -451,8 +452,8 @@ def test_files_are_read_by_their_content_or_counted_by_kind(tmp_path, caplog):
     (root / 'train' / 'bee' / '.DS_Store').write_text('')
     assert_holds(load(tmp_path, 'folder', root, val_fraction=0.0), train=17, test=6)
     lines = [record.getMessage() for record in caplog.records if 'skipped files' in record.getMessage()]
-    assert lines == [f'{root}: skipped files: 6 images beside the class folders, 3 .heic, 2 without an ending, 1 .txt; the '
-                     'package pillow-heif reads HEIC']
+    assert lines == [f'{root}: skipped files: images beside the class folders (6), .heic (3), without an ending (2), '
+                     '.txt (1); the package pillow-heif reads HEIC']
 
 
 def test_notes_beside_images_are_no_warning(tmp_path, caplog):
@@ -460,7 +461,7 @@ def test_notes_beside_images_are_no_warning(tmp_path, caplog):
     (root / 'train' / 'bee' / 'notes.txt').write_text('')
     with caplog.at_level('INFO', 'jaxcnn'):
         load(tmp_path, 'folder', root)
-    assert [record.levelname for record in caplog.records if 'skipped files: 1 .txt' in record.getMessage()] == ['INFO']
+    assert [record.levelname for record in caplog.records if 'skipped files: .txt (1)' in record.getMessage()] == ['INFO']
 
 
 # ---- what may be wrong

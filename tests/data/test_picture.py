@@ -444,6 +444,12 @@ def test_random_damage_gives_a_picture_or_a_line_that_names_it(tmp_path, kind):
     assert all(str(path) in line for line in refused)
 
 
+def test_a_heic_file_names_the_package_that_reads_it(tmp_path):
+    (tmp_path / 'a.heic').write_bytes(b'\0\0\0\x18ftypheic')
+    with pytest.raises(UserError, match=r'a\.heic: HEIC, which the package pillow-heif reads'):
+        picture.read(tmp_path / 'a.heic', 'RGB')
+
+
 def test_reading_changes_no_file(tmp_path):
     path = FILES['grey'](tmp_path)
     before = shutil.copy(path, tmp_path / 'copy')
