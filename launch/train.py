@@ -74,7 +74,8 @@ def run(args: argparse.Namespace) -> int:
     for seed in range(settings.seed, settings.seed + args.seeds):
         folder = os.path.join(args.workdir, f'seed{seed}') if args.seeds > 1 else args.workdir
         try:
-            summary = train_and_evaluate(dataclasses.replace(settings, seed=seed), folder, end_process=True)
+            summary = train_and_evaluate(dataclasses.replace(settings, seed=seed), folder, extends=args.extend,
+                                         end_process=True)
         except Interrupted as e:
             cli.log.warning('%s', e)
             return 128 + e.signum
@@ -102,5 +103,8 @@ if __name__ == '__main__':
     parser.add_argument('--seeds', type=int, default=1, metavar='N',
                         help='N runs, of config.seed and the seeds after it, in folders of the workdir; and the mean of all '
                         'that are there by this config')
+    parser.add_argument('--extend', action='store_true',
+                        help='go on with a run of a shorter config.duration, or of fewer stages in config.optim.switch, '
+                        'where the result is that of a run that was started so')
     cli.add_distributed_flags(parser)
     cli.main(parser, run)

@@ -1,5 +1,6 @@
 """Checkpoints of a run, through Orbax: saved in the background, verified when read, the best and the newest kept."""
 
+import dataclasses
 import hashlib
 import json
 import logging
@@ -48,6 +49,13 @@ def _difference(saved: dict[str, str], expected: dict[str, str]) -> str:
             return (f'of another {which}: {name} is {saved.get(name, "missing")} in the checkpoint and '
                     f'{expected.get(name, "missing")} in the run')
     return ''
+
+
+def _without_later_stages(template: TrainState, saved: dict[str, str]) -> TrainState:
+    stages = len(template.opt_state)
+    while stages > 1 and not any(name.startswith(f'opt_state/{stages - 1}/') for name in saved):
+        stages -= 1
+    return dataclasses.replace(template, opt_state=template.opt_state[:stages])
 
 
 def _reason(error: Exception) -> str:
@@ -196,13 +204,16 @@ class Checkpoints:
 
         Args:
           step: one of `steps()`.
-          template: a state of the same structure, shapes and types.
+          template: a state of the same structure, shapes and types; of a run that was extended, the optimizer states of
+            stages that it did not have when it saved are left out.
 
         Raises:
           UserError: it is of another network or optimisation.
           ValueError: it is damaged.
         """
         kept = self._sealed(step)
+        if 'arrays' in kept:
+            template = _without_later_stages(template, kept['arrays'])
         if 'arrays' in kept and (difference := _difference(kept['arrays'], _arrays(template))):
             raise UserError(f'checkpoint {step} in {self.folder} is {difference}; use the code and the config that it was '
                             'trained with, or a new workdir')

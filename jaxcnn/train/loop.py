@@ -21,7 +21,7 @@ from jaxcnn import config as cfg
 from jaxcnn import memory, metrics
 from jaxcnn.errors import Diverged, UserError, of_system
 from jaxcnn.timeline import Phase
-from jaxcnn.train import parallel, signals, workdir
+from jaxcnn.train import extend, parallel, signals, workdir
 from jaxcnn.train.checkpoint import Checkpoints
 from jaxcnn.train.finish import finish
 from jaxcnn.train.progress import Progress
@@ -104,6 +104,7 @@ class Run(Setup):
         template, data_path = self.template, os.path.join(self.folder, 'data.json')
         if os.path.exists(data_path):
             self.dataset.check_same(workdir.read_json(data_path), self.folder)
+        extends = extend.check_run(self.folder, self.config, self.timeline.num_train)
         if self.chief:
             workdir.write_json(os.path.join(self.folder, 'config.json'), cfg.to_dict(self.config))
             workdir.write_json(data_path, self.dataset.info())
@@ -114,9 +115,11 @@ class Run(Setup):
         if len(set(steps)) > 1:
             raise UserError(f'the processes do not see the same checkpoints in {self.folder!r}: they would go on from steps '
                             f'{", ".join(map(str, steps))}; it must be a folder that all of them share')
+        if extends and self.chief:
+            extend.set_aside(self.folder)
         if found:
             step, host_state, kept = found
-            self.state = self.backend.place(host_state)
+            self.state = self.backend.place(self.with_all_stages(host_state))
             self.progress = RunProgress(**kept)
             self._display.say(f'resuming {self.folder} from step {step} of {self.timeline.total}')
         else:
@@ -332,12 +335,14 @@ class Run(Setup):
 
 
 def train_and_evaluate(config: cfg.Config | ml_collections.ConfigDict | Mapping[str, Any], folder: str, *,
-                       end_process: bool = False) -> dict[str, Any]:
+                       extends: bool = False, end_process: bool = False) -> dict[str, Any]:
     """Trains, or goes on with the run in the workdir, and evaluates it.
 
     Args:
       config: of the run.
       folder: the workdir; made where it is missing.
+      extends: the run there may be continued with a longer `config.duration`, and with further stages in
+        `config.optim.switch`, where it then equals a run that was started so.
       end_process: a signal may end the process, as a command's own: see `signals.stop_on_signals`.
 
     Returns:
@@ -351,7 +356,7 @@ def train_and_evaluate(config: cfg.Config | ml_collections.ConfigDict | Mapping[
     config = cfg.parse(config)
     check_config(config)
     with signals.stop_on_signals(end_process) as stop, contextlib.ExitStack() as held:
-        parallel.together(lambda: held.enter_context(workdir.claim(folder, config)))
+        parallel.together(lambda: held.enter_context(workdir.claim(folder, config, extends)))
         try:
             run = parallel.together(lambda: Run(config, folder, stop))
             run.open()

@@ -129,6 +129,14 @@ class Setup:
         init = self.init_fn(whiten.initializer(chosen, self.template.params, self._drawn)) if chosen else self.init_fn()
         return self.backend.init(init, self.config.seed)
 
+    def with_all_stages(self, state: TrainState) -> TrainState:
+        """A state that was restored, with the first optimizer states of stages that the run has been extended by since."""
+        missing = len(self.optimizer.stages) - len(state.opt_state)
+        if not missing:
+            return state
+        first = self.backend.fetch(self.first_state())
+        return dataclasses.replace(state, opt_state=(*state.opt_state, *first.opt_state[-missing:]))
+
     def _drawn(self, count: int) -> np.ndarray:
         """So many training images, drawn by the seed, as the network sees them in evaluation."""
         train = self.dataset.splits['train']

@@ -56,9 +56,17 @@ def read_config(workdir: str) -> cfg.Config:
         raise UserError(f'{path}: {e}') from e
 
 
+EXTENDED = ('config.duration:', 'config.optim.switch:')  # as `config.differences` writes what an extension may change
+
+
 @contextlib.contextmanager
-def claim(workdir: str, config: cfg.Config) -> Iterator[None]:
+def claim(workdir: str, config: cfg.Config, extend: bool = False) -> Iterator[None]:
     """Holds the workdir for this run alone. A run that has left no checkpoint, as one that diverged early, is forgotten.
+
+    Args:
+      workdir: made where it is missing.
+      config: of the run.
+      extend: the config's fields in `EXTENDED` may differ from those of the run there.
 
     Raises:
       UserError: another run has it, it cannot be written, or it holds a run whose config would give another result.
@@ -83,9 +91,11 @@ def claim(workdir: str, config: cfg.Config) -> Iterator[None]:
                     os.remove(os.path.join(workdir, name))
         elif os.path.exists(path):
             changed = cfg.differences(read_config(workdir), config)
-            if changed:
+            extends = all(change.startswith(EXTENDED) for change in changed)
+            if changed and not (extend and extends):
+                hint = ' (train.py --extend goes on with a longer one)' if extends else ''
                 raise UserError(f'workdir {workdir!r} holds a run with another config; use its config or a new '
-                                f'workdir. Changed: {"; ".join(changed)}')
+                                f'workdir{hint}. Changed: {"; ".join(changed)}')
         yield
 
 
