@@ -22,8 +22,9 @@ import numpy as np
 
 from jaxcnn import config as cfg
 from jaxcnn.data import workers
+from jaxcnn.data.checks import check_images
 from jaxcnn.data.sources import Examples, InMemory, Source
-from jaxcnn.errors import UserError, naming, of_system
+from jaxcnn.errors import UserError, naming, of_system, within
 from jaxcnn.locks import LockedError, is_shared, lock, share
 from jaxcnn.sealed import seal, unseal
 
@@ -94,6 +95,11 @@ def _read(examples: Examples, index: int, where: str, split: str) -> tuple[np.nd
                         f'{" ".join(str(e).split())[:200]}; {_LEAVE_OUT}') from e
 
 
+def _checked(image: np.ndarray, where: str, split: str, index: int) -> np.ndarray:
+    with within(f'{where}: {split} image {index}'):
+        return check_images('image', image[None], image.shape if image.ndim == 3 else None)[0]
+
+
 def _decode_part(examples: Examples, where: str, split: str, num_classes: int, path: str, config: cfg.DataConfig,
                  indices: range) -> tuple[list[int], list[str]]:
     """Writes some images into the file at `path`; their labels, -1 for a broken one, and what is wrong with those."""
@@ -108,6 +114,7 @@ def _decode_part(examples: Examples, where: str, split: str, num_classes: int, p
             labels.append(-1)
             told.append(str(e).removesuffix(f'; {_LEAVE_OUT}'))
             continue
+        image = _checked(image, where, split, index)
         image = resize(image, (config.image_size,) * 2, config.resize) if config.image_size else image
         if image.shape != images.shape[1:]:
             raise UserError(f'{where}: {split} image {index} is {image.shape}, the first one {images.shape[1:]}: '
@@ -134,10 +141,12 @@ def _decode(examples: Examples, source: Source, split: str, num_classes: int, fo
     def first_whole() -> np.ndarray:
         for index in range(count):
             try:
-                return _read(examples, index, where, split)[0]
+                image = _read(examples, index, where, split)[0]
             except UserError:
                 if not config.skip_broken:
                     raise
+                continue
+            return _checked(image, where, split, index)
         raise UserError(f'{where}: not one image of the {split} part can be read')
 
     first = first_whole()

@@ -13,6 +13,7 @@ import numpy as np
 
 from jaxcnn.config import DataConfig
 from jaxcnn.data import cache, duplicates, sources
+from jaxcnn.data.checks import check_images
 from jaxcnn.errors import UserError, shown
 from jaxcnn.sealed import seal, unseal
 
@@ -27,11 +28,19 @@ class Split:
       images: array or file of uint8 (M, H, W, C), of which `index` picks this part.
       index: (N,) positions in `images`.
       labels: (N,) int32.
+
+    Raises:
+      UserError: the array is not such a one.
     """
 
     images: Any
     index: np.ndarray
     labels: np.ndarray
+
+    def __post_init__(self) -> None:
+        if isinstance(self.images, np.ndarray):
+            shape = self.images.shape[1:] if self.images.ndim == 4 else None
+            object.__setattr__(self, 'images', check_images('images', self.images, shape))
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -23,8 +23,9 @@ import numpy as np
 
 from jaxcnn.config import DataConfig
 from jaxcnn.data import picture, tables
+from jaxcnn.data.checks import check_class_names, check_images, check_labels, number_classes
 from jaxcnn.data.sources import InMemory, Source, add_source
-from jaxcnn.errors import UserError, shown
+from jaxcnn.errors import UserError, shown, within
 
 SPLITS = {'train': ('train', 'training'), 'val': ('val', 'valid', 'validation', 'dev'),
           'test': ('test', 'testing', 'evaluation')}
@@ -404,30 +405,41 @@ def arrays(config: DataConfig) -> Source:
         reason = 'it is no .npz file' if not zipfile.is_zipfile(path) else " ".join(str(e).split())[:200]
         raise UserError(f'{path}: cannot be read as .npz without pickles: {reason}') from e
     splits: dict[str, InMemory] = {}
+    used = {'class_names'}
     for split, called in SPLITS.items():
         for name in called:
             for images, labels in ((f'{name}_images', f'{name}_labels'), (f'x_{name}', f'y_{name}')):
                 if images in held and labels in held:
                     if split in splits:
                         raise UserError(f'{path}: holds two {split} parts: {images} is the second')
-                    splits[split] = _checked(path, split, held[images], held[labels])
+                    with within(path):
+                        splits[split] = _checked(images, held[images], labels, held[labels])
+                    used |= {images, labels}
     if 'train' not in splits:
         raise UserError(f'{path}: holds no train_images and train_labels; there are: {", ".join(held) or "no arrays"}')
-    count = 1 + max(int(part.labels.max(initial=0)) for part in splits.values())
-    names = [str(name) for name in held.get('class_names', np.arange(count))]
+    if unused := sorted(held.keys() - used):
+        log.warning('%s: ignored arrays, which are not images and labels of one part: %s', path, ', '.join(unused))
+    with within(path):
+        names = check_class_names(held['class_names']) if 'class_names' in held else _numbers(splits)
     return _in_memory('arrays', path, splits, names)
 
 
-def _checked(where: str, split: str, images: np.ndarray, labels: np.ndarray) -> InMemory:
-    images = images[..., None] if images.ndim == 3 else images
-    labels = labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels  # as Keras has CIFAR's
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3):
-        raise UserError(f'{where}: {split} images must be uint8 (N, H, W), (N, H, W, 1) or (N, H, W, 3), got {images.dtype} '
-                        f'{images.shape}')
-    if labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
-        raise UserError(f'{where}: {split} labels must be {len(images)} integers, which number the classes, got '
-                        f'{labels.dtype} {labels.shape}')
-    return InMemory(images, labels)
+def _checked(images_name: str, images: np.ndarray, labels_name: str, labels: np.ndarray) -> InMemory:
+    checked = check_images(images_name, images)
+    return InMemory(checked, check_labels(labels_name, labels, len(checked)))
+
+
+def _numbers(splits: Mapping[str, InMemory]) -> list[str]:
+    """Class names of labels that have none: the numbers from 0 to the largest label.
+
+    Raises:
+      UserError: the labels cannot be numbers of classes.
+    """
+    largest = max(int(part.labels.max(initial=0)) for part in splits.values())
+    if largest >= max(1000, len(splits['train'])):  # numbers of another kind; so many names might not fit in memory
+        raise UserError(f'the largest label is {largest}, of {len(splits["train"])} training images, and labels must number '
+                        f'the classes from 0; {number_classes("labels")}')
+    return [str(label) for label in range(largest + 1)]
 
 
 def _in_memory(name: str, where: str, splits: Mapping[str, InMemory], names: Sequence[str]) -> Source:
@@ -454,10 +466,10 @@ def idx(config: DataConfig) -> Source:
             if path is None:
                 raise UserError(f'{root!r} holds no {name}-{suffix}.gz')
             paths[split, what] = path
-    splits = {split: _checked(root, split, *(_idx(paths[split, what]) for what in ('images', 'labels')))
-              for split in ('train', 'test')}
-    names = [str(i) for i in range(1 + max(int(part.labels.max(initial=0)) for part in splits.values()))]
-    return _in_memory('idx', root, splits, names)
+    with within(root):
+        splits = {split: _checked(f'{split} images', _idx(paths[split, 'images']),
+                                  f'{split} labels', _idx(paths[split, 'labels'])) for split in ('train', 'test')}
+    return _in_memory('idx', root, splits, _numbers(splits))
 
 
 def _idx(path: str) -> np.ndarray:

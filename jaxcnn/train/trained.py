@@ -11,6 +11,7 @@ import numpy as np
 from jaxcnn import config as cfg
 from jaxcnn import data, metrics, models, optim
 from jaxcnn.data import feed, normalize
+from jaxcnn.data.checks import check_images
 from jaxcnn.data.views import parse as parse_views
 from jaxcnn.errors import UserError
 from jaxcnn.timeline import Timeline
@@ -114,7 +115,21 @@ class Trained:
         return SplitEvaluator(self, dataset, split)
 
     def predict(self, state: TrainState, images: np.ndarray) -> np.ndarray:
-        """Class probabilities (N, classes) of uint8 images (N, H, W, C), by the run's views."""
+        """Class probabilities of images, by the run's views.
+
+        Args:
+          state: as `read` gives it.
+          images: uint8 (N, H, W, C), of the size and channels in `info['image_shape']`; (N, H, W) where C is 1.
+
+        Returns:
+          float32 (N, classes), each row in [0, 1] and with the sum 1.
+
+        Raises:
+          UserError: images of another dtype or shape; the message holds the conversion.
+        """
+        images = check_images('images', images, self.info['image_shape'], self.config.data.resize)
+        if not len(images):
+            return np.zeros((0, len(self.info['class_names'])), np.float32)
         return np.asarray(self._probabilities(self.best_variables(state), images))
 
     @functools.cached_property

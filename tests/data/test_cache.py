@@ -306,6 +306,14 @@ def test_an_image_of_another_size_is_named(tmp_path):
     assert open_cache(source_of(train), tmp_path, image_size=6)[1]['train'][0].shape == (12, 6, 6, 3)
 
 
+@pytest.mark.parametrize('at', [0, 5])
+def test_an_image_of_another_dtype_is_named(tmp_path, at):
+    train = random_images()
+    train.images[at] = np.float32(train.images[at] / 255)
+    with pytest.raises(UserError, match=rf'somewhere: train image {at}: image must be uint8 .*, got float32 .*255 \* image'):
+        open_cache(source_of(train), tmp_path)
+
+
 @pytest.mark.parametrize('label', [-1, 4])
 def test_a_label_out_of_range_is_named(tmp_path, label):
     train = random_images()

@@ -267,15 +267,16 @@ def test_mnists_own_files(tmp_path, compress):
         load(tmp_path, 'idx', tmp_path, image_size=0)
 
 
-def test_arrays(tmp_path):
+def test_arrays(tmp_path, caplog):
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (20, 5, 5, 3), np.uint8)
     labels = np.arange(20) % 2
     np.savez(tmp_path / 'a.npz', x_train=images, y_train=labels[:, None], x_test=images[:4], y_test=labels[:4],
-             class_names=['even', 'odd'])
+             class_names=np.array([b'even', 'uneven é'.encode()]), x_val=images)
     dataset = load(tmp_path, 'arrays', tmp_path / 'a.npz', image_size=0, val_fraction=0.0)
     np.testing.assert_array_equal(dataset.splits['train'].take(np.arange(20)), images)
-    assert dataset.class_names == ['even', 'odd']
+    assert dataset.class_names == ['even', 'uneven é']
+    assert 'ignored arrays, which are not images and labels of one part: x_val' in caplog.text
     assert len(dataset.splits['test']) == 4
     np.savez(tmp_path / 'b.npz', training_images=images, training_labels=labels, valid_images=images[:6],
              valid_labels=labels[:6])
@@ -299,8 +300,16 @@ GREY = np.zeros((4, 5, 5), np.uint8)
 
 @pytest.mark.parametrize(('fields', 'line'), [
     ({'x': np.zeros(3)}, 'holds no train_images and train_labels; there are: x'),
-    ({'x_train': GREY / 255, 'y_train': np.zeros(4, int)}, r'train images must be uint8 .*, got float64 \(4, 5, 5, 1\)'),
-    ({'x_train': GREY, 'y_train': np.zeros(3, int)}, r'train labels must be 4 integers, .* got int64 \(3,\)'),
+    ({'x_train': GREY / 255, 'y_train': np.zeros(4, int)},
+     r'a\.npz: x_train must be uint8 .*, got float64 \(4, 5, 5\) .*; convert with \(255 \* x_train\)\.round'),
+    ({'train_images': np.zeros((4, 3, 5, 6), np.uint8), 'train_labels': np.zeros(4, int)},
+     r'train_images must be .*; convert with train_images\.transpose\(0, 2, 3, 1\)'),
+    ({'x_train': GREY, 'y_train': np.zeros(3, int)}, r'y_train must be 4 integers, .* got int64 \(3,\)'),
+    ({'x_train': GREY, 'y_train': np.array([0, 1, 5, 2**40])}, r'the largest label is 1099511627776, of 4 .*np\.unique'),
+    ({'x_train': GREY, 'y_train': np.array([0, 1, 5, 2**40]), 'class_names': list('abcdef')},
+     'train image 3: label 1099511627776 is not one of the 6'),
+    ({'x_train': GREY, 'y_train': np.arange(4) % 2, 'class_names': ['caf\u00e9', 'cafe\u0301']},
+     'class_names: classes 0 and 1 are both called'),
     ({'x_train': GREY, 'y_train': np.zeros(4, int)}, 'one class alone'),
     ({'x_train': GREY, 'y_train': np.array([0, 1, 5, -2])}, 'train image 3: label -2 is not one of the 6'),
     ({'x_train': np.array([None, {}])}, r'cannot be read as \.npz without pickles'),

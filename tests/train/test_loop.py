@@ -198,6 +198,9 @@ def test_views_are_told_beside_the_image_alone(small, tmp_path):
     test = trained.evaluator('test')._evaluator._dataset.splits['test']
     right = trained.predict(state, test.take(np.arange(len(test)))).argmax(1) == test.labels
     assert right.mean() == pytest.approx(summary['test_views_accuracy'])
+    with pytest.raises(UserError, match=r'images must be uint8 \(N, 16, 16, 1\), got .*\(255 \* images\)'):
+        trained.predict(state, test.take(np.arange(3)) / 255)
+    assert trained.predict(state, test.take(np.arange(0))).shape == (0, 10)
     assert not any('views' in name for row in read_metrics(folder) for name in row)
 
 
