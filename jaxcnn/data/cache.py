@@ -117,8 +117,9 @@ def _decode_part(examples: Examples, where: str, split: str, num_classes: int, p
         image = _checked(image, where, split, index)
         image = resize(image, (config.image_size,) * 2, config.resize) if config.image_size else image
         if image.shape != images.shape[1:]:
-            raise UserError(f'{where}: {split} image {index} is {image.shape}, the first one {images.shape[1:]}: '
-                            'set config.data.image_size to bring them to one size')
+            advice = ('set config.data.image_size to bring them to one size' if image.shape[2] == images.shape[3] else
+                      'all must have the same number of channels')
+            raise UserError(f'{where}: {split} image {index} is {image.shape}, the first one {images.shape[1:]}: {advice}')
         if not 0 <= label < num_classes:
             raise UserError(f'{where}: {split} image {index}: label {label} is not one of the {num_classes} classes')
         images[index] = image

@@ -153,11 +153,27 @@ def _kept_statistics(split: Split) -> tuple[tuple[float, ...], tuple[float, ...]
     return mean, std
 
 
+def _check_shapes(where: str, splits: dict[str, Split]) -> None:
+    """Raises a UserError where images of two parts differ in size or channels."""
+    train = splits['train'].images.shape[1:]
+    for name, split in splits.items():
+        shape = split.images.shape[1:]
+        if shape != train:
+            advice = ('config.data.image_size brings all images to one size' if shape[2] == train[2] else 'make the channels '
+                      'equal; images.reshape(*images.shape[:3], 1).repeat(3, -1) makes colour images of grey ones')
+            raise UserError(f'{where}: {name} images are {_by(shape)} and train images {_by(train)} '
+                            f'(height x width x channels); {advice}')
+
+
+def _by(shape: Sequence[int]) -> str:
+    return ' x '.join(map(str, shape))
+
+
 def load(config: DataConfig) -> Dataset:
     """The data set of `config`, decoded into or read from the cache.
 
     Raises:
-      UserError: unknown or missing data, broken images, or too few images for a validation part.
+      UserError: unknown or missing data, broken images, parts of unlike shape, or too few images for a validation part.
     """
     source = sources.find(config)
     meta, parts = cache.open_cache(source, config)
@@ -171,6 +187,7 @@ def load(config: DataConfig) -> Dataset:
     elif (own := splits.pop('val', None)) is not None:
         log.warning('%s: its own validation part, %d images, is left out, for config.data.val_fraction is %s; None takes it',
                     source.where, len(own), fraction)
+    _check_shapes(source.where, splits)
     train = splits['train']
     if fraction:
         kept, val = sources.stratified_cut(train.labels, fraction, config.split_seed)

@@ -284,6 +284,19 @@ def test_arrays(tmp_path, caplog):
         'train': 20, 'val': 6}
 
 
+@pytest.mark.parametrize(('test', 'line', 'size'), [
+    ((4, 7, 6, 3), r'test images are 7 x 6 x 3 and train images 5 x 5 x 3 .*config\.data\.image_size brings all', 4),
+    ((4, 5, 5), r'test images are 5 x 5 x 1 and train images 5 x 5 x 3 .*repeat\(3, -1\) makes grey', 0)])
+def test_parts_of_unlike_shape_are_refused_when_they_are_loaded(tmp_path, test, line, size):
+    labels = np.arange(20) % 2
+    np.savez(tmp_path / 'a.npz', x_train=np.zeros((20, 5, 5, 3), np.uint8), y_train=labels,
+             x_test=np.zeros(test, np.uint8), y_test=labels[:4])
+    with pytest.raises(UserError, match=line):
+        load(tmp_path, 'arrays', tmp_path / 'a.npz', image_size=0)
+    if size:
+        assert load(tmp_path, 'arrays', tmp_path / 'a.npz', image_size=size).image_shape == (4, 4, 3)
+
+
 def test_classes_without_training_images_are_told(tmp_path, caplog):
     images = np.random.default_rng(0).integers(0, 256, (20, 5, 5, 3), np.uint8)
     np.savez(tmp_path / 'a.npz', x_train=images, y_train=np.arange(20) % 2 * 9)
