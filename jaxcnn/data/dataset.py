@@ -77,6 +77,7 @@ class Dataset:
       mean, std: per channel, of pixels scaled to [0, 1], over the training part.
       ink: see `sources.Source`.
       broken: of each part of the source, how many images were left out.
+      digest: for each split, a digest of its labels and one of its images, in their order.
     """
 
     name: str
@@ -86,6 +87,7 @@ class Dataset:
     std: tuple[float, ...]
     ink: sources.Ink | None
     broken: dict[str, int] = dataclasses.field(default_factory=dict)
+    digest: dict[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -107,14 +109,45 @@ class Dataset:
         """What a trained network needs to be told of its data, for `data.json`."""
         return {'name': self.name, 'class_names': list(self.class_names), 'image_shape': list(self.image_shape),
                 'mean': list(self.mean), 'std': list(self.std), 'ink': dataclasses.asdict(self.ink) if self.ink else None,
-                'sizes': {name: len(split) for name, split in self.splits.items()}, 'broken': self.broken}
+                'sizes': {name: len(split) for name, split in self.splits.items()}, 'broken': self.broken,
+                'digest': self.digest}
 
     def check_same(self, info: Any, workdir: str) -> None:
-        """Raises a UserError where `info`, as `workdir` holds it, tells of other data than this."""
-        mine = self.info()
-        if not isinstance(info, dict) or any(
-                info.get(k) != mine[k] for k in ('class_names', 'image_shape', 'sizes', 'mean', 'std')):
-            raise UserError(f'config.data.dir: the data there is not what {workdir!r} was trained on')
+        """Checks that a run was trained on this data.
+
+        Args:
+          info: what `info` returned then; a run of an older version holds no `digest`.
+          workdir: of the run, for the message.
+
+        Raises:
+          UserError: it was other data; the message says what differs.
+        """
+        changed = _changes(info if isinstance(info, dict) else {}, self.info())
+        if changed:
+            more = f' and {len(changed) - 5} more' if len(changed) > 5 else ''
+            raise UserError(f'config.data.dir: the data there is not what {workdir!r} was trained on; bring that back, or '
+                            f'use a new workdir. Changed: {"; ".join(changed[:5])}{more}')
+
+
+def _changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """What differs between two results of `Dataset.info`; what the first has no digest of is compared without."""
+    changed: list[str] = []
+    names, sizes, digest = (old.get(field) for field in ('class_names', 'sizes', 'digest'))
+    if isinstance(names, list) and len(names) == len(new['class_names']):
+        changed += [f'class {i}: {a!r} -> {b!r}' for i, (a, b) in enumerate(zip(names, new['class_names'], strict=True))
+                    if a != b]
+    elif names != new['class_names']:
+        changed.append(f'class_names: {names!r} -> {new["class_names"]!r}')
+    for field in ('image_shape', 'sizes'):
+        if old.get(field) != new[field]:
+            changed.append(f'{field}: {old.get(field)} -> {new[field]}')
+    if isinstance(digest, dict) and sizes == new['sizes']:
+        changed += [f'the {part}' + ' or their order' * part.endswith('images')
+                    for part, value in new['digest'].items() if digest.get(part) != value]
+    if not changed:  # they follow from the others
+        fields = 'mean', 'std'
+        changed += [f'{field}: {old.get(field)} -> {new[field]}' for field in fields if old.get(field) != new[field]]
+    return changed
 
 
 def channel_statistics(split: Split, block: int = 0) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -153,14 +186,24 @@ def _kept_statistics(split: Split) -> tuple[tuple[float, ...], tuple[float, ...]
     return mean, std
 
 
+def _digest(splits: dict[str, Split], checksums: dict[str, int]) -> dict[str, str]:
+    """`Dataset.digest`, by the checksums of the cache's files."""
+    digest = {}
+    for name, split in splits.items():
+        digest[f'{name} labels'] = hashlib.sha256(split.labels.tobytes()).hexdigest()[:16]
+        images = f'{checksums[os.path.basename(split.images.path)]} '.encode() + split.index.tobytes()
+        digest[f'{name} images'] = hashlib.sha256(images).hexdigest()[:16]
+    return digest
+
+
 def _check_shapes(where: str, splits: dict[str, Split]) -> None:
     """Raises a UserError where images of two parts differ in size or channels."""
     train = splits['train'].images.shape[1:]
     for name, split in splits.items():
         shape = split.images.shape[1:]
         if shape != train:
-            advice = ('config.data.image_size brings all images to one size' if shape[2] == train[2] else 'make the channels '
-                      'equal; images.reshape(*images.shape[:3], 1).repeat(3, -1) makes colour images of grey ones')
+            advice = ('config.data.image_size brings all images to one size' if shape[2] == train[2] else
+                      'make the channels equal: images.reshape(*images.shape[:3], 1).repeat(3, -1) makes grey images colour')
             raise UserError(f'{where}: {name} images are {_by(shape)} and train images {_by(train)} '
                             f'(height x width x channels); {advice}')
 
@@ -210,4 +253,5 @@ def load(config: DataConfig) -> Dataset:
     duplicates.warn(source.where, splits)
     mean, std = _kept_statistics(splits['train'])
     splits = {name: splits[name] for name in sorted(splits, key=['train', 'val', 'test'].index)}
-    return Dataset(config.name, meta['class_names'], splits, mean, std, source.ink, meta['broken'])
+    return Dataset(config.name, meta['class_names'], splits, mean, std, source.ink, meta['broken'],
+                   _digest(splits, meta['checksums']))

@@ -1,6 +1,7 @@
 """Images as people bring them: every layout, every kind of picture, and what may be wrong with either."""
 
 import gzip
+import json
 import os
 import shutil
 import struct
@@ -282,6 +283,46 @@ def test_arrays(tmp_path, caplog):
              valid_labels=labels[:6])
     assert {name: len(part) for name, part in load(tmp_path, 'arrays', tmp_path / 'b.npz', image_size=0).splits.items()} == {
         'train': 20, 'val': 6}
+
+
+def swap(root):
+    for old, new in (('ant', 'x'), ('bee', 'ant'), ('x', 'bee')):
+        (root / 'train' / old).rename(root / 'train' / new)
+
+
+def rename(root):
+    for split in ('train', 'test'):
+        (root / split / 'bee').rename(root / split / 'buzz')
+
+
+@pytest.mark.parametrize(('change', 'line'), [
+    (lambda root: None, ''),
+    (swap, r'Changed: the train images or their order; the val images or their order$'),
+    (rename, r"Changed: class 1: 'bee' -> 'buzz'$"),
+    (lambda root: (root / 'train/ant/9.png').rename(root / 'train/bee/x.png'), 'Changed: the train labels; '),
+    (lambda root: (root / 'train/ant/9.png').unlink(), r"Changed: sizes: {'train': 27, .*} -> {'train': 26, ")])
+def test_other_labels_or_images_are_not_the_data_of_a_run(tmp_path, change, line):
+    root = write_folder(tmp_path / 'set', train=10, test=2)
+    info = json.loads(json.dumps(load(tmp_path / 'before', 'folder', root).info()))
+    root = root.rename(tmp_path / 'moved')  # which is no change
+    change(root)
+    dataset = load(tmp_path / 'after', 'folder', root)
+    if line:
+        with pytest.raises(UserError, match=rf"^config\.data\.dir: the data there is not what 'run' was .*{line}"):
+            dataset.check_same(info, 'run')
+    else:
+        dataset.check_same(info, 'run')
+
+
+def test_a_run_without_a_digest_of_its_data_goes_on(tmp_path):
+    dataset = load(tmp_path, 'folder', write_folder(tmp_path / 'set', train=10, test=2))
+    info = dataset.info()
+    old = {field: value for field, value in info.items() if field != 'digest'}
+    dataset.check_same(old, 'run')
+    for changed in ({'mean': [0.5] * 3}, {'sizes': {}}, {'class_names': ['ant', 'bee']}, {'image_shape': [4, 4, 1]}):
+        field, = changed
+        with pytest.raises(UserError, match=rf'Changed: {field}: '):
+            dataset.check_same({**old, **changed}, 'run')
 
 
 @pytest.mark.parametrize(('test', 'line', 'size'), [
