@@ -3,6 +3,7 @@
 import argparse
 import csv
 import os
+import unicodedata
 from collections.abc import Sequence
 from concurrent import futures
 
@@ -20,6 +21,7 @@ def run(args: argparse.Namespace) -> int:
     for path in filter(None, (args.csv, args.submission)):
         if not os.access(os.path.dirname(os.path.abspath(path)), os.W_OK):
             raise UserError(f'{path}: its folder is missing or cannot be written')
+    ids = submission_ids(args.images) if args.submission else {}
     trained = Trained(args.workdir)
     if args.ink != 'auto' and not trained.info['ink']:
         raise UserError(f'--ink: {args.ink}: handwriting is found for networks trained on mnist or digits; this one '
@@ -58,9 +60,30 @@ def run(args: argparse.Namespace) -> int:
         write(args.csv, ['image', *(f'{field}_{r}' for r in ranks for field in ('class', 'probability'))],
               [[path, *(v for name, p in best for v in (name, f'{p:.6f}'))] for path, best in rows])
     if args.submission and rows:
-        write(args.submission, ['Id', 'Category'],
-              [[os.path.splitext(os.path.basename(path))[0], best[0][0]] for path, best in rows])
+        predicted = {path: best[0][0] for path, best in rows}
+        write(args.submission, ['Id', 'Category'], [[name, predicted.get(path, '')] for path, name in ids.items()])
+        if bad:
+            unread = [shown(path) for path in ids if path not in predicted]
+            cli.log.warning('%s: %d of %d images cannot be read and have an empty Category: %s%s', args.submission, bad,
+                            len(ids), ', '.join(unread[:5]), ', ...' * (bad > 5))
     return 2 if bad else 0
+
+
+def submission_ids(paths: Sequence[str]) -> dict[str, str]:
+    """The Id of each image, by its path: the file's name without the ending.
+
+    Raises:
+      UserError: two images have the same one.
+    """
+    ids: dict[str, str] = {}
+    first: dict[str, str] = {}  # path of each Id
+    for path in paths:
+        name = os.path.splitext(os.path.basename(path))[0]
+        if other := first.get(unicodedata.normalize('NFC', name)):
+            raise UserError(f'--submission: {shown(other)} and {shown(path)} have the same Id, {shown(name)!r}, and a table '
+                            'has one row for each: give them in two calls, or rename one')
+        ids[path], first[unicodedata.normalize('NFC', name)] = name, path
+    return ids
 
 
 def write(path: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -240,6 +240,25 @@ def test_a_picture_that_is_none_is_told(tiny_run, command, tmp_path, snapshot):
     assert sorted(p.name for p in tmp_path.iterdir()) == ['good.png', 'notes.txt']
 
 
+def test_a_submission_has_one_row_for_each_image(tiny_run, command, tmp_path):
+    for name in ('a/7.png', 'b/7.jpg', 'b/8.png'):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.linear_gradient('L').save(tmp_path / name)
+    (tmp_path / 'b' / '9.png').write_text('no picture')
+    table = tmp_path / 'table.csv'
+    run = ['predict', f'--workdir={tiny_run}', f'--submission={table}']
+    assert_told(command(*run, tmp_path / 'a/7.png', tmp_path / 'b/8.png', tmp_path / 'b/7.jpg'),
+                f"{tmp_path / 'a/7.png'} and {tmp_path / 'b/7.jpg'} have the same Id, '7'")
+    assert not table.exists()
+    code, out, err = command(*run, tmp_path / 'b/9.png', tmp_path / 'a/7.png', tmp_path / 'b/8.png')
+    assert code == 2
+    assert len(out) == 2
+    assert f'1 of 3 images cannot be read and have an empty Category: {tmp_path / "b/9.png"}' in err[-1]
+    rows = [line.split(',') for line in table.read_text().splitlines()]
+    assert [name for name, _ in rows] == ['Id', '9', '7', '8']
+    assert [bool(category) for _, category in rows] == [True, False, True, True]
+
+
 def test_a_workdir_without_a_checkpoint_is_told(copy_of_run, command, tmp_path):
     Image.new('L', (30, 30), 255).save(tmp_path / 'good.png')
     for path in (copy_of_run / 'checkpoints').iterdir():
