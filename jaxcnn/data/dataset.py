@@ -196,6 +196,19 @@ def _digest(splits: dict[str, Split], checksums: dict[str, int]) -> dict[str, st
     return digest
 
 
+def _warn_of_absent(where: str, splits: dict[str, Split], class_names: Sequence[str]) -> None:
+    """Names the classes that have no training image, and those of the others that another split lacks."""
+    expected = np.arange(len(class_names))
+    for name, split in splits.items():
+        absent = np.setdiff1d(expected, split.labels)
+        expected = np.setdiff1d(expected, absent) if name == 'train' else expected
+        if len(absent):
+            log.warning('%s: %d of %d classes have no %s image%s: %s%s', where, len(absent), len(class_names),
+                        'training' if name == 'train' else name,
+                        '' if name == 'train' else f', so that the {name} figures say nothing about them',
+                        ', '.join(shown(class_names[c]) for c in absent[:5]), ', ...' * (len(absent) > 5))
+
+
 def _check_shapes(where: str, splits: dict[str, Split]) -> None:
     """Raises a UserError where images of two parts differ in size or channels."""
     train = splits['train'].images.shape[1:]
@@ -240,11 +253,8 @@ def load(config: DataConfig) -> Dataset:
     if not splits.keys() & {'val', 'test'}:
         raise UserError(f'{source.where}: has no test part, and config.data.val_fraction=0 leaves no validation part: there '
                         'is nothing to judge a network by')
-    absent = np.setdiff1d(np.arange(len(meta['class_names'])), splits['train'].labels)
-    if len(absent):
-        named = ', '.join(shown(meta['class_names'][c]) for c in absent[:5]) + ', ...' * (len(absent) > 5)
-        log.warning('%s: %d of %d classes have no training image: %s', source.where, len(absent), len(meta['class_names']),
-                    named)
+    splits = {name: splits[name] for name in ('train', 'val', 'test') if name in splits}
+    _warn_of_absent(source.where, splits, meta['class_names'])
     if config.per_class:
         train = splits['train']
         rng = np.random.Generator(np.random.PCG64([config.split_seed, 0xF3E]))
@@ -252,6 +262,5 @@ def load(config: DataConfig) -> Dataset:
         splits['train'] = train.part(np.sort(np.concatenate(members)))
     duplicates.warn(source.where, splits)
     mean, std = _kept_statistics(splits['train'])
-    splits = {name: splits[name] for name in sorted(splits, key=['train', 'val', 'test'].index)}
     return Dataset(config.name, meta['class_names'], splits, mean, std, source.ink, meta['broken'],
                    _digest(splits, meta['checksums']))

@@ -343,10 +343,23 @@ def test_classes_without_training_images_are_told(tmp_path, caplog):
     np.savez(tmp_path / 'a.npz', x_train=images, y_train=np.arange(20) % 2 * 9)
     load(tmp_path, 'arrays', tmp_path / 'a.npz', image_size=0)
     assert '8 of 10 classes have no training image: 1, 2, 3, 4, 5, ...' in caplog.text
+    assert '9 of 10 classes' not in caplog.text
     root = write_folder(tmp_path / 'set', train=4)
     (root / 'train' / 'grape').mkdir()
     assert load(tmp_path, 'folder', root).class_names == ['ant', 'bee', 'cow']
     assert 'train/grape: holds no images, and is no class' in caplog.text
+
+
+def test_a_split_that_lacks_classes_of_the_training_part_is_told(tmp_path, caplog):
+    root = write_folder(tmp_path / 'set', train=8)
+    for i in range(1, 8):
+        (root / 'train' / 'ant' / f'{i}.png').unlink()
+    save(root / 'test' / 'bee' / '0.png', COLOURS['bee'])
+    load(tmp_path, 'folder', root, val_fraction=0.2)
+    lines = [record.getMessage().partition(': ')[2] for record in caplog.records]
+    assert [line for line in lines if 'classes' in line] == [
+        '1 of 3 classes have no val image, so that the val figures say nothing about them: ant',
+        '2 of 3 classes have no test image, so that the test figures say nothing about them: ant, cow']
 
 
 GREY = np.zeros((4, 5, 5), np.uint8)
