@@ -18,6 +18,11 @@ def zero_sums(num_classes: int) -> dict[str, np.ndarray]:
             'confusion': np.zeros((num_classes, num_classes), np.int32)}
 
 
+def predictions(logits: jax.Array) -> jax.Array:
+    """The class of the largest of logits (N, classes): (N,) int32; -1, which is no label, where one of them is NaN."""
+    return jnp.where(jnp.isnan(logits).any(-1), -1, logits.argmax(-1).astype(jnp.int32))
+
+
 def batch_sums(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> Sums:
     """Sums over the images of a batch whose mask is 1.
 
@@ -29,15 +34,17 @@ def batch_sums(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> Sums:
     Returns:
       `count`, `loss` (cross-entropy without smoothing), `top1`, `top5` (label among the five largest logits, or
       all of them where there are fewer), and `confusion` (classes, classes): rows are labels, columns predictions.
+      Logits with a NaN are never right, and are not in `confusion`, for they predict no class.
     """
     classes = logits.shape[-1]
     logits = logits.astype(jnp.float32)
+    predicted = predictions(logits)
+    counts = (mask > 0) & (predicted >= 0)
     _, best = jax.lax.top_k(logits, min(5, classes))  # (N, 5)
-    hits = (best == labels[:, None]) & (mask[:, None] > 0)
-    confusion = jnp.zeros((classes, classes), jnp.int32).at[labels, best[:, 0]].add(mask.astype(jnp.int32))
+    top1, top5 = (predicted == labels) & counts, (best == labels[:, None]).any(1) & counts
+    confusion = jnp.zeros((classes, classes), jnp.int32).at[labels, predicted].add(counts.astype(jnp.int32))
     return {'count': mask.sum(), 'loss': jnp.where(mask > 0, cross_entropy(logits, labels), 0).sum(),
-            'top1': hits[:, 0].sum().astype(jnp.float32), 'top5': hits.any(1).sum().astype(jnp.float32),
-            'confusion': confusion}
+            'top1': top1.sum().astype(jnp.float32), 'top5': top5.sum().astype(jnp.float32), 'confusion': confusion}
 
 
 def figures(sums: dict[str, Any]) -> dict[str, float]:

@@ -83,6 +83,17 @@ def test_top5_ends_at_the_fifth():
     assert float(sums['top1']) == 1
 
 
+@pytest.mark.parametrize('bad', [slice(None), slice(2), slice(7, 8)])
+def test_logits_with_a_nan_are_never_right(bad):
+    logits = np.tile(np.arange(8, dtype=np.float32), (8, 1))
+    logits[:, bad] = np.nan
+    sums = batch_sums(jnp.asarray(logits), jnp.arange(8), jnp.ones(8))
+    assert (float(sums['count']), float(sums['top1']), float(sums['top5'])) == (8, 0, 0)
+    assert np.isnan(sums['loss'])
+    assert not sums['confusion'].any()
+    np.testing.assert_array_equal(metrics.predictions(jnp.asarray(logits)), [-1] * 8)
+
+
 def test_confusion_has_labels_in_rows():
     sums = batch_sums(jnp.array([[0.0, 0, 9], [0, 0, 9]]), jnp.array([0, 1]), jnp.ones(2))
     np.testing.assert_array_equal(sums['confusion'], [[0, 0, 1], [0, 0, 1], [0, 0, 0]])

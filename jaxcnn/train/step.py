@@ -23,7 +23,7 @@ from jaxcnn.data.normalize import Fitted, Normalization, Normalizer
 from jaxcnn.data.views import Views
 from jaxcnn.errors import UserError, within
 from jaxcnn.losses import cross_entropy
-from jaxcnn.metrics import Sums, batch_sums
+from jaxcnn.metrics import Sums, batch_sums, predictions
 from jaxcnn.models import Network
 from jaxcnn.optim import Optimizer
 from jaxcnn.train.state import TrainState, variables
@@ -210,7 +210,7 @@ class TrainStep:
 
         (loss, (logits, stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
         target = labels if labels.ndim == 1 else labels.argmax(-1)
-        accuracy = (logits.argmax(-1) == target).astype(jnp.float32).mean()
+        accuracy = (predictions(logits) == target).astype(jnp.float32).mean()
         return grads, stats, {'loss': loss, 'accuracy': accuracy}
 
     def _before(self, x: jax.Array) -> jax.Array:

@@ -67,6 +67,13 @@ def test_one_step_is_sgd_on_the_cross_entropy():
     assert after.step == 1
 
 
+def test_logits_that_are_nan_are_never_right():
+    step, state = make(model=Plain())
+    state = state.replace(params=jax.tree.map(lambda p: jnp.full_like(p, jnp.nan), state.params))
+    _, metrics = jax.jit(step)(state, {**batch_of(8), 'label': np.zeros(8, int)}, KEY)
+    assert metrics['accuracy'] == 0
+
+
 def test_micro_batches_add_up_to_the_batch():
     batch = batch_of(24)
     whole, parts = (jax.jit(step)(state, batch, KEY) for step, state in
