@@ -25,14 +25,15 @@ OWN: dict[str, Callable[..., optax.GradientTransformation]] = {}  # of a learnin
 # these need more than gradients (the loss as a function, gradients per example), or other parameters in evaluation
 # or take no schedule for their learning rate
 _NOT_HERE = {'lbfgs', 'sophia', 'dpsgd', 'schedule_free_sgd', 'schedule_free_adamw', 'optimistic_adam', 'rprop', 'sm3',
-             'noisy_sgd'}  # its state holds a key, which is no array of numbers
+             'noisy_sgd',  # its state holds a key, which is no array of numbers
+             'polyak_sgd'}  # its step grows as the learning rate falls
 
 
 @functools.cache
 def _optimizers() -> dict[str, Callable[..., optax.GradientTransformation]]:
     found: dict[str, Callable[..., optax.GradientTransformation]] = {}
     for module in (optax.contrib, optax):
-        for name, make in inspect.getmembers(module, inspect.isfunction):
+        for name, make in inspect.getmembers(module, lambda x: inspect.isfunction(x) or isinstance(x, functools.partial)):
             if name.startswith(('_', 'scale_by')) or name in _NOT_HERE:
                 continue
             if next(iter(inspect.signature(make).parameters), None) == 'learning_rate':

@@ -1,5 +1,7 @@
 """Optimizers against their published updates, in plain NumPy."""
 
+import contextlib
+import inspect
 import math
 
 import chex
@@ -141,6 +143,13 @@ def adam(n, p, g, m, b1=0.8, b2=0.95, eps=1e-8):  # Kingma & Ba 2015, algorithm 
     return p - 0.1 * (m['m'] / (1 - b1 ** n)) / (np.sqrt(m['v'] / (1 - b2 ** n)) + eps)
 
 
+def nadam(n, p, g, m, b1=0.8, b2=0.95, eps=1e-8):  # Dozat 2016, with a constant momentum
+    m['m'] = b1 * m.get('m', 0) + (1 - b1) * g
+    m['v'] = b2 * m.get('v', 0) + (1 - b2) * g ** 2
+    ahead = b1 * m['m'] / (1 - b1 ** (n + 1)) + (1 - b1) * g / (1 - b1 ** n)
+    return p - 0.1 * ahead / (np.sqrt(m['v'] / (1 - b2 ** n)) + eps)
+
+
 ADAM = {'name': 'adam', 'b1': 0.8, 'b2': 0.95}
 
 
@@ -148,7 +157,8 @@ ADAM = {'name': 'adam', 'b1': 0.8, 'b2': 0.95}
     (sgd, 'sgd'), (momentum, {'name': 'sgd', 'momentum': 0.9}),
     (nesterov, {'name': 'sgd', 'momentum': 0.9, 'nesterov': True}), (adagrad, 'adagrad'),
     (rmsprop, {'name': 'rmsprop', 'decay': 0.8}), (adam, ADAM), (adam, {**ADAM, 'name': 'adamw'}),
-], ids=['sgd', 'momentum', 'nesterov', 'adagrad', 'rmsprop', 'adam', 'adamw without decay'])
+    (nadam, {**ADAM, 'name': 'nadam'}), (nadam, {**ADAM, 'name': 'nadamw'}),
+], ids=['sgd', 'momentum', 'nesterov', 'adagrad', 'rmsprop', 'adam', 'adamw without decay', 'nadam', 'nadamw without decay'])
 def test_an_optimizer_is_its_published_update(rule, choice):
     grads = gradients(5)
     after, _ = trained(make(optimizer=choice, learning_rate=0.1), grads)
@@ -175,6 +185,20 @@ def test_every_optimizer_takes_finite_steps_that_keep_shapes_and_types(name, dty
     chex.assert_trees_all_equal_shapes_and_dtypes(params, start)
     chex.assert_tree_all_finite((params, losses))
     assert losses[2] < losses[0] or dtype == 'bfloat16'  # which holds no small steps
+
+
+def test_every_optimizer_of_optax_is_offered_or_excluded_by_name():
+    """Whatever kind of object it is: a function, a partial, compiled."""
+    public = set()
+    for module in (optax, optax.contrib):
+        for name, make in vars(module).items():
+            if name.startswith(('_', 'scale_by')) or isinstance(make, type):
+                continue
+            with contextlib.suppress(TypeError, ValueError):  # no callable, or one without a signature
+                if {'learning_rate', 'max_learning_rate'} & {*inspect.signature(make).parameters}:
+                    public.add(name)
+    assert {'adam', 'nadam', 'nadamw', 'muon', 'polyak_sgd'} <= public
+    assert public - optim._NOT_HERE - {'schedule_free'} == {*optim.optimizer_names()}  # schedule_free wraps an optimizer
 
 
 @pytest.mark.parametrize('name', ['lbfgs', 'sophia', 'dpsgd', 'schedule_free_sgd', 'schedule_free_adamw', 'apply_updates',
