@@ -137,10 +137,10 @@ class BatchNorm(nn.BatchNorm):
         if self.use_running_average:
             mean, var = means.value, variances.value
         else:
-            sums = batch_norm.moments(x, ours)
+            moments = batch_norm.moments(x, ours)
             if self.axis_name is not None and not self.is_initializing():
-                sums = jax.lax.pmean(sums, self.axis_name)
-            mean, var = sums[0], jnp.maximum(sums[1] - sums[0] ** 2, 0)
+                moments = batch_norm.merge_devices(moments, self.axis_name)
+            mean, var = moments
             if not self.is_initializing():
                 for old, new in ((means, mean), (variances, var)):
                     old.value = self.momentum * old.value + (1 - self.momentum) * new

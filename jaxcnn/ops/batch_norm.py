@@ -17,15 +17,33 @@ from jax.custom_batching import custom_vmap
 from jaxcnn.ops import native
 
 
-def moments(x: jax.Array, ours: bool) -> tuple[jax.Array, jax.Array]:
-    """Mean and mean square of each channel, (C,) float32 each.
+def moments(x: jax.Array, ours: bool) -> jax.Array:
+    """Mean and variance of each channel, (2, C) float32. Squares are summed about a value near the mean, so that the
+    variance is exact to rounding where the mean is thousands of deviations, too.
 
     Args:
       x: (N, ..., C).
       ours: by the library's call on the CPU, where there is one.
     """
-    sums = _own_sums(_rows(x), ours) / (x.size // x.shape[-1])
-    return sums[0], sums[1]
+    return _moments(_rows(x), ours)
+
+
+def merge_devices(moments: jax.Array, axis: Any) -> jax.Array:
+    """Mean and variance (2, C) over all devices of a mapped axis, from those of each device's part of the same size."""
+    parts = lax.all_gather(moments, axis)
+    return _merge(parts[:, 0], parts[:, 1])
+
+
+def _merge(means: jax.Array, variances: jax.Array, rest: jax.Array | float = 0.0) -> jax.Array:
+    """Mean and variance (2, C) of the union of parts of the same size, whose means are `means + rest` (Chan et al. 1983).
+
+    Args:
+      means: (parts, C); `variances` and `rest` too.
+    """
+    near = means.mean(0)  # not exact: the sum of large values loses digits
+    apart = means - near + rest
+    mean = apart.mean(0)
+    return jnp.stack([near + mean, jnp.maximum((variances + apart ** 2).mean(0) - mean ** 2, 0)])
 
 
 def normalise(x: jax.Array, mean: jax.Array, scale: jax.Array, bias: jax.Array, relu: bool, ours: bool) -> jax.Array:
@@ -46,16 +64,30 @@ def _rows(x: jax.Array) -> jax.Array:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _own_sums(x: jax.Array, ours: bool) -> jax.Array:
-    """The sums of x and of its squares, (2, C)."""
-    return _sums(x, x, jnp.zeros((0, x.shape[-1])), False, ours)
+def _moments(x: jax.Array, ours: bool) -> jax.Array:
+    """See `moments`, of x (N, rows, C)."""
+    return lax.platform_dependent(x, cpu=_moments_call(), default=_plain_moments) if ours else _plain_moments(x)
 
 
-def _own_sums_backward(ours: bool, x: jax.Array, g: jax.Array) -> tuple[jax.Array]:
-    return (g[0] + 2 * g[1] * x,)
+def _moments_forward(x: jax.Array, ours: bool) -> Any:
+    found = _moments(x, ours)
+    return found, (x, found[0])
 
 
-_own_sums.defvjp(lambda x, ours: (_own_sums(x, ours), x), _own_sums_backward)
+def _moments_backward(ours: bool, operands: Any, g: jax.Array) -> tuple[jax.Array]:
+    x, mean = operands
+    g = g / (x.size // x.shape[-1])
+    return (g[0] + 2 * g[1] * (x - mean),)
+
+
+_moments.defvjp(_moments_forward, _moments_backward)
+
+
+def _plain_moments(x: jax.Array) -> jax.Array:
+    """Each image's moments about its first value, which need no other device, and then those of all."""
+    apart = x - x[:, :1]
+    rest = apart.mean(1)
+    return _merge(x[:, 0], (apart ** 2).mean(1) - rest ** 2, rest)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
@@ -85,7 +117,7 @@ def _sums(g: jax.Array, x: jax.Array, affine: jax.Array, relu: bool, ours: bool)
     Args:
       g: (N, rows, C).
       x: likewise.
-      affine: mean, scale and bias (3, C); (0, C): mean is 0.
+      affine: mean, scale and bias (3, C).
       relu: see above.
       ours: see `moments`.
     """
@@ -97,7 +129,7 @@ def _sums(g: jax.Array, x: jax.Array, affine: jax.Array, relu: bool, ours: bool)
 def _plain_sums(g: jax.Array, x: jax.Array, affine: jax.Array, relu: bool) -> jax.Array:
     if relu:
         g = jnp.where(_passes(x, *affine), g, 0)
-    return jnp.stack([g.sum((0, 1)), (g * (x - affine[0] if len(affine) else x)).sum((0, 1))])
+    return jnp.stack([g.sum((0, 1)), (g * (x - affine[0])).sum((0, 1))])
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
@@ -122,7 +154,20 @@ def _call(relu: bool) -> Any:
         result = jax.ShapeDtypeStruct((2, x.shape[-1]), jnp.float32)
         return jax.ffi.ffi_call(native.SUMS, result)(g, x, affine, relu=np.bool_(relu))
 
-    batched = custom_vmap(native.spread(call, ('sums', relu), 'n r c, n r c, k c -> l c', (True, True, False), summed=True))
+    return _batched(native.spread(call, ('sums', relu), 'n r c, n r c, k c -> l c', (True, True, False), lax.psum))
+
+
+@functools.cache
+def _moments_call() -> Any:
+    def call(x: jax.Array) -> jax.Array:
+        return jax.ffi.ffi_call(native.MOMENTS, jax.ShapeDtypeStruct((2, x.shape[-1]), jnp.float32))(x)
+
+    return _batched(native.spread(call, 'moments', 'n r c -> l c', (True,), merge_devices))
+
+
+def _batched(call: Any) -> Any:
+    """The call with its rule for `vmap`."""
+    batched = custom_vmap(call)
 
     @batched.def_vmap
     def _(size: int, mapped: Sequence[bool], *operands: jax.Array) -> tuple[jax.Array, bool]:

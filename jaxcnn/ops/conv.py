@@ -135,7 +135,7 @@ def _native(kind: int, geometry: Geometry, own: bool) -> Any:
     rules = {FORWARD: 'n h w c, r s i o -> n p q m', INPUT_GRADIENT: 'n p q m, r s i o -> n h w c',
              KERNEL_GRADIENT: 'n h w c, n p q m -> r s i o'}
     batched = custom_vmap(native.spread(call, (kind, geometry, own), rules[kind], (True, kind == KERNEL_GRADIENT),
-                                        kind == KERNEL_GRADIENT))
+                                        lax.psum if kind == KERNEL_GRADIENT else None))
 
     @batched.def_vmap
     def _(size: int, mapped: Sequence[bool], a: jax.Array, b: jax.Array) -> tuple[jax.Array, bool]:

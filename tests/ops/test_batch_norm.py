@@ -13,7 +13,7 @@ from jax.test_util import check_grads
 
 from jaxcnn.models.layers import BatchNorm
 from jaxcnn.ops import native
-from jaxcnn.ops.batch_norm import _plain_sums, _sums, moments
+from jaxcnn.ops.batch_norm import _plain_sums, _sums, merge_devices, moments
 
 needs_onednn = pytest.mark.skipif(not native.available(jnp.float32), reason='needs the extra jaxcnn[cpu] and g++')
 NATIVE = [pytest.param(True, marks=needs_onednn), False]
@@ -85,18 +85,74 @@ def test_sums_are_those_of_float64(relu, native):
     assert np.abs(found - exact).max() < 2e-6 * np.abs(g * x).sum((0, 1)).max()
 
 
+def far(shape, mean):
+    """Values `mean` deviations from 0, and in float64 their normalised values and (2, C) moments."""
+    x = np.float32(np.random.default_rng(2).normal(size=shape) + mean)
+    axes = tuple(range(len(shape) - 1))
+    exact = np.stack([np.float64(x).mean(axes), np.float64(x).var(axes)])
+    return x, (x - exact[0]) / np.sqrt(exact[1] + 1e-5), exact
+
+
+def normalised(x, native):
+    c = x.shape[-1]
+    variables = {'params': {'scale': np.ones(c), 'bias': np.zeros(c)},
+                 'batch_stats': {'mean': np.zeros(c), 'var': np.ones(c)}}
+    layer = BatchNorm(use_running_average=False, native=native, epsilon=1e-5)
+    return jax.jit(lambda x: layer.apply(variables, x, mutable=['batch_stats'])[0])(x)
+
+
+@pytest.mark.parametrize('native', NATIVE)
+@pytest.mark.parametrize('mean', [0, 100, -3000])
+@pytest.mark.parametrize('shape', [(16, 12, 12, 37), (64, 33)], ids=str)
+def test_means_of_many_deviations_leave_errors_of_rounding(shape, mean, native):
+    x, expected, exact = far(shape, mean)
+    assert np.abs(normalised(x, native) - expected).max() < 2e-6 + 1e-7 * abs(mean)
+    found = np.asarray(jax.jit(lambda x: moments(x, native))(x))
+    assert np.abs(found[0] - exact[0]).max() < 1e-6 + 1e-7 * abs(mean)
+    np.testing.assert_allclose(found[1], exact[1], rtol=5e-6)
+    g = np.random.default_rng(3).normal(size=shape).astype(np.float32)
+    axes = tuple(range(len(shape) - 1))
+    gradient = (g - g.mean(axes) - expected * (g * expected).mean(axes)) / np.sqrt(exact[1] + 1e-5)
+    assert np.abs(jax.vjp(lambda x: normalised(x, native), x)[1](g)[0] - gradient).max() < 4e-6 + 1e-7 * abs(mean)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize('native', NATIVE)
+@pytest.mark.parametrize('shape', [(32, 8, 8, 40), (64, 33)], ids=str)
+def test_errors_are_at_most_ten_times_pytorchs(shape, native):
+    torch = pytest.importorskip('torch')
+    for mean in (0, 3, 30, 100, 1000, 3000):
+        x, expected, _ = far(shape, mean)
+        theirs = torch.nn.functional.batch_norm(torch.tensor(np.moveaxis(x, -1, 1)), None, None, training=True)
+        error = np.abs(np.moveaxis(theirs.numpy(), 1, -1) - expected).max()
+        assert np.abs(normalised(x, native) - expected).max() < 10 * error
+
+
+@pytest.mark.parametrize('native', NATIVE)
+def test_the_variance_does_not_depend_on_first_values_that_are_outliers(native):
+    x, _, _ = far((16, 12, 12, 20), 1000)
+    x[:, 0, 0] -= 30
+    found, exact = jax.jit(lambda x: moments(x, native))(x), np.float64(x).var((0, 1, 2))
+    np.testing.assert_allclose(found[1], exact, rtol=5e-5)
+
+
 @pytest.mark.parametrize('native', NATIVE)
 def test_moments_over_devices_and_under_vmap_and_pmap(native):
-    x, _, _ = arrays((16, 5, 5, 12))
-    expected = x.mean((0, 1, 2)), (x ** 2).mean((0, 1, 2))
+    x, _, expected = far((16, 5, 5, 12), 1000)
     mesh = Mesh(np.array(jax.devices()), ('batch',))
     rows, whole = NamedSharding(mesh, P('batch')), NamedSharding(mesh, P())
     assert len(jax.devices()) == 8
-    close(jax.jit(lambda x: moments(x, native), in_shardings=rows, out_shardings=whole)(jax.device_put(x, rows)), expected)
     parts = x.reshape(8, 2, *x.shape[1:])
-    groups = parts.mean((1, 2, 3)), (parts ** 2).mean((1, 2, 3))
-    close(jax.jit(jax.vmap(lambda x: moments(x, native)))(parts), groups)
-    close(jax.pmap(lambda x: moments(x, native))(parts), groups)
+    groups = np.stack([np.float64(parts).mean((1, 2, 3)), np.float64(parts).var((1, 2, 3))], 1)
+
+    def same(found, expected):
+        np.testing.assert_allclose(found[..., 0, :], expected[..., 0, :], rtol=2e-7)
+        np.testing.assert_allclose(found[..., 1, :], expected[..., 1, :], rtol=1e-5)
+    same(jax.jit(lambda x: moments(x, native), in_shardings=rows, out_shardings=whole)(jax.device_put(x, rows)), expected)
+    same(jax.jit(jax.vmap(lambda x: moments(x, native)))(parts), groups)
+    same(jax.pmap(lambda x: moments(x, native))(parts), groups)
+    merged = jax.pmap(lambda x: merge_devices(moments(x, native), 'batch'), 'batch')(parts)
+    same(merged, np.broadcast_to(expected, merged.shape))
 
 
 def test_bfloat16_computes_statistics_in_float32():

@@ -32,7 +32,7 @@ from jaxcnn.config import cache_folder
 from jaxcnn.errors import UserError
 
 log = logging.getLogger('jaxcnn')
-CONV, SUMS = 'jaxcnn_conv', 'jaxcnn_sums'
+CONV, SUMS, MOMENTS = 'jaxcnn_conv', 'jaxcnn_sums', 'jaxcnn_moments'
 SOURCE = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'calls.cc')
 FLAGS = ('-O3', '-march=native', '-ffp-contract=fast', '-std=c++17', '-shared', '-fPIC', '-fopenmp', '-w')
 _LOADING = threading.Lock()
@@ -139,7 +139,7 @@ def _library() -> Any:
         os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')  # its threads sleep while XLA's work
         ctypes.CDLL(_find(LIBRARY, 'libdnnl.so.3'))
         loaded = ctypes.CDLL(path)
-        for target, symbol in ((CONV, loaded.JaxcnnConv), (SUMS, loaded.JaxcnnSums)):
+        for target, symbol in ((CONV, loaded.JaxcnnConv), (SUMS, loaded.JaxcnnSums), (MOMENTS, loaded.JaxcnnMoments)):
             jax.ffi.register_ffi_target(target, jax.ffi.pycapsule(symbol), platform='cpu')
         return loaded
     except (_MissingError, OSError) as e:
@@ -177,7 +177,7 @@ def counts() -> dict[str, int]:
 
 
 def spread(call: Callable[..., jax.Array], what: Any, rule: str, split: Sequence[bool],
-           summed: bool) -> Callable[..., jax.Array]:
+           merge: Callable[[jax.Array, Any], jax.Array] | None) -> Callable[..., jax.Array]:
     """A call of the library with its rule for several devices, over which XLA does not split a call by itself: each does
     its part of the batch.
 
@@ -186,7 +186,8 @@ def spread(call: Callable[..., jax.Array], what: Any, rule: str, split: Sequence
       what: tells this call from others of the same shapes.
       rule: names of the dimensions, in which `n` is the batch, the leading one.
       split: which of the operands have the batch.
-      summed: the result is a sum over the batch; else it has the batch.
+      merge: makes the result of the results of each device's part, given them and the devices' axis, as `lax.psum` does;
+        None: the result has the batch.
     """
     def partition(mesh: Any, operands: Any, result: Any) -> Any:
         spec = operands[split.index(True)].sharding.spec
@@ -195,13 +196,13 @@ def spread(call: Callable[..., jax.Array], what: Any, rule: str, split: Sequence
 
         def lower(*arrays: jax.Array) -> jax.Array:
             found = call(*arrays)
-            return lax.psum(found, batch) if summed and batch else found
-        return mesh, lower, whole if summed else rows, tuple(rows if s else whole for s in split)
+            return merge(found, batch) if merge and batch else found
+        return mesh, lower, whole if merge else rows, tuple(rows if s else whole for s in split)
 
     whole = dict.fromkeys(letter for letter in rule if letter.isalpha() and letter != 'n')
     partitioned = custom_partitioning(call)
     partitioned.def_partition(partition=partition, sharding_rule=rule, need_replication_factors=tuple(whole),
-                              reduction_factors=('n',) if summed else ())
+                              reduction_factors=('n',) if merge else ())
 
     def named(*arrays: jax.Array) -> jax.Array:
         return partitioned(*arrays)

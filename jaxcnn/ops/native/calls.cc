@@ -275,13 +275,11 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(JaxcnnConv, Run,
                                   .Arg<ffi::AnyBuffer>()
                                   .Ret<ffi::AnyBuffer>());
 
-// g and x (..., C), and none or mean, scale and bias (3, C), to (2, C): see channels::Sums.
+// g and x (..., C), and mean, scale and bias (3, C), to (2, C): see channels::Sums.
 static ffi::Error RunSums(ffi::ThreadPool pool, bool relu, ffi::AnyBuffer g, ffi::AnyBuffer x, ffi::AnyBuffer affine,
                           ffi::Result<ffi::AnyBuffer> sums) {
   const int64_t channels = x.dimensions().back(), rows = static_cast<int64_t>(x.element_count()) / channels;
-  float* const mean = affine.element_count() ? Floats(affine) : nullptr;
-  float* const scale = mean ? mean + channels : nullptr;
-  float* const bias = mean ? mean + 2 * channels : nullptr;
+  const float *const mean = Floats(affine), *const scale = mean + channels, *const bias = scale + channels;
   channels::Sums(pool, rows, channels, Floats(g), Floats(x), mean, scale, bias, relu, Floats(*sums));
   return ffi::Error::Success();
 }
@@ -294,6 +292,16 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(JaxcnnSums, RunSums,
                                   .Arg<ffi::AnyBuffer>()
                                   .Arg<ffi::AnyBuffer>()
                                   .Ret<ffi::AnyBuffer>());
+
+// x (..., C) to (2, C): see channels::Moments.
+static ffi::Error RunMoments(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::Result<ffi::AnyBuffer> moments) {
+  const int64_t channels = x.dimensions().back(), rows = static_cast<int64_t>(x.element_count()) / channels;
+  channels::Moments(pool, rows, channels, Floats(x), Floats(*moments));
+  return ffi::Error::Success();
+}
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(JaxcnnMoments, RunMoments,
+                              ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<ffi::AnyBuffer>().Ret<ffi::AnyBuffer>());
 
 // Calls made so far, the images in them, and the plans kept; for tests.
 extern "C" void JaxcnnConvCounts(int64_t* counts) {

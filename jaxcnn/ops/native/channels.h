@@ -24,23 +24,26 @@ void OverChannels(int64_t channels, const Body& body) {
   for (; c + kWide <= channels; c += kWide) body(c, std::integral_constant<int, 1>());
 }
 
+// Rows are summed `kFew` at a time in registers, in up to 64 parts that do not depend on the number of threads.
+constexpr int64_t kFew = 32;
+inline int64_t Parts(int64_t rows) { return std::min<int64_t>(64, (rows + 63) / 64); }
+
 // sums[0] = the sum over all rows of m g, sums[1] = of m g (x - mean), where m is 1 where (x - mean) scale + bias > 0, and 0
-// elsewhere; without `mean`, m is 1 and mean is 0. g and x are (rows, channels).
+// elsewhere; without `relu`, m is 1. g and x are (rows, channels).
 inline void Sums(xla::ffi::ThreadPool pool, int64_t rows, int64_t channels, const float* g, const float* x,
                  const float* mean, const float* scale, const float* bias, bool relu, float* sums) {
-  const int64_t parts = std::min<int64_t>(64, (rows + 63) / 64), few = 32, whole = channels / kWide * kWide;
+  const int64_t parts = Parts(rows), whole = channels / kWide * kWide;
   std::vector<float> partial(parts * 2 * channels);
   Share(pool, parts, [&](int64_t part) {
     float* const to = partial.data() + part * 2 * channels;
-    for (int64_t first = Part(rows, parts, part), end = Part(rows, parts, part + 1); first < end; first += few) {
-      const int64_t last = std::min(first + few, end);
+    for (int64_t first = Part(rows, parts, part), end = Part(rows, parts, part + 1); first < end; first += kFew) {
+      const int64_t last = std::min(first + kFew, end);
       OverChannels(channels, [&](int64_t c, auto registers) {
         constexpr int n = decltype(registers)::value;
-        Vec s[n], t[n], m[n] = {}, a[n], b[n];
+        Vec s[n], t[n], m[n], a[n], b[n];
         for (int v = 0; v < n; ++v) {
           const int64_t at = c + v * kWide;
-          s[v] = Load(to + at), t[v] = Load(to + channels + at);
-          if (mean) m[v] = Load(mean + at);
+          s[v] = Load(to + at), t[v] = Load(to + channels + at), m[v] = Load(mean + at);
           if (relu) a[v] = Load(scale + at), b[v] = Load(bias + at);
         }
         for (int64_t row = first; row < last; ++row)
@@ -57,7 +60,7 @@ inline void Sums(xla::ffi::ThreadPool pool, int64_t rows, int64_t channels, cons
       });
       for (int64_t c = whole; c < channels; ++c)
         for (int64_t row = first; row < last; ++row) {
-          const float apart = x[row * channels + c] - (mean ? mean[c] : 0);
+          const float apart = x[row * channels + c] - mean[c];
           const float value = relu && !(apart * scale[c] + bias[c] > 0) ? 0 : g[row * channels + c];
           to[c] += value, to[channels + c] += value * apart;
         }
@@ -67,6 +70,64 @@ inline void Sums(xla::ffi::ThreadPool pool, int64_t rows, int64_t channels, cons
   for (int64_t part = 0; part < parts; ++part)
     for (int64_t i = 0; i < 2 * channels; ++i) total[i] += partial[part * 2 * channels + i];
   std::copy(total.begin(), total.end(), sums);
+}
+
+// moments[0] = the mean of x (rows, channels), moments[1] = its variance, in one pass over memory. Each part sums x - shift
+// and its square, where the shift is the mean of the part's first rows, so that nothing cancels where the mean is many
+// deviations; the parts are then merged in double (Chan et al. 1983).
+inline void Moments(xla::ffi::ThreadPool pool, int64_t rows, int64_t channels, const float* x, float* moments) {
+  const int64_t parts = Parts(rows), whole = channels / kWide * kWide;
+  std::vector<float> partial(parts * 3 * channels);
+  Share(pool, parts, [&](int64_t part) {
+    float *const shift = partial.data() + part * 3 * channels, *const sum = shift + channels, *const squares = sum + channels;
+    const int64_t begin = Part(rows, parts, part), end = Part(rows, parts, part + 1);
+    for (int64_t first = begin; first < end; first += kFew) {
+      const int64_t last = std::min(first + kFew, end);
+      OverChannels(channels, [&](int64_t c, auto registers) {
+        constexpr int n = decltype(registers)::value;
+        Vec m[n] = {}, s[n] = {}, t[n] = {};
+        if (first == begin) {
+          for (int64_t row = first; row < last; ++row)
+#pragma GCC unroll 4
+            for (int v = 0; v < n; ++v) m[v] += Load(x + row * channels + c + v * kWide);
+          for (int v = 0; v < n; ++v) Store(shift + c + v * kWide, m[v] / static_cast<float>(last - first));
+        }
+        for (int v = 0; v < n; ++v) m[v] = Load(shift + c + v * kWide);
+        for (int64_t row = first; row < last; ++row)
+#pragma GCC unroll 4
+          for (int v = 0; v < n; ++v) {
+            const Vec apart = Load(x + row * channels + c + v * kWide) - m[v];
+            s[v] += apart;
+            t[v] += apart * apart;
+          }
+        for (int v = 0; v < n; ++v) {
+          const int64_t at = c + v * kWide;
+          Store(sum + at, Load(sum + at) + s[v]), Store(squares + at, Load(squares + at) + t[v]);
+        }
+      });
+      for (int64_t c = whole; c < channels; ++c) {
+        for (int64_t row = first; first == begin && row < last; ++row) shift[c] += x[row * channels + c] / (last - first);
+        for (int64_t row = first; row < last; ++row) {
+          const float apart = x[row * channels + c] - shift[c];
+          sum[c] += apart, squares[c] += apart * apart;
+        }
+      }
+    }
+  });
+  std::vector<double> mean(channels), variance(channels);
+  auto merge = [&](auto add) {
+    for (int64_t part = 0; part < parts; ++part) {
+      const float *const shift = partial.data() + part * 3 * channels, *const sum = shift + channels;
+      const double count = Part(rows, parts, part + 1) - Part(rows, parts, part);
+      for (int64_t c = 0; c < channels; ++c) add(c, count, shift[c], sum[c], sum[channels + c]);
+    }
+  };
+  merge([&](int64_t c, double count, double shift, double sum, double) { mean[c] += (count * shift + sum) / rows; });
+  merge([&](int64_t c, double count, double shift, double sum, double squares) {
+    const double apart = shift - mean[c];
+    variance[c] += (squares + apart * (2 * sum + count * apart)) / rows;
+  });
+  for (int64_t c = 0; c < channels; ++c) moments[c] = mean[c], moments[channels + c] = std::max(variance[c], 0.0);
 }
 
 // A depthwise convolution y = x * kernel of images (n, h, w, c), whose kernel is (3, 3, c).
