@@ -145,7 +145,8 @@ class T2TViT(Network):
         return x + drop(self.dense(dim)(y))
 
     def _layer_norm(self, x: jax.Array) -> jax.Array:
-        return nn.LayerNorm(1e-5, dtype=jnp.dtype(self.dtype), param_dtype=jnp.dtype(self.param_dtype))(x)
+        return nn.LayerNorm(1e-5, dtype=jnp.dtype(self.dtype), param_dtype=jnp.dtype(self.param_dtype),
+                            use_fast_variance=False)(x)  # E[x^2] - E[x]^2 fails where the mean is many deviations
 
 
 def unfold(x: jax.Array, size: int, stride: int, padding: int) -> jax.Array:

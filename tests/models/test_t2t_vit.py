@@ -32,6 +32,17 @@ def test_both_forms_have_the_parameters_of_the_authors_at_both_sizes(tokens, par
     assert count(shapes(side, side, tokens=tokens, splits=splits, num_classes=1000)) == parameters
 
 
+def test_layer_norm_is_exact_to_rounding_where_the_mean_is_many_deviations():
+    class Norm(t2t_vit.T2TViT):
+        def forward(self, x, train, maps):
+            return self._layer_norm(x)
+
+    x = np.random.default_rng(0).normal(size=(1, 32, 32, 48)).astype(np.float32) + 1000
+    found, _ = Norm().init_with_output(jax.random.key(0), x)
+    exact = np.float64(x) - np.float64(x).mean(-1, keepdims=True)
+    np.testing.assert_allclose(found, exact / np.sqrt((exact ** 2).mean(-1, keepdims=True) + 1e-5), atol=1e-3)
+
+
 def test_maps_are_the_grids_of_tokens():
     network = models.create('t2t_vit_14', **SMALL)
 
