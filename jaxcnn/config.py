@@ -245,7 +245,8 @@ class Config:
     whiten: WhitenConfig | None = _field(None, 'whitening filters as the first convolution')
     data: DataConfig = _field(DataConfig, 'the data')
     optim: OptimConfig = _field(OptimConfig, 'the optimisation')
-    freeze_bn: Duration | None = _field(None, 'from then on BatchNorm uses its running statistics and leaves them alone')
+    freeze_bn: Duration | None = _field(None, 'from then on BatchNorm uses its running statistics and leaves them alone; '
+                                        'dict(steps=0): from the beginning', least=0)
     parallel: ParallelConfig = _field(ParallelConfig, 'the devices')
     eval: EvalConfig = _field(EvalConfig, 'the evaluation')
     checkpoint: CheckpointConfig = _field(CheckpointConfig, 'the checkpoints')
@@ -280,8 +281,8 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def build_duration(value: Any, path: str) -> Duration:
-    """A duration as configs write it, `{'epochs': 30}`, at `path`.
+def build_duration(value: Any, path: str, zero: bool = False) -> Duration:
+    """A duration as configs write it, `{'epochs': 30}`, at `path`; `zero`: it may be 0.
 
     Raises:
       UserError: it is none, or not above 0.
@@ -295,7 +296,7 @@ def build_duration(value: Any, path: str) -> Duration:
         raise UserError(f'{path}: {unknown("unit of duration", unit, UNITS)}')
     if isinstance(amount, bool) or not isinstance(amount, (int, float)):
         raise _wrong(f'{path}.{unit}', 'a number', amount)
-    if not 0 < amount < 1e15:
+    if not (0 < amount < 1e15 or (zero and amount == 0)):
         limit = ' and below 1e15' if 0 < amount < math.inf else ''
         raise UserError(f'{path}.{unit}: a duration must be positive{limit}, got {amount!r}')
     if unit == 'steps' and amount != int(amount):
@@ -309,7 +310,7 @@ def _build(kind: Any, value: Any, path: str, meta: Mapping[str, Any] = types.Map
             return None
         kind = _strip_optional(kind)
     if kind is Duration:
-        return build_duration(value, path)
+        return build_duration(value, path, meta.get('least') == 0)
     if kind is Choice:
         if isinstance(value, Choice):
             return value

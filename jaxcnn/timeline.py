@@ -71,8 +71,10 @@ class Timeline:
         return self.examples(step) / self.num_train
 
     def steps(self, duration: Duration, since: int = 0) -> int:
-        """The steps, from step `since` on, in which `duration` passes: rounded up, at least 1."""
+        """The steps, from step `since` on, in which `duration` passes: rounded up, at least 1 unless the duration is 0."""
         unit, value = duration.unit, duration.value
+        if not value:
+            return 0
         if unit == 'fraction':
             unit, value = self._config.duration.unit, value * self._config.duration.value
             if self._config.duration.unit == 'fraction':

@@ -136,6 +136,12 @@ def test_freezing_splits_the_run():
     assert timeline(freeze_bn={'steps': 1}).phases == [Phase(0, 10, 0, False), Phase(1, 10, 0, True)]
 
 
+@pytest.mark.parametrize('unit', ['steps', 'epochs', 'fraction'])
+def test_freezing_may_begin_with_the_run(unit):
+    assert timeline(freeze_bn={unit: 0}, batch_schedule=(({'epochs': 5}, 20),)).phases == [
+        Phase(0, 10, 0, True), Phase(50, 20, 0, True)]
+
+
 @pytest.mark.parametrize(('fields', 'line'), [
     ({'batch_schedule': (({'epochs': 2}, 0),)}, r'config\.batch_schedule\[0\]: expected a batch size of at least 1.*0'),
     ({'batch_schedule': (({'epochs': 3}, 20), ({'epochs': 3}, 30))},
