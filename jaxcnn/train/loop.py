@@ -101,6 +101,7 @@ class Run(Setup):
 
     def open(self) -> None:
         """Restores the newest whole checkpoint, or begins; opens the logs."""
+        self.check_statistics()
         template, data_path = self.template, os.path.join(self.folder, 'data.json')
         if os.path.exists(data_path):
             self.dataset.check_same(workdir.read_json(data_path), self.folder)

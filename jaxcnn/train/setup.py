@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import flax.linen as nn
 import jax
 import numpy as np
 
@@ -122,6 +123,32 @@ class Setup:
             raise UserError(f'images of {self.image_shape[0]}x{self.image_shape[1]} are too small for '
                             f'{self.config.model.name}: nothing is left of them before its last layers')
         return template
+
+    def check_statistics(self) -> None:
+        """Raises a UserError where BatchNorm would take its statistics over one value of each channel, whose variance is 0:
+        a phase has one image for them, in maps of 1 x 1."""
+        config, template = self.config, self.template
+        micro, parts = config.optim.accumulate, 1 if config.parallel.bn_sync else self.backend.num_devices
+        alone = [p.batch_size for p in self.timeline.phases if not p.bn_frozen and p.batch_size == micro * parts]
+        if not alone:
+            return
+
+        def refuse(call: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
+            layer = context.module
+            if isinstance(layer, nn.BatchNorm) and not layer.use_running_average and args[0].size == args[0].shape[-1]:
+                field = 'batch_size' if alone[0] == self.timeline.phases[0].batch_size else 'batch_schedule'
+                devices = f' on {parts} devices with config.parallel.bn_sync=False' if parts > 1 else ''
+                raise UserError(
+                    f'config.{field}: a batch of {alone[0]}{devices}, config.optim.accumulate={micro} and images of '
+                    f'{self.image_shape[0]} x {self.image_shape[1]} pixels leave {"/".join(layer.path)} one value of each '
+                    f'channel, whose variance is 0. Set a batch size of at least {2 * alone[0]}, a larger '
+                    'config.data.image_size, or config.freeze_bn=dict(steps=0)')
+            return call(*args, **kwargs)
+        with nn.intercept_methods(refuse):
+            jax.eval_shape(lambda weights, x: self.network.apply(
+                weights, x, train=True, mutable=['batch_stats'], rngs={'dropout': jax.random.key(0)}),
+                {'params': template.params, 'batch_stats': template.batch_stats},
+                jax.ShapeDtypeStruct((1, *self.image_shape), np.float32))
 
     def first_state(self) -> TrainState:
         """The state that a run begins with, on the devices."""

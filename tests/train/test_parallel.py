@@ -8,7 +8,7 @@ from jaxcnn import config
 from jaxcnn.errors import UserError
 from jaxcnn.timeline import Timeline
 from jaxcnn.train import parallel
-from jaxcnn.train.loop import Run
+from jaxcnn.train.loop import Run, train_and_evaluate
 from jaxcnn.train.signals import StopRequest
 
 pytestmark = pytest.mark.usefixtures('no_pictures')
@@ -75,6 +75,37 @@ def test_what_a_config_says_reaches_the_step(small, tmp_path, reference, fields)
     fields = {**fields, 'data': {'augment': '', **fields.get('data', {})}}  # less to compile
     found = trained_state(small(**fields), tmp_path).replace(slow=None)
     assert relative_difference(found, reference(small, data={'augment': ''})) > 1e-4
+
+
+def test_statistics_that_are_frozen_from_the_beginning_do_not_move(small, tmp_path):
+    stats = trained_state(small(freeze_bn=dict(steps=0), data={'augment': ''}), tmp_path, steps=2).batch_stats
+    for layer in stats.values():
+        assert not layer['mean'].any()
+        assert np.all(layer['var'] == 1)
+
+
+TINY = dict(model=dict(name='resnet20_cifar', width=4), data={'image_size': 4, 'augment': ''}, log_every=dict(steps=1))
+
+
+@pytest.mark.parametrize(('fields', 'line'), [
+    (dict(batch_size=1), r'config\.batch_size: a batch of 1, config\.optim\.accumulate=1 and images of 4 x 4 pixels leave '
+     r'BatchNorm_\d+ one value .* at least 2, a larger config\.data\.image_size, or config\.freeze_bn'),
+    (dict(batch_size=8, optim={'accumulate': 8}), r'\.batch_size: a batch of 8, config\.optim\.accumulate=8 .* least 16'),
+    (dict(batch_schedule=[(dict(steps=2), 1)]), r'config\.batch_schedule: a batch of 1, '),
+    (dict(batch_size=4, parallel={'devices': 4, 'bn_sync': False}), r'a batch of 4 on 4 devices with .*bn_sync=False, '),
+    (dict(batch_size=4, parallel={'devices': 4, 'bn_sync': False, 'backend': 'pmap'}), r'a batch of 4 on 4 devices')])
+def test_statistics_of_one_value_are_refused_before_training(small, tmp_path, fields, line):
+    with pytest.raises(UserError, match=line) as error:
+        train_and_evaluate(small(**{**TINY, **fields}), str(tmp_path))
+    assert '\n' not in str(error.value)
+    assert not (tmp_path / 'config.json').exists()
+
+
+@pytest.mark.parametrize('fields', [
+    dict(batch_size=2), dict(batch_size=4, parallel={'devices': 4}), dict(batch_size=1, freeze_bn=dict(steps=0)),
+    dict(batch_size=1, data={'image_size': 8, 'augment': ''})], ids=str)
+def test_statistics_of_two_values_and_frozen_ones_are_not_refused(small, tmp_path, fields):
+    Run(config.parse(small(**{**TINY, **fields})), str(tmp_path), StopRequest()).check_statistics()
 
 
 def test_the_average_is_one(small, tmp_path):
