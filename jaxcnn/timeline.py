@@ -85,6 +85,23 @@ class Timeline:
         start, before, size = [entry for entry in self._sizes if entry[1] <= images][-1]
         return max(1, start + math.ceil((images - before) / size - 1e-9) - since)
 
+    def rounding(self, multiple: int = 1) -> str:
+        """One line for a run whose length in epochs is exceeded by more than 5 %, as its last step is a whole one; else ''.
+
+        Args:
+          multiple: batch sizes must be multiples of it.
+        """
+        duration, images, passed = self._config.duration, self.examples(self.total), self.epoch(self.total)
+        if duration.unit != 'epochs' or passed <= 1.05 * duration.value:
+            return ''
+        wanted, size = duration.value * self.num_train, self._sizes[-1][2]
+        sizes = range(multiple, min(size, self.num_train) + 1, multiple) if len(self._sizes) == 1 else ()
+        whole = [n for n in sizes if wanted % n == 0]
+        remedy = (f'config.batch_size={whole[-1]} gives exactly {duration.value:g}' if whole else
+                  'a smaller batch size comes nearer')
+        return (f'config.duration: {duration.value:g} epochs are {wanted:g} images, which whole steps of {size} round up to '
+                f'{images} images, {passed:.4g} epochs; {remedy}')
+
     def growth(self, start: int, end: int) -> list[int]:
         """The steps between `start` and `end` at which the batch size changes."""
         return [first for first, _, _ in self._sizes if start < first < end]

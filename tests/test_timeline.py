@@ -69,6 +69,24 @@ def test_epochs_are_passed_images_over_their_number(run):
         assert run.epoch(step) == sum(batch_sizes(run)[:step]) / run.num_train
 
 
+@pytest.mark.parametrize(('num_train', 'fields', 'multiple', 'line'), [
+    (12, dict(batch_size=128, duration=dict(epochs=2)), 1, 'config.duration: 2 epochs are 24 images, which whole steps of '
+     '128 round up to 128 images, 10.67 epochs; config.batch_size=12 gives exactly 2'),
+    (12, dict(batch_size=128, duration=dict(epochs=2)), 8, 'config.batch_size=8 gives exactly 2'),
+    (13, dict(batch_size=8, duration=dict(epochs=1)), 4, 'a smaller batch size comes nearer'),
+    (100, dict(duration=dict(epochs=0.25)), 1, '30 images, 0.3 epochs; config.batch_size=5 gives exactly 0.25'),
+    (100, dict(duration=dict(epochs=2), batch_schedule=(({'epochs': 1}, 70),)), 1, 'steps of 70 round up to 240 images'),
+    (45000, dict(batch_size=128), 1, ''), (12, dict(batch_size=128, duration=dict(steps=1)), 1, '')])
+def test_a_run_much_longer_than_its_epochs_says_so(num_train, fields, multiple, line):
+    found = timeline(num_train, **fields).rounding(multiple)
+    assert line in found
+    assert bool(line) == bool(found)
+    if 'exactly' in line:
+        size = int(found.split('batch_size=')[1].split()[0])
+        t = timeline(num_train, **{**fields, 'batch_size': size})
+        assert t.epoch(t.total) == fields['duration']['epochs']
+
+
 @pytest.mark.parametrize('duration', [
     Duration('steps', 1), Duration('steps', 5), Duration('epochs', 0.01), Duration('epochs', 0.25), Duration('epochs', 1),
     Duration('epochs', 3), Duration('epochs', 3.1), Duration('epochs', 7), Duration('fraction', 0.1),

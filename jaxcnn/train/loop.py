@@ -128,6 +128,8 @@ class Run(Setup):
             if there := self.checkpoints.steps():
                 raise UserError(f'none of the checkpoints in {self.folder!r}, {", ".join(map(str, there))}, can be read: '
                                 'they are damaged, or of another version, as is told above; a new workdir begins anew')
+            if rounding := self.timeline.rounding(self.config.optim.accumulate * self.backend.num_devices):
+                self._display.say(rounding)
             self.state = self.first_state()
         for later in damaged:
             self.checkpoints.discard(later)
