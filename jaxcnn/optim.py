@@ -29,6 +29,16 @@ _NOT_HERE = {'lbfgs', 'sophia', 'dpsgd', 'schedule_free_sgd', 'schedule_free_ada
              'polyak_sgd'}  # its step grows as the learning rate falls
 
 
+def _rmsprop(learning_rate: optax.ScalarOrSchedule, decay: float = 0.9, eps: float = 1e-8, initial_scale: float = 0.0,
+             eps_in_sqrt: bool = True, centered: bool = False, momentum: float | None = None, nesterov: bool = False,
+             bias_correction: bool = False, rate_last: bool = False) -> optax.GradientTransformation:
+    """optax's; with `rate_last` the learning rate multiplies the momentum's sum, as in PyTorch, instead of what is added
+    to it."""
+    rate = 1.0 if rate_last else learning_rate
+    found = optax.rmsprop(rate, decay, eps, initial_scale, eps_in_sqrt, centered, momentum, nesterov, bias_correction)
+    return optax.chain(found, optax.scale_by_learning_rate(learning_rate, flip_sign=False)) if rate_last else found
+
+
 @functools.cache
 def _optimizers() -> dict[str, Callable[..., optax.GradientTransformation]]:
     found: dict[str, Callable[..., optax.GradientTransformation]] = {}
@@ -38,7 +48,7 @@ def _optimizers() -> dict[str, Callable[..., optax.GradientTransformation]]:
                 continue
             if next(iter(inspect.signature(make).parameters), None) == 'learning_rate':
                 found[name] = make
-    return {**found, **OWN}
+    return {**found, 'rmsprop': _rmsprop, **OWN}
 
 
 def optimizer_names() -> list[str]:

@@ -71,11 +71,19 @@ def _polynomial(lr: float, span: Span, power: float = 1.0, end_factor: float = 0
 
 
 def _one_cycle(lr: float, span: Span, pct_start: float = 0.3, div_factor: float = 25.0,
-               final_div_factor: float = 1e4) -> optax.Schedule:
+               final_div_factor: float = 1e4, reach_end: bool = False) -> optax.Schedule:
     """Cosine up from lr / div_factor during `pct_start` of the steps, then down to lr / (div_factor * final_div_factor)
-    (Smith & Topin 2018); see `optax.cosine_onecycle_schedule`."""
+    (Smith & Topin 2018); see `optax.cosine_onecycle_schedule`. With `reach_end` the last step has the lowest rate, and the
+    peak comes one step sooner, too, as in PyTorch."""
     if not 0 < pct_start < 1:
         raise UserError(f'schedule one_cycle: pct_start is a part of the steps, between 0 and 1, got {pct_start!r}')
+    if reach_end:
+        top = pct_start * span.steps - 1
+        if not 0 < top < span.steps - 1:
+            raise UserError(f'schedule one_cycle: with reach_end, pct_start must leave a step on both sides of the peak, '
+                            f'got {pct_start!r} of {span.steps} steps')
+        return optax.piecewise_interpolate_schedule('cosine', lr / div_factor, {
+            top: div_factor, span.steps - 1: 1 / (div_factor * final_div_factor)})
     return optax.cosine_onecycle_schedule(span.steps, lr, pct_start, div_factor, final_div_factor)
 
 

@@ -9,9 +9,13 @@ from jaxcnn.errors import UserError
 from jaxcnn.models.inception import HALF_CEIL, MAX, Branches, Conv, Row, WithAuxiliary
 from jaxcnn.models.layers import Maps, Models
 from jaxcnn.ops.lrn import local_response_norm
-from jaxcnn.ops.pool import avg_pool
+from jaxcnn.ops.pool import avg_pool, max_pool
 
 LRN = functools.partial(local_response_norm, size=5, alpha=1e-4, beta=0.75, k=1.0)
+
+
+POOL_4 = functools.partial(max_pool, size=3, stride=2, ceil=True)
+POOL_4_TORCHVISION = functools.partial(max_pool, size=2, stride=2, ceil=True)
 
 
 def _block(one: int, three_in: int, three: int, five_in: int, five: int, pooled: int) -> Branches:
@@ -34,6 +38,8 @@ class GoogLeNet(WithAuxiliary):
     Attributes:
       batch_norm: BatchNorm after each convolution, which has no bias, and no local response normalisation.
       aux_dropout: in the auxiliary classifiers, as `dropout`.
+      torchvision: 3x3 convolutions in the place of 5x5, and 2x2 windows in the last pooling, as torchvision's weights want;
+        auxiliary classifiers pool as the paper's.
     """
 
     STEM = (Conv(64, 7, 2), HALF_CEIL, LRN, Conv(64, 1), Conv(192, 3), LRN, HALF_CEIL)
@@ -41,13 +47,14 @@ class GoogLeNet(WithAuxiliary):
               (_block(192, 96, 208, 16, 48, 64), _block(160, 112, 224, 24, 64, 64), _block(128, 128, 256, 24, 64, 64),
                _block(112, 144, 288, 32, 64, 64), _block(256, 160, 320, 32, 128, 128)),
               (_block(256, 160, 320, 32, 128, 128), _block(384, 192, 384, 48, 128, 128)))
-    REDUCTIONS = ((HALF_CEIL,), (HALF_CEIL,))
+    REDUCTIONS = ((HALF_CEIL,), (POOL_4,))
 
     blocks: tuple[int, ...] = (2, 5, 2)
     dropout: float = 0.4
     bn_epsilon: float = 1e-3
     batch_norm: bool = False
     aux_dropout: float = 0.7
+    torchvision: bool = False
 
     def check(self) -> None:
         """See `Network.check`."""
@@ -73,10 +80,14 @@ class GoogLeNet(WithAuxiliary):
 
     def row(self, x: jax.Array, train: bool, row: Row) -> jax.Array:
         """See `Inception.row`."""
+        if self.torchvision and row == (POOL_4,):
+            row = (POOL_4_TORCHVISION,)
         return super().row(x, train, tuple(layer for layer in row if not (self.batch_norm and layer is LRN)))
 
     def convolution(self, x: jax.Array, train: bool, conv: Conv) -> jax.Array:
         """A convolution with ReLU, and in the form with BatchNorm that between them."""
+        if self.torchvision and conv.size == 5:
+            conv = conv._replace(size=3)
         if self.batch_norm:
             return super().convolution(x, train, conv)
         return nn.relu(self.conv(self.width(conv.features), *conv[1:])(x))

@@ -178,7 +178,7 @@ STAGES = (  # 1x1, 3x3 reduce, 3x3, 5x5 reduce, 5x5, pool proj (the paper's tabl
     ('5a', 256, 160, 320, 32, 128, 128), ('5b', 384, 192, 384, 48, 128, 128))
 
 
-def torch_googlenet(torch, batch_norm, side, classes=10):
+def torch_googlenet(torch, batch_norm, side, classes=10, torchvision=False):
     """GoogLeNet, 1 / 4 as wide, without dropout; gives the logits of all three classifiers."""
     def conv(before, after, size, stride=1):
         layers = [torch.nn.Conv2d(before, after, size, stride, size // 2, bias=not batch_norm)]
@@ -192,7 +192,7 @@ def torch_googlenet(torch, batch_norm, side, classes=10):
             super().__init__()
             self.branches = torch.nn.ModuleList([
                 conv(before, one, 1), torch.nn.Sequential(conv(before, three_in, 1), conv(three_in, three, 3)),
-                torch.nn.Sequential(conv(before, five_in, 1), conv(five_in, five, 5)),
+                torch.nn.Sequential(conv(before, five_in, 1), conv(five_in, five, 3 if torchvision else 5)),
                 torch.nn.Sequential(pool(1), conv(before, pooled, 1))])
 
         def forward(self, x):
@@ -213,7 +213,8 @@ def torch_googlenet(torch, batch_norm, side, classes=10):
             self.blocks, before = torch.nn.ModuleDict(), 48
             for i, row in enumerate(STAGES):
                 if row is None:
-                    self.blocks[f'pool{i}'] = pool(2)
+                    last = torchvision and 'pool2' in self.blocks
+                    self.blocks[f'pool{i}'] = torch.nn.MaxPool2d(2, 2, ceil_mode=True) if last else pool(2)
                     continue
                 widths = [width // 4 for width in row[1:]]
                 self.blocks[row[0]] = Block(before, *widths)
@@ -230,12 +231,13 @@ def torch_googlenet(torch, batch_norm, side, classes=10):
 
 
 @pytest.mark.torch
-@pytest.mark.parametrize('batch_norm', [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_all_logits_of_googlenet_are_those_of_pytorch_with_the_same_weights(batch_norm):
+@pytest.mark.parametrize(('batch_norm', 'torchvision'), [
+    (False, False), (False, True), pytest.param(True, False, marks=pytest.mark.slow)])
+def test_all_logits_of_googlenet_are_those_of_pytorch_with_the_same_weights(batch_norm, torchvision):
     torch = pytest.importorskip('torch')
     torch.manual_seed(0)
     side = 128
-    theirs = torch_googlenet(torch, batch_norm, side).eval()
+    theirs = torch_googlenet(torch, batch_norm, side, torchvision=torchvision).eval()
     for module in theirs.modules():
         if isinstance(module, torch.nn.Conv2d | torch.nn.Linear):
             torch.nn.init.kaiming_normal_(module.weight)
@@ -248,7 +250,8 @@ def test_all_logits_of_googlenet_are_those_of_pytorch_with_the_same_weights(batc
     images = 30 * np.random.default_rng(0).normal(size=(2, side, side, 3)).astype(np.float32)  # so that LRN counts
     with torch.no_grad():
         expected = [x.numpy() for x in theirs(torch.from_numpy(images.transpose(0, 3, 1, 2).copy()))]
-    ours = create('googlenet', batch_norm=batch_norm, multiplier=0.25, bn_frozen=True, dropout=0.0, aux_dropout=0.0)
+    ours = create('googlenet', batch_norm=batch_norm, multiplier=0.25, bn_frozen=True, dropout=0.0, aux_dropout=0.0,
+                  torchvision=torchvision)
     filled = importlib.import_module('jaxcnn.interop.torch').from_torch(ours, theirs, (side, side, 3))
     logits = jax.jit(lambda v, x: ours.apply(v, x, train=True), compiler_options=run_once())(filled, images)
     assert len(logits) == len(expected) == 3

@@ -105,6 +105,25 @@ def test_the_moving_average_follows_its_ramp():
     assert (1 + 11) / (10 + 11) < 0.6 < (1 + 17) / (10 + 17)
 
 
+@pytest.mark.torch
+@pytest.mark.parametrize('smoothing', [0.0, 0.1])
+def test_class_weights_are_pytorchs_where_its_losses_are_weighted_and_averaged_as_docs_pytorch_says(smoothing):
+    torch = pytest.importorskip('torch')
+    cross_entropy_of = torch.nn.functional.cross_entropy
+    weights = np.linspace(0.5, 2, 10).astype(np.float32)
+    step, state = make(model=Plain(), label_smoothing=smoothing, class_weights=tuple(weights.tolist()))
+    batch = batch_of(8)
+    _, metrics = jax.jit(step)(state, batch, KEY)
+    logits = torch.tensor(np.asarray(step.network.apply({'params': state.params}, (batch['image'] / 255 - 0.5) / 0.25)))
+    labels, weight = torch.tensor(batch['label']), torch.tensor(weights)
+    equal = (weight[labels] * cross_entropy_of(logits, labels, label_smoothing=smoothing, reduction='none')).mean()
+    loss, summed, each = float(metrics['loss']), *(float(cross_entropy_of(
+        logits, labels, weight, label_smoothing=smoothing, reduction=by).mean()) for by in ('mean', 'none'))
+    np.testing.assert_allclose(loss, equal, rtol=1e-5)
+    assert abs(loss / summed - 1) > 0.01
+    assert (abs(loss / each - 1) > 0.001) == bool(smoothing)
+
+
 def test_look_ahead_is_that_of_optax():
     fields = cfg.LookaheadConfig(every=3, slow_step_size=0.3)
     step, state = make(model=Plain(), optim=dict(lookahead=fields), lookahead=fields, total=100)
