@@ -17,9 +17,11 @@ namespace channels {
 inline int64_t Part(int64_t whole, int64_t parts, int64_t n) { return whole * n / parts; }
 
 // body(c, integral constant of registers) over all of C channels, the last of which may be fewer than a register.
-template <typename Body>
+// Rows are read `kMost` registers at a time: the longer, the nearer to memory's speed.
+template <int kMost = 4, typename Body>
 void OverChannels(int64_t channels, const Body& body) {
   int64_t c = 0;
+  for (; c + kMost * kWide <= channels; c += kMost * kWide) body(c, std::integral_constant<int, kMost>());
   for (; c + 4 * kWide <= channels; c += 4 * kWide) body(c, std::integral_constant<int, 4>());
   for (; c + kWide <= channels; c += kWide) body(c, std::integral_constant<int, 1>());
 }
@@ -83,18 +85,18 @@ inline void Moments(xla::ffi::ThreadPool pool, int64_t rows, int64_t channels, c
     const int64_t begin = Part(rows, parts, part), end = Part(rows, parts, part + 1);
     for (int64_t first = begin; first < end; first += kFew) {
       const int64_t last = std::min(first + kFew, end);
-      OverChannels(channels, [&](int64_t c, auto registers) {
+      OverChannels<kWide == 16 ? 8 : 4>(channels, [&](int64_t c, auto registers) {
         constexpr int n = decltype(registers)::value;
         Vec m[n] = {}, s[n] = {}, t[n] = {};
         if (first == begin) {
           for (int64_t row = first; row < last; ++row)
-#pragma GCC unroll 4
+#pragma GCC unroll 8
             for (int v = 0; v < n; ++v) m[v] += Load(x + row * channels + c + v * kWide);
           for (int v = 0; v < n; ++v) Store(shift + c + v * kWide, m[v] / static_cast<float>(last - first));
         }
         for (int v = 0; v < n; ++v) m[v] = Load(shift + c + v * kWide);
         for (int64_t row = first; row < last; ++row)
-#pragma GCC unroll 4
+#pragma GCC unroll 8
           for (int v = 0; v < n; ++v) {
             const Vec apart = Load(x + row * channels + c + v * kWide) - m[v];
             s[v] += apart;
