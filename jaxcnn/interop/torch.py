@@ -1,16 +1,18 @@
 """Parameters from a PyTorch module of the same architecture, and back.
 
-Both networks are walked in the order in which they are computed. Their convolutions and dense layers are paired in that
-order, and with each of them the normalisation that takes its output; normalisation of anything else is paired for itself.
-Where parallel branches come in another order, a layer is paired with the next one of the same form, and of several with one
-whose input other layers take, too, if its own is so. Names do not matter. That the pairs are right is then computed: both
-networks have to give the same logits. Auxiliary classifiers, which evaluation has none of, are paired by their form alone.
+Each network is computed once, which gives its graph of layers (convolutions, dense layers, normalisation): a layer's inputs
+are the layers whose outputs reach it with no other layer between. A layer is paired with one of the same form whose inputs
+are the partners of its own. Of several, the one whose output goes on through layers of the same forms is taken, then one
+whose input array other layers take, too, if its own is so, then the first. Names and the order of parallel branches do not
+matter. A convolution of a whole map counts as a dense layer. Then both networks are evaluated, and have to give the same
+logits. Auxiliary classifiers, which are computed in training only, are paired by the graph alone.
 """
 
 import contextlib
 import copy
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +20,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
+from jax.extend.core import Var
 
 from jaxcnn.errors import UserError
 from jaxcnn.models import Network
@@ -30,7 +34,7 @@ if TYPE_CHECKING:
 Path = tuple[str, ...]
 Form = tuple[Any, ...]
 
-AHEAD = 8  # layers, with their normalisation, that one of the same form is looked for in
+AHEAD = 32  # layers that an output is followed through, to choose between several of the same form and inputs
 TOLERANCE = 1e-4  # of the largest logit
 
 
@@ -41,15 +45,19 @@ class _Layer:
     Attributes:
       name: the path of our module, with slashes, or PyTorch's name of theirs.
       form: all that must be the same in both networks: kind, sizes, strides, groups, whether there is a bias.
-      after: the layer whose output it takes, for normalisation; None: any other array.
+      kernel: the shape of its kernel; () for normalisation.
       channels: of the map that it takes flattened, for PyTorch's dense layers.
+      inputs: the layers whose outputs reach it with no other layer between.
+      outputs: the layers that it is an input of.
       shared: other layers take the same array.
     """
 
     name: str
     form: Form
-    after: '_Layer | None' = None
+    kernel: tuple[int, ...] = ()
     channels: int | None = None
+    inputs: 'frozenset[_Layer]' = frozenset()
+    outputs: 'list[_Layer]' = dataclasses.field(default_factory=list)
     shared: bool = False
 
     def __str__(self) -> str:
@@ -65,11 +73,13 @@ class Pair:
       ours: the path of our module.
       theirs: PyTorch's name of theirs.
       channels: of the map (H, W, channels) that a dense layer takes flattened, in another order in PyTorch; None of others.
+      kernel: the shape of our kernel, (H, W, C / groups, features) or (C, features); () for normalisation.
     """
 
     ours: Path
     theirs: str
     channels: int | None
+    kernel: tuple[int, ...]
 
 
 def pair(network: Network, module: 'torch.nn.Module', image_shape: tuple[int, int, int]) -> list[Pair]:
@@ -87,30 +97,43 @@ def pair(network: Network, module: 'torch.nn.Module', image_shape: tuple[int, in
         raise UserError(f'image_shape must be (H, W, C), got {image_shape}')
     train = getattr(network, 'aux_weight', 0) > 0
     hint = '; without auxiliary classifiers it is of aux_weight=0' if train else ''
-    ours, left = _units(_ours(network, image_shape, train)), _units(_theirs(module, image_shape, train))
+    ours, left = _ours(network, image_shape, train), _theirs(module, image_shape, train)
     own, other = type(network).__name__, type(module).__name__
-    pairs: list[Pair] = []
-    for unit in ours:
-        same = [there for there in left[:AHEAD] if [a.form for a in there] == [a.form for a in unit]]
+    partners: dict[_Layer, _Layer] = {}
+    difference = ''
+    for layer in ours:
+        inputs = {partners[before] for before in layer.inputs}
+        same = [there for there in left if there.form == layer.form]
+        candidates = [there for there in same if there.inputs == inputs]
+        if not candidates and not difference:  # the first, which a later layer of the same form may hide
+            met = next((there for there in left if there.inputs == inputs), left[0] if left else None)
+            difference = (f'the networks differ: {_placed(layer)} of {own} meets '
+                          f'{_placed(met) if met else "nothing"} of {other}{"" if met else hint}')
         if not same:
-            what = ' and '.join(map(str, left[0])) if left else 'nothing'
-            raise UserError(f'the networks differ: {" and ".join(map(str, unit))} of {own} meets {what} of {other}'
-                            + (f', and none of the next {AHEAD} is the same' if len(left) > 1 else '') + hint)
-        found = min(same, key=lambda there: there[0].shared != unit[0].shared)  # the first of those
-        left.remove(found)
-        pairs += [Pair(tuple(a.name.split('/')), b.name, b.channels) for a, b in zip(unit, found, strict=True)]
+            raise UserError(difference)
+        partners[layer] = _likest(layer, candidates or same)
+        left.remove(partners[layer])
     if left:
-        raise UserError(f'the networks differ: {left[0][0]} of {other} has no partner in {own}{hint}')
-    return pairs
+        raise UserError(difference or f'the networks differ: {left[0]} of {other} has no partner in {own}')
+    return [Pair(tuple(a.name.split('/')), b.name, b.channels, a.kernel) for a, b in partners.items()]
 
 
-def _units(layers: list[_Layer]) -> list[list[_Layer]]:
-    """Each layer with the normalisation that takes its output."""
-    units = {id(layer): [layer] for layer in layers if layer.after is None}
-    for layer in layers:
-        if layer.after is not None:
-            units.setdefault(id(layer.after), []).append(layer)
-    return list(units.values())
+def _placed(layer: _Layer) -> str:
+    names = sorted(before.name for before in layer.inputs)
+    return f'{layer} after {" and ".join(names) if 0 < len(names) < 4 else f"{len(names)} layers" if names else "the image"}'
+
+
+def _likest(layer: _Layer, candidates: list[_Layer]) -> _Layer:
+    """The candidate whose output goes on as that of `layer` does, for the most layers."""
+    @functools.cache
+    def onward(layer: _Layer, depth: int) -> int:
+        return hash((layer.form, *(sorted(onward(following, depth - 1) for following in layer.outputs) if depth else ())))
+
+    for depth in range(1, AHEAD):
+        if len(candidates) == 1:
+            break
+        candidates = [there for there in candidates if onward(there, depth) == onward(layer, depth)] or candidates
+    return min(candidates, key=lambda there: there.shared != layer.shared)
 
 
 def from_torch(network: Network, module: 'torch.nn.Module', image_shape: tuple[int, int, int],
@@ -205,17 +228,15 @@ def _leaves(p: Pair, tensors: 'Mapping[str, torch.Tensor]') -> Iterator[tuple[st
     """Of the arrays of a pair that `tensors` has: our collection and name, their name, and what makes each of the other."""
     prefix = f'{p.theirs}.' if p.theirs else ''
     weight, norm = f'{prefix}weight', f'{prefix}running_mean' in tensors
-    rank = tensors[weight].ndim if weight in tensors else 1
-    if rank == 4:
-        yield 'params', 'kernel', weight, lambda w: w.transpose(2, 3, 1, 0), lambda k: k.transpose(3, 2, 0, 1)
-    elif rank == 2:
-        channels = p.channels or tensors[weight].shape[1]
+    if weight in tensors and p.kernel:
+        shape = tensors[weight].shape  # (features, C / groups, H, W) or (features, C)
+        channels = p.channels or shape[1]
 
         def forth(w: np.ndarray) -> np.ndarray:
-            return w.reshape(len(w), channels, -1).transpose(2, 1, 0).reshape(-1, len(w))
+            return w.reshape(len(w), channels, -1).transpose(2, 1, 0).reshape(p.kernel)
 
         def back(k: np.ndarray) -> np.ndarray:
-            return k.reshape(-1, channels, k.shape[1]).transpose(2, 1, 0).reshape(k.shape[1], -1)
+            return k.reshape(-1, channels, k.shape[-1]).transpose(2, 1, 0).reshape(shape)
         yield 'params', 'kernel', weight, forth, back
     elif weight in tensors:
         yield 'params', 'scale', weight, _same, _same
@@ -232,50 +253,58 @@ def _leaves(p: Pair, tensors: 'Mapping[str, torch.Tensor]') -> Iterator[tuple[st
 def _ours(network: Network, image_shape: tuple[int, int, int], train: bool) -> list[_Layer]:
     layers: list[_Layer] = []
     inputs: list[tuple[Any, _Layer]] = []  # these are kept, so that no other array has their identity
-    outputs: list[tuple[Any, _Layer]] = []
     network = network.clone(remat=False, conv_implementation='xla')  # blocks hand on other arrays; traced sooner
 
-    def met(module: nn.Module, x: Any, output: Any) -> None:
-        if not module.path or '/'.join(module.path) in {layer.name for layer in layers}:
-            return
+    def met(module: nn.Module, x: Any, output: Any) -> Any:
+        name = '/'.join(module.path)
         own = module.variables.get('params', {})
         sizes = {name: value.shape for name, value in own.items() if hasattr(value, 'shape')}
-        if not sizes:
-            return
-        name, bias = '/'.join(module.path), 'bias' in sizes
-        after = None
+        if not name or not sizes or name in {layer.name for layer in layers}:
+            return output
+        bias, kernel = 'bias' in sizes, sizes.get('kernel', ())
         if isinstance(module, nn.Conv):
-            form = _conv(sizes['kernel'], two(module.strides), two(module.kernel_dilation), module.feature_group_count,
-                         bias, output.shape[1:3])
+            form = _conv(kernel, two(module.strides), two(module.kernel_dilation), module.feature_group_count, bias,
+                         x.shape[1:3], output.shape[1:3])
         elif isinstance(module, nn.Dense):
-            form = _dense(sizes['kernel'], bias)
+            form = _dense(kernel, bias)
         elif isinstance(module, nn.BatchNorm | nn.LayerNorm):
-            after = next((layer for array, layer in outputs if array is x), None)
             form = _norm(type(module).__name__, x.shape[-1], 'scale' in sizes, bias, x.shape[1:3] if x.ndim == 4 else ())
         else:
             raise UserError(f'{name} ({type(module).__name__}) is no convolution, dense layer or normalisation, and has '
                             f'parameters: {", ".join(sizes)}')
-        layers.append(_Layer(name, form, after))
+        layers.append(_Layer(name, form, kernel))
         inputs.append((x, layers[-1]))
-        outputs.append((output, layers[-1]))
+        return checkpoint_name(output, name)
 
     def watch(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
         output = call(*args, **kwargs)
-        if context.method_name == '__call__' and args:
-            met(context.module, args[0], output)
-        return output
+        return met(context.module, args[0], output) if context.method_name == '__call__' and args else output
 
     def walk(x: jax.Array) -> Any:
         with nn.intercept_methods(watch):
-            return network.init({'params': jax.random.key(0), 'dropout': jax.random.key(0)}, x, train=train)
-    variables = jax.eval_shape(walk, jax.ShapeDtypeStruct((2, *image_shape), jnp.float32))
-    found = {layer.name for layer in layers}
+            return network.init_with_output({'params': jax.random.key(0), 'dropout': jax.random.key(0)}, x, train=train)
+    traced, (_, variables) = jax.make_jaxpr(walk, return_shape=True)(
+        jax.ShapeDtypeStruct((2, *image_shape), jnp.float32))
+    named = {layer.name: layer for layer in layers}
+    reaching: dict[Any, frozenset[_Layer]] = {}  # the layers whose outputs reach a variable with no other between
+    for equation in traced.eqns:
+        before = frozenset().union(*(reaching.get(v, ()) for v in equation.invars if isinstance(v, Var)))
+        if equation.primitive.name == 'name' and equation.params['name'] in named:
+            layer = named[equation.params['name']]
+            _connect(layer, before)
+            before = frozenset({layer})
+        reaching.update(dict.fromkeys(equation.outvars, before))
     for path, _ in jax.tree.leaves_with_path(variables['params']):
-        owner = '/'.join(part.key for part in path[:-1])
-        if owner not in found:
+        if '/'.join(part.key for part in path[:-1]) not in named:
             raise UserError(f'{type(network).__name__} has the parameter {path[-1].key!r} in no layer that could be paired')
     _mark_shared(inputs)
     return layers
+
+
+def _connect(layer: _Layer, inputs: frozenset[_Layer]) -> None:
+    layer.inputs = inputs
+    for before in inputs:
+        before.outputs.append(layer)
 
 
 def _mark_shared(inputs: list[tuple[Any, _Layer]]) -> None:
@@ -287,20 +316,20 @@ def _theirs(module: 'torch.nn.Module', image_shape: tuple[int, int, int], train:
     import torch
     layers: list[_Layer] = []
     inputs: list[tuple[Any, _Layer]] = []
-    outputs: list[tuple[Any, int, _Layer]] = []  # with the version, which changes where something is added in place
+    nodes: dict[Any, _Layer] = {}  # of autograd's graph: those that made the outputs
 
     def met(name: str, module: Any, x: Any, output: Any) -> None:
         if name in {layer.name for layer in layers}:
             return
         bias = getattr(module, 'bias', None) is not None
-        after, channels = None, None
+        channels = None
         if isinstance(module, torch.nn.Conv2d):
             out, per_group, *size = module.weight.shape
-            form = _conv((*size, per_group, out), module.stride, module.dilation, module.groups, bias, output.shape[2:])
+            form = _conv((*size, per_group, out), module.stride, module.dilation, module.groups, bias, x.shape[2:],
+                         output.shape[2:])
         elif isinstance(module, torch.nn.Linear):
             form, channels = _dense(tuple(module.weight.shape)[::-1], bias), _flattened(x)
         elif isinstance(module, torch.nn.modules.batchnorm._BatchNorm | torch.nn.LayerNorm):
-            after = next((layer for array, version, layer in outputs if array is x and version == x._version), None)
             map_shape = x.shape[2:] if x.ndim == 4 else ()
             kind = 'LayerNorm' if isinstance(module, torch.nn.LayerNorm) else 'BatchNorm'
             features = x.shape[-1] if kind == 'LayerNorm' else x.shape[1]
@@ -308,9 +337,11 @@ def _theirs(module: 'torch.nn.Module', image_shape: tuple[int, int, int], train:
         else:
             raise UserError(f'{name} ({type(module).__name__}) is no convolution, dense layer or normalisation, and has '
                             f'parameters: {", ".join(n for n, _ in module.named_parameters(recurse=False))}')
-        layers.append(_Layer(name, form, after, channels))
+        layers.append(_Layer(name, form, channels=channels))
         inputs.append((x, layers[-1]))
-        outputs.append((output, output._version, layers[-1]))
+        if output.grad_fn is not None:  # computed without gradients: a layer of no known inputs
+            _connect(layers[-1], _reaching(output.grad_fn, nodes))
+            nodes[output.grad_fn] = layers[-1]
     with _walking(module, train), torch.enable_grad():
         hooks = [part.register_forward_hook(lambda part, args, output, name=name: met(name, part, args[0], output))
                  for name, part in module.named_modules()
@@ -327,7 +358,24 @@ def _theirs(module: 'torch.nn.Module', image_shape: tuple[int, int, int], train:
     return layers
 
 
-def _conv(kernel: Any, stride: Any, dilation: Any, groups: int, bias: bool, sides: Any) -> Form:
+def _reaching(node: Any, nodes: Mapping[Any, _Layer]) -> frozenset[_Layer]:
+    """The layers whose outputs reach a node of autograd's graph with no other layer between."""
+    seen, left, result = {None, node}, [node], set()
+    while left:
+        for before, _ in left.pop().next_functions:
+            if before in nodes:
+                result.add(nodes[before])
+            elif before not in seen:
+                seen.add(before)
+                left.append(before)
+    return frozenset(result)
+
+
+def _conv(kernel: Any, stride: Any, dilation: Any, groups: int, bias: bool, taken: Any, sides: Any) -> Form:
+    """The form of a convolution from a map of sides `taken` to one of `sides`; a dense layer's, where it takes the whole."""
+    *size, channels, features = kernel
+    if (*size, 1, 1) == (*taken, *sides) and groups == 1:
+        return _dense((math.prod(size) * channels, features), bias)
     return ('convolution', ('kernel', 'x'.join(map(str, kernel))), ('stride', tuple(stride)), ('dilation', tuple(dilation)),
             ('groups', groups), ('bias', bias), ('map', 'x'.join(map(str, sides))))
 
@@ -337,7 +385,8 @@ def _dense(kernel: Any, bias: bool) -> Form:
 
 
 def _norm(kind: str, features: int, scale: bool, bias: bool, sides: Any) -> Form:
-    return kind, ('features', features), ('scale', scale), ('bias', bias), ('map', 'x'.join(map(str, sides)))
+    return (kind, ('features', features), ('scale', scale), ('bias', bias),
+            ('map', 'x'.join(map(str, sides)) if math.prod(sides) > 1 else '1'))
 
 
 def _flattened(x: Any) -> int | None:
@@ -421,7 +470,8 @@ def _check(network: Network, variables: Mapping[str, Any], module: 'torch.nn.Mod
         name = '/'.join(p.ours)
         if name in outputs and p.theirs in theirs:
             array, other = np.asarray(outputs[name]), theirs[p.theirs]
-            if not _near(array, other.transpose(0, 2, 3, 1) if other.ndim == 4 else other):
+            other = other.transpose(0, 2, 3, 1) if other.ndim == 4 else other
+            if not _near(array.reshape(len(array), -1), other.reshape(len(other), -1)):
                 raise UserError(f'the networks differ before or in {name} of {type(network).__name__}, {p.theirs} of '
                                 f'{type(module).__name__}: its output is another for the same images. All layers before '
                                 'have the same; look at padding, pooling, activations, epsilon of BatchNorm')

@@ -249,34 +249,137 @@ def test_nothing_of_the_module_changes():
     assert not any(part._forward_hooks for part in module.modules())
 
 
-@pytest.mark.parametrize('bottleneck', [False, True])
-def test_shortcuts_may_come_in_another_order(bottleneck):
-    """As in torchvision, whose projections come after the block's own convolutions, of which the last may be like them."""
-    class Block(torch.nn.Module):
-        def __init__(self, before, width, stride):
+class Residual(torch.nn.Module):
+    """A block as in torchvision: its projection comes after its own convolutions."""
+
+    def __init__(self, widths, sizes, strides, project):
+        super().__init__()
+        self.convs = torch.nn.ModuleList(
+            torch.nn.Conv2d(*two, size, stride, size // 2, bias=False)
+            for two, size, stride in zip(itertools.pairwise(widths), sizes, strides, strict=True))
+        self.norms = torch.nn.ModuleList(torch.nn.BatchNorm2d(n) for n in widths[1:])
+        self.downsample = torch.nn.Sequential(
+            torch.nn.Conv2d(widths[0], widths[-1], 1, max(strides), bias=False), torch.nn.BatchNorm2d(widths[-1])
+        ) if project else torch.nn.Identity()
+
+    def forward(self, x):
+        y = x
+        for i, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
+            y = norm(conv(torch.relu(y) if i else y))
+        return torch.relu(y + self.downsample(x))
+
+
+def residual(*blocks):
+    """A network of such blocks, with the stem of ours for small images."""
+    return plain(torch.nn.Conv2d(3, 8, 3, 1, 1, bias=False), torch.nn.BatchNorm2d(8), torch.nn.ReLU(), *blocks,
+                 torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(blocks[-1].norms[-1].num_features, 5))
+
+
+@pytest.mark.parametrize(('fields', 'blocks', 'projection'), [
+    ({}, [((8, 8, 8), (3, 3), (1, 1), False), ((8, 16, 16), (3, 3), (2, 1), True)], 4),
+    ({'bottleneck': True},
+     [((8, 8, 8, 32), (1, 3, 1), (1, 1, 1), True), ((32, 16, 16, 64), (1, 3, 1), (1, 2, 1), True)], 4),
+    # as resnext101_32x8d: a block's first convolution and its projection differ in nothing but in what they feed
+    ({'bottleneck': True, 'group_width': 32, 'shortcut': 'C'},
+     [((8, 32, 32, 32), (1, 3, 1), (1, 1, 1), True), ((32, 64, 64, 64), (1, 3, 1), (1, 2, 1), True)], 3),
+])
+def test_shortcuts_may_come_in_another_order(fields, blocks, projection):
+    module = residual(*(Residual(*block) for block in blocks))
+    network = models.create('resnet18', 5, stem='small', width=8, blocks=(1, 1), **fields)
+    names = [p.theirs for p in bridge.pair(network, module, (16, 16, 3))]
+    assert names.index(f'{projection}.downsample.0') < names.index(f'{projection}.convs.0')
+    bridge.from_torch(network, module, (16, 16, 3))
+
+
+def test_branches_of_one_form_may_come_in_another_order():
+    """The first is of the map itself, the second of its mean, as an Inception block's projection after the pool."""
+    class Ours(models.Network):
+        def forward(self, x, train, maps):
+            whole = [self.conv(4, 1)(x), self.conv(4, 1)(nn.avg_pool(x, (3, 3), padding='SAME')), self.conv(2, 1)(x)]
+            return self.dense(self.num_classes)(nn.relu(jnp.concatenate(whole, -1)).mean((1, 2)))
+
+    class Theirs(torch.nn.Module):
+        def __init__(self):
             super().__init__()
-            after, sizes = (4 * width, (1, 3, 1)) if bottleneck else (width, (3, 3))
-            widths = [before, *(width,) * (len(sizes) - 1), after]
-            self.convs = torch.nn.ModuleList(
-                torch.nn.Conv2d(*two, size, stride if i == bottleneck else 1, size // 2, bias=False)
-                for i, (two, size) in enumerate(zip(itertools.pairwise(widths), sizes, strict=True)))
-            self.norms = torch.nn.ModuleList(torch.nn.BatchNorm2d(n) for n in widths[1:])
-            self.downsample = torch.nn.Sequential(
-                torch.nn.Conv2d(before, after, 1, stride, bias=False), torch.nn.BatchNorm2d(after)
-            ) if stride > 1 or before != after else torch.nn.Identity()
+            self.narrow, self.pooled, self.whole = (torch.nn.Conv2d(3, n, 1) for n in (2, 4, 4))
+            self.dense = torch.nn.Linear(10, 5)
 
         def forward(self, x):
-            y = x
-            for i, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
-                y = norm(conv(torch.relu(y) if i else y))
-            return torch.relu(y + self.downsample(x))
-    first, last = (32, 64) if bottleneck else (8, 16)
-    module = plain(torch.nn.Conv2d(3, 8, 3, 1, 1, bias=False), torch.nn.BatchNorm2d(8), torch.nn.ReLU(), Block(8, 8, 1),
-                   Block(first, 16, 2), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(last, 5))
-    network = models.create('resnet18', 5, stem='small', width=8, blocks=(1, 1), bottleneck=bottleneck)
-    names = [p.theirs for p in bridge.pair(network, module, (16, 16, 3))]
-    assert names.index('4.downsample.0') < names.index('4.convs.0')
-    bridge.from_torch(network, module, (16, 16, 3))
+            narrow, pooled, whole = self.narrow(x), self.pooled(torch.nn.functional.avg_pool2d(x, 3, 1, 1)), self.whole(x)
+            return self.dense(torch.relu(torch.cat([whole, pooled, narrow], 1)).mean((2, 3)))
+    bridge.from_torch(Ours(num_classes=5), drawn(Theirs()), (8, 8, 3))
+
+
+class WithAuxiliary(models.Network):
+    """An auxiliary classifier of the form of the last layer."""
+
+    aux_weight: float = 0.3
+
+    def forward(self, x, train, maps):
+        early = nn.relu(self.conv(4, 3)(x))
+        logits = self.dense(self.num_classes)(nn.relu(self.conv(4, 3)(early)).mean((1, 2)))
+        return (logits, self.dense(self.num_classes)(early.mean((1, 2)))) if train else logits
+
+
+def with_auxiliary(auxiliary=True):
+    """The same; the auxiliary classifier is computed before the last layer, as in torchvision's GoogLeNet."""
+    class Theirs(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two = torch.nn.Conv2d(3, 4, 3, 1, 1), torch.nn.Conv2d(4, 4, 3, 1, 1)
+            self.aux, self.dense = torch.nn.Linear(4, 5), torch.nn.Linear(4, 5)
+
+        def forward(self, x):
+            early = torch.relu(self.one(x))
+            aux = self.aux(early.mean((2, 3))) if auxiliary and self.training else None
+            logits = self.dense(torch.relu(self.two(early)).mean((2, 3)))
+            return logits if aux is None else (logits, aux)
+    return drawn(Theirs())
+
+
+def test_auxiliary_classifiers_may_come_before_the_last_layer():
+    network, module, images = WithAuxiliary(num_classes=5), with_auxiliary(), images_of(2, 8)
+    variables = bridge.from_torch(network, module, (8, 8, 3))
+    with torch.no_grad():
+        expected = module.train()(torch.from_numpy(images.transpose(0, 3, 1, 2).copy()))
+    for ours, theirs in zip(network.apply(variables, images, train=True), expected, strict=True):
+        equal(ours, theirs.numpy())
+
+
+def test_a_module_that_keeps_no_graph_is_paired_by_form_and_order():
+    module = with_auxiliary(False)
+    module.forward = torch.no_grad()(module.forward)
+    bridge.from_torch(WithAuxiliary(num_classes=5, aux_weight=0.0), module, (8, 8, 3))
+
+
+class Head(models.Network):
+    """A convolution and two dense layers with normalisation, or these as convolutions of the whole map."""
+
+    convolutions: bool = False
+
+    def forward(self, x, train, maps):
+        x = nn.relu(self.conv(6, 3)(x))
+        if self.convolutions:
+            return self.conv(5, 1)(self.norm(self.conv(7, x.shape[1], padding=0)(x), train)).reshape(len(x), 5)
+        return self.dense(5)(self.norm(self.dense(7)(x.reshape(len(x), -1)), train))
+
+
+def head(convolutions):
+    body = torch.nn.Conv2d(3, 6, 3, padding=1), torch.nn.ReLU()
+    if convolutions:
+        return plain(*body, torch.nn.Conv2d(6, 7, 4), torch.nn.BatchNorm2d(7), torch.nn.Conv2d(7, 5, 1), torch.nn.Flatten())
+    return plain(*body, torch.nn.Flatten(), torch.nn.Linear(96, 7), torch.nn.BatchNorm1d(7), torch.nn.Linear(7, 5))
+
+
+@pytest.mark.parametrize(('ours', 'theirs'), itertools.product([False, True], repeat=2))
+def test_a_convolution_of_the_whole_map_is_a_dense_layer(ours, theirs):
+    network, module = Head(num_classes=5, convolutions=ours), head(theirs)
+    variables = bridge.from_torch(network, module, (4, 4, 3))
+    assert jax.tree.map(jnp.shape, variables) == jax.tree.map(
+        jnp.shape, jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, 4, 4, 3))))
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    bridge.to_torch(network, variables, module, (4, 4, 3))
+    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
 
 
 def test_what_is_added_in_place_is_another_array():
@@ -317,7 +420,7 @@ def test_types_and_rematerialisation_of_the_network_and_no_gradients_of_the_call
 
 @pytest.mark.parametrize(('network', 'module', 'parts'), [
     (Small(num_classes=9), shallow, ['Dense_0', '96x9', 'meets dense (dense kernel 96x10']),
-    (Small(num_classes=10), lambda: shallow(norm=False), ['Conv_1', 'and BatchNorm_0', 'meets two', 'none of the next']),
+    (Small(num_classes=10), lambda: shallow(norm=False), ['BatchNorm_0', 'after Conv_1', 'meets dense', 'after two']),
     (Small(num_classes=10), lambda: shallow(pad=2), ['does not take images (8, 8, 3)', '2x150 and 96x10']),
     (Small(num_classes=10), lambda: plain(torch.nn.PReLU()), ['0 (PReLU)', 'weight']),
     (models.create('t2t_vit_14', 10, depth=1, embed=96, heads=2), shallow, ['parameter']),
@@ -328,6 +431,14 @@ def test_the_first_difference_is_named(network, module, parts):
         bridge.from_torch(network, module(), (side, side, 3))
     assert all(part in str(e.value) for part in parts), e.value
     assert '\n' not in str(e.value)
+
+
+def test_a_difference_is_named_where_it_is_though_later_layers_of_the_same_form_could_be_paired():
+    module = residual(Residual((8, 8, 8, 8), (3,) * 3, (1,) * 3, False), Residual((8, 8, 8), (3,) * 2, (1,) * 2, False))
+    network = models.create('resnet18', 5, stem='small', width=8, blocks=(2,))
+    with pytest.raises(UserError, match=(r'differ: Conv_3 \(.*\) after BatchNorm_0 and BatchNorm_2 of ResNet meets '
+                                         r'3\.convs\.2 \(.*\) after 3\.norms\.1 of Sequential$')):
+        bridge.pair(network, module, (8, 8, 3))
 
 
 def test_layers_that_are_alike_and_give_another_result_are_named():
@@ -360,9 +471,8 @@ def test_variables_of_another_network_are_told_in_one_line():
 
 
 def test_a_module_without_auxiliary_classifiers_is_told_the_field():
-    network = models.create('inception_v3', 10, multiplier=0.05, blocks=(1, 1, 1))
-    with pytest.raises(UserError, match='without auxiliary classifiers it is of aux_weight=0'):
-        bridge.pair(network, plain(torch.nn.Conv2d(3, 1, 3)), (75, 75, 3))
+    with pytest.raises(UserError, match='meets nothing of Theirs; without auxiliary classifiers it is of aux_weight=0'):
+        bridge.pair(WithAuxiliary(num_classes=5), with_auxiliary(False), (8, 8, 3))
 
 
 def test_a_state_dict_of_another_module_is_told_in_one_line():
