@@ -3,6 +3,7 @@
 import copy
 import importlib
 import itertools
+import pathlib
 import re
 
 import flax.linen as nn
@@ -210,6 +211,17 @@ def test_pairs_are_in_the_order_of_execution_and_flattened_maps_are_turned():
     variables = bridge.from_torch(Small(num_classes=10), module, (8, 8, 3))
     images = images_of(3, 8)
     equal(Small(num_classes=10).apply(variables, images), run(module, images))
+
+
+def test_the_readmes_example_runs_in_the_environment_that_is_tested():
+    root = pathlib.Path(__file__).parents[2]
+    section = (root / 'README.md').read_text('utf-8').split('## Weights from PyTorch, and back')[1].split('\n## ')[0]
+    command, example = re.findall(r'^```\w*\n(.*?)^```$', section, re.DOTALL | re.MULTILINE)
+    pins = re.fullmatch(r'pip install (torch==.*)\n', command).group(1).split()
+    assert set(pins) <= set((root / '.ci' / 'run').read_text('utf-8').split())
+    names = {}
+    exec(example, names)
+    assert names['logits'].shape == (2, 1000)
 
 
 def test_there_and_back_is_what_it_was():
