@@ -98,23 +98,23 @@ def pair(network: Network, module: 'torch.nn.Module', image_shape: tuple[int, in
     train = getattr(network, 'aux_weight', 0) > 0
     hint = '; without auxiliary classifiers it is of aux_weight=0' if train else ''
     ours, left = _ours(network, image_shape, train), _theirs(module, image_shape, train)
-    own, other = type(network).__name__, type(module).__name__
     partners: dict[_Layer, _Layer] = {}
     difference = ''
     for layer in ours:
         inputs = {partners[before] for before in layer.inputs}
-        same = [there for there in left if there.form == layer.form]
-        candidates = [there for there in same if there.inputs == inputs]
-        if not candidates and not difference:  # the first, which a later layer of the same form may hide
-            met = next((there for there in left if there.inputs == inputs), left[0] if left else None)
-            difference = (f'the networks differ: {_placed(layer)} of {own} meets '
-                          f'{_placed(met) if met else "nothing"} of {other}{"" if met else hint}')
+        same = [candidate for candidate in left if candidate.form == layer.form]
+        candidates = [candidate for candidate in same if candidate.inputs == inputs]
+        if not candidates and not difference:  # the first; a later layer of the same form may be taken all the same
+            met = next((candidate for candidate in left if candidate.inputs == inputs), left[0] if left else None)
+            difference = (f'the networks differ: {_placed(layer)} of {type(network).__name__} meets '
+                          f'{_placed(met) if met else "nothing"} of {type(module).__name__}{"" if met else hint}')
         if not same:
             raise UserError(difference)
         partners[layer] = _likest(layer, candidates or same)
         left.remove(partners[layer])
     if left:
-        raise UserError(difference or f'the networks differ: {left[0]} of {other} has no partner in {own}')
+        raise UserError(difference or f'the networks differ: {left[0]} of {type(module).__name__} has no partner in '
+                        f'{type(network).__name__}')
     return [Pair(tuple(a.name.split('/')), b.name, b.channels, a.kernel) for a, b in partners.items()]
 
 
@@ -132,8 +132,8 @@ def _likest(layer: _Layer, candidates: list[_Layer]) -> _Layer:
     for depth in range(1, AHEAD):
         if len(candidates) == 1:
             break
-        candidates = [there for there in candidates if onward(there, depth) == onward(layer, depth)] or candidates
-    return min(candidates, key=lambda there: there.shared != layer.shared)
+        candidates = [one for one in candidates if onward(one, depth) == onward(layer, depth)] or candidates
+    return min(candidates, key=lambda one: one.shared != layer.shared)
 
 
 def from_torch(network: Network, module: 'torch.nn.Module', image_shape: tuple[int, int, int],
@@ -227,7 +227,7 @@ def _same(array: np.ndarray) -> np.ndarray:
 def _leaves(p: Pair, tensors: 'Mapping[str, torch.Tensor]') -> Iterator[tuple[str, str, str, Change, Change]]:
     """Of the arrays of a pair that `tensors` has: our collection and name, their name, and what makes each of the other."""
     prefix = f'{p.theirs}.' if p.theirs else ''
-    weight, norm = f'{prefix}weight', f'{prefix}running_mean' in tensors
+    weight = f'{prefix}weight'
     if weight in tensors and p.kernel:
         shape = tensors[weight].shape  # (features, C / groups, H, W) or (features, C)
         channels = p.channels or shape[1]
@@ -240,11 +240,10 @@ def _leaves(p: Pair, tensors: 'Mapping[str, torch.Tensor]') -> Iterator[tuple[st
         yield 'params', 'kernel', weight, forth, back
     elif weight in tensors:
         yield 'params', 'scale', weight, _same, _same
-    if f'{prefix}bias' in tensors:
-        yield 'params', 'bias', f'{prefix}bias', _same, _same
-    if norm:
-        yield 'batch_stats', 'mean', f'{prefix}running_mean', _same, _same
-        yield 'batch_stats', 'var', f'{prefix}running_var', _same, _same
+    for collection, leaf, name in (('params', 'bias', 'bias'), ('batch_stats', 'mean', 'running_mean'),
+                                   ('batch_stats', 'var', 'running_var')):
+        if prefix + name in tensors:
+            yield collection, leaf, prefix + name, _same, _same
 
 
 # ---- walks
@@ -276,12 +275,8 @@ def _ours(network: Network, image_shape: tuple[int, int, int], train: bool) -> l
         inputs.append((x, layers[-1]))
         return checkpoint_name(output, name)
 
-    def watch(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
-        output = call(*args, **kwargs)
-        return met(context.module, args[0], output) if context.method_name == '__call__' and args else output
-
     def walk(x: jax.Array) -> Any:
-        with nn.intercept_methods(watch):
+        with _intercepted(met):
             return network.init_with_output({'params': jax.random.key(0), 'dropout': jax.random.key(0)}, x, train=train)
     traced, (_, variables) = jax.make_jaxpr(walk, return_shape=True)(
         jax.ShapeDtypeStruct((2, *image_shape), jnp.float32))
@@ -342,18 +337,11 @@ def _theirs(module: 'torch.nn.Module', image_shape: tuple[int, int, int], train:
         if output.grad_fn is not None:  # computed without gradients: a layer of no known inputs
             _connect(layers[-1], _reaching(output.grad_fn, nodes))
             nodes[output.grad_fn] = layers[-1]
-    with _walking(module, train), torch.enable_grad():
-        hooks = [part.register_forward_hook(lambda part, args, output, name=name: met(name, part, args[0], output))
-                 for name, part in module.named_modules()
-                 if any(True for _ in part.parameters(recurse=False)) or isinstance(
-                     part, torch.nn.modules.batchnorm._BatchNorm)]
+    with _hooked(module, train, met), torch.enable_grad():
         try:
             module(_images(module, image_shape).requires_grad_())
         except RuntimeError as e:
             raise UserError(f'{type(module).__name__} does not take images {image_shape}: {" ".join(str(e).split())}') from e
-        finally:
-            for hook in hooks:
-                hook.remove()
     _mark_shared(inputs)
     return layers
 
@@ -400,15 +388,30 @@ def _flattened(x: Any) -> int | None:
     return None
 
 
+def _intercepted(met: Callable[[nn.Module, Any, Any], Any]) -> contextlib.AbstractContextManager[None]:
+    """Within, the output of each module of ours is what `met` gives for the module, its input and its output."""
+    def watch(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
+        output = call(*args, **kwargs)
+        return met(context.module, args[0], output) if context.method_name == '__call__' and args else output
+    return nn.intercept_methods(watch)
+
+
 @contextlib.contextmanager
-def _walking(module: 'torch.nn.Module', train: bool) -> Iterator[None]:
-    """In training or evaluation mode; afterwards modes and statistics are what they were."""
+def _hooked(module: 'torch.nn.Module', train: bool, met: Callable[[str, Any, Any, Any], None]) -> Iterator[None]:
+    """In training or evaluation mode, `met` is called with the name, the module, its input and its output for each part that
+    has parameters or statistics; afterwards hooks, modes and statistics are what they were."""
+    import torch
     modes = {part: part.training for part in module.modules()}
     buffers = {name: value.clone() for name, value in module.named_buffers()}
+    hooks = [part.register_forward_hook(lambda part, args, output, name=name: met(name, part, args[0], output))
+             for name, part in module.named_modules()
+             if any(True for _ in part.parameters(recurse=False)) or isinstance(part, torch.nn.modules.batchnorm._BatchNorm)]
     module.train(train)
     try:
         yield
     finally:
+        for hook in hooks:
+            hook.remove()
         for name, value in module.named_buffers():
             value.data.copy_(buffers[name])
         for part, mode in modes.items():
@@ -435,49 +438,41 @@ def _check(network: Network, variables: Mapping[str, Any], module: 'torch.nn.Mod
     if next(module.parameters()).dtype in (torch.float16, torch.bfloat16):
         module = copy.deepcopy(module).float()
     images = _images(module, image_shape)
-    theirs: dict[str, np.ndarray] = {}
-    names = {p.theirs for p in pairs}
-
-    def keep(name: str) -> Any:
-        def hook(part: Any, args: Any, output: Any) -> None:  # what a hook returns would take the output's place
-            theirs[name] = _numpy(output)
-        return hook
-    with _walking(module, False), torch.no_grad(), torch.backends.cudnn.flags(allow_tf32=False):
-        hooks = [part.register_forward_hook(keep(name)) for name, part in module.named_modules()
-                 if name in names and isinstance(part, torch.nn.Conv2d | torch.nn.Linear)]
-        expected = module(images)
-        for hook in hooks:
-            hook.remove()
-    expected = _numpy(expected[0] if isinstance(expected, tuple) else expected)
     ours: dict[str, jax.Array] = {}
+    theirs: dict[str, np.ndarray] = {}
 
-    def watch(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
-        output = call(*args, **kwargs)
-        if context.method_name == '__call__' and isinstance(context.module, nn.Conv | nn.Dense):
-            ours.setdefault('/'.join(context.module.path), output)
+    def keep_ours(part: nn.Module, x: Any, output: Any) -> Any:
+        if isinstance(part, nn.Conv | nn.Dense):
+            ours.setdefault('/'.join(part.path), output)
         return output
+
+    def keep_theirs(name: str, part: Any, x: Any, output: Any) -> None:
+        if isinstance(part, torch.nn.Conv2d | torch.nn.Linear):
+            values = _numpy(output).copy()  # a rectifier may be applied in place
+            theirs.setdefault(name, values.transpose(0, 2, 3, 1) if values.ndim == 4 else values)
+    with _hooked(module, False, keep_theirs), torch.no_grad(), torch.backends.cudnn.flags(allow_tf32=False):
+        expected = module(images)
+    expected = _numpy(expected[0] if isinstance(expected, tuple) else expected)
 
     @functools.partial(jax.jit, compiler_options=run_once())
     def apply(variables: Any, x: jax.Array) -> Any:
-        with nn.intercept_methods(watch):
-            logits = network.apply(variables, x)
-        return logits, dict(ours)
+        with _intercepted(keep_ours):
+            return network.apply(variables, x), dict(ours)
     with jax.default_matmul_precision('float32'):
         logits, outputs = apply(variables, _numpy(images.permute(0, 2, 3, 1)))
-    if _near(np.asarray(logits).reshape(len(expected), -1), expected.reshape(len(expected), -1)):
+    if _near(logits, expected):
         return
     for p in pairs:
         name = '/'.join(p.ours)
-        if name in outputs and p.theirs in theirs:
-            array, other = np.asarray(outputs[name]), theirs[p.theirs]
-            other = other.transpose(0, 2, 3, 1) if other.ndim == 4 else other
-            if not _near(array.reshape(len(array), -1), other.reshape(len(other), -1)):
-                raise UserError(f'the networks differ before or in {name} of {type(network).__name__}, {p.theirs} of '
-                                f'{type(module).__name__}: its output is another for the same images. All layers before '
-                                'have the same; look at padding, pooling, activations, epsilon of BatchNorm')
+        if name in outputs and not _near(outputs[name], theirs[p.theirs]):
+            raise UserError(f'the networks differ before or in {name} of {type(network).__name__}, {p.theirs} of '
+                            f'{type(module).__name__}: its output is another for the same images. All layers before '
+                            'have the same; look at padding, pooling, activations, epsilon of BatchNorm')
     raise UserError(f'the networks differ after their last layer: all layers of {type(network).__name__} and '
                     f'{type(module).__name__} have the same output, the logits have not')
 
 
-def _near(array: np.ndarray, expected: np.ndarray) -> bool:
+def _near(ours: jax.Array, theirs: np.ndarray) -> bool:
+    """Of arrays (N, ...); those of a dense layer and of a convolution differ in axes of length 1."""
+    array, expected = (np.asarray(x).reshape(len(x), -1) for x in (ours, theirs))
     return array.shape == expected.shape and bool(np.abs(array - expected).max() <= TOLERANCE * np.abs(expected).max())

@@ -460,6 +460,14 @@ def test_layers_that_are_alike_and_give_another_result_are_named():
         bridge.from_torch(Small(num_classes=10), module, (8, 8, 3))
 
 
+def test_a_rectifier_in_place_does_not_change_which_layer_is_named():
+    module = plain(torch.nn.Conv2d(3, 3, 3, 1, 1), torch.nn.ReLU(inplace=True), torch.nn.Conv2d(3, 6, 3, 1, 1, bias=False),
+                   torch.nn.BatchNorm2d(6), torch.nn.ReLU(inplace=True), torch.nn.AvgPool2d(2), torch.nn.Flatten(),
+                   torch.nn.Linear(96, 10))
+    with pytest.raises(UserError, match=re.escape('before or in Dense_0 of Small, 7 of Sequential')):
+        bridge.from_torch(Small(num_classes=10), module, (8, 8, 3))
+
+
 def test_what_cannot_go_back_leaves_the_module_as_it_was():
     module, network = shallow(), Small(num_classes=10)
     before = {name: value.clone() for name, value in module.state_dict().items()}
