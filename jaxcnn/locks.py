@@ -22,7 +22,7 @@ class LockedError(Exception):
 def _started(pid: int) -> str | None:
     """When the kernel started a process of this host, in its own units; None: there is no such process."""
     try:
-        with open(f'/proc/{pid}/stat') as f:
+        with open(f'/proc/{pid}/stat', encoding='utf-8') as f:
             return f.read().rpartition(')')[2].split()[19]
     except FileNotFoundError:
         pass
@@ -71,10 +71,10 @@ def lock(path: str, wait: bool = False) -> Iterator[None]:
       OSError: the file cannot be written.
     """
     with contextlib.ExitStack() as stack:
-        file = stack.enter_context(open(path, 'a+'))
+        file = stack.enter_context(open(path, 'a+', encoding='utf-8'))
         try:
             while not _flock(file, wait):  # whoever held it has removed the file: it no longer locks anything
-                file = stack.enter_context(open(path, 'a+'))
+                file = stack.enter_context(open(path, 'a+', encoding='utf-8'))
         except OSError as e:
             if e.errno in _FOREIGN:
                 file.seek(0)
@@ -94,7 +94,7 @@ def holder_has_ended(path: str) -> bool:
     Nothing is locked for it, so a process that takes the lock meanwhile is not refused.
     """
     try:
-        with open(path) as file:
+        with open(path, encoding='utf-8') as file:
             return _is_gone(file.read())
     except FileNotFoundError:
         return True
@@ -106,7 +106,7 @@ def share(path: str) -> IO[str]:
     Raises:
       FileNotFoundError: the file is not there, or is just being removed.
     """
-    file = open(path)  # noqa: SIM115 (its holder closes it)
+    file = open(path, encoding='utf-8')  # noqa: SIM115 (its holder closes it)
     with contextlib.suppress(OSError):  # without locks, `is_shared` is true in any case
         fcntl.flock(file, fcntl.LOCK_SH)
     if _is_current(file):
@@ -118,7 +118,7 @@ def share(path: str) -> IO[str]:
 @contextlib.contextmanager
 def is_shared(path: str) -> Iterator[bool]:
     """Whether a process may have the file open through `share`; while it is not, none can."""
-    with open(path, 'r+') as file:
+    with open(path, 'r+', encoding='utf-8') as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -154,11 +154,11 @@ def _holder(path: str, wait: bool) -> Iterator[None]:
     waiting = False
     while True:
         try:
-            with open(path, 'x') as f:
+            with open(path, 'x', encoding='utf-8') as f:
                 f.write(f'{_identity()}\n')
             break
         except FileExistsError:
-            with contextlib.suppress(FileNotFoundError), open(path) as f:
+            with contextlib.suppress(FileNotFoundError), open(path, encoding='utf-8') as f:
                 identity = f.read()
                 if _is_gone(identity):
                     os.remove(path)

@@ -29,7 +29,7 @@ def keep() -> None:
     if not ours or 'glibc.malloc' in tunables or _MARKER in os.environ:
         return
     with contextlib.suppress(OSError):
-        with open('/sys/kernel/mm/transparent_hugepage/enabled') as f:
+        with open('/sys/kernel/mm/transparent_hugepage/enabled', encoding='utf-8') as f:
             if '[madvise]' not in f.read():
                 return
         settings = ':'.join(filter(None, [tunables, *_SETTINGS]))
@@ -47,7 +47,7 @@ def peak() -> tuple[int, int | None]:
     """The most bytes that this process has held so far: of the host's memory, and of its first device's (None: a CPU's)."""
     import jax  # not before the command starts anew
     # `getrusage` tells of the process that started this one, too; a sandbox's kernel may have nothing better
-    with open('/proc/self/status') as f:
+    with open('/proc/self/status', encoding='utf-8', errors='replace') as f:
         told = [int(line.split()[1]) for line in f if line.startswith('VmHWM')]
     host = 1024 * (told[0] if told else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
     of_device = jax.local_devices()[0].memory_stats() or {}

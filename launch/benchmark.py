@@ -77,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
             if args.write:
                 write(args.write, made)
             if args.json:
-                with open(args.json, 'w') as f:
+                with open(args.json, 'w', encoding='utf-8') as f:
                     json.dump(found, f, indent=2)
         print(made.title, '', *made.lines, '', json.dumps(machine()), sep='\n', flush=True)
     return 0

@@ -182,7 +182,7 @@ def _decode(examples: Examples, source: Source, split: str, num_classes: int, fo
 def _read_meta(folder: str) -> dict[str, Any] | None:
     """The meta data of a whole and undamaged cache, or None."""
     try:
-        with open(os.path.join(folder, 'meta.json')) as f:
+        with open(os.path.join(folder, 'meta.json'), encoding='utf-8') as f:
             meta = unseal(json.load(f))
         for name, checksum in meta['checksums'].items():
             if _checksum(os.path.join(folder, name)) != checksum:
@@ -254,7 +254,7 @@ def list_caches(root: str) -> dict[str, str]:
 
 def _origin(folder: str) -> list[Any] | None:
     try:
-        with open(os.path.join(folder, 'meta.json')) as f:
+        with open(os.path.join(folder, 'meta.json'), encoding='utf-8') as f:
             return unseal(json.load(f)).get('origin')
     except (OSError, ValueError):
         return None
@@ -312,7 +312,7 @@ def _build(source: Source, folder: str, config: cfg.DataConfig, origin: list[Any
                       for split, part in parts.items()}
         meta = {'name': config.name, 'origin': origin, 'class_names': class_names, 'broken': broken,
                 'checksums': {f: _checksum(os.path.join(temporary, f)) for f in sorted(os.listdir(temporary))}}
-        with naming(temporary), open(os.path.join(temporary, 'meta.json'), 'w') as f:
+        with naming(temporary), open(os.path.join(temporary, 'meta.json'), 'w', encoding='utf-8') as f:
             json.dump(seal(meta), f)
             f.flush()
             os.fsync(f.fileno())

@@ -174,13 +174,13 @@ def channel_statistics(split: Split, block: int = 0) -> tuple[tuple[float, ...],
 def _kept_statistics(split: Split) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """`channel_statistics` of decoded images, kept beside them: of ImageNet they take minutes."""
     path = f'{split.images.path}.{hashlib.sha256(split.index.tobytes()).hexdigest()[:16]}.json'
-    with contextlib.suppress(OSError, ValueError), open(path) as f:
+    with contextlib.suppress(OSError, ValueError), open(path, encoding='utf-8') as f:
         kept = unseal(json.load(f))
         return tuple(kept['mean']), tuple(kept['std'])
     mean, std = channel_statistics(split)
     with contextlib.suppress(OSError):  # a cache may be for reading alone
         temporary = f'{path}.{os.getpid()}.tmp'
-        with open(temporary, 'w') as f:
+        with open(temporary, 'w', encoding='utf-8') as f:
             json.dump(seal({'mean': mean, 'std': std}), f)
         os.replace(temporary, path)
     return mean, std

@@ -178,7 +178,7 @@ def _tfds(name: str, ink: Ink | None = None) -> Callable[[DataConfig], Source]:
                             f'tfds build {name} --file_format=array_record --data_dir={root}')
         stats = [os.stat(os.path.join(version, f)) for f in files]
         try:
-            with open(os.path.join(version, 'dataset_info.json')) as f:
+            with open(os.path.join(version, 'dataset_info.json'), encoding='utf-8') as f:
                 held = [split['name'] for split in json.load(f)['splits']]
         except (OSError, ValueError, KeyError, TypeError) as e:
             raise UserError(f'{version}: cannot be read as a TFDS data set: dataset_info.json: {e}') from e

@@ -87,5 +87,5 @@ def write_report(workdir: str, config: cfg.Config, summary: Mapping[str, Any], r
         '## Versions', '', '```', json.dumps(summary['versions']), '```', '',
     ]
     path = os.path.join(workdir, 'report.md')
-    with naming(path), open(path, 'w') as f:
+    with naming(path), open(path, 'w', encoding='utf-8') as f:
         f.write('\n'.join(lines))

@@ -190,7 +190,7 @@ class Checkpoints:
     def _sealed(self, step: int) -> dict[str, Any]:
         """The content of `progress`; read without Orbax, whose `restore` waits for a save that is under way."""
         try:
-            with open(os.path.join(self.folder, str(step), 'progress', 'metadata')) as f:
+            with open(os.path.join(self.folder, str(step), 'progress', 'metadata'), encoding='utf-8') as f:
                 return sealed.unseal(json.load(f))
         except OSError as e:
             raise ValueError(_reason(e)) from e

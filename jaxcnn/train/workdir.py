@@ -23,7 +23,7 @@ _LOCK = '.lock'
 def write_json(path: str, value: Any) -> None:
     """Writes JSON under a temporary name and renames it, so that no reader sees half of it."""
     temporary = f'{path}.tmp'
-    with naming(path), open(temporary, 'w') as f:
+    with naming(path), open(temporary, 'w', encoding='utf-8') as f:
         json.dump(value, f, indent=2)
         f.write('\n')
         f.flush()
@@ -38,7 +38,7 @@ def read_json(path: str) -> Any:
       UserError: it is missing or damaged.
     """
     try:
-        with open(path) as f:
+        with open(path, encoding='utf-8') as f:
             return json.load(f)
     except FileNotFoundError:
         raise UserError(f'{os.path.dirname(path) or "."}: holds no run (no {os.path.basename(path)})') from None
@@ -133,10 +133,10 @@ class MetricsLog:
         path = os.path.join(self.workdir, 'metrics.jsonl')
         kept = [json.dumps(row) + '\n' for row in read_metrics(self.workdir) if row['step'] <= self.step]
         temporary = f'{path}.tmp'
-        with naming(path), open(temporary, 'w') as f:
+        with naming(path), open(temporary, 'w', encoding='utf-8') as f:
             f.writelines(kept)
         os.replace(temporary, path)
-        self._file = open(path, 'a')  # noqa: SIM115 (closed by close())
+        self._file = open(path, 'a', encoding='utf-8')  # noqa: SIM115 (closed by close())
         with naming(self.workdir):
             self._board = EventsWriter(os.path.join(self.workdir, 'events'))
             self._event(self.step + 1, session_log=SessionLog(status=SessionLog.START))
@@ -174,7 +174,7 @@ class MetricsLog:
 def read_metrics(workdir: str) -> list[dict[str, float]]:
     """The rows of `metrics.jsonl`; a last line that a crash cut short is left out."""
     rows = []
-    with contextlib.suppress(FileNotFoundError), open(os.path.join(workdir, 'metrics.jsonl')) as f:
+    with contextlib.suppress(FileNotFoundError), open(os.path.join(workdir, 'metrics.jsonl'), encoding='utf-8') as f:
         for line in f:
             with contextlib.suppress(ValueError):
                 rows.append(json.loads(line))

@@ -48,7 +48,7 @@ def most_memory(*arguments: str) -> float:
     def watch() -> None:
         nonlocal most
         while process.poll() is None:
-            with contextlib.suppress(OSError), open(f'/proc/{process.pid}/status') as f:
+            with contextlib.suppress(OSError), open(f'/proc/{process.pid}/status', encoding='utf-8', errors='replace') as f:
                 held = {line.split(':')[0]: int(line.split()[1]) for line in f if line.startswith('Rss')}
                 most = max(most, (held.get('RssAnon', 0) + held.get('RssShmem', 0)) / 1e3)
             time.sleep(0.02)
@@ -131,7 +131,7 @@ def compare(args: argparse.Namespace) -> Table:
             else:
                 content['array'] = os.path.join(folder, 'images.npy')
                 np.save(content['array'], train.take(np.arange(len(train))))
-            with open(path := os.path.join(folder, 'images.json'), 'w') as f:
+            with open(path := os.path.join(folder, 'images.json'), 'w', encoding='utf-8') as f:
                 json.dump(content, f)
             peers['torch DataLoader'] = Torch(args.torch_python, 'data', path, size, run.config.batch_size)
             if listed is not None:

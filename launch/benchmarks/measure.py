@@ -47,13 +47,13 @@ def write(path: str, made: Table) -> None:
     begin, end = f'<!-- launch/benchmark.py: {made.title}, {machine()["device"]} -->', '<!-- end -->'
     held = ''
     if os.path.exists(path):
-        with open(path) as f:
+        with open(path, encoding='utf-8') as f:
             held = f.read()
     before, found, after = held.partition(begin)
     after = after.partition(end)[2] if found else '\n'
     told = f'`{shlex.join(["python", *sys.argv])}`, {datetime.date.today()}, {json.dumps(machine())}'
     section = [begin, f'**{made.title}**, {told}:', '', *made.lines, end]
-    with open(path, 'w') as f:
+    with open(path, 'w', encoding='utf-8') as f:
         f.write((before if found or not before else before.rstrip('\n') + '\n\n') + '\n'.join(section) + after)
 
 

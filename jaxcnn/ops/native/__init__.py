@@ -63,7 +63,7 @@ def _compile(headers: str, library: str) -> bytes:
         target = os.path.join(folder, 'conv.so')
         try:
             subprocess.run([*compiler, *FLAGS, f'-I{headers}', f'-I{jax.ffi.include_dir()}', SOURCE, library, '-o', target],
-                           check=True, capture_output=True, text=True, timeout=300)
+                           check=True, capture_output=True, encoding='utf-8', errors='replace', timeout=300)
         except subprocess.CalledProcessError as e:
             raise _MissingError(f'{compiler[0]} could not compile it: {" ".join(e.stderr.split())[:300]}') from e
         except (OSError, subprocess.TimeoutExpired) as e:
@@ -90,7 +90,7 @@ def source_key() -> str:
     for name in sorted(n for n in os.listdir(folder) if n.endswith(('.cc', '.h'))):
         with open(os.path.join(folder, name), 'rb') as f:
             found.update(f.read())
-    with contextlib.suppress(OSError), open('/proc/cpuinfo') as f:
+    with contextlib.suppress(OSError), open('/proc/cpuinfo', encoding='utf-8') as f:
         found.update(next((line for line in f if line.startswith('flags')), '').encode())
     return found.hexdigest()
 
@@ -150,7 +150,7 @@ def _library() -> Any:
 @functools.cache
 def _has_bfloat16() -> bool:
     try:
-        with open('/proc/cpuinfo') as f:
+        with open('/proc/cpuinfo', encoding='utf-8') as f:
             return 'avx512_bf16' in f.read()
     except OSError:
         return False

@@ -51,7 +51,7 @@ def serve(step, batch, cuda=False):
 
 def serve_decoding(what, size):
     """A plain loop over the files in a process a core: decoded and resized, into an array."""
-    with open(what) as f:
+    with open(what, encoding='utf-8') as f:
         images = Images({**json.load(f), 'ops': []}, size)
     with multiprocessing.Pool(initializer=keep, initargs=(images,)) as pool:  # once, not with each part
         def one_pass():

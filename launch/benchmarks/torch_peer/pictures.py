@@ -83,7 +83,7 @@ class Images(torch.utils.data.Dataset):
 
 def batches(what, size, batch):
     """A function that waits for the next batch of a DataLoader with a worker a core."""
-    with open(what) as f:
+    with open(what, encoding='utf-8') as f:
         images = Images(json.load(f), size)
     loader = torch.utils.data.DataLoader(images, batch, shuffle=True, drop_last=True, persistent_workers=True,
                                          num_workers=len(os.sched_getaffinity(0)))
