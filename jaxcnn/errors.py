@@ -4,6 +4,7 @@ import contextlib
 import difflib
 import errno
 import os
+import re
 import unicodedata
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -61,9 +62,18 @@ def check_bool(where: str, default: Any, value: Any) -> None:
         raise UserError(f'{where}: expected True or False, got {value!r}')
 
 
+# control characters, lone surrogates, and what ends a line or turns the direction of writing
+_UNPRINTABLE = re.compile(r'[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]')
+
+
+def printable(text: str) -> str:
+    """`text` on one line that a terminal can be given: escape sequences, newlines and the like as Python escapes them."""
+    return _UNPRINTABLE.sub(lambda match: match[0].encode('unicode_escape').decode('ascii'), text)
+
+
 def shown(path: str | os.PathLike) -> str:
-    """A file's name as it can be printed: composed, bytes that are not UTF-8 as replacement characters."""
-    return unicodedata.normalize('NFC', os.fsencode(path).decode('utf-8', 'replace'))
+    """A file's name as it can be printed: composed, bytes that are not UTF-8 as replacement characters; see `printable`."""
+    return printable(unicodedata.normalize('NFC', os.fsencode(path).decode('utf-8', 'replace')))
 
 
 def unknown(what: str, value: str, choices: Iterable[str]) -> UserError:

@@ -22,7 +22,7 @@ class LockedError(Exception):
 def _started(pid: int) -> str | None:
     """When the kernel started a process of this host, in its own units; None: there is no such process."""
     try:
-        with open(f'/proc/{pid}/stat', encoding='utf-8') as f:
+        with open(f'/proc/{pid}/stat', encoding='utf-8', errors='replace') as f:
             return f.read().rpartition(')')[2].split()[19]
     except FileNotFoundError:
         pass

@@ -101,8 +101,8 @@ def run(args: argparse.Namespace) -> int:
     try:
         os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
         image_grid(tiles, titles, path, columns=args.draws + 1, headings=[part for part, _ in rows])
-    except OSError as e:
-        raise UserError(f'{path}: cannot be written: {e.strerror}') from e
+    except (OSError, ValueError) as e:  # the latter for a format that is not known
+        raise UserError(f'{path}: cannot be written: {getattr(e, "strerror", None) or e}') from e
     print(f'{len(rows)} rows: {path}')
     return 0
 

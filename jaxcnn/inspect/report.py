@@ -28,6 +28,13 @@ def _changed_fields(config: cfg.Config) -> str:
         line.split(': ', 1) for line in cfg.differences(cfg.Config(), config, all_fields=True)))
 
 
+def _figure(workdir: str, name: str) -> str:
+    """The line that shows a figure, or says that there is none."""
+    if not os.path.exists(os.path.join(workdir, 'figures', f'{name}.png')):
+        return 'This figure could not be drawn.'
+    return f'![{name.replace("_", " ")}](figures/{name}.png)'
+
+
 def write_report(workdir: str, config: cfg.Config, summary: Mapping[str, Any], rows: Sequence[Mapping[str, float]],
                  dataset: Dataset, split: str, confusion: np.ndarray) -> None:
     """Writes `report.md` and the figures it shows into the workdir.
@@ -45,8 +52,10 @@ def write_report(workdir: str, config: cfg.Config, summary: Mapping[str, Any], r
     train_counts = dataset.splits['train'].class_counts(len(class_names))
     part = {'test': 'test', 'val': 'validation'}[split]
     skipped = [f'{count} of {name}' for name, count in dataset.broken.items() if count]
-    figures.curves(rows, os.path.join(workdir, 'figures', 'curves.png'))
-    figures.confusion_matrix(confusion, class_names, os.path.join(workdir, 'figures', 'confusion_matrix.png'))
+    with figures.failing_is_a_warning(path := os.path.join(workdir, 'figures', 'curves.png')):
+        figures.curves(rows, path)
+    with figures.failing_is_a_warning(path := os.path.join(workdir, 'figures', 'confusion_matrix.png')):
+        figures.confusion_matrix(confusion, class_names, path)
     table = per_class(confusion)
     wrong = [(int(confusion[i, j]), class_names[i], class_names[j])
              for i, j in np.ndindex(*confusion.shape) if i != j and confusion[i, j]]
@@ -75,13 +84,13 @@ def write_report(workdir: str, config: cfg.Config, summary: Mapping[str, Any], r
         f'| wall time | {_number(summary["wall_seconds"], 1)} s, of which training steps '
         f'{_number(summary["train_seconds"], 1)} s |',
         f'| most memory held | {held} |', '',
-        '## Curves', '', '![curves](figures/curves.png)', '',
+        '## Curves', '', _figure(workdir, 'curves'), '',
         f'## {part.capitalize()} part, by class', '', f'Most frequent mistakes: {mistakes}.', '',
         '| class | precision | recall | F1 | ' + part + ' images | training images |', '|---|---|---|---|---|---|',
         *(f'| {name} | {_percent(r["precision"])} | {_percent(r["recall"])} | {r["f1"]:.4f} | {r["support"]} | {n} |'
           for name, r, n in zip(class_names, table, train_counts, strict=True)), '',
-        '![confusion matrix](figures/confusion_matrix.png)', '',
-        '## The first training batch, augmented, not normalised', '', '![first batch](figures/first_batch.png)', '',
+        _figure(workdir, 'confusion_matrix'), '',
+        '## The first training batch, augmented, not normalised', '', _figure(workdir, 'first_batch'), '',
         '## Config', '', 'Fields that differ from their defaults (all of them: `config.json`):', '',
         '```', _changed_fields(config), '```', '',
         '## Versions', '', '```', json.dumps(summary['versions']), '```', '',

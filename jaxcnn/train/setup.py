@@ -202,7 +202,7 @@ class Setup:
 
     def draw_first_batch(self, state: TrainState) -> None:
         """Writes the picture of the first images of the first batch, augmented, with their labels."""
-        from jaxcnn.inspect.figures import image_grid, label_title
+        from jaxcnn.inspect import figures
         positions = self.feed.positions(0)
         train, names, pipeline = self.dataset.splits['train'], self.dataset.class_names, self.prepare.augment
         more = pipeline.mixes if pipeline else 0  # rows that the first ones are mixed with
@@ -216,5 +216,6 @@ class Setup:
         in_pixels = dataclasses.replace(self.prepare, normalize=normalize.Normalization())
         prepare = jax.jit(functools.partial(in_pixels.train, classes=len(names), gradient=gradient, passes=passes))
         pixels, labels = (np.asarray(x)[more:] for x in prepare(train.take(positions), train.labels[positions], key, rows))
-        titles = [label_title(label, names) for label in labels]
-        image_grid(pixels, titles, os.path.join(self.folder, 'figures', 'first_batch.png'))
+        path = os.path.join(self.folder, 'figures', 'first_batch.png')
+        with figures.failing_is_a_warning(path):
+            figures.image_grid(pixels, [figures.label_title(label, names) for label in labels], path)

@@ -1,7 +1,13 @@
 """Figures are written and show what they are given; the report holds the numbers of the summary."""
 
+import os
+import subprocess
+import sys
+import warnings
+
 import numpy as np
 import pytest
+from matplotlib import font_manager
 from PIL import Image
 
 from jaxcnn import config, data
@@ -99,6 +105,81 @@ def test_rows_of_a_grid_have_headings_and_images_their_own_sizes(tmp_path):
     assert (sheet[6 + row:6 + row + above] < 128).any()
 
 
+ODD_NAMES = ['ö', '$$', r'x_$\frac$', 'a|b', '<b>', 'new\nline', 'esc\x1b[31m', 'long ' * 30]
+
+
+def test_class_names_are_drawn_as_they_are_written(tmp_path):
+    confusion, paths = np.eye(8, dtype=int), [str(tmp_path / f'{n}.png') for n in range(4)]
+    figures.confusion_matrix(confusion, ODD_NAMES, paths[0])
+    figures.confusion_matrix(confusion, ['o', *ODD_NAMES[1:]], paths[1])
+    figures.image_grid(np.zeros((8, 32, 32, 1)), ODD_NAMES, paths[2])
+    figures.image_grid(np.zeros((8, 32, 32, 1)), ['o', *ODD_NAMES[1:]], paths[3])
+    for odd, plain in (paths[:2], paths[2:]):
+        assert max(pixels(odd).shape) < 1500
+        assert 0 < (pixels(odd) != pixels(plain)).any(-1).sum() < 60  # the dots alone
+
+
+def test_figures_have_their_own_settings_whatever_the_users_are(tmp_path):
+    paths = [str(tmp_path / f'{n}.png') for n in range(2)]
+    figures.confusion_matrix(CONFUSION, NAMES, paths[0])
+    (tmp_path / 'matplotlibrc').write_text('text.usetex: True\naxes.facecolor: red\nsavefig.dpi: 30\n')
+    code = ('import os, numpy as np; from jaxcnn.inspect import figures; '
+            f'figures.confusion_matrix(np.array({CONFUSION.tolist()}), {NAMES}, {paths[1]!r}); '
+            'import matplotlib; print(os.environ["MPLBACKEND"], matplotlib.rcParams["text.usetex"])')
+    environment = {**os.environ, 'MPLBACKEND': 'no_such_backend', 'MATPLOTLIBRC': str(tmp_path), 'LC_ALL': 'C',
+                   'PYTHONUTF8': '0', 'PYTHONCOERCECLOCALE': '0'}
+    done = subprocess.run([sys.executable, '-c', code], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ['no_such_backend', 'True']  # what the user has set is left as it is
+    np.testing.assert_array_equal(pixels(paths[1]), pixels(paths[0]))
+
+
+@pytest.fixture
+def own_fonts(monkeypatch):
+    """The fonts that come with matplotlib, whatever the machine has."""
+    manager = font_manager.fontManager
+    monkeypatch.setattr(manager, 'ttflist', [entry for entry in manager.ttflist if 'mpl-data' in entry.fname])
+    monkeypatch.setattr(font_manager, 'findSystemFonts', lambda: [])
+    figures._more_fonts.cache_clear()
+    yield
+    figures._more_fonts.cache_clear()
+
+
+def test_characters_that_no_font_has_are_told_in_one_line(own_fonts, tmp_path, caplog):
+    with warnings.catch_warnings(record=True) as raw:
+        warnings.simplefilter('always')
+        for n in range(2):
+            figures.confusion_matrix(np.eye(2), ['日本', 'ö'], str(tmp_path / f'{n}.png'))
+    assert not [str(w.message) for w in raw if 'Glyph' in str(w.message)]
+    line, = [record.getMessage() for record in caplog.records]
+    assert '日本,' in line
+    assert 'ö' not in line
+
+
+def test_characters_that_the_first_font_lacks_are_taken_from_one_that_has_them(own_fonts, tmp_path, monkeypatch, caplog):
+    from fontTools.fontBuilder import FontBuilder
+    from fontTools.pens.ttGlyphPen import TTGlyphPen
+    pen = TTGlyphPen(None)
+    for move, point in ((pen.moveTo, (0, 0)), (pen.lineTo, (0, 800)), (pen.lineTo, (800, 800)), (pen.lineTo, (800, 0))):
+        move(point)
+    pen.closePath()
+    font = FontBuilder(1000, isTTF=True)
+    font.setupGlyphOrder(['.notdef', 'square'])
+    font.setupCharacterMap({ord(c): 'square' for c in '日本'})
+    font.setupGlyf({'.notdef': TTGlyphPen(None).glyph(), 'square': pen.glyph()})
+    font.setupHorizontalMetrics({'.notdef': (1000, 0), 'square': (1000, 0)})
+    font.setupHorizontalHeader(ascent=800, descent=-200)
+    font.setupNameTable({'familyName': 'Squares', 'styleName': 'Regular'})
+    font.setupOS2()
+    font.setupPost()
+    font.save(path := str(tmp_path / 'squares.ttf'))
+    monkeypatch.setattr(font_manager, 'findSystemFonts', lambda: [path])  # one that matplotlib has not listed yet
+    figures.image_grid(np.ones((1, 32, 32, 1)), ['日本'], str(tmp_path / 'grid.png'), columns=1)
+    assert not caplog.records
+    title = pixels(tmp_path / 'grid.png')[6:20]
+    assert (title < 50).all(-1).sum() > 60  # two squares of 8 pixels a side, filled
+
+
 def test_the_title_of_a_mixed_label_names_its_parts():
     assert figures.label_title(np.array(1), ['ant', 'bee']) == 'bee'
     assert figures.label_title(np.array([0.25, 0.75, 0.0]), ['ant', 'bee', 'cow']) == 'bee 0.75\nant 0.25'
@@ -119,6 +200,7 @@ SUMMARY = {
 def write(tmp_path):
     """Writes a report with its figures and gives its text: `write(fields of the config, **of the summary)`."""
     tmp_path.joinpath('figures').mkdir()
+    tmp_path.joinpath('figures', 'first_batch.png').touch()  # which the loop draws when the run begins
 
     labels = np.repeat(np.arange(3), [40, 50, 60])
     train = data.Split(np.zeros((150, 1, 1, 1), np.uint8), np.arange(150), labels)
@@ -214,4 +296,16 @@ def test_the_figures_that_the_report_shows_are_there(write, tmp_path):
     for name in ('curves', 'confusion_matrix'):
         assert f'](figures/{name}.png)' in text
         assert colours(tmp_path / 'figures' / f'{name}.png') > 20
-    assert '](figures/first_batch.png)' in text  # which the loop draws when the run begins
+    assert '](figures/first_batch.png)' in text
+
+
+def test_a_figure_that_cannot_be_drawn_is_a_warning(write, monkeypatch, caplog):
+    def fail(*_):
+        raise ValueError('of a\nfigure')
+    monkeypatch.setattr(figures, 'curves', fail)
+    text = write()
+    assert 'figures/curves.png' not in text
+    assert '## Curves\n\nThis figure could not be drawn.\n' in text
+    assert '](figures/confusion_matrix.png)' in text
+    line, = [record.getMessage() for record in caplog.records]
+    assert line.endswith('curves.png could not be drawn: ValueError: of a figure')
