@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from concurrent import futures
 
 from jaxcnn import cli
-from jaxcnn.errors import UserError, shown
+from jaxcnn.errors import UserError, printable, shown
 
 BATCH = 64
 
@@ -54,7 +54,8 @@ def run(args: argparse.Namespace) -> int:
         for path, probabilities in zip(paths, trained.predict(state, padded), strict=False):
             best = describe(probabilities, trained.info['class_names'])
             rows.append((path, best))
-            print(f'{shown(path)}: {best[0][0]}  (' + ', '.join(f'{name} {100 * p:.2f} %' for name, p in best) + ')')
+            print(f'{shown(path)}: {printable(best[0][0])}  (' + ', '.join(
+                f'{printable(name)} {100 * p:.2f} %' for name, p in best) + ')')
     if args.csv and rows:
         ranks = range(1, 1 + max(len(best) for _, best in rows))
         write(args.csv, ['image', *(f'{field}_{r}' for r in ranks for field in ('class', 'probability'))],

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,9 +10,14 @@ import numpy as np
 
 from jaxcnn import config as cfg
 from jaxcnn.data import Dataset
-from jaxcnn.errors import naming
+from jaxcnn.errors import naming, printable
 from jaxcnn.inspect import figures
 from jaxcnn.metrics import per_class
+
+
+def _markdown(text: str) -> str:
+    """`text` on one line, as Markdown that shows it as it is, in a table's cell, too."""
+    return re.sub(r'[\\`*\[\]<>|~$&]|(?<!\w)_|_(?!\w)', r'\\\g<0>', printable(text))
 
 
 def _percent(value: float | None) -> str:
@@ -49,6 +55,7 @@ def write_report(workdir: str, config: cfg.Config, summary: Mapping[str, Any], r
       confusion: (labels, predictions) of that part.
     """
     class_names = dataset.class_names
+    shown_names = [_markdown(name) for name in class_names]
     train_counts = dataset.splits['train'].class_counts(len(class_names))
     part = {'test': 'test', 'val': 'validation'}[split]
     skipped = [f'{count} of {name}' for name, count in dataset.broken.items() if count]
@@ -57,7 +64,7 @@ def write_report(workdir: str, config: cfg.Config, summary: Mapping[str, Any], r
     with figures.failing_is_a_warning(path := os.path.join(workdir, 'figures', 'confusion_matrix.png')):
         figures.confusion_matrix(confusion, class_names, path)
     table = per_class(confusion)
-    wrong = [(int(confusion[i, j]), class_names[i], class_names[j])
+    wrong = [(int(confusion[i, j]), shown_names[i], shown_names[j])
              for i, j in np.ndindex(*confusion.shape) if i != j and confusion[i, j]]
     mistakes = ', '.join(f'{a} taken for {b} ({n})' for n, a, b in sorted(wrong, reverse=True)[:5]) or 'none'
     chosen = (f'the best of the evaluated checkpoints by `{config.checkpoint.metric}`, step {summary["best_step"]}'
@@ -67,8 +74,8 @@ def write_report(workdir: str, config: cfg.Config, summary: Mapping[str, Any], r
     held = ', '.join(f'{summary[f"peak_{where}_bytes"] / 1e9:.2f} GB of the {where}' for where in ('host', 'device')
                      if summary[f'peak_{where}_bytes'] is not None)
     lines = [
-        f'# {summary["name"] or summary["model"]}', '',
-        f'{summary["model"]} ({summary["params"]:,} parameters) on {summary["dataset"]}, seed {summary["seed"]}: '
+        f'# {_markdown(summary["name"] or summary["model"])}', '',
+        f'{summary["model"]} ({summary["params"]:,} parameters) on {_markdown(summary["dataset"])}, seed {summary["seed"]}: '
         f'{summary["steps"]:,} steps, {summary["epochs"]:.2f} epochs, on {summary["num_devices"]} x {summary["device"]}.',
         f'Figures are of {chosen}.', '',
         *([f'Images that could not be read, and were left out: {", ".join(skipped)}.', ''] if skipped else []),
@@ -88,7 +95,7 @@ def write_report(workdir: str, config: cfg.Config, summary: Mapping[str, Any], r
         f'## {part.capitalize()} part, by class', '', f'Most frequent mistakes: {mistakes}.', '',
         '| class | precision | recall | F1 | ' + part + ' images | training images |', '|---|---|---|---|---|---|',
         *(f'| {name} | {_percent(r["precision"])} | {_percent(r["recall"])} | {r["f1"]:.4f} | {r["support"]} | {n} |'
-          for name, r, n in zip(class_names, table, train_counts, strict=True)), '',
+          for name, r, n in zip(shown_names, table, train_counts, strict=True)), '',
         _figure(workdir, 'confusion_matrix'), '',
         '## The first training batch, augmented, not normalised', '', _figure(workdir, 'first_batch'), '',
         '## Config', '', 'Fields that differ from their defaults (all of them: `config.json`):', '',

@@ -15,7 +15,7 @@ from PIL import Image
 from jaxcnn import data
 from jaxcnn.config import DataConfig
 from jaxcnn.data import layouts, picture
-from jaxcnn.errors import UserError
+from jaxcnn.errors import UserError, printable
 
 COLOURS = {'ant': (250, 0, 0), 'bee': (0, 250, 0), 'cow': (0, 0, 250)}
 
@@ -645,6 +645,16 @@ def test_names_that_are_not_utf_8_can_be_read_and_shown(tmp_path):
     with pytest.raises(UserError, match='empty file') as error:
         load(tmp_path, 'folder', root)
     str(error.value).encode('utf-8')
+
+
+def test_what_a_terminal_would_take_as_a_command_is_escaped(tmp_path, caplog):
+    assert printable('日本 ö\n\x1b[31m\x9b\u202e\u2028\udc80') == r'日本 ö\n\x1b[31m\x9b\u202e\u2028\udc80'
+    root = write_folder(tmp_path / 'set', train=4)
+    os.rename(root / 'train' / 'cow', root / 'train' / 'c\now\x1b[31m')
+    os.mkdir(root / 'train' / '\x1b]0;empty\a')
+    assert set(load(tmp_path, 'folder', root).class_names) == {'ant', 'bee', r'c\now\x1b[31m'}
+    assert all(record.getMessage().isprintable() for record in caplog.records)
+    assert r'\x1b]0;empty\x07' in caplog.text
 
 
 def test_a_changed_added_or_renamed_file_is_seen(tmp_path):

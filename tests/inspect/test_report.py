@@ -1,12 +1,15 @@
 """Figures are written and show what they are given; the report holds the numbers of the summary."""
 
 import os
+import re
 import subprocess
 import sys
 import warnings
+from html import unescape
 
 import numpy as np
 import pytest
+from markdown_it import MarkdownIt  # of Rich, which Flax needs
 from matplotlib import font_manager
 from PIL import Image
 
@@ -205,8 +208,8 @@ def write(tmp_path):
     labels = np.repeat(np.arange(3), [40, 50, 60])
     train = data.Split(np.zeros((150, 1, 1, 1), np.uint8), np.arange(150), labels)
 
-    def write(fields=None, confusion=CONFUSION, part='test', broken=None, **summary):
-        dataset = data.Dataset('pets', NAMES, {'train': train}, (0.0,), (1.0,), None, broken or {})
+    def write(fields=None, confusion=CONFUSION, part='test', broken=None, names=NAMES, **summary):
+        dataset = data.Dataset('pets', names, {'train': train}, (0.0,), (1.0,), None, broken or {})
         report.write_report(str(tmp_path), config.parse(fields or {}), {**SUMMARY, **summary}, ROWS, dataset, part,
                             confusion)
         return (tmp_path / 'report.md').read_text()
@@ -251,6 +254,17 @@ def test_the_report_holds_each_class_and_the_most_frequent_mistakes(written):
     assert cells(text, 'owl') == ['66.67 %', '80.00 %', '0.7273', '10', '60']
     assert 'Most frequent mistakes: dog taken for owl (4), owl taken for cat (2), cat taken for dog (1).' in text
     assert 'Most frequent mistakes: none.' in written(confusion=np.diag([3, 4, 5]))
+
+
+def test_names_are_shown_in_the_report_as_they_are_written(written):
+    names = ['a|b', '<b>`x`', '_$new\nline*\x1b[31m[a](b)&amp;\\|']
+    html = MarkdownIt('commonmark').enable('table').render(written(names=names, name='#1 <i> _x_'))
+    text = [unescape(part) for part in re.split('<[^>]*>', html)]
+    for name in names:
+        name = name.replace('\n', '\\n').replace('\x1b', '\\x1b')
+        assert name in text  # a whole cell
+        assert any(f'{name} taken for' in part for part in text)
+    assert '#1 <i> _x_' in text
 
 
 def test_what_was_not_measured_is_said(written):
