@@ -57,10 +57,24 @@ def figures(sums: dict[str, Any]) -> dict[str, float]:
 def per_class(confusion: np.ndarray) -> list[dict[str, float]]:
     """Precision, recall, F1 (0 where undefined) and support of each class of a confusion matrix (labels, predictions)."""
     rows = []
-    for c in range(len(confusion)):
-        hit, support, predicted = int(confusion[c, c]), int(confusion[c].sum()), int(confusion[:, c].sum())
+    for hit, support, predicted in zip(np.diag(confusion).tolist(), confusion.sum(1).tolist(), confusion.sum(0).tolist(),
+                                       strict=True):
         precision = hit / predicted if predicted else 0.0
         recall = hit / support if support else 0.0
         f1 = 2 * precision * recall / (precision + recall) if hit else 0.0
         rows.append({'precision': precision, 'recall': recall, 'f1': f1, 'support': support})
     return rows
+
+
+def mistakes(confusion: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Pairs of classes that were taken for one another, of a confusion matrix (labels, predictions), most frequent first.
+
+    Returns:
+      Labels, predictions and counts, each (pairs,) int.
+    """
+    labels, predictions = np.nonzero(confusion)
+    wrong = labels != predictions
+    labels, predictions = labels[wrong], predictions[wrong]
+    counts = confusion[labels, predictions]
+    order = np.argsort(-counts, kind='stable')
+    return labels[order], predictions[order], counts[order]

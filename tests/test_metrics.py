@@ -136,6 +136,12 @@ def test_a_class_never_predicted_or_never_hit_has_zeros():
     assert rows[1] == {'precision': 0, 'recall': 0, 'f1': 0, 'support': 4}
 
 
+def test_mistakes_are_the_pairs_that_occur_most_frequent_first():
+    found = metrics.mistakes(np.array([[9, 1, 0], [0, 8, 4], [2, 0, 7]]))
+    assert [values.tolist() for values in found] == [[1, 2, 0], [2, 0, 1], [4, 2, 1]]
+    assert [values.tolist() for values in metrics.mistakes(np.diag([3, 4]))] == [[], [], []]
+
+
 class VariantsTest(chex.TestCase):
     @chex.variants(with_jit=True, without_jit=True)
     def test_jit_changes_nothing(self):

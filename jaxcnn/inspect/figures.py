@@ -14,6 +14,7 @@ import numpy as np
 
 from jaxcnn import config as cfg
 from jaxcnn.errors import printable
+from jaxcnn.metrics import mistakes
 
 if TYPE_CHECKING:
     from jaxcnn.inspect.complexity import Cost
@@ -23,6 +24,7 @@ log = logging.getLogger('jaxcnn')
 if not all(map(cfg.is_writable, ('~/.config/matplotlib', '~/.cache/matplotlib'))):  # it would warn and forget its fonts
     os.environ.setdefault('MPLCONFIGDIR', os.path.join(cfg.cache_folder(), 'matplotlib'))
 
+MOST_CLASSES = 40  # in the picture of a confusion matrix
 FONT = 'DejaVu Sans'  # comes with matplotlib
 _BROAD = ('CJK', 'Noto Sans', 'Noto', 'Sans')  # fonts that are tried first for what it lacks, by a part of their names
 _LINE, _DPI = 12, 100  # pixels of a line of text in an image grid, pixels per inch
@@ -182,18 +184,28 @@ def curves(rows: Sequence[Mapping[str, float]], path: str) -> None:
 
 
 def confusion_matrix(confusion: np.ndarray, class_names: Sequence[str], path: str) -> None:
-    """A confusion matrix (labels, predictions) as shares of each label; numbers are written up to 20 classes."""
+    """A confusion matrix (labels, predictions) as shares of each label; counts are written up to 20 classes.
+
+    Of more than `MOST_CLASSES` classes, those of the most frequent mistakes are drawn.
+    """
+    title, support = 'confusion matrix', np.maximum(confusion.sum(1), 1)
+    if len(confusion) > MOST_CLASSES:
+        title = f'confusion matrix of the {MOST_CLASSES} most confused of {len(confusion):,} classes'
+        labels, predictions, _ = mistakes(confusion)
+        ranked = np.concatenate([np.stack([labels, predictions], 1).ravel(), np.arange(len(confusion))])
+        classes, first = np.unique(ranked, return_index=True)
+        chosen = np.sort(classes[np.argsort(first)[:MOST_CLASSES]])
+        confusion, support = confusion[np.ix_(chosen, chosen)], support[chosen]
+        class_names = [class_names[c] for c in chosen]
     count = len(confusion)
     side = float(np.clip(0.55 * count + 2, 5, 14))
-    shares = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
-    names = [_shortened(name) for name in class_names] if count <= 40 else []
-    with _figure(path, side + 1, side, names, layout='constrained') as figure:
+    shares, names = confusion / support[:, None], [_shortened(name) for name in class_names]
+    with _figure(path, side + 1, side, names, layout='compressed') as figure:
         axis = figure.subplots()
         picture = axis.imshow(shares, cmap='Blues', vmin=0, vmax=1)
-        axis.set(xlabel='predicted', ylabel='label', title='confusion matrix')
-        if names:
-            axis.set_xticks(range(count), names, rotation=90)
-            axis.set_yticks(range(count), names)
+        axis.set(xlabel='predicted', ylabel='label', title=title)
+        axis.set_xticks(range(count), names, rotation=90)
+        axis.set_yticks(range(count), names)
         if count <= 20:
             for i, j in np.ndindex(count, count):
                 if confusion[i, j]:

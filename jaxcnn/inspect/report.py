@@ -12,7 +12,7 @@ from jaxcnn import config as cfg
 from jaxcnn.data import Dataset
 from jaxcnn.errors import naming, printable
 from jaxcnn.inspect import figures
-from jaxcnn.metrics import per_class
+from jaxcnn.metrics import mistakes, per_class
 
 
 def _markdown(text: str) -> str:
@@ -64,9 +64,8 @@ def write_report(workdir: str, config: cfg.Config, summary: Mapping[str, Any], r
     with figures.failing_is_a_warning(path := os.path.join(workdir, 'figures', 'confusion_matrix.png')):
         figures.confusion_matrix(confusion, class_names, path)
     table = per_class(confusion)
-    wrong = [(int(confusion[i, j]), shown_names[i], shown_names[j])
-             for i, j in np.ndindex(*confusion.shape) if i != j and confusion[i, j]]
-    mistakes = ', '.join(f'{a} taken for {b} ({n})' for n, a, b in sorted(wrong, reverse=True)[:5]) or 'none'
+    pairs = zip(*(values[:5].tolist() for values in mistakes(confusion)), strict=True)
+    most_frequent = ', '.join(f'{shown_names[i]} taken for {shown_names[j]} ({n})' for i, j, n in pairs) or 'none'
     chosen = (f'the best of the evaluated checkpoints by `{config.checkpoint.metric}`, step {summary["best_step"]}'
               if summary["val_accuracy"] is not None else f'the last checkpoint, step {summary["best_step"]}')
     other = [f'| {name.replace("_", " ")} | {_number(value) if name.endswith("loss") else _percent(value)} |'
@@ -92,7 +91,7 @@ def write_report(workdir: str, config: cfg.Config, summary: Mapping[str, Any], r
         f'{_number(summary["train_seconds"], 1)} s |',
         f'| most memory held | {held} |', '',
         '## Curves', '', _figure(workdir, 'curves'), '',
-        f'## {part.capitalize()} part, by class', '', f'Most frequent mistakes: {mistakes}.', '',
+        f'## {part.capitalize()} part, by class', '', f'Most frequent mistakes: {most_frequent}.', '',
         '| class | precision | recall | F1 | ' + part + ' images | training images |', '|---|---|---|---|---|---|',
         *(f'| {name} | {_percent(r["precision"])} | {_percent(r["recall"])} | {r["f1"]:.4f} | {r["support"]} | {n} |'
           for name, r, n in zip(shown_names, table, train_counts, strict=True)), '',

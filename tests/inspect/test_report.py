@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from markdown_it import MarkdownIt  # of Rich, which Flax needs
 from matplotlib import font_manager
+from matplotlib.axes import Axes
 from PIL import Image
 
 from jaxcnn import config, data
@@ -67,6 +68,24 @@ def test_a_confusion_matrix_of_any_size_is_a_picture(tmp_path, count):
         assert 400 < min(pictures[-1].shape[:2]) <= max(pictures[-1].shape[:2]) < 1800
     assert pictures[0].shape == pictures[1].shape
     assert 0.002 < (pictures[0] != pictures[1]).any(-1).mean() < 0.5  # the diagonal, not the whole
+
+
+def test_of_many_classes_the_most_confused_are_drawn_by_name(tmp_path, monkeypatch):
+    shown = []
+    monkeypatch.setattr('matplotlib.axes.Axes.set_yticks', lambda self, ticks, labels: shown.append(labels))
+    monkeypatch.setattr('matplotlib.axes.Axes.imshow', lambda self, shares, imshow=Axes.imshow, **settings: (
+        shown.append(shares), imshow(self, shares, **settings))[1])
+    confusion = np.diag(np.full(300, 4))
+    for n in range(250, 289):  # a chain of 40 classes, each taken for the next
+        confusion[n, n + 1] = 1 + n % 3
+    confusion[3, 7] = 1  # fewer than others, but of the same count as some
+    figures.confusion_matrix(confusion, [f'class {n}' for n in range(300)], str(tmp_path / 'many.png'))
+    shares, labels = shown
+    assert len(labels) == len(shares) == figures.MOST_CLASSES
+    assert set(labels) <= {'class 3', 'class 7', *(f'class {n}' for n in range(250, 290))}
+    assert {f'class {n}' for n in range(250, 290) if n % 3 == 2 or n % 3 == 0} <= set(labels)
+    row, column = labels.index('class 251'), labels.index('class 252')
+    assert shares[row, column] == 3 / 7  # of all images of the label, with those that are not drawn
 
 
 @pytest.mark.parametrize(('channels', 'side', 'factor'), [(1, 32, 3), (3, 32, 3), (1, 28, 4), (3, 120, 1)])
