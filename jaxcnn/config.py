@@ -250,7 +250,7 @@ class Config:
     parallel: ParallelConfig = _field(ParallelConfig, 'the devices')
     eval: EvalConfig = _field(EvalConfig, 'the evaluation')
     checkpoint: CheckpointConfig = _field(CheckpointConfig, 'the checkpoints')
-    log_every: Duration = _field(Duration('steps', 50), 'interval of logged training metrics')
+    log_every: Duration = _field(Duration('steps', 50), 'interval of logged training metrics; each epoch has at least one')
 
 
 def _is_optional(kind: Any) -> bool:

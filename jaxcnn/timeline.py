@@ -32,6 +32,7 @@ class Timeline:
         self._config = config
         self.num_train = num_train
         self._next: dict[Duration, tuple[int, int]] = {}  # every -> (from, next): the answer for all steps between
+        self._next_logged = (0, 0)  # the same, of `next_logged`
         self._sizes = [(0, 0, config.batch_size)]  # (first step, images before it, batch size)
         for i, (when, size) in enumerate(config.batch_schedule):
             where = f'config.batch_schedule[{i}]'
@@ -133,3 +134,15 @@ class Timeline:
     def is_multiple(self, step: int, every: Duration) -> bool:
         """Whether `every` has just passed a whole number of times, or the run has ended."""
         return step > 0 and self.next_multiple(step - 1, every) == step
+
+    def next_logged(self, step: int) -> int:
+        """The first step after `step` that ends an interval of logged metrics: a multiple of `config.log_every`, the end of
+        an epoch that no such multiple falls into, or the end of the run."""
+        known = self._next_logged
+        if not known[0] <= step < known[1]:
+            every, passed = self._config.log_every, math.floor(self.epoch(step))
+            begin = self.steps(Duration('epochs', passed)) if passed else 0
+            end = self.next_multiple(step, Duration('epochs', 1))
+            at = end if self.next_multiple(begin, every) > end else self.next_multiple(step, every)
+            self._next_logged = known = (step, at)
+        return known[1]

@@ -2,6 +2,7 @@
 
 import pytest
 
+from jaxcnn import config
 from jaxcnn.config import Duration, parse
 from jaxcnn.errors import UserError
 from jaxcnn.timeline import Phase, Timeline
@@ -123,6 +124,19 @@ def test_multiples_are_those_of_counting(run, every):
     assert [s for s in range(run.total + 1) if run.is_multiple(s, every)] == sorted(expected)
     for step in range(run.total):
         assert run.next_multiple(step, every) == min(s for s in expected if s > step)
+
+
+@pytest.mark.parametrize('every', EVERY, ids=str)
+def test_an_interval_of_metrics_ends_at_each_multiple_and_in_each_epoch(run, every):
+    t = timeline(run.num_train, **{**config.to_dict(run._config), 'log_every': config.to_dict(every)})
+    logged = [step for step in range(1, t.total + 1) if t.next_logged(step - 1) == step]
+    assert set(logged) >= multiples(t, every)
+    ends = sorted({first_step_at(t, Duration('epochs', n + 1)) for n in range(int(t.epoch(t.total)))})
+    for begin, end in zip([0, *ends], ends, strict=False):
+        assert any(begin < step <= end for step in logged)
+    assert set(logged) <= multiples(t, every) | set(ends)
+    for step in [t.total // 2, 0, *range(t.total)]:  # whatever was asked before
+        assert t.next_logged(step) == min(s for s in logged if s > step)
 
 
 def test_multiples_do_not_depend_on_what_was_asked_before():

@@ -171,15 +171,21 @@ def curves(rows: Sequence[Mapping[str, float]], path: str) -> None:
         for axis, quantity in zip(figure.subplots(1, 3), ('loss', 'accuracy', 'learning_rate'), strict=True):
             names = [quantity] if quantity == 'learning_rate' else sorted(
                 {k for row in rows for k in row if k.endswith(f'_{quantity}')}, key=lambda k: (not k.startswith('train'), k))
-            for name in names:
-                points = [(row['epoch'], row[name]) for row in rows if name in row]
-                if points:
-                    marker = 'o' if len(points) < 40 and not name.startswith('train') else None
-                    axis.plot(*zip(*points, strict=True), label=name.removesuffix(f'_{quantity}').replace('_', ' '),
-                              marker=marker, markersize=3, linewidth=1.3)
+            series = {name: [(row['epoch'], row[name]) for row in rows if name in row] for name in names}
+            series = {name: points for name, points in series.items() if points}
             axis.set(xlabel='epoch', title=quantity.replace('_', ' '))
+            if quantity == 'learning_rate' and [len(points) for points in series.values()] == [1]:
+                axis.axis('off')
+                (epoch, rate), = series[quantity]
+                axis.text(0.5, 0.5, f'The learning rate was logged once:\n{rate:.4g} at epoch {epoch:.4g}.', ha='center',
+                          transform=axis.transAxes)
+                continue
+            for name, points in series.items():
+                marker = 'o' if len(points) == 1 or (len(points) < 40 and not name.startswith('train')) else None
+                axis.plot(*zip(*points, strict=True), label=name.removesuffix(f'_{quantity}').replace('_', ' '),
+                          marker=marker, markersize=3, linewidth=1.3)
             axis.grid(alpha=0.3)
-            if quantity != 'learning_rate' and names:
+            if quantity != 'learning_rate' and series:
                 axis.legend()
 
 

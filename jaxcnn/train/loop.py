@@ -212,7 +212,7 @@ class Run(Setup):
             self._display.say(f'step {step}: compiled, {self._clock - self.started:.1f} s after the start')
         self.state, values = program(self.state, *inputs)
         self.step, self._stop.unsaved = end, True
-        logs = timeline.next_multiple(step, self.config.log_every) <= end
+        logs = timeline.next_logged(step) <= end
         self._pending.append(_Dispatch(step, end - step, timeline.examples(end) - timeline.examples(step), values, logs))
         if len(self._pending) > self._ahead:
             jax.block_until_ready(self._pending[-self._ahead - 1].metrics)
@@ -253,7 +253,7 @@ class Run(Setup):
                 p.interval_sums[name] = p.interval_sums.get(name, 0.0) + float(values[name][i])
             step = done.start + i + 1
             means = {f'train_{name}': total / p.interval_steps for name, total in p.interval_sums.items()}
-            if done.logs and self.timeline.is_multiple(step, self.config.log_every):
+            if done.logs and self.timeline.next_logged(step - 1) == step:
                 if self.metrics_log:
                     self.metrics_log.write(step, {'epoch': self.timeline.epoch(step), **means,
                                                   'learning_rate': float(values['learning_rate'][i]),

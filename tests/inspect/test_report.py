@@ -57,6 +57,21 @@ def test_curves_of_no_rows_are_empty_axes(tmp_path):
     assert pixels(tmp_path / 'curves.png').min() < 255
 
 
+def test_curves_of_a_single_interval_are_points_and_a_sentence(tmp_path, monkeypatch):
+    lines, texts = [], []
+    monkeypatch.setattr('matplotlib.axes.Axes.plot', lambda self, *args, plot=Axes.plot, **settings: (
+        lines.extend(drawn := plot(self, *args, **settings)), drawn)[1])
+    monkeypatch.setattr('matplotlib.axes.Axes.text', lambda self, x, y, text, write=Axes.text, **settings: (
+        texts.append(text), write(self, x, y, text, **settings))[1])
+    figures.curves(ROWS[:1], str(tmp_path / 'one.png'))
+    assert [line.get_label() for line in lines] == ['train', 'train']  # loss and accuracy
+    assert {line.get_marker() for line in lines} == {'o'}
+    assert texts == ['The learning rate was logged once:\n0.0875 at epoch 0.25.']
+    figures.curves(ROWS, str(tmp_path / 'more.png'))
+    assert [line.get_label() for line in lines[2:]] == ['train', 'val', 'train', 'val', 'learning rate']
+    assert len(texts) == 1
+
+
 @pytest.mark.parametrize('count', [2, 21, 41])
 def test_a_confusion_matrix_of_any_size_is_a_picture(tmp_path, count):
     names = [f'class {n}' for n in range(count)]
