@@ -76,6 +76,11 @@ def shown(path: str | os.PathLike) -> str:
     return printable(unicodedata.normalize('NFC', os.fsencode(path).decode('utf-8', 'replace')))
 
 
+def counted(number: int, noun: str) -> str:
+    """`1 image`, `1,200 images`."""
+    return f'{number:,} {noun}{"s" * (number != 1)}'
+
+
 def unknown(what: str, value: str, choices: Iterable[str]) -> UserError:
     """The error for a name that is none of `choices`: names the nearest ones, or all where none is near."""
     names = sorted(choices)

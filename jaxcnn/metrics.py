@@ -54,6 +54,11 @@ def figures(sums: dict[str, Any]) -> dict[str, float]:
             'top5': float(sums['top5']) / count}
 
 
+def tells_top5(num_classes: int) -> bool:
+    """Whether top-5 accuracy says anything: of up to five classes it is always 1."""
+    return num_classes > 5
+
+
 def per_class(confusion: np.ndarray) -> list[dict[str, float]]:
     """Precision, recall, F1 (0 where undefined) and support of each class of a confusion matrix (labels, predictions)."""
     rows = []

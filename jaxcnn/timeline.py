@@ -17,6 +17,11 @@ class Phase:
     bn_frozen: bool
 
 
+def shown_epoch(epoch: float, duration: Duration) -> float:
+    """`epoch` as people read it: what a run's last batch has of the next epoch is left out, not 40.01 of 40 epochs."""
+    return duration.value if duration.unit == 'epochs' and 0 < epoch - duration.value < 1 else epoch
+
+
 class Timeline:
     """Where a run stands at each step: the one place that turns durations into steps.
 

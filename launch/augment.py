@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
 
     from jaxcnn import data
     from jaxcnn.data import augment, cache, picture
-    from jaxcnn.errors import UserError
+    from jaxcnn.errors import UserError, counted
     from jaxcnn.inspect.figures import image_grid, label_title
     from jaxcnn.train.state import run_once
     from jaxcnn.train.step import image_gradient
@@ -103,7 +103,7 @@ def run(args: argparse.Namespace) -> int:
         image_grid(tiles, titles, path, columns=args.draws + 1, headings=[part for part, _ in rows])
     except (OSError, ValueError) as e:  # the latter for a format that is not known
         raise UserError(f'{path}: cannot be written: {getattr(e, "strerror", None) or e}') from e
-    print(f'{len(rows)} rows: {path}')
+    print(f'{counted(len(rows), "row")}: {path}')
     return 0
 
 

@@ -9,7 +9,8 @@ from jaxcnn import cli
 
 
 def run(args: argparse.Namespace) -> int:
-    from jaxcnn.errors import UserError
+    from jaxcnn.errors import UserError, counted
+    from jaxcnn.metrics import tells_top5
     from jaxcnn.train import workdir
     from jaxcnn.train.trained import Trained
     if args.interval <= 0:
@@ -36,8 +37,9 @@ def run(args: argparse.Namespace) -> int:
             else:
                 print(f'checkpoint {step}, {args.split}{", moving average" if "ema_" in prefix else ""}'
                       f'{", " + trained.config.eval.views if "views_" in prefix else ""}: '
-                      f'accuracy {100 * figures["accuracy"]:.2f} %  top-5 {100 * figures["top5"]:.2f} %  '
-                      f'loss {figures["loss"]:.4f}  ({figures["count"]:.0f} images)', flush=True)
+                      f'accuracy {100 * figures["accuracy"]:.2f} %  '
+                      + (f'top-5 {100 * figures["top5"]:.2f} %  ' if tells_top5(len(trained.info['class_names'])) else '') +
+                      f'loss {figures["loss"]:.4f}  ({counted(round(figures["count"]), "image")})', flush=True)
 
     if not args.watch:
         show(trained.find(args.checkpoint))

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from concurrent import futures
 
 from jaxcnn import cli
-from jaxcnn.errors import UserError, printable, shown
+from jaxcnn.errors import UserError, counted, printable, shown
 
 BATCH = 64
 
@@ -95,7 +95,7 @@ def write(path: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None
         os.replace(f'{path}.tmp', path)
     except OSError as e:
         raise UserError(f'{path}: cannot be written: {e.strerror}') from e
-    cli.log.info('%d predictions: %s', len(rows), path)
+    cli.log.info('%s: %s', counted(len(rows), 'prediction'), path)
 
 
 if __name__ == '__main__':

@@ -13,12 +13,14 @@ OF_SEEDS = ('test_accuracy', 'test_views_accuracy', 'test_ema_accuracy', 'test_l
 
 
 def tell(summary: dict, folder: str) -> None:
+    from jaxcnn import metrics
     if summary['test_accuracy'] is None:
         cli.log.info('validation accuracy %.2f %%  (loss %.4f; checkpoint %d); there is no labelled test part',
                      100 * summary['val_accuracy'], summary['val_loss'], summary['best_step'])
     else:
-        cli.log.info('test accuracy %.2f %%  (loss %.4f, top-5 %.2f %%; checkpoint %d)', 100 * summary['test_accuracy'],
-                     summary['test_loss'], 100 * summary['test_top5'], summary['best_step'])
+        top5 = f', top-5 {100 * summary["test_top5"]:.2f} %' if metrics.tells_top5(summary['num_classes']) else ''
+        cli.log.info('test accuracy %.2f %%  (loss %.4f%s; checkpoint %d)', 100 * summary['test_accuracy'],
+                     summary['test_loss'], top5, summary['best_step'])
     if (several := summary.get('test_views_accuracy')) is not None:
         cli.log.info('test accuracy %.2f %% by the mean of several views of each image', 100 * several)
     cli.log.info('report: %s\nfigures: %s', os.path.join(folder, 'report.md'), os.path.join(folder, 'figures'))

@@ -9,7 +9,7 @@ import pytest
 from jaxcnn import errors
 from jaxcnn.config import DataConfig
 from jaxcnn.data import cache, sources
-from jaxcnn.errors import UserError, naming, of_system
+from jaxcnn.errors import UserError, counted, naming, of_system
 from jaxcnn.train import loop, train_and_evaluate
 from jaxcnn.train.workdir import MetricsLog
 
@@ -60,3 +60,7 @@ def test_an_error_of_the_source_is_not_blamed_on_the_cache(tmp_path):
     source = sources.Source('somewhere', {}, {'train': fail}, lambda: ['a', 'b'])
     with pytest.raises(UserError, match=r'^/data/shard-0: Input/output error$'):
         cache.open_cache(source, DataConfig('tiny', cache_dir=str(tmp_path)))
+
+
+def test_a_number_and_its_noun_agree():
+    assert [counted(n, 'row') for n in (0, 1, 2, 12345)] == ['0 rows', '1 row', '2 rows', '12,345 rows']

@@ -5,7 +5,7 @@ import pytest
 from jaxcnn import config
 from jaxcnn.config import Duration, parse
 from jaxcnn.errors import UserError
-from jaxcnn.timeline import Phase, Timeline
+from jaxcnn.timeline import Phase, Timeline, shown_epoch
 
 
 def timeline(num_train=100, **fields):
@@ -137,6 +137,11 @@ def test_an_interval_of_metrics_ends_at_each_multiple_and_in_each_epoch(run, eve
     assert set(logged) <= multiples(t, every) | set(ends)
     for step in [t.total // 2, 0, *range(t.total)]:  # whatever was asked before
         assert t.next_logged(step) == min(s for s in logged if s > step)
+
+
+def test_the_epoch_that_is_shown_leaves_out_what_the_last_batch_has_of_the_next():
+    assert [shown_epoch(e, Duration('epochs', 40)) for e in (39.99, 40.01, 40.99, 41.0)] == [39.99, 40, 40, 41.0]
+    assert shown_epoch(40.01, Duration('steps', 40)) == 40.01
 
 
 def test_multiples_do_not_depend_on_what_was_asked_before():

@@ -30,6 +30,7 @@ from jaxcnn.errors import UserError, shown, within
 SPLITS = {'train': ('train', 'training'), 'val': ('val', 'valid', 'validation', 'dev'),
           'test': ('test', 'testing', 'evaluation')}
 UNLABELLED = '-1'
+UNNAMED = ('folder', 'flat', 'csv', 'arrays', 'idx')  # layouts whose name does not say what the images are
 # Kinds of file that data sets come with; others that are skipped may have been meant as images.
 _NOTES = {'.txt', '.md', '.html', '.pdf', '.csv', '.tsv', '.json', '.xml', '.yaml', '.yml', '.mat', '.npy', '.py', '.db'}
 _UNLABELLED_FOLDERS = ('unlabeled', 'unlabelled')

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 
 from jaxcnn import config as cfg
-from jaxcnn.data import Dataset
-from jaxcnn.errors import naming, printable
+from jaxcnn.data import Dataset, layouts
+from jaxcnn.errors import counted, naming, printable
 from jaxcnn.inspect import figures
-from jaxcnn.metrics import mistakes, per_class
+from jaxcnn.metrics import mistakes, per_class, tells_top5
+from jaxcnn.timeline import shown_epoch
 
 
 def _markdown(text: str) -> str:
@@ -41,6 +42,13 @@ def _figure(workdir: str, name: str) -> str:
     return f'![{name.replace("_", " ")}](figures/{name}.png)'
 
 
+def _data_name(config: cfg.DataConfig) -> str:
+    """The data set; of a person's own images the folder or file, with its layout."""
+    if config.name not in layouts.UNNAMED:
+        return _markdown(config.name)
+    return _markdown(f'{os.path.basename(os.path.abspath(config.dir))} ({config.name})')
+
+
 def write_report(workdir: str, config: cfg.Config, summary: Mapping[str, Any], rows: Sequence[Mapping[str, float]],
                  dataset: Dataset, split: str, confusion: np.ndarray) -> None:
     """Writes `report.md` and the figures it shows into the workdir.
@@ -54,7 +62,7 @@ def write_report(workdir: str, config: cfg.Config, summary: Mapping[str, Any], r
       split: the part that is shown by class: `test`, or `val` where there is none.
       confusion: (labels, predictions) of that part.
     """
-    class_names = dataset.class_names
+    class_names, data_name = dataset.class_names, _data_name(config.data)
     shown_names = [_markdown(name) for name in class_names]
     train_counts = dataset.splits['train'].class_counts(len(class_names))
     part = {'test': 'test', 'val': 'validation'}[split]
@@ -63,24 +71,29 @@ def write_report(workdir: str, config: cfg.Config, summary: Mapping[str, Any], r
         figures.curves(rows, path)
     with figures.failing_is_a_warning(path := os.path.join(workdir, 'figures', 'confusion_matrix.png')):
         figures.confusion_matrix(confusion, class_names, path)
-    table = per_class(confusion)
+    top5 = tells_top5(len(class_names))
+    table = sorted(zip(shown_names, per_class(confusion), train_counts, strict=True),
+                   key=lambda row: (not row[1]['support'], row[1]['recall']))
     pairs = zip(*(values[:5].tolist() for values in mistakes(confusion)), strict=True)
     most_frequent = ', '.join(f'{shown_names[i]} taken for {shown_names[j]} ({n})' for i, j, n in pairs) or 'none'
     chosen = (f'the best of the evaluated checkpoints by `{config.checkpoint.metric}`, step {summary["best_step"]}'
               if summary["val_accuracy"] is not None else f'the last checkpoint, step {summary["best_step"]}')
     other = [f'| {name.replace("_", " ")} | {_number(value) if name.endswith("loss") else _percent(value)} |'
-           for name, value in summary.items() if '_ema_' in name or '_views_' in name]
+           for name, value in summary.items()
+           if ('_ema_' in name or '_views_' in name) and (top5 or not name.endswith('top5'))]
     held = ', '.join(f'{summary[f"peak_{where}_bytes"] / 1e9:.2f} GB of the {where}' for where in ('host', 'device')
                      if summary[f'peak_{where}_bytes'] is not None)
     lines = [
-        f'# {_markdown(summary["name"] or summary["model"])}', '',
-        f'{summary["model"]} ({summary["params"]:,} parameters) on {_markdown(summary["dataset"])}, seed {summary["seed"]}: '
-        f'{summary["steps"]:,} steps, {summary["epochs"]:.2f} epochs, on {summary["num_devices"]} x {summary["device"]}.',
+        f'# {summary["model"]} on {data_name}', '',
+        *([f'Name of the run: {_markdown(summary["name"])}.', ''] if summary['name'] else []),
+        f'{summary["model"]} ({summary["params"]:,} parameters) on {data_name}, seed {summary["seed"]}: '
+        f'{counted(summary["steps"], "step")}, {shown_epoch(summary["epochs"], config.duration):.2f} epochs, '
+        f'on {summary["num_devices"]} x {summary["device"]}.',
         f'Figures are of {chosen}.', '',
         *([f'Images that could not be read, and were left out: {", ".join(skipped)}.', ''] if skipped else []),
         '| | |', '|---|---|',
         f'| test accuracy | {_percent(summary["test_accuracy"])} |',
-        f'| test top-5 | {_percent(summary["test_top5"])} |',
+        *([f'| test top-5 | {_percent(summary["test_top5"])} |'] if top5 else []),
         f'| test loss | {_number(summary["test_loss"])} |',
         f'| validation accuracy | {_percent(summary["val_accuracy"])} |',
         f'| validation loss | {_number(summary["val_loss"])} |',
@@ -92,9 +105,10 @@ def write_report(workdir: str, config: cfg.Config, summary: Mapping[str, Any], r
         f'| most memory held | {held} |', '',
         '## Curves', '', _figure(workdir, 'curves'), '',
         f'## {part.capitalize()} part, by class', '', f'Most frequent mistakes: {most_frequent}.', '',
+        'The classes are sorted by recall, worst first; those without images come last.', '',
         '| class | precision | recall | F1 | ' + part + ' images | training images |', '|---|---|---|---|---|---|',
         *(f'| {name} | {_percent(r["precision"])} | {_percent(r["recall"])} | {r["f1"]:.4f} | {r["support"]} | {n} |'
-          for name, r, n in zip(shown_names, table, train_counts, strict=True)), '',
+          for name, r, n in table), '',
         _figure(workdir, 'confusion_matrix'), '',
         '## The first training batch, augmented, not normalised', '', _figure(workdir, 'first_batch'), '',
         '## Config', '', 'Fields that differ from their defaults (all of them: `config.json`):', '',

@@ -62,6 +62,7 @@ def _summary(run: 'Run', row: Mapping[str, float], prefix: str, best: int) -> di
     versions = {name: importlib.metadata.version(name) for name in ('jax', 'jaxlib', 'flax', 'optax', 'numpy')}
     return {
         'name': run.config.name, 'model': run.config.model.name, 'dataset': run.config.data.name,
+        'num_classes': run.dataset.num_classes,
         'seed': run.config.seed, 'steps': run.step, 'epochs': run.timeline.epoch(run.step),
         'params': sum(math.prod(p.shape) for p in jax.tree.leaves(run.template.params)),
         'train_loss': last.get('train_loss'), 'train_accuracy': last.get('train_accuracy'),

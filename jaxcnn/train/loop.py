@@ -20,7 +20,7 @@ import numpy as np
 from jaxcnn import config as cfg
 from jaxcnn import memory, metrics
 from jaxcnn.errors import Diverged, UserError, of_system
-from jaxcnn.timeline import Phase
+from jaxcnn.timeline import Phase, shown_epoch
 from jaxcnn.train import extend, parallel, signals, workdir
 from jaxcnn.train.checkpoint import Checkpoints
 from jaxcnn.train.finish import finish
@@ -91,7 +91,7 @@ class Run(Setup):
         self.chief = jax.process_index() == 0
         self.progress = RunProgress()
         self.last_evaluation: dict[str, float] | None = None
-        self._display = Progress(self.timeline.total, self.timeline.epoch(self.timeline.total))
+        self._display = Progress(self.timeline.total, self._shown_epoch(self.timeline.total))
         self._pending: collections.deque[_Dispatch] = collections.deque()
         self._clock = 0.0
         self._interval_images, self._interval_seconds = 0, 0.0
@@ -261,8 +261,11 @@ class Run(Setup):
                 p.interval_steps, p.interval_sums = 0, {}
                 self._interval_images, self._interval_seconds = 0, 0.0
         left = (self.timeline.examples(self.timeline.total) - self.timeline.examples(step)) / overall
-        self._display.show(step, self.timeline.epoch(step), means['train_loss'], means['train_accuracy'], rate, left,
+        self._display.show(step, self._shown_epoch(step), means['train_loss'], means['train_accuracy'], rate, left,
                            done.logs)
+
+    def _shown_epoch(self, step: int) -> float:
+        return shown_epoch(self.timeline.epoch(step), self.config.duration)
 
     def _stop_for_nan(self, step: int, value: float, what: str = 'the loss at') -> None:
         self.checkpoints.wait()
@@ -307,7 +310,9 @@ class Run(Setup):
                 seen = self.optimizer.observe(self.backend.fetch(self.state.opt_state), stage, row['val_loss'])
                 self.state = self.state.replace(opt_state=self.backend.place(jax.device_get(seen)))
         self.progress.evaluated_step = self.step
-        self._display.say(f'step {self.step}: ' + '  '.join(f'{k} {v:.4f}' for k, v in row.items()))
+        top5 = metrics.tells_top5(self.dataset.num_classes)
+        self._display.say(f'step {self.step}: ' + '  '.join(
+            f'{k} {v:.4f}' for k, v in row.items() if top5 or not k.endswith('top5')))
         self._clock = time.monotonic()
 
     def _save(self) -> None:

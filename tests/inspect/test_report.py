@@ -266,16 +266,18 @@ def cells(text, first):
 
 def test_the_report_holds_the_numbers_of_the_summary(written):
     text = written()
-    assert text.startswith('# first try\n')
+    assert text.startswith('# lenet5 on digits\n\nName of the run: first try.\n')
     assert ('lenet5 (61,706 parameters) on digits, seed 17: 12,345 steps, 40.00 epochs, on 3 x H100.') in text
     assert 'the best of the evaluated checkpoints by `val_accuracy`, step 11000' in text
-    for name, value in {'test accuracy': '97.53 %', 'test top-5': '99.99 %', 'test loss': '1,234.5679',
+    for name, value in {'test accuracy': '97.53 %', 'test loss': '1,234.5679',
                         'validation accuracy': '98.77 %', 'validation loss': '0.0432',
                         'training loss, last interval': '0.1234', 'images/s in training': '54,322',
                         'wall time': '98.8 s, of which training steps 54.3 s',
                         'most memory held': '5.68 GB of the host'}.items():
         assert cells(text, name) == [value]
     assert '{"jax": "0.10.2"}' in text
+    assert 'digits, seed 17: 1 step, 40.00 epochs, on' in written({'duration': {'epochs': 40}}, steps=1, epochs=40.01)
+    assert ': 9 steps, 42.01 epochs, on' in written({'duration': {'epochs': 40}}, steps=9, epochs=42.01)
     text = written(peak_device_bytes=1_250_000_000)
     assert cells(text, 'most memory held') == ['5.68 GB of the host, 1.25 GB of the device']
 
@@ -298,7 +300,7 @@ def test_names_are_shown_in_the_report_as_they_are_written(written):
         name = name.replace('\n', '\\n').replace('\x1b', '\\x1b')
         assert name in text  # a whole cell
         assert any(f'{name} taken for' in part for part in text)
-    assert '#1 <i> _x_' in text
+    assert 'Name of the run: #1 <i> _x_.' in text
 
 
 def test_what_was_not_measured_is_said(written):
@@ -321,14 +323,32 @@ def test_broken_images_and_a_missing_test_part_are_told(written):
 
 def test_moving_averages_are_told_where_there_are_any(written):
     assert 'ema' not in written()
-    text = written(val_ema_accuracy=0.5, test_ema_loss=0.25, test_ema_top5=None)
+    text = written(names=list('abcdef'), confusion=np.eye(6, dtype=int), val_ema_accuracy=0.5, test_ema_loss=0.25,
+                   test_ema_top5=None)
     assert cells(text, 'val ema accuracy') == ['50.00 %']
     assert cells(text, 'test ema loss') == ['0.2500']
     assert cells(text, 'test ema top5') == ['not measured']
 
 
-def test_a_run_without_a_name_is_headed_by_its_model(written):
-    assert written(name='').startswith('# lenet5\n')
+def test_the_report_is_headed_by_what_was_trained(written):
+    assert written(name='').startswith('# lenet5 on digits\n\nlenet5 (')
+    assert written({'data': {'name': 'folder', 'dir': '/data/my_pets/'}}).startswith('# lenet5 on my_pets (folder)\n')
+
+
+def test_top_5_is_told_of_more_than_five_classes_alone(written):
+    measures = {'test_ema_top5': 0.5, 'test_ema_accuracy': 0.25}
+    text = written(**measures)
+    assert 'top' not in text
+    assert cells(text, 'test ema accuracy') == ['25.00 %']
+    text = written(names=list('abcdef'), confusion=np.eye(6, dtype=int), **measures)
+    assert cells(text, 'test top-5') == ['99.99 %']
+    assert cells(text, 'test ema top5') == ['50.00 %']
+
+
+def test_classes_are_sorted_by_recall_and_those_without_images_come_last(written):
+    text = written(confusion=np.array([[9, 1, 0], [0, 0, 0], [3, 0, 5]]))
+    rows = [line.split(' | ')[0] for line in text.splitlines() if line.startswith(('| cat', '| dog', '| owl'))]
+    assert rows == ['| owl', '| cat', '| dog']
 
 
 def test_the_report_lists_the_fields_that_were_changed_and_no_others(written):

@@ -80,7 +80,7 @@ def test_train_ends_with_the_accuracy_and_the_paths(watched_run):
     assert str(folder / 'report.md') in done.stderr
     assert 'images/s' in done.stderr
     assert 'left' in done.stderr
-    assert (folder / 'report.md').read_text().startswith('# tiny')
+    assert (folder / 'report.md').read_text().startswith('# shallow_cnn on digits\n\nName of the run: tiny.\n')
 
 
 def test_several_seeds_are_runs_of_their_own_and_their_figures_together(config, tmp_path):
