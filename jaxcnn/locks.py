@@ -161,7 +161,7 @@ def _holder(path: str, wait: bool) -> Iterator[None]:
             with contextlib.suppress(FileNotFoundError), open(path, encoding='utf-8') as f:
                 identity = f.read()
                 if _is_gone(identity):
-                    os.remove(path)
+                    _take_over(path, identity)
                     continue
                 told = f'{_describe(identity)}; without that process, remove {path}'
                 if not wait:
@@ -173,4 +173,16 @@ def _holder(path: str, wait: bool) -> Iterator[None]:
     try:
         yield
     finally:
-        os.remove(path)
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(path)
+
+
+def _take_over(path: str, identity: str) -> None:
+    """Removes the lock file that a process left which has ended, unless another process has just taken its place."""
+    moved = f'{path}.{os.getpid()}'
+    os.rename(path, moved)
+    with open(moved, encoding='utf-8') as f:
+        taken = f.read() != identity
+    if taken:
+        os.link(moved, path)
+    os.remove(moved)

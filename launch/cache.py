@@ -1,6 +1,7 @@
 """Shows the size of the caches, which hold decoded images and compiled programs, or clears them."""
 
 import argparse
+import contextlib
 import glob
 import os
 
@@ -43,7 +44,8 @@ def show(root: str, clear: bool) -> None:
         total += held
         if clear:  # a process that uses them has them in memory
             for file in files:
-                os.remove(file)
+                with contextlib.suppress(FileNotFoundError):  # a second process may be clearing it, too
+                    os.remove(file)
             freed += held
     print(f'{shown(total):>8}  in {root}' + (f', of which {shown(freed)} are removed' if clear else ''))
 

@@ -46,7 +46,11 @@ def run(args: argparse.Namespace) -> int:
         return 0
     cli.log.info('looking for a newer checkpoint every %g s until the run is complete', args.interval)
     seen, summary = -1, os.path.join(args.workdir, 'summary.json')
-    while not (seen >= 0 and os.path.exists(summary) and workdir.read_json(summary)['steps'] == seen):
+
+    def complete() -> bool:
+        return seen >= 0 and os.path.exists(summary) and workdir.read_json(summary)['steps'] == seen
+
+    while not complete():
         ended = workdir.has_ended(args.workdir)  # before the look at its checkpoints, of which it may have written one more
         step = max(trained.steps(), default=-1)
         if step > seen:
@@ -57,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
                     raise
                 continue
             seen = step
-        elif ended and not os.path.exists(summary):
+        elif ended and not complete():
             cli.log.warning('the run in %s has ended before it was complete, %s', args.workdir,
                             f'after checkpoint {seen}' if seen >= 0 else 'without a checkpoint')
             return 1

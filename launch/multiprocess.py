@@ -42,8 +42,10 @@ def main() -> int:
         s.bind(('127.0.0.1', 0))
         address = f'127.0.0.1:{s.getsockname()[1]}'
     processes: list[subprocess.Popen] = []
+    passed_on: set[int] = set()
 
     def pass_on(signum, frame):
+        passed_on.add(signum)
         for p in processes:
             if p.poll() is None:
                 p.send_signal(signum)
@@ -57,11 +59,15 @@ def main() -> int:
             **os.environ, 'JAX_COORDINATOR_ADDRESS': address, 'JAX_NUM_PROCESSES': str(args.n),
             'JAX_PROCESS_ID': str(i),
             **({'CUDA_VISIBLE_DEVICES': ','.join(shared[i * each:(i + 1) * each])} if shared else {})}))
-    return wait_for_all(processes)
+    return wait_for_all(processes, passed_on)
 
 
-def wait_for_all(processes: list[subprocess.Popen]) -> int:
+def wait_for_all(processes: list[subprocess.Popen], passed_on: set[int]) -> int:
     """Waits until all processes have ended, and stops the others a second after one has failed.
+
+    Args:
+      passed_on: signals that the processes were sent: one that stops for such a signal has not failed, and the others have a
+        minute to stop, too.
 
     Returns:
       The exit code of the process that failed first, as a shell has it; 0 where none did.
@@ -74,17 +80,19 @@ def wait_for_all(processes: list[subprocess.Popen]) -> int:
         if None not in codes:
             return 0
         time.sleep(0.1)
-    deadline = time.monotonic() + 1  # the others may be about to say the same
+    code = codes[first]
+    assert code is not None
+    stops = (code if code >= 0 else 128 - code) - 128 in passed_on
+    deadline = time.monotonic() + (60 if stops else 1)  # the others may be about to say the same
     while None in [p.poll() for p in processes] and time.monotonic() < deadline:
         time.sleep(0.05)
     stopped = [i for i, p in enumerate(processes) if p.poll() is None]
     for i in stopped:
         processes[i].kill()
-    code = codes[first]
-    assert code is not None
     cause = f'was killed by {signal.Signals(-code).name}' if code < 0 else f'failed with exit code {code}'
     others = f'; stopped: {", ".join(map(str, stopped))}' if stopped else ''
-    print(f'process {first} of {len(processes)} {cause}{others}', file=sys.stderr)
+    if not stops or stopped:
+        print(f'process {first} of {len(processes)} {cause}{others}', file=sys.stderr)
     return code if code >= 0 else 128 - code
 
 

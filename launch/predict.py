@@ -54,8 +54,6 @@ def run(args: argparse.Namespace) -> int:
         for path, probabilities in zip(paths, trained.predict(state, padded), strict=False):
             best = describe(probabilities, trained.info['class_names'])
             rows.append((path, best))
-            print(f'{shown(path)}: {printable(best[0][0])}  (' + ', '.join(
-                f'{printable(name)} {100 * p:.2f} %' for name, p in best) + ')')
     if args.csv and rows:
         ranks = range(1, 1 + max(len(best) for _, best in rows))
         write(args.csv, ['image', *(f'{field}_{r}' for r in ranks for field in ('class', 'probability'))],
@@ -67,6 +65,9 @@ def run(args: argparse.Namespace) -> int:
             unread = [shown(path) for path in ids if path not in predicted]
             cli.log.warning('%s: %d of %d images cannot be read and have an empty Category: %s%s', args.submission, bad,
                             len(ids), ', '.join(unread[:5]), ', ...' * (bad > 5))
+    for path, best in rows:  # after the tables, which are whole where standard output is full or a pipe ends early
+        print(f'{shown(path)}: {printable(best[0][0])}  (' + ', '.join(
+            f'{printable(name)} {100 * p:.2f} %' for name, p in best) + ')')
     return 2 if bad else 0
 
 
@@ -81,6 +82,8 @@ def submission_ids(paths: Sequence[str]) -> dict[str, str]:
     for path in paths:
         name = os.path.splitext(os.path.basename(path))[0]
         if other := first.get(unicodedata.normalize('NFC', name)):
+            if other == path:
+                raise UserError(f'--submission: {shown(path)} is given twice, and a table has one row for each Id')
             raise UserError(f'--submission: {shown(other)} and {shown(path)} have the same Id, {shown(name)!r}, and a table '
                             'has one row for each: give them in two calls, or rename one')
         ids[path], first[unicodedata.normalize('NFC', name)] = name, path

@@ -61,7 +61,7 @@ def _advice(name: str, x: np.ndarray, shape: Sequence[int] | None, how: str) -> 
         elif x.ndim == 3:  # one image (H, W, C) or (C, H, W)
             code, x = f'{code}[None]', x[None]
         if x.ndim != 4:
-            return f'an axis is missing or superfluous: {x.ndim} are there, and 4 needed'
+            return f'images have 3 or 4 axes, and this has {x.ndim}; are images and labels exchanged?'
         orders = {(0, 1, 2, 3): '', (0, 2, 3, 1): '.transpose(0, 2, 3, 1)', (3, 0, 1, 2): '.transpose(3, 0, 1, 2)'}
         sizes = {order: tuple(x.shape[axis] for axis in order[1:]) for order in orders}
         order = next((o for o in orders if shape and sizes[o] == tuple(shape)),

@@ -31,8 +31,9 @@ def read_text(path: str) -> str:
     except UnicodeDecodeError as e:
         before = content[:e.start].decode(encoding, 'ignore')
         line = 1 + max(before.count('\n'), before.count('\r'))
-        raise UserError(f'{path}: line {line} is not {encoding} (byte {content[e.start]:#04x}: {e.reason}); save it as '
-                        'UTF-8, with `iconv -f LATIN1 -t UTF-8` where it is Latin-1') from e
+        advice = ('save it as UTF-8, with `iconv -f LATIN1 -t UTF-8` where it is Latin-1' if encoding == 'UTF-8' else
+                  'it is damaged there, or cut; save it as UTF-8')
+        raise UserError(f'{path}: line {line} is not {encoding} (byte {content[e.start]:#04x}: {e.reason}); {advice}') from e
 
 
 def read_rows(path: str) -> list[tuple[int, list[str]]]:

@@ -17,6 +17,7 @@ from multiprocessing import resource_tracker
 
 from jaxcnn.errors import UserError
 
+_QUIET = 'ignore:resource_tracker:UserWarning'  # it would warn of the shared memory of a killed worker, which it frees
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -43,8 +44,8 @@ def starting_workers() -> Iterator[None]:
     """Blocks stop signals in worker processes that this thread starts, until they have called `initializer()`."""
     previous = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
-        # that process would tell of the shared memory that a killed worker leaves, which it frees
-        sys.warnoptions.append('ignore:resource_tracker:UserWarning')
+        if _QUIET not in sys.warnoptions:
+            sys.warnoptions.append(_QUIET)
         resource_tracker.ensure_running()  # when it starts, it unblocks SIGINT and SIGTERM in this thread
         signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
         yield

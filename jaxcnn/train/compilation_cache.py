@@ -11,6 +11,7 @@ import os
 import secrets
 
 from jax._src import compilation_cache
+from jax._src.compilation_cache import decompress_executable
 from jax._src.lru_cache import LRUCache
 
 log = logging.getLogger('jaxcnn')
@@ -33,7 +34,7 @@ class WholeEntries(LRUCache):
         if value is None:
             return None
         try:
-            compilation_cache.decompress_executable(value)
+            decompress_executable(value)
         except Exception:  # of zlib or zstandard
             _warn_once(f'{self.path}: damaged entries of the compilation cache are removed, and compiled anew')
             with contextlib.suppress(OSError):

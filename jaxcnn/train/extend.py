@@ -45,8 +45,8 @@ def check(old: cfg.Config, new: cfg.Config, num_train: int, step: int) -> str:
     """
     before, after = Timeline(old, num_train), Timeline(new, num_train)
     name = f'a run of {new.duration.value:g} {new.duration.unit}'
-    if after.total <= before.total:
-        raise UserError(f'config.duration: {name} has {after.total} steps; the run in the workdir has {before.total}')
+    if after.total <= step:
+        raise UserError(f'config.duration: {name} has {after.total} steps; the run in the workdir has already made {step}')
     if new.optim.switch[:len(old.optim.switch)] != old.optim.switch:
         raise UserError('config.optim.switch: stages can be added behind those of the run, which must stay as they are')
     phases = [[p for p in timeline.phases if p.start < step] for timeline in (before, after)]

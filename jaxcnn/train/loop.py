@@ -106,9 +106,6 @@ class Run(Setup):
         if os.path.exists(data_path):
             self.dataset.check_same(workdir.read_json(data_path), self.folder)
         extends = extend.check_run(self.folder, self.config, self.timeline.num_train)
-        if self.chief:
-            workdir.write_json(os.path.join(self.folder, 'config.json'), cfg.to_dict(self.config))
-            workdir.write_json(data_path, self.dataset.info())
         self.checkpoints = Checkpoints(self.folder, self.config.checkpoint)
         found = next(self.checkpoints.newest_whole(template), None)
         damaged = [s for s in self.checkpoints.steps() if s > (found[0] if found else 0)]
@@ -116,8 +113,14 @@ class Run(Setup):
         if len(set(steps)) > 1:
             raise UserError(f'the processes do not see the same checkpoints in {self.folder!r}: they would go on from steps '
                             f'{", ".join(map(str, steps))}; it must be a folder that all of them share')
-        if extends and self.chief:
-            extend.set_aside(self.folder)
+        if not found and (unreadable := self.checkpoints.steps()):
+            raise UserError(f'none of the checkpoints in {self.folder!r}, {", ".join(map(str, unreadable))}, can be read: '
+                            'they are damaged, or of another version, as is told above; a new workdir begins anew')
+        if self.chief:
+            if extends:
+                extend.set_aside(self.folder)
+            workdir.write_json(os.path.join(self.folder, 'config.json'), cfg.to_dict(self.config))
+            workdir.write_json(data_path, self.dataset.info())
         if found:
             step, host_state, kept = found
             self.state = self.backend.place(self.with_all_stages(host_state))
@@ -125,9 +128,6 @@ class Run(Setup):
             self._display.say(f'resuming {self.folder} from step {step} of {self.timeline.total}')
         else:
             step = 0
-            if there := self.checkpoints.steps():
-                raise UserError(f'none of the checkpoints in {self.folder!r}, {", ".join(map(str, there))}, can be read: '
-                                'they are damaged, or of another version, as is told above; a new workdir begins anew')
             if rounding := self.timeline.rounding(self.config.optim.accumulate * self.backend.num_devices):
                 self._display.say(rounding)
             self.state = self.first_state()
@@ -195,18 +195,22 @@ class Run(Setup):
             inputs = self.inputs(step, end - step)
         except Exception:  # the data failed, not the step: the state is whole
             if jax.process_count() == 1:
-                self._save()
-                self.checkpoints.wait()
+                try:
+                    self._save()
+                    self.checkpoints.wait()
+                except UserError as e:  # a full disk, perhaps, which is the cause of both
+                    self._display.say(str(e))
             raise
         kind = (phase, len(inputs[2]))
         program = self.program(phase)
         if kind not in self._compiled:
             self._compiled.add(kind)
             self.drain()
+            self.checkpoints.wait()  # a signal may end the process while it compiles
             compiled = program.lower(self.state, *inputs).compile()  # the call below finds it: its time is that of its steps
             if jax.default_backend() == 'cpu':
                 temporary = getattr(compiled.memory_analysis(), 'temp_size_in_bytes', 0)
-                self._ahead = min(RUN_AHEAD, MOST_AHEAD // max(1, temporary))
+                self._ahead = min(self._ahead, MOST_AHEAD // max(1, temporary))
             parallel.from_all(0)  # the slowest of several processes
             self._clock = time.monotonic()
             self._display.say(f'step {step}: compiled, {self._clock - self.started:.1f} s after the start')

@@ -93,14 +93,14 @@ def claim(workdir: str, config: cfg.Config, extend: bool = False) -> Iterator[No
             changed = cfg.differences(read_config(workdir), config)
             extends = all(change.startswith(EXTENDED) for change in changed)
             if changed and not (extend and extends):
-                hint = ' (train.py --extend goes on with a longer one)' if extends else ''
+                hint = ' (train.py --extend continues it where its steps so far stay the same)' if extends else ''
                 raise UserError(f'workdir {workdir!r} holds a run with another config; use its config or a new '
                                 f'workdir{hint}. Changed: {"; ".join(changed)}')
         yield
 
 
 def has_ended(workdir: str) -> bool:
-    """Whether the process of the run has ended, complete or not; False where it is on another host, which cannot be told."""
+    """Whether the process of the run has ended, complete or not; False where it is on another host: nobody can tell."""
     return holder_has_ended(os.path.join(workdir, _LOCK))
 
 
