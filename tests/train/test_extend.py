@@ -51,7 +51,7 @@ def configs(old, new):
 
 
 REFUSED = {
-    'shorter': ({}, {'duration': {'epochs': 3}}, r'config\.duration: .* has 30 steps; the run in the workdir has 40'),
+    'shorter': ({}, {'duration': {'epochs': 3}}, r'config\.duration: .* has 30 steps; .* already made 40'),
     'cosine': ({'optim': {}}, {}, r'config\.optim\.schedule: .* at step 1, and this run had .*made for 40 steps.*switch='),
     'warm-up as a fraction': ({'optim': {'schedule': 'constant', 'warmup': {'fraction': 0.5}}}, {}, 'rate of .* step 0'),
     'steps as fractions': ({'optim': {'schedule': 'step'}}, {}, 'at step 20, and this run had'),
@@ -76,6 +76,11 @@ def test_what_would_not_be_the_run_that_it_claims_to_be_is_refused(kind):
     with pytest.raises(UserError, match=told) as error:
         check(*configs(old, new), num_train=100, step=40)
     assert '\n' not in str(error.value)
+
+
+def test_a_run_that_was_made_too_long_by_mistake_can_be_made_shorter():
+    mistaken, new = configs({'duration': {'epochs': 2000}}, {'duration': {'epochs': 8}})
+    assert 'its schedule goes on' in check(mistaken, new, num_train=100, step=40)
 
 
 STAGE = [{'at': {'epochs': 4}, 'learning_rate': 0.2, 'schedule': 'polynomial'}]
@@ -122,7 +127,7 @@ def test_a_longer_config_is_claimed_by_an_extension_alone_and_others_never(tmp_p
     (tmp_path / 'checkpoints' / '1').mkdir(parents=True)
     write_json(str(tmp_path / 'config.json'), cfg.to_dict(cfg.parse({})))
     longer = cfg.parse({'duration': {'epochs': 20}})
-    with pytest.raises(UserError, match=r'train\.py --extend goes on with a longer one'), claim(str(tmp_path), longer):
+    with pytest.raises(UserError, match=r'train\.py --extend continues it where'), claim(str(tmp_path), longer):
         pass
     with claim(str(tmp_path), longer, extend=True):
         pass
