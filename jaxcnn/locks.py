@@ -163,11 +163,11 @@ def _holder(path: str, wait: bool) -> Iterator[None]:
                 if _is_gone(identity):
                     _take_over(path, identity)
                     continue
-                told = f'{_describe(identity)}; without that process, remove {path}'
+                description = f'{_describe(identity)}; without that process, remove {path}'
                 if not wait:
-                    raise LockedError(told) from None
+                    raise LockedError(description) from None
                 if not waiting:
-                    log.warning('waiting for %s', told)
+                    log.warning('waiting for %s', description)
                 waiting = True
             time.sleep(_POLL)
     try:

@@ -35,8 +35,8 @@ def _rmsprop(learning_rate: optax.ScalarOrSchedule, decay: float = 0.9, eps: flo
     """optax's; with `rate_last` the learning rate multiplies the momentum's sum, as in PyTorch, instead of what is added
     to it."""
     rate = 1.0 if rate_last else learning_rate
-    found = optax.rmsprop(rate, decay, eps, initial_scale, eps_in_sqrt, centered, momentum, nesterov, bias_correction)
-    return optax.chain(found, optax.scale_by_learning_rate(learning_rate, flip_sign=False)) if rate_last else found
+    rmsprop = optax.rmsprop(rate, decay, eps, initial_scale, eps_in_sqrt, centered, momentum, nesterov, bias_correction)
+    return optax.chain(rmsprop, optax.scale_by_learning_rate(learning_rate, flip_sign=False)) if rate_last else rmsprop
 
 
 @functools.cache

@@ -31,22 +31,22 @@ def shown(count: float) -> str:
 def show(root: str, clear: bool) -> None:
     total = freed = 0
     for folder, origin in cache.list_caches(root).items():
-        held = size(folder) + size(f'{folder}.tmp')
+        byte_count = size(folder) + size(f'{folder}.tmp')
         removed = clear and cache.remove(folder)
         in_use = '; in use, or it cannot be removed' if clear and not removed else ''
-        print(f'{shown(held):>8}  {os.path.basename(folder)}: images of {origin}{in_use}')
-        total, freed = total + held, freed + held * removed
+        print(f'{shown(byte_count):>8}  {os.path.basename(folder)}: images of {origin}{in_use}')
+        total, freed = total + byte_count, freed + byte_count * removed
     for what, pattern in FILES.items():
         files = glob.glob(os.path.join(glob.escape(root), what.partition(':')[0], pattern))
-        held = sum(map(size, files))
+        byte_count = sum(map(size, files))
         if files:
-            print(f'{shown(held):>8}  {what}')
-        total += held
+            print(f'{shown(byte_count):>8}  {what}')
+        total += byte_count
         if clear:  # a process that uses them has them in memory
             for file in files:
                 with contextlib.suppress(FileNotFoundError):  # a second process may be clearing it, too
                     os.remove(file)
-            freed += held
+            freed += byte_count
     print(f'{shown(total):>8}  in {root}' + (f', of which {shown(freed)} are removed' if clear else ''))
 
 

@@ -200,9 +200,9 @@ def confusion_matrix(confusion: np.ndarray, class_names: Sequence[str], path: st
         labels, predictions, _ = mistakes(confusion)
         ranked = np.concatenate([np.stack([labels, predictions], 1).ravel(), np.arange(len(confusion))])
         classes, first = np.unique(ranked, return_index=True)
-        chosen = np.sort(classes[np.argsort(first)[:MOST_CLASSES]])
-        confusion, support = confusion[np.ix_(chosen, chosen)], support[chosen]
-        class_names = [class_names[c] for c in chosen]
+        most_confused = np.sort(classes[np.argsort(first)[:MOST_CLASSES]])
+        confusion, support = confusion[np.ix_(most_confused, most_confused)], support[most_confused]
+        class_names = [class_names[c] for c in most_confused]
     count = len(confusion)
     side = float(np.clip(0.55 * count + 2, 5, 14))
     shares, names = confusion / support[:, None], [_shortened(name) for name in class_names]

@@ -72,8 +72,8 @@ def layers_of_ours(network: Network, image_shape: tuple[int, int, int], train: b
 
     def met(module: nn.Module, x: Any, output: Any) -> Any:
         name = '/'.join(module.path)
-        own = module.variables.get('params', {})
-        sizes = {name: value.shape for name, value in own.items() if hasattr(value, 'shape')}
+        parameters = module.variables.get('params', {})
+        sizes = {name: value.shape for name, value in parameters.items() if hasattr(value, 'shape')}
         if not name or not sizes or name in {layer.name for layer in layers}:
             return output
         bias, kernel = 'bias' in sizes, sizes.get('kernel', ())

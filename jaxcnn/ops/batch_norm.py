@@ -70,8 +70,8 @@ def _moments(x: jax.Array, ours: bool) -> jax.Array:
 
 
 def _moments_forward(x: jax.Array, ours: bool) -> Any:
-    found = _moments(x, ours)
-    return found, (x, found[0])
+    mean_and_variance = _moments(x, ours)
+    return mean_and_variance, (x, mean_and_variance[0])
 
 
 def _moments_backward(ours: bool, operands: Any, g: jax.Array) -> tuple[jax.Array]:
