@@ -5,7 +5,8 @@ import contextlib
 import glob
 import os
 
-from jaxcnn import cli, config
+from jaxcnn import cli
+from jaxcnn.cache_folder import cache_folder
 from jaxcnn.data import cache
 from jaxcnn.errors import UserError
 
@@ -51,7 +52,7 @@ def show(root: str, clear: bool) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    root = config.cache_folder(args.cache_dir)
+    root = cache_folder(args.cache_dir)
     try:
         show(root, args.clear)
     except OSError as e:

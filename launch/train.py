@@ -99,7 +99,7 @@ def run(args: argparse.Namespace) -> int:
 if __name__ == '__main__':
     parser = argparse.ArgumentParser(
         description=__doc__, epilog='Any field of the config can be set: --config.optim.learning_rate=0.05 '
-        '--config.duration.epochs=3 (jaxcnn/config.py lists them).')
+        '--config.duration.epochs=3 (jaxcnn/config/schema.py lists them).')
     parser.add_argument('--config', required=True, help='configs/NAME.py')
     parser.add_argument('--workdir', required=True, help='folder of the run')
     parser.add_argument('--seeds', type=int, default=1, metavar='N',

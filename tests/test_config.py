@@ -9,6 +9,7 @@ import sys
 import ml_collections
 import pytest
 
+from jaxcnn import cache_folder
 from jaxcnn import config as cfg
 from jaxcnn.config import Choice, Duration, parse
 from jaxcnn.errors import UserError
@@ -404,17 +405,17 @@ def no_home(request, tmp_path, monkeypatch):
     monkeypatch.delenv('JAXCNN_CACHE')
     (tmp_path / 'tmp').mkdir()
     monkeypatch.setattr('tempfile.tempdir', str(tmp_path / 'tmp'))
-    cfg._temporary_cache_folder.cache_clear()
+    cache_folder._temporary_cache_folder.cache_clear()
     yield
-    cfg._temporary_cache_folder.cache_clear()
+    cache_folder._temporary_cache_folder.cache_clear()
 
 
 def test_without_a_home_caches_go_to_a_temporary_folder_which_is_told_once(no_home, tmp_path, caplog):
-    folder = cfg.cache_folder()
-    assert cfg.cache_folder() == folder == str(tmp_path / 'tmp' / f'jaxcnn-{os.getuid()}')
+    folder = cache_folder.cache_folder()
+    assert cache_folder.cache_folder() == folder == str(tmp_path / 'tmp' / f'jaxcnn-{os.getuid()}')
     assert os.stat(folder).st_mode & 0o777 == 0o700
     assert [folder in record.message and '$JAXCNN_CACHE' in record.message for record in caplog.records] == [True]
-    assert cfg.cache_folder('/given') == '/given'
+    assert cache_folder.cache_folder('/given') == '/given'
 
 
 def test_without_a_home_matplotlib_keeps_its_fonts_in_the_folder_of_caches(tmp_path):
@@ -428,21 +429,21 @@ def test_without_a_home_matplotlib_keeps_its_fonts_in_the_folder_of_caches(tmp_p
 def test_a_temporary_folder_that_others_can_write_is_not_used(no_home, tmp_path):
     (tmp_path / 'others').mkdir()
     (tmp_path / 'tmp' / f'jaxcnn-{os.getuid()}').symlink_to(tmp_path / 'others')
-    folder = cfg.cache_folder()
+    folder = cache_folder.cache_folder()
     assert not os.path.islink(folder)
     assert os.stat(folder).st_mode & 0o777 == 0o700
 
 
 def test_a_cache_folder_in_a_home_that_is_not_there_is_refused(monkeypatch):
     with pytest.raises(UserError, match=r"config\.data\.cache_dir: '~nobody_here/x': there is no such home"):
-        cfg.cache_folder('~nobody_here/x')
+        cache_folder.cache_folder('~nobody_here/x')
     monkeypatch.setenv('JAXCNN_CACHE', '~nobody_here/x')
     with pytest.raises(UserError, match=r"\$JAXCNN_CACHE: '~nobody_here/x'"):
-        cfg.cache_folder()
+        cache_folder.cache_folder()
 
 
 def test_a_home_that_can_be_written_is_used(tmp_path, monkeypatch):
     monkeypatch.delenv('JAXCNN_CACHE')
     monkeypatch.setenv('HOME', str(tmp_path))
-    assert cfg.cache_folder() == str(tmp_path / '.cache' / 'jaxcnn')
+    assert cache_folder.cache_folder() == str(tmp_path / '.cache' / 'jaxcnn')
     assert not list(tmp_path.iterdir())

@@ -21,6 +21,7 @@ from typing import IO, Any
 import numpy as np
 
 from jaxcnn import config as cfg
+from jaxcnn.cache_folder import cache_folder
 from jaxcnn.data import workers
 from jaxcnn.data.checks import check_images
 from jaxcnn.data.sources import Examples, InMemory, Source
@@ -207,7 +208,7 @@ def open_cache(source: Source, config: cfg.DataConfig) -> tuple[dict[str, Any], 
       UserError: an image does not decode or has another size than the first, a label is out of range, or the
         cache folder cannot be written.
     """
-    root = cfg.cache_folder(config.cache_dir)
+    root = cache_folder(config.cache_dir)
     settings = [config.image_size, config.image_size and config.resize, config.skip_broken]
     key = json.dumps([_FORMAT, source.key, *settings], sort_keys=True)
     origin = [config.name, os.path.realpath(config.dir) if config.dir else source.where, _FORMAT, *settings]

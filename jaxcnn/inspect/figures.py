@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jaxcnn import config as cfg
+from jaxcnn.cache_folder import cache_folder, is_writable
 from jaxcnn.errors import printable
 from jaxcnn.metrics import mistakes
 
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger('jaxcnn')
 
-if not all(map(cfg.is_writable, ('~/.config/matplotlib', '~/.cache/matplotlib'))):  # it would warn and forget its fonts
-    os.environ.setdefault('MPLCONFIGDIR', os.path.join(cfg.cache_folder(), 'matplotlib'))
+if not all(map(is_writable, ('~/.config/matplotlib', '~/.cache/matplotlib'))):  # it would warn and forget its fonts
+    os.environ.setdefault('MPLCONFIGDIR', os.path.join(cache_folder(), 'matplotlib'))
 
 MOST_CLASSES = 40  # in the picture of a confusion matrix
 FONT = 'DejaVu Sans'  # comes with matplotlib

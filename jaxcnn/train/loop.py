@@ -19,6 +19,7 @@ import numpy as np
 
 from jaxcnn import config as cfg
 from jaxcnn import memory, metrics
+from jaxcnn.cache_folder import cache_folder
 from jaxcnn.errors import Diverged, UserError, of_system
 from jaxcnn.timeline import Phase, shown_epoch
 from jaxcnn.train import extend, parallel, signals, workdir
@@ -382,7 +383,7 @@ def train_and_evaluate(config: cfg.Config | ml_collections.ConfigDict | Mapping[
             finally:
                 run.close()
         except OSError as e:
-            raise of_system(e, folder, cfg.cache_folder(config.data.cache_dir)) from e
+            raise of_system(e, folder, cache_folder(config.data.cache_dir)) from e
         except jax.errors.JaxRuntimeError as e:
             if 'RESOURCE_EXHAUSTED' not in str(e):
                 raise

@@ -15,6 +15,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxcnn import config as cfg
+from jaxcnn.cache_folder import cache_folder
 from jaxcnn.errors import UserError
 from jaxcnn.timeline import Timeline
 from jaxcnn.train.state import run_once
@@ -46,7 +47,7 @@ def use_compilation_cache() -> None:
         from jaxcnn.train import compilation_cache
         compilation_cache.install()
     if not jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
-        jax.config.update('jax_compilation_cache_dir', os.path.join(cfg.cache_folder(), 'xla'))
+        jax.config.update('jax_compilation_cache_dir', os.path.join(cache_folder(), 'xla'))
         jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
     # the convolutions' rule for several devices is an address, another one in each process; their names tell them apart
     jax.config.update('jax_remove_custom_partitioning_ptr_from_cache_key', True)

@@ -28,7 +28,7 @@ from jax.experimental.custom_partitioning import custom_partitioning
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxcnn.config import cache_folder
+from jaxcnn.cache_folder import cache_folder
 from jaxcnn.errors import UserError
 
 log = logging.getLogger('jaxcnn')

@@ -1,0 +1,26 @@
+"""The config of a run: its schema, checking, config files with the command line's assignments, and literals in strings."""
+
+from jaxcnn.config.literals import bind, parse_call, parse_calls
+from jaxcnn.config.overrides import load, override
+from jaxcnn.config.parse import build_duration, differences, make, parse, to_dict
+from jaxcnn.config.schema import (
+    UNITS,
+    CheckpointConfig,
+    Choice,
+    Config,
+    DataConfig,
+    Duration,
+    EvalConfig,
+    GroupConfig,
+    LookaheadConfig,
+    OptimConfig,
+    ParallelConfig,
+    SwitchConfig,
+    WhitenConfig,
+)
+
+__all__ = [
+    'UNITS', 'CheckpointConfig', 'Choice', 'Config', 'DataConfig', 'Duration', 'EvalConfig', 'GroupConfig',
+    'LookaheadConfig', 'OptimConfig', 'ParallelConfig', 'SwitchConfig', 'WhitenConfig', 'bind', 'build_duration',
+    'differences', 'load', 'make', 'override', 'parse', 'parse_call', 'parse_calls', 'to_dict',
+]
