@@ -33,7 +33,7 @@ def cache_folder(given: str = '') -> str:
         path = os.path.expanduser(chosen)
         if path.startswith('~'):
             where = 'config.data.cache_dir' if given else '$JAXCNN_CACHE'
-            raise UserError(f'{where}: {chosen!r}: there is no such home folder; give the whole path')
+            raise UserError(f'{chosen!r}: there is no such home folder; give the whole path', field=where)
         return path
     return os.path.expanduser('~/.cache/jaxcnn') if is_writable('~/.cache/jaxcnn') else _temporary_cache_folder()
 

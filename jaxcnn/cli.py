@@ -122,11 +122,13 @@ def main(parser: argparse.ArgumentParser, run: Callable[[argparse.Namespace], in
     has_config = any(action.dest == 'config' for action in parser._actions)
 
     def wrong(message: str) -> NoReturn:
-        hint = '; fields of the config are set by --config.PATH=VALUE' if has_config and 'unrecognized' in message else ''
-        parser.exit(2, f'error: {message}{hint} (--help tells all flags)\n')
+        parser.exit(2, f'error: {message} (--help tells all flags)\n')
     parser.error = wrong  # type: ignore[method-assign]
     rest, overrides = split_overrides(sys.argv[1:] if arguments is None else arguments)
-    args = parser.parse_args(rest)
+    args, unrecognized = parser.parse_known_args(rest)
+    if unrecognized:
+        hint = '; fields of the config are set by --config.PATH=VALUE' if has_config else ''
+        wrong(f'unrecognized arguments: {" ".join(unrecognized)}{hint}')
     if overrides and not has_config:
         wrong(f'unrecognized arguments: --config.{overrides[0]}; this command takes the config of the run')
     args.overrides = overrides

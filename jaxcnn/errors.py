@@ -11,7 +11,25 @@ from typing import Any
 
 
 class UserError(Exception):
-    """Something the person who started the run can put right; the message says what and how, in one line."""
+    """A mistake that the user can correct. As text it is one line: the field, the message and the hint.
+
+    Attributes:
+      message: says what is wrong, with the value.
+      field: what the mistake is in: a field of the config such as `config.data.dir`, a flag or a file; None for none.
+      hint: says how to go on, for example the nearest valid choices; None for no advice.
+    """
+
+    def __init__(self, message: str, *, field: str | None = None, hint: str | None = None):
+        super().__init__(message)
+        self.message, self.field, self.hint = message, field, hint
+
+    def __str__(self) -> str:
+        text = self.message if self.field is None else f'{self.field}: {self.message}'
+        return text if self.hint is None else f'{text}; {self.hint}'
+
+    def add_hint(self, hint: str) -> None:
+        """Append advice to the hint."""
+        self.hint = hint if self.hint is None else f'{self.hint}; {hint}'
 
 
 class Diverged(UserError):
@@ -20,13 +38,18 @@ class Diverged(UserError):
 
 @contextlib.contextmanager
 def within(field: str) -> Iterator[None]:
-    """Puts the config's field before the message of a UserError that names none."""
+    """Set the field of a UserError that is raised in the block, unless it has a field of the config already.
+
+    Anything else that the error names, for example a file or an argument, moves to the beginning of its message.
+    """
     try:
         yield
     except UserError as e:
-        if str(e).startswith('config.'):
-            raise
-        raise UserError(f'{field}: {e}') from e
+        if e.field is None:
+            e.field = field
+        elif not e.field.startswith('config.'):
+            e.field, e.message = field, f'{e.field}: {e.message}'
+        raise
 
 
 @contextlib.contextmanager
@@ -59,7 +82,7 @@ def check_bool(where: str, default: Any, value: Any) -> None:
     """Raises a UserError for what is no Boolean where the default is one: `--config.optim.optimizer.nesterov=no` is a
     string, and true."""
     if isinstance(default, bool) and not isinstance(value, bool):
-        raise UserError(f'{where}: expected True or False, got {value!r}')
+        raise UserError(f'expected True or False, got {value!r}', field=where)
 
 
 # control characters, lone surrogates, and what ends a line or turns the direction of writing
@@ -81,10 +104,9 @@ def counted(number: int, noun: str) -> str:
     return f'{number:,} {noun}{"s" * (number != 1)}'
 
 
-def unknown(what: str, value: str, choices: Iterable[str]) -> UserError:
+def unknown(what: str, value: str, choices: Iterable[str], field: str | None = None) -> UserError:
     """The error for a name that is none of `choices`: names the nearest ones, or all where none is near."""
     names = sorted(choices)
     near = difflib.get_close_matches(str(value), names, n=3, cutoff=0.5)
-    if near:
-        return UserError(f'unknown {what} {value!r}; nearest: {", ".join(near)}')
-    return UserError(f'unknown {what} {value!r}; known: {", ".join(names) or "none"}')
+    hint = f'nearest: {", ".join(near)}' if near else f'known: {", ".join(names) or "none"}'
+    return UserError(f'unknown {what} {value!r}', field=field, hint=hint)

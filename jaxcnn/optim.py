@@ -60,7 +60,7 @@ def _regex(pattern: str, where: str) -> re.Pattern:
     try:
         return re.compile(pattern)
     except re.error as e:
-        raise UserError(f'{where}: {pattern!r} is no regular expression: {e}') from e
+        raise UserError(f'{pattern!r} is no regular expression: {e}', field=where) from e
 
 
 def path_name(path: Any) -> str:
@@ -81,8 +81,8 @@ def matching(pattern: str, where: str) -> Callable[[Any], Any]:
         if not any(jax.tree.leaves(found)):
             names = [path_name(path) for path, _ in jax.tree.leaves_with_path(params)]
             near = difflib.get_close_matches(pattern, names, n=4, cutoff=0.4)
-            raise UserError(f'{where}: {pattern!r} is found in no parameter; ' + (
-                f'nearest: {", ".join(near)}' if near else f'they are {", ".join(names[:4])}, ...'))
+            hint = f'nearest: {", ".join(near)}' if near else f'they are {", ".join(names[:4])}, ...'
+            raise UserError(f'{pattern!r} is found in no parameter', field=where, hint=hint)
         return found
     return mask
 
@@ -98,8 +98,8 @@ class Groups:
         for i, group in enumerate(self.groups):
             _regex(group.match, f'config.optim.groups[{i}].match')
             if not group.match:
-                raise UserError(f'config.optim.groups[{i}].match: which parameters? A regular expression, searched in '
-                                'their paths')
+                raise UserError('which parameters? A regular expression, searched in their paths',
+                                field=f'config.optim.groups[{i}].match')
 
     def of(self, params: Any) -> Any:
         """The tree of group numbers; -1: of none.
@@ -265,8 +265,8 @@ def _make_core(choice: cfg.Choice, schedule: optax.Schedule,
     taken = {'learning_rate', 'mask', *(p for p in parameters if 'weight_decay' in p)}
     for name, value in choice.args.items():
         if name in taken:
-            raise UserError(f'{where}.{name}: set config.optim.'
-                            f'{"learning_rate" if name == "learning_rate" else "weight_decay and decay_mask"} instead')
+            fields = 'learning_rate' if name == 'learning_rate' else 'weight_decay and decay_mask'
+            raise UserError(f'set config.optim.{fields} instead', field=f'{where}.{name}')
         if name not in parameters:
             raise unknown(f'argument of optimizer {choice.name}', name, set(parameters) - taken)
         check_bool(f'{where}.{name}', parameters[name].default, value)
@@ -280,7 +280,7 @@ def _make_core(choice: cfg.Choice, schedule: optax.Schedule,
             trial, core.init(trial), trial, value=jnp.zeros(())))
         return core
     except (TypeError, ValueError, AttributeError, ZeroDivisionError) as e:
-        raise UserError(f'{where}: {choice.name} with {dict(choice.args)}: {e}') from e
+        raise UserError(f'{choice.name} with {dict(choice.args)}: {e}', field=where) from e
 
 
 def check(optim: cfg.OptimConfig) -> None:
@@ -312,11 +312,12 @@ def _make_stage(optim: cfg.OptimConfig, groups: Groups, optimizer: cfg.Choice, l
     observer = None
     if schedule.name == 'plateau':
         if any(g.normalize for g in optim.groups):
-            raise UserError('config.optim.groups: normalize does not go with the schedule plateau, which scales all updates')
+            raise UserError('normalize does not go with the schedule plateau, which scales all updates',
+                            field='config.optim.groups')
         try:
             observer = optax.contrib.reduce_on_plateau(**{**schedules.PLATEAU_DEFAULTS, **schedule.args})
         except (TypeError, ValueError) as e:
-            raise UserError(f'{where}.schedule: plateau with {dict(schedule.args)}: {e}') from e
+            raise UserError(f'plateau with {dict(schedule.args)}: {e}', field=f'{where}.schedule') from e
     parts = [
         optax.clip_by_global_norm(optim.clip_norm) if optim.clip_norm else None,
         _l2(optim.l2, mask, groups) if optim.l2 else None,

@@ -28,8 +28,8 @@ class Span(NamedTuple):
         built, timeline = cfg.build_duration(duration, where), self.timeline
         found = {timeline.steps(built, s) for s in (self.start, *timeline.growth(self.start, self.start + self.steps))}
         if len(found) > 1:
-            raise UserError(f'{where}: {cfg.to_dict(built)} is no fixed number of steps, as config.batch_schedule changes '
-                            'the batch size meanwhile; give it in steps')
+            raise UserError(f'{cfg.to_dict(built)} is no fixed number of steps, as config.batch_schedule changes the batch '
+                            'size meanwhile', field=where, hint='give it in steps')
         return found.pop()
 
 
@@ -146,19 +146,19 @@ def make(choice: cfg.Choice, lr: float, warmup: cfg.Duration | None, timeline: T
     kind = find(choice)
     ramp = timeline.steps(warmup, start) if warmup else 0
     if ramp >= end - start:
-        raise UserError(f'{where}.warmup: {cfg.to_dict(warmup)} is {ramp} steps, and the stage is over after '
-                        f'{end - start}: train longer, or set a shorter warm-up or None')
+        raise UserError(f'{cfg.to_dict(warmup)} is {ramp} steps, and the stage is over after {end - start}',
+                        field=f'{where}.warmup', hint='train longer, or set a shorter warm-up or None')
     steps = end - start - ramp
     try:
         with within(f'{where}.schedule'):
             main = kind(lr, Span(start + ramp, steps, timeline), **choice.args)
         rates = {n: float(main(n)) for n in {0, 1, steps // 4, steps // 2, 3 * steps // 4, steps - 1}}
     except (TypeError, ValueError, ZeroDivisionError, OverflowError) as e:
-        raise UserError(f'{where}.schedule: {choice.name} with {dict(choice.args)}: {e}') from e
+        raise UserError(f'{choice.name} with {dict(choice.args)}: {e}', field=f'{where}.schedule') from e
     for n, rate in rates.items():
         if not 0 <= rate < math.inf:
-            raise UserError(f'{where}.schedule: {choice.name} with {dict(choice.args)}: a learning rate of {rate:.4g} at '
-                            f'step {start + ramp + n}')
+            raise UserError(f'{choice.name} with {dict(choice.args)}: a learning rate of {rate:.4g} at step '
+                            f'{start + ramp + n}', field=f'{where}.schedule')
     if not ramp:
         return main
     return optax.join_schedules([optax.linear_schedule(lr / ramp, lr * (ramp + 1) / ramp, ramp), main], [ramp])

@@ -42,24 +42,24 @@ class Timeline:
         for i, (when, size) in enumerate(config.batch_schedule):
             where = f'config.batch_schedule[{i}]'
             if size < 1:
-                raise UserError(f'{where}: expected a batch size of at least 1, got {size!r}')
+                raise UserError(f'expected a batch size of at least 1, got {size!r}', field=where)
             start = self.steps(when)
             if start <= self._sizes[-1][0]:
-                raise UserError(f'{where}: begins at step {start}, not after the one before it')
+                raise UserError(f'begins at step {start}, not after the one before it', field=where)
             self._sizes.append((start, self.examples(start), size))
         self.total = self.steps(config.duration)
         self.stages = [0]
         for i, switch in enumerate(config.optim.switch):
             start = self.steps(switch.at)
             if not self.stages[-1] < start < self.total:
-                raise UserError(f'config.optim.switch[{i}].at: step {start} is not between the stage before it and '
-                                f'the end of the run at step {self.total}')
+                raise UserError(f'step {start} is not between the stage before it and the end of the run at step '
+                                f'{self.total}', field=f'config.optim.switch[{i}].at')
             self.stages.append(start)
         frozen = self.total if config.freeze_bn is None else self.steps(config.freeze_bn)
         for where, start in [('config.freeze_bn', 0 if config.freeze_bn is None else frozen),
                              (f'config.batch_schedule[{len(self._sizes) - 2}]', self._sizes[-1][0])]:
             if start >= self.total:
-                raise UserError(f'{where}: begins at step {start}, but the run ends at step {self.total}')
+                raise UserError(f'begins at step {start}, but the run ends at step {self.total}', field=where)
         starts = sorted({s for s, _, _ in self._sizes} | set(self.stages) | {frozen})
         self.phases = [Phase(s, self._size_at(s)[2], sum(s >= b for b in self.stages) - 1, s >= frozen)
                        for s in starts if s < self.total]
@@ -84,7 +84,7 @@ class Timeline:
         if unit == 'fraction':
             unit, value = self._config.duration.unit, value * self._config.duration.value
             if self._config.duration.unit == 'fraction':
-                raise UserError('config.duration: the length of the run cannot be a fraction of itself')
+                raise UserError('the length of the run cannot be a fraction of itself', field='config.duration')
         if unit == 'steps':
             return max(1, math.ceil(value - 1e-9))
         images = self.examples(since) + value * self.num_train

@@ -24,10 +24,12 @@ def run(args: argparse.Namespace) -> int:
     try:
         evaluator = trained.evaluator(args.split, args.data_dir)
     except UserError as e:
-        if 'config.data.dir' not in str(e):
-            raise
-        raise UserError(str(e).replace('config.data.dir', '--data_dir') if args.data_dir else
-                        f'{e}; evaluate.py --data_dir names another place') from e
+        if e.field in ('config.data.name', 'config.data.dir'):
+            if args.data_dir:
+                e.field = '--data_dir'
+            else:
+                e.add_hint('evaluate.py --data_dir names another folder')
+        raise
 
     def show(step: int) -> None:
         for prefix, figures in evaluator(trained.read(step)).items():
@@ -77,6 +79,6 @@ if __name__ == '__main__':
     parser.add_argument('--checkpoint', default='best', help='best, latest or a step (default: best)')
     parser.add_argument('--watch', action='store_true', help='look for a newer checkpoint until the run is complete')
     parser.add_argument('--interval', type=float, default=10, help='seconds between two looks (default: 10)')
-    parser.add_argument('--data_dir', default='', help='where the prepared data is, if not where it was in training')
+    parser.add_argument('--data_dir', default='', help='another config.data.dir than in training')
     parser.add_argument('--json', action='store_true', help='one JSON object a line')
     cli.main(parser, run)

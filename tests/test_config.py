@@ -198,10 +198,11 @@ def test_differences_name_what_could_change_the_result_and_nothing_else():
                  'model': {'name': 'shallow_cnn', 'widths': (1, 2, 3, 4), 'dropout': 0.5},
                  'data': {'name': 'mnist', 'val_fraction': 0.2, 'dir': '/elsewhere', 'workers': 2},
                  'checkpoint': {'metric': 'val_ema_loss', 'keep': 9}})
-    assert cfg.differences(old, new) == [
+    assert [str(change) for change in cfg.differences(old, new)] == [
         'config.seed: 3 -> 4',
         "config.duration: {'epochs': 2.5} -> {'steps': 3}",
         'config.model.dropout: 0.25 -> 0.5']
+    assert cfg.differences(old, new)[0] == cfg.Difference('config.seed', 3, 4)
 
 
 # ---- the command line

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import pickle
 import types
 
 import pytest
@@ -9,11 +10,34 @@ import pytest
 from jaxcnn import errors
 from jaxcnn.config import DataConfig
 from jaxcnn.data import cache, sources
-from jaxcnn.errors import UserError, counted, naming, of_system
+from jaxcnn.errors import Diverged, UserError, counted, naming, of_system, within
 from jaxcnn.train import loop, train_and_evaluate
 from jaxcnn.train.workdir import MetricsLog
 
 FULL = OSError(errno.ENOSPC, 'No space left on device')
+
+
+def test_an_error_is_its_field_message_and_hint_on_one_line():
+    assert str(UserError('is missing')) == 'is missing'
+    error = Diverged('got 3', field='config.seed')
+    assert str(error) == 'config.seed: got 3'
+    error.add_hint('expected 4')
+    error.add_hint('or 5')
+    assert str(error) == 'config.seed: got 3; expected 4; or 5'
+    copied = pickle.loads(pickle.dumps(error))  # worker processes hand their errors over
+    assert type(copied) is Diverged
+    assert (copied.message, copied.field, copied.hint) == ('got 3', 'config.seed', 'expected 4; or 5')
+
+
+@pytest.mark.parametrize(('error', 'field', 'message'), [
+    (UserError('is missing', hint='make it'), 'config.data.dir', 'is missing'),
+    (UserError('is missing', field='/data/a.npz', hint='make it'), 'config.data.dir', '/data/a.npz: is missing'),
+    (UserError('is missing', field='config.data.name', hint='make it'), 'config.data.name', 'is missing'),
+])
+def test_an_error_within_a_field_names_one_field_of_the_config(error, field, message):
+    with pytest.raises(UserError) as raised, within('config.data.dir'):
+        raise error
+    assert (raised.value.field, raised.value.message, raised.value.hint) == (field, message, 'make it')
 
 
 def test_an_error_of_writing_gets_the_name_of_the_file():

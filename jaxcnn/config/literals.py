@@ -28,8 +28,8 @@ def _literal(text: str) -> Any:
 
 def parse_call(text: str, where: str) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
     """'name(1, b=2)' or 'name' as (name, args, kwargs); arguments are literals, nothing is evaluated as code."""
-    error = UserError(f'{where}: {text.strip()!r} is not a name, or name(value, key=value, ...) with numbers, tuples, or '
-                      'strings in quotes')
+    error = UserError(f'{text.strip()!r} is not a name, or name(value, key=value, ...) with numbers, tuples, or strings in '
+                      'quotes', field=where)
     try:
         node = ast.parse(text.strip(), mode='eval').body
         if isinstance(node, ast.Name):
@@ -47,7 +47,8 @@ def parse_calls(text: str, where: str) -> list[tuple[str, tuple[Any, ...], dict[
     try:
         return [parse_call(part, where) for part in text.split('|')]
     except UserError as e:
-        raise UserError(f"{e}; between several stands '|'") from None
+        e.add_hint("between several stands '|'")
+        raise
 
 
 def bind(function: Callable, args: Sequence[Any], kwargs: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -59,4 +60,4 @@ def bind(function: Callable, args: Sequence[Any], kwargs: Mapping[str, Any], whe
     try:
         return dict(signature.bind(*args, **kwargs).arguments)
     except TypeError as e:
-        raise UserError(f'{where}: {e}; it takes ({", ".join(map(str, signature.parameters))})') from e
+        raise UserError(str(e), field=where, hint=f'it takes ({", ".join(map(str, signature.parameters))})') from e

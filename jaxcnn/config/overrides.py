@@ -27,7 +27,7 @@ def override(fields: Mapping[str, Any] | ml_collections.ConfigDict, assignments:
     for assignment in assignments:
         path, equals, text = assignment.partition('=')
         if not equals:
-            raise UserError(f'--config.{assignment}: expected --config.{path}=VALUE')
+            raise UserError(f'expected --config.{path}=VALUE', field=f'--config.{assignment}')
         schema: type = Config
         node, at, parts = tree, 'config', path.split('.')
         while True:
@@ -53,7 +53,7 @@ def override(fields: Mapping[str, Any] | ml_collections.ConfigDict, assignments:
                 node, schema, parts = node[key], kind, rest
                 continue
             elif rest:
-                raise UserError(f'{at}: has no field {".".join(rest)!r}')
+                raise UserError(f'has no field {".".join(rest)!r}', field=at)
             elif kind is Choice and not text.startswith(('{', 'dict(')):
                 node[key] = {'name': text}
             elif kind is str:
@@ -78,7 +78,7 @@ def load(path: str | os.PathLike, assignments: Sequence[str] = ()) -> Config:
         raise unknown('config file', path, near)
     spec = importlib.util.spec_from_file_location('jaxcnn_user_config', path)
     if spec is None or spec.loader is None:
-        raise UserError(f'{path}: a config is a Python file with get_config()')
+        raise UserError('a config is a Python file with get_config()', field=path)
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
@@ -86,9 +86,9 @@ def load(path: str | os.PathLike, assignments: Sequence[str] = ()) -> Config:
             raise UserError('has no get_config()')
         fields = module.get_config()
     except UserError as e:
-        raise UserError(f'{path}: {e}') from e
+        raise UserError(str(e), field=path) from e
     except Exception as e:
-        raise UserError(f'{path}: {type(e).__name__}: {" ".join(str(e).split())}') from e
+        raise UserError(f'{type(e).__name__}: {" ".join(str(e).split())}', field=path) from e
     stem = os.path.splitext(os.path.basename(path))[0]
     tree = override(fields, assignments)
     return parse({**tree, 'name': tree['name'] or stem})

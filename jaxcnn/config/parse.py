@@ -31,8 +31,8 @@ def _fields(schema: type) -> dict[str, tuple[Any, dataclasses.Field]]:
     return {f.name: (hints[f.name], f) for f in dataclasses.fields(schema)}
 
 
-def _wrong(path: str, expected: str, value: Any) -> UserError:
-    return UserError(f'{path}: expected {expected}, got {value!r}')
+def _wrong(path: str, expected: str, value: Any, hint: str | None = None) -> UserError:
+    return UserError(f'expected {expected}, got {value!r}', field=path, hint=hint)
 
 
 def _plain(value: Any) -> Any:
@@ -58,12 +58,12 @@ def build_duration(value: Any, path: str, zero: bool = False) -> Duration:
         raise _wrong(path, 'a duration in one unit, as in dict(epochs=30)', value)
     (unit, amount), = value.items()
     if unit not in UNITS:
-        raise UserError(f'{path}: {unknown("unit of duration", unit, UNITS)}')
+        raise unknown('unit of duration', unit, UNITS, path)
     if isinstance(amount, bool) or not isinstance(amount, (int, float)):
         raise _wrong(f'{path}.{unit}', 'a number', amount)
     if not (0 < amount < 1e15 or (zero and amount == 0)):
         limit = ' and below 1e15' if 0 < amount < math.inf else ''
-        raise UserError(f'{path}.{unit}: a duration must be positive{limit}, got {amount!r}')
+        raise UserError(f'a duration must be positive{limit}, got {amount!r}', field=f'{path}.{unit}')
     if unit == 'steps' and amount != int(amount):
         raise _wrong(f'{path}.steps', 'a whole number', amount)
     return Duration(unit, amount)
@@ -89,8 +89,8 @@ def _build(kind: Any, value: Any, path: str, meta: Mapping[str, Any] = types.Map
         if isinstance(value, kind):
             return value
         if not isinstance(value, Mapping):
-            hint = f'; {path}.name={value} names it' if isinstance(value, str) and 'name' in _fields(kind) else ''
-            raise UserError(f'{_wrong(path, "a group of fields", value)}{hint}')
+            hint = f'{path}.name={value} names it' if isinstance(value, str) and 'name' in _fields(kind) else None
+            raise _wrong(path, 'a group of fields', value, hint)
         known = _fields(kind)
         for name in value:
             if name not in known:
@@ -110,7 +110,7 @@ def _build(kind: Any, value: Any, path: str, meta: Mapping[str, Any] = types.Map
     if not fits or (isinstance(value, bool) and kind is not bool):
         raise _wrong(path, f'one of {", ".join(meta["choices"])}' if meta.get('choices') else names[kind], value)
     if meta.get('choices') and value not in meta['choices']:
-        raise UserError(f'{path}: {unknown("value", value, meta["choices"])}')
+        raise unknown('value', value, meta['choices'], path)
     if meta.get('least') is not None and not value >= meta['least']:
         raise _wrong(path, f'at least {meta["least"]}', value)
     if meta.get('above') is not None and not value > meta['above']:
@@ -132,10 +132,11 @@ def parse(fields: Mapping[str, Any] | ml_collections.ConfigDict | Config) -> Con
         return fields
     config = _build(Config, _plain(fields), 'config')
     if config.checkpoint.metric.startswith('val_ema') and not config.optim.ema_decay:
-        raise UserError(f'config.checkpoint.metric: {config.checkpoint.metric!r} needs config.optim.ema_decay above 0')
+        raise UserError(f'{config.checkpoint.metric!r} needs config.optim.ema_decay above 0',
+                        field='config.checkpoint.metric')
     if config.checkpoint.patience and config.data.val_fraction == 0:
-        raise UserError('config.checkpoint.patience: stopping early needs a validation part: '
-                        'config.data.val_fraction above 0')
+        raise UserError('stopping early needs a validation part: config.data.val_fraction above 0',
+                        field='config.checkpoint.patience')
     return config
 
 
@@ -157,8 +158,27 @@ def make(**fields: Any) -> ml_collections.ConfigDict:
     return ml_collections.ConfigDict(to_dict(parse(fields)))
 
 
-def differences(old: Config, new: Config, all_fields: bool = False) -> list[str]:
-    """Fields that differ and that could change the result, or all that differ: each as 'config.a.b: old -> new'."""
+class _Default:
+    """The value of an argument that a `Choice` does not set."""
+
+    def __repr__(self) -> str:
+        return 'its default'
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference:
+    """A field in which two configs differ, with both values as `to_dict` gives them."""
+
+    field: str
+    old: Any
+    new: Any
+
+    def __str__(self) -> str:
+        return f'{self.field}: {self.old!r} -> {self.new!r}'
+
+
+def differences(old: Config, new: Config, all_fields: bool = False) -> list[Difference]:
+    """Return the fields that differ and that could change the result, or with `all_fields` all that differ."""
     found = []
 
     def walk(a: Any, b: Any, path: str) -> None:
@@ -168,11 +188,11 @@ def differences(old: Config, new: Config, all_fields: bool = False) -> list[str]
                     walk(getattr(a, f.name), getattr(b, f.name), f'{path}.{f.name}')
         elif isinstance(a, Choice) and isinstance(b, Choice) and a.name == b.name:
             for name in sorted({*a.args, *b.args}):
-                old, new = (repr(_plain(c.args[name])) if name in c.args else 'its default' for c in (a, b))
-                if old != new:
-                    found.append(f'{path}.{name}: {old} -> {new}')
+                old, new = (_plain(c.args[name]) if name in c.args else _Default() for c in (a, b))
+                if repr(old) != repr(new):
+                    found.append(Difference(f'{path}.{name}', old, new))
         elif to_dict(a) != to_dict(b):
-            found.append(f'{path}: {to_dict(a)!r} -> {to_dict(b)!r}')
+            found.append(Difference(path, to_dict(a), to_dict(b)))
 
     walk(old, new, 'config')
     return found

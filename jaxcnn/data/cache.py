@@ -89,11 +89,11 @@ def resize(image: np.ndarray, shape: tuple[int, int], how: str) -> np.ndarray:
 def _read(examples: Examples, index: int, where: str, split: str) -> tuple[np.ndarray, int]:
     try:
         return examples[index]
-    except UserError as e:
-        raise UserError(f'{e}; {_LEAVE_OUT}') from e
+    except UserError:
+        raise
     except Exception as e:  # every decoder has its own
         raise UserError(f'{where}: {split} image {index} cannot be read: {type(e).__name__}: '
-                        f'{" ".join(str(e).split())[:200]}; {_LEAVE_OUT}') from e
+                        f'{" ".join(str(e).split())[:200]}') from e
 
 
 def _checked(image: np.ndarray, where: str, split: str, index: int) -> np.ndarray:
@@ -111,9 +111,10 @@ def _decode_part(examples: Examples, where: str, split: str, num_classes: int, p
             image, label = _read(examples, index, where, split)
         except UserError as e:
             if not config.skip_broken:
+                e.add_hint(_LEAVE_OUT)
                 raise
             labels.append(-1)
-            told.append(str(e).removesuffix(f'; {_LEAVE_OUT}'))
+            told.append(str(e))
             continue
         image = _checked(image, where, split, index)
         image = resize(image, (config.image_size,) * 2, config.resize) if config.image_size else image
@@ -144,8 +145,9 @@ def _decode(examples: Examples, source: Source, split: str, num_classes: int, fo
         for index in range(count):
             try:
                 image = _read(examples, index, where, split)[0]
-            except UserError:
+            except UserError as e:
                 if not config.skip_broken:
+                    e.add_hint(_LEAVE_OUT)
                     raise
                 continue
             return _checked(image, where, split, index)

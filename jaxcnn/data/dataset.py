@@ -125,8 +125,8 @@ class Dataset:
         changed = _changes(info if isinstance(info, dict) else {}, self.info())
         if changed:
             more = f' and {len(changed) - 5} more' if len(changed) > 5 else ''
-            raise UserError(f'config.data.dir: the data there is not what {workdir!r} was trained on; bring that back, or '
-                            f'use a new workdir. Changed: {"; ".join(changed[:5])}{more}')
+            raise UserError(f'the data there is not what {workdir!r} was trained on; bring that back, or use a new workdir. '
+                            f'Changed: {"; ".join(changed[:5])}{more}', field='config.data.dir')
 
 
 def _changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
@@ -248,7 +248,7 @@ def load(config: DataConfig) -> Dataset:
     if fraction:
         kept, val = sources.stratified_cut(train.labels, fraction, config.split_seed)
         if not len(kept) or not len(val):
-            raise UserError(f'config.data.val_fraction: {fraction} of {len(train)} images leaves an empty part')
+            raise UserError(f'{fraction} of {len(train)} images leaves an empty part', field='config.data.val_fraction')
         splits['val'], splits['train'] = train.part(val), train.part(kept)
     if not splits.keys() & {'val', 'test'}:
         raise UserError(f'{source.where}: has no test part, and config.data.val_fraction=0 leaves no validation part: there '

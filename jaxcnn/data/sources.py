@@ -89,8 +89,9 @@ def find(config: DataConfig) -> Source:
     elif re.fullmatch(r'[a-z][a-z0-9_]*(/[\w.]+)?', config.name) and os.path.isdir(os.path.join(root, config.name)):
         found = _tfds(config.name)
     else:
-        raise UserError(f'{unknown("data set", config.name, names())}; any other TFDS set must be prepared in {root!r} '
-                        '(config.data.dir)')
+        error = unknown('data set', config.name, names(), 'config.data.name')
+        error.add_hint(f'any other TFDS set must be prepared in {root!r} (config.data.dir)')
+        raise error
     with within('config.data.dir'):
         return found(config)
 

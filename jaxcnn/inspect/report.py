@@ -31,8 +31,7 @@ def _number(value: float | None, digits: int = 4) -> str:
 
 def _changed_fields(config: cfg.Config) -> str:
     """What of the config differs from its defaults."""
-    return '\n'.join(f'{field} = {values.split(" -> ", 1)[1]}' for field, values in (
-        line.split(': ', 1) for line in cfg.differences(cfg.Config(), config, all_fields=True)))
+    return '\n'.join(f'{change.field} = {change.new!r}' for change in cfg.differences(cfg.Config(), config, all_fields=True))
 
 
 def _figure(workdir: str, name: str) -> str:

@@ -46,14 +46,17 @@ def check(old: cfg.Config, new: cfg.Config, num_train: int, step: int) -> str:
     before, after = Timeline(old, num_train), Timeline(new, num_train)
     name = f'a run of {new.duration.value:g} {new.duration.unit}'
     if after.total <= step:
-        raise UserError(f'config.duration: {name} has {after.total} steps; the run in the workdir has already made {step}')
+        raise UserError(f'{name} has {after.total} steps; the run in the workdir has already made {step}',
+                        field='config.duration')
     if new.optim.switch[:len(old.optim.switch)] != old.optim.switch:
-        raise UserError('config.optim.switch: stages can be added behind those of the run, which must stay as they are')
+        raise UserError('stages can be added behind those of the run, which must stay as they are',
+                        field='config.optim.switch')
     phases = [[p for p in timeline.phases if p.start < step] for timeline in (before, after)]
     if phases[0] != phases[1]:
         start = next(x.start for x in phases[0] + phases[1] if x not in phases[0] or x not in phases[1])
-        raise UserError(f'config.duration: in {name}, batch size, optimizer or BatchNorm change at other steps than step '
-                        f'{start}: give config.batch_schedule, config.freeze_bn and config.optim.switch in epochs or steps')
+        raise UserError(f'in {name}, batch size, optimizer or BatchNorm change at other steps than step {start}',
+                        field='config.duration',
+                        hint='give config.batch_schedule, config.freeze_bn and config.optim.switch in epochs or steps')
     optimizers = [optim.make_optimizer(c.optim, t) for c, t in ((old, before), (new, after))]
     ends = [*before.stages[1:], step]
     for i, (a, b, end) in enumerate(zip(*(o.stages for o in optimizers), ends, strict=False)):
@@ -61,26 +64,26 @@ def check(old: cfg.Config, new: cfg.Config, num_train: int, step: int) -> str:
         if len(different := np.flatnonzero(had != has)):
             at, where = int(different[0]), f'config.optim.switch[{i - 1}]' if i else 'config.optim'
             raise UserError(
-                f'{where}.schedule: {name} has a learning rate of {has[at]:.6g} at step {a.start + at}, and this run had '
-                f'{had[at]:.6g}, as its schedule was made for {before.total} steps; a further stage can follow: '
-                f'--config.optim.switch="[{"..., " * bool(old.optim.switch)}dict(at=dict(steps={before.total}), '
-                f'learning_rate={new.optim.learning_rate:g}, schedule=\'cosine\')]"')
+                f'{name} has a learning rate of {has[at]:.6g} at step {a.start + at}, and this run had '
+                f'{had[at]:.6g}, as its schedule was made for {before.total} steps', field=f'{where}.schedule',
+                hint=f'a further stage can follow: --config.optim.switch="[{"..., " * bool(old.optim.switch)}dict(at=dict('
+                     f'steps={before.total}), learning_rate={new.optim.learning_rate:g}, schedule=\'cosine\')]"')
     for i, (x, y) in enumerate(zip(*(o.groups.ends for o in optimizers), strict=True)):
         if x != y and min(x or 0, y or 0) < step:
-            raise UserError(f'config.optim.groups[{i}].until: {name} stops them at step {y}, and this run did at step {x}: '
-                            'give it in epochs or steps')
+            raise UserError(f'{name} stops them at step {y}, and this run did at step {x}',
+                            field=f'config.optim.groups[{i}].until', hint='give it in epochs or steps')
     ahead = new.optim.lookahead
     if ahead and (ahead.ramp or (step == before.total and step % ahead.every)):
-        raise UserError(f'config.optim.lookahead: the slow parameters of this run were moved as its {before.total} steps '
-                        f'required, and those of {name} would have been elsewhere')
+        raise UserError(f'the slow parameters of this run were moved as its {before.total} steps '
+                        f'required, and those of {name} would have been elsewhere', field='config.optim.lookahead')
     due, due_after = (_evaluations(timeline, new.eval.every, step) for timeline in (before, after))
     extra = due != due_after
     if extra and due[:-1] != due_after:
-        raise UserError(f'config.eval.every: {name} is evaluated at other steps than this run was: give it in epochs or '
-                        'steps')
+        raise UserError(f'{name} is evaluated at other steps than this run was', field='config.eval.every',
+                        hint='give it in epochs or steps')
     if extra and (new.checkpoint.patience or any(stage.observer for stage in optimizers[0].stages)):
-        raise UserError(f'config.eval.every: this run was evaluated at its end, step {step}, where {name} is not, and '
-                        'evaluations act on it (config.checkpoint.patience, the schedule plateau)')
+        raise UserError(f'this run was evaluated at its end, step {step}, where {name} is not, and evaluations act on it '
+                        '(config.checkpoint.patience, the schedule plateau)', field='config.eval.every')
     return _outlook(optimizers[1], after, before.total) + (
         f'; it was evaluated at step {step}, too, where {name} is not' if extra else '')
 

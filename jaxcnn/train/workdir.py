@@ -53,10 +53,10 @@ def read_config(workdir: str) -> cfg.Config:
     try:
         return cfg.parse(fields)
     except UserError as e:
-        raise UserError(f'{path}: {e}') from e
+        raise UserError(str(e), field=path) from e
 
 
-EXTENDED = ('config.duration:', 'config.optim.switch:')  # as `config.differences` writes what an extension may change
+EXTENDED = ('config.duration', 'config.optim.switch')  # what an extension may change
 
 
 @contextlib.contextmanager
@@ -91,11 +91,11 @@ def claim(workdir: str, config: cfg.Config, extend: bool = False) -> Iterator[No
                     os.remove(os.path.join(workdir, name))
         elif os.path.exists(path):
             changed = cfg.differences(read_config(workdir), config)
-            extends = all(change.startswith(EXTENDED) for change in changed)
+            extends = all(change.field in EXTENDED for change in changed)
             if changed and not (extend and extends):
                 hint = ' (train.py --extend continues it where its steps so far stay the same)' if extends else ''
                 raise UserError(f'workdir {workdir!r} holds a run with another config; use its config or a new '
-                                f'workdir{hint}. Changed: {"; ".join(changed)}')
+                                f'workdir{hint}. Changed: {"; ".join(map(str, changed))}')
         yield
 
 
