@@ -87,8 +87,9 @@ class _Whitening:
         shape = next(iter(images())).shape[1:]
         size = math.prod(shape)
         if size > MOST_VALUES:
-            raise UserError(f'config.data.normalize: zca of images {shape[0]} x {shape[1]} x {shape[2]} takes a matrix of '
-                            f'{size} x {size}; it goes up to {MOST_VALUES}: make them smaller with config.data.image_size')
+            raise UserError(f'zca of images {shape[0]} x {shape[1]} x {shape[2]} takes a matrix of {size} x {size}; it '
+                            f'goes up to {MOST_VALUES}', field='config.data.normalize',
+                            hint='make them smaller with config.data.image_size')
         log.info('fitting zca: the eigenvectors of a matrix of %d x %d', size, size)
         for block in images():
             x = block.reshape(len(block), size).astype(np.float64)

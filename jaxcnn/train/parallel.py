@@ -196,8 +196,9 @@ def make_backend(config: cfg.ParallelConfig) -> Backend:
     use_compilation_cache()
     devices = jax.devices()
     if config.devices > len(devices) or (config.devices not in (0, len(devices)) and jax.process_count() > 1):
-        raise UserError(f'config.parallel.devices: {config.devices} of {len(devices)} devices'
-                        f'{" in several processes: use all, 0" if jax.process_count() > 1 else ""}')
+        raise UserError(f'{config.devices} of {len(devices)} devices'
+                        f'{" in several processes: use all, 0" if jax.process_count() > 1 else ""}',
+                        field='config.parallel.devices')
     devices = devices[:config.devices or len(devices)]
     return Sharded(devices) if config.backend == 'sharded' else Pmap(devices)
 
@@ -210,5 +211,5 @@ def check_batch_sizes(timeline: Timeline, accumulate: int, num_devices: int) -> 
             low = phase.batch_size // unit * unit
             near = ' or '.join(str(n) for n in (low, low + unit) if n)
             field = 'batch_size' if phase.batch_size == timeline.phases[0].batch_size else 'batch_schedule'
-            raise UserError(f'config.{field}: {phase.batch_size} does not divide over {num_devices} devices '
-                            f'x {accumulate} micro-batches; nearest: {near}')
+            raise UserError(f'{phase.batch_size} does not divide over {num_devices} devices x {accumulate} micro-batches',
+                            field=f'config.{field}', hint=f'nearest: {near}')

@@ -29,7 +29,7 @@ def check_config(config: cfg.Config) -> None:
     for field, reason in (('num_classes', 'it is the number of classes of the data set'),
                           ('bn_axis', 'config.parallel says over which devices'), ('bn_frozen', 'see config.freeze_bn')):
         if field in config.model.args:
-            raise UserError(f'config.model.{field}: cannot be set; {reason}')
+            raise UserError(f'cannot be set; {reason}', field=f'config.model.{field}')
     with within('config.model'):
         models.create(config.model.name, **config.model.args)
     with within('config.data.augment'):
@@ -43,7 +43,7 @@ def check_config(config: cfg.Config) -> None:
     optim.check(config.optim)
     schedules = [config.optim.schedule, *(s.schedule for s in config.optim.switch)]
     if config.data.val_fraction == 0 and any(s and s.name == 'plateau' for s in schedules):
-        raise UserError('config.optim.schedule: plateau follows the validation loss: set config.data.val_fraction')
+        raise UserError('plateau follows the validation loss: set config.data.val_fraction', field='config.optim.schedule')
 
 
 class Setup:
@@ -139,10 +139,10 @@ class Setup:
                 field = 'batch_size' if alone[0] == self.timeline.phases[0].batch_size else 'batch_schedule'
                 devices = f' on {parts} devices with config.parallel.bn_sync=False' if parts > 1 else ''
                 raise UserError(
-                    f'config.{field}: a batch of {alone[0]}{devices}, config.optim.accumulate={micro} and images of '
+                    f'a batch of {alone[0]}{devices}, config.optim.accumulate={micro} and images of '
                     f'{self.image_shape[0]} x {self.image_shape[1]} pixels leave {"/".join(layer.path)} one value of each '
                     f'channel, whose variance is 0. Set a batch size of at least {2 * alone[0]}, a larger '
-                    'config.data.image_size, or config.freeze_bn=dict(steps=0)')
+                    'config.data.image_size, or config.freeze_bn=dict(steps=0)', field=f'config.{field}')
             return call(*args, **kwargs)
         with nn.intercept_methods(refuse):
             jax.eval_shape(lambda weights, x: self.network.apply(

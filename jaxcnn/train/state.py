@@ -59,8 +59,9 @@ def init_state(network: nn.Module, optimizer: Optimizer, image_shape: tuple[int,
     output, variables = network.init_with_output(jax.random.key(seed), images)
     logits = output[0] if isinstance(output, tuple) else output
     if logits.ndim != 2:
-        raise UserError("config.model.head: training wants one row of logits for an image, and 'dense_conv' gives a map of "
-                        f"scores {logits.shape[1:]}; train with head='dense', whose parameters are the same")
+        raise UserError(f"training wants one row of logits for an image, and 'dense_conv' gives a map of scores "
+                        f'{logits.shape[1:]}', field='config.model.head',
+                        hint="train with head='dense', whose parameters are the same")
     params, batch_stats = begin(variables['params']), variables.get('batch_stats', {})
     return TrainState(jnp.zeros((), jnp.int32), params, batch_stats, optimizer.init(params),
                       # a bfloat16 would not hold the little that it moves

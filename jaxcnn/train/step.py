@@ -129,8 +129,9 @@ def image_gradient(network: Network, prepare: Preparation, weights: Any) -> Grad
         try:
             return gradient(images)
         except flax.errors.ScopeParamShapeError:
-            raise UserError(f'config.data.augment: an attack comes where images are {images.shape[1]} x {images.shape[2]}, '
-                            'which is not what the network takes: put it after what changes their size') from None
+            raise UserError(f'an attack comes where images are {images.shape[1]} x {images.shape[2]}, which is not what the '
+                            'network takes', field='config.data.augment',
+                            hint='put it after what changes their size') from None
     return of
 
 

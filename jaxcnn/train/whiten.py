@@ -53,13 +53,13 @@ def initializer(config: cfg.WhitenConfig, shapes: Any, images: Callable[[int], n
     found = [(path_name(path), x) for (path, x), here in zip(
         jax.tree.leaves_with_path(shapes), jax.tree.leaves(mask), strict=True) if here]
     if len(found) > 1:
-        raise UserError(f'{where}: {config.match!r} is found in {len(found)} parameters, and must name one: '
-                        f'{", ".join(name for name, _ in found[:4])}')
+        raise UserError(f'{config.match!r} is found in {len(found)} parameters, and must name one: '
+                        f'{", ".join(name for name, _ in found[:4])}', field=where)
     (name, kernel), = found
     seen = images(config.images)
     if len(kernel.shape) != 4 or kernel.shape[2] != seen.shape[-1] or kernel.shape[3] < 2:
-        raise UserError(f'{where}: {name} has shape {kernel.shape}; it must be the kernel of a convolution of the image, '
-                        f'which has {seen.shape[-1]} channels')
+        raise UserError(f'{name} has shape {kernel.shape}; it must be the kernel of a convolution of the image, '
+                        f'which has {seen.shape[-1]} channels', field=where)
     made = filters(seen, kernel.shape[0], kernel.shape[1], kernel.shape[3], config.epsilon)
 
     def begin(params: Any) -> Any:

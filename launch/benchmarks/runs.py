@@ -38,8 +38,9 @@ def train(args: argparse.Namespace) -> Iterator[Table]:
     if data.image_size or (not airbench and (
             name not in ('lenet5', 'lenet_mnist') or set(settings.model.args) - {'kernel_init'} or data.name != 'mnist' or
             settings.duration.unit != 'epochs' or settings.duration.value % 1)):
-        raise UserError('config.data.name: PyTorch has airbench on cifar10, lenet5 and lenet_mnist, as they are, on mnist '
-                        f'for whole config.duration.epochs; images in their own size; got {name} on {data.name}')
+        raise UserError('PyTorch has airbench on cifar10, lenet5 and lenet_mnist, as they are, on mnist for whole '
+                        f'config.duration.epochs; images in their own size; got {name} on {data.name}',
+                        field='config.data.name')
     need_torch(args.torch_python, *(['airbench'] if airbench else []))
     found: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as folder:
