@@ -4,7 +4,7 @@
 
 DIR holds TFDS data sets (or set TFDS_DATA_DIR). On a GPU add `--config.model.dtype=bfloat16`, and
 `--config.parallel.steps_per_dispatch=200` for the whole run in one dispatch. All 50,000 images are trained on, and the test
-images are looked at once, at the end; the figure is `test_views_accuracy`. Result: seeds 0 to 9: 94.02 % in the mean,
+images are looked at once, at the end; the figure is `test_tta_accuracy`. Result: seeds 0 to 9: 94.02 % in the mean,
 standard deviation 0.15, worst 93.72 % (by one view 93.16 and 92.78 %), 15 to 21 minutes each, 2 CPU cores, jax 0.10.2
 (docs/results.md). On one H100 in bfloat16, seeds 0 to 2: 93.99, 94.09 and 93.98 %, 1.5 s of training steps, 16 to 28 s for
 the whole command, jax 0.11.2 (docs/performance.md).
@@ -33,6 +33,6 @@ def get_config():
                            dict(match='BatchNorm.*bias', rate=biases / muon),
                            dict(match='Dense', rate=last / muon),
                            dict(match='Conv.*kernel', optimizer=dict(name='muon', beta=0.6, ns_steps=3), normalize=True))),
-        eval=dict(every=dict(fraction=1.0), batch_size=1000, views='flip_shift(1)'),
+        eval=dict(every=dict(fraction=1.0), batch_size=1000, tta='flip_shift(1)'),
         log_every=dict(steps=5),
     )

@@ -20,7 +20,7 @@ def get_config():
                    schedule=dict(name='triangle', peak=0.2, start_factor=0.2, end_factor=0.0),
                    weight_decay=0.04, label_smoothing=0.1,
                    groups=(dict(match='Conv.*kernel|Dense_0/kernel', optimizer='muon', rate=0.4),)),
-        eval=dict(every=dict(fraction=1.0), views='flip_shift(1)'),
+        eval=dict(every=dict(fraction=1.0), tta='flip_shift(1)'),
         checkpoint=dict(every=dict(epochs=5)),
         log_every=dict(epochs=1),
     )

@@ -34,11 +34,11 @@ def run(args: argparse.Namespace) -> int:
     def show(step: int) -> None:
         for prefix, figures in evaluator(trained.read(step)).items():
             if args.json:
-                print(json.dumps({'step': step, 'split': args.split, 'ema': 'ema_' in prefix, 'views': 'views_' in prefix,
+                print(json.dumps({'step': step, 'split': args.split, 'ema': 'ema_' in prefix, 'tta': 'tta_' in prefix,
                                   **figures}), flush=True)
             else:
                 print(f'checkpoint {step}, {args.split}{", moving average" if "ema_" in prefix else ""}'
-                      f'{", " + trained.config.eval.views if "views_" in prefix else ""}: '
+                      f'{", " + trained.config.eval.tta if "tta_" in prefix else ""}: '
                       f'accuracy {100 * figures["accuracy"]:.2f} %  '
                       + (f'top-5 {100 * figures["top5"]:.2f} %  ' if tells_top5(len(trained.info['class_names'])) else '') +
                       f'loss {figures["loss"]:.4f}  ({counted(round(figures["count"]), "image")})', flush=True)

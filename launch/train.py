@@ -9,7 +9,7 @@ import statistics
 from jaxcnn import cli, config, memory
 from jaxcnn.errors import Diverged, UserError
 
-OF_SEEDS = ('test_accuracy', 'test_views_accuracy', 'test_ema_accuracy', 'test_loss', 'val_accuracy')
+OF_SEEDS = ('test_accuracy', 'test_tta_accuracy', 'test_ema_accuracy', 'test_loss', 'val_accuracy')
 
 
 def tell(summary: dict, folder: str) -> None:
@@ -21,8 +21,8 @@ def tell(summary: dict, folder: str) -> None:
         top5 = f', top-5 {100 * summary["test_top5"]:.2f} %' if metrics.tells_top5(summary['num_classes']) else ''
         cli.log.info('test accuracy %.2f %%  (loss %.4f%s; checkpoint %d)', 100 * summary['test_accuracy'],
                      summary['test_loss'], top5, summary['best_step'])
-    if (several := summary.get('test_views_accuracy')) is not None:
-        cli.log.info('test accuracy %.2f %% by the mean of several views of each image', 100 * several)
+    if (accuracy := summary.get('test_tta_accuracy')) is not None:
+        cli.log.info('test accuracy %.2f %% with test-time augmentation', 100 * accuracy)
     cli.log.info('report: %s\nfigures: %s', os.path.join(folder, 'report.md'), os.path.join(folder, 'figures'))
 
 

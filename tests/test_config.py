@@ -2,6 +2,7 @@
 
 import json
 import math
+import operator
 import os
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 from jaxcnn import cache_folder
 from jaxcnn import config as cfg
 from jaxcnn.config import Choice, Duration, parse
+from jaxcnn.config.schema import RENAMED_FIELDS
 from jaxcnn.errors import UserError
 
 
@@ -76,6 +78,16 @@ def test_an_unknown_name_is_told_with_the_nearest(fields, line):
     with pytest.raises(UserError, match=line) as error:
         parse(fields)
     one_line(error)
+
+
+def test_a_renamed_field_is_told_by_its_new_name():
+    line = r'^config\.eval\.views is now config\.eval\.tta$'
+    with pytest.raises(UserError, match=line):
+        parse({'eval': {'views': 'flip'}})
+    with pytest.raises(UserError, match=line):
+        cfg.override({}, ['eval.views=flip'])
+    for name in RENAMED_FIELDS.values():
+        operator.attrgetter(name.removeprefix('config.'))(cfg.Config())
 
 
 @pytest.mark.parametrize(('fields', 'line'), [

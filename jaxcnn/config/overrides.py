@@ -9,7 +9,7 @@ from typing import Any
 import ml_collections
 
 from jaxcnn.config.literals import _literal
-from jaxcnn.config.parse import _fields, _plain, _strip_optional, _wrong, parse, to_dict
+from jaxcnn.config.parse import _fields, _plain, _strip_optional, _unknown_field, _wrong, parse, to_dict
 from jaxcnn.config.schema import Choice, Config, Duration
 from jaxcnn.errors import UserError, unknown
 
@@ -33,7 +33,7 @@ def override(fields: Mapping[str, Any] | ml_collections.ConfigDict, assignments:
         while True:
             known = _fields(schema)
             if parts[0] not in known:
-                raise unknown('field', f'{at}.{parts[0]}', [f'{at}.{k}' for k in known])
+                raise _unknown_field(at, parts[0], known)
             kind = _strip_optional(known[parts[0]][0])
             key, at, rest = parts[0], f'{at}.{parts[0]}', parts[1:]
             if rest and kind is Duration and len(rest) == 1:

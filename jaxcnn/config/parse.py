@@ -9,12 +9,12 @@ import dataclasses
 import math
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import ml_collections
 
-from jaxcnn.config.schema import UNITS, Choice, Config, Duration
+from jaxcnn.config.schema import RENAMED_FIELDS, UNITS, Choice, Config, Duration
 from jaxcnn.errors import UserError, unknown
 
 
@@ -33,6 +33,13 @@ def _fields(schema: type) -> dict[str, tuple[Any, dataclasses.Field]]:
 
 def _wrong(path: str, expected: str, value: Any, hint: str | None = None) -> UserError:
     return UserError(f'expected {expected}, got {value!r}', field=path, hint=hint)
+
+
+def _unknown_field(path: str, name: str, known: Iterable[str]) -> UserError:
+    field = f'{path}.{name}'
+    if field in RENAMED_FIELDS:
+        return UserError(f'{field} is now {RENAMED_FIELDS[field]}')
+    return unknown('field', field, [f'{path}.{k}' for k in known])
 
 
 def _plain(value: Any) -> Any:
@@ -94,7 +101,7 @@ def _build(kind: Any, value: Any, path: str, meta: Mapping[str, Any] = types.Map
         known = _fields(kind)
         for name in value:
             if name not in known:
-                raise unknown('field', f'{path}.{name}', [f'{path}.{k}' for k in known])
+                raise _unknown_field(path, name, known)
         return kind(**{k: _build(known[k][0], v, f'{path}.{k}', known[k][1].metadata) for k, v in value.items()})
     if typing.get_origin(kind) is tuple:
         if not isinstance(value, (list, tuple)):

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 UNITS = ('steps', 'epochs', 'fraction')
+RENAMED_FIELDS = {'config.eval.views': 'config.eval.tta'}  # for the message to a user of an old name
 
 
 @dataclass(frozen=True)
@@ -141,8 +142,8 @@ class EvalConfig:
 
     every: Duration = _field(Duration('epochs', 1), 'interval')
     batch_size: int = _field(256, 'images per evaluation step', least=1, result=False)
-    views: str = _field('none', 'at the end, and in evaluate and predict, also the mean logits of several views of each '
-                        'image: flip, flip_shift(1)')
+    tta: str = _field('none', 'test-time augmentation at the end of a run, in evaluate and in predict, in addition to the '
+                      'image alone: flip or flip_shift(1)')
 
 
 @dataclass(frozen=True)

@@ -79,7 +79,7 @@ def write_report(workdir: str, config: cfg.Config, summary: Mapping[str, Any], r
               if summary["val_accuracy"] is not None else f'the last checkpoint, step {summary["best_step"]}')
     other = [f'| {name.replace("_", " ")} | {_number(value) if name.endswith("loss") else _percent(value)} |'
            for name, value in summary.items()
-           if ('_ema_' in name or '_views_' in name) and (top5 or not name.endswith('top5'))]
+           if ('_ema_' in name or '_tta_' in name) and (top5 or not name.endswith('top5'))]
     held = ', '.join(f'{summary[f"peak_{where}_bytes"] / 1e9:.2f} GB of the {where}' for where in ('host', 'device')
                      if summary[f'peak_{where}_bytes'] is not None)
     lines = [

@@ -30,19 +30,19 @@ class Evaluator:
                  on_device: bool):
         self._dataset, self._backend, self._on_device = dataset, backend, on_device
         self._batch_size = -(-batch_size // backend.num_devices) * backend.num_devices
-        self._steps = {views: backend.compile_eval(eval_step(network, prepare, backend.axis_name, views))
-                       for views in (False, True)}
+        self._steps = {tta: backend.compile_eval(eval_step(network, prepare, backend.axis_name, tta))
+                       for tta in (False, True)}
         self._resident: dict[str, Any] = {}
 
     def __call__(self, variables: Any, split: str, stop: Callable[[], bool] = lambda: False,
-                 views: bool = False) -> dict[str, Any] | None:
+                 tta: bool = False) -> dict[str, Any] | None:
         """Sums over the split (see `metrics.batch_sums`) on the host, or None where `stop` said so half-way.
 
         Args:
           variables: `params` and `batch_stats`, placed by the back end.
           split: a name in the data set's splits.
           stop: asked before each batch, when the one before the last is through.
-          views: of the mean logits of several views of each image.
+          tta: with test-time augmentation.
         """
         part = self._dataset.splits[split]
         if split not in self._resident:
@@ -54,6 +54,6 @@ class Evaluator:
                 jax.block_until_ready(under_way.popleft())
             if stop():
                 return None
-            sums = self._steps[views](variables, self._backend.put_rows(batch), self._resident[split], sums)
+            sums = self._steps[tta](variables, self._backend.put_rows(batch), self._resident[split], sums)
             under_way.append(sums)
         return self._backend.fetch(sums)

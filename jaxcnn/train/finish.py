@@ -27,7 +27,7 @@ def finish(run: 'Run') -> dict[str, Any] | None:
     row: dict[str, float] = {}
     for split in ('val', 'test'):
         if split in run.dataset.splits:
-            found = run.evaluate(state, split, views=run.prepare.views is not None)
+            found = run.evaluate(state, split, tta=run.prepare.tta is not None)
             if found is None:
                 return None
             row.update(found[0])
@@ -69,8 +69,8 @@ def _summary(run: 'Run', row: Mapping[str, float], prefix: str, best: int) -> di
         'val_accuracy': row.get(f'val_{prefix}accuracy'), 'val_loss': row.get(f'val_{prefix}loss'),
         'test_accuracy': row.get(f'test_{prefix}accuracy'), 'test_top5': row.get(f'test_{prefix}top5'),
         'test_loss': row.get(f'test_{prefix}loss'),
-        **{k: v for k, v in row.items() if '_ema_' in k or '_views_' in k},
-        **{k.replace(prefix, ''): v for k, v in row.items() if prefix and f'{prefix}views_' in k},
+        **{k: v for k, v in row.items() if '_ema_' in k or '_tta_' in k},
+        **{k.replace(prefix, ''): v for k, v in row.items() if prefix and f'{prefix}tta_' in k},
         'best_step': best,
         'images_per_second': run.progress.images_per_second,
         'train_seconds': run.progress.timed_seconds,

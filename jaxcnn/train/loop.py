@@ -280,14 +280,14 @@ class Run(Setup):
             '. A lower config.optim.learning_rate or config.optim.clip_norm may help')
 
     def evaluate(self, state: TrainState, split: str,
-                 views: bool = False) -> tuple[dict[str, float], dict[str, np.ndarray]] | None:
+                 tta: bool = False) -> tuple[dict[str, float], dict[str, np.ndarray]] | None:
         """Figures of a split, named `<split>_<prefix><figure>`, and confusion matrices by prefix; None where a
-        signal came. `views`: also with several views of each image."""
+        signal came. `tta`: also with test-time augmentation."""
         row, confusion = {}, {}
         for of_state, placed in variables(state).items():
-            for several in (False, True) if views else (False,):
-                prefix = of_state + several * 'views_'
-                sums = self.evaluator(placed, split, self._interrupted, several)
+            for augmented in (False, True) if tta else (False,):
+                prefix = of_state + augmented * 'tta_'
+                sums = self.evaluator(placed, split, self._interrupted, augmented)
                 if sums is None:
                     return None
                 row.update({f'{split}_{prefix}{name}': value for name, value in metrics.figures(sums).items()})

@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxcnn import config as cfg
 from jaxcnn import data, models, optim
-from jaxcnn.data import augment, feed, normalize, sources, views
+from jaxcnn.data import augment, feed, normalize, sources, tta
 from jaxcnn.errors import UserError, within
 from jaxcnn.timeline import Phase, Timeline
 from jaxcnn.train import parallel, whiten
@@ -38,8 +38,8 @@ def check_config(config: cfg.Config) -> None:
         augment.pipeline(config.data.eval_augment, steady=True)
     with within('config.data.normalize'):
         normalize.parse(config.data.normalize)
-    with within('config.eval.views'):
-        views.parse(config.eval.views)
+    with within('config.eval.tta'):
+        tta.parse(config.eval.tta)
     optim.check(config.optim)
     schedules = [config.optim.schedule, *(s.schedule for s in config.optim.switch)]
     if config.data.val_fraction == 0 and any(s and s.name == 'plateau' for s in schedules):
@@ -76,7 +76,7 @@ class Setup:
         parallel.check_batch_sizes(self.timeline, config.optim.accumulate, self.backend.num_devices)
         self.network = models.create(config.model.name, num_classes=self.dataset.num_classes, **config.model.args)
         self.prepare = Preparation.of(config.data, self.dataset.mean, self.dataset.std, self._fit,
-                                      views.parse(config.eval.views))
+                                      tta.parse(config.eval.tta))
         self.image_shape = self.prepare.shape(self.dataset.image_shape)
         size = sum(s.nbytes for s in self.dataset.splits.values())
         self.on_device = config.data.placement == 'device' or (

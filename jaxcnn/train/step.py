@@ -20,7 +20,7 @@ from jaxcnn.config import DataConfig, LookaheadConfig
 from jaxcnn.data import normalize
 from jaxcnn.data.augment import Gradient, Pipeline, pipeline
 from jaxcnn.data.normalize import Fitted, Normalization, Normalizer
-from jaxcnn.data.views import Views
+from jaxcnn.data.tta import TestTimeAugmentation
 from jaxcnn.errors import UserError, within
 from jaxcnn.losses import cross_entropy
 from jaxcnn.metrics import Sums, batch_sums, predictions
@@ -41,26 +41,26 @@ class Preparation:
       augment: of training images, in [0, 1]; or None.
       normalize: after it.
       eval_augment: of all other images, drawing nothing; or None.
-      views: of an image, after that, whose logits are averaged; or None.
+      tta: test-time augmentation, which follows it; or None.
     """
 
     augment: Pipeline | None
     normalize: Normalization
     eval_augment: Pipeline | None = None
-    views: Views | None = None
+    tta: TestTimeAugmentation | None = None
 
     @classmethod
     def of(cls, config: DataConfig, mean: Sequence[float], std: Sequence[float], fitted: Fit,
-           views: Views | None = None) -> 'Preparation':
+           tta: TestTimeAugmentation | None = None) -> 'Preparation':
         """The preparation that a config asks for.
 
         Args:
           config: the config's part.
           mean, std: per channel, of the training part.
           fitted: gives what normalisation by anything else has learned of it.
-          views: see `Preparation`.
+          tta: see `Preparation`.
         """
-        raw = cls(pipeline(config.augment), Normalization(), pipeline(config.eval_augment, steady=True), views)
+        raw = cls(pipeline(config.augment), Normalization(), pipeline(config.eval_augment, steady=True), tta)
         ops = normalize.parse(config.normalize)
         if ops == [normalize.standardize()]:
             return dataclasses.replace(raw, normalize=Normalization.by(mean, std))
@@ -76,12 +76,12 @@ class Preparation:
             x = jax.vmap(functools.partial(self.eval_augment, jax.random.key(0)))(x)
         return x
 
-    def logits(self, of: Callable[[jax.Array], jax.Array], images: jax.Array, views: bool = True) -> jax.Array:
-        """What `of` makes of uint8 images (N, H, W, C) as evaluation has them; the mean over their views, if there are any
-        and `views` says so."""
+    def logits(self, of: Callable[[jax.Array], jax.Array], images: jax.Array, tta: bool = True) -> jax.Array:
+        """What `of` makes of uint8 images (N, H, W, C) as evaluation has them; with `tta` the mean over the variants of
+        test-time augmentation, if there is any."""
         x = self._pixels(images)
-        seen = self.views(x) if self.views and views else [(1.0, x)]
-        return sum(weight * of(self.normalize(view)).astype(jnp.float32) for weight, view in seen)  # type: ignore[return-value]
+        variants = self.tta(x) if self.tta and tta else [(1.0, x)]
+        return sum(weight * of(self.normalize(images)).astype(jnp.float32) for weight, images in variants)  # type: ignore[return-value]
 
     def train(self, images: jax.Array, labels: jax.Array, key: jax.Array, rows: Any = None, *, classes: int,
               before: Callable[[jax.Array], jax.Array] = lambda x: jnp.roll(x, 1, 0),
@@ -113,9 +113,9 @@ class Preparation:
         if train != other:
             raise UserError(f'config.data.augment makes images of {train[0]} x {train[1]} pixels, '
                             f'config.data.eval_augment of {other[0]} x {other[1]}: both must be what the network takes')
-        if self.views is not None:
-            with within('config.eval.views'):
-                jax.eval_shape(self.views, jax.ShapeDtypeStruct((1, *other), jnp.float32))
+        if self.tta is not None:
+            with within('config.eval.tta'):
+                jax.eval_shape(self.tta, jax.ShapeDtypeStruct((1, *other), jnp.float32))
         return tuple(train)  # type: ignore[return-value]
 
 
@@ -329,16 +329,16 @@ def many_steps(step: TrainStep, rows: Callable[[jax.Array, jax.Array], jax.Array
 
 
 def eval_step(network: Network, prepare: Preparation, axis_name: str | None = None,
-              views: bool = False) -> Callable[[Any, Batch, Batch, Sums], Sums]:
-    """The function that is compiled: adds a batch's sums (see `metrics.batch_sums`) to those so far; `views`: of the mean
-    logits of the images' views."""
+              tta: bool = False) -> Callable[[Any, Batch, Batch, Sums], Sums]:
+    """The function that is compiled: adds a batch's sums (see `metrics.batch_sums`) to those so far; `tta`: with
+    test-time augmentation."""
     def run(variables: Any, batch: Batch, data: Batch, sums: Sums) -> Sums:
         if 'position' in batch:
             batch = {**batch, **gather(batch['position'], data)}
         def of(x: jax.Array) -> jax.Array:
             logits: Any = network.apply(variables, x, train=False)
             return logits
-        logits = prepare.logits(of, batch['image'], views)
+        logits = prepare.logits(of, batch['image'], tta)
         new = batch_sums(logits, batch['label'], batch['mask'])
         if axis_name:
             new = jax.lax.psum(new, axis_name)

@@ -12,7 +12,7 @@ from jaxcnn import config as cfg
 from jaxcnn import data, metrics, models, optim
 from jaxcnn.data import feed, normalize
 from jaxcnn.data.checks import check_images
-from jaxcnn.data.views import parse as parse_views
+from jaxcnn.data.tta import parse as parse_tta
 from jaxcnn.errors import UserError
 from jaxcnn.timeline import Timeline
 from jaxcnn.train import parallel, workdir
@@ -50,7 +50,7 @@ class Trained:
                                      **self.config.model.args)
         self.prepare = Preparation.of(self.config.data, self.info['mean'], self.info['std'],
                                       lambda ops, _: normalize.read(os.path.join(folder, 'normalize.npz'), ops),
-                                      parse_views(self.config.eval.views))
+                                      parse_tta(self.config.eval.tta))
         shape = self.prepare.shape(tuple(self.info['image_shape']))
         self._template = jax.eval_shape(lambda: init_state(
             self.network, optimizer, shape, np.uint32(0), self.config.optim))
@@ -115,7 +115,7 @@ class Trained:
         return SplitEvaluator(self, dataset, split)
 
     def predict(self, state: TrainState, images: np.ndarray) -> np.ndarray:
-        """Class probabilities of images, by the run's views.
+        """Class probabilities of images, with the run's test-time augmentation.
 
         Args:
           state: as `read` gives it.
@@ -146,7 +146,7 @@ class SplitEvaluator:
     """One split of a trained network's data."""
 
     def __init__(self, trained: Trained, dataset: data.Dataset, split: str):
-        self._split, self._several = split, trained.prepare.views is not None
+        self._split, self._has_tta = split, trained.prepare.tta is not None
         self._backend = parallel.make_backend(cfg.ParallelConfig())
         on_device = dataset.splits[split].nbytes <= feed.DEVICE_LIMIT
         self._evaluator = Evaluator(trained.network, dataset, trained.prepare, self._backend,
@@ -154,14 +154,14 @@ class SplitEvaluator:
 
     def __call__(self, state: TrainState) -> dict[str, Mapping[str, float]]:
         """`count`, `loss`, `accuracy` and `top5` of the parameters (''), of their moving average ('ema_'), and of each with
-        several views of an image ('views_', 'ema_views_')."""
+        test-time augmentation ('tta_', 'ema_tta_')."""
         found: dict[str, Mapping[str, float]] = {}
         for prefix, of_state in variables(state).items():
             placed = self._backend.place(of_state)
-            for views in (False, True) if self._several else (False,):
-                sums = self._evaluator(placed, self._split, views=views)
+            for tta in (False, True) if self._has_tta else (False,):
+                sums = self._evaluator(placed, self._split, tta=tta)
                 assert sums is not None
-                found[prefix + views * 'views_'] = {'count': float(sums['count']), **metrics.figures(sums)}
+                found[prefix + tta * 'tta_'] = {'count': float(sums['count']), **metrics.figures(sums)}
         return found
 
 

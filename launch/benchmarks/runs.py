@@ -69,7 +69,7 @@ def train(args: argparse.Namespace) -> Iterator[Table]:
                 of_ours = os.path.join(workdir, 'summary.json')
                 said = read_json(of_ours) if side == 'train.py' else json.loads(done.stdout.splitlines()[-1])
                 for what, value in {'whole command': seconds, 'training steps alone': said['train_seconds'],
-                                    'test accuracy': said.get('test_views_accuracy', said['test_accuracy'])}.items():
+                                    'test accuracy': said.get('test_tta_accuracy', said['test_accuracy'])}.items():
                     found.setdefault(f'{what}, {side}', []).append(value)
                     print(f'seed {seed}: {what}, {side}: {value:.4f}', file=sys.stderr, flush=True)
             ratios = {}

@@ -84,14 +84,14 @@ def test_train_ends_with_the_accuracy_and_the_paths(watched_run):
 
 
 def test_several_seeds_are_runs_of_their_own_and_their_figures_together(config, tmp_path):
-    few = ['--config.duration.steps=20', '--config.eval.views=flip']
+    few = ['--config.duration.steps=20', '--config.eval.tta=flip']
     done = run('train', f'--config={config}', f'--workdir={tmp_path}', '--seeds=2', '--config.seed=3', *few)
     runs = [json.loads((tmp_path / f'seed{seed}' / 'summary.json').read_text()) for seed in (3, 4)]
     assert [r['seed'] for r in runs] == [3, 4]
     assert runs[0]['test_loss'] != runs[1]['test_loss']
     found = json.loads((tmp_path / 'seeds.json').read_text())
     assert found['seeds'] == [3, 4]
-    for name in ('test_accuracy', 'test_views_accuracy', 'test_loss', 'val_accuracy'):
+    for name in ('test_accuracy', 'test_tta_accuracy', 'test_loss', 'val_accuracy'):
         values = [r[name] for r in runs]
         assert found[name]['values'] == values
         assert found[name]['mean'] == pytest.approx(np.mean(values))

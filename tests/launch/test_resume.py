@@ -37,7 +37,7 @@ def get_config():
                                         learning_rate=0.01)]),
                 batch_schedule=[(dict(steps=30), 64)], parallel=dict(devices=1),
                 whiten=dict(match='Conv_0/kernel', images=50),
-                eval=dict(every=dict(steps=15), views='flip_shift'),
+                eval=dict(every=dict(steps=15), tta='flip_shift'),
                 checkpoint=dict(every=dict(steps=6)), log_every=dict(steps=10))
 '''
 

@@ -183,25 +183,25 @@ def test_the_first_batch_is_drawn_as_the_network_sees_it(small, tmp_path, monkey
     run.close()
 
 
-def test_views_are_told_beside_the_image_alone(small, tmp_path):
+def test_figures_with_test_time_augmentation_stand_beside_those_without(small, tmp_path):
     folder = str(tmp_path)
-    summary = train_and_evaluate(small(eval={'views': 'flip_shift'}, optim={'ema_decay': 0.9}), folder)
+    summary = train_and_evaluate(small(eval={'tta': 'flip_shift'}, optim={'ema_decay': 0.9}), folder)
     trained = Trained(folder)
     state = trained.read(trained.find('best'))
     found = trained.evaluator('test')(state)
-    assert set(found) == {'', 'ema_', 'views_', 'ema_views_'}
+    assert set(found) == {'', 'ema_', 'tta_', 'ema_tta_'}
     for prefix, figures in found.items():
         assert figures['count'] == 359
         assert summary[f'test_{prefix}loss'] == pytest.approx(figures['loss'], rel=1e-6)
         assert summary[f'test_{prefix}accuracy'] == pytest.approx(figures['accuracy'])
-    assert abs(summary['test_views_loss'] - summary['test_loss']) > 1e-4
+    assert abs(summary['test_tta_loss'] - summary['test_loss']) > 1e-4
     test = trained.evaluator('test')._evaluator._dataset.splits['test']
     right = trained.predict(state, test.take(np.arange(len(test)))).argmax(1) == test.labels
-    assert right.mean() == pytest.approx(summary['test_views_accuracy'])
+    assert right.mean() == pytest.approx(summary['test_tta_accuracy'])
     with pytest.raises(UserError, match=r'images must be uint8 \(N, 16, 16, 1\), got .*\(255 \* images\)'):
         trained.predict(state, test.take(np.arange(3)) / 255)
     assert trained.predict(state, test.take(np.arange(0))).shape == (0, 10)
-    assert not any('views' in name for row in read_metrics(folder) for name in row)
+    assert not any('tta' in name for row in read_metrics(folder) for name in row)
 
 
 def test_it_stops_early_and_stays_stopped(small, tmp_path):
@@ -350,11 +350,11 @@ def test_a_plateau_lowers_the_rate_of_a_run(small, tmp_path, backend):
 
 def test_figures_of_the_average_are_told_where_the_metric_is_its_own(small, tmp_path):
     summary = train_and_evaluate(small(optim={'ema_decay': 0.9}, checkpoint={'metric': 'val_ema_accuracy'},
-                                       eval={'views': 'flip', 'every': dict(steps=10)}), str(tmp_path))
+                                       eval={'tta': 'flip', 'every': dict(steps=10)}), str(tmp_path))
     trained = Trained(str(tmp_path))
     state = trained.read(trained.find('best'))
     found = trained.evaluator('test')(state)
-    for name, prefix in (('test', ''), ('test_views', 'views_')):
+    for name, prefix in (('test', ''), ('test_tta', 'tta_')):
         assert summary[f'{name}_accuracy'] == pytest.approx(found[f'ema_{prefix}']['accuracy'])
         assert summary[f'{name}_loss'] == pytest.approx(found[f'ema_{prefix}']['loss'], rel=1e-5)
         assert found[f'ema_{prefix}']['loss'] != pytest.approx(found[prefix]['loss'], rel=1e-3)
@@ -415,7 +415,7 @@ def test_all_processes_set_the_same_damaged_checkpoints_aside(small, tmp_path, m
     (dict(optim={'schedule': 'plateau'}, data={'val_fraction': 0.0}), 'plateau follows the validation loss'),
     (dict(data={'augment': 'flip_rl'}), 'unknown augmentation .flip_rl.; nearest: flip_lr'),
     (dict(data={'name': 'digit'}), 'unknown data set .digit.; nearest: digits'),
-    (dict(eval={'views': 'flop'}), 'unknown views .flop.; nearest: flip'),
+    (dict(eval={'tta': 'flop'}), 'unknown test-time augmentation .flop.; nearest: flip'),
 ])
 def test_wrong_names_stop_a_run_before_there_is_a_workdir(small, tmp_path, fields, line):
     with pytest.raises(UserError, match=line):

@@ -46,7 +46,7 @@ def reference(tmp_path_factory):
 
 
 OPTIONS = dict(
-    whiten=dict(match='Conv_0/kernel'), eval={'views': 'flip_shift'}, parallel={'steps_per_dispatch': 2},
+    whiten=dict(match='Conv_0/kernel'), eval={'tta': 'flip_shift'}, parallel={'steps_per_dispatch': 2},
     data={'augment': 'alternating_flip|pad_crop(1, "reflect")', 'per_class': 10}, optim={
         'accumulate': 2, 'ema_decay': 0.9, 'clip_norm': 1.0,
         'lookahead': dict(every=2, ramp=1.0), 'l2': 1e-3, 'decay_mask': '', 'groups': (

@@ -1,10 +1,10 @@
-"""Views of an image, against airbench's own evaluation in NumPy."""
+"""Test-time augmentation equals airbench's evaluation, written in NumPy."""
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxcnn.data import views
+from jaxcnn.data import tta
 from jaxcnn.errors import UserError
 
 IMAGES = np.random.default_rng(0).uniform(size=(3, 8, 10, 2)).astype(np.float32)
@@ -17,7 +17,7 @@ def logits(x):
 
 
 def mean(text):
-    return sum(weight * logits(x) for weight, x in views.parse(text)(jnp.asarray(IMAGES)))
+    return sum(weight * logits(x) for weight, x in tta.parse(text)(jnp.asarray(IMAGES)))
 
 
 def mirrored(x):
@@ -37,25 +37,26 @@ def test_flip_shift_is_that_of_airbench(pixels):
     assert np.abs(mean('flip') - expected).max() > 1e-2
 
 
-@pytest.mark.parametrize('text', views.names()[1:])
+@pytest.mark.parametrize('text', tta.names()[1:])
 def test_weights_add_up(text):
-    assert sum(weight for weight, _ in views.parse(text)(jnp.asarray(IMAGES))) == 1
+    assert sum(weight for weight, _ in tta.parse(text)(jnp.asarray(IMAGES))) == 1
 
 
 @pytest.mark.parametrize(('text', 'line'), [
-    ('flips', r"unknown views 'flips'; nearest: flip"), ('flip(2)', 'views flip: too many'),
+    ('flips', r"unknown test-time augmentation 'flips'; nearest: flip"),
+    ('flip(2)', 'test-time augmentation flip: too many'),
     ('flip_shift(0)', 'flip_shift: pixels must be a whole number of at least 1, got 0'),
-    ('flip_shift(pixel=1)', "unknown argument of views flip_shift 'pixel'; nearest: pixels"),
+    ('flip_shift(pixel=1)', "unknown argument of test-time augmentation flip_shift 'pixel'; nearest: pixels"),
 ])
 def test_what_is_wrong_is_told_in_one_line(text, line):
     with pytest.raises(UserError, match=line):
-        views.parse(text)
+        tta.parse(text)
 
 
 def test_a_shift_as_large_as_the_image_is_told():
     with pytest.raises(UserError, match=r'flip_shift\(8\): images are 8 x 10'):
-        views.parse('flip_shift(8)')(jnp.asarray(IMAGES))
+        tta.parse('flip_shift(8)')(jnp.asarray(IMAGES))
 
 
-def test_without_views_there_are_none():
-    assert views.parse('none') is None
+def test_none_is_no_augmentation():
+    assert tta.parse('none') is None
