@@ -14,7 +14,8 @@ def get_config():
         duration=dict(epochs=30),
         batch_size=128,
         model=dict(name='shallow_cnn', dropout=0.2, kernel_init='lecun_normal'),
+        loss=dict(name='cross_entropy', label_smoothing=0.1),
         data=dict(name='cifar10', augment='pad_crop(4)|flip_lr'),
         optim=dict(optimizer=dict(name='sgd', momentum=0.9, nesterov=True), learning_rate=0.05, schedule='cosine',
-                   warmup=dict(fraction=0.05), l2=5e-4, clip_norm=5.0, label_smoothing=0.1),
+                   warmup=dict(fraction=0.05), l2=5e-4, clip_norm=5.0),
     )

@@ -15,8 +15,9 @@ def get_config():
         duration=dict(epochs=30),
         batch_size=64,
         model=dict(name='shallow_cnn', dropout=0.3, kernel_init='lecun_normal'),
+        loss=dict(name='cross_entropy', label_smoothing=0.1),
         data=dict(name='flat', image_size=64, resize='squash',
                   augment='random_resized_crop(64, (0.3, 1.0))|flip_lr|color_jitter(0.2, 0.2, 0.2)'),
         optim=dict(optimizer=dict(name='sgd', momentum=0.9, nesterov=True), learning_rate=0.03, warmup=dict(epochs=1),
-                   l2=5e-4, clip_norm=5.0, label_smoothing=0.1),
+                   l2=5e-4, clip_norm=5.0),
     )

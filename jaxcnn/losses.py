@@ -1,26 +1,172 @@
-"""Losses, in float32 whatever the network computes in."""
+"""Losses, in float32 whatever the network computes in, and their registry.
+
+A loss is a function `(logits, targets, ...) -> (N,)` with arguments that `config.loss` can set. To add one, write the
+function and put `@register(...)` above it, with the kinds of targets that it takes.
+"""
+
+import functools
+import inspect
+import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from jaxcnn import config as cfg
+from jaxcnn.config import bind
+from jaxcnn.errors import UserError, check_bool, unknown
 
-def cross_entropy(logits: jax.Array, labels: jax.Array, label_smoothing: float = 0.0) -> jax.Array:
-    """Softmax cross-entropy of each example (Szegedy et al. 2016, section 7, for the smoothing).
+Loss = Callable[[jax.Array, jax.Array], jax.Array]
+_LOSSES: dict[str, tuple[Callable[..., jax.Array], tuple[str, ...]]] = {}
+
+
+def register(*targets: str) -> Callable[[Callable[..., jax.Array]], Callable[..., jax.Array]]:
+    """Make a function known to `config.loss` under its name.
+
+    Args:
+      *targets: the kinds of targets that it takes: `label`, one class for each image; `labels`, several.
+    """
+    def add(loss: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+        _LOSSES[loss.__name__] = loss, targets
+        return loss
+    return add
+
+
+def names(targets: str) -> list[str]:
+    """Return the losses that take a kind of targets."""
+    return sorted(name for name, (_, kinds) in _LOSSES.items() if targets in kinds)
+
+
+def make(choice: cfg.Choice, targets: str, task: str) -> tuple[Loss, Loss]:
+    """Return the loss of a config, for training, and the one without label smoothing, for evaluation.
+
+    Args:
+      choice: `config.loss`.
+      targets: the kind of the task's targets.
+      task: the task's name, for the message.
+
+    Raises:
+      UserError: The loss is unknown, does not take these targets, or does not take an argument.
+    """
+    if choice.name not in _LOSSES:
+        raise unknown('loss', choice.name, names(targets), field='config.loss')
+    loss, kinds = _LOSSES[choice.name]
+    if targets not in kinds:
+        raise UserError(f'the loss {choice.name!r} does not fit the task {task!r}', field='config.loss',
+                        hint=f'these do: {", ".join(names(targets))}')
+    arguments = bind(loss, (), {'logits': None, 'targets': None, **choice.args}, f'loss {choice.name}')
+    del arguments['logits'], arguments['targets']
+    for name, value in arguments.items():
+        default = inspect.signature(loss).parameters[name].default
+        check_bool(f'config.loss.{name}', default, value)
+        low, high = _LIMITS.get(name, (-math.inf, math.inf))
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        if not isinstance(default, bool) and value is not None and not (is_number and low <= value <= high):
+            limits = ' '.join(f'{word} {limit:g}' for word, limit in (('from', low), ('to', high)) if math.isfinite(limit))
+            raise UserError(f'expected a number {limits}'.rstrip() + f', got {value!r}', field=f'config.loss.{name}')
+    without_smoothing = {name: value for name, value in arguments.items() if name != 'label_smoothing'}
+    return functools.partial(loss, **arguments), functools.partial(loss, **without_smoothing)
+
+
+_LIMITS = {'label_smoothing': (0.0, 0.999), 'gamma': (0.0, math.inf), 'epsilon': (-1.0, math.inf), 'alpha': (0.0, 1.0)}
+
+
+def _distributions(logits: jax.Array, targets: jax.Array, label_smoothing: float) -> jax.Array:
+    """Return targets (N,) or (N, classes) as probabilities (N, classes), smoothed (Szegedy et al. 2016, section 7)."""
+    probabilities = (targets.astype(jnp.float32) if targets.ndim == logits.ndim else
+                     jax.nn.one_hot(targets, logits.shape[-1]))
+    return optax.smooth_labels(probabilities, label_smoothing)
+
+
+@register('label')
+def cross_entropy(logits: jax.Array, targets: jax.Array, label_smoothing: float = 0.0) -> jax.Array:
+    """Return the softmax cross-entropy of each example.
 
     Args:
       logits: (N, classes).
-      labels: (N,) whole numbers, or (N, classes) probabilities.
-      label_smoothing: in [0, 1): the part of each target that is spread evenly over all classes.
+      targets: (N,) whole numbers, or (N, classes) probabilities.
+      label_smoothing: the part of each target that is spread evenly over all classes, in [0, 1) (Szegedy et al. 2016).
 
     Returns:
       (N,) float32.
     """
     logits = logits.astype(jnp.float32)
-    if labels.ndim == logits.ndim:
-        targets = labels.astype(jnp.float32)
-    elif label_smoothing:
-        targets = jax.nn.one_hot(labels, logits.shape[-1])
-    else:
-        return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-    return optax.softmax_cross_entropy(logits, optax.smooth_labels(targets, label_smoothing))
+    if targets.ndim < logits.ndim and not label_smoothing:
+        return optax.softmax_cross_entropy_with_integer_labels(logits, targets)
+    return optax.softmax_cross_entropy(logits, _distributions(logits, targets, label_smoothing))
+
+
+@register('label')
+def focal(logits: jax.Array, targets: jax.Array, gamma: float = 2.0, label_smoothing: float = 0.0) -> jax.Array:
+    """Return the cross-entropy weighted by `(1 - p)^gamma` of each class's probability p (Lin et al. 2017).
+
+    Args:
+      logits: (N, classes).
+      targets: (N,) whole numbers, or (N, classes) probabilities.
+      gamma: at least 0; 0 gives the cross-entropy.
+      label_smoothing: see `cross_entropy`.
+    """
+    log_probabilities = jax.nn.log_softmax(logits.astype(jnp.float32))
+    # a probability of 1 has no gradient by 1 - p where gamma is below 1
+    others = jnp.maximum(-jnp.expm1(log_probabilities), 1e-12)
+    return -(_distributions(logits, targets, label_smoothing) * others ** gamma * log_probabilities).sum(-1)
+
+
+@register('label')
+def mse(logits: jax.Array, targets: jax.Array, softmax: bool = False, label_smoothing: float = 0.0) -> jax.Array:
+    """Return the squared error against the one-hot target, summed over classes (Hui & Belkin 2021).
+
+    Args:
+      logits: (N, classes).
+      targets: (N,) whole numbers, or (N, classes) probabilities.
+      softmax: compare the softmax of the logits with the target, instead of the logits themselves.
+      label_smoothing: see `cross_entropy`.
+    """
+    logits = logits.astype(jnp.float32)
+    outputs = jax.nn.softmax(logits) if softmax else logits
+    return ((outputs - _distributions(logits, targets, label_smoothing)) ** 2).sum(-1)
+
+
+@register('label')
+def poly1(logits: jax.Array, targets: jax.Array, epsilon: float = 1.0, label_smoothing: float = 0.0) -> jax.Array:
+    """Return the cross-entropy plus `epsilon (1 - p)`, p being the target's probability (Leng et al. 2022).
+
+    Args:
+      logits: (N, classes).
+      targets: (N,) whole numbers, or (N, classes) probabilities.
+      epsilon: at least -1; 0 gives the cross-entropy.
+      label_smoothing: see `cross_entropy`.
+    """
+    distributions = _distributions(logits, targets, label_smoothing)
+    logits = logits.astype(jnp.float32)
+    missing = 1 - (distributions * jax.nn.softmax(logits)).sum(-1)
+    return optax.softmax_cross_entropy(logits, distributions) + epsilon * missing
+
+
+@register('label', 'labels')
+def bce(logits: jax.Array, targets: jax.Array, gamma: float = 0.0, alpha: float | None = None,
+        label_smoothing: float = 0.0) -> jax.Array:
+    """Return the binary cross-entropy of the sigmoid of each logit, averaged over classes.
+
+    Args:
+      logits: (N, classes).
+      targets: (N, classes) from 0 to 1, or (N,) whole numbers.
+      gamma: at least 0; above 0 gives the focal form, whose factor is `(1 - p)^gamma` (Lin et al. 2017).
+      alpha: the weight of a positive, in [0, 1], that of a negative being `1 - alpha`; None: both have the weight 1.
+      label_smoothing: targets are moved to 1/2 by this part of the way, in [0, 1).
+    """
+    return bce_by_class(logits, targets, gamma, alpha, label_smoothing).mean(-1)
+
+
+def bce_by_class(logits: jax.Array, targets: jax.Array, gamma: float = 0.0, alpha: float | None = None,
+                 label_smoothing: float = 0.0) -> jax.Array:
+    """Return the terms of `bce`, (N, classes)."""
+    logits = logits.astype(jnp.float32)
+    targets = targets.astype(jnp.float32) if targets.ndim == logits.ndim else jax.nn.one_hot(targets, logits.shape[-1])
+    targets = targets * (1 - label_smoothing) + 0.5 * label_smoothing
+    positive, negative = -jax.nn.log_sigmoid(logits) * targets, -jax.nn.log_sigmoid(-logits) * (1 - targets)
+    if gamma:
+        positive *= jnp.maximum(jax.nn.sigmoid(-logits), 1e-12) ** gamma
+        negative *= jnp.maximum(jax.nn.sigmoid(logits), 1e-12) ** gamma
+    return positive + negative if alpha is None else alpha * positive + (1 - alpha) * negative

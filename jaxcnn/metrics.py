@@ -1,78 +1,177 @@
-"""Measures of a classifier: sums over batches on the device, figures from those sums on the host."""
+"""Metrics: what each is computed from, whether more is better, and how it is printed; their registry.
 
-from typing import Any
+A metric of single examples is a function `(outputs, targets) -> (N,)` that runs on the device and is averaged over images. A
+metric of a split is a function of the outputs and targets of all its images, on the host. To add one, write the function
+and put `@example_metric(...)` or `@split_metric(...)` above it; each registered metric is computed in each evaluation.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxcnn.losses import cross_entropy
 
-Sums = dict[str, jax.Array]
+@dataclasses.dataclass(frozen=True)
+class Metric:
+    """A metric of a task.
+
+    Attributes:
+      name: as in the metrics of a run.
+      compute: see the module; None for the loss, which the task computes.
+      better: whether larger (`max`) or smaller (`min`) values are better.
+      percent: whether it is printed in per cent.
+      title: as in tables.
+      min_classes: with fewer classes the metric says nothing and is not printed.
+      of_split: whether `compute` takes all images of a split, on the host.
+    """
+
+    name: str
+    compute: Callable[..., Any] | None = None
+    better: Literal['max', 'min'] = 'max'
+    percent: bool = True
+    title: str = ''
+    min_classes: int = 0
+    of_split: bool = False
+
+    def format(self, value: float | None) -> str:
+        """Return the value as text: `93.99 %`, `0.2312`, or `not measured`."""
+        if value is None:
+            return 'not measured'
+        return f'{100 * value:.2f} %' if self.percent else f'{value:,.4f}'
+
+    def improves(self, value: float, best: float | None) -> bool:
+        """Return whether a value is better than the best one so far."""
+        return best is None or (value > best if self.better == 'max' else value < best)
 
 
-def zero_sums(num_classes: int) -> dict[str, np.ndarray]:
-    """Sums over no images."""
-    zero = np.zeros((), np.float32)
-    return {'count': zero, 'loss': zero, 'top1': zero, 'top5': zero,
-            'confusion': np.zeros((num_classes, num_classes), np.int32)}
+LOSS = Metric('loss', better='min', percent=False, title='loss')
+_METRICS: dict[str, dict[str, Metric]] = {}
+
+
+def _register(targets: str, of_split: bool, fields: Mapping[str, Any]) -> Callable[[Callable], Callable]:
+    def add(compute: Callable) -> Callable:
+        name = compute.__name__
+        metric = Metric(name, compute, of_split=of_split, **{'title': name.replace('_', ' '), **fields})
+        _METRICS.setdefault(targets, {})[name] = metric
+        return compute
+    return add
+
+
+def example_metric(targets: str, **fields: Any) -> Callable[[Callable], Callable]:
+    """Register a metric that is the mean of a value of each image, `(outputs, targets) -> (N,)`.
+
+    Args:
+      targets: the kind of targets that it takes, `label` or `labels`.
+      **fields: of `Metric`.
+    """
+    return _register(targets, False, fields)
+
+
+def split_metric(targets: str, **fields: Any) -> Callable[[Callable], Callable]:
+    """Register a metric that is computed from all images of a split; see `example_metric`."""
+    return _register(targets, True, fields)
+
+
+def of_targets(targets: str) -> dict[str, Metric]:
+    """Return the loss and the registered metrics of a kind of targets, by name."""
+    return {'loss': LOSS, **_METRICS.get(targets, {})}
+
+
+@dataclasses.dataclass(frozen=True)
+class Measurement:
+    """A metric of one split by one set of weights, as in `val_ema_accuracy`.
+
+    Attributes:
+      split: `train`, `val` or `test`.
+      metric: which.
+      ema: by the moving average of the parameters.
+      tta: with test-time augmentation.
+    """
+
+    split: str
+    metric: Metric
+    ema: bool = False
+    tta: bool = False
+
+    @property
+    def name(self) -> str:
+        """The key in a run's metrics and summary."""
+        return f'{self.split}_{prefix(self.ema, self.tta)}{self.metric.name}'
+
+    @property
+    def title(self) -> str:
+        """The name in a table."""
+        return ' '.join([self.split, *['ema'] * self.ema, *['tta'] * self.tta, self.metric.title])
+
+
+def prefix(ema: bool, tta: bool) -> str:
+    """Return what stands before a metric's name for these weights and augmentation."""
+    return 'ema_' * ema + 'tta_' * tta
+
+
+def measurements(metrics: Iterable[Metric], splits: Iterable[str], ema: bool, tta: bool) -> dict[str, Measurement]:
+    """Return every measurement of a run by its name.
+
+    Args:
+      metrics: of the task.
+      splits: of the data.
+      ema: whether the run keeps a moving average.
+      tta: whether it has test-time augmentation.
+    """
+    found = [Measurement(split, metric, with_ema, with_tta) for split in splits
+             for with_ema in (False, True)[:1 + ema] for with_tta in (False, True)[:1 + tta] for metric in metrics]
+    return {m.name: m for m in found}
+
+
+# one class for each image
 
 
 def predictions(logits: jax.Array) -> jax.Array:
-    """The class of the largest of logits (N, classes): (N,) int32; -1, which is no label, where one of them is NaN."""
+    """Return the class of the largest of logits (N, classes): (N,) int32; -1, which is no label, where one is NaN."""
     return jnp.where(jnp.isnan(logits).any(-1), -1, logits.argmax(-1).astype(jnp.int32))
 
 
-def batch_sums(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> Sums:
-    """Sums over the images of a batch whose mask is 1.
-
-    Args:
-      logits: (N, classes).
-      labels: (N,) int.
-      mask: (N,) of 0 or 1.
-
-    Returns:
-      `count`, `loss` (cross-entropy without smoothing), `top1`, `top5` (label among the five largest logits, or
-      all of them where there are fewer), and `confusion` (classes, classes): rows are labels, columns predictions.
-      Logits with a NaN are never right, and are not in `confusion`, for they predict no class.
-    """
-    classes = logits.shape[-1]
-    logits = logits.astype(jnp.float32)
-    predicted = predictions(logits)
-    counts = (mask > 0) & (predicted >= 0)
-    _, best = jax.lax.top_k(logits, min(5, classes))  # (N, 5)
-    top1, top5 = (predicted == labels) & counts, (best == labels[:, None]).any(1) & counts
-    confusion = jnp.zeros((classes, classes), jnp.int32).at[labels, predicted].add(counts.astype(jnp.int32))
-    return {'count': mask.sum(), 'loss': jnp.where(mask > 0, cross_entropy(logits, labels), 0).sum(),
-            'top1': top1.sum().astype(jnp.float32), 'top5': top5.sum().astype(jnp.float32), 'confusion': confusion}
+@example_metric('label')
+def accuracy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Return whether the largest of logits (N, classes) is the label's; false where one of them is NaN."""
+    return predictions(logits) == labels
 
 
-def figures(sums: dict[str, Any]) -> dict[str, float]:
-    """Mean `loss`, `accuracy` and `top5` (both in [0, 1]) of summed batches."""
-    count = float(sums['count'])
-    return {'loss': float(sums['loss']) / count, 'accuracy': float(sums['top1']) / count,
-            'top5': float(sums['top5']) / count}
+@example_metric('label', title='top-5', min_classes=6)
+def top5(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Return whether the label is among the five largest logits, or among all where there are fewer; false with a NaN."""
+    _, best = jax.lax.top_k(logits, min(5, logits.shape[-1]))  # (N, 5)
+    return (best == labels[:, None]).any(1) & (predictions(logits) >= 0)
 
 
-def tells_top5(num_classes: int) -> bool:
-    """Whether top-5 accuracy says anything: of up to five classes it is always 1."""
-    return num_classes > 5
+def confusion_counts(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> jax.Array:
+    """Return the confusion matrix (labels, predictions) of the images whose mask is 1; those with a NaN predict no class."""
+    classes, predicted = logits.shape[-1], predictions(logits)
+    counted = (mask > 0) & (predicted >= 0)
+    return jnp.zeros((classes, classes), jnp.int32).at[labels, predicted].add(counted.astype(jnp.int32))
 
 
 def per_class(confusion: np.ndarray) -> list[dict[str, float]]:
-    """Precision, recall, F1 (0 where undefined) and support of each class of a confusion matrix (labels, predictions)."""
-    rows = []
-    for hit, support, predicted in zip(np.diag(confusion).tolist(), confusion.sum(1).tolist(), confusion.sum(0).tolist(),
-                                       strict=True):
-        precision = hit / predicted if predicted else 0.0
-        recall = hit / support if support else 0.0
-        f1 = 2 * precision * recall / (precision + recall) if hit else 0.0
-        rows.append({'precision': precision, 'recall': recall, 'f1': f1, 'support': support})
-    return rows
+    """Return precision, recall, F1 (0 where undefined) and support of each class of a confusion matrix.
+
+    Its rows are labels, its columns predictions.
+    """
+    return [_scores(true_positives, support, predicted) for true_positives, support, predicted in zip(
+        np.diag(confusion).tolist(), confusion.sum(1).tolist(), confusion.sum(0).tolist(), strict=True)]
+
+
+def _scores(true_positives: int, support: int, predicted: int) -> dict[str, float]:
+    precision = true_positives / predicted if predicted else 0.0
+    recall = true_positives / support if support else 0.0
+    f1 = 2 * precision * recall / (precision + recall) if true_positives else 0.0
+    return {'precision': precision, 'recall': recall, 'f1': f1, 'support': support}
 
 
 def mistakes(confusion: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Pairs of classes that were taken for one another, of a confusion matrix (labels, predictions), most frequent first.
+    """Return the pairs of classes that were taken for one another, most frequent first, of a confusion matrix.
 
     Returns:
       Labels, predictions and counts, each (pairs,) int.
@@ -83,3 +182,78 @@ def mistakes(confusion: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]
     counts = confusion[labels, predictions]
     order = np.argsort(-counts, kind='stable')
     return labels[order], predictions[order], counts[order]
+
+
+# several classes for each image
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelScores:
+    """What a network with an output for each class says of all images of a split.
+
+    Attributes:
+      probabilities: (N, classes) in [0, 1].
+      labels: (N, classes) of 0 and 1.
+      threshold: a class is predicted where its probability is at least this.
+    """
+
+    probabilities: np.ndarray
+    labels: np.ndarray
+    threshold: float = 0.5
+
+    @property
+    def predicted(self) -> np.ndarray:
+        """Whether each class is predicted: (N, classes) bool; false where the probability is NaN."""
+        return self.probabilities >= self.threshold
+
+    def per_class(self) -> list[dict[str, float]]:
+        """Return precision, recall, F1, support and average precision of each class."""
+        labels = self.labels > 0
+        precisions = average_precisions(self.probabilities, self.labels)
+        counts = zip((self.predicted & labels).sum(0).tolist(), labels.sum(0).tolist(), self.predicted.sum(0).tolist(),
+                     precisions.tolist(), strict=True)
+        return [{**_scores(*of_class), 'average_precision': average} for *of_class, average in counts]
+
+
+def average_precisions(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Return the average precision of each class: the precision at each of its images, averaged over them.
+
+    Images are ranked by the class's probability; images of equal probability share a rank, as in scikit-learn.
+
+    Args:
+      probabilities: (N, classes).
+      labels: (N, classes) of 0 and 1.
+
+    Returns:
+      (classes,); NaN for a class without images.
+    """
+    from sklearn.metrics import average_precision_score
+    return np.array([average_precision_score(labels[:, c], probabilities[:, c]) if labels[:, c].any() and
+                     np.isfinite(probabilities[:, c]).all() else np.nan for c in range(labels.shape[1])])
+
+
+@split_metric('labels', title='mean average precision')
+def mean_average_precision(scores: LabelScores) -> float:
+    """Return the mean of the classes' average precisions, over the classes that have an image."""
+    precisions = average_precisions(scores.probabilities, scores.labels)
+    return float(np.nanmean(precisions)) if np.isfinite(precisions).any() else 0.0
+
+
+@split_metric('labels', title='micro F1')
+def micro_f1(scores: LabelScores) -> float:
+    """Return the F1 of all decisions together."""
+    labels = scores.labels > 0
+    both = (scores.predicted & labels).sum()
+    return float(2 * both / max(scores.predicted.sum() + labels.sum(), 1))
+
+
+@split_metric('labels', title='macro F1')
+def macro_f1(scores: LabelScores) -> float:
+    """Return the mean of the classes' F1."""
+    return float(np.mean([row['f1'] for row in scores.per_class()]))
+
+
+@split_metric('labels')
+def exact_match(scores: LabelScores) -> float:
+    """Return the share of images for which each class is predicted right."""
+    return float((scores.predicted == (scores.labels > 0)).all(1).mean())

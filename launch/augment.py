@@ -30,10 +30,10 @@ def run(args: argparse.Namespace) -> int:
     import jax.numpy as jnp
     import numpy as np
 
-    from jaxcnn import data
+    from jaxcnn import config, data, tasks
     from jaxcnn.data import augment, cache, picture
     from jaxcnn.errors import UserError, counted
-    from jaxcnn.inspect.figures import image_grid, label_title
+    from jaxcnn.inspect.figures import image_grid
     from jaxcnn.train.state import run_once
     from jaxcnn.train.step import image_gradient
     from jaxcnn.train.trained import Trained
@@ -47,15 +47,17 @@ def run(args: argparse.Namespace) -> int:
         text = args.pipeline.strip() or trained.config.data.augment.strip()
         if not text:
             raise UserError(f'the run in {args.workdir!r} augments nothing: name a pipeline')
-        classes = list(trained.info['class_names'])
+        task = trained.experiment.task
     else:
-        text, classes = args.pipeline.strip() or '|'.join(EXAMPLES), ['first', 'second']
+        text = args.pipeline.strip() or '|'.join(EXAMPLES)
+        task = tasks.create(config.parse({}), ['first', 'second'], [1, 1], 2)
     parts = augment.pipeline(text)
     assert parts is not None
     gradient = None
     if args.workdir:
         state = trained.read(trained.find('best'))
-        gradient = image_gradient(trained.network, trained.prepare, trained.best_variables(state))
+        gradient = image_gradient(trained.experiment.network, trained.experiment.preprocessor, task,
+                                  trained.best_variables(state))
     texts = [part.strip() for part in text.split('|')]
     rows = []
     for i, op in enumerate(parts.ops):  # each alone, but an attack after what comes before it, which may change the size
@@ -76,27 +78,31 @@ def run(args: argparse.Namespace) -> int:
                 return picture.load(path, trained.info, trained.config.data.resize)
             return cache.resize(picture.read(path, 'RGB'), (args.size, args.size), 'crop')
         images = [load(path) for path in args.images]
-        labels = trained.predict(state, np.stack(images)).argmax(-1) if args.workdir else np.arange(len(images))
+        targets = (task.targets_of(trained.predict(state, np.stack(images))) if args.workdir else
+                   {'label': np.arange(len(images))})
     elif args.workdir:
-        train = data.load(trained.config.data).splits['train']
+        train = data.load(trained.config.data, task.kind).splits['train']
         positions = np.random.default_rng(args.seed).permutation(len(train))[:2]
-        images, labels = list(train.take(positions)), train.labels[positions]
+        images, targets = list(train.take(positions)), train.take_targets(positions)
     else:
         from sklearn.datasets import load_sample_images
         images = [cache.resize(image, (args.size, args.size), 'crop') for image in load_sample_images().images]
-        labels = np.arange(2)
+        targets = {'label': np.arange(2)}
     first, second = (jnp.asarray(image, jnp.float32) / 255 for image in (images[0], images[-1]))
 
     keys = jax.random.split(jax.random.key(args.seed), args.draws)
     both = jnp.stack([second, first] * args.draws)
-    targets = jnp.tile(jnp.asarray([labels[-1], labels[0]]), args.draws)
+    examples = {'image': both, **{name: jnp.concatenate([jnp.asarray(values[[-1, 0]])] * args.draws)
+                                  for name, values in targets.items()}}
     tiles, titles = [], []
     for _, row in rows:
-        def drawn(keys: jax.Array, images: jax.Array, labels: jax.Array, row: augment.Pipeline = row) -> tuple:
-            return row.batch(keys, images, labels, len(classes), lambda x: jnp.roll(x, 1, 0), gradient)
-        made, mixed = jax.jit(drawn, compiler_options=run_once())(jnp.repeat(keys, 2, 0), both, targets)
-        tiles += [np.asarray(first), *np.asarray(made)[1::2]]
-        titles += ['as it is', *(label_title(label, classes) if row.mixes else '' for label in np.asarray(mixed)[1::2])]
+        def augment_batch(keys: jax.Array, examples: dict, row: augment.Pipeline = row) -> dict:
+            return row.batch(keys, examples, task, lambda x: jnp.roll(x, 1, 0), gradient)
+        drawn = jax.jit(augment_batch, compiler_options=run_once())(jnp.repeat(keys, 2, 0), examples)
+        augmented = {name: np.asarray(values)[1::2] for name, values in drawn.items()}
+        tiles += [np.asarray(first), *augmented.pop('image')]
+        titles += ['as it is', *(task.title({name: values[i] for name, values in augmented.items()}) if row.mixes else ''
+                                 for i in range(args.draws))]
     path = args.out or os.path.join(args.workdir, 'figures', 'augmentations.png')
     try:
         os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)

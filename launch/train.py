@@ -6,23 +6,28 @@ import glob
 import os
 import statistics
 
-from jaxcnn import cli, config, memory
+from jaxcnn import cli, config, memory, metrics
 from jaxcnn.errors import Diverged, UserError
+from jaxcnn.metrics import Measurement, Metric
 
-OF_SEEDS = ('test_accuracy', 'test_tta_accuracy', 'test_ema_accuracy', 'test_loss', 'val_accuracy')
+
+def task_metrics(settings: config.Config) -> dict[str, Metric]:
+    from jaxcnn import tasks
+    return metrics.of_targets(tasks.find(settings.task).kind.name)
 
 
-def tell(summary: dict, folder: str) -> None:
-    from jaxcnn import metrics
-    if summary['test_accuracy'] is None:
-        cli.log.info('validation accuracy %.2f %%  (loss %.4f; checkpoint %d); there is no labelled test part',
-                     100 * summary['val_accuracy'], summary['val_loss'], summary['best_step'])
-    else:
-        top5 = f', top-5 {100 * summary["test_top5"]:.2f} %' if metrics.tells_top5(summary['num_classes']) else ''
-        cli.log.info('test accuracy %.2f %%  (loss %.4f%s; checkpoint %d)', 100 * summary['test_accuracy'],
-                     summary['test_loss'], top5, summary['best_step'])
-    if (accuracy := summary.get('test_tta_accuracy')) is not None:
-        cli.log.info('test accuracy %.2f %% with test-time augmentation', 100 * accuracy)
+def tell(summary: dict, settings: config.Config, folder: str) -> None:
+    loss, *others = [m for m in task_metrics(settings).values() if summary['num_classes'] >= m.min_classes]
+    split = 'test' if summary[Measurement('test', loss).name] is not None else 'val'
+
+    def text(metric: Metric, tta: bool = False) -> str:
+        return f'{metric.title} {metric.format(summary[Measurement(split, metric, tta=tta).name])}'
+    part = {'test': 'test', 'val': 'validation'}[split]
+    more = ', '.join(map(text, [loss, *others[1:]]))
+    cli.log.info('%s %s  (%s; checkpoint %d)%s', part, text(others[0]), more, summary['best_step'],
+                 '' if split == 'test' else '; there is no labelled test part')
+    if Measurement(split, others[0], tta=True).name in summary:
+        cli.log.info('%s %s with test-time augmentation', part, text(others[0], tta=True))
     cli.log.info('report: %s\nfigures: %s', os.path.join(folder, 'report.md'), os.path.join(folder, 'figures'))
 
 
@@ -43,13 +48,13 @@ def of_all_seeds(settings: config.Config, folder: str) -> dict[int, dict]:
     return dict(sorted(found.items()))
 
 
-def tell_seeds(summaries: dict[int, dict], folder: str) -> None:
+def tell_seeds(summaries: dict[int, dict], settings: config.Config, folder: str) -> None:
     """Mean, standard deviation and extremes over seeds; also into `seeds.json`."""
     import jax
 
     from jaxcnn.train import workdir
     found = {}
-    for name in OF_SEEDS:
+    for name in metrics.measurements(task_metrics(settings).values(), ('test', 'val'), ema=True, tta=True):
         values = [s[name] for s in summaries.values() if s.get(name) is not None]
         if len(values) > 1:
             found[name] = {'mean': statistics.mean(values), 'std': statistics.stdev(values), 'least': min(values),
@@ -87,10 +92,10 @@ def run(args: argparse.Namespace) -> int:
             cli.log.error('seed %d: %s', seed, e)
             diverged.append(seed)
         else:
-            tell(summary, folder)
+            tell(summary, settings, folder)
         memory.give_back()
     if args.seeds > 1:
-        tell_seeds(of_all_seeds(settings, args.workdir), args.workdir)
+        tell_seeds(of_all_seeds(settings, args.workdir), settings, args.workdir)
     if diverged:
         raise Diverged(f'{len(diverged)} of {args.seeds} seeds diverged: {", ".join(map(str, diverged))}')
     return 0

@@ -2,7 +2,6 @@
 
 import json
 import math
-import operator
 import os
 import subprocess
 import sys
@@ -10,7 +9,7 @@ import sys
 import ml_collections
 import pytest
 
-from jaxcnn import cache_folder
+from jaxcnn import cache_folder, experiment
 from jaxcnn import config as cfg
 from jaxcnn.config import Choice, Duration, parse
 from jaxcnn.config.schema import RENAMED_FIELDS
@@ -86,8 +85,10 @@ def test_a_renamed_field_is_told_by_its_new_name():
         parse({'eval': {'views': 'flip'}})
     with pytest.raises(UserError, match=line):
         cfg.override({}, ['eval.views=flip'])
-    for name in RENAMED_FIELDS.values():
-        operator.attrgetter(name.removeprefix('config.'))(cfg.Config())
+    for old, new in RENAMED_FIELDS.items():
+        parse(cfg.override({}, [f'{new.removeprefix("config.")}=0.5']))
+        with pytest.raises(UserError, match=f'{old} is now {new}'):
+            cfg.override({}, [f'{old.removeprefix("config.")}=0.5'])
 
 
 @pytest.mark.parametrize(('fields', 'line'), [
@@ -122,7 +123,7 @@ def test_a_wrong_type_is_told_with_field_and_value(fields, line):
      r'config\.optim\.learning_rate: expected a finite number above 0, got 0\.0'),
     ({'optim': {'learning_rate': 1e9}}, {'optim': {'learning_rate': math.inf}}, r'config\.optim\.learning_rate'),
     ({'optim': {'l2': 0.0}}, {'optim': {'l2': math.nan}}, r'config\.optim\.l2: expected at least 0, got nan'),
-    ({'optim': {'label_smoothing': 0.999}}, {'optim': {'label_smoothing': 1.0}}, r'config\.optim\.label_smoothing'),
+    ({'optim': {'ema_decay': 0.9}}, {'optim': {'ema_decay': 1.0}}, r'config\.optim\.ema_decay'),
     ({'optim': {'accumulate': 1}}, {'optim': {'accumulate': 0}}, r'config\.optim\.accumulate: expected at least 1'),
     ({'checkpoint': {'keep': 1}}, {'checkpoint': {'keep': 0}}, r'config\.checkpoint\.keep: expected at least 1'),
 ])
@@ -135,9 +136,9 @@ def test_a_range_holds_its_ends_and_nothing_beyond(good, bad, line):
 
 def test_fields_that_need_one_another():
     ema = {'checkpoint': {'metric': 'val_ema_loss'}}
-    parse({**ema, 'optim': {'ema_decay': 0.9}})
+    experiment.check(parse({**ema, 'optim': {'ema_decay': 0.9}}))
     with pytest.raises(UserError, match=r"config\.checkpoint\.metric: 'val_ema_loss' needs config\.optim\.ema_decay"):
-        parse(ema)
+        experiment.check(parse(ema))
     early = {'checkpoint': {'patience': 3}}
     parse(early)
     with pytest.raises(UserError, match=r'config\.checkpoint\.patience: .* config\.data\.val_fraction above 0'):

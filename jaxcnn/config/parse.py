@@ -138,9 +138,6 @@ def parse(fields: Mapping[str, Any] | ml_collections.ConfigDict | Config) -> Con
     if isinstance(fields, Config):
         return fields
     config = _build(Config, _plain(fields), 'config')
-    if config.checkpoint.metric.startswith('val_ema') and not config.optim.ema_decay:
-        raise UserError(f'{config.checkpoint.metric!r} needs config.optim.ema_decay above 0',
-                        field='config.checkpoint.metric')
     if config.checkpoint.patience and config.data.val_fraction == 0:
         raise UserError('stopping early needs a validation part: config.data.val_fraction above 0',
                         field='config.checkpoint.patience')

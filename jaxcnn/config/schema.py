@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 UNITS = ('steps', 'epochs', 'fraction')
-RENAMED_FIELDS = {'config.eval.views': 'config.eval.tta'}  # for the message to a user of an old name
+# for the message to a user of an old name
+RENAMED_FIELDS = {'config.eval.views': 'config.eval.tta', 'config.optim.label_smoothing': 'config.loss.label_smoothing'}
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,6 @@ class OptimConfig:
     groups: tuple[GroupConfig, ...] = _field((), 'parameters with a rate or optimizer of their own, or that are not trained')
     lookahead: LookaheadConfig | None = _field(None, 'slow parameters and BatchNorm statistics, which a run of full length '
                                                'ends with; what `until` and `freeze_bn` stop, its next step moves still')
-    label_smoothing: float = _field(0.0, 'probability spread evenly over all classes', least=0, most=0.999)
 
 
 @dataclass(frozen=True)
@@ -162,9 +162,8 @@ class CheckpointConfig:
 
     every: Duration | None = _field(None, 'interval; None: after every evaluation', result=False)
     keep: int = _field(2, 'how many of the newest are kept, besides the best', least=1, result=False)
-    metric: str = _field('val_accuracy', 'what `best` means; the higher the better, a loss the lower',
-                         choices=('val_accuracy', 'val_top5', 'val_loss',
-                                  'val_ema_accuracy', 'val_ema_top5', 'val_ema_loss'))
+    metric: str | None = _field(None, 'which checkpoint is the best: by `val_` and a metric of the task, as val_accuracy, '
+                                'or `val_ema_` and one, as val_ema_loss; None: by the first metric of the task')
     patience: int = _field(0, 'stop early after this many evaluations without a better one; 0: never', least=0)
 
 
@@ -178,6 +177,8 @@ class Config:
     batch_size: int = _field(128, 'images per update, over all devices', least=1)
     batch_schedule: tuple[tuple[Duration, int], ...] = _field(
         (), 'other batch sizes from given moments on, as in ((dict(epochs=5), 256), (dict(epochs=8), 512))')
+    task: Choice = _field(Choice('classification'), 'what the outputs of the network mean; see jaxcnn.tasks.names()')
+    loss: Choice = _field(Choice('cross_entropy'), 'what is minimised; see jaxcnn.losses.names(), with its arguments')
     model: Choice = _field(Choice('lenet5'), 'see jaxcnn.models.names(), with its fields')
     whiten: WhitenConfig | None = _field(None, 'whitening filters as the first convolution')
     data: DataConfig = _field(DataConfig, 'the data')

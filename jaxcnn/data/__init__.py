@@ -1,7 +1,7 @@
 """Data sets: sources -> uint8 images -> batches; augmentation and normalisation as pure JAX functions."""
 
-from jaxcnn.data import layouts
+from jaxcnn.data import arrays, layouts
 from jaxcnn.data.dataset import Dataset, Split, load
 from jaxcnn.data.sources import names
 
-__all__ = ['Dataset', 'Split', 'layouts', 'load', 'names']
+__all__ = ['Dataset', 'Split', 'arrays', 'layouts', 'load', 'names']

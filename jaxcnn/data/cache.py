@@ -1,7 +1,8 @@
 """The uint8 cache: every image is decoded once, then read through a memory map.
 
-A cache is a folder `<cache_dir>/<name>-<key>/` holding `<split>.images.npy` (N, H, W, C) uint8, `<split>.labels.npy`
-(N,) int32 and `meta.json` with their checksums; `dataset` adds channel statistics. It is built under a temporary name and
+A cache is a folder `<cache_dir>/<name>-<key>/` holding `<split>.images.npy` (N, H, W, C) uint8, `<split>.<target>.npy`
+(N, ...) for each target, `<split>.usable.npy` (N,) bool, which is false for images that could not be read, and `meta.json`
+with their checksums; `dataset` adds channel statistics. It is built under a temporary name and
 renamed, so a crash half-way leaves nothing that could be taken for a cache; a stale one has another key, a damaged one
 another checksum, and both are built anew. A cache that takes the place of others, which were built from the same folder and
 with the same settings, removes them, except those that a process reads.
@@ -16,7 +17,7 @@ import re
 import shutil
 import zlib
 from collections.abc import Iterator
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
@@ -24,12 +25,13 @@ from jaxcnn import config as cfg
 from jaxcnn.cache_folder import cache_folder
 from jaxcnn.data import workers
 from jaxcnn.data.checks import check_images
-from jaxcnn.data.sources import Examples, InMemory, Source
+from jaxcnn.data.sources import Example, Examples, InMemory, Source
+from jaxcnn.data.targets import TargetKind
 from jaxcnn.errors import UserError, naming, of_system, within
 from jaxcnn.locks import LockedError, is_shared, lock, share
 from jaxcnn.sealed import seal, unseal
 
-_FORMAT = 4
+_FORMAT = 5
 _LEAVE_OUT = 'config.data.skip_broken leaves such images out'
 MANY = 5000  # images, from which on processes decode them, not threads
 log = logging.getLogger('jaxcnn')
@@ -86,7 +88,7 @@ def resize(image: np.ndarray, shape: tuple[int, int], how: str) -> np.ndarray:
     return resized.reshape(height, width, image.shape[-1])
 
 
-def _read(examples: Examples, index: int, where: str, split: str) -> tuple[np.ndarray, int]:
+def _read(examples: Examples, index: int, where: str, split: str) -> Example:
     try:
         return examples[index]
     except UserError:
@@ -101,32 +103,38 @@ def _checked(image: np.ndarray, where: str, split: str, index: int) -> np.ndarra
         return check_images('image', image[None], image.shape if image.ndim == 3 else None)[0]
 
 
-def _decode_part(examples: Examples, where: str, split: str, num_classes: int, path: str, config: cfg.DataConfig,
-                 indices: range) -> tuple[list[int], list[str]]:
-    """Writes some images into the file at `path`; their labels, -1 for a broken one, and what is wrong with those."""
+def _decode_part(examples: Examples, where: str, split: str, kind: TargetKind, num_classes: int, path: str,
+                 config: cfg.DataConfig, indices: range) -> tuple[dict[str, np.ndarray], np.ndarray, list[str]]:
+    """Write the images at `indices` into the file at `path`.
+
+    Returns:
+      Their targets by name, whether each image could be read, and why the others could not.
+    """
     images = np.asarray(np.load(path, mmap_mode='r+'))
-    labels, told = [], []
-    for index in indices:
+    specs = kind.targets(num_classes)
+    targets = {name: np.zeros((len(indices), *spec.shape), spec.dtype) for name, spec in specs.items()}
+    usable, reasons = np.ones(len(indices), bool), []
+    for row, index in enumerate(indices):
         try:
-            image, label = _read(examples, index, where, split)
+            example = _read(examples, index, where, split)
         except UserError as e:
             if not config.skip_broken:
                 e.add_hint(_LEAVE_OUT)
                 raise
-            labels.append(-1)
-            told.append(str(e))
+            usable[row] = False
+            reasons.append(str(e))
             continue
-        image = _checked(image, where, split, index)
+        image = _checked(example['image'], where, split, index)
         image = resize(image, (config.image_size,) * 2, config.resize) if config.image_size else image
         if image.shape != images.shape[1:]:
             advice = ('set config.data.image_size to bring them to one size' if image.shape[2] == images.shape[3] else
                       'all must have the same number of channels')
             raise UserError(f'{where}: {split} image {index} is {image.shape}, the first one {images.shape[1:]}: {advice}')
-        if not 0 <= label < num_classes:
-            raise UserError(f'{where}: {split} image {index}: label {label} is not one of the {num_classes} classes')
+        with within(f'{where}: {split} image {index}'):
+            for name, spec in specs.items():
+                targets[name][row] = spec.check(name, example[name], num_classes)
         images[index] = image
-        labels.append(label)
-    return labels, told
+    return targets, usable, reasons
 
 
 def _many(examples: Examples) -> bool:
@@ -135,7 +143,7 @@ def _many(examples: Examples) -> bool:
 
 
 def _decode(examples: Examples, source: Source, split: str, num_classes: int, folder: str, config: cfg.DataConfig) -> int:
-    """Writes a split's images and labels, and gives how many images are broken; those have the label -1."""
+    """Write a split's images and targets, and return how many images could not be read."""
     import joblib
     where, count = source.where, len(examples)
     if count == 0:
@@ -144,7 +152,7 @@ def _decode(examples: Examples, source: Source, split: str, num_classes: int, fo
     def first_whole() -> np.ndarray:
         for index in range(count):
             try:
-                image = _read(examples, index, where, split)[0]
+                image = _read(examples, index, where, split)['image']
             except UserError as e:
                 if not config.skip_broken:
                     e.add_hint(_LEAVE_OUT)
@@ -166,20 +174,24 @@ def _decode(examples: Examples, source: Source, split: str, num_classes: int, fo
     backend = dict(backend='loky', initializer=workers.initializer()) if many else dict(backend='threading')
     with workers.starting_workers() if many else contextlib.nullcontext():
         parts = joblib.Parallel(cores, return_as='generator', **backend)(
-            joblib.delayed(_decode_part)(examples, where, split, num_classes, path, config, range(a, min(a + size, count)))
+            joblib.delayed(_decode_part)(examples, where, split, source.kind, num_classes, path, config,
+                                         range(a, min(a + size, count)))
             for a in range(0, count, size))
-    labels: list[int] = []
-    for found, told in parts:
-        labels += found
-        for line in told:
-            log.warning('left out: %s', line)
+    decoded: list[tuple[dict[str, np.ndarray], np.ndarray]] = []
+    for start, (targets, usable, reasons) in zip(range(0, count, size), parts, strict=True):
+        decoded.append((targets, usable))
+        for reason in reasons:
+            log.warning('left out: %s', reason)
         if many:
-            log.info('decoding %s: %d of %d images', split, len(labels), count)
+            log.info('decoding %s: %d of %d images', split, start + len(usable), count)
+    all_usable = np.concatenate([usable for _, usable in decoded])
     with naming(path), open(path, 'r+b') as f:
         os.fsync(f.fileno())
     with naming(folder):
-        np.save(os.path.join(folder, f'{split}.labels.npy'), np.array(labels, np.int32))
-    return labels.count(-1)
+        np.save(os.path.join(folder, f'{split}.usable.npy'), all_usable)
+        for name in source.kind.targets(num_classes):
+            np.save(os.path.join(folder, f'{split}.{name}.npy'), np.concatenate([targets[name] for targets, _ in decoded]))
+    return int((~all_usable).sum())
 
 
 def _read_meta(folder: str) -> dict[str, Any] | None:
@@ -199,12 +211,25 @@ def _read_meta(folder: str) -> dict[str, Any] | None:
         return None
 
 
-def open_cache(source: Source, config: cfg.DataConfig) -> tuple[dict[str, Any], dict[str, tuple]]:
-    """The decoded data set, from the cache where it has it.
+class CachedSplit(NamedTuple):
+    """A split as the cache holds it.
+
+    Attributes:
+      images: uint8 (N, H, W, C).
+      targets: by name, (N, ...) each.
+      usable: (N,) bool; False where an image could not be read.
+    """
+
+    images: ArrayFile
+    targets: dict[str, np.ndarray]
+    usable: np.ndarray
+
+
+def open_cache(source: Source, config: cfg.DataConfig) -> tuple[dict[str, Any], dict[str, CachedSplit]]:
+    """Return the decoded data set, from the cache where it is there.
 
     Returns:
-      Its meta data (`class_names`, and of each split how many images are `broken`), and for each split the images (an
-      `ArrayFile`) and labels (N,) int32, -1 where an image is broken.
+      Its meta data (`class_names`, and of each split how many images are `broken`), and its splits.
 
     Raises:
       UserError: an image does not decode or has another size than the first, a label is out of range, or the
@@ -229,8 +254,12 @@ def open_cache(source: Source, config: cfg.DataConfig) -> tuple[dict[str, Any], 
             raise of_system(e, root) from e  # of the source, or of the processes that decode
         raise UserError(f'cannot keep decoded images in {root!r} (config.data.cache_dir): {of_system(e)}') from e
     meta, shared = opened
-    return meta, {split: (ArrayFile(os.path.join(folder, f'{split}.images.npy'), shared),
-                          np.load(os.path.join(folder, f'{split}.labels.npy'), allow_pickle=False))
+
+    def array(split: str, name: str) -> np.ndarray:
+        return np.load(os.path.join(folder, f'{split}.{name}.npy'), allow_pickle=False)
+    return meta, {split: CachedSplit(ArrayFile(os.path.join(folder, f'{split}.images.npy'), shared),
+                                     {name: array(split, name) for name in source.kind.targets(len(meta['class_names']))},
+                                     array(split, 'usable'))
                   for split in source.splits}
 
 

@@ -123,7 +123,8 @@ def check_labels(name: str, labels: np.ndarray, count: int) -> np.ndarray:
     if flat.shape == (count,) and flat.dtype.kind in 'iu':
         return flat
     if flat.ndim == 2 and len(flat) == count:
-        advice = f'; convert one-hot labels with {name}.argmax(1)'
+        advice = (f'; config.task=multilabel takes several classes for each image; convert one-hot labels '
+                  f'with {name}.argmax(1)')
     elif flat.shape != (count,):
         advice = ''
     elif flat.dtype.kind == 'b' or (flat.dtype.kind == 'f' and (flat == np.round(flat)).all()):
@@ -132,6 +133,29 @@ def check_labels(name: str, labels: np.ndarray, count: int) -> np.ndarray:
         advice = f'; {number_classes(name)}'
     raise UserError(f'{name} must be {count} integers, which number the classes from 0, got {labels.dtype} {labels.shape}'
                     f'{advice}')
+
+
+def check_label_sets(name: str, labels: np.ndarray, count: int) -> np.ndarray:
+    """Check the labels of `count` images of any number of classes each.
+
+    Args:
+      name: of the array, as in `check_images`.
+      labels: 0 and 1, (N, classes).
+      count: N.
+
+    Returns:
+      uint8 (N, classes).
+
+    Raises:
+      UserError: The array has another shape or other values.
+    """
+    if labels.ndim != 2 or len(labels) != count or labels.dtype.kind not in 'biuf':
+        hint = '; config.task=classification takes one class for each image' if labels.shape == (count,) else ''
+        raise UserError(f'{name} must be 0 and 1, ({count}, classes), got {labels.dtype} {labels.shape}{hint}')
+    if labels.size and not np.isin(labels, (0, 1)).all():
+        image, label = (int(i[0]) for i in np.nonzero(~np.isin(labels, (0, 1))))
+        raise UserError(f'{name} must be 0 and 1, got {labels[image, label]} for image {image} and class {label}')
+    return labels.astype(np.uint8)
 
 
 def number_classes(name: str) -> str:

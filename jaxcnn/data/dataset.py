@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ import numpy as np
 from jaxcnn.config import DataConfig
 from jaxcnn.data import cache, duplicates, sources
 from jaxcnn.data.checks import check_images
+from jaxcnn.data.targets import LABEL, TargetKind
 from jaxcnn.errors import UserError, shown
 from jaxcnn.sealed import seal, unseal
 
@@ -27,7 +28,7 @@ class Split:
     Attributes:
       images: array or file of uint8 (M, H, W, C), of which `index` picks this part.
       index: (N,) positions in `images`.
-      labels: (N,) int32.
+      targets: by name, (N, ...) each.
 
     Raises:
       UserError: the array is not such a one.
@@ -35,7 +36,7 @@ class Split:
 
     images: Any
     index: np.ndarray
-    labels: np.ndarray
+    targets: Mapping[str, np.ndarray]
 
     def __post_init__(self) -> None:
         if isinstance(self.images, np.ndarray):
@@ -43,7 +44,7 @@ class Split:
             object.__setattr__(self, 'images', check_images('images', self.images, shape))
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.index)
 
     @property
     def image_bytes(self) -> int:
@@ -61,11 +62,11 @@ class Split:
 
     def part(self, positions: np.ndarray) -> 'Split':
         """The images at `positions` (n,) alone."""
-        return Split(self.images, self.index[positions], self.labels[positions])
+        return Split(self.images, self.index[positions], self.take_targets(positions))
 
-    def class_counts(self, num_classes: int) -> list[int]:
-        """Images of each class."""
-        return np.bincount(self.labels, minlength=num_classes).tolist()
+    def take_targets(self, positions: np.ndarray) -> dict[str, np.ndarray]:
+        """Return the targets at `positions` (n,), by name."""
+        return {name: values[positions] for name, values in self.targets.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +78,8 @@ class Dataset:
       mean, std: per channel, of pixels scaled to [0, 1], over the training part.
       ink: see `sources.Source`.
       broken: of each part of the source, how many images were left out.
-      digest: for each split, a digest of its labels and one of its images, in their order.
+      digest: for each split, a digest of each of its targets and one of its images, in their order.
+      kind: what its examples hold beside their images.
     """
 
     name: str
@@ -88,6 +90,7 @@ class Dataset:
     ink: sources.Ink | None
     broken: dict[str, int] = dataclasses.field(default_factory=dict)
     digest: dict[str, str] = dataclasses.field(default_factory=dict)
+    kind: TargetKind = LABEL
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -99,18 +102,16 @@ class Dataset:
         """Number of classes."""
         return len(self.class_names)
 
-    def class_weights(self) -> tuple[float, ...]:
-        """In inverse proportion to the classes' training images, 1 on average over these; 0 for a class of none."""
-        counts = np.array(self.splits['train'].class_counts(self.num_classes))
-        weights = counts.sum() / (np.count_nonzero(counts) * np.maximum(counts, 1))
-        return tuple(np.where(counts > 0, weights, 0.0).tolist())
+    def class_counts(self, split: str) -> list[int]:
+        """Return how many images of a split show each class."""
+        return self.kind.class_counts(self.splits[split].targets, self.num_classes).tolist()
 
     def info(self) -> dict[str, Any]:
         """What a trained network needs to be told of its data, for `data.json`."""
         return {'name': self.name, 'class_names': list(self.class_names), 'image_shape': list(self.image_shape),
                 'mean': list(self.mean), 'std': list(self.std), 'ink': dataclasses.asdict(self.ink) if self.ink else None,
                 'sizes': {name: len(split) for name, split in self.splits.items()}, 'broken': self.broken,
-                'digest': self.digest}
+                'digest': self.digest, 'targets': self.kind.name, 'class_counts': self.class_counts('train')}
 
     def check_same(self, info: Any, workdir: str) -> None:
         """Checks that a run was trained on this data.
@@ -190,17 +191,19 @@ def _digest(splits: dict[str, Split], checksums: dict[str, int]) -> dict[str, st
     """`Dataset.digest`, by the checksums of the cache's files."""
     digest = {}
     for name, split in splits.items():
-        digest[f'{name} labels'] = hashlib.sha256(split.labels.tobytes()).hexdigest()[:16]
+        for target, values in split.targets.items():
+            digest[f'{name} {target}'] = hashlib.sha256(values.tobytes()).hexdigest()[:16]
         images = f'{checksums[os.path.basename(split.images.path)]} '.encode() + split.index.tobytes()
         digest[f'{name} images'] = hashlib.sha256(images).hexdigest()[:16]
     return digest
 
 
-def _warn_of_absent(where: str, splits: dict[str, Split], class_names: Sequence[str]) -> None:
+def _warn_of_absent(where: str, splits: dict[str, Split], class_names: Sequence[str], kind: TargetKind) -> None:
     """Names the classes that have no training image, and those of the others that another split lacks."""
     expected = np.arange(len(class_names))
     for name, split in splits.items():
-        absent = np.setdiff1d(expected, split.labels)
+        counts = kind.class_counts(split.targets, len(class_names))
+        absent = expected[counts[expected] == 0]
         expected = np.setdiff1d(expected, absent) if name == 'train' else expected
         if len(absent):
             log.warning('%s: %d of %d classes have no %s image%s: %s%s', where, len(absent), len(class_names),
@@ -225,18 +228,22 @@ def _by(shape: Sequence[int]) -> str:
     return ' x '.join(map(str, shape))
 
 
-def load(config: DataConfig) -> Dataset:
-    """The data set of `config`, decoded into or read from the cache.
+def load(config: DataConfig, kind: TargetKind = LABEL) -> Dataset:
+    """Return the data set of `config`, decoded into or read from the cache.
+
+    Args:
+      config: names the data set, and says how its images are resized and its splits made.
+      kind: what its examples must hold beside their images.
 
     Raises:
       UserError: unknown or missing data, broken images, parts of unlike shape, or too few images for a validation part.
     """
-    source = sources.find(config)
+    source = sources.find(config, kind)
     meta, parts = cache.open_cache(source, config)
     splits = {}
-    for name, (images, labels) in parts.items():
-        whole = np.flatnonzero(labels >= 0)
-        splits[name] = Split(images, whole, labels[whole])
+    for name, cached in parts.items():
+        usable = np.flatnonzero(cached.usable)
+        splits[name] = Split(cached.images, usable, {target: values[usable] for target, values in cached.targets.items()})
     fraction = config.val_fraction
     if fraction is None:
         fraction = 0.0 if 'val' in splits else source.val_fraction
@@ -246,7 +253,7 @@ def load(config: DataConfig) -> Dataset:
     _check_shapes(source.where, splits)
     train = splits['train']
     if fraction:
-        kept, val = sources.stratified_cut(train.labels, fraction, config.split_seed)
+        kept, val = sources.stratified_cut(kind.strata(train.targets), fraction, config.split_seed)
         if not len(kept) or not len(val):
             raise UserError(f'{fraction} of {len(train)} images leaves an empty part', field='config.data.val_fraction')
         splits['val'], splits['train'] = train.part(val), train.part(kept)
@@ -254,13 +261,14 @@ def load(config: DataConfig) -> Dataset:
         raise UserError(f'{source.where}: has no test part, and config.data.val_fraction=0 leaves no validation part: there '
                         'is nothing to judge a network by')
     splits = {name: splits[name] for name in ('train', 'val', 'test') if name in splits}
-    _warn_of_absent(source.where, splits, meta['class_names'])
+    _warn_of_absent(source.where, splits, meta['class_names'], kind)
     if config.per_class:
         train = splits['train']
         rng = np.random.Generator(np.random.PCG64([config.split_seed, 0xF3E]))
-        members = [rng.permutation(np.flatnonzero(train.labels == c))[:config.per_class] for c in np.unique(train.labels)]
+        strata = kind.strata(train.targets)
+        members = [rng.permutation(np.flatnonzero(strata == s))[:config.per_class] for s in np.unique(strata)]
         splits['train'] = train.part(np.sort(np.concatenate(members)))
     duplicates.warn(source.where, splits)
     mean, std = _kept_statistics(splits['train'])
     return Dataset(config.name, meta['class_names'], splits, mean, std, source.ink, meta['broken'],
-                   _digest(splits, meta['checksums']))
+                   _digest(splits, meta['checksums']), kind)

@@ -50,7 +50,10 @@ def warn(where: str, splits: Mapping[str, 'Split']) -> None:
     """
     pixels = {name: digests(split.images)[split.index] for name, split in splits.items()}
     _, image = np.unique(np.concatenate([*pixels.values()]), return_inverse=True)
-    labelled = np.unique(np.stack([image, np.concatenate([split.labels for split in splits.values()])]), axis=1)
+    targets = [np.stack([values.reshape(len(split), -1) for values in split.targets.values()], 1).reshape(len(split), -1)
+               for split in splits.values()]
+    _, target = np.unique(np.concatenate(targets), axis=0, return_inverse=True)
+    labelled = np.unique(np.stack([image, target.reshape(-1)]), axis=1)
     ambiguous = int((np.bincount(labelled[0]) > 1)[image].sum())
     shared = {name: int(np.isin(part, pixels['train']).sum()) for name, part in pixels.items() if name != 'train'}
     lines = [f'{count} of {len(splits[name])} {name} images are training images, too'

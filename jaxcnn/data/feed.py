@@ -28,13 +28,13 @@ class Order:
     Args:
       seed: of the run.
       timeline: the run.
-      labels: (N,) of the training part, whose classes an epoch then has evenly: as many images in all, a class that has too
-        few of them again and again, each time in a new order. None: every image once.
+      classes: (N,) class of each training image. An epoch then has as many images of each class, as many in all as
+        there are; a class with too few images repeats them, each time in a new order. None: every image once.
     """
 
-    def __init__(self, seed: int, timeline: Timeline, labels: np.ndarray | None = None):
+    def __init__(self, seed: int, timeline: Timeline, classes: np.ndarray | None = None):
         self._seed, self._timeline = seed, timeline
-        self._members = None if labels is None else [np.flatnonzero(labels == c) for c in np.unique(labels)]
+        self._members = None if classes is None else [np.flatnonzero(classes == c) for c in np.unique(classes)]
 
     @functools.lru_cache(maxsize=4)  # noqa: B019 (an Order lives as long as its run)
     def _permutation(self, epoch: int) -> np.ndarray:
@@ -76,7 +76,7 @@ class _Steps:
         positions, epochs = self._order.positions(int(step)), self._order.epochs(int(step))
         rows = self._rows(len(positions))
         positions = positions[rows]
-        return {'image': self._split.take(positions), 'label': self._split.labels[positions], 'position': positions,
+        return {'image': self._split.take(positions), **self._split.take_targets(positions), 'position': positions,
                 'epoch': epochs[rows]}
 
 
@@ -92,13 +92,13 @@ class TrainFeed:
       rows: of a global batch of a given size, the rows that this process feeds.
       workers: Grain worker processes; 0: threads.
       most_steps: the longest stretch.
-      balanced: an epoch has as many images of each class; see `Order`.
+      classes: of the training images, for an epoch that has as many images of each; see `Order`.
     """
 
     def __init__(self, split: Split, seed: int, timeline: Timeline, *, on_device: bool,
                  rows: Callable[[int], slice] = lambda size: slice(0, size), workers: int = 0, most_steps: int = 1,
-                 balanced: bool = False):
-        self._order = Order(seed, timeline, split.labels if balanced else None)
+                 classes: np.ndarray | None = None):
+        self._order = Order(seed, timeline, classes)
         self._timeline, self._most = timeline, most_steps * max(p.batch_size for p in timeline.phases)
         self._rows, self._on_device, self._workers = rows, on_device, workers
         self._steps = _Steps(split, self._order, timeline.total, rows)
@@ -173,7 +173,7 @@ class TrainFeed:
 
 def resident(split: Split) -> Batch:
     """A split whole, as `device` placement keeps it on the accelerator."""
-    return {'image': split.take(np.arange(len(split))), 'label': split.labels}
+    return {'image': split.take(np.arange(len(split))), **split.targets}
 
 
 def eval_batches(split: Split, batch_size: int, *, on_device: bool,
@@ -181,7 +181,7 @@ def eval_batches(split: Split, batch_size: int, *, on_device: bool,
     """Every image of `split` once, in order, in batches of one size: the last is padded, and `mask` is 0 there.
 
     Yields:
-      This process's rows: `mask` (b,) float32, with `position`, or `image` and `label`.
+      This process's rows: `mask` (b,) float32, with `position`, or `image` and the targets.
     """
     for start in range(0, len(split), batch_size):
         positions = np.arange(start, start + batch_size)
@@ -191,5 +191,5 @@ def eval_batches(split: Split, batch_size: int, *, on_device: bool,
         if on_device:
             batch['position'] = padded
         else:
-            batch.update(image=split.take(padded), label=split.labels[padded])
+            batch.update(image=split.take(padded), **split.take_targets(padded))
         yield batch

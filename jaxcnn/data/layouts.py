@@ -1,31 +1,28 @@
-"""Images as people bring them: folders of classes, labels in file names, tables, arrays, and what MNIST and Tiny-ImageNet
-come in. `config.data.dir` is the folder or file, `config.data.name` the layout.
+"""Image files as people bring them: folders of classes, labels in file names, tables, and what Tiny-ImageNet comes in.
 
-All are listed at once and decoded when asked for, each as a viewer would show it (`picture.read`), in RGB.
+`config.data.dir` is the folder or file, `config.data.name` the layout. All images are listed at once and decoded when
+they are asked for, each as a viewer would show it (`picture.read`), in RGB.
 """
 
 import collections
 import dataclasses
 import decimal
 import functools
-import gzip
 import hashlib
 import logging
 import os
 import re
-import struct
 import unicodedata
-import zipfile
-import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from jaxcnn.config import DataConfig
 from jaxcnn.data import picture, tables
-from jaxcnn.data.checks import check_class_names, check_images, check_labels, number_classes
-from jaxcnn.data.sources import InMemory, Source, add_source
-from jaxcnn.errors import UserError, shown, within
+from jaxcnn.data.sources import Example, Source, add_source
+from jaxcnn.data.targets import LABEL, LABELS, TargetKind
+from jaxcnn.errors import UserError, shown
 
 SPLITS = {'train': ('train', 'training'), 'val': ('val', 'valid', 'validation', 'dev'),
           'test': ('test', 'testing', 'evaluation')}
@@ -39,29 +36,36 @@ log = logging.getLogger('jaxcnn')
 
 @dataclasses.dataclass(frozen=True)
 class Files:
-    """Image files and their labels.
+    """Image files and their targets.
 
     Attributes:
       root: what `paths` are relative to.
       paths: (N,) of them.
-      labels: (N,) int32.
+      targets: by name, (N, ...) each.
     """
 
     root: str
     paths: Sequence[str]
-    labels: np.ndarray
+    targets: Mapping[str, np.ndarray]
 
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
-        return picture.read(os.path.join(self.root, self.paths[index]), 'RGB'), int(self.labels[index])
+    def __getitem__(self, index: int) -> Example:
+        image = picture.read(os.path.join(self.root, self.paths[index]), 'RGB')
+        return {'image': image, **{name: values[index] for name, values in self.targets.items()}}
 
 
-Listed = dict[str, list[tuple[str, str]]]  # of each split, paths and the names of their classes
+# of each split, the paths of its images and the names of their classes; UNLABELLED alone: an image without a label
+Listed = dict[str, list[tuple[str, tuple[str, ...]]]]
 
 
-def _existing(path: str, name: str) -> str:
+def existing_path(path: str, name: str) -> str:
+    """Return the path that `config.data.dir` names for a layout.
+
+    Raises:
+      UserError: It is empty or does not exist.
+    """
     if not path:
         raise UserError(f'the layout {name!r} needs the folder or file that holds the images')
     path = _as_stored(os.path.expanduser(path))
@@ -190,55 +194,69 @@ def _split_folders(root: str) -> dict[str, str]:
 
 
 def _source(name: str, root: str, listed: Listed, order: Sequence[str] | None = None,
-            names: Mapping[str, str] | None = None) -> Source:
+            names: Mapping[str, str] | None = None, kind: TargetKind = LABEL) -> Source:
     """The source of listed files.
 
     Args:
       name: of the layout.
       root: what paths are relative to.
       listed: of each split, paths and classes; of none, the class is `UNLABELLED`.
+      kind: of the targets; with `LABEL` each image has one class.
       order: the classes by label; without, those of the training part, sorted.
       names: what to call classes.
 
     Raises:
       UserError: nothing to train on, or a class that is not among them.
     """
-    known = {split: [(path, _nfc(c)) for path, c in rows if c != UNLABELLED] for split, rows in listed.items()}
+    known = {split: [(path, tuple(map(_nfc, names_of_image))) for path, names_of_image in rows
+                     if names_of_image != (UNLABELLED,)] for split, rows in listed.items()}
     for split, rows in listed.items():
         if len(rows) > len(known[split]):
             log.info('%s: %d images of the %s part carry no label and are left out', shown(root),
                      len(rows) - len(known[split]), split)
-    classes = list(order or sorted({c for _, c in known['train']}, key=_natural))
+    classes = list(order or sorted({c for _, names_of_image in known['train'] for c in names_of_image}, key=_natural))
     if not known['train']:
         raise UserError(f'{shown(root)}: holds no labelled images to train on; {_EXPECTED[name]}')
-    if len(classes) < 2:
+    if len(classes) < 2 and kind is LABEL:
         raise UserError(f'{shown(root)}: holds the class {classes[0]!r} alone; a classifier needs two or more')
+    if not classes:
+        raise UserError(f'{shown(root)}: no training image has a class')
     label = {c: i for i, c in enumerate(classes)}
-    if (tested := known.get('test')) and not any(c in label for _, c in tested):
+    test_classes = [c for _, names_of_image in known.get('test', []) for c in names_of_image]
+    if test_classes and not any(c in label for c in test_classes):
         log.warning('%s: the test part is left out, for none of its classes (%s, ...) is one of the training part',
-                    shown(root), shown(tested[0][1]))
+                    shown(root), shown(test_classes[0]))
         del known['test']
     digest = hashlib.sha256(os.fsencode(os.path.realpath(root)))
     for split, rows in known.items():
-        for number, (path, c) in enumerate(rows):
+        for number, (path, names_of_image) in enumerate(rows):
             whole = os.path.join(root, path)
             if (stored := _as_stored(whole)) != whole:
                 path = os.path.relpath(stored, root)
-                rows[number] = path, c
-            if c not in label:
-                raise UserError(f'{shown(os.path.join(root, path))}: its class {c!r} is not one of the {len(classes)} '
-                                'classes of the training part')
+                rows[number] = path, names_of_image
+            for c in names_of_image:
+                if c not in label:
+                    raise UserError(f'{shown(os.path.join(root, path))}: its class {c!r} is not one of the {len(classes)} '
+                                    'classes of the training part')
             try:
                 status = os.stat(os.path.join(root, path))
             except (OSError, ValueError) as e:  # the latter for a name with a zero byte
                 raise UserError(f'{shown(os.path.join(root, path))}: {getattr(e, "strerror", e)}') from e
+            c = '\0'.join(names_of_image)
             digest.update(os.fsencode(f'{split}\0{path}\0{c}\0{status.st_size}\0{status.st_mtime_ns}\n'))
-    splits = {split: Files(root, [path for path, _ in rows], np.array([label[c] for _, c in rows], np.int32))
-              for split, rows in known.items() if rows}
+
+    def targets(rows: Sequence[tuple[str, tuple[str, ...]]]) -> dict[str, np.ndarray]:
+        if kind is LABEL:
+            return {'label': np.array([label[names_of_image[0]] for _, names_of_image in rows], np.int32)}
+        labels = np.zeros((len(rows), len(classes)), np.uint8)
+        for row, (_, names_of_image) in enumerate(rows):
+            labels[row, [label[c] for c in names_of_image]] = 1
+        return {'labels': labels}
+    splits = {split: Files(root, [path for path, _ in rows], targets(rows)) for split, rows in known.items() if rows}
     called = _unique([(names or {}).get(c, c) for c in classes], classes)
     return Source(shown(root), key={'source': name, 'files': digest.hexdigest(), 'classes': classes, 'names': called},
                   splits={split: functools.partial(splits.__getitem__, split) for split in splits},
-                  class_names=lambda: called)
+                  class_names=lambda: called, kind=kind)
 
 
 def _unique(names: Sequence[str], classes: Sequence[str]) -> list[str]:
@@ -267,7 +285,7 @@ def folder(config: DataConfig) -> Source:
 
     Images beside the class folders are counted and skipped.
     """
-    root = _existing(config.dir, 'folder')
+    root = existing_path(config.dir, 'folder')
     listed: Listed = {}
     skipped: collections.Counter[str] = collections.Counter()
     parts = _split_folders(root)
@@ -279,7 +297,7 @@ def folder(config: DataConfig) -> Source:
         for entry in _entries(path):
             if entry.is_dir() and not entry.name.startswith('.'):
                 name = UNLABELLED if entry.name.lower() in _UNLABELLED_FOLDERS else entry.name
-                images = [(image, name) for image in _images(root, entry.path, skipped)]
+                images = [(image, (name,)) for image in _images(root, entry.path, skipped)]
                 listed[split] += images
                 if not images:
                     log.warning('%s: holds no images, and is no class', shown(entry.path))
@@ -289,26 +307,80 @@ def folder(config: DataConfig) -> Source:
 
 def flat(config: DataConfig) -> Source:
     """`<root>/<split>/<label>_<id>.jpg`, or without splits; a label of -1, or none, means unlabelled."""
-    root = _existing(config.dir, 'flat')
+    root = existing_path(config.dir, 'flat')
     skipped: collections.Counter[str] = collections.Counter()
 
     def label(path: str) -> str:
         name, _, rest = os.path.splitext(os.path.basename(path))[0].rpartition('_')
         return name if rest else UNLABELLED
-    listed = {split: [(path, label(path) or UNLABELLED) for path in _images(root, where, skipped)]
+    listed: Listed = {split: [(path, (label(path) or UNLABELLED,)) for path in _images(root, where, skipped)]
               for split, where in _split_folders(root).items()}
     _log_skipped(root, skipped)
     return _source('flat', root, listed)
 
 
 def table(config: DataConfig) -> Source:
-    """A CSV file with the columns path, label and, if it likes, split; or a folder with `train.csv`, `val.csv`, `test.csv`.
+    """Read a CSV file with the columns path, label and, optionally, split, or a folder of `train.csv`, `val.csv` and
+    `test.csv`.
 
     The cells are separated by a comma, a semicolon or a tab; a file in a folder may be called `train.tsv`, and so on, too.
     Paths are relative to the table's folder. A first row that names the columns may stand there in any order. A label of -1,
     NaN or nothing means unlabelled.
     """
-    where = _existing(config.dir, 'csv')
+    def names(cell: str, file: str, number: int) -> tuple[str, ...]:
+        name = tables.label(cell) or UNLABELLED
+        if ';' in name:
+            raise UserError(f'{file}: line {number}: the label {name!r} names several classes, which config.task=multilabel '
+                            'takes; config.task=classification takes one class for each image')
+        return (name,)
+    root, listed = _listed_in_tables('csv', config, lambda file, split: _rows(file, split, names))
+    return _source('csv', root, listed)
+
+
+def multilabel_table(config: DataConfig) -> Source:
+    """Read a table as `table` does whose images have any number of classes.
+
+    Either the column label holds the names of an image's classes with semicolons between them, as in `cat;dog`, where an
+    empty cell means that the image shows none of them; or each class has a column of 0 and 1, which the first row names.
+    A label of -1 or NaN means unlabelled.
+    """
+    def names(cell: str, file: str, number: int) -> tuple[str, ...]:
+        if cell.strip() and not tables.label(cell):
+            return (UNLABELLED,)
+        return tuple(dict.fromkeys(name for part in cell.split(';') if (name := tables.label(part))))
+
+    def rows(file: str, split: str) -> Iterator[TableRow]:
+        head, columns, content = _columns(file)
+        indicators = [head[i] for i in range(len(head)) if i not in columns.values()
+                      and content and all(len(row) > i and row[i].strip() in ('0', '1') for _, row in content)]
+        if 'label' in columns and indicators:
+            raise UserError(f'{file}: has both a column {head[columns["label"]]!r} of names and columns of 0 and 1 '
+                            f'({", ".join(indicators[:5])}): remove one of the two kinds of labels')
+        if 'label' not in columns and len(head) > len(columns):
+            return _indicator_rows(file, split)
+        return _rows(file, split, names)
+    root, listed = _listed_in_tables('csv', config, rows)
+    return _source('csv', root, listed, kind=LABELS)
+
+
+class TableRow(NamedTuple):
+    """A row of a table that lists images."""
+
+    line: int
+    split: str
+    path: str
+    classes: tuple[str, ...]
+
+
+def _listed_in_tables(name: str, config: DataConfig, rows: Callable[[str, str], Iterator[TableRow]]) -> tuple[str, Listed]:
+    """The images that a table, or a folder of tables, lists, and the folder that their paths are relative to.
+
+    Args:
+      name: of the layout.
+      config: names the table or the folder.
+      rows: of a file, given the split of rows that name none.
+    """
+    where = existing_path(config.dir, name)
     if os.path.isdir(where):
         files = _parts(where, {entry.name[:-4]: entry.path for ending in ('.tsv', '.csv') for entry in _entries(where)
                                if entry.name.lower().endswith(ending)})
@@ -317,56 +389,91 @@ def table(config: DataConfig) -> Source:
             raise UserError(f'{where!r} holds no train.csv')
     else:
         files, root = {'train': where}, os.path.dirname(os.path.abspath(where))
-    listed: Listed = {}
-    first: dict[str, tuple[str, str]] = {}  # by path, the class of an image and where it is listed first
+    listed: Listed = {'train': []}
+    first: dict[str, tuple[tuple[str, ...], str]] = {}  # by path, the classes of an image and where it is listed first
     repeated: collections.Counter[str] = collections.Counter()
     for split, file in files.items():
-        for line, row_split, path, name in _rows(file, split):
-            listed.setdefault(row_split, []).append((path, name))
-            if name == UNLABELLED:
+        for row in rows(file, split):
+            listed.setdefault(row.split, []).append((row.path, row.classes))
+            if row.classes == (UNLABELLED,):
                 continue
-            name, place = _nfc(name), f'{file}: line {line}'
-            earlier, where = first.setdefault(_nfc(os.path.normpath(path)), (name, place))
-            if earlier != name:
-                raise UserError(f'{shown(path)} has two labels: {shown(earlier)!r} in {where}, {shown(name)!r} in {place}')
-            if where != place:
-                repeated[f'{where} and {place}'] += 1
+            classes, line = tuple(map(_nfc, row.classes)), f'{file}: line {row.line}'
+            earlier, first_line = first.setdefault(_nfc(os.path.normpath(row.path)), (classes, line))
+            if {*earlier} != {*classes}:
+                earlier_label, label = (shown(';'.join(names)) for names in (earlier, classes))
+                raise UserError(f'{shown(row.path)} has two labels: {earlier_label!r} in {first_line}, {label!r} in {line}')
+            if first_line != line:
+                repeated[f'{first_line} and {line}'] += 1
     if repeated:
         log.warning('%s: images that a second row lists: %d, as in %s', shown(root), repeated.total(), next(iter(repeated)))
-    return _source('csv', root, {'train': [], **listed})
+    return root, listed
 
 
 _COLUMNS = {'path': ('path', 'file', 'filename', 'file_name', 'image', 'image_path', 'id'),
             'label': ('label', 'class', 'category', 'target'), 'split': ('split', 'part', 'subset')}
 
 
-def _rows(file: str, split: str) -> Iterator[tuple[int, str, str, str]]:
-    """Line, split, path and class of each row of a table."""
+def _columns(file: str) -> tuple[list[str], dict[str, int], list[tuple[int, list[str]]]]:
+    """The names of a table's columns, none where no first row names them; where path, label and split are; and its rows."""
     rows = tables.read_rows(file)
-    columns = {'path': 0, 'label': 1}
     if rows:
-        head = [cell.strip().lower() for cell in rows[0][1]]
-        found = {what: [name for name in names if name in head] for what, names in _COLUMNS.items()}
-        named = {what: head.index(names[0]) for what, names in found.items() if names}
+        head = [cell.strip() for cell in rows[0][1]]
+        lower = [cell.lower() for cell in head]
+        named = {what: lower.index(next(name for name in names if name in lower))
+                 for what, names in _COLUMNS.items() if not {*names}.isdisjoint(lower)}
         if 'path' in named:
-            columns, rows = named, rows[1:]
-            if 'label' not in columns and split != 'test':
-                raise UserError(f'{file}: no column is called {", ".join(_COLUMNS["label"])}; there are: {", ".join(head)}')
+            return head, named, rows[1:]
+    return [], {'path': 0, 'label': 1}, rows
+
+
+def _row(file: str, split: str, number: int, row: Sequence[str], columns: Mapping[str, int],
+         classes: tuple[str, ...]) -> TableRow:
+    """A row whose classes are known."""
+    name = row[columns['split']].strip().lower() if 'split' in columns else split
+    known = next((s for s, names in SPLITS.items() if name in names), None)
+    if known is None:
+        raise UserError(f'{file}: line {number}: unknown split {name!r}; known: {", ".join(SPLITS)}')
+    return TableRow(number, known, row[columns['path']].strip(), classes)
+
+
+def _check_cells(file: str, number: int, row: Sequence[str], count: int) -> None:
+    if len(row) < count:
+        raise UserError(f'{file}: line {number} has {len(row)} cells, expected {count} or more, '
+                        'separated by a comma, a semicolon or a tab')
+
+
+def _rows(file: str, split: str, names: Callable[[str, str, int], tuple[str, ...]]) -> Iterator[TableRow]:
+    """The rows of a table that names the classes in one column; `names` gives those of a cell in a file and line."""
+    head, columns, rows = _columns(file)
+    if head and 'label' not in columns and split != 'test':
+        raise UserError(f'{file}: no column is called {", ".join(_COLUMNS["label"])}; there are: '
+                        f'{", ".join(map(str.lower, head))}')
     for number, row in rows:
-        if len(row) <= max(columns.values()):
-            raise UserError(f'{file}: line {number} has {len(row)} cells, expected {max(columns.values()) + 1} or more, '
-                            'separated by a comma, a semicolon or a tab')
-        where = row[columns['split']].strip().lower() if 'split' in columns else split
-        part = next((s for s, names in SPLITS.items() if where in names), None)
-        if part is None:
-            raise UserError(f'{file}: line {number}: unknown split {where!r}; known: {", ".join(SPLITS)}')
-        name = tables.label(row[columns['label']]) if 'label' in columns else ''
-        yield number, part, row[columns['path']].strip(), name or UNLABELLED
+        _check_cells(file, number, row, max(columns.values()) + 1)
+        classes = names(row[columns['label']], file, number) if 'label' in columns else (UNLABELLED,)
+        yield _row(file, split, number, row, columns, classes)
+
+
+def _indicator_rows(file: str, split: str) -> Iterator[TableRow]:
+    """The rows of a table that has a column of 0 and 1 for each class."""
+    head, columns, rows = _columns(file)
+    classes = {i: name for i, name in enumerate(head) if i not in columns.values() and name}
+    for number, row in rows:
+        _check_cells(file, number, row, max([*columns.values(), *classes]) + 1)
+        shows = []
+        for i, name in classes.items():
+            value = tables.label(row[i])
+            if value not in ('0', '1'):
+                raise UserError(f'{file}: line {number}: the column {name!r} holds {row[i]!r}; the columns of classes hold '
+                                '0 and 1')
+            if value == '1':
+                shows.append(name)
+        yield _row(file, split, number, row, columns, tuple(shows))
 
 
 def tiny_imagenet(config: DataConfig) -> Source:
     """The official `tiny-imagenet-200`: classes of `wnids.txt`, called as in `words.txt`; `val` is the test part."""
-    root = _existing(config.dir, 'tiny_imagenet')
+    root = existing_path(config.dir, 'tiny_imagenet')
     if not os.path.isfile(os.path.join(root, 'wnids.txt')):
         given, root = root, os.path.join(root, 'tiny-imagenet-200')
         if not os.path.isdir(root):
@@ -377,9 +484,9 @@ def tiny_imagenet(config: DataConfig) -> Source:
         twice = sorted({w for w in wnids if wnids.count(w) > 1})
         raise UserError(f'{os.path.join(root, "wnids.txt")}: {", ".join(twice[:3])}: named twice')
     skipped: collections.Counter[str] = collections.Counter()
-    listed: Listed = {'train': [(path, wnid) for wnid in wnids
+    listed: Listed = {'train': [(path, (wnid,)) for wnid in wnids
                                 for path in _images(root, os.path.join(root, 'train', wnid), skipped)],
-                      'test': [(os.path.join('val', 'images', line[0]), line[1])
+                      'test': [(os.path.join('val', 'images', line[0]), (line[1],))
                                for line in _tabbed(root, os.path.join('val', 'val_annotations.txt'), 2)]}
     _log_skipped(root, skipped)
     return dataclasses.replace(_source('tiny_imagenet', root, listed, wnids, words), val_fraction=0.2)
@@ -395,99 +502,7 @@ def _tabbed(root: str, name: str, cells: int) -> list[list[str]]:
     return rows
 
 
-def arrays(config: DataConfig) -> Source:
-    """An `.npz` file of `train_images`, `train_labels` (or `x_train`, `y_train`), and of `test` or `val`:
-    images uint8 (N, H, W) or (N, H, W, C), labels whole numbers (N,); `class_names` if it likes."""
-    path = _existing(config.dir, 'arrays')
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            held = {key: file[key] for key in file.files}
-    except Exception as e:  # zipfile, zlib and NumPy raise many kinds of error for damaged files
-        reason = 'it is no .npz file' if not zipfile.is_zipfile(path) else " ".join(str(e).split())[:200]
-        raise UserError(f'{path}: cannot be read as .npz without pickles: {reason}') from e
-    splits: dict[str, InMemory] = {}
-    used = {'class_names'}
-    for split, called in SPLITS.items():
-        for name in called:
-            for images, labels in ((f'{name}_images', f'{name}_labels'), (f'x_{name}', f'y_{name}')):
-                if images in held and labels in held:
-                    if split in splits:
-                        raise UserError(f'{path}: holds two {split} parts: {images} is the second')
-                    with within(path):
-                        splits[split] = _checked(images, held[images], labels, held[labels])
-                    used |= {images, labels}
-    if 'train' not in splits:
-        raise UserError(f'{path}: holds no train_images and train_labels; there are: {", ".join(held) or "no arrays"}')
-    if unused := sorted(held.keys() - used):
-        log.warning('%s: ignored arrays, which are not images and labels of one part: %s', path, ', '.join(unused))
-    with within(path):
-        names = check_class_names(held['class_names']) if 'class_names' in held else _numbers(splits)
-    return _in_memory('arrays', path, splits, names)
-
-
-def _checked(images_name: str, images: np.ndarray, labels_name: str, labels: np.ndarray) -> InMemory:
-    checked = check_images(images_name, images)
-    return InMemory(checked, check_labels(labels_name, labels, len(checked)))
-
-
-def _numbers(splits: Mapping[str, InMemory]) -> list[str]:
-    """Class names of labels that have none: the numbers from 0 to the largest label.
-
-    Raises:
-      UserError: the labels cannot be numbers of classes.
-    """
-    largest = max(int(part.labels.max(initial=0)) for part in splits.values())
-    if largest >= max(1000, len(splits['train'])):  # numbers of another kind; so many names might not fit in memory
-        raise UserError(f'the largest label is {largest}, of {len(splits["train"])} training images, and labels must number '
-                        f'the classes from 0; {number_classes("labels")}')
-    return [str(label) for label in range(largest + 1)]
-
-
-def _in_memory(name: str, where: str, splits: Mapping[str, InMemory], names: Sequence[str]) -> Source:
-    if len(names) < 2:
-        raise UserError(f'{where}: holds one class alone; a classifier needs two or more')
-    digest = hashlib.sha256()
-    for split, part in splits.items():
-        for array in (part.images, part.labels):
-            digest.update(f'{split} {array.dtype} {array.shape}'.encode())
-            digest.update(np.ascontiguousarray(array).data)
-    return Source(where, key={'source': name, 'content': digest.hexdigest(), 'names': [*names]},
-                  splits={split: functools.partial(splits.__getitem__, split) for split in splits},
-                  class_names=lambda: names)
-
-
-def idx(config: DataConfig) -> Source:
-    """MNIST's own files, `train-images-idx3-ubyte.gz` and so on, compressed or not."""
-    root = _existing(config.dir, 'idx')
-    paths = {}
-    for split, name in (('train', 'train'), ('test', 't10k')):
-        for what, suffix in (('images', 'images-idx3-ubyte'), ('labels', 'labels-idx1-ubyte')):
-            found = [os.path.join(root, f'{name}{dot}{suffix}{end}') for dot in '-.' for end in ('', '.gz')]
-            path = next((p for p in found if os.path.isfile(p)), None)
-            if path is None:
-                raise UserError(f'{root!r} holds no {name}-{suffix}.gz')
-            paths[split, what] = path
-    with within(root):
-        splits = {split: _checked(f'{split} images', _idx(paths[split, 'images']),
-                                  f'{split} labels', _idx(paths[split, 'labels'])) for split in ('train', 'test')}
-    return _in_memory('idx', root, splits, _numbers(splits))
-
-
-def _idx(path: str) -> np.ndarray:
-    """An IDX file of bytes, as LeCun's page describes it."""
-    try:
-        with (gzip.open if path.endswith('.gz') else open)(path, 'rb') as f:
-            content = f.read()
-        zeros, kind, dimensions = struct.unpack_from('>HBB', content)
-        shape = struct.unpack_from(f'>{dimensions}I', content, 4)
-    except (OSError, EOFError, struct.error, zlib.error) as e:
-        raise UserError(f'{path}: cannot be read: {getattr(e, "strerror", None) or e}') from e
-    data = np.frombuffer(content, np.uint8, offset=4 + 4 * dimensions)
-    if zeros or kind != 8 or data.size != np.prod(shape, dtype=np.int64):
-        raise UserError(f'{path}: is not a whole IDX file of bytes')
-    return data.reshape(shape)
-
-
-for _layout in (folder, flat, tiny_imagenet, idx, arrays):
+for _layout in (folder, flat, tiny_imagenet):
     add_source(_layout.__name__, _layout)
 add_source('csv', table)
+add_source('csv', multilabel_table, LABELS)

@@ -1,6 +1,6 @@
 """Where images come from: one function per kind of data set, in a registry.
 
-A source names its splits and gives random access to `(image, label)` pairs, undecoded until asked for.
+A source names its splits and gives random access to examples, which are not decoded before they are read.
 `dataset.load` decodes each image once into the cache (`cache.py`).
 """
 
@@ -10,13 +10,16 @@ import functools
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
 from jaxcnn.config import DataConfig
+from jaxcnn.data.targets import LABEL, TargetKind
 from jaxcnn.errors import UserError, unknown, within
+
+Example = dict[str, Any]
 
 
 class Examples(Protocol):
@@ -24,8 +27,8 @@ class Examples(Protocol):
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
-        """The uint8 image (H, W, C) and its label."""
+    def __getitem__(self, index: int) -> Example:
+        """Return an example: its `image`, uint8 (H, W, C), and its targets by name."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +57,7 @@ class Source:
       class_names: gives the classes in the order of their labels.
       ink: for handwriting; None for photographs.
       val_fraction: of the training images, what is kept apart for validation where the config does not say.
+      kind: what its examples hold beside their images.
     """
 
     where: str
@@ -62,30 +66,34 @@ class Source:
     class_names: Callable[[], Sequence[str]]
     ink: Ink | None = None
     val_fraction: float = 0.1
+    kind: TargetKind = LABEL
 
 
-_SOURCES: dict[str, Callable[[DataConfig], Source]] = {}
+_SOURCES: dict[tuple[str, str], Callable[[DataConfig], Source]] = {}  # by name and kind of targets
 
 
-def add_source(name: str, find: Callable[[DataConfig], Source]) -> None:
-    """Makes a data set, or a layout of files, known under a name."""
-    _SOURCES[name] = find
+def add_source(name: str, find: Callable[[DataConfig], Source], kind: TargetKind = LABEL) -> None:
+    """Registers a data set, or a layout of files, whose examples have targets of a kind."""
+    _SOURCES[name, kind.name] = find
 
 
-def names() -> list[str]:
-    """The known data sets and layouts."""
-    return sorted(_SOURCES)
+def names(kind: TargetKind | None = None) -> list[str]:
+    """Return the registered data sets and layouts; `kind`: those with such targets alone."""
+    return sorted({name for name, of_kind in _SOURCES if kind is None or of_kind == kind.name})
 
 
-def find(config: DataConfig) -> Source:
-    """The source of `config.name`: one that is known, or any prepared TFDS classification set.
+def find(config: DataConfig, kind: TargetKind = LABEL) -> Source:
+    """Return the source called `config.name`: a registered one, or any prepared TFDS classification set.
 
     Raises:
-      UserError: an unknown name, or the data is not there.
+      UserError: The name is unknown, the data is missing, or its examples have no targets of this kind.
     """
     root = _tfds_root(config)
-    if config.name in _SOURCES:
-        found = _SOURCES[config.name]
+    if (config.name, kind.name) in _SOURCES:
+        found = _SOURCES[config.name, kind.name]
+    elif config.name in names() or kind is not LABEL:
+        raise UserError(f'config.data.name: {config.name!r} has no {kind.description}, which config.task needs; '
+                        f'these have: {", ".join(names(kind))}')
     elif re.fullmatch(r'[a-z][a-z0-9_]*(/[\w.]+)?', config.name) and os.path.isdir(os.path.join(root, config.name)):
         found = _tfds(config.name)
     else:
@@ -98,16 +106,16 @@ def find(config: DataConfig) -> Source:
 
 @dataclasses.dataclass(frozen=True)
 class InMemory:
-    """A split that is at hand: images uint8 (N, H, W, C), labels (N,) whole numbers."""
+    """A split in memory: images uint8 (N, H, W, C), and targets by name, (N, ...) each."""
 
     images: np.ndarray
-    labels: np.ndarray
+    targets: Mapping[str, np.ndarray]
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.images)
 
-    def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
-        return self.images[index], int(self.labels[index])
+    def __getitem__(self, index: int) -> Example:
+        return {'image': self.images[index], **{name: values[index] for name, values in self.targets.items()}}
 
 
 def stratified_cut(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -136,8 +144,8 @@ def _digits(config: DataConfig) -> Source:
         bunch = load_digits()
         images = np.round(bunch.images * (255 / 16)).astype(np.uint8)[..., None]  # (1797, 8, 8, 1)
         train, test = stratified_cut(bunch.target, 0.2, seed=0)
-        return {'train': InMemory(images[train], bunch.target[train]),
-                'test': InMemory(images[test], bunch.target[test])}
+        return {'train': InMemory(images[train], {'label': bunch.target[train]}),
+                'test': InMemory(images[test], {'label': bunch.target[test]})}
 
     return Source('scikit-learn', key={'source': 'digits', 'version': 1},
                   splits={'train': lambda: parts()['train'], 'test': lambda: parts()['test']},
@@ -151,9 +159,9 @@ class _Tfds:
     def __len__(self) -> int:
         return len(self.data)
 
-    def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
+    def __getitem__(self, index: int) -> Example:
         example = self.data[index]
-        return example['image'], int(example['label'])
+        return {'image': example['image'], 'label': example['label']}
 
 
 def _tfds_root(config: DataConfig) -> str:
@@ -222,7 +230,7 @@ def _tfds(name: str, ink: Ink | None = None) -> Callable[[DataConfig], Source]:
     return find_prepared
 
 
-_SOURCES['digits'] = _digits
-_SOURCES['mnist'] = _tfds('mnist', ink=Ink(28, 20, by_mass=True))
+add_source('digits', _digits)
+add_source('mnist', _tfds('mnist', ink=Ink(28, 20, by_mass=True)))
 for _name in ('cifar10', 'cifar100', 'fashion_mnist', 'svhn_cropped', 'imagenet2012'):
-    _SOURCES[_name] = _tfds(_name)
+    add_source(_name, _tfds(_name))

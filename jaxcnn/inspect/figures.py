@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxcnn.cache_folder import cache_folder, is_writable
 from jaxcnn.errors import printable
-from jaxcnn.metrics import mistakes
+from jaxcnn.metrics import Measurement, Metric, mistakes
 
 if TYPE_CHECKING:
     from jaxcnn.inspect.complexity import Cost
@@ -158,35 +158,68 @@ def _write(figure: Any, x: float, baseline: float, line: str, most: float) -> No
         text.set_text(f'{line}…')
 
 
-def label_title(label: np.ndarray, class_names: Sequence[str]) -> str:
-    """A label's name; of a mixed one, probabilities (classes,), the names of the three largest parts with them."""
-    if label.ndim == 0:
-        return printable(class_names[int(label)])
-    return '\n'.join(f'{printable(class_names[i])} {label[i]:.2f}' for i in np.argsort(-label)[:3] if label[i] >= 0.005)
+def curves(rows: Sequence[Mapping[str, float]], metrics: Sequence[Metric], measurements: Sequence[Measurement],
+           path: str) -> None:
+    """Draw metrics and the learning rate over epochs.
 
-
-def curves(rows: Sequence[Mapping[str, float]], path: str) -> None:
-    """Loss, accuracy and learning rate over epochs, from the rows of `metrics.jsonl`."""
-    with _figure(path, 15, 4.2, layout='constrained') as figure:
-        for axis, quantity in zip(figure.subplots(1, 3), ('loss', 'accuracy', 'learning_rate'), strict=True):
-            names = [quantity] if quantity == 'learning_rate' else sorted(
-                {k for row in rows for k in row if k.endswith(f'_{quantity}')}, key=lambda k: (not k.startswith('train'), k))
-            series = {name: [(row['epoch'], row[name]) for row in rows if name in row] for name in names}
-            series = {name: points for name, points in series.items() if points}
-            axis.set(xlabel='epoch', title=quantity.replace('_', ' '))
-            if quantity == 'learning_rate' and [len(points) for points in series.values()] == [1]:
-                axis.axis('off')
-                (epoch, rate), = series[quantity]
-                axis.text(0.5, 0.5, f'The learning rate was logged once:\n{rate:.4g} at epoch {epoch:.4g}.', ha='center',
-                          transform=axis.transAxes)
-                continue
-            for name, points in series.items():
-                marker = 'o' if len(points) == 1 or (len(points) < 40 and not name.startswith('train')) else None
-                axis.plot(*zip(*points, strict=True), label=name.removesuffix(f'_{quantity}').replace('_', ' '),
-                          marker=marker, markersize=3, linewidth=1.3)
+    Args:
+      rows: of `metrics.jsonl`.
+      metrics: one panel for each.
+      measurements: what the rows may hold beside the metrics of training.
+      path: of the PNG.
+    """
+    with _figure(path, 5 * (len(metrics) + 1), 4.2, layout='constrained') as figure:
+        *panels, rate_panel = figure.subplots(1, len(metrics) + 1)
+        for axis, metric in zip(panels, metrics, strict=True):
+            labels = {Measurement('train', metric).name: 'train', **{
+                m.name: ' '.join([m.split, *['ema'] * m.ema]) for m in measurements if m.metric == metric}}
+            series = {label: points for name, label in labels.items()
+                      if (points := [(row['epoch'], row[name]) for row in rows if name in row])}
+            axis.set(xlabel='epoch', title=metric.title)
+            for label, points in series.items():
+                _plot(axis, points, label)
             axis.grid(alpha=0.3)
-            if quantity != 'learning_rate' and series:
+            if series:
                 axis.legend()
+        points = [(row['epoch'], row['learning_rate']) for row in rows if 'learning_rate' in row]
+        rate_panel.set(xlabel='epoch', title='learning rate')
+        if len(points) == 1:
+            rate_panel.axis('off')
+            (epoch, rate), = points
+            rate_panel.text(0.5, 0.5, f'The learning rate was logged once:\n{rate:.4g} at epoch {epoch:.4g}.', ha='center',
+                            transform=rate_panel.transAxes)
+        elif points:
+            _plot(rate_panel, points, 'learning rate')
+            rate_panel.grid(alpha=0.3)
+
+
+def _plot(axis: Any, points: Sequence[tuple[float, float]], label: str) -> None:
+    """A line through points, which are marked where they are few."""
+    marker = 'o' if len(points) == 1 or (len(points) < 40 and label not in ('train', 'learning rate')) else None
+    axis.plot(*zip(*points, strict=True), label=label, marker=marker, markersize=3, linewidth=1.3)
+
+
+def precision_recall(probabilities: np.ndarray, labels: np.ndarray, class_names: Sequence[str], path: str) -> None:
+    """Draw the precision over the recall of each class, of up to ten classes with the most images.
+
+    Args:
+      probabilities: (N, classes).
+      labels: (N, classes) of 0 and 1.
+      class_names: in the order of the classes.
+      path: of the PNG.
+    """
+    from sklearn.metrics import precision_recall_curve
+    support = labels.sum(0)
+    classes = [c for c in np.argsort(-support.astype(int), kind='stable')[:10] if support[c]]
+    names = [_shortened(class_names[c]) for c in classes]
+    with _figure(path, 7, 5, names, layout='constrained') as figure:
+        axis = figure.subplots()
+        for c, name in zip(classes, names, strict=True):
+            precision, recall, _ = precision_recall_curve(labels[:, c], probabilities[:, c])
+            axis.step(recall, precision, where='post', label=f'{name} ({support[c]} images)', linewidth=1.3)
+        axis.set(xlabel='recall', ylabel='precision', xlim=(0, 1.01), ylim=(0, 1.05), title='precision and recall by class')
+        axis.grid(alpha=0.3)
+        axis.legend(loc='lower left')
 
 
 def confusion_matrix(confusion: np.ndarray, class_names: Sequence[str], path: str) -> None:

@@ -18,6 +18,7 @@ from orbax.checkpoint.checkpoint_managers import PreservationPolicy
 from jaxcnn import config as cfg
 from jaxcnn import sealed
 from jaxcnn.errors import UserError
+from jaxcnn.metrics import Measurement
 from jaxcnn.optim import path_name
 from jaxcnn.train.parallel import from_all
 from jaxcnn.train.state import TrainState
@@ -89,14 +90,15 @@ class Checkpoints:
 
     Args:
       workdir: of the run.
-      config: which are kept, and which is best.
+      config: which are kept.
+      best: what the best one is the best by; None: nothing asks for it.
       read_only: for reading while another process may be writing.
     """
 
-    def __init__(self, workdir: str, config: cfg.CheckpointConfig, read_only: bool = False):
+    def __init__(self, workdir: str, config: cfg.CheckpointConfig, best: Measurement | None = None,
+                 read_only: bool = False):
         self.folder = os.path.abspath(os.path.join(workdir, 'checkpoints'))
-        self._metric = config.metric
-        self._sign = -1 if config.metric.endswith('loss') else 1
+        self._measurement = best
         self._metrics: dict[int, dict[str, float] | None] = {}
         self._replaced = f'{self.folder}.replaced'
         self._reader = ocp.Checkpointer(ocp.StandardCheckpointHandler())
@@ -119,7 +121,11 @@ class Checkpoints:
 
     def _best(self, steps: list[int]) -> int | None:
         """The best of `steps` by the config's metric; of equals the later; None where none has that metric."""
-        values = {s: self._sign * m[self._metric] for s in steps if (m := self.metrics(s)) and self._metric in m}
+        by = self._measurement
+        if by is None:
+            return None
+        sign = 1 if by.metric.better == 'max' else -1
+        values = {s: sign * m[by.name] for s in steps if (m := self.metrics(s)) and by.name in m}
         return max(values, key=lambda s: (-math.inf if math.isnan(values[s]) else values[s], s), default=None)
 
     def save(self, step: int, state: TrainState, progress: dict[str, Any],

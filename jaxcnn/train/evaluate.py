@@ -5,38 +5,37 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 
-from jaxcnn import metrics
 from jaxcnn.data import feed
 from jaxcnn.data.dataset import Dataset
-from jaxcnn.models import Network
+from jaxcnn.experiment import Experiment
+from jaxcnn.tasks import Accumulated
 from jaxcnn.train.parallel import Backend
-from jaxcnn.train.step import Preparation, eval_step
+from jaxcnn.train.step import eval_step
 
 
 class Evaluator:
     """Evaluates variables of one network on the splits of one data set.
 
     Args:
-      network: without a BatchNorm axis.
+      experiment: its network and task.
       dataset: its splits.
-      prepare: the pixels' preparation.
       backend: the devices.
-      batch_size: images per step; rounded up to a multiple of the devices.
       on_device: keep evaluated splits on the accelerator.
     """
 
-    def __init__(self, network: Network, dataset: Dataset, prepare: Preparation, backend: Backend, batch_size: int,
-                 on_device: bool):
-        self._dataset, self._backend, self._on_device = dataset, backend, on_device
-        self._batch_size = -(-batch_size // backend.num_devices) * backend.num_devices
-        self._steps = {tta: backend.compile_eval(eval_step(network, prepare, backend.axis_name, tta))
-                       for tta in (False, True)}
+    def __init__(self, experiment: Experiment, dataset: Dataset, backend: Backend, on_device: bool):
+        self._task, self._dataset, self._backend, self._on_device = experiment.task, dataset, backend, on_device
+        # images per step, a multiple of the devices
+        self._batch_size = -(-experiment.config.eval.batch_size // backend.num_devices) * backend.num_devices
+        self._steps = {tta: backend.compile_eval(eval_step(
+            experiment.network, experiment.preprocessor, experiment.task, backend.axis_name, tta)) for tta in (False, True)}
         self._resident: dict[str, Any] = {}
 
     def __call__(self, variables: Any, split: str, stop: Callable[[], bool] = lambda: False,
-                 tta: bool = False) -> dict[str, Any] | None:
-        """Sums over the split (see `metrics.batch_sums`) on the host, or None where `stop` said so half-way.
+                 tta: bool = False) -> Accumulated | None:
+        """Return what the task accumulates over a split, or None where `stop` said so half-way.
 
         Args:
           variables: `params` and `batch_stats`, placed by the back end.
@@ -47,13 +46,17 @@ class Evaluator:
         part = self._dataset.splits[split]
         if split not in self._resident:
             self._resident[split] = self._backend.place(feed.resident(part)) if self._on_device else {}
-        sums = self._backend.place(metrics.zero_sums(self._dataset.num_classes))
-        under_way: collections.deque[Any] = collections.deque()
+        sums = self._backend.place(self._task.zero_sums())
+        in_flight: collections.deque[Any] = collections.deque()
+        rows: list[Any] = []
         for batch in feed.eval_batches(part, self._batch_size, on_device=self._on_device, rows=self._backend.rows):
-            if len(under_way) > 1:
-                jax.block_until_ready(under_way.popleft())
+            if len(in_flight) > 1:
+                jax.block_until_ready(in_flight.popleft())
             if stop():
                 return None
-            sums = self._steps[tta](variables, self._backend.put_rows(batch), self._resident[split], sums)
-            under_way.append(sums)
-        return self._backend.fetch(sums)
+            sums, new_rows = self._steps[tta](variables, self._backend.put_rows(batch), self._resident[split], sums)
+            in_flight.append(sums)
+            if new_rows:
+                rows.append(self._backend.fetch(new_rows))
+        gathered = {name: np.concatenate([r[name] for r in rows])[:len(part)] for name in (rows[0] if rows else {})}
+        return Accumulated(self._backend.fetch(sums), gathered)

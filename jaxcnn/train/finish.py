@@ -1,5 +1,6 @@
 """The end of a run: its best checkpoint on every part, the summary, the report."""
 
+import dataclasses
 import importlib.metadata
 import logging
 import math
@@ -27,17 +28,16 @@ def finish(run: 'Run') -> dict[str, Any] | None:
     row: dict[str, float] = {}
     for split in ('val', 'test'):
         if split in run.dataset.splits:
-            found = run.evaluate(state, split, tta=run.prepare.tta is not None)
-            if found is None:
+            evaluated = run.evaluate(state, split, tta=run.experiment.preprocessor.tta is not None)
+            if evaluated is None:
                 return None
-            row.update(found[0])
-            confusion, shown = found[1], split
-    prefix = 'ema_' if '_ema_' in run.config.checkpoint.metric and 'ema_' in confusion else ''
-    summary = _summary(run, row, prefix, best)
+            row.update(evaluated[0])
+            accumulated, reported_split = evaluated[1], split
+    summary = _summary(run, row, best)
     if run.chief:
         workdir.write_json(os.path.join(run.folder, 'summary.json'), summary)
-        write_report(run.folder, run.config, summary, workdir.read_metrics(run.folder), run.dataset, shown,
-                     confusion[prefix])
+        write_report(run.folder, run.experiment, summary, workdir.read_metrics(run.folder), reported_split,
+                     accumulated[run.experiment.best.ema])
     return summary
 
 
@@ -55,22 +55,25 @@ def _best_state(run: 'Run') -> tuple[int, TrainState]:
     return run.step, run.state
 
 
-def _summary(run: 'Run', row: Mapping[str, float], prefix: str, best: int) -> dict[str, Any]:
-    """What `summary.json` holds. `prefix`: of the figures that the run's metric judges."""
+def _summary(run: 'Run', row: Mapping[str, float], best: int) -> dict[str, Any]:
+    """Return what `summary.json` holds.
+
+    A metric without `ema` in its name is by the weights that the run's metric judges.
+    """
     run.progress.look_at_memory()
-    last = next((r for r in reversed(workdir.read_metrics(run.folder)) if 'train_loss' in r), {})
+    experiment = run.experiment
+    train_rows = [r for r in workdir.read_metrics(run.folder) if 'train_loss' in r]
+    last = {name: train_rows[-1][f'train_{name}'] if train_rows else None for name in experiment.task.train_metrics}
+    measured = {m.name: row.get(m.name if m.ema else dataclasses.replace(m, ema=experiment.best.ema).name)
+                for m in experiment.measurements(tta=experiment.preprocessor.tta is not None).values()}
     versions = {name: importlib.metadata.version(name) for name in ('jax', 'jaxlib', 'flax', 'optax', 'numpy')}
     return {
-        'name': run.config.name, 'model': run.config.model.name, 'dataset': run.config.data.name,
-        'num_classes': run.dataset.num_classes,
+        'name': run.config.name, 'task': experiment.task.name, 'model': run.config.model.name,
+        'dataset': run.config.data.name, 'num_classes': experiment.task.num_classes,
         'seed': run.config.seed, 'steps': run.step, 'epochs': run.timeline.epoch(run.step),
         'params': sum(math.prod(p.shape) for p in jax.tree.leaves(run.template.params)),
-        'train_loss': last.get('train_loss'), 'train_accuracy': last.get('train_accuracy'),
-        'val_accuracy': row.get(f'val_{prefix}accuracy'), 'val_loss': row.get(f'val_{prefix}loss'),
-        'test_accuracy': row.get(f'test_{prefix}accuracy'), 'test_top5': row.get(f'test_{prefix}top5'),
-        'test_loss': row.get(f'test_{prefix}loss'),
-        **{k: v for k, v in row.items() if '_ema_' in k or '_tta_' in k},
-        **{k.replace(prefix, ''): v for k, v in row.items() if prefix and f'{prefix}tta_' in k},
+        **{f'train_{name}': value for name, value in last.items()},
+        **measured,
         'best_step': best,
         'images_per_second': run.progress.images_per_second,
         'train_seconds': run.progress.timed_seconds,

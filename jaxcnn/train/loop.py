@@ -18,17 +18,18 @@ import ml_collections
 import numpy as np
 
 from jaxcnn import config as cfg
-from jaxcnn import memory, metrics
+from jaxcnn import experiment, memory
 from jaxcnn.cache_folder import cache_folder
 from jaxcnn.errors import Diverged, UserError, of_system
+from jaxcnn.metrics import Measurement, Metric
+from jaxcnn.tasks import Accumulated
 from jaxcnn.timeline import Phase, shown_epoch
 from jaxcnn.train import extend, parallel, signals, workdir
 from jaxcnn.train.checkpoint import Checkpoints
 from jaxcnn.train.finish import finish
 from jaxcnn.train.progress import Progress
-from jaxcnn.train.setup import Setup, check_config
+from jaxcnn.train.setup import Setup
 from jaxcnn.train.state import TrainState, variables
-from jaxcnn.train.step import METRICS
 
 RUN_AHEAD = 4  # dispatches in flight
 MOST_AHEAD = 1 << 31  # bytes of temporary memory, which a CPU gives to all of them beside the one that is running
@@ -61,10 +62,9 @@ class RunProgress:
         if device is not None:
             self.peak_device_bytes = max(self.peak_device_bytes or 0, device)
 
-    def observe(self, value: float, lower_is_better: bool) -> None:
-        """Counts an evaluation."""
-        better = self.best_value is None or (value < self.best_value if lower_is_better else value > self.best_value)
-        if better:
+    def observe(self, value: float, metric: Metric) -> None:
+        """Count an evaluation."""
+        if metric.improves(value, self.best_value):
             self.best_value, self.evaluations_since_best = value, 0
         else:
             self.evaluations_since_best += 1
@@ -107,7 +107,7 @@ class Run(Setup):
         if os.path.exists(data_path):
             self.dataset.check_same(workdir.read_json(data_path), self.folder)
         extends = extend.check_run(self.folder, self.config, self.timeline.num_train)
-        self.checkpoints = Checkpoints(self.folder, self.config.checkpoint)
+        self.checkpoints = Checkpoints(self.folder, self.config.checkpoint, self.experiment.best)
         found = next(self.checkpoints.newest_whole(template), None)
         damaged = [s for s in self.checkpoints.steps() if s > (found[0] if found else 0)]
         steps = parallel.from_all(found[0] if found else 0)  # and all have looked before one is moved
@@ -225,7 +225,7 @@ class Run(Setup):
             self._drain_one()
         if logs:
             self._logged = end  # its figures are fetched when the next steps have been dispatched
-        while self._display.due and self._pending and self._pending[0].metrics.is_ready():
+        while self._display.due and self._pending and all(x.is_ready() for x in self._pending[0].metrics.values()):
             self._drain_one()
 
     def _interrupted(self) -> bool:
@@ -240,7 +240,8 @@ class Run(Setup):
     def _drain_one(self) -> None:
         """Fetches the metrics of the oldest dispatch; writes a row where an interval ends."""
         done = self._pending.popleft()
-        values = dict(zip(METRICS, self.backend.fetch(done.metrics).T, strict=True))
+        values = self.backend.fetch(done.metrics)
+        rates = values.pop('learning_rate')
         now = time.monotonic()
         seconds, self._clock = now - self._clock, now
         self.progress.timed_images += done.images
@@ -254,20 +255,20 @@ class Run(Setup):
         rate, overall = self._interval_images / self._interval_seconds, p.timed_images / p.timed_seconds
         for i in range(done.count):
             p.interval_steps += 1
-            for name in ('loss', 'accuracy', 'grad_norm'):
-                p.interval_sums[name] = p.interval_sums.get(name, 0.0) + float(values[name][i])
+            for name, of_steps in values.items():
+                p.interval_sums[name] = p.interval_sums.get(name, 0.0) + float(of_steps[i])
             step = done.start + i + 1
             means = {f'train_{name}': total / p.interval_steps for name, total in p.interval_sums.items()}
             if done.logs and self.timeline.next_logged(step - 1) == step:
                 if self.metrics_log:
                     self.metrics_log.write(step, {'epoch': self.timeline.epoch(step), **means,
-                                                  'learning_rate': float(values['learning_rate'][i]),
+                                                  'learning_rate': float(rates[i]),
                                                   'images_per_second': rate})
                 p.interval_steps, p.interval_sums = 0, {}
                 self._interval_images, self._interval_seconds = 0, 0.0
         left = (self.timeline.examples(self.timeline.total) - self.timeline.examples(step)) / overall
-        self._display.show(step, self._shown_epoch(step), means['train_loss'], means['train_accuracy'], rate, left,
-                           done.logs)
+        task_means = {name: means[f'train_{name}'] for name in values if name != 'grad_norm'}
+        self._display.show(step, self._shown_epoch(step), task_means, rate, left, done.logs)
 
     def _shown_epoch(self, step: int) -> float:
         return shown_epoch(self.timeline.epoch(step), self.config.duration)
@@ -280,19 +281,20 @@ class Run(Setup):
             '. A lower config.optim.learning_rate or config.optim.clip_norm may help')
 
     def evaluate(self, state: TrainState, split: str,
-                 tta: bool = False) -> tuple[dict[str, float], dict[str, np.ndarray]] | None:
-        """Figures of a split, named `<split>_<prefix><figure>`, and confusion matrices by prefix; None where a
-        signal came. `tta`: also with test-time augmentation."""
-        row, confusion = {}, {}
-        for of_state, placed in variables(state).items():
+                 tta: bool = False) -> tuple[dict[str, float], dict[bool, Accumulated]] | None:
+        """Return the metrics of a split by the names of their measurements, and what the task has accumulated, without and
+        with (True) the moving average; None where a signal came. `tta`: also with test-time augmentation."""
+        row, accumulated, task = {}, {}, self.experiment.task
+        for ema, placed in variables(state).items():
             for augmented in (False, True) if tta else (False,):
-                prefix = of_state + augmented * 'tta_'
-                sums = self.evaluator(placed, split, self._interrupted, augmented)
-                if sums is None:
+                result = self.evaluator(placed, split, self._interrupted, augmented)
+                if result is None:
                     return None
-                row.update({f'{split}_{prefix}{name}': value for name, value in metrics.figures(sums).items()})
-                confusion[prefix] = sums['confusion']
-        return row, confusion
+                for name, value in task.compute(result).items():
+                    row[Measurement(split, task.metrics[name], ema, augmented).name] = value
+                if not augmented:
+                    accumulated[ema] = result
+        return row, accumulated
 
     def _evaluate(self) -> None:
         while self._pending and not self._interrupted():
@@ -309,15 +311,14 @@ class Run(Setup):
             self.metrics_log.write(self.step, {'epoch': self.timeline.epoch(self.step), **row})
         stage = self.timeline.phase(min(self.step, self.timeline.total - 1)).stage
         if self.watched == 'val':
-            metric = self.config.checkpoint.metric
-            self.progress.observe(row[metric], metric.endswith('loss'))
-            if self.optimizer.observes(stage):
-                seen = self.optimizer.observe(self.backend.fetch(self.state.opt_state), stage, row['val_loss'])
+            best, optimizer = self.experiment.best, self.experiment.optimizer
+            self.progress.observe(row[best.name], best.metric)
+            if optimizer.observes(stage):
+                seen = optimizer.observe(self.backend.fetch(self.state.opt_state), stage, row['val_loss'])
                 self.state = self.state.replace(opt_state=self.backend.place(jax.device_get(seen)))
         self.progress.evaluated_step = self.step
-        top5 = metrics.tells_top5(self.dataset.num_classes)
-        self._display.say(f'step {self.step}: ' + '  '.join(
-            f'{k} {v:.4f}' for k, v in row.items() if top5 or not k.endswith('top5')))
+        hidden = {m.name for m in self.experiment.measurements(tta=False).values() if not self.experiment.informs(m)}
+        self._display.say(f'step {self.step}: ' + '  '.join(f'{k} {v:.4f}' for k, v in row.items() if k not in hidden))
         self._clock = time.monotonic()
 
     def _save(self) -> None:
@@ -367,7 +368,7 @@ def train_and_evaluate(config: cfg.Config | ml_collections.ConfigDict | Mapping[
       Interrupted: SIGTERM, SIGINT or SIGHUP came; the state of the step that was under way is saved.
     """
     config = cfg.parse(config)
-    check_config(config)
+    parallel.together(lambda: experiment.check(config))
     with signals.stop_on_signals(end_process) as stop, contextlib.ExitStack() as held:
         parallel.together(lambda: held.enter_context(workdir.claim(folder, config, extends)))
         try:

@@ -5,6 +5,7 @@ import logging
 import os
 import sys
 import time
+from collections.abc import Mapping
 
 log = logging.getLogger('jaxcnn')
 
@@ -33,17 +34,18 @@ class Progress:
         """Whether a terminal's line is old enough to be written anew."""
         return self._terminal and time.monotonic() - self._shown > 0.5
 
-    def show(self, step: int, epoch: float, loss: float, accuracy: float, rate: float, seconds_left: float,
+    def show(self, step: int, epoch: float, scalars: Mapping[str, float], rate: float, seconds_left: float,
              interval: bool) -> None:
-        """Shows where the run stands; `interval`: this is a logged interval's end.
+        """Show where the run stands: the means of its scalars; `interval`: this is a logged interval's end.
 
         A terminal's line is rewritten at most ten times a second, and at the last step.
         """
         recent = time.monotonic() - self._shown < 0.1 and step < self._total
         if recent if self._terminal else not interval:
             return
-        line = (f'epoch {epoch:.2f}/{self._epochs:.4g}  step {step}/{self._total}  loss {loss:.4f}  '
-                f'accuracy {accuracy:.4f}  {rate:,.0f} images/s  {_clock(seconds_left)} left')
+        means = '  '.join(f'{name.replace("_", " ")} {value:.4f}' for name, value in scalars.items())
+        line = (f'epoch {epoch:.2f}/{self._epochs:.4g}  step {step}/{self._total}  {means}  {rate:,.0f} images/s  '
+                f'{_clock(seconds_left)} left')
         if self._terminal:
             self._rewrite(line[:_columns() - 1])  # a line of full width would wrap on some terminals
             self._shown = time.monotonic()

@@ -11,39 +11,14 @@ import jax
 import numpy as np
 
 from jaxcnn import config as cfg
-from jaxcnn import data, models, optim
-from jaxcnn.data import augment, feed, normalize, sources, tta
-from jaxcnn.errors import UserError, within
-from jaxcnn.timeline import Phase, Timeline
+from jaxcnn import data, experiment, tasks
+from jaxcnn.data import feed, normalize
+from jaxcnn.errors import UserError
+from jaxcnn.timeline import Phase
 from jaxcnn.train import parallel, whiten
 from jaxcnn.train.evaluate import Evaluator
 from jaxcnn.train.state import TrainState, init_state, variables
-from jaxcnn.train.step import Preparation, TrainStep, image_gradient, image_keys, many_steps, step_keys
-
-
-def check_config(config: cfg.Config) -> None:
-    """Raises a UserError for names and arguments that are in no registry, before any work is done."""
-    if config.data.name not in sources.names():  # another prepared TFDS set, perhaps
-        with within('config.data.name'):
-            parallel.together(lambda: sources.find(config.data))
-    for field, reason in (('num_classes', 'it is the number of classes of the data set'),
-                          ('bn_axis', 'config.parallel says over which devices'), ('bn_frozen', 'see config.freeze_bn')):
-        if field in config.model.args:
-            raise UserError(f'cannot be set; {reason}', field=f'config.model.{field}')
-    with within('config.model'):
-        models.create(config.model.name, **config.model.args)
-    with within('config.data.augment'):
-        augment.pipeline(config.data.augment)
-    with within('config.data.eval_augment'):
-        augment.pipeline(config.data.eval_augment, steady=True)
-    with within('config.data.normalize'):
-        normalize.parse(config.data.normalize)
-    with within('config.eval.tta'):
-        tta.parse(config.eval.tta)
-    optim.check(config.optim)
-    schedules = [config.optim.schedule, *(s.schedule for s in config.optim.switch)]
-    if config.data.val_fraction == 0 and any(s and s.name == 'plateau' for s in schedules):
-        raise UserError('plateau follows the validation loss: set config.data.val_fraction', field='config.optim.schedule')
+from jaxcnn.train.step import TrainStep, image_gradient, image_keys, many_steps, step_keys
 
 
 class Setup:
@@ -51,10 +26,9 @@ class Setup:
 
     Attributes:
       dataset: its data.
+      experiment: the objects that its config stands for.
       timeline: its steps.
       chunk: steps in a dispatch.
-      network, optimizer, prepare: of its steps.
-      image_shape: height, width and channels of what the network sees.
       backend: the devices.
       on_device: whether the images are on the device; else the host hands over each batch.
       any_count: whether one program does any number of steps up to a whole dispatch.
@@ -67,26 +41,22 @@ class Setup:
 
     def __init__(self, config: cfg.Config, folder: str):
         self.config, self.folder = config, folder
-        self.dataset = parallel.together(lambda: data.load(config.data))
+        kind = tasks.find(config.task).kind
+        self.dataset = parallel.together(lambda: data.load(config.data, kind))
         train = self.dataset.splits['train']
-        self.timeline = Timeline(config, len(train))
+        self.experiment = experiment.build(config, self.dataset.info(), self._fit)
+        self.timeline = self.experiment.timeline
         self.chunk = min(config.parallel.steps_per_dispatch, self.timeline.total)
-        self.optimizer = optim.make_optimizer(config.optim, self.timeline)
         self.backend = parallel.make_backend(config.parallel)
         parallel.check_batch_sizes(self.timeline, config.optim.accumulate, self.backend.num_devices)
-        self.network = models.create(config.model.name, num_classes=self.dataset.num_classes, **config.model.args)
-        self.prepare = Preparation.of(config.data, self.dataset.mean, self.dataset.std, self._fit,
-                                      tta.parse(config.eval.tta))
-        self.image_shape = self.prepare.shape(self.dataset.image_shape)
         size = sum(s.nbytes for s in self.dataset.splits.values())
         self.on_device = config.data.placement == 'device' or (
             config.data.placement == 'auto' and size <= feed.DEVICE_LIMIT)
         self.any_count = self.on_device and jax.default_backend() == 'cpu'
         self.feed = feed.TrainFeed(train, config.seed, self.timeline, on_device=self.on_device, rows=self.backend.rows,
                                    workers=config.data.workers, most_steps=self.chunk,
-                                   balanced=config.data.balance == 'sampling')
-        self.evaluator = Evaluator(self.network, self.dataset, self.prepare, self.backend, config.eval.batch_size,
-                                   self.on_device)
+                                   classes=kind.strata(train.targets) if config.data.balance == 'sampling' else None)
+        self.evaluator = Evaluator(self.experiment, self.dataset, self.backend, self.on_device)
         self._programs: dict[Phase, jax.stages.Wrapped] = {}
         self._epoch = -1  # whose order is on the device
 
@@ -108,8 +78,8 @@ class Setup:
 
     def init_fn(self, begin: Callable[[Any], Any] = lambda params: params) -> Callable[[jax.Array], TrainState]:
         """The pure function from a seed to the first state."""
-        return functools.partial(init_state, self.network, self.optimizer, self.image_shape, optim=self.config.optim,
-                                 begin=begin)
+        return functools.partial(init_state, self.experiment.network, self.experiment.optimizer, self.experiment.image_shape,
+                                 optim=self.config.optim, begin=begin)
 
     @functools.cached_property
     def template(self) -> TrainState:
@@ -120,7 +90,7 @@ class Setup:
         """
         template = jax.eval_shape(self.init_fn(), np.uint32(0))
         if any(0 in x.shape for x in jax.tree.leaves(template.params)):
-            raise UserError(f'images of {self.image_shape[0]}x{self.image_shape[1]} are too small for '
+            raise UserError(f'images of {self.experiment.image_shape[0]}x{self.experiment.image_shape[1]} are too small for '
                             f'{self.config.model.name}: nothing is left of them before its last layers')
         return template
 
@@ -128,6 +98,7 @@ class Setup:
         """Raises a UserError where BatchNorm would take its statistics over one value of each channel, whose variance is 0:
         a phase has one image for them, in maps of 1 x 1."""
         config, template = self.config, self.template
+        height, width, _ = self.experiment.image_shape
         micro, parts = config.optim.accumulate, 1 if config.parallel.bn_sync else self.backend.num_devices
         alone = [p.batch_size for p in self.timeline.phases if not p.bn_frozen and p.batch_size == micro * parts]
         if not alone:
@@ -140,15 +111,15 @@ class Setup:
                 devices = f' on {parts} devices with config.parallel.bn_sync=False' if parts > 1 else ''
                 raise UserError(
                     f'a batch of {alone[0]}{devices}, config.optim.accumulate={micro} and images of '
-                    f'{self.image_shape[0]} x {self.image_shape[1]} pixels leave {"/".join(layer.path)} one value of each '
+                    f'{height} x {width} pixels leave {"/".join(layer.path)} one value of each '
                     f'channel, whose variance is 0. Set a batch size of at least {2 * alone[0]}, a larger '
                     'config.data.image_size, or config.freeze_bn=dict(steps=0)', field=f'config.{field}')
             return call(*args, **kwargs)
         with nn.intercept_methods(refuse):
-            jax.eval_shape(lambda weights, x: self.network.apply(
+            jax.eval_shape(lambda weights, x: self.experiment.network.apply(
                 weights, x, train=True, mutable=['batch_stats'], rngs={'dropout': jax.random.key(0)}),
                 {'params': template.params, 'batch_stats': template.batch_stats},
-                jax.ShapeDtypeStruct((1, *self.image_shape), np.float32))
+                jax.ShapeDtypeStruct((1, *self.experiment.image_shape), np.float32))
 
     def first_state(self) -> TrainState:
         """The state that a run begins with, on the devices."""
@@ -158,7 +129,7 @@ class Setup:
 
     def with_all_stages(self, state: TrainState) -> TrainState:
         """A state that was restored, with the first optimizer states of stages that the run has been extended by since."""
-        missing = len(self.optimizer.stages) - len(state.opt_state)
+        missing = len(self.experiment.optimizer.stages) - len(state.opt_state)
         if not missing:
             return state
         first = self.backend.fetch(self.first_state())
@@ -168,12 +139,12 @@ class Setup:
         """So many training images, drawn by the seed, as the network sees them in evaluation."""
         train = self.dataset.splits['train']
         rng = np.random.default_rng(self.config.seed)
-        return np.asarray(jax.jit(self.prepare)(train.take(np.sort(rng.permutation(len(train))[:count]))))
+        return np.asarray(jax.jit(self.experiment.preprocessor)(train.take(np.sort(rng.permutation(len(train))[:count]))))
 
     @functools.cached_property
     def resident(self) -> dict[str, Any]:
-        """Images and labels, on the devices; the order of an epoch joins them. Empty with placement on the host."""
-        return self.backend.place(feed.resident(self.dataset.splits['train'])) if self.on_device else {}
+        """The training examples, on the devices; the order of an epoch joins them. Empty with placement on the host."""
+        return {'examples': self.backend.place(feed.resident(self.dataset.splits['train']))} if self.on_device else {}
 
     def inputs(self, step: int, count: int) -> tuple[Any, Any, np.ndarray, np.uint32]:
         """What the program takes beside the state for `count` steps from `step` on."""
@@ -189,12 +160,11 @@ class Setup:
         """The compiled steps of a phase."""
         if phase not in self._programs:
             sync, backend = self.config.parallel.bn_sync, self.backend
-            network = self.network.clone(bn_frozen=phase.bn_frozen or self.network.bn_frozen,
+            network = self.experiment.network.clone(bn_frozen=phase.bn_frozen or self.experiment.network.bn_frozen,
                                          bn_axis=backend.axis_name if sync else None)
-            step = TrainStep(network, self.optimizer, self.prepare, self.config.optim.label_smoothing,
+            step = TrainStep(network, self.experiment.optimizer, self.experiment.preprocessor, self.experiment.task,
                              self.config.optim.accumulate, self.config.optim.ema_decay, phase.stage,
                              1 if sync or backend.axis_name else backend.num_devices, backend.axis_name,
-                             self.dataset.class_weights() if self.config.data.balance == 'loss' else None,
                              self.config.optim.lookahead, self.timeline.total)
             rows = functools.partial(backend.rows_of_batch, batch_size=phase.batch_size)
             self._programs[phase] = backend.compile_train(many_steps(step, rows, self.any_count))
@@ -204,18 +174,22 @@ class Setup:
         """Writes the picture of the first images of the first batch, augmented, with their labels."""
         from jaxcnn.inspect import figures
         positions = self.feed.positions(0)
-        train, names, pipeline = self.dataset.splits['train'], self.dataset.class_names, self.prepare.augment
+        experiment, train = self.experiment, self.dataset.splits['train']
+        pipeline = experiment.preprocessor.augment
         more = pipeline.mixes if pipeline else 0  # rows that the first ones are mixed with
         rows = np.arange(-more, min(32, len(positions))) % len(positions)
         positions = positions[rows]
-        gradient = image_gradient(self.network, self.prepare, variables(self.backend.fetch(state))['']) if (
-            pipeline and pipeline.attacks) else None
+        gradient = image_gradient(experiment.network, experiment.preprocessor, experiment.task,
+                                  variables(self.backend.fetch(state))[False]) if pipeline and pipeline.attacks else None
         run_key = jax.random.key(np.uint32(self.config.seed))
         key, _ = step_keys(run_key, 0)
         passes = image_keys(run_key, jax.numpy.asarray(positions)), jax.numpy.zeros(len(positions), np.int32)
-        in_pixels = dataclasses.replace(self.prepare, normalize=normalize.Normalization())
-        prepare = jax.jit(functools.partial(in_pixels.train, classes=len(names), gradient=gradient, passes=passes))
-        pixels, labels = (np.asarray(x)[more:] for x in prepare(train.take(positions), train.labels[positions], key, rows))
+        in_pixels = dataclasses.replace(experiment.preprocessor, normalize=normalize.Normalization())
+        augment = jax.jit(functools.partial(in_pixels.train, mixer=experiment.task, gradient=gradient, passes=passes))
+        examples = {'image': train.take(positions), **train.take_targets(positions)}
+        augmented = {name: np.asarray(value)[more:] for name, value in augment(examples, key, rows).items()}
+        pixels = augmented.pop('image')
+        titles = [experiment.task.title({name: value[i] for name, value in augmented.items()}) for i in range(len(pixels))]
         path = os.path.join(self.folder, 'figures', 'first_batch.png')
         with figures.failing_is_a_warning(path):
-            figures.image_grid(pixels, [figures.label_title(label, names) for label in labels], path)
+            figures.image_grid(pixels, titles, path)

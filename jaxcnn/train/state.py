@@ -70,10 +70,10 @@ def init_state(network: nn.Module, optimizer: Optimizer, image_shape: tuple[int,
                       slow=jax.tree.map(jnp.copy, (params, batch_stats)) if optim.lookahead else None)
 
 
-def variables(state: TrainState) -> dict[str, dict[str, Any]]:
-    """What of a state is evaluated, by the prefix of its metrics' names: parameters and statistics (''), and their moving
-    averages ('ema_') where they are kept."""
-    found = {'': {'params': state.params, 'batch_stats': state.batch_stats}}
+def variables(state: TrainState) -> dict[bool, dict[str, Any]]:
+    """Return what of a state is evaluated: parameters and statistics (False), and their moving averages (True) where the run
+    keeps them."""
+    by_average = {False: {'params': state.params, 'batch_stats': state.batch_stats}}
     if state.ema is not None:
-        found['ema_'] = dict(zip(('params', 'batch_stats'), state.ema, strict=True))
-    return found
+        by_average[True] = dict(zip(('params', 'batch_stats'), state.ema, strict=True))
+    return by_average

@@ -4,9 +4,8 @@ Two back ends (`parallel.py`) compile them. Under `sharded` a batch is the globa
 under `pmap` it is this device's part of it and means are taken over `axis_name`.
 """
 
-import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,116 +15,27 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxcnn.config import DataConfig, LookaheadConfig
-from jaxcnn.data import normalize
-from jaxcnn.data.augment import Gradient, Pipeline, pipeline
-from jaxcnn.data.normalize import Fitted, Normalization, Normalizer
-from jaxcnn.data.tta import TestTimeAugmentation
-from jaxcnn.errors import UserError, within
-from jaxcnn.losses import cross_entropy
-from jaxcnn.metrics import Sums, batch_sums, predictions
+from jaxcnn.config import LookaheadConfig
+from jaxcnn.data.augment import Gradient
+from jaxcnn.errors import UserError
 from jaxcnn.models import Network
 from jaxcnn.optim import Optimizer
+from jaxcnn.preprocessing import Preprocessor
+from jaxcnn.tasks import Task
 from jaxcnn.train.state import TrainState, variables
 
 Batch = dict[str, jax.Array]
-Fit = Callable[[Sequence[Normalizer], Callable[[jax.Array], jax.Array]], Sequence[Fitted]]
-METRICS = ('loss', 'accuracy', 'grad_norm', 'learning_rate')
+Scalars = dict[str, jax.Array]
 
 
-@dataclass(frozen=True)
-class Preparation:
-    """From uint8 pixels to what the network sees.
-
-    Attributes:
-      augment: of training images, in [0, 1]; or None.
-      normalize: after it.
-      eval_augment: of all other images, drawing nothing; or None.
-      tta: test-time augmentation, which follows it; or None.
-    """
-
-    augment: Pipeline | None
-    normalize: Normalization
-    eval_augment: Pipeline | None = None
-    tta: TestTimeAugmentation | None = None
-
-    @classmethod
-    def of(cls, config: DataConfig, mean: Sequence[float], std: Sequence[float], fitted: Fit,
-           tta: TestTimeAugmentation | None = None) -> 'Preparation':
-        """The preparation that a config asks for.
-
-        Args:
-          config: the config's part.
-          mean, std: per channel, of the training part.
-          fitted: gives what normalisation by anything else has learned of it.
-          tta: see `Preparation`.
-        """
-        raw = cls(pipeline(config.augment), Normalization(), pipeline(config.eval_augment, steady=True), tta)
-        ops = normalize.parse(config.normalize)
-        if ops == [normalize.standardize()]:
-            return dataclasses.replace(raw, normalize=Normalization.by(mean, std))
-        return dataclasses.replace(raw, normalize=Normalization(ops, fitted(ops, raw)) if ops else Normalization())
-
-    def __call__(self, images: jax.Array) -> jax.Array:
-        """Float32 images of uint8 ones (N, H, W, C), as evaluation has them."""
-        return self.normalize(self._pixels(images))
-
-    def _pixels(self, images: jax.Array) -> jax.Array:
-        x = images.astype(jnp.float32) / 255
-        if self.eval_augment is not None:
-            x = jax.vmap(functools.partial(self.eval_augment, jax.random.key(0)))(x)
-        return x
-
-    def logits(self, of: Callable[[jax.Array], jax.Array], images: jax.Array, tta: bool = True) -> jax.Array:
-        """What `of` makes of uint8 images (N, H, W, C) as evaluation has them; with `tta` the mean over the variants of
-        test-time augmentation, if there is any."""
-        x = self._pixels(images)
-        variants = self.tta(x) if self.tta and tta else [(1.0, x)]
-        return sum(weight * of(self.normalize(images)).astype(jnp.float32) for weight, images in variants)  # type: ignore[return-value]
-
-    def train(self, images: jax.Array, labels: jax.Array, key: jax.Array, rows: Any = None, *, classes: int,
-              before: Callable[[jax.Array], jax.Array] = lambda x: jnp.roll(x, 1, 0),
-              gradient: Gradient | None = None, passes: tuple[jax.Array, jax.Array] | None = None) -> tuple[
-                  jax.Array, jax.Array]:
-        """Float32 images of uint8 ones (N, H, W, C), and their labels, augmented.
-
-        Each image's key is folded from its row in the global batch, `rows` (N,), so that it does not depend on how the batch
-        is spread over devices; without `rows` they are the first ones. The others: see `augment.Pipeline.batch`.
-        """
-        x = images.astype(jnp.float32) / 255
-        if self.augment is not None:
-            keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(
-                jnp.arange(len(x)) if rows is None else rows)
-            x, labels = self.augment.batch(keys, x, labels, classes, before, gradient, passes)
-        return self.normalize(x), labels
-
-    def shape(self, image_shape: tuple[int, ...]) -> tuple[int, int, int]:
-        """What becomes of images (H, W, C).
-
-        Raises:
-          UserError: training and evaluation make images of two sizes, or an op does not take these images.
-        """
-        def of(where: str, pipeline: Pipeline | None) -> tuple[int, ...]:
-            with within(where):
-                return image_shape if pipeline is None else jax.eval_shape(
-                    pipeline, jax.random.key(0), jax.ShapeDtypeStruct(image_shape, jnp.float32)).shape
-        train, other = of('config.data.augment', self.augment), of('config.data.eval_augment', self.eval_augment)
-        if train != other:
-            raise UserError(f'config.data.augment makes images of {train[0]} x {train[1]} pixels, '
-                            f'config.data.eval_augment of {other[0]} x {other[1]}: both must be what the network takes')
-        if self.tta is not None:
-            with within('config.eval.tta'):
-                jax.eval_shape(self.tta, jax.ShapeDtypeStruct((1, *other), jnp.float32))
-        return tuple(train)  # type: ignore[return-value]
-
-
-def image_gradient(network: Network, prepare: Preparation, weights: Any) -> Gradient:
-    """`(images, labels) -> gradient` of each image's loss by its values in [0, 1], the network being as in evaluation."""
-    def of(images: jax.Array, labels: jax.Array) -> jax.Array:
+def image_gradient(network: Network, preprocessor: Preprocessor, task: Task, weights: Any) -> Gradient:
+    """Return the function from images and targets to the gradient of each image's loss by its values in [0, 1], the network
+    being as in evaluation."""
+    def of(images: jax.Array, targets: Batch) -> jax.Array:
         @jax.grad
         def gradient(images: jax.Array) -> jax.Array:
-            logits: Any = network.apply(weights, prepare.normalize(images), train=False)
-            return cross_entropy(logits, labels).sum()
+            outputs: Any = network.apply(weights, preprocessor.normalize(images), train=False)
+            return task.example_losses(outputs, targets).sum()
         try:
             return gradient(images)
         except flax.errors.ScopeParamShapeError:
@@ -146,10 +56,10 @@ def image_keys(key: jax.Array, positions: jax.Array) -> jax.Array:
     return jax.vmap(functools.partial(jax.random.fold_in, jax.random.fold_in(key, np.uint32(2**32 - 1))))(positions)
 
 
-def gather(position: jax.Array, data: Batch) -> Batch:
-    """The images and labels at `position` (N,) of the resident `data`."""
-    taken = {name: jnp.take(data[name], position, axis=0, mode='clip') for name in ('image', 'label')}
-    return {**taken, 'position': position}
+def gather(position: jax.Array, examples: Batch) -> Batch:
+    """Return the examples at `position` (N,) of those that are on the device, with their positions."""
+    selected = {name: jnp.take(values, position, axis=0, mode='clip') for name, values in examples.items()}
+    return {**selected, 'position': position}
 
 
 @dataclass(frozen=True)
@@ -157,24 +67,23 @@ class TrainStep:
     """One update: augment, normalise, forward, loss, backward, optax, metrics.
 
     Attributes:
+      task: what the network's outputs mean.
       stage: of the optimizer.
       bn_groups: BatchNorm takes its statistics over each of so many equal parts of the batch.
       axis_name: of the pmap axis, or None.
-      class_weights: what an image's loss is multiplied by, for each class; or None.
       lookahead: how slow parameters follow; or None.
       total: steps of the run; look-ahead must know.
     """
 
     network: Network
     optimizer: Optimizer
-    prepare: Preparation
-    label_smoothing: float = 0.0
+    preprocessor: Preprocessor
+    task: Task
     accumulate: int = 1
     ema_decay: float = 0.0
     stage: int = 0
     bn_groups: int = 1
     axis_name: str | None = None
-    class_weights: tuple[float, ...] | None = None
     lookahead: LookaheadConfig | None = None
     total: int = 0
 
@@ -191,30 +100,19 @@ class TrainStep:
         logits, stats = jax.vmap(apply)(groups, jax.random.split(key, self.bn_groups))
         return [x.reshape(len(images), -1) for x in logits], jax.tree.map(lambda s: s.mean(0), stats)
 
-    def _micro_batch(self, params: Any, batch_stats: Any, images: jax.Array, labels: jax.Array,
-                     key: jax.Array) -> tuple[Any, Any, dict[str, jax.Array]]:
-        """Gradients, new BatchNorm statistics and metrics, all means over the images."""
-        weights, targets = jnp.ones(()), labels
-        if self.class_weights is not None:
-            of_class = jnp.asarray(self.class_weights)
-            if labels.ndim == 1:
-                weights = of_class[labels]
-            else:  # each part of a mixed label has the weight of its own class
-                targets = labels * of_class
-                weights = targets.sum(-1)
-                targets /= jnp.maximum(weights, 1e-30)[:, None]
+    def _micro_batch(self, params: Any, batch_stats: Any, examples: Batch, key: jax.Array) -> tuple[Any, Any, Scalars]:
+        """Return gradients, new BatchNorm statistics and scalars, all means over the images."""
+        images, targets = examples['image'], {name: value for name, value in examples.items() if name != 'image'}
 
         def loss_fn(params: Any) -> tuple[jax.Array, Any]:
-            (logits, *auxiliary), stats = self._forward(params, batch_stats, images, key)
-            losses = [(weights * cross_entropy(x, targets, self.label_smoothing)).mean() for x in (logits, *auxiliary)]
-            return losses[0] + getattr(self.network, 'aux_weight', 0) * sum(losses[1:]), (logits, stats)
+            (outputs, *auxiliary), stats = self._forward(params, batch_stats, images, key)
+            losses = [self.task.loss(x, targets) for x in (outputs, *auxiliary)]
+            return losses[0] + getattr(self.network, 'aux_weight', 0) * sum(losses[1:]), (outputs, stats)
 
-        (loss, (logits, stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
-        target = labels if labels.ndim == 1 else labels.argmax(-1)
-        accuracy = (predictions(logits) == target).astype(jnp.float32).mean()
-        return grads, stats, {'loss': loss, 'accuracy': accuracy}
+        (loss, (outputs, stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
+        return grads, stats, {'loss': loss, **self.task.train_scalars(outputs, targets)}
 
-    def _before(self, x: jax.Array) -> jax.Array:
+    def _previous(self, x: jax.Array) -> jax.Array:
         """Of each row, the row before it in the global batch."""
         if not self.axis_name:
             return jnp.roll(x, 1, 0)
@@ -222,50 +120,52 @@ class TrainStep:
         last = jax.lax.ppermute(x[-1:], self.axis_name, [(i, (i + 1) % devices) for i in range(devices)])
         return jnp.concatenate([last, x[:-1]])
 
-    def _gradients(self, state: TrainState, images: jax.Array, labels: jax.Array, key: jax.Array) -> Any:
+    def _gradients(self, state: TrainState, examples: Batch, key: jax.Array) -> Any:
         if self.accumulate == 1:
-            return self._micro_batch(state.params, state.batch_stats, images, labels, key)
+            return self._micro_batch(state.params, state.batch_stats, examples, key)
 
         def split(x: jax.Array) -> jax.Array:  # row r goes to micro-batch r % accumulate, on every device alike
             return x.reshape(-1, self.accumulate, *x.shape[1:]).swapaxes(0, 1)
 
         def body(carry: Any, part: Any) -> tuple[Any, None]:
             stats, sums = carry
-            images, labels, index = part
-            grads, stats, metrics = self._micro_batch(state.params, stats, images, labels,
-                                                      jax.random.fold_in(key, index))
-            return (stats, jax.tree.map(jnp.add, sums, (grads, metrics))), None
+            micro_batch, index = part
+            grads, stats, scalars = self._micro_batch(state.params, stats, micro_batch, jax.random.fold_in(key, index))
+            return (stats, jax.tree.map(jnp.add, sums, (grads, scalars))), None
 
-        zeros = (jax.tree.map(jnp.zeros_like, state.params), {'loss': jnp.zeros(()), 'accuracy': jnp.zeros(())})
-        (stats, sums), _ = jax.lax.scan(body, (state.batch_stats, zeros),
-                                        (split(images), split(labels), jnp.arange(self.accumulate)))
+        micro_batches = jax.tree.map(split, examples)
+        grads, _, scalars = jax.eval_shape(self._micro_batch, state.params, state.batch_stats,
+                                           jax.tree.map(lambda x: x[0], micro_batches), key)
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (grads, scalars))
+        (stats, sums), _ = jax.lax.scan(body, (state.batch_stats, zeros), (micro_batches, jnp.arange(self.accumulate)))
         grads, metrics = jax.tree.map(lambda s: s / self.accumulate, sums)
         return grads, stats, metrics
 
-    def __call__(self, state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
-        """The state after the step, and its scalars `loss, accuracy, grad_norm, learning_rate`.
+    def __call__(self, state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, Scalars]:
+        """Return the state after the step, and its scalars: the loss, those of the task, `grad_norm` and `learning_rate`.
 
         Args:
           state: before the step.
-          batch: `image` (N, H, W, C) uint8 and `label` (N,); for ops by the epoch also each image's `position` in the
-            training part and its `epoch`, (N,).
+          batch: `image` (N, H, W, C) uint8 and the targets of the task; for ops by the epoch also each image's `position`
+            in the training part and its `epoch`, (N,).
           key: of the run; the step folds its number in, so that its randomness depends on `(key, step)` alone.
         """
         augment_key, dropout_key = step_keys(key, state.step)
-        rows = jnp.arange(len(batch['label']))
+        rows = jnp.arange(len(batch['image']))
         if self.axis_name:
             device = jax.lax.axis_index(self.axis_name)
             rows += device * len(rows)
             dropout_key = jax.random.fold_in(dropout_key, device)
         passes = (image_keys(key, batch['position']), batch['epoch']) if 'epoch' in batch else None
-        images, labels = self.prepare.train(
-            batch['image'], batch['label'], augment_key, rows, passes=passes, classes=self.network.num_classes,
-            before=self._before, gradient=image_gradient(self.network, self.prepare, variables(state)['']))
-        grads, stats, metrics = self._gradients(state, images, labels, dropout_key)
+        examples = {name: value for name, value in batch.items() if name not in ('position', 'epoch')}
+        examples = self.preprocessor.train(
+            examples, augment_key, rows, passes=passes, mixer=self.task, previous=self._previous,
+            gradient=image_gradient(self.network, self.preprocessor, self.task, variables(state)[False]))
+        grads, stats, scalars = self._gradients(state, examples, dropout_key)
         if self.axis_name:
-            grads, stats, metrics = jax.lax.pmean((grads, stats, metrics), self.axis_name)
+            grads, stats, scalars = jax.lax.pmean((grads, stats, scalars), self.axis_name)
         grads = self.optimizer.groups.trained(grads, state.step)
-        updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params, self.stage, metrics['loss'])
+        updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params, self.stage, scalars['loss'])
         params = optax.apply_updates(state.params, updates)
         ema = state.ema
         if ema is not None:
@@ -275,9 +175,9 @@ class TrainStep:
         slow = state.slow
         if self.lookahead is not None:
             params, stats, slow = self._look_ahead(params, stats, slow, state.step + 1)
-        metrics = {**metrics, 'grad_norm': optax.global_norm(grads),
+        scalars = {**scalars, 'grad_norm': optax.global_norm(grads),
                    'learning_rate': self.optimizer.learning_rate(state.opt_state, state.step, self.stage)}
-        return TrainState(state.step + 1, params, stats, opt_state, ema, slow), metrics
+        return TrainState(state.step + 1, params, stats, opt_state, ema, slow), scalars
 
     def _look_ahead(self, params: Any, stats: Any, slow: Any, done: jax.Array) -> tuple[Any, Any, Any]:
         """Parameters, statistics and the slow ones after so many steps: at times the slow ones go towards the others, which
@@ -292,55 +192,69 @@ class TrainStep:
 
 
 def many_steps(step: TrainStep, rows: Callable[[jax.Array, jax.Array], jax.Array], some: bool = False) -> Callable[
-        [TrainState, Batch, Batch, jax.Array, jax.Array], tuple[TrainState, jax.Array]]:
-    """The function that is compiled: `(state, batches, data, first, seed) -> (state, metrics)`, over the leading axis
-    of `first`; metrics are stacked along it, with the scalars of `METRICS` (steps, 4).
+        [TrainState, Batch, dict[str, Any], jax.Array, jax.Array], tuple[TrainState, Scalars]]:
+    """Return the function that is compiled: `(state, batches, data, first, seed) -> (state, scalars)`, over the leading axis
+    of `first`; scalars are stacked along it, (steps,) each.
 
     Args:
       step: one.
       rows: of an order and the place in it where a batch begins, this device's part of the batch.
-      some: `first` may end in -1, where there are no steps, and rows of metrics are 0; so one program does for any number of
+      some: `first` may end in -1, where there are no steps, and scalars are 0; so one program does for any number of
         them. A GPU would wait for the host before each step.
     """
-    def run(state: TrainState, batches: Batch, data: Batch, first: jax.Array, seed: jax.Array) -> tuple[TrainState, Any]:
+    def run(state: TrainState, batches: Batch, data: dict[str, Any], first: jax.Array,
+            seed: jax.Array) -> tuple[TrainState, Scalars]:
         key = jax.random.key(seed)
 
-        def one(state: TrainState, part: tuple[Batch, jax.Array]) -> tuple[TrainState, jax.Array]:
+        def one(state: TrainState, part: tuple[Batch, jax.Array]) -> tuple[TrainState, Scalars]:
             batch, first = part
             if not batch:
-                batch = gather(rows(data['order'], first), data)
+                batch = gather(rows(data['order'], first), data['examples'])
                 before = rows(jnp.arange(len(data['order'])), first)  # images since the order began
-                batch['epoch'] = data['epoch'] + before // len(data['label'])
-            state, metrics = step(state, batch, key)
-            return state, jnp.stack([metrics[name] for name in METRICS])
+                batch['epoch'] = data['epoch'] + before // len(data['examples']['image'])
+            return step(state, batch, key)
 
         if len(first) == 1:  # a loop of one step gains nothing
-            state, metrics = one(state, jax.tree.map(lambda x: x[0], (batches, first)))
-            return state, metrics[None]
+            state, scalars = one(state, jax.tree.map(lambda x: x[0], (batches, first)))
+            return state, jax.tree.map(lambda x: x[None], scalars)
         if not some:
             return jax.lax.scan(one, state, (batches, first))
 
-        def ith(i: jax.Array, carry: tuple[TrainState, jax.Array]) -> tuple[TrainState, jax.Array]:
-            state, metrics = one(carry[0], jax.tree.map(lambda x: x[i], (batches, first)))
-            return state, carry[1].at[i].set(metrics)
+        def ith(i: jax.Array, carry: tuple[TrainState, Scalars]) -> tuple[TrainState, Scalars]:
+            state, scalars = one(carry[0], jax.tree.map(lambda x: x[i], (batches, first)))
+            return state, jax.tree.map(lambda stacked, x: stacked.at[i].set(x), carry[1], scalars)
 
-        return jax.lax.fori_loop(0, (first >= 0).sum(), ith, (state, jnp.zeros((len(first), len(METRICS)))))
+        _, shapes = jax.eval_shape(one, state, jax.tree.map(lambda x: x[0], (batches, first)))
+        zeros = jax.tree.map(lambda x: jnp.zeros((len(first), *x.shape), x.dtype), shapes)
+        return jax.lax.fori_loop(0, (first >= 0).sum(), ith, (state, zeros))
     return run
 
 
-def eval_step(network: Network, prepare: Preparation, axis_name: str | None = None,
-              tta: bool = False) -> Callable[[Any, Batch, Batch, Sums], Sums]:
-    """The function that is compiled: adds a batch's sums (see `metrics.batch_sums`) to those so far; `tta`: with
-    test-time augmentation."""
-    def run(variables: Any, batch: Batch, data: Batch, sums: Sums) -> Sums:
+def eval_step(network: Network, preprocessor: Preprocessor, task: Task, axis_name: str | None = None,
+              tta: bool = False) -> Callable[[Any, Batch, Batch, Any], tuple[Any, Batch]]:
+    """Return the function that is compiled: `(variables, batch, examples, sums) -> (sums, rows)`.
+
+    It adds a batch's sums (see `Task.eval_sums`) to those so far, and returns the arrays of each image of the batch
+    (see `Task.eval_rows`), the same on each device.
+
+    Args:
+      network: without a BatchNorm axis.
+      preprocessor: the pixels' preprocessing.
+      task: what the network's outputs mean.
+      axis_name: of the pmap axis, or None.
+      tta: evaluate the mean outputs over the variants of test-time augmentation.
+    """
+    def run(variables: Any, batch: Batch, examples: Batch, sums: Any) -> tuple[Any, Batch]:
         if 'position' in batch:
-            batch = {**batch, **gather(batch['position'], data)}
-        def of(x: jax.Array) -> jax.Array:
-            logits: Any = network.apply(variables, x, train=False)
-            return logits
-        logits = prepare.logits(of, batch['image'], tta)
-        new = batch_sums(logits, batch['label'], batch['mask'])
+            batch = {**batch, **gather(batch['position'], examples)}
+
+        def outputs_of(x: jax.Array) -> jax.Array:
+            outputs: Any = network.apply(variables, x, train=False)
+            return outputs
+        outputs = preprocessor.outputs(outputs_of, batch['image'], tta)
+        new, rows = task.eval_sums(outputs, batch, batch['mask']), task.eval_rows(outputs, batch)
         if axis_name:
             new = jax.lax.psum(new, axis_name)
-        return jax.tree.map(jnp.add, sums, new)
+            rows = jax.tree.map(lambda x: jax.lax.all_gather(x, axis_name, tiled=True), rows)
+        return jax.tree.map(jnp.add, sums, new), rows
     return run

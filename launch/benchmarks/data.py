@@ -68,14 +68,14 @@ def compare(args: argparse.Namespace) -> Table:
     import jax
     import numpy as np
 
+    from jaxcnn import experiment
     from jaxcnn.data import cache, layouts, sources
     from jaxcnn.train.loop import Run
-    from jaxcnn.train.setup import check_config
     from jaxcnn.train.signals import StopRequest
     from jaxcnn.train.step import gather
     settings = {p: config.load(args.config, [*args.overrides, f'data.placement={p}', 'duration.steps=100000000'])
                 for p in ('device', 'host')}
-    check_config(settings['host'])
+    experiment.check(settings['host'])
     torch = 'torch' in args.peers.split(',')
     ops = settings['host'].data.augment.split('|') if settings['host'].data.augment.strip() else []
     for part in ops if torch else []:
@@ -97,9 +97,10 @@ def compare(args: argparse.Namespace) -> Table:
 
             def batch(batches: dict, resident: dict, first: jax.Array, seed: jax.Array, run: Run = run) -> jax.Array:
                 rows = {k: v[0] for k, v in batches.items()} or gather(
-                    run.backend.rows_of_batch(resident['order'], first[0], run.config.batch_size), resident)
-                return run.prepare.train(rows['image'], rows['label'], jax.random.fold_in(jax.random.key(seed), first[0]),
-                                         classes=run.dataset.num_classes)[0]
+                    run.backend.rows_of_batch(resident['order'], first[0], run.config.batch_size), resident['examples'])
+                examples = {name: rows[name] for name in ('image', *run.dataset.splits['train'].targets)}
+                key = jax.random.fold_in(jax.random.key(seed), first[0])
+                return run.experiment.preprocessor.train(examples, key, mixer=run.experiment.task)['image']
 
             inputs[placement] = map(functools.partial(run.inputs, count=1), itertools.count())
             prepared = itertools.starmap(jax.jit(batch), inputs[placement])
@@ -119,7 +120,7 @@ def compare(args: argparse.Namespace) -> Table:
             with tempfile.TemporaryDirectory() as empty:
                 began = time.perf_counter()
                 _, parts = cache.open_cache(found, dataclasses.replace(settings['host'].data, cache_dir=empty))
-                return sum(len(labels) for _, labels in parts.values()) / (time.perf_counter() - began)
+                return sum(len(part.usable) for part in parts.values()) / (time.perf_counter() - began)
 
         if listed is not None:
             sides['building the cache'] = build

@@ -31,23 +31,26 @@ class Own:
         from jaxcnn.config import Choice, OptimConfig, parse
         from jaxcnn.data.normalize import Normalization
         from jaxcnn.inspect.complexity import cost
+        from jaxcnn.preprocessing import Preprocessor
+        from jaxcnn.tasks import create
         from jaxcnn.timeline import Timeline
         from jaxcnn.train.state import init_state, variables
-        from jaxcnn.train.step import Preparation, TrainStep
+        from jaxcnn.train.step import TrainStep
         network = models.create(name, num_classes=10, **fields)
         settings = parse({'batch_size': batch, 'duration': {'steps': 10 ** 6}})
         descent = OptimConfig(optimizer=Choice('sgd', {'momentum': 0.9}), learning_rate=0.01, l2=1e-4)
         optimizer = optim.make_optimizer(descent, Timeline(settings, batch))
+        task = create(settings, [str(i) for i in range(10)], [1] * 10, batch)
         rng = np.random.default_rng(0)
         images = {'image': jnp.asarray(rng.integers(0, 256, (batch, size, size, 3), np.uint8)),
                   'label': jnp.arange(batch) % 10}
-        prepare = Preparation(None, Normalization.by((0.5,) * 3, (0.25,) * 3))
+        preprocessor = Preprocessor(None, Normalization.by((0.5,) * 3, (0.25,) * 3))
         state = jax.jit(lambda: init_state(network, optimizer, (size, size, 3), np.uint32(0), descent))()
-        placed = variables(state)['']
+        placed = variables(state)[False]
         self.flops = 2 * (3 if what == 'train_step' else 1) * cost(network, (size, size, 3), 1, ()).multiply_adds
         self.batch = batch
         if what == 'train_step':
-            compiled = jax.jit(TrainStep(network, optimizer, prepare), donate_argnums=0).lower(
+            compiled = jax.jit(TrainStep(network, optimizer, preprocessor, task), donate_argnums=0).lower(
                 state, images, jax.random.key(0)).compile()
 
             def step() -> object:
@@ -55,7 +58,7 @@ class Own:
                 state, values = compiled(state, images, jax.random.key(0))
                 return values
         else:
-            compiled = jax.jit(lambda v, x: network.apply(v, prepare(x), train=False)).lower(
+            compiled = jax.jit(lambda v, x: network.apply(v, preprocessor(x), train=False)).lower(
                 placed, images['image']).compile()
 
             def step() -> object:

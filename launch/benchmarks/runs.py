@@ -21,9 +21,9 @@ def train_command(args: argparse.Namespace, workdir: str) -> list[str]:
 
 def checked(args: argparse.Namespace) -> config.Config:
     """The config of the command line, which stops here where it is wrong."""
-    from jaxcnn.train.setup import check_config
+    from jaxcnn import experiment
     settings = config.load(args.config, args.overrides)
-    check_config(settings)
+    experiment.check(settings)
     return settings
 
 
@@ -47,7 +47,7 @@ def train(args: argparse.Namespace) -> Iterator[Table]:
         dataset = load(data)
         for part, split in dataset.splits.items():
             np.save(os.path.join(folder, f'{part}_images.npy'), split.take(np.arange(len(split))))
-            np.save(os.path.join(folder, f'{part}_labels.npy'), split.labels.astype(np.int64))
+            np.save(os.path.join(folder, f'{part}_labels.npy'), split.targets['label'].astype(np.int64))
         for seed in range(settings.seed, settings.seed + args.rounds):
             workdir = os.path.join(folder, str(seed))
             commands = {'train.py': [*train_command(args, workdir), f'--config.seed={seed}']}
@@ -127,11 +127,11 @@ def checkpoint(args: argparse.Namespace) -> Table:
 def loop(args: argparse.Namespace) -> Table:
     import jax
 
+    from jaxcnn import experiment
     from jaxcnn.train.loop import Run
-    from jaxcnn.train.setup import check_config
     from jaxcnn.train.signals import StopRequest
     settings = config.load(args.config, [*args.overrides, 'duration.steps=100000000', 'eval.every.fraction=1'])
-    check_config(settings)
+    experiment.check(settings)
     with tempfile.TemporaryDirectory() as folder:
         os.mkdir(os.path.join(folder, 'figures'))
         run = Run(settings, folder, StopRequest())

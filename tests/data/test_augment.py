@@ -59,7 +59,7 @@ def test_alternating_flips_show_every_image_both_ways_in_two_epochs_in_turn():
     own = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(7), i))(jnp.arange(count))
     pipeline = augment.pipeline('pad(1)|alternating_flip|center_crop(5)')
     run = jax.jit(lambda keys, own, epochs: pipeline.batch(
-        keys, images, jnp.zeros(count, jnp.int32), 2, lambda x: x, None, (own, epochs))[0])
+        keys, {'image': images}, None, lambda x: x, None, (own, epochs))['image'])
     ways = []
     for epoch in range(4):
         order = np.random.default_rng(epoch).permutation(count)

@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from jaxcnn import config, tasks
 from jaxcnn.data import augment
 from jaxcnn.data.augment import adversarial, erase, mixing
 from jaxcnn.errors import UserError
 
 HEIGHT, WIDTH = 24, 20
 KEYS = jax.random.split(jax.random.key(5), 2000)
+TASK = tasks.create(config.parse({}), list('abcd'), [1] * 4, 4)
 
 
 def the_rectangle(mask):
@@ -57,10 +59,14 @@ def test_erasing_with_noise_draws_every_value(under):
 
 
 def mixed(op, alpha_and_p_keys=KEYS):
-    """What the op makes of a black image of class 0 and a white one of class 1."""
+    """What the op, and the task, make of a black image of class 0 and a white one of class 1."""
     black, white = jnp.zeros((HEIGHT, WIDTH, 1)), jnp.ones((HEIGHT, WIDTH, 1))
-    first, second = jnp.eye(3)[:2]
-    return map(np.asarray, jax.jit(jax.vmap(lambda key: op.apply(key, (black, first), (white, second))))(alpha_and_p_keys))
+    first, second = ({'label': label} for label in jnp.eye(3)[:2])
+
+    def mix(key):
+        image, share = op.apply(key, black, white)
+        return image, TASK.mix(first, second, share)['label']
+    return map(np.asarray, jax.jit(jax.vmap(mix))(alpha_and_p_keys))
 
 
 @pytest.mark.parametrize('alpha', [0.2, 1.0, 3.0])
@@ -106,7 +112,9 @@ def test_each_image_is_mixed_with_the_one_before_it_and_the_first_with_the_last(
     images = jnp.asarray(np.random.default_rng(0).uniform(size=(4, 6, 6, 3)), jnp.float32)
     labels = jnp.array([2, 0, 1, 3])
     pipe = augment.pipeline('invert(1)|mixup(1)')
-    found, targets = jax.jit(lambda keys: pipe.batch(keys, images, labels, 4, lambda x: jnp.roll(x, 1, 0), None))(KEYS[:4])
+    mixed_examples = jax.jit(lambda keys: pipe.batch(
+        keys, {'image': images, 'label': labels}, TASK, lambda x: jnp.roll(x, 1, 0), None))(KEYS[:4])
+    found, targets = mixed_examples['image'], mixed_examples['label']
     for i in range(4):
         share = targets[i, labels[i]]
         assert 0 < share < 1

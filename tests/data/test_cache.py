@@ -37,7 +37,7 @@ class Images:
         self.decoded += 1
         if index == self.fails_at:
             raise RuntimeError('power cut')
-        return self.images[index], self.labels[index]
+        return {'image': self.images[index], 'label': self.labels[index]}
 
 
 def random_images(count=12, size=6, channels=3, seed=0):
@@ -56,7 +56,7 @@ def open_cache(source, folder, image_size=0):
 
 
 def assert_holds(parts, train):
-    images, labels = parts['train']
+    images, labels = parts['train'].images, parts['train'].targets['label']
     np.testing.assert_array_equal(images[np.arange(len(train))], np.stack(train.images))
     np.testing.assert_array_equal(labels, train.labels)
     assert labels.dtype == np.int32
@@ -128,7 +128,7 @@ def cut(path):
 
 @pytest.mark.parametrize('damage', [flip, cut, os.remove, lambda path: path.write_bytes(b'')],
                          ids=['flipped', 'cut', 'removed', 'emptied'])
-@pytest.mark.parametrize('file', ['train.images.npy', 'train.labels.npy', 'test.images.npy', 'meta.json'])
+@pytest.mark.parametrize('file', ['train.images.npy', 'train.label.npy', 'train.usable.npy', 'test.images.npy', 'meta.json'])
 def test_a_damaged_file_is_never_used(tmp_path, file, damage):
     train, test = random_images(), random_images(5, seed=1)
     open_cache(source_of(train, test), tmp_path)
@@ -201,13 +201,13 @@ class Slow:
         with open(sys.argv[2], 'a') as f:
             f.write('.')
         time.sleep(float(sys.argv[3]) if os.path.getsize(sys.argv[2]) > 10 else 0)
-        return np.full((3, 3, 1), index, np.uint8), index % 4
+        return {'image': np.full((3, 3, 1), index, np.uint8), 'label': index % 4}
 
 source = sources.Source('somewhere', {'source': 'slow'}, {'train': Slow, 'test': Slow}, lambda: list('abcd'))
 _, parts = cache.open_cache(source, DataConfig('slow', cache_dir=sys.argv[1]))
-for images, labels in parts.values():
+for images, targets, _ in parts.values():
     assert (images[:] == np.arange(40, dtype=np.uint8)[:, None, None, None]).all()
-    assert (labels == np.arange(40) % 4).all()
+    assert (targets['label'] == np.arange(40) % 4).all()
 print('right')
 '''
 

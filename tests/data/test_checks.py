@@ -67,8 +67,8 @@ def test_what_no_conversion_makes_images_is_refused_without_one(x, shape):
 
 def test_a_split_holds_no_other_images():
     with pytest.raises(UserError, match=r'images must be uint8 .*convert with \(255 \* images\)\.round\(\)'):
-        Split(COLOUR / 255, np.arange(6), np.zeros(6, np.int32))
-    assert Split(GREY[..., 0], np.arange(6), np.zeros(6, np.int32)).images.shape == GREY.shape
+        Split(COLOUR / 255, np.arange(6), {'label': np.zeros(6, np.int32)})
+    assert Split(GREY[..., 0], np.arange(6), {'label': np.zeros(6, np.int32)}).images.shape == GREY.shape
 
 
 def test_images_are_taken_as_they_are():

@@ -29,14 +29,14 @@ def numbered(count, shape=(2, 2, 1)):
     index = np.random.default_rng(0).permutation(2 * count)[:count]
     images = np.zeros((2 * count, *shape), np.uint8)
     images[index, 0, 0, 0], images[index, 0, 1, 0] = np.arange(count) // 256, np.arange(count) % 256
-    return Split(images, index, np.arange(count, dtype=np.int32))
+    return Split(images, index, {'label': np.arange(count, dtype=np.int32)})
 
 
 def numbered_file(count, folder):
     """The same, its images in a file, as worker processes can read it."""
     split = numbered(count)
     np.save(folder / 'images.npy', split.images)
-    return Split(cache.ArrayFile(str(folder / 'images.npy')), split.index, split.labels)
+    return Split(cache.ArrayFile(str(folder / 'images.npy')), split.index, split.targets)
 
 
 def seen(batch):
@@ -303,7 +303,7 @@ def test_statistics_are_worked_out_once(tmp_path, monkeypatch):
 def test_a_channel_that_never_varies_has_deviation_one():
     images = np.random.default_rng(0).integers(0, 256, (20, 4, 4, 2), np.uint8)
     images[..., 1] = 77
-    mean, std = channel_statistics(Split(images, np.arange(20), np.zeros(20, np.int32)))
+    mean, std = channel_statistics(Split(images, np.arange(20), {'label': np.zeros(20, np.int32)}))
     assert std[0] != 1
     assert (mean[1], std[1]) == (77 / 255, 1.0)
 
@@ -316,10 +316,10 @@ def test_the_validation_part_is_disjoint_and_stratified_and_the_test_part_stays(
     count = len(whole.splits['train'])
     assert len(val) == round(0.2 * count)
     np.testing.assert_array_equal(np.sort(np.concatenate([train.index, val.index])), np.arange(count))
-    everyone = np.array(whole.splits['train'].class_counts(10))
-    assert (np.abs(np.array(val.class_counts(10)) - 0.2 * everyone) < 1).all()
+    everyone = np.array(whole.class_counts('train'))
+    assert (np.abs(np.array(parted.class_counts('val')) - 0.2 * everyone) < 1).all()
     for part in (train, val):
-        np.testing.assert_array_equal(part.labels, whole.splits['train'].labels[part.index])
+        np.testing.assert_array_equal(part.targets['label'], whole.splits['train'].targets['label'][part.index])
         np.testing.assert_array_equal(part.take(np.arange(3)), whole.splits['train'].take(part.index[:3]))
     np.testing.assert_array_equal(feed.resident(parted.splits['test'])['image'],
                                   feed.resident(whole.splits['test'])['image'])

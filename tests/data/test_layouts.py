@@ -14,7 +14,7 @@ from PIL import Image
 
 from jaxcnn import data
 from jaxcnn.config import DataConfig
-from jaxcnn.data import layouts, picture
+from jaxcnn.data import arrays, layouts, picture
 from jaxcnn.errors import UserError, printable
 
 COLOURS = {'ant': (250, 0, 0), 'bee': (0, 250, 0), 'cow': (0, 0, 250)}
@@ -34,7 +34,7 @@ def content(dataset, split):
     part = dataset.splits[split]
     pixels = part.take(np.arange(len(part)))[:, 2, 2].astype(int)
     seen = [min(COLOURS, key=lambda name: np.abs(pixel - COLOURS[name]).sum()) for pixel in pixels]
-    return seen, [dataset.class_names[label] for label in part.labels]
+    return seen, [dataset.class_names[label] for label in part.targets['label']]
 
 
 def assert_holds(dataset, **sizes):
@@ -261,7 +261,7 @@ def test_mnists_own_files(tmp_path, compress):
     for split, name in (('train', 'train'), ('test', 't10k')):
         part = dataset.splits[split]
         np.testing.assert_array_equal(part.take(np.arange(len(part)))[..., 0], parts[name][0])
-        np.testing.assert_array_equal(part.labels, parts[name][1])
+        np.testing.assert_array_equal(part.targets['label'], parts[name][1])
     path = tmp_path / f'train-labels-idx1-ubyte{".gz" if compress else ""}'
     path.write_bytes(path.read_bytes()[:-6])
     with pytest.raises(UserError, match=r'train-labels-idx1-ubyte.*: (cannot be read|is not a whole IDX file)'):
@@ -299,7 +299,7 @@ def rename(root):
     (lambda root: None, ''),
     (swap, r'Changed: the train images or their order; the val images or their order$'),
     (rename, r"Changed: class 1: 'bee' -> 'buzz'$"),
-    (lambda root: (root / 'train/ant/9.png').rename(root / 'train/bee/x.png'), 'Changed: the train labels; '),
+    (lambda root: (root / 'train/ant/9.png').rename(root / 'train/bee/x.png'), 'Changed: the train label; '),
     (lambda root: (root / 'train/ant/9.png').unlink(), r"Changed: sizes: {'train': 27, .*} -> {'train': 26, ")])
 def test_other_labels_or_images_are_not_the_data_of_a_run(tmp_path, change, line):
     root = write_folder(tmp_path / 'set', train=10, test=2)
@@ -404,7 +404,7 @@ def test_a_class_is_the_same_in_every_unicode_form(tmp_path, train, test):
     for layout in ('folder', 'flat'):
         dataset = load(tmp_path, layout, tmp_path / COMPOSED, val_fraction=0.0)
         assert dataset.class_names == ['bee', COMPOSED]
-        assert {split: part.class_counts(2) for split, part in dataset.splits.items()} == {'train': [3, 5], 'test': [2, 2]}
+        assert {split: dataset.class_counts(split) for split in dataset.splits} == {'train': [3, 5], 'test': [2, 2]}
 
 
 @pytest.mark.parametrize(('in_table', 'on_disk'), [(COMPOSED, DECOMPOSED), (DECOMPOSED, COMPOSED)])
@@ -442,7 +442,7 @@ def test_tables_of_every_separator_and_encoding(tmp_path, encoding, delimiter, e
     (tmp_path / 'a.csv').write_bytes(text.encode(encoding))
     dataset = load(tmp_path, 'csv', tmp_path / 'a.csv', val_fraction=0.25)
     assert dataset.class_names == ['bee', 'caf\N{LATIN SMALL LETTER E WITH ACUTE}, brown', 'cow']
-    assert dataset.splits['train'].class_counts(3) == [3, 3, 3]
+    assert dataset.class_counts('train') == [3, 3, 3]
 
 
 @pytest.mark.parametrize(('content', 'line'), [
@@ -465,7 +465,7 @@ def test_numbers_as_labels(tmp_path):
         (tmp_path / f'{split}.csv').write_text('path,label\n' + ''.join(f'{path},{name}\n' for path, name in part))
     dataset = load(tmp_path, 'csv', tmp_path, val_fraction=0.0)
     assert dataset.class_names == ['0', '2.5', '10']
-    assert {split: part.class_counts(3) for split, part in dataset.splits.items()} == {'train': [4, 4, 4], 'test': [2, 2, 2]}
+    assert {split: dataset.class_counts(split) for split in dataset.splits} == {'train': [4, 4, 4], 'test': [2, 2, 2]}
 
 
 def test_numbers_sort_by_value():
@@ -693,7 +693,7 @@ def test_a_damaged_compressed_file_is_told_in_one_line(tmp_path):
     for place in range(10, len(whole)):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x55]) + whole[place + 1:])
         try:
-            layouts.idx(DataConfig(name='idx', dir=str(tmp_path)))
+            arrays.idx(DataConfig(name='idx', dir=str(tmp_path)))
             kinds.add('whole')  # only the file's name in its head was changed
         except UserError as e:
             kinds.add('inflating' if 'Error -3' in str(e) else 'checked')
@@ -794,7 +794,7 @@ def test_a_subset_by_number_for_each_class(tmp_path):
     whole, part, again, other = (load(tmp_path, 'folder', root, val_fraction=0.25, **fields) for fields in (
         {}, {'per_class': 3}, {'per_class': 3}, {'per_class': 3, 'split_seed': 1}))
     assert_holds(part, train=9, val=6, test=6)
-    assert part.splits['train'].class_counts(3) == [3, 3, 3]
+    assert part.class_counts('train') == [3, 3, 3]
     np.testing.assert_array_equal(part.splits['train'].index, again.splits['train'].index)
     assert not np.array_equal(part.splits['train'].index, other.splits['train'].index)
     assert set(part.splits['train'].index) <= set(whole.splits['train'].index)

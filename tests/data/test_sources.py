@@ -63,7 +63,7 @@ def test_imagenet_is_read_as_tfds_prepares_it(tmp_path):
     assert (dataset.num_classes, dataset.image_shape) == (1000, (32, 32, 3))
     test = dataset.splits['test']
     for i, (image, label) in enumerate(zip(*parts['validation'], strict=True)):
-        assert test.labels[i] == label
+        assert test.targets['label'][i] == label
         np.testing.assert_allclose(test.take(np.array(i)).astype(int), image[:32, :32], atol=3)  # but for JPEG's rounding
     used = data.load(config(tmp_path, 'imagenet2012', val_fraction=None, image_size=32, cache_dir=str(tmp_path / 'cache')))
     assert {name: len(split) for name, split in used.splits.items()} == {'train': 54, 'val': 6, 'test': 20}
@@ -78,7 +78,7 @@ def test_digits_are_cut_into_fixed_disjoint_stratified_parts():
     assert {name: len(part) for name, part in parts.items()} == {'train': 1438, 'test': 359}
     everything = load_digits()
     for c in range(10):
-        share = sum(label == c for label in parts['test'].labels) / np.sum(everything.target == c)
+        share = sum(label == c for label in parts['test'].targets['label']) / np.sum(everything.target == c)
         assert abs(share - 0.2) < 1 / 170
     # every image once: no two images of the set are equal
     seen = np.concatenate([part.images.reshape(-1, 64) for part in parts.values()])
@@ -140,9 +140,9 @@ def test_a_prepared_data_set_gives_the_images_and_labels_that_were_written(prepa
     for split, (images, labels) in written[name].items():
         part = loaded.splits[split]
         np.testing.assert_array_equal(part.take(np.arange(len(part))), images)
-        np.testing.assert_array_equal(part.labels, labels)
+        np.testing.assert_array_equal(part.targets['label'], labels)
         assert part.images[0].dtype == np.uint8
-        assert part.labels.dtype == np.int32
+        assert part.targets['label'].dtype == np.int32
 
 
 def test_reading_a_prepared_data_set_imports_no_tensorflow(prepared, tmp_path):

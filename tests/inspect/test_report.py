@@ -14,7 +14,7 @@ from matplotlib import font_manager
 from matplotlib.axes import Axes
 from PIL import Image
 
-from jaxcnn import config, data
+from jaxcnn import config, experiment, metrics, tasks
 from jaxcnn.inspect import figures, report
 
 ROWS = [{'epoch': e / 4, 'step': 10 * e, 'train_loss': 2.0 / (e + 1), 'train_accuracy': 1 - 0.8 / (e + 1),
@@ -38,10 +38,16 @@ def colours(path):
 # ---- figures
 
 
+def draw_curves(rows, path):
+    known = metrics.of_targets('label')
+    measurements = metrics.measurements(known.values(), ['val', 'test'], ema=True, tta=False)
+    figures.curves(rows, [known['loss'], known['accuracy']], list(measurements.values()), path)
+
+
 def test_curves_are_a_picture_of_the_rows(tmp_path):
     one, other = str(tmp_path / 'one.png'), str(tmp_path / 'other.png')
-    figures.curves(ROWS, one)
-    figures.curves([{**row, 'train_loss': row['train_loss'] ** 2} for row in ROWS], other)
+    draw_curves(ROWS, one)
+    draw_curves([{**row, 'train_loss': row['train_loss'] ** 2} for row in ROWS], other)
     height, width, _ = pixels(one).shape
     assert 300 < height < 800
     assert 1000 < width < 2400
@@ -53,7 +59,7 @@ def test_curves_are_a_picture_of_the_rows(tmp_path):
 
 
 def test_curves_of_no_rows_are_empty_axes(tmp_path):
-    figures.curves([], str(tmp_path / 'curves.png'))
+    draw_curves([], str(tmp_path / 'curves.png'))
     assert pixels(tmp_path / 'curves.png').min() < 255
 
 
@@ -63,11 +69,11 @@ def test_curves_of_a_single_interval_are_points_and_a_sentence(tmp_path, monkeyp
         lines.extend(drawn := plot(self, *args, **settings)), drawn)[1])
     monkeypatch.setattr('matplotlib.axes.Axes.text', lambda self, x, y, text, write=Axes.text, **settings: (
         texts.append(text), write(self, x, y, text, **settings))[1])
-    figures.curves(ROWS[:1], str(tmp_path / 'one.png'))
+    draw_curves(ROWS[:1], str(tmp_path / 'one.png'))
     assert [line.get_label() for line in lines] == ['train', 'train']  # loss and accuracy
     assert {line.get_marker() for line in lines} == {'o'}
     assert texts == ['The learning rate was logged once:\n0.0875 at epoch 0.25.']
-    figures.curves(ROWS, str(tmp_path / 'more.png'))
+    draw_curves(ROWS, str(tmp_path / 'more.png'))
     assert [line.get_label() for line in lines[2:]] == ['train', 'val', 'train', 'val', 'learning rate']
     assert len(texts) == 1
 
@@ -218,8 +224,9 @@ def test_characters_that_the_first_font_lacks_are_taken_from_one_that_has_them(o
 
 
 def test_the_title_of_a_mixed_label_names_its_parts():
-    assert figures.label_title(np.array(1), ['ant', 'bee']) == 'bee'
-    assert figures.label_title(np.array([0.25, 0.75, 0.0]), ['ant', 'bee', 'cow']) == 'bee 0.75\nant 0.25'
+    task = tasks.create(config.parse({}), ['ant', 'bee', 'cow'], [1, 1, 1], 3)
+    assert task.title({'label': np.array(1)}) == 'bee'
+    assert task.title({'label': np.array([0.25, 0.75, 0.0])}) == 'bee 0.75\nant 0.25'
 
 
 # ---- the report
@@ -239,13 +246,12 @@ def write(tmp_path):
     tmp_path.joinpath('figures').mkdir()
     tmp_path.joinpath('figures', 'first_batch.png').touch()  # which the loop draws when the run begins
 
-    labels = np.repeat(np.arange(3), [40, 50, 60])
-    train = data.Split(np.zeros((150, 1, 1, 1), np.uint8), np.arange(150), labels)
-
     def write(fields=None, confusion=CONFUSION, part='test', broken=None, names=NAMES, **summary):
-        dataset = data.Dataset('pets', names, {'train': train}, (0.0,), (1.0,), None, broken or {})
-        report.write_report(str(tmp_path), config.parse(fields or {}), {**SUMMARY, **summary}, ROWS, dataset, part,
-                            confusion)
+        info = {'class_names': names, 'class_counts': [40, 50, 60, 0, 0, 0][:len(names)], 'broken': broken or {},
+                'sizes': {'train': 150}, 'image_shape': (32, 32, 1), 'mean': (0.0,), 'std': (1.0,)}
+        built = experiment.build(config.parse(fields or {}), info, None)
+        report.write_report(str(tmp_path), built, {**SUMMARY, **summary}, ROWS, part,
+                            tasks.Accumulated({'confusion': confusion}, {}))
         return (tmp_path / 'report.md').read_text()
     return write
 
@@ -323,11 +329,11 @@ def test_broken_images_and_a_missing_test_part_are_told(written):
 
 def test_moving_averages_are_told_where_there_are_any(written):
     assert 'ema' not in written()
-    text = written(names=list('abcdef'), confusion=np.eye(6, dtype=int), val_ema_accuracy=0.5, test_ema_loss=0.25,
-                   test_ema_top5=None)
-    assert cells(text, 'val ema accuracy') == ['50.00 %']
+    text = written({'optim': {'ema_decay': 0.9}}, names=list('abcdef'), confusion=np.eye(6, dtype=int), val_ema_accuracy=0.5,
+                   test_ema_loss=0.25, test_ema_top5=0.75)
+    assert cells(text, 'validation ema accuracy') == ['50.00 %']
     assert cells(text, 'test ema loss') == ['0.2500']
-    assert cells(text, 'test ema top5') == ['not measured']
+    assert cells(text, 'test ema top-5') == ['75.00 %']
 
 
 def test_the_report_is_headed_by_what_was_trained(written):
@@ -337,12 +343,12 @@ def test_the_report_is_headed_by_what_was_trained(written):
 
 def test_top_5_is_told_of_more_than_five_classes_alone(written):
     measures = {'test_ema_top5': 0.5, 'test_ema_accuracy': 0.25}
-    text = written(**measures)
+    text = written({'optim': {'ema_decay': 0.9}}, **measures)
     assert 'top' not in text
     assert cells(text, 'test ema accuracy') == ['25.00 %']
-    text = written(names=list('abcdef'), confusion=np.eye(6, dtype=int), **measures)
+    text = written({'optim': {'ema_decay': 0.9}}, names=list('abcdef'), confusion=np.eye(6, dtype=int), **measures)
     assert cells(text, 'test top-5') == ['99.99 %']
-    assert cells(text, 'test ema top5') == ['50.00 %']
+    assert cells(text, 'test ema top-5') == ['50.00 %']
 
 
 def test_classes_are_sorted_by_recall_and_those_without_images_come_last(written):

@@ -13,15 +13,16 @@ import numpy as np
 import pytest
 
 from jaxcnn import config as cfg
-from jaxcnn import models
+from jaxcnn import models, tasks
 from jaxcnn.data.normalize import Normalization
 from jaxcnn.errors import UserError
 from jaxcnn.losses import cross_entropy
 from jaxcnn.optim import make_optimizer
+from jaxcnn.preprocessing import Preprocessor
 from jaxcnn.timeline import Timeline
 from jaxcnn.train import whiten
 from jaxcnn.train.state import init_state, run_once
-from jaxcnn.train.step import Preparation, TrainStep
+from jaxcnn.train.step import TrainStep
 
 torch = pytest.importorskip('torch')
 pytest.importorskip('pytorchcv')
@@ -526,14 +527,15 @@ def test_the_recipes_train_as_airbenchs_programs_do(by_muon):
         f'optim.learning_rate={0.24 * slow if by_muon else 11.5 / (1 + 1 / 0.15) * size / 1024}'])
     timeline = Timeline(config, 2 * size)  # an epoch is two steps
     network, optimizer = models.create('airbench94', **config.model.args), make_optimizer(config.optim, timeline)
-    step = TrainStep(network, optimizer, Preparation(None, Normalization.by((0.5,) * 3, (0.25,) * 3)),
-                     config.optim.label_smoothing, lookahead=config.optim.lookahead, total=timeline.total)
+    step = TrainStep(network, optimizer, Preprocessor(None, Normalization.by((0.5,) * 3, (0.25,) * 3)),
+                     tasks.create(config, [str(i) for i in range(10)], [1] * 10, 10), lookahead=config.optim.lookahead,
+                     total=timeline.total)
     rng = np.random.default_rng(0)
     coarse = rng.integers(0, 200, (steps, size, 8, 8, 3)).repeat(4, 2).repeat(4, 3)
     images = np.uint8(coarse + rng.integers(0, 50, coarse.shape))
     batches = [{'image': x, 'label': rng.integers(0, 10, size)} for x in images]
     shapes = jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))['params']
-    begin = whiten.initializer(config.whiten, shapes, lambda count: np.asarray(step.prepare(images[0])))
+    begin = whiten.initializer(config.whiten, shapes, lambda count: np.asarray(step.preprocessor(images[0])))
     state = jax.jit(lambda: init_state(network, optimizer, (32, 32, 3), np.uint32(0), config.optim, begin))()
 
     class Scaled(nn.Module):

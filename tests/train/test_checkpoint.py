@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from jaxcnn import config as cfg
+from jaxcnn import metrics
 from jaxcnn.errors import UserError
 from jaxcnn.train.checkpoint import Checkpoints, fingerprint
 from jaxcnn.train.state import TrainState
@@ -33,8 +34,12 @@ def make_state(seed, ema=True, size=300):
 TEMPLATE = jax.tree.map(np.zeros_like, make_state(0))
 
 
-def open_checkpoints(folder, **fields):
-    return Checkpoints(str(folder), cfg.CheckpointConfig(**fields))
+MEASUREMENTS = metrics.measurements(metrics.of_targets('label').values(), ['val'], ema=False, tta=False)
+ACCURACY = MEASUREMENTS['val_accuracy']
+
+
+def open_checkpoints(folder, best=ACCURACY, **fields):
+    return Checkpoints(str(folder), cfg.CheckpointConfig(**fields), best)
 
 
 def save(checkpoints, step, value=None, metric='val_accuracy', state=None):
@@ -89,13 +94,13 @@ def test_what_is_read_is_what_was_saved_bit_by_bit(tmp_path, ema):
 
 
 def test_another_process_reads_while_one_writes(two, tmp_path):
-    reader = Checkpoints(str(two), cfg.CheckpointConfig(), read_only=True)
+    reader = Checkpoints(str(two), cfg.CheckpointConfig(), ACCURACY, read_only=True)
     assert reader.steps() == [1, 2]
     assert_same_bits(reader.read(2, TEMPLATE)[0], make_state(2))
     reader.close()
     writer = open_checkpoints(tmp_path)
     save(writer, 1)
-    reader = Checkpoints(str(tmp_path), cfg.CheckpointConfig(), read_only=True)
+    reader = Checkpoints(str(tmp_path), cfg.CheckpointConfig(), ACCURACY, read_only=True)
     save(writer, 2)
     assert reader.steps() == [1, 2]
     reader.close()
@@ -116,7 +121,7 @@ def test_a_reader_outlives_checkpoints_that_go_while_it_looks(tmp_path):
     thread = threading.Thread(target=write)
     thread.start()
     while not done.is_set():
-        reader = Checkpoints(str(tmp_path), cfg.CheckpointConfig(), read_only=True)
+        reader = Checkpoints(str(tmp_path), cfg.CheckpointConfig(), ACCURACY, read_only=True)
         for step in reader.steps()[-1:]:
             try:
                 assert_same_bits(reader.read(step, TEMPLATE)[0], make_state(step))
@@ -138,7 +143,7 @@ def test_a_reader_outlives_checkpoints_that_go_while_it_looks(tmp_path):
     (lambda s: s.replace(opt_state=()), r'another optimisation: opt_state/0/0/count is \(\) int32 in .* missing')],
     ids=['type', 'missing part', 'shape', 'name', 'optimizer'])
 def test_a_state_of_another_structure_is_refused_with_the_first_array_that_differs(two, change, told):
-    checkpoints = Checkpoints(str(two), cfg.CheckpointConfig(), read_only=True)
+    checkpoints = Checkpoints(str(two), cfg.CheckpointConfig(), ACCURACY, read_only=True)
     with pytest.raises(UserError, match=f'^checkpoint 2 in .* is of {told}'):
         checkpoints.read(2, change(TEMPLATE))
     with pytest.raises(UserError, match=told):  # it is not passed over as a damaged one would be
@@ -161,7 +166,7 @@ def test_any_flipped_byte_is_detected_or_harmless(copy_of_two):
             damaged[at] ^= 1
             path.write_bytes(damaged)
             try:
-                checkpoints = Checkpoints(str(copy_of_two), cfg.CheckpointConfig(), read_only=True)
+                checkpoints = Checkpoints(str(copy_of_two), cfg.CheckpointConfig(), ACCURACY, read_only=True)
                 step, state, progress = next(checkpoints.newest_whole(TEMPLATE))
                 checkpoints.close()
             except Exception as e:
@@ -230,7 +235,7 @@ def test_of_a_damaged_checkpoint_the_one_before_is_taken_and_the_log_says_so(cop
 
 
 def test_undamaged_the_newest_is_taken_and_nothing_is_logged(two, caplog):
-    checkpoints = Checkpoints(str(two), cfg.CheckpointConfig(), read_only=True)
+    checkpoints = Checkpoints(str(two), cfg.CheckpointConfig(), ACCURACY, read_only=True)
     assert [step for step, _, _ in checkpoints.newest_whole(TEMPLATE)] == [2, 1]
     checkpoints.close()
     assert not [r for r in caplog.records if r.name == 'jaxcnn']
@@ -290,7 +295,7 @@ def test_the_newest_and_the_best_are_kept(tmp_path):
     ('val_loss', [0.3, 0.5, 0.3], 3), ('val_accuracy', [None, 0.1, None], 2), ('val_loss', [None, None, None], None),
     ('val_loss', [float('nan'), 0.5, float('nan')], 2)])
 def test_best_is_the_highest_accuracy_or_the_lowest_loss_the_later_of_equals(tmp_path, metric, values, best):
-    checkpoints = open_checkpoints(tmp_path, keep=3, metric=metric)
+    checkpoints = open_checkpoints(tmp_path, MEASUREMENTS[metric], keep=3)
     for step, value in enumerate(values, 1):
         save(checkpoints, step, value, metric)
     assert checkpoints.best_step() == best

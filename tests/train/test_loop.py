@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from jaxcnn import config as cfg
-from jaxcnn import models
+from jaxcnn import experiment, metrics, models
 from jaxcnn.data.feed import TrainFeed
 from jaxcnn.errors import UserError
 from jaxcnn.inspect import report
@@ -21,7 +21,6 @@ from jaxcnn.timeline import Timeline
 from jaxcnn.train import loop, parallel, train_and_evaluate
 from jaxcnn.train.checkpoint import Checkpoints
 from jaxcnn.train.loop import Run, RunProgress
-from jaxcnn.train.setup import check_config
 from jaxcnn.train.signals import Interrupted, StopRequest
 from jaxcnn.train.step import gather, image_keys, step_keys
 from jaxcnn.train.trained import Trained
@@ -37,7 +36,7 @@ SUMMARY = {'name', 'model', 'dataset', 'seed', 'steps', 'epochs', 'params', 'tra
 @pytest.mark.parametrize('path', sorted(glob.glob(os.path.join(ROOT, 'configs', '*.py'))))
 def test_every_config_of_ours_names_what_there_is(path):
     config = cfg.load(path)
-    check_config(config)
+    experiment.check(config)
     network = models.create(config.model.name, 10, **config.model.args)
     image = jnp.zeros((1, *network.published()[0]))
     params = jax.eval_shape(lambda: network.init(jax.random.key(0), image))['params']
@@ -82,10 +81,11 @@ def test_a_run_leaves_what_a_person_relies_on(small, shared_folder, monkeypatch)
     best = max(evaluated, key=lambda s: (evaluated[s]['val_accuracy'], s))
     assert summary['best_step'] == best == trained.find('best')
     assert summary['val_accuracy'] == pytest.approx(evaluated[best]['val_accuracy'])
-    found = trained.evaluator('test')(trained.read(best))
-    assert found['']['count'] == 359
-    assert found['']['accuracy'] == pytest.approx(summary['test_accuracy'])
-    assert found['ema_']['accuracy'] == pytest.approx(summary['test_ema_accuracy'])
+    count, measured = trained.evaluator('test')(trained.read(best))
+    values = {m.name: value for m, value in measured.items()}
+    assert count == 359
+    assert values['test_accuracy'] == pytest.approx(summary['test_accuracy'])
+    assert values['test_ema_accuracy'] == pytest.approx(summary['test_ema_accuracy'])
 
 
 def test_the_statistics_are_those_of_the_training_part(small, shared_folder):
@@ -94,7 +94,7 @@ def test_the_statistics_are_those_of_the_training_part(small, shared_folder):
     pixels = train.take(np.arange(len(train))) / 255
     np.testing.assert_allclose(run.dataset.mean, pixels.mean((0, 1, 2)), rtol=1e-9)
     np.testing.assert_allclose(run.dataset.std, pixels.std((0, 1, 2)), rtol=1e-9)
-    seen = np.asarray(run.prepare(train.take(np.arange(len(train)))))
+    seen = np.asarray(run.experiment.preprocessor(train.take(np.arange(len(train)))))
     assert abs(seen.mean()) < 1e-3
     assert abs(seen.std() - 1) < 1e-3
 
@@ -105,7 +105,7 @@ def test_what_is_fitted_to_the_training_part_is_kept_with_the_run(small, tmp_pat
         'normalize': 'gcn(2)|zca(0.01)', 'image_size': 18, 'eval_augment': 'center_crop(16)', 'augment': 'random_crop(16)'})
     run = Run(cfg.parse(config), folder, StopRequest())
     train = run.dataset.splits['train']
-    seen = np.asarray(run.prepare(train.take(np.arange(len(train))))).reshape(len(train), 256)
+    seen = np.asarray(run.experiment.preprocessor(train.take(np.arange(len(train))))).reshape(len(train), 256)
     values = np.linalg.eigvalsh(np.cov(seen, rowvar=False))
     np.testing.assert_allclose(values[-10:], 1, atol=0.05)  # white, but for what varies less than epsilon
     assert values[-1] < 1.01
@@ -113,8 +113,8 @@ def test_what_is_fitted_to_the_training_part_is_kept_with_the_run(small, tmp_pat
     summary = train_and_evaluate(config, folder)
     assert path.read_bytes() == kept
     trained = Trained(folder)
-    found = trained.evaluator('test')(trained.read(trained.find('best')))
-    assert found['']['loss'] == pytest.approx(summary['test_loss'], rel=1e-6)
+    _, measured = trained.evaluator('test')(trained.read(trained.find('best')))
+    assert {m.name: value for m, value in measured.items()}['test_loss'] == pytest.approx(summary['test_loss'], rel=1e-6)
     path.unlink()
     with pytest.raises(UserError, match=r'normalize\.npz: what normalisation was fitted to cannot be read'):
         Trained(folder)
@@ -175,11 +175,12 @@ def test_the_first_batch_is_drawn_as_the_network_sees_it(small, tmp_path, monkey
     config = cfg.parse(small(data={'augment': 'alternating_flip|pad_crop(2)|mixup(1)', 'normalize': 'none'}))
     run = Run(config, str(tmp_path), StopRequest())
     run.open()
-    batch = gather(run.feed.positions(0), run.resident)
+    batch = gather(run.feed.positions(0), run.resident['examples'])
     key = jax.random.key(0)
-    images, _ = run.prepare.train(batch['image'], batch['label'], step_keys(key, 0)[0], classes=10,
-                                  passes=(image_keys(key, batch['position']), np.zeros(32, np.int32)))
-    np.testing.assert_allclose(drawn['images'][:32], images, atol=1e-6)
+    examples = run.experiment.preprocessor.train(
+        {name: batch[name] for name in ('image', 'label')}, step_keys(key, 0)[0], mixer=run.experiment.task,
+        passes=(image_keys(key, batch['position']), np.zeros(32, np.int32)))
+    np.testing.assert_allclose(drawn['images'][:32], examples['image'], atol=1e-6)
     run.close()
 
 
@@ -188,15 +189,15 @@ def test_figures_with_test_time_augmentation_stand_beside_those_without(small, t
     summary = train_and_evaluate(small(eval={'tta': 'flip_shift'}, optim={'ema_decay': 0.9}), folder)
     trained = Trained(folder)
     state = trained.read(trained.find('best'))
-    found = trained.evaluator('test')(state)
-    assert set(found) == {'', 'ema_', 'tta_', 'ema_tta_'}
-    for prefix, figures in found.items():
-        assert figures['count'] == 359
-        assert summary[f'test_{prefix}loss'] == pytest.approx(figures['loss'], rel=1e-6)
-        assert summary[f'test_{prefix}accuracy'] == pytest.approx(figures['accuracy'])
+    count, measured = trained.evaluator('test')(state)
+    assert count == 359
+    assert {m.name for m in measured} == {f'test_{prefix}{name}' for prefix in ('', 'ema_', 'tta_', 'ema_tta_')
+                                          for name in ('loss', 'accuracy', 'top5')}
+    for m, value in measured.items():
+        assert summary[m.name] == pytest.approx(value, rel=1e-6)
     assert abs(summary['test_tta_loss'] - summary['test_loss']) > 1e-4
     test = trained.evaluator('test')._evaluator._dataset.splits['test']
-    right = trained.predict(state, test.take(np.arange(len(test)))).argmax(1) == test.labels
+    right = trained.predict(state, test.take(np.arange(len(test)))).argmax(1) == test.targets['label']
     assert right.mean() == pytest.approx(summary['test_tta_accuracy'])
     with pytest.raises(UserError, match=r'images must be uint8 \(N, 16, 16, 1\), got .*\(255 \* images\)'):
         trained.predict(state, test.take(np.arange(3)) / 255)
@@ -215,11 +216,11 @@ def test_it_stops_early_and_stays_stopped(small, tmp_path):
 def test_patience_counts_evaluations_that_are_not_better():
     progress = RunProgress()
     for value, count in ((0.5, 0), (0.5, 1), (0.6, 0), (0.1, 1), (0.2, 2)):
-        progress.observe(value, lower_is_better=False)
+        progress.observe(value, metrics.of_targets('label')['accuracy'])
         assert progress.evaluations_since_best == count
     progress = RunProgress()
     for value, count in ((0.5, 0), (0.6, 1), (0.4, 0)):
-        progress.observe(value, lower_is_better=True)
+        progress.observe(value, metrics.LOSS)
         assert progress.evaluations_since_best == count
 
 
@@ -278,9 +279,10 @@ def test_evaluation_counts_every_image_once_on_eight_devices(small, tmp_path, ba
         config = cfg.parse(small(parallel={'devices': devices, 'backend': backend}, eval={'batch_size': batch_size}))
         run = Run(config, str(tmp_path), StopRequest())
         state = run.backend.init(run.init_fn(), 0)
-        row, confusion = run.evaluate(state, 'test')
-        assert confusion[''].sum() == 359
-        np.testing.assert_array_equal(confusion[''].sum(1), run.dataset.splits['test'].class_counts(10))
+        row, accumulated = run.evaluate(state, 'test')
+        confusion = accumulated[False].sums['confusion']
+        assert confusion.sum() == 359
+        np.testing.assert_array_equal(confusion.sum(1), run.dataset.class_counts('test'))
         figures[devices, batch_size] = row
     first, *others = figures.values()
     for other in others:
@@ -302,7 +304,7 @@ def test_evaluation_is_asked_to_stop_while_it_computes(small, tmp_path):
         return len(asked) == 5
 
     evaluator = Run(cfg.parse(small(eval={'batch_size': 32})), str(tmp_path), StopRequest()).evaluator
-    evaluator._steps[False] = lambda *_: Sums(len(asked))
+    evaluator._steps[False] = lambda *_: (Sums(len(asked)), {})
     assert evaluator(None, 'test', stop) is None
     assert asked == [[], [], [1], [1, 2], [1, 2, 3]]
 
@@ -353,11 +355,12 @@ def test_figures_of_the_average_are_told_where_the_metric_is_its_own(small, tmp_
                                        eval={'tta': 'flip', 'every': dict(steps=10)}), str(tmp_path))
     trained = Trained(str(tmp_path))
     state = trained.read(trained.find('best'))
-    found = trained.evaluator('test')(state)
-    for name, prefix in (('test', ''), ('test_tta', 'tta_')):
-        assert summary[f'{name}_accuracy'] == pytest.approx(found[f'ema_{prefix}']['accuracy'])
-        assert summary[f'{name}_loss'] == pytest.approx(found[f'ema_{prefix}']['loss'], rel=1e-5)
-        assert found[f'ema_{prefix}']['loss'] != pytest.approx(found[prefix]['loss'], rel=1e-3)
+    _, measured = trained.evaluator('test')(state)
+    values = {m.name: value for m, value in measured.items()}
+    for prefix in ('', 'tta_'):
+        assert summary[f'test_{prefix}accuracy'] == pytest.approx(values[f'test_ema_{prefix}accuracy'])
+        assert summary[f'test_{prefix}loss'] == pytest.approx(values[f'test_ema_{prefix}loss'], rel=1e-5)
+        assert values[f'test_ema_{prefix}loss'] != pytest.approx(values[f'test_{prefix}loss'], rel=1e-3)
     images = np.zeros((2, *trained.info['image_shape']), np.uint8)
     other = state.replace(params=jax.tree.map(np.zeros_like, state.params))
     np.testing.assert_array_equal(trained.predict(state, images), trained.predict(other, images))
@@ -385,7 +388,7 @@ def test_fewer_dispatches_wait_where_their_memory_is_much(small, tmp_path, monke
     run.open()
     for _ in range(8):
         run.advance(cfg.Duration('steps', 1000))
-        assert all(done.metrics.is_ready() for done in list(run._pending)[:max(0, len(run._pending) - ahead)])
+        assert all(done.metrics['loss'].is_ready() for done in list(run._pending)[:max(0, len(run._pending) - ahead)])
     assert run._ahead == ahead
     run.drain()
     run.close()

@@ -68,7 +68,8 @@ def test_eight_devices_train_as_one_does(small, tmp_path, reference, backend, fi
 
 
 @pytest.mark.parametrize('fields', [
-    {'optim': {'label_smoothing': 0.1}}, {'optim': {'accumulate': 2}}, {'optim': {'lookahead': {'every': 2}}},
+    {'loss': {'name': 'cross_entropy', 'label_smoothing': 0.1}}, {'optim': {'accumulate': 2}},
+    {'optim': {'lookahead': {'every': 2}}},
     {'optim': {'clip_norm': 0.1}}, {'optim': {'l2': 0.1}}, {'data': {'balance': 'loss'}}, {'data': {'balance': 'sampling'}},
     {'whiten': {'match': 'Conv_0/kernel'}}, {'freeze_bn': {'steps': 2}}], ids=str)
 def test_what_a_config_says_reaches_the_step(small, tmp_path, reference, fields):

@@ -25,7 +25,7 @@ def test_the_line_is_cut_to_the_terminal_and_rewritten_ten_times_a_second(monkey
     monkeypatch.setattr(progress.time, 'monotonic', lambda: clock[0])
     line = progress.Progress(1000, 10.0)
     for step in range(1, 1001):
-        line.show(step, step / 100, 0.5, 0.5, 123456.0, 3600.0, False)
+        line.show(step, step / 100, {'loss': 0.5, 'accuracy': 0.5}, 123456.0, 3600.0, False)
         clock[0] += 1 / 128  # a second is 128 steps
     lines = terminal.getvalue().split('\r\x1b[K')[1:]
     assert len(lines) == 1 + 1000 // 13 + (1000 % 13 != 1)  # every 13th from the first on, and the last
@@ -42,5 +42,5 @@ def test_a_terminal_that_is_gone_does_not_stop_the_run(monkeypatch):
     def gone(text):
         raise OSError('Input/output error')
     monkeypatch.setattr(terminal, 'write', gone)
-    line.show(10, 1.0, 0.5, 0.5, 1.0, 0.0, True)
+    line.show(10, 1.0, {'loss': 0.5, 'accuracy': 0.5}, 1.0, 0.0, True)
     line.say('saved')

@@ -1,5 +1,7 @@
 """The step against plain statements of what it should do."""
 
+import dataclasses
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -8,28 +10,39 @@ import optax
 import pytest
 
 from jaxcnn import config as cfg
-from jaxcnn import models
+from jaxcnn import models, tasks
 from jaxcnn.data import Dataset, Split, augment
 from jaxcnn.data.normalize import Normalization
 from jaxcnn.errors import UserError
 from jaxcnn.losses import cross_entropy
 from jaxcnn.optim import make_optimizer
+from jaxcnn.preprocessing import Preprocessor
 from jaxcnn.timeline import Timeline
 from jaxcnn.train.state import init_state, run_once, variables
-from jaxcnn.train.step import METRICS, Preparation, TrainStep, gather, many_steps, step_keys
+from jaxcnn.train.step import TrainStep, gather, many_steps, step_keys
 
 SHAPE = (16, 16, 1)
 KEY = jax.random.key(3)
 
 
-def make(dropout=0.0, widths=(4, 4, 4, 4), model=None, optimizer='sgd', augmented='', optim=None, **fields):
+def task_of(label_smoothing=0.0, class_weights=None):
+    config = cfg.parse(dict(loss=dict(name='cross_entropy', label_smoothing=label_smoothing)))
+    task = tasks.create(config, [str(i) for i in range(10)], [1] * 10, 10)
+    return dataclasses.replace(task, class_weights=class_weights)
+
+
+TASK = task_of()
+
+
+def make(dropout=0.0, widths=(4, 4, 4, 4), model=None, optimizer='sgd', augmented='', optim=None, label_smoothing=0.0,
+         class_weights=None, **fields):
     chain = dict(optimizer=optimizer, learning_rate=0.1, schedule='constant', ema_decay=fields.get('ema_decay', 0.0),
                  **(optim or {}))
     config = cfg.parse(dict(duration=dict(steps=100), optim=chain))
     optimizer = make_optimizer(config.optim, Timeline(config, 1000))
     network = model or models.create('shallow_cnn', widths=widths, hidden=8, dropout=dropout)
-    prepare = Preparation(augment.pipeline(augmented), Normalization.by((0.5,), (0.25,)))
-    step = TrainStep(network, optimizer, prepare, **fields)
+    preprocessor = Preprocessor(augment.pipeline(augmented), Normalization.by((0.5,), (0.25,)))
+    step = TrainStep(network, optimizer, preprocessor, task_of(label_smoothing, class_weights), **fields)
     init = jax.jit(lambda seed: init_state(network, optimizer, SHAPE, seed, config.optim),
                    compiler_options=run_once())
     return step, init(np.uint32(0))
@@ -101,7 +114,7 @@ def test_the_moving_average_follows_its_ramp():
         expected = jax.tree.map(lambda e, p, d=decay: d * e + (1 - d) * p, expected,
                                 (state.params, state.batch_stats))
     chex.assert_trees_all_close(state.ema, jax.tree.map(np.float32, expected), rtol=1e-5, atol=1e-6)
-    assert variables(state)['ema_'] == {'params': state.ema[0], 'batch_stats': state.ema[1]}
+    assert variables(state)[True] == {'params': state.ema[0], 'batch_stats': state.ema[1]}
     assert (1 + 11) / (10 + 11) < 0.6 < (1 + 17) / (10 + 17)
 
 
@@ -166,11 +179,12 @@ def test_look_ahead_with_a_ramp_sets_statistics_back_too_and_ends_with_the_slow_
 def test_frozen_statistics_stay_and_are_used():
     step, state = make()
     state, _ = jax.jit(step)(state, batch_of(16), KEY)
-    frozen = TrainStep(step.network.clone(bn_frozen=True), step.optimizer, step.prepare)
+    frozen = TrainStep(step.network.clone(bn_frozen=True), step.optimizer, step.preprocessor, step.task)
     batch = batch_of(16, 1)
     after, metrics = jax.jit(frozen)(state, batch, KEY)
     chex.assert_trees_all_equal(after.batch_stats, state.batch_stats)
-    logits = step.network.apply({'params': state.params, 'batch_stats': state.batch_stats}, step.prepare(batch['image']))
+    images = step.preprocessor(batch['image'])
+    logits = step.network.apply({'params': state.params, 'batch_stats': state.batch_stats}, images)
     np.testing.assert_allclose(metrics['loss'], cross_entropy(logits, batch['label']).mean(), rtol=1e-5)
     moving, _ = jax.jit(step)(state, batch, KEY)
     assert all(np.any(a != b) for a, b in zip(jax.tree.leaves(moving.batch_stats), jax.tree.leaves(state.batch_stats),
@@ -189,12 +203,12 @@ def test_statistics_by_group_are_means_over_the_groups():
 
 
 def test_randomness_depends_on_key_step_and_row_alone():
-    prepare = Preparation(augment.pipeline('pad_crop(3)|flip_lr'), Normalization())
-    images = batch_of(12)['image']
-    labels = np.zeros(len(images), np.int32)
-    whole, _ = prepare.train(images, labels, KEY, classes=2)
-    np.testing.assert_array_equal(whole[8:], prepare.train(images[8:], labels[8:], KEY, rows=np.arange(8, 12), classes=2)[0])
-    assert np.any(whole != prepare.train(images, labels, jax.random.key(4), classes=2)[0])
+    preprocessor = Preprocessor(augment.pipeline('pad_crop(3)|flip_lr'), Normalization())
+    batch = batch_of(12)
+    last_rows = {name: values[8:] for name, values in batch.items()}
+    images = preprocessor.train(batch, KEY, mixer=TASK)['image']
+    np.testing.assert_array_equal(images[8:], preprocessor.train(last_rows, KEY, np.arange(8, 12), mixer=TASK)['image'])
+    assert np.any(images != preprocessor.train(batch, jax.random.key(4), mixer=TASK)['image'])
     step, state = make(dropout=0.5, augmented='pad_crop(3)')
     run = jax.jit(step)
     chex.assert_trees_all_equal(run(state, batch_of(8), KEY), run(state, batch_of(8), KEY))
@@ -221,12 +235,12 @@ def test_many_steps_are_the_steps_one_after_the_other(count, none):
     stacked = {k: np.concatenate([v, np.zeros((none, *v.shape[1:]), v.dtype)]) for k, v in stacked.items()}
     run = jax.jit(many_steps(step, lambda order, first: jax.lax.dynamic_slice(order, (first,), (8,)), bool(none)))
     first = np.append(np.arange(count, dtype=np.int32) * 8, np.full(none, -1, np.int32))
-    resident = {**{k: v.reshape(-1, *v.shape[2:]) for k, v in stacked.items()}, 'order': np.arange(8 * len(first)),
+    resident = {'examples': {k: v.reshape(-1, *v.shape[2:]) for k, v in stacked.items()}, 'order': np.arange(8 * len(first)),
                 'epoch': np.int32(0)}
     for batches, data in ((stacked, {}), ({}, resident)):
         after, metrics = run(state, batches, data, first, np.uint32(5))
         chex.assert_trees_all_close(after, expected, rtol=1e-5, atol=1e-6)
-        np.testing.assert_allclose(metrics[:count, METRICS.index('loss')], losses, rtol=1e-5)
+        np.testing.assert_allclose(metrics['loss'][:count], losses, rtol=1e-5)
 
 
 def test_an_attack_is_against_the_network_as_it_is_trained():
@@ -247,14 +261,15 @@ def test_an_attack_is_against_the_network_as_it_is_trained():
     with pytest.raises(UserError, match=r'an attack comes where images are 12 x 12, .* put it after what changes'):
         jax.jit(smaller)(state, {**batch, 'image': batch['image'][:, 2:14, 2:14]}, KEY)
     with pytest.raises(UserError, match=r'fgsm\(0\.1\): attacks a network, and there is none here'):
-        step.prepare.train(batch['image'], batch['label'], KEY, classes=10)
+        step.preprocessor.train(batch, KEY, mixer=TASK)
 
 
 def test_mixed_labels_are_learned_from():
     step, state = make(model=Plain(), augmented='mixup(1)')
     batch = batch_of(8)
     augment_key, _ = step_keys(KEY, 0)
-    x, targets = step.prepare.train(batch['image'], batch['label'], augment_key, classes=10)
+    examples = step.preprocessor.train(batch, augment_key, mixer=TASK)
+    x, targets = examples['image'], examples['label']
     np.testing.assert_allclose(targets.sum(-1), 1, rtol=1e-6)
     logits = step.network.apply({'params': state.params}, x)
     _, metrics = jax.jit(step)(state, batch, KEY)
@@ -266,10 +281,10 @@ def test_evaluation_has_its_own_pipeline_which_draws_nothing_and_makes_images_of
     images = batch_of(4)['image']
 
     def of(train, other):
-        return Preparation.of(cfg.DataConfig(augment=train, eval_augment=other), (0.5,), (0.25,), fitted=None)
-    prepare = of('random_crop(12)', 'center_crop(12)')
-    np.testing.assert_allclose(prepare(images), (images[:, 2:14, 2:14] / 255 - 0.5) / 0.25, atol=1e-6)
-    assert prepare.shape(SHAPE) == (12, 12, 1)
+        return Preprocessor.of(cfg.DataConfig(augment=train, eval_augment=other), (0.5,), (0.25,), fitted=None)
+    preprocessor = of('random_crop(12)', 'center_crop(12)')
+    np.testing.assert_allclose(preprocessor(images), (images[:, 2:14, 2:14] / 255 - 0.5) / 0.25, atol=1e-6)
+    assert preprocessor.shape(SHAPE) == (12, 12, 1)
     with pytest.raises(UserError, match=r'augment makes images of 12 x 12 pixels, config.data.eval_augment of 16 x 16'):
         of('random_crop(12)', '').shape(SHAPE)
     with pytest.raises(UserError, match=r'config.data.eval_augment: center_crop\(20\): images are 16 x 16'):
@@ -280,13 +295,16 @@ def test_evaluation_has_its_own_pipeline_which_draws_nothing_and_makes_images_of
 
 def test_the_first_rows_want_as_many_before_them_as_there_are_mixes():
     """What the figure of a run's first batch rests on."""
-    prepare = Preparation(augment.pipeline('mixup(1)|flip_lr|cutmix(1)'), Normalization())
+    preprocessor = Preprocessor(augment.pipeline('mixup(1)|flip_lr|cutmix(1)'), Normalization())
     batch = batch_of(8)
-    rows = np.arange(-prepare.augment.mixes, 3) % 8
-    whole, part = (prepare.train(batch['image'][r], batch['label'][r], KEY, r, classes=10) for r in (np.arange(8), rows))
-    for a, b in zip(whole, part, strict=True):
-        np.testing.assert_allclose(a[:3], b[2:], atol=1e-6)
-        assert np.any(a[:1] != b[1:2])
+    rows = np.arange(-preprocessor.augment.mixes, 3) % 8
+
+    def augmented(rows):
+        return preprocessor.train({name: values[rows] for name, values in batch.items()}, KEY, rows, mixer=TASK)
+    batch_examples, first_examples = augmented(np.arange(8)), augmented(rows)
+    for name, values in batch_examples.items():
+        np.testing.assert_allclose(values[:3], first_examples[name][2:], atol=1e-6)
+        assert np.any(values[:1] != first_examples[name][1:2])
 
 
 def test_class_weights_multiply_the_loss_of_each_image_or_part_of_a_mixed_one():
@@ -305,13 +323,14 @@ def test_class_weights_multiply_the_loss_of_each_image_or_part_of_a_mixed_one():
     for targets, parts in ((batch['label'], [(1.0, batch['label'])]),
                            (np.float32(soft), [(0.75, batch['label']), (0.25, before)])):
         value, grads = jax.value_and_grad(loss)(state.params, *parts)
-        found, _, metrics = step._micro_batch(state.params, state.batch_stats, x, targets, KEY)
+        found, _, metrics = step._micro_batch(state.params, state.batch_stats, {'image': x, 'label': targets}, KEY)
         np.testing.assert_allclose(metrics['loss'], value, rtol=1e-5)
         chex.assert_trees_all_close(found, grads, rtol=1e-4, atol=1e-6)
 
 
 def test_weights_balance_the_classes():
-    train = Split(np.zeros((40, 1, 1, 1), np.uint8), np.arange(40), np.repeat([0, 1, 3], [30, 8, 2]))
-    weights = Dataset('x', list('abcd'), {'train': train}, (0.0,), (1.0,), None).class_weights()
-    counts = np.array([30, 8, 0, 2])
+    train = Split(np.zeros((40, 1, 1, 1), np.uint8), np.arange(40), {'label': np.repeat([0, 1, 3], [30, 8, 2])})
+    counts = Dataset('x', list('abcd'), {'train': train}, (0.0,), (1.0,), None).class_counts('train')
+    assert counts == [30, 8, 0, 2]
+    weights = np.array(tasks.create(cfg.parse({'data': {'balance': 'loss'}}), list('abcd'), counts, 40).class_weights)
     np.testing.assert_allclose(counts * weights, [40 / 3, 40 / 3, 0, 40 / 3])

@@ -1,12 +1,12 @@
 """Adversarial examples against the network that is being trained, as it is in evaluation; of all images of a batch.
 
-The gradient is that of the cross-entropy with the image's own label. Images stay in [0, 1].
+The gradient is that of the task's loss, without label smoothing, with the image's own targets. Images stay in [0, 1].
 """
 
 import jax
 import jax.numpy as jnp
 
-from jaxcnn.data.augment.registry import Attack, Gradient, number, one_of, register, whole
+from jaxcnn.data.augment.registry import Attack, Gradient, Targets, number, one_of, register, whole
 
 NORMS = ('linf', 'l2')
 
@@ -32,8 +32,8 @@ def fgsm(eps: float, norm: str = 'linf') -> Attack:
     number('fgsm', eps=eps)
     one_of('fgsm', NORMS, norm=norm)
 
-    def apply(keys: jax.Array, images: jax.Array, labels: jax.Array, gradient: Gradient) -> jax.Array:
-        return jnp.clip(images + eps * _uphill(gradient(images, labels), norm), 0, 1)
+    def apply(keys: jax.Array, images: jax.Array, targets: Targets, gradient: Gradient) -> jax.Array:
+        return jnp.clip(images + eps * _uphill(gradient(images, targets), norm), 0, 1)
     return Attack(apply)
 
 
@@ -61,9 +61,9 @@ def pgd(eps: float, step: float, iterations: int, norm: str = 'linf') -> Attack:
             return jnp.clip(change, -eps, eps)
         return change * jnp.minimum(1, eps / jnp.maximum(_length(change), 1e-12))
 
-    def apply(keys: jax.Array, images: jax.Array, labels: jax.Array, gradient: Gradient) -> jax.Array:
+    def apply(keys: jax.Array, images: jax.Array, targets: Targets, gradient: Gradient) -> jax.Array:
         def body(_: int, attacked: jax.Array) -> jax.Array:
-            higher = attacked + step * _uphill(gradient(attacked, labels), norm)
+            higher = attacked + step * _uphill(gradient(attacked, targets), norm)
             return jnp.clip(images + project(higher - images), 0, 1)
         return jax.lax.fori_loop(0, iterations, body, jnp.clip(images + jax.vmap(begin)(keys, images), 0, 1))
     return Attack(apply)

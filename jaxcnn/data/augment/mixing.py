@@ -1,10 +1,10 @@
-"""Ops that mix an example with the one before it in the batch, labels and all."""
+"""Ops that mix an image with the one before it in the batch; the task mixes their targets likewise."""
 
 import jax
 import jax.numpy as jnp
 
 from jaxcnn.data.augment.erase import within
-from jaxcnn.data.augment.registry import Example, Mix, number, register
+from jaxcnn.data.augment.registry import Mix, number, register
 
 
 def _share(key: jax.Array, alpha: float, p: float) -> jax.Array:
@@ -24,10 +24,9 @@ def mixup(alpha: float, p: float = 1.0) -> Mix:
     number('mixup', 1e-3, alpha=alpha)
     number('mixup', high=1, p=p)
 
-    def apply(key: jax.Array, example: Example, other: Example) -> Example:
+    def apply(key: jax.Array, image: jax.Array, other: jax.Array) -> tuple[jax.Array, jax.Array]:
         share = _share(key, alpha, p)
-        image, label = (share * a + (1 - share) * b for a, b in zip(example, other, strict=True))
-        return image, label
+        return share * image + (1 - share) * other, share
     return Mix(apply)
 
 
@@ -45,13 +44,11 @@ def cutmix(alpha: float = 1.0, p: float = 1.0) -> Mix:
     number('cutmix', 1e-3, alpha=alpha)
     number('cutmix', high=1, p=p)
 
-    def apply(key: jax.Array, example: Example, other: Example) -> Example:
+    def apply(key: jax.Array, image: jax.Array, other: jax.Array) -> tuple[jax.Array, jax.Array]:
         first, second = jax.random.split(key)
-        image, label = example
         sides = jnp.array(image.shape[:2])
         cut = (sides * jnp.sqrt(1 - _share(first, alpha, p))).astype(jnp.int32)
         top, left = jax.random.randint(second, (2,), 0, sides) - cut // 2
         inside = within(image, top, left, *cut)
-        share = 1 - inside.mean()
-        return jnp.where(inside, other[0], image), share * label + (1 - share) * other[1]
+        return jnp.where(inside, other, image), 1 - inside.mean()
     return Mix(apply)

@@ -5,7 +5,7 @@ import math
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -14,22 +14,34 @@ from jaxcnn.config import bind, parse_calls
 from jaxcnn.errors import UserError, unknown
 
 Op = Callable[[jax.Array, jax.Array], jax.Array]
-Example = tuple[jax.Array, jax.Array]  # image (H, W, C) and its label's probabilities (classes,)
-Gradient = Callable[[jax.Array, jax.Array], jax.Array]  # of the loss, by images (N, H, W, C), given their labels
+Examples = dict[str, jax.Array]  # a batch: `image` (N, H, W, C), and the targets of the task by name, (N, ...)
+Targets = dict[str, jax.Array]
+# maps images (N, H, W, C) and their targets to the gradient of the loss by the images
+Gradient = Callable[[jax.Array, Targets], jax.Array]
+
+
+class TargetMixer(Protocol):
+    """The task, as far as mixing needs it."""
+
+    def mixable(self, targets: Targets) -> Targets:
+        """Return the targets of a batch in the form that `mix` takes."""
+
+    def mix(self, targets: Targets, others: Targets, share: jax.Array) -> Targets:
+        """Return the targets of one image that is mixed with another one, of which it holds the part `share`."""
 
 
 @dataclass(frozen=True)
 class Mix:
-    """An op on an example and another one: `(key, example, other) -> example`."""
+    """An op on an image and another one: `(key, image, other) -> (image, share)`, the share that is left of the image."""
 
-    apply: Callable[[jax.Array, Example, Example], Example]
+    apply: Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
 
 
 @dataclass(frozen=True)
 class Attack:
-    """An op that sees the network: `(keys, images, labels, gradient) -> images`, on (N, H, W, C)."""
+    """An op that sees the network: `(keys, images, targets, gradient) -> images`, on (N, H, W, C)."""
 
-    apply: Callable[[jax.Array, jax.Array, jax.Array, Gradient], jax.Array]
+    apply: Callable[[jax.Array, jax.Array, Targets, Gradient], jax.Array]
 
 
 @dataclass(frozen=True)
@@ -146,44 +158,45 @@ class Pipeline:
                 image = op(jax.random.fold_in(key, position), image)
         return image
 
-    def batch(self, keys: jax.Array, images: jax.Array, labels: jax.Array, classes: int,
-              before: Callable[[jax.Array], jax.Array], gradient: Gradient | None,
-              passes: tuple[jax.Array, jax.Array] | None = None) -> tuple[jax.Array, jax.Array]:
-        """Of a batch.
+    def batch(self, keys: jax.Array, examples: Examples, mixer: TargetMixer,
+              previous: Callable[[jax.Array], jax.Array], gradient: Gradient | None,
+              passes: tuple[jax.Array, jax.Array] | None = None) -> Examples:
+        """Augment a batch.
 
         Args:
-          keys: (N,), an example's each.
-          images: float (N, H, W, C) in [0, 1].
-          labels: (N,) whole numbers.
-          classes: how many there are.
-          before: of each row, the row before it in the global batch; of the first, the last.
-          gradient: of the loss of the network, by images; None where nothing attacks it.
-          passes: (N,) keys, each image's own, and (N,) epochs; None: the examples' keys, and the first epoch.
+          keys: (N,), one for each example.
+          examples: `image`, float (N, H, W, C) in [0, 1], and targets.
+          mixer: how targets are mixed: the task.
+          previous: gives for each row the row before it in the global batch, for the first row the last one.
+          gradient: of the network's loss by images; None where nothing attacks it.
+          passes: (N,) keys, the same for an image in each epoch, and (N,) epochs; None: `keys`, and the first epoch.
 
         Returns:
-          Images (N, H', W', C), and labels, (N, classes) probabilities where any op mixes.
+          Images (N, H', W', C), and targets, in the form that `mixer.mixable` gives where any op mixes.
 
         Raises:
-          UserError: an op attacks a network, and there is none.
+          UserError: An op attacks a network, and there is none.
         """
+        images, targets = examples['image'], {name: value for name, value in examples.items() if name != 'image'}
         if self.attacks and gradient is None:
             raise UserError(f'{self.text}: attacks a network, and there is none here')
         if self.mixes:
-            labels = jax.nn.one_hot(labels, classes)
+            targets = mixer.mixable(targets)
         passes = passes or (keys, jnp.zeros(len(keys), jnp.int32))
         for position, op in enumerate(self.ops):
             own = jax.vmap(lambda key, position=position: jax.random.fold_in(key, position))(keys)
             if isinstance(op, Mix):
-                images, labels = jax.vmap(op.apply)(own, (images, labels), (before(images), before(labels)))
+                images, shares = jax.vmap(op.apply)(own, images, previous(images))
+                targets = jax.vmap(mixer.mix)(targets, {name: previous(value) for name, value in targets.items()}, shares)
             elif isinstance(op, Attack):
                 assert gradient is not None
-                images = op.apply(own, images, labels, gradient)
+                images = op.apply(own, images, targets, gradient)
             elif isinstance(op, ByEpoch):
                 images = jax.vmap(lambda key, epoch, image, op=op, position=position: op.apply(
                     jax.random.fold_in(key, position), epoch, image))(*passes, images)
             else:
                 images = jax.vmap(op)(own, images)
-        return images, labels
+        return {'image': images, **targets}
 
 
 def pipeline(text: str, steady: bool = False) -> Pipeline | None:

@@ -1,0 +1,102 @@
+"""Experiments: the objects that a config stands for.
+
+`build` is the only place that turns a config into objects; training, evaluation and prediction all use it. It writes no file
+and compiles nothing.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from jaxcnn import config as cfg
+from jaxcnn import metrics, models, optim, tasks
+from jaxcnn.data import augment, normalize, sources, tta
+from jaxcnn.errors import UserError, within
+from jaxcnn.models import Network
+from jaxcnn.optim import Optimizer
+from jaxcnn.preprocessing import Fit, Preprocessor
+from jaxcnn.tasks import Task
+from jaxcnn.timeline import Timeline
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """What a config stands for, given the data set.
+
+    Attributes:
+      config: of the run.
+      info: what is known of the data; see `Dataset.info`.
+      task: what the network's outputs mean.
+      network: without the settings of a phase.
+      preprocessor: of images.
+      optimizer: of all stages.
+      timeline: the steps of the run.
+      image_shape: height, width and channels of what the network sees.
+      best: what the best checkpoint is the best by.
+    """
+
+    config: cfg.Config
+    info: Mapping[str, Any]
+    task: Task
+    network: Network
+    preprocessor: Preprocessor
+    optimizer: Optimizer
+    timeline: Timeline
+    image_shape: tuple[int, int, int]
+    best: metrics.Measurement
+
+    def measurements(self, tta: bool) -> dict[str, metrics.Measurement]:
+        """Return what the run measures on each part of the data by name; `tta`: with test-time augmentation, too."""
+        return metrics.measurements(self.task.metrics.values(), ('val', 'test'), bool(self.config.optim.ema_decay), tta)
+
+    def informs(self, measurement: metrics.Measurement) -> bool:
+        """Return whether a measurement says anything with so many classes: top-5 accuracy of five classes is always 1."""
+        return self.task.num_classes >= measurement.metric.min_classes
+
+
+def check(config: cfg.Config) -> None:
+    """Raise a UserError for names and arguments that are in no registry, before any work is done."""
+    tasks.check(config)
+    kind = tasks.find(config.task).kind
+    if config.data.name not in sources.names(kind):  # another prepared TFDS set, perhaps
+        with within('config.data.name'):
+            sources.find(config.data, kind)
+    for field, reason in (('num_classes', 'it is the number of classes of the data set'),
+                          ('bn_axis', 'config.parallel says over which devices'), ('bn_frozen', 'see config.freeze_bn')):
+        if field in config.model.args:
+            raise UserError(f'cannot be set; {reason}', field=f'config.model.{field}')
+    with within('config.model'):
+        models.create(config.model.name, **config.model.args)
+    with within('config.data.augment'):
+        augment.pipeline(config.data.augment)
+    with within('config.data.eval_augment'):
+        augment.pipeline(config.data.eval_augment, steady=True)
+    with within('config.data.normalize'):
+        normalize.parse(config.data.normalize)
+    with within('config.eval.tta'):
+        tta.parse(config.eval.tta)
+    optim.check(config.optim)
+    schedules = [config.optim.schedule, *(s.schedule for s in config.optim.switch)]
+    if config.data.val_fraction == 0 and any(s and s.name == 'plateau' for s in schedules):
+        raise UserError('plateau follows the validation loss: set config.data.val_fraction', field='config.optim.schedule')
+
+
+def build(config: cfg.Config, info: Mapping[str, Any], fit: Fit) -> Experiment:
+    """Return the experiment of a config.
+
+    Args:
+      config: of the run.
+      info: what is known of the data; see `Dataset.info`.
+      fit: gives what normalisation has learned of the training images.
+
+    Raises:
+      UserError: Fields do not go together, with each other or with the data.
+    """
+    timeline = Timeline(config, info['sizes']['train'])
+    optimizer = optim.make_optimizer(config.optim, timeline)
+    task = tasks.create(config, info['class_names'], info['class_counts'], info['sizes']['train'])
+    network = models.create(config.model.name, **task.model_fields, **config.model.args)
+    preprocessor = Preprocessor.of(config.data, info['mean'], info['std'], fit, tta.parse(config.eval.tta))
+    image_shape = preprocessor.shape(tuple(info['image_shape']))
+    return Experiment(config, info, task, network, preprocessor, optimizer, timeline, image_shape,
+                      tasks.best_measurement(config, task))

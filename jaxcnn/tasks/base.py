@@ -1,0 +1,256 @@
+"""The protocol between the training core and its tasks, and their registry.
+
+A task says what a network's outputs mean. The training core calls it and never asks which one it is. To add one, write a
+subclass of `Task` in a file of its own, and put `@register` above it.
+"""
+
+import abc
+import dataclasses
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, TypeVar
+
+import jax
+import numpy as np
+
+from jaxcnn import config as cfg
+from jaxcnn import losses, metrics
+from jaxcnn.config import bind
+from jaxcnn.data.targets import TargetKind
+from jaxcnn.errors import UserError, unknown
+
+Targets = Mapping[str, jax.Array]  # by name, (N, ...) each
+Tree = dict[str, Any]  # of arrays
+
+
+@dataclasses.dataclass(frozen=True)
+class Accumulated:
+    """What an evaluation has gathered on the host.
+
+    Attributes:
+      sums: over all images, as `Task.eval_sums` gives them for a batch.
+      rows: of each image, as `Task.eval_rows` gives them: by name, (N, ...) each.
+    """
+
+    sums: Mapping[str, Any]
+    rows: Mapping[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Section:
+    """A part of a run's report.
+
+    Attributes:
+      title: its heading.
+      lines: of Markdown.
+    """
+
+    title: str
+    lines: Sequence[str]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)  # compared and hashed by identity, as compiled functions need
+class Task(abc.ABC):
+    """What a network's outputs mean.
+
+    Attributes:
+      class_names: in the order of the outputs.
+      loss_function: of each example, in training.
+      eval_loss_function: the same without label smoothing.
+      class_weights: for each class, where `config.data.balance` is `loss`; else None.
+    """
+
+    name: ClassVar[str]
+    kind: ClassVar[TargetKind]
+    train_metrics: ClassVar[tuple[str, ...]]  # the loss, and the names of `train_scalars`
+
+    class_names: Sequence[str]
+    loss_function: losses.Loss
+    eval_loss_function: losses.Loss
+    class_weights: tuple[float, ...] | None = None
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes there are."""
+        return len(self.class_names)
+
+    @property
+    def metrics(self) -> dict[str, metrics.Metric]:
+        """The metrics of an evaluation by name; the one after the loss is what `best` means by default."""
+        return metrics.of_targets(self.kind.name)
+
+    @property
+    def model_fields(self) -> dict[str, Any]:
+        """The fields of a network that the data set decides."""
+        return {'num_classes': self.num_classes}
+
+    @classmethod
+    @abc.abstractmethod
+    def weights_of_classes(cls, counts: np.ndarray, num_images: int) -> np.ndarray:
+        """Return the weights with which `config.data.balance='loss'` balances classes.
+
+        Args:
+          counts: (classes,) training images that show each class.
+          num_images: how many training images there are.
+        """
+
+    @classmethod
+    @abc.abstractmethod
+    def check_data(cls, config: cfg.DataConfig) -> None:
+        """Raise a UserError for a field of the data that does not go with this task."""
+
+    # training
+
+    @abc.abstractmethod
+    def loss(self, outputs: jax.Array, targets: Targets) -> jax.Array:
+        """Return the scalar loss of a batch."""
+
+    @abc.abstractmethod
+    def train_scalars(self, outputs: jax.Array, targets: Targets) -> dict[str, jax.Array]:
+        """Return the scalars that are logged beside the loss, each a mean over the batch."""
+
+    def example_losses(self, outputs: jax.Array, targets: Targets) -> jax.Array:
+        """Return the loss of each example as evaluation has it: (N,)."""
+        target, = (targets[name] for name in self.kind.targets(self.num_classes))
+        return self.eval_loss_function(outputs, target)
+
+    def mixable(self, targets: Targets) -> dict[str, jax.Array]:
+        """Return targets in the form that `mix` takes, for example the probabilities of classes."""
+        return dict(targets)
+
+    def mix(self, targets: Targets, others: Targets, share: jax.Array) -> dict[str, jax.Array]:
+        """Return the targets of an image that is mixed with another one, of which it holds the part `share`."""
+        return {name: share * targets[name] + (1 - share) * others[name] for name in targets}
+
+    # evaluation
+
+    @abc.abstractmethod
+    def zero_sums(self) -> Tree:
+        """Return the sums of no image."""
+
+    @abc.abstractmethod
+    def eval_sums(self, outputs: jax.Array, targets: Targets, mask: jax.Array) -> Tree:
+        """Return the sums over the images of a batch whose mask is 1; they are added on the device."""
+
+    def eval_rows(self, outputs: jax.Array, targets: Targets) -> Tree:
+        """Return arrays of each image, (N, ...), which are gathered to the host; none by default."""
+        return {}
+
+    @abc.abstractmethod
+    def compute(self, accumulated: Accumulated) -> dict[str, float]:
+        """Return the metrics by name."""
+
+    # reports and predictions
+
+    @abc.abstractmethod
+    def report(self, accumulated: Accumulated, train_counts: Sequence[int], split: str, folder: str) -> list[Section]:
+        """Write the figures of an evaluation, and return the sections that show them.
+
+        Args:
+          accumulated: of the split.
+          train_counts: training images that show each class.
+          split: the name of the evaluated part, as in `test` or `validation`.
+          folder: where figures are written.
+        """
+
+    @abc.abstractmethod
+    def predict(self, outputs: jax.Array) -> jax.Array:
+        """Return the prediction of each image, (N, ...)."""
+
+    @abc.abstractmethod
+    def targets_of(self, predictions: np.ndarray) -> dict[str, np.ndarray]:
+        """Return the targets that images would have if their predictions (N, ...) were right."""
+
+    @abc.abstractmethod
+    def describe(self, prediction: np.ndarray) -> str:
+        """Return one image's prediction on one line."""
+
+    @abc.abstractmethod
+    def row(self, prediction: np.ndarray) -> dict[str, str]:
+        """Return one image's prediction as the cells of a table by column."""
+
+    @abc.abstractmethod
+    def category(self, prediction: np.ndarray) -> str:
+        """Return one image's prediction as one cell, as homeworks and contests want it."""
+
+    @abc.abstractmethod
+    def title(self, targets: Mapping[str, np.ndarray]) -> str:
+        """Return the title of one image with these targets."""
+
+
+T = TypeVar('T', bound=type[Task])
+_TASKS: dict[str, type[Task]] = {}
+
+
+def register(task: T) -> T:
+    """Make a task known under its name."""
+    _TASKS[task.name] = task
+    return task
+
+
+def names() -> list[str]:
+    """Return the registered tasks."""
+    return sorted(_TASKS)
+
+
+def find(choice: cfg.Choice) -> type[Task]:
+    """Return the class of a config's task.
+
+    Raises:
+      UserError: The task is unknown, or does not take an argument.
+    """
+    if choice.name not in _TASKS:
+        raise unknown('task', choice.name, names(), field='config.task')
+    task = _TASKS[choice.name]
+    inherited = inspect.signature(Task).parameters
+    own_arguments = {name: p for name, p in inspect.signature(task).parameters.items() if name not in inherited}
+    for name in choice.args:
+        if name not in own_arguments:
+            raise unknown(f'argument of task {choice.name}', name, own_arguments, field='config.task')
+    return task
+
+
+def create(config: cfg.Config, class_names: Sequence[str], class_counts: Sequence[int], num_images: int) -> Task:
+    """Return the task of a config.
+
+    Args:
+      config: of the run.
+      class_names: of the data.
+      class_counts: training images that show each class.
+      num_images: training images.
+
+    Raises:
+      UserError: The task or the loss is unknown, or they do not go together.
+    """
+    task = find(config.task)
+    loss, eval_loss = losses.make(config.loss, task.kind.name, task.name)
+    weights = None
+    if config.data.balance == 'loss':
+        weights = tuple(task.weights_of_classes(np.asarray(class_counts), num_images).tolist())
+    fields: dict[str, Any] = dict(class_names=class_names, loss_function=loss, eval_loss_function=eval_loss,
+                                  class_weights=weights)
+    return task(**bind(task, (), {**fields, **config.task.args}, f'task {task.name}'))
+
+
+def check(config: cfg.Config) -> None:
+    """Raise a UserError for a task, loss or metric that are unknown or do not go together, before there is any data."""
+    task = create(config, ['first', 'second'], [1, 1], 2)
+    task.check_data(config.data)
+    best_measurement(config, task)
+
+
+def best_measurement(config: cfg.Config, task: Task) -> metrics.Measurement:
+    """Return what the best checkpoint of a run is the best by.
+
+    Raises:
+      UserError: `config.checkpoint.metric` names no metric of the validation part.
+    """
+    known = metrics.measurements(task.metrics.values(), ['val'], ema=True, tta=False)
+    name = config.checkpoint.metric
+    if name is None:
+        return list(known.values())[1]
+    if name not in known:
+        raise unknown('metric', name, known, field='config.checkpoint.metric')
+    if known[name].ema and not config.optim.ema_decay:
+        raise UserError(f'{name!r} needs config.optim.ema_decay above 0', field='config.checkpoint.metric')
+    return known[name]

@@ -1,0 +1,139 @@
+"""Classification: one class for each image."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxcnn import config as cfg
+from jaxcnn import metrics
+from jaxcnn.data.targets import LABEL
+from jaxcnn.errors import printable
+from jaxcnn.tasks.base import Accumulated, Section, Targets, Task, Tree, register
+
+PREDICTED = 5  # classes that are printed of a prediction
+
+
+@register
+@dataclasses.dataclass(frozen=True, eq=False)
+class Classification(Task):
+    """One class for each image: the network's outputs are the logits of the classes, (N, classes)."""
+
+    name = 'classification'
+    kind = LABEL
+    train_metrics = 'loss', 'accuracy'
+
+    @classmethod
+    def weights_of_classes(cls, counts: np.ndarray, num_images: int) -> np.ndarray:
+        """Return weights in inverse proportion to the classes' images, 1 on average over these; 0 for a class of none."""
+        weights = counts.sum() / (np.count_nonzero(counts) * np.maximum(counts, 1))
+        return np.where(counts > 0, weights, 0.0)
+
+    @classmethod
+    def check_data(cls, config: cfg.DataConfig) -> None:
+        """Raise no error: all fields go with this task."""
+
+    def loss(self, outputs: jax.Array, targets: Targets) -> jax.Array:
+        """See `Task`. Each part of a mixed label has the weight of its own class."""
+        labels, weights = targets['label'], jnp.ones(())
+        if self.class_weights is not None:
+            of_class = jnp.asarray(self.class_weights)
+            if labels.ndim == 1:
+                weights = of_class[labels]
+            else:
+                labels = labels * of_class
+                weights = labels.sum(-1)
+                labels /= jnp.maximum(weights, 1e-30)[:, None]
+        return (weights * self.loss_function(outputs, labels)).mean()
+
+    def train_scalars(self, outputs: jax.Array, targets: Targets) -> dict[str, jax.Array]:
+        """Return the accuracy; of a mixed label the largest part counts."""
+        label = targets['label'] if targets['label'].ndim == 1 else targets['label'].argmax(-1)
+        return {'accuracy': metrics.accuracy(outputs, label).astype(jnp.float32).mean()}
+
+    def mixable(self, targets: Targets) -> dict[str, jax.Array]:
+        """Return labels as probabilities (N, classes)."""
+        return {'label': jax.nn.one_hot(targets['label'], self.num_classes)}
+
+    def _example_metrics(self) -> dict[str, metrics.Metric]:
+        return {name: metric for name, metric in self.metrics.items() if metric.compute and not metric.of_split}
+
+    def zero_sums(self) -> Tree:
+        """See `Task`."""
+        zero = np.zeros((), np.float32)
+        return {'count': zero, 'loss': zero, **dict.fromkeys(self._example_metrics(), zero),
+                'confusion': np.zeros((self.num_classes, self.num_classes), np.int32)}
+
+    def eval_sums(self, outputs: jax.Array, targets: Targets, mask: jax.Array) -> Tree:
+        """See `Task`; `confusion` is (labels, predictions)."""
+        outputs, labels = outputs.astype(jnp.float32), targets['label']
+        sums = {'count': mask.sum(), 'loss': jnp.where(mask > 0, self.example_losses(outputs, targets), 0).sum(),
+                'confusion': metrics.confusion_counts(outputs, labels, mask)}
+        for name, metric in self._example_metrics().items():
+            assert metric.compute is not None
+            sums[name] = jnp.where(mask > 0, metric.compute(outputs, labels).astype(jnp.float32), 0).sum()
+        return sums
+
+    def compute(self, accumulated: Accumulated) -> dict[str, float]:
+        """See `Task`; metrics of a split are functions of the confusion matrix."""
+        sums = accumulated.sums
+        values = {name: float(sums[name]) / float(sums['count']) for name in ('loss', *self._example_metrics())}
+        return values | {name: metric.compute(np.asarray(sums['confusion'])) for name, metric in self.metrics.items()
+                         if metric.compute and metric.of_split}
+
+    def report(self, accumulated: Accumulated, train_counts: Sequence[int], split: str, folder: str) -> list[Section]:
+        """See `Task`: the confusion matrix, and precision, recall and F1 of each class."""
+        from jaxcnn.inspect import figures
+        from jaxcnn.inspect.markdown import escape, figure
+        confusion = np.asarray(accumulated.sums['confusion'])
+        with figures.failing_is_a_warning(path := f'{folder}/confusion_matrix.png'):
+            figures.confusion_matrix(confusion, self.class_names, path)
+        names, percent = [escape(name) for name in self.class_names], metrics.Metric('').format
+        table = sorted(zip(names, metrics.per_class(confusion), train_counts, strict=True),
+                       key=lambda row: (not row[1]['support'], row[1]['recall']))
+        pairs = zip(*(values[:5].tolist() for values in metrics.mistakes(confusion)), strict=True)
+        mistakes = ', '.join(f'{names[i]} taken for {names[j]} ({n})' for i, j, n in pairs) or 'none'
+        return [Section(f'{split.capitalize()} part, by class', [
+            f'Most frequent mistakes: {mistakes}.', '',
+            'The classes are sorted by recall, worst first; those without images come last.', '',
+            f'| class | precision | recall | F1 | {split} images | training images |', '|---|---|---|---|---|---|',
+            *(f'| {name} | {percent(r["precision"])} | {percent(r["recall"])} | {r["f1"]:.4f} | {r["support"]} | {n} |'
+              for name, r, n in table), '',
+            figure(folder, 'confusion_matrix')])]
+
+    def predict(self, outputs: jax.Array) -> jax.Array:
+        """Return the probabilities of the classes, (N, classes), each row with the sum 1."""
+        return jax.nn.softmax(outputs)
+
+    def targets_of(self, predictions: np.ndarray) -> dict[str, np.ndarray]:
+        """See `Task`."""
+        return {'label': predictions.argmax(-1)}
+
+    def best(self, prediction: np.ndarray) -> list[tuple[str, float]]:
+        """Return the most probable classes of one image, with their probabilities, best first."""
+        order = np.argsort(-prediction, kind='stable')[:PREDICTED]
+        return [(self.class_names[i], float(prediction[i])) for i in order]
+
+    def describe(self, prediction: np.ndarray) -> str:
+        """See `Task`."""
+        best = self.best(prediction)
+        return f'{printable(best[0][0])}  (' + ', '.join(f'{printable(name)} {100 * p:.2f} %' for name, p in best) + ')'
+
+    def row(self, prediction: np.ndarray) -> dict[str, str]:
+        """See `Task`."""
+        return {column: value for rank, (name, p) in enumerate(self.best(prediction), 1)
+                for column, value in ((f'class_{rank}', name), (f'probability_{rank}', f'{p:.6f}'))}
+
+    def category(self, prediction: np.ndarray) -> str:
+        """Return the most probable class."""
+        return self.best(prediction)[0][0]
+
+    def title(self, targets: Mapping[str, np.ndarray]) -> str:
+        """Return the label's name; of a mixed label (classes,), the names of the three largest parts with their shares."""
+        label = targets['label']
+        if label.ndim == 0:
+            return printable(self.class_names[int(label)])
+        return '\n'.join(f'{printable(self.class_names[i])} {label[i]:.2f}' for i in np.argsort(-label)[:3]
+                         if label[i] >= 0.005)

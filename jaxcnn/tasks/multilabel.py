@@ -1,0 +1,140 @@
+"""Multi-label classification: any number of classes for each image."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxcnn import config as cfg
+from jaxcnn import losses, metrics
+from jaxcnn.data.targets import LABELS
+from jaxcnn.errors import UserError, printable
+from jaxcnn.tasks.base import Accumulated, Section, Targets, Task, Tree, register
+
+
+@register
+@dataclasses.dataclass(frozen=True, eq=False)
+class Multilabel(Task):
+    """Any number of classes for each image: the sigmoid of each output (N, classes) is the probability of a class.
+
+    Attributes:
+      threshold: a class is predicted where its probability is at least this, in (0, 1).
+    """
+
+    name = 'multilabel'
+    kind = LABELS
+    train_metrics = 'loss', 'exact_match'
+
+    threshold: float = 0.5
+
+    def __post_init__(self) -> None:
+        if isinstance(self.threshold, bool) or not isinstance(self.threshold, (int, float)) or not 0 < self.threshold < 1:
+            raise UserError(f'expected a number between 0 and 1, got {self.threshold!r}', field='config.task.threshold')
+
+    @classmethod
+    def weights_of_classes(cls, counts: np.ndarray, num_images: int) -> np.ndarray:
+        """Return the weight of each class's positives: the images that do not show it over those that do; 1 for none."""
+        return np.where(counts > 0, (num_images - counts) / np.maximum(counts, 1), 1.0)
+
+    @classmethod
+    def check_data(cls, config: cfg.DataConfig) -> None:
+        """See `Task`."""
+        if config.balance == 'sampling' or config.per_class:
+            field, value = ('balance', config.balance) if config.balance == 'sampling' else ('per_class', config.per_class)
+            raise UserError(f'{value!r} needs one class for each image', field=f'config.data.{field}',
+                            hint="config.data.balance='loss' weighs the positives of each class")
+
+    def loss(self, outputs: jax.Array, targets: Targets) -> jax.Array:
+        """See `Task`; with class weights, the part of each class grows with its target."""
+        labels = targets['labels'].astype(jnp.float32)
+        if self.class_weights is None:
+            return self.loss_function(outputs, labels).mean()
+        # each positive counts as often as its class's weight says: PyTorch's `pos_weight`
+        arguments = getattr(self.loss_function, 'keywords', {})
+        terms = losses.bce_by_class(outputs, labels, **arguments)
+        return (terms * (1 + (jnp.asarray(self.class_weights) - 1) * labels)).mean()
+
+    def train_scalars(self, outputs: jax.Array, targets: Targets) -> dict[str, jax.Array]:
+        """Return the share of images for which each class is predicted right."""
+        right = (jax.nn.sigmoid(outputs.astype(jnp.float32)) >= self.threshold) == (targets['labels'] >= 0.5)
+        return {'exact_match': right.all(-1).astype(jnp.float32).mean()}
+
+    def mixable(self, targets: Targets) -> dict[str, jax.Array]:
+        """Return labels as float32, so that they can lie between 0 and 1."""
+        return {'labels': targets['labels'].astype(jnp.float32)}
+
+    def zero_sums(self) -> Tree:
+        """See `Task`."""
+        return {'count': np.zeros((), np.float32), 'loss': np.zeros((), np.float32)}
+
+    def eval_sums(self, outputs: jax.Array, targets: Targets, mask: jax.Array) -> Tree:
+        """See `Task`."""
+        return {'count': mask.sum(), 'loss': jnp.where(mask > 0, self.example_losses(outputs, targets), 0).sum()}
+
+    def eval_rows(self, outputs: jax.Array, targets: Targets) -> Tree:
+        """Return the probabilities and labels, for metrics that rank all images."""
+        return {'probabilities': jax.nn.sigmoid(outputs.astype(jnp.float32)), 'labels': targets['labels']}
+
+    def _scores(self, accumulated: Accumulated) -> metrics.LabelScores:
+        rows = accumulated.rows
+        return metrics.LabelScores(rows['probabilities'], rows['labels'], self.threshold)
+
+    def compute(self, accumulated: Accumulated) -> dict[str, float]:
+        """See `Task`."""
+        scores, sums = self._scores(accumulated), accumulated.sums
+        return {'loss': float(sums['loss']) / float(sums['count'])} | {
+            name: metric.compute(scores) for name, metric in self.metrics.items() if metric.compute}
+
+    def report(self, accumulated: Accumulated, train_counts: Sequence[int], split: str, folder: str) -> list[Section]:
+        """See `Task`: average precision, precision, recall and F1 of each class, and the precision-recall curves."""
+        from jaxcnn.inspect import figures
+        from jaxcnn.inspect.markdown import escape, figure
+        scores = self._scores(accumulated)
+        with figures.failing_is_a_warning(path := f'{folder}/precision_recall.png'):
+            figures.precision_recall(scores.probabilities, scores.labels, self.class_names, path)
+        percent = metrics.Metric('').format
+        table = sorted(zip(map(escape, self.class_names), scores.per_class(), train_counts, strict=True),
+                       key=lambda row: (not row[1]['support'], row[1]['f1']))
+        return [Section(f'{split.capitalize()} part, by class', [
+            f'A class is predicted where its probability is at least {self.threshold:g}.', '',
+            'The classes are sorted by F1, worst first; those without images come last.', '',
+            f'| class | average precision | precision | recall | F1 | {split} images | training images |',
+            '|---|---|---|---|---|---|---|',
+            *(f'| {name} | {percent(r["average_precision"] if r["support"] else None)} | {percent(r["precision"])} | '
+              f'{percent(r["recall"])} | {r["f1"]:.4f} | {r["support"]} | {n} |' for name, r, n in table), '',
+            figure(folder, 'precision_recall')])]
+
+    def predict(self, outputs: jax.Array) -> jax.Array:
+        """Return the probability of each class, (N, classes)."""
+        return jax.nn.sigmoid(outputs)
+
+    def targets_of(self, predictions: np.ndarray) -> dict[str, np.ndarray]:
+        """See `Task`."""
+        return {'labels': (predictions >= self.threshold).astype(np.uint8)}
+
+    def _predicted(self, prediction: np.ndarray) -> list[str]:
+        return [name for name, p in zip(self.class_names, prediction, strict=True) if p >= self.threshold]
+
+    def describe(self, prediction: np.ndarray) -> str:
+        """See `Task`."""
+        order = np.argsort(-prediction, kind='stable')
+        probabilities = ', '.join(f'{printable(self.class_names[i])} {100 * prediction[i]:.2f} %'
+                                  for i in order[:5].tolist())
+        return f'{printable(", ".join(self._predicted(prediction)) or "none")}  ({probabilities})'
+
+    def row(self, prediction: np.ndarray) -> dict[str, str]:
+        """See `Task`."""
+        return {'classes': self.category(prediction),
+                **{f'probability of {name}': f'{p:.6f}' for name, p in zip(self.class_names, prediction, strict=True)}}
+
+    def category(self, prediction: np.ndarray) -> str:
+        """Return the predicted classes with semicolons between them."""
+        return ';'.join(self._predicted(prediction))
+
+    def title(self, targets: Mapping[str, np.ndarray]) -> str:
+        """Return the names of the classes that the image shows, with their parts where they are mixed."""
+        labels = targets['labels']
+        return '\n'.join(f'{printable(self.class_names[i])}{"" if labels[i] == 1 else f" {labels[i]:.2f}"}'
+                         for i in np.flatnonzero(labels >= 0.005).tolist()) or 'none'
