@@ -10,7 +10,6 @@ from jaxcnn import cli
 
 def run(args: argparse.Namespace) -> int:
     from jaxcnn.errors import UserError, counted
-    from jaxcnn.metrics import tells_top5
     from jaxcnn.train import workdir
     from jaxcnn.train.trained import Trained
     if args.interval <= 0:
@@ -32,16 +31,18 @@ def run(args: argparse.Namespace) -> int:
         raise
 
     def show(step: int) -> None:
-        for prefix, figures in evaluator(trained.read(step)).items():
+        count, measured = evaluator(trained.read(step))
+        for ema, tta in sorted({(m.ema, m.tta) for m in measured}):
+            values = {m.metric: value for m, value in measured.items() if (m.ema, m.tta) == (ema, tta)}
             if args.json:
-                print(json.dumps({'step': step, 'split': args.split, 'ema': 'ema_' in prefix, 'tta': 'tta_' in prefix,
-                                  **figures}), flush=True)
-            else:
-                print(f'checkpoint {step}, {args.split}{", moving average" if "ema_" in prefix else ""}'
-                      f'{", " + trained.config.eval.tta if "tta_" in prefix else ""}: '
-                      f'accuracy {100 * figures["accuracy"]:.2f} %  '
-                      + (f'top-5 {100 * figures["top5"]:.2f} %  ' if tells_top5(len(trained.info['class_names'])) else '') +
-                      f'loss {figures["loss"]:.4f}  ({counted(round(figures["count"]), "image")})', flush=True)
+                print(json.dumps({'step': step, 'split': args.split, 'ema': ema, 'tta': tta, 'count': count,
+                                  **{metric.name: value for metric, value in values.items()}}), flush=True)
+                continue
+            loss, *others = [f'{metric.title} {metric.format(value)}' for metric, value in values.items()
+                             if trained.experiment.task.num_classes >= metric.min_classes]
+            print(f'checkpoint {step}, {args.split}{", moving average" * ema}'
+                  f'{f", {trained.config.eval.tta}" if tta else ""}: {"  ".join([*others, loss])}  '
+                  f'({counted(count, "image")})', flush=True)
 
     if not args.watch:
         show(trained.find(args.checkpoint))

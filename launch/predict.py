@@ -1,4 +1,4 @@
-"""Tells what a trained network sees in pictures: the class, and the five most probable ones."""
+"""Tells what a trained network sees in pictures: its prediction, and the probabilities of the classes."""
 
 import argparse
 import csv
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from concurrent import futures
 
 from jaxcnn import cli
-from jaxcnn.errors import UserError, counted, printable, shown
+from jaxcnn.errors import UserError, counted, shown
 
 BATCH = 64
 
@@ -17,7 +17,7 @@ def run(args: argparse.Namespace) -> int:
     import numpy as np
 
     from jaxcnn.data import picture
-    from jaxcnn.train.trained import Trained, describe
+    from jaxcnn.train.trained import Trained
     for path in filter(None, (args.csv, args.submission)):
         if not os.access(os.path.dirname(os.path.abspath(path)), os.W_OK):
             raise UserError(f'{path}: its folder is missing or cannot be written')
@@ -51,23 +51,21 @@ def run(args: argparse.Namespace) -> int:
             continue
         padded = np.zeros((min(BATCH, len(args.images)), *trained.info['image_shape']), np.uint8)
         padded[:len(images)] = images
-        for path, probabilities in zip(paths, trained.predict(state, padded), strict=False):
-            best = describe(probabilities, trained.info['class_names'])
-            rows.append((path, best))
+        for path, prediction in zip(paths, trained.predict(state, padded), strict=False):
+            rows.append((path, prediction))
+    task = trained.experiment.task
     if args.csv and rows:
-        ranks = range(1, 1 + max(len(best) for _, best in rows))
-        write(args.csv, ['image', *(f'{field}_{r}' for r in ranks for field in ('class', 'probability'))],
-              [[path, *(v for name, p in best for v in (name, f'{p:.6f}'))] for path, best in rows])
+        cells = [task.row(prediction) for _, prediction in rows]
+        write(args.csv, ['image', *cells[0]], [[path, *row.values()] for (path, _), row in zip(rows, cells, strict=True)])
     if args.submission and rows:
-        predicted = {path: best[0][0] for path, best in rows}
+        predicted = {path: task.category(prediction) for path, prediction in rows}
         write(args.submission, ['Id', 'Category'], [[name, predicted.get(path, '')] for path, name in ids.items()])
         if bad:
             unread = [shown(path) for path in ids if path not in predicted]
             cli.log.warning('%s: %d of %d images cannot be read and have an empty Category: %s%s', args.submission, bad,
                             len(ids), ', '.join(unread[:5]), ', ...' * (bad > 5))
-    for path, best in rows:  # after the tables, which are whole where standard output is full or a pipe ends early
-        print(f'{shown(path)}: {printable(best[0][0])}  (' + ', '.join(
-            f'{printable(name)} {100 * p:.2f} %' for name, p in best) + ')')
+    for path, prediction in rows:  # after the tables, which are whole where standard output is full or a pipe ends early
+        print(f'{shown(path)}: {task.describe(prediction)}')
     return 2 if bad else 0
 
 
