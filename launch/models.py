@@ -25,12 +25,12 @@ def cost_of(name: str, args: argparse.Namespace) -> 'Cost | str':
     from jaxcnn import models
     from jaxcnn.errors import UserError
     from jaxcnn.inspect import complexity
-    (height, width, channels), classes = models.create(name).published()
+    (height, width, channels), classes = models.create(name).published_for()
     if args.image_size is not None:
         height = width = args.image_size
     network = models.create(name, classes if args.num_classes is None else args.num_classes)
-    if height < network.smallest():
-        return f'{name} needs images of at least {network.smallest()} pixels, got {height}'
+    if height < network.min_image_size():
+        return f'{name} needs images of at least {network.min_image_size()} pixels, got {height}'
     try:
         return complexity.cost(network, (height, width, channels), args.batch_size,
                                dict.fromkeys([*complexity.OPTIMIZERS, args.optimizer]))

@@ -19,7 +19,7 @@ from jax.extend.core import Var
 
 from jaxcnn.errors import UserError
 from jaxcnn.models import Network
-from jaxcnn.models.layers import two
+from jaxcnn.models.layers import height_width
 
 if TYPE_CHECKING:
     import torch
@@ -78,8 +78,8 @@ def layers_of_ours(network: Network, image_shape: tuple[int, int, int], train: b
             return output
         bias, kernel = 'bias' in sizes, sizes.get('kernel', ())
         if isinstance(module, nn.Conv):
-            form = _conv(kernel, two(module.strides), two(module.kernel_dilation), module.feature_group_count, bias,
-                         x.shape[1:3], output.shape[1:3])
+            form = _conv(kernel, height_width(module.strides), height_width(module.kernel_dilation),
+                         module.feature_group_count, bias, x.shape[1:3], output.shape[1:3])
         elif isinstance(module, nn.Dense):
             form = _dense(kernel, bias)
         elif isinstance(module, nn.BatchNorm | nn.LayerNorm):

@@ -3,7 +3,7 @@
 import jax
 
 from jaxcnn.errors import UserError
-from jaxcnn.models.layers import Maps, Models, Network, activation, positive, smallest_side
+from jaxcnn.models.layers import Maps, Models, Network, activation, min_input_size, positive_ints
 from jaxcnn.ops.pool import max_pool
 
 
@@ -37,18 +37,18 @@ class AirBench(Network):
         """See `Network.check`."""
         super().check()
         activation(self.activation)
-        if not positive((*self.widths, self.whiten_size, self.depth)) or not self.widths:
+        if not positive_ints((*self.widths, self.whiten_size, self.depth)) or not self.widths:
             raise UserError(f'widths, whiten_size and depth must be positive numbers, got {self.widths}, {self.whiten_size} '
                             f'and {self.depth}')
         if self.logit_scale <= 0:
             raise UserError(f'logit_scale must be above 0, got {self.logit_scale!r}')
 
-    def smallest(self) -> int:
-        """See `Network.smallest`."""
-        return smallest_side(lambda pixels: (pixels - self.whiten_size + 1) >> len(self.widths), 3)
+    def min_image_size(self) -> int:
+        """See `Network.min_image_size`."""
+        return min_input_size(lambda pixels: (pixels - self.whiten_size + 1) >> len(self.widths), 3)
 
-    def published(self) -> tuple[tuple[int, int, int], int]:
-        """See `Network.published`."""
+    def published_for(self) -> tuple[tuple[int, int, int], int]:
+        """See `Network.published_for`."""
         return (32, 32, 3), 10
 
     def forward(self, x: jax.Array, train: bool, maps: Maps) -> jax.Array:

@@ -5,7 +5,7 @@ import flax.linen as nn
 import jax
 
 from jaxcnn.errors import UserError
-from jaxcnn.models.layers import Maps, Models, check_kernels, positive
+from jaxcnn.models.layers import Maps, Models, check_kernels, positive_ints
 from jaxcnn.models.plain import Plain
 from jaxcnn.ops.lrn import local_response_norm
 from jaxcnn.ops.pool import max_pool
@@ -45,7 +45,7 @@ class AlexNet(Plain):
     def check(self) -> None:
         """See `Network.check`."""
         super().check()
-        if len(self.widths) != 5 or not positive((*self.widths, self.hidden)):
+        if len(self.widths) != 5 or not positive_ints((*self.widths, self.hidden)):
             raise UserError(f'widths and hidden must be positive, and widths five, got {self.widths} and {self.hidden}')
         check_kernels('stem', self.stem, 2)
         if self.groups < 1:

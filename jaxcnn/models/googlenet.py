@@ -62,12 +62,12 @@ class GoogLeNet(WithAuxiliary):
         if not 0 <= self.aux_dropout < 1:
             raise UserError(f'aux_dropout must be in [0, 1), got {self.aux_dropout!r}')
 
-    def published(self) -> tuple[tuple[int, int, int], int]:
-        """See `Network.published`."""
+    def published_for(self) -> tuple[tuple[int, int, int], int]:
+        """See `Network.published_for`."""
         return (224, 224, 3), 1000
 
-    def smallest(self) -> int:
-        """See `Network.smallest`."""
+    def min_image_size(self) -> int:
+        """See `Network.min_image_size`."""
         return 31
 
     def label(self, stage: int, i: int) -> str:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxcnn.errors import UserError
-from jaxcnn.models.layers import Maps, Models, Network, positive
+from jaxcnn.models.layers import Maps, Models, Network, positive_ints
 from jaxcnn.ops.pool import avg_pool, max_pool
 
 
@@ -49,15 +49,15 @@ class Inception(Network):
         super().check()
         if self.multiplier <= 0:
             raise UserError(f'multiplier must be above 0, got {self.multiplier!r}')
-        if len(self.blocks) != 3 or not positive(self.blocks):
+        if len(self.blocks) != 3 or not positive_ints(self.blocks):
             raise UserError(f'blocks must be three positive numbers, got {self.blocks}')
 
-    def smallest(self) -> int:
-        """See `Network.smallest`: 75 pixels leave one, after five halvings and two convolutions without padding."""
+    def min_image_size(self) -> int:
+        """See `Network.min_image_size`: 75 pixels leave one, after five halvings and two convolutions without padding."""
         return 75
 
-    def published(self) -> tuple[tuple[int, int, int], int]:
-        """See `Network.published`."""
+    def published_for(self) -> tuple[tuple[int, int, int], int]:
+        """See `Network.published_for`."""
         return (299, 299, 3), 1000
 
     def width(self, features: int) -> int:
@@ -178,12 +178,12 @@ class BNInception(Inception):
 
     blocks: tuple[int, ...] = (2, 4, 2)
 
-    def published(self) -> tuple[tuple[int, int, int], int]:
-        """See `Network.published`."""
+    def published_for(self) -> tuple[tuple[int, int, int], int]:
+        """See `Network.published_for`."""
         return (224, 224, 3), 1000
 
-    def smallest(self) -> int:
-        """See `Network.smallest`."""
+    def min_image_size(self) -> int:
+        """See `Network.min_image_size`."""
         return 7
 
     def label(self, stage: int, i: int) -> str:

@@ -1,4 +1,4 @@
-"""What networks are made of: named activations and initialisers, and `Network`, their common base."""
+"""The base class of all networks, and the layers, activations and initialisers that networks share."""
 
 import bisect
 import functools
@@ -26,7 +26,7 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 
 def _truncated_normal(std: float) -> nn.initializers.Initializer:
-    """Normal of deviation `std` before it is cut off at two deviations, as TensorFlow's."""
+    """Return a normal initialiser cut off at two standard deviations; `std` is that before the cut, as in TensorFlow."""
     return nn.initializers.truncated_normal(std)
 
 
@@ -35,23 +35,25 @@ def _normal(std: float) -> nn.initializers.Initializer:
 
 
 def _torch_uniform() -> nn.initializers.Initializer:
-    """Uniform within 1 / sqrt(fan_in), as PyTorch draws kernels where nothing is said."""
+    """Return an initialiser that is uniform in +-1 / sqrt(fan_in), PyTorch's default for kernels."""
     return nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')
 
 
 def _dirac() -> nn.initializers.Initializer:
-    """Of convolutions: the first features are the input's channels, passed on as they are (PyTorch's `dirac_`), the others,
-    and all of dense layers, `torch_uniform`."""
+    """Return an initialiser whose convolutions copy each input channel to the feature of the same index, as PyTorch's
+    `dirac_`. Further features, and the kernels of dense layers, are drawn from `torch_uniform`."""
     draw = _torch_uniform()
 
     def init(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
         kernel = draw(key, shape, dtype)
         if len(shape) < 4:
             return kernel
-        *sides, channels, features = shape
-        same = min(channels, features)
-        passing = jnp.zeros((*sides, channels, same), dtype).at[(*(s // 2 for s in sides), *2 * (jnp.arange(same),))].set(1)
-        return kernel.at[..., :same].set(passing)
+        *size, channels, features = shape
+        copied = min(channels, features)
+        center = tuple(n // 2 for n in size)
+        index = jnp.arange(copied)
+        identity = jnp.zeros((*size, channels, copied), dtype).at[(*center, index, index)].set(1)
+        return kernel.at[..., :copied].set(identity)
     return init
 
 
@@ -65,10 +67,10 @@ INITIALIZERS: dict[str, Callable[..., nn.initializers.Initializer]] = {
 
 
 def activation(name: str) -> Callable[[jax.Array], jax.Array]:
-    """The activation of that name.
+    """Return the activation registered under a name.
 
     Raises:
-      UserError: there is none.
+      UserError: The name is unknown.
     """
     if name not in ACTIVATIONS:
         raise unknown('activation', name, ACTIVATIONS)
@@ -77,45 +79,54 @@ def activation(name: str) -> Callable[[jax.Array], jax.Array]:
 
 @functools.cache
 def initializer(text: str) -> nn.initializers.Initializer:
-    """The initialiser of a name, or of a name with its parameters, as in `'truncated_normal(0.1)'`.
+    """Return the initialiser that a name, or a name with arguments such as `'truncated_normal(0.1)'`, stands for.
 
     Raises:
-      UserError: unknown, or its parameters do not fit.
+      UserError: The name is unknown, or the arguments do not fit.
     """
     name, args, kwargs = parse_call(text, 'initialiser')
     if name not in INITIALIZERS:
         raise unknown('initialiser', name, INITIALIZERS)
-    chosen = INITIALIZERS[name](**bind(INITIALIZERS[name], args, kwargs, f'initialiser {name}'))
+    init = INITIALIZERS[name](**bind(INITIALIZERS[name], args, kwargs, f'initialiser {name}'))
     try:
-        jax.eval_shape(lambda: chosen(jax.random.key(0), (2, 2)))
+        jax.eval_shape(lambda: init(jax.random.key(0), (2, 2)))
     except (TypeError, ValueError) as e:
         raise UserError(f'initialiser {text!r}: {" ".join(str(e).split())[:200]}') from e
-    return chosen
+    return init
 
 
-def positive(values: Any) -> bool:
-    """Whether it is a tuple of whole numbers above zero, and of one at least."""
+def positive_ints(values: Any) -> bool:
+    """Return whether `values` is a non-empty tuple of positive integers."""
     return isinstance(values, tuple) and bool(values) and all(isinstance(n, int) and n > 0 for n in values)
 
 
 def check_kernels(field: str, kernels: Sequence[Any], count: int) -> None:
-    """Raises a UserError, naming the field, for what is not size, stride and padding of `count` kernels; padding is less
-    than half the size, so that nothing is seen of an image without pixels."""
-    def fits(kernel: Any) -> bool:
-        return (isinstance(kernel, tuple) and len(kernel) == 3 and all(isinstance(n, int) for n in kernel) and
-                min(kernel[:2]) > 0 and 0 <= 2 * kernel[2] < kernel[0])
-    if len(kernels) != count or not all(map(fits, kernels)):
-        raise UserError(f'{field} must be {count} times size, stride and padding, which is less than half the size, '
+    """Check that a field holds `count` tuples (size, stride, padding).
+
+    The padding must be less than half the size, so that an image without pixels has no output.
+
+    Raises:
+      UserError: The kernels do not fit; the message names the field.
+    """
+    def valid(kernel: Any) -> bool:
+        if not isinstance(kernel, tuple) or len(kernel) != 3 or not all(isinstance(n, int) for n in kernel):
+            return False
+        size, stride, padding = kernel
+        return size > 0 and stride > 0 and 0 <= 2 * padding < size
+    if len(kernels) != count or not all(map(valid, kernels)):
+        raise UserError(f'{field} must be {count} tuples (size, stride, padding) with the padding less than half the size, '
                         f'got {kernels}')
 
 
-def smallest_side(side: Callable[[int], int], wanted: int = 1) -> int:
-    """The smallest image side of which `side`, which grows with it, makes at least `wanted`."""
-    return bisect.bisect_left(range(1 << 40), wanted, key=side)
+def min_input_size(output_size: Callable[[int], int], required: int = 1) -> int:
+    """Return the smallest image size for which `output_size`, a function that never falls, is at least `required`."""
+    return bisect.bisect_left(range(1 << 40), required, key=output_size)
 
 
 class BatchNorm(nn.BatchNorm):
-    """Flax's batch normalisation over the last axis, with a gradient that is faster on the CPU (`ops/batch_norm.py`).
+    """Normalise each channel, the last axis, as `flax.linen.BatchNorm` does, with a faster gradient on the CPU.
+
+    The operations are in `ops/batch_norm.py`.
 
     Attributes:
       relu: the rectifier after it.
@@ -127,7 +138,7 @@ class BatchNorm(nn.BatchNorm):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:  # type: ignore[override]
-        """(N, ..., C) normalised, of the same shape, in `dtype`."""
+        """Return (N, ..., C) normalised, of the same shape, in `dtype`."""
         shape = x.shape[-1:]
         scale = self.param('scale', self.scale_init, shape, self.param_dtype) if self.use_scale else jnp.ones(shape)
         bias = self.param('bias', self.bias_init, shape, self.param_dtype)
@@ -148,15 +159,20 @@ class BatchNorm(nn.BatchNorm):
         return batch_norm.normalise(x, mean, factor, bias, self.relu, ours).astype(self.dtype)
 
 
-def two(value: int | Sequence[int] | None) -> tuple[int, int]:
-    """Height and width, of which one number means both, and None 1."""
-    height, width = (value or 1,) * 2 if isinstance(value, int | None) else value
+def height_width(value: int | Sequence[int] | None) -> tuple[int, int]:
+    """Return (height, width) of a setting in which a single number stands for both, and None for 1."""
+    if value is None:
+        return 1, 1
+    if isinstance(value, int):
+        return value or 1, value or 1
+    height, width = value
     return height, width
 
 
 class Conv(nn.Conv):
-    """Flax's convolution, of images (N, H, W, C) alone, by ours (`ops/conv.py`), with the same parameters. Flax's fields for
-    other convolutions (`conv_general_dilated`, `shared_weights`) are of no account.
+    """Convolve images (N, H, W, C), with the parameters of `flax.linen.Conv` and the implementations of `ops/conv.py`.
+
+    Flax's fields `conv_general_dilated` and `shared_weights` are ignored.
 
     Attributes:
       implementation: see `ops.conv.conv_general_dilated`.
@@ -166,39 +182,40 @@ class Conv(nn.Conv):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """(N, H, W, C) to (N, H', W', features)."""
-        shape = (*two(self.kernel_size), x.shape[-1] // self.feature_group_count, self.features)
+        """Map (N, H, W, C) to (N, H', W', features)."""
+        shape = (*height_width(self.kernel_size), x.shape[-1] // self.feature_group_count, self.features)
         kernel = self.param('kernel', self.kernel_init, shape, self.param_dtype)
         bias = self.param('bias', self.bias_init, shape[-1:], self.param_dtype) if self.use_bias else None
         image, kernel, bias = self.promote_dtype(x, kernel, bias, dtype=self.dtype)
         assert image is not None
         assert kernel is not None
         kernel = kernel if self.mask is None else kernel * self.mask
-        y = conv_general_dilated(image, kernel, two(self.strides), canonicalize_padding(self.padding, 2),
-                                 two(self.input_dilation), two(self.kernel_dilation), NHWC, self.feature_group_count,
-                                 self.precision, implementation=self.implementation)
+        y = conv_general_dilated(image, kernel, height_width(self.strides), canonicalize_padding(self.padding, 2),
+                                 height_width(self.input_dilation), height_width(self.kernel_dilation), NHWC,
+                                 self.feature_group_count, self.precision, implementation=self.implementation)
         return y if bias is None else add_bias(y, bias)
 
 
 class Network(nn.Module):
-    """Fields and layers that every network shares. Input (N, H, W, C) float, output logits (N, num_classes).
+    """The base class of all networks, which map float images (N, H, W, C) to logits (N, num_classes).
 
-    A network writes `forward`, and `check` and `smallest` where it has something to say.
+    A subclass implements `forward`, extends `check` for its own fields, and overrides `min_image_size` and `published_for`
+    where the defaults do not hold.
 
     Attributes:
-      num_classes: logits.
-      dtype: of the computation; BatchNorm statistics stay float32.
-      param_dtype: of the parameters, but those of BatchNorm, which are float32.
+      num_classes: number of logits.
+      dtype: type of the computation, float32 or bfloat16; BatchNorm statistics stay float32.
+      param_dtype: type of the parameters, float32 or bfloat16; those of BatchNorm stay float32.
       kernel_init: name of the initialiser of convolution and dense kernels.
       conv_implementation: of the convolutions: `auto`, or one by name, see `ops.conv`. BatchNorm's sums on the CPU are calls
         of ours with `auto` and `own`.
       dropout: probability of zeroing a feature, in [0, 1).
-      bn_momentum: part of the running statistics kept at each step, or micro-batch (PyTorch's momentum is one minus this).
-        The running variance is that of the batch, as the one it is normalised by; PyTorch's is N / (N - 1) times as large.
+      bn_momentum: weight of the old running statistics at each step, or micro-batch (PyTorch's momentum is one minus this).
+        The variance that enters is the batch's biased one; PyTorch's running variance is N / (N - 1) times as large.
       bn_frozen: use the running statistics in training, too.
       bn_epsilon: added to the variance.
-      bn_axis: name of the pmap axis that BatchNorm statistics are taken over.
-      remat: keep only the results of blocks for the backward pass, and compute what is within them again.
+      bn_axis: name of the pmap axis over which BatchNorm statistics are averaged.
+      remat: store only the outputs of blocks for the backward pass and recompute what is inside them.
     """
 
     num_classes: int = 10
@@ -214,11 +231,15 @@ class Network(nn.Module):
     remat: bool = False
 
     def check(self) -> None:
-        """Raises a UserError for fields that make no network; `models.create` calls it."""
+        """Check the fields; `models.create` calls this method.
+
+        Raises:
+          UserError: A field has a value with which no network can be built.
+        """
         for name in ('dtype', 'param_dtype'):
-            known = ('float32', 'bfloat16')
-            if getattr(self, name) not in known:
-                raise unknown(name, getattr(self, name), known)
+            dtypes = ('float32', 'bfloat16')
+            if getattr(self, name) not in dtypes:
+                raise unknown(name, getattr(self, name), dtypes)
         initializer(self.kernel_init)
         if self.conv_implementation not in IMPLEMENTATIONS:
             raise unknown('conv_implementation', self.conv_implementation, IMPLEMENTATIONS)
@@ -230,62 +251,77 @@ class Network(nn.Module):
         if self.num_classes < 1:
             raise UserError(f'num_classes must be at least 1, got {self.num_classes!r}')
 
-    def smallest(self) -> int:
-        """Pixels of the smallest side of an image that it can work on."""
+    def min_image_size(self) -> int:
+        """Return the smallest height and width, in pixels, of images that the network accepts."""
         return 1
 
-    def published(self) -> tuple[tuple[int, int, int], int]:
-        """The images (H, W, C) and the number of classes that it was published for."""
+    def published_for(self) -> tuple[tuple[int, int, int], int]:
+        """Return the image shape (H, W, C) and the number of classes for which the network was published."""
         return (224, 224, 3), 1000
 
     def forward(self, x: jax.Array, train: bool, maps: Maps) -> Any:
-        """What `__call__` gives; every network writes its own.
+        """Compute the logits; every network implements this method, and `__call__` calls it.
 
         Args:
           x: images (N, H, W, C).
           train: see `__call__`.
-          maps: where it leaves its feature maps, under names in the order in which they are computed.
+          maps: the network adds its feature maps (N, H', W', C') to this dict, by name, in the order of computation.
+
+        Returns:
+          Logits (N, num_classes), or in training a tuple of these and the logits of the auxiliary classifiers.
         """
         raise NotImplementedError
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False, features: bool = False) -> Any:
-        """Logits (N, num_classes) of images (N, H, W, C); in training a network with auxiliary classifiers gives a tuple,
-        its logits and then theirs.
+        """Compute the logits of images.
 
         Args:
-          x: images, normalised as in training.
-          train: dropout draws, BatchNorm takes the batch's statistics, auxiliary classifiers are there.
-          features: give a pair, of that and of the named feature maps, (N, H', W', C') each.
+          x: images (N, H, W, C), normalised as in training.
+          train: apply dropout, normalise by the batch's statistics, and compute auxiliary classifiers.
+          features: also return the feature maps.
+
+        Returns:
+          Logits (N, num_classes). In training, networks with auxiliary classifiers return a tuple of their logits and those
+          of the auxiliary classifiers. With `features`, a pair of that and of a dict of feature maps (N, H', W', C').
 
         Raises:
-          UserError: images are smaller than `smallest`, or no (N, H, W, C).
+          UserError: The images are smaller than `min_image_size`, or not of shape (N, H, W, C).
         """
         if x.ndim != 4:
             raise UserError(f'{type(self).__name__} takes images (N, H, W, C), got an array of shape {x.shape}')
-        if min(x.shape[1:3]) < self.smallest():
-            raise UserError(f'{type(self).__name__} needs images of at least {self.smallest()} x {self.smallest()} pixels, '
+        smallest = self.min_image_size()
+        if min(x.shape[1:3]) < smallest:
+            raise UserError(f'{type(self).__name__} needs images of at least {smallest} x {smallest} pixels, '
                             f'got {x.shape[1]} x {x.shape[2]}')
         maps: Maps = {}
         output = self.forward(x, train, maps)
         return (output, maps) if features else output
 
     def block(self, body: Callable[..., jax.Array], x: jax.Array, *static: Any) -> jax.Array:
-        """`body(self, x, *static)`: a block of the network, the unit of rematerialisation (see `remat`).
+        """Return `body(self, x, *static)`, a block of the network, which `remat` recomputes in the backward pass.
 
         Args:
-          body: a method, as in `self.block(type(self).stage, x, train)`.
-          x: its input.
-          *static: what else it takes, no arrays.
+          body: a method of the class, as in `self.block(type(self).stage, x, train)`.
+          x: the block's input.
+          *static: further arguments of `body`, none of them an array.
         """
-        def run(self: Self, x: jax.Array) -> jax.Array:
+        def call(self: Self, x: jax.Array) -> jax.Array:
             return body(self, x, *static)
-        return nn.remat(run)(self, x) if self.remat else run(self, x)
+        return nn.remat(call)(self, x) if self.remat else call(self, x)
 
     def conv(self, features: int, size: int | tuple[int, int], stride: int = 1, padding: Any = None,
              **fields: Any) -> Conv:
-        """A convolution of a square kernel or one of (height, width); padding is symmetric and keeps the size at stride 1,
-        as in PyTorch's networks, unless it is given: a number, 'VALID', 'SAME', or ((top, bottom), (left, right))."""
+        """Return a convolution.
+
+        Args:
+          features: number of output channels.
+          size: side of a square kernel, or (height, width).
+          stride: in both directions.
+          padding: a number, 'VALID', 'SAME', or ((top, bottom), (left, right)). By default it is half the kernel's size on
+            each side, as in PyTorch's networks, which keeps the size of the map at stride 1.
+          **fields: further fields of `Conv`.
+        """
         kernel = (size, size) if isinstance(size, int) else size
         padding = [(k // 2, k // 2) for k in kernel] if padding is None else padding
         return Conv(features, kernel, (stride, stride), padding, dtype=jnp.dtype(self.dtype),
@@ -293,14 +329,21 @@ class Network(nn.Module):
                     implementation=self.conv_implementation, **fields)
 
     def dense(self, features: int, **fields: Any) -> nn.Dense:
-        """A fully connected layer."""
+        """Return a fully connected layer."""
         return nn.Dense(features, dtype=jnp.dtype(self.dtype), param_dtype=jnp.dtype(self.param_dtype),
                         kernel_init=initializer(self.kernel_init), **fields)
 
     def norm(self, x: jax.Array, train: bool, relu: bool = False, zero: bool = False,
              scaled: bool = True) -> jax.Array:
-        """Batch normalisation (Ioffe & Szegedy 2015), statistics in float32; and ReLU after it, where asked for. `zero`: its
-        scale begins at 0 instead of 1; `scaled=False`: it has none."""
+        """Apply batch normalisation (Ioffe & Szegedy 2015), with statistics in float32.
+
+        Args:
+          x: activations (N, ..., C).
+          train: normalise by the batch's statistics, unless `bn_frozen`.
+          relu: apply ReLU afterwards.
+          zero: the scale starts at 0 instead of 1.
+          scaled: there is a scale.
+        """
         scale = nn.initializers.zeros if zero else nn.initializers.ones
         return BatchNorm(use_running_average=not train or self.bn_frozen, momentum=self.bn_momentum, epsilon=self.bn_epsilon,
                          dtype=jnp.dtype(self.dtype), param_dtype=jnp.float32, axis_name=self.bn_axis, relu=relu,
@@ -308,12 +351,12 @@ class Network(nn.Module):
 
     def conv_norm(self, x: jax.Array, train: bool, features: int, size: int | tuple[int, int], stride: int = 1,
                   padding: Any = None, relu: bool = True, zero: bool = False, **fields: Any) -> jax.Array:
-        """A convolution without bias, batch normalisation, ReLU; see `conv` and `norm`."""
+        """Apply a convolution without bias, batch normalisation and ReLU; see `conv` and `norm`."""
         return self.norm(self.conv(features, size, stride, padding, use_bias=False, **fields)(x), train, relu, zero)
 
     def drop(self, x: jax.Array, train: bool) -> jax.Array:
-        """Dropout (Srivastava et al. 2014) in training."""
+        """Apply dropout (Srivastava et al. 2014) in training."""
         return nn.Dropout(self.dropout, deterministic=not train)(x)
 
 
-Models = dict[str, tuple[type[Network], dict[str, Any]]]  # name -> the module and the fields that make this variant of it
+Models = dict[str, tuple[type[Network], dict[str, Any]]]  # name -> the class and the fields of this variant

@@ -3,7 +3,7 @@
 import jax
 
 from jaxcnn.errors import UserError
-from jaxcnn.models.layers import Maps, Models, positive
+from jaxcnn.models.layers import Maps, Models, positive_ints
 from jaxcnn.models.plain import Plain
 from jaxcnn.ops.pool import max_pool
 
@@ -26,15 +26,15 @@ class LeeDL(Plain):
     def check(self) -> None:
         """See `Network.check`."""
         super().check()
-        if not positive(self.widths) or not positive(self.hidden):
+        if not positive_ints(self.widths) or not positive_ints(self.hidden):
             raise UserError(f'widths and hidden must be positive numbers, got {self.widths} and {self.hidden}')
 
     def side(self, pixels: int) -> int:
         """See `Plain.side`."""
         return pixels >> len(self.widths)
 
-    def published(self) -> tuple[tuple[int, int, int], int]:
-        """See `Network.published`."""
+    def published_for(self) -> tuple[tuple[int, int, int], int]:
+        """See `Network.published_for`."""
         return (128, 128, 3), 11
 
     def forward(self, x: jax.Array, train: bool, maps: Maps) -> jax.Array:

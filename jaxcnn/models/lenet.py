@@ -31,8 +31,8 @@ class LeNet5(Network):
         if self.pool not in POOLS:
             raise unknown('pool', self.pool, POOLS)
 
-    def published(self) -> tuple[tuple[int, int, int], int]:
-        """See `Network.published`."""
+    def published_for(self) -> tuple[tuple[int, int, int], int]:
+        """See `Network.published_for`."""
         return (32, 32, 1), 10
 
     def forward(self, x: jax.Array, train: bool, maps: Maps) -> jax.Array:
@@ -62,12 +62,12 @@ class LeNetMnist(Network):
     kernel_init: str = 'truncated_normal(0.1)'
     dropout: float = 0.5
 
-    def smallest(self) -> int:
-        """See `Network.smallest`."""
+    def min_image_size(self) -> int:
+        """See `Network.min_image_size`."""
         return 4
 
-    def published(self) -> tuple[tuple[int, int, int], int]:
-        """See `Network.published`."""
+    def published_for(self) -> tuple[tuple[int, int, int], int]:
+        """See `Network.published_for`."""
         return (28, 28, 1), 10
 
     def forward(self, x: jax.Array, train: bool, maps: Maps) -> jax.Array:

@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax
 
 from jaxcnn.errors import UserError
-from jaxcnn.models.layers import Maps, Models, Network, check_kernels, positive, smallest_side
+from jaxcnn.models.layers import Maps, Models, Network, check_kernels, min_input_size, positive_ints
 from jaxcnn.ops.pool import POOLS
 
 
@@ -36,7 +36,7 @@ class NIN(Network):
     def check(self) -> None:
         """See `Network.check`."""
         super().check()
-        if not self.stages or not all(map(positive, self.stages)):
+        if not self.stages or not all(map(positive_ints, self.stages)):
             raise UserError(f'stages must be positive numbers, got {self.stages}')
         check_kernels('kernels', self.kernels, len(self.stages))
         if len(self.pools) != len(self.stages) - 1 or any(pool not in POOLS for pool in self.pools):
@@ -53,13 +53,13 @@ class NIN(Network):
             pixels = (pixels + 2 * padding - size) // stride + 1
         return pixels
 
-    def smallest(self) -> int:
-        """See `Network.smallest`."""
-        return smallest_side(self.side)
+    def min_image_size(self) -> int:
+        """See `Network.min_image_size`."""
+        return min_input_size(self.side)
 
-    def published(self) -> tuple[tuple[int, int, int], int]:
-        """See `Network.published`."""
-        return ((32, 32, 3), 10) if len(self.stages) == 3 else super().published()
+    def published_for(self) -> tuple[tuple[int, int, int], int]:
+        """See `Network.published_for`."""
+        return ((32, 32, 3), 10) if len(self.stages) == 3 else super().published_for()
 
     def forward(self, x: jax.Array, train: bool, maps: Maps) -> jax.Array:
         """See `Network.forward`; maps `stage1` and on, before pooling, and `classes`."""

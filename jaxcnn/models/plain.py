@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxcnn.errors import UserError, unknown
-from jaxcnn.models.layers import Network, initializer, positive, smallest_side
+from jaxcnn.models.layers import Network, initializer, min_input_size, positive_ints
 from jaxcnn.ops.conv import conv_general_dilated
 from jaxcnn.ops.geometry import NHWC
 
@@ -43,7 +43,7 @@ class Plain(Network):
         super().check()
         if self.head not in HEADS:
             raise unknown('head', self.head, HEADS)
-        if not positive(self.pyramid):
+        if not positive_ints(self.pyramid):
             raise UserError(f'pyramid must be positive numbers, got {self.pyramid}')
         if self.window < 1:
             raise UserError(f'window must be at least 1, got {self.window}')
@@ -52,9 +52,9 @@ class Plain(Network):
         """Side of the last feature map of images of a side; every network writes its own, and it grows with `pixels`."""
         raise NotImplementedError
 
-    def smallest(self) -> int:
-        """See `Network.smallest`."""
-        return smallest_side(self.side, self.window if self.head == 'dense_conv' else 1)
+    def min_image_size(self) -> int:
+        """See `Network.min_image_size`."""
+        return min_input_size(self.side, self.window if self.head == 'dense_conv' else 1)
 
     def classify(self, x: jax.Array, train: bool, hidden: Sequence[int]) -> jax.Array:
         """The dense part, for the last feature map (N, H, W, C).

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxcnn.errors import UserError, unknown
-from jaxcnn.models.layers import Maps, Models, Network, positive
+from jaxcnn.models.layers import Maps, Models, Network, positive_ints
 from jaxcnn.ops.pool import max_pool
 
 STEMS = ('imagenet', 'small')
@@ -65,7 +65,7 @@ class ResNet(Network):
             raise UserError("preact is for residual blocks: shortcut must be 'A', 'B' or 'C' with it, got 'none'")
         if self.zero_init and (self.preact or self.shortcut == 'none'):
             raise UserError('zero_init is for blocks with shortcuts and without preact')
-        if not positive(self.blocks):
+        if not positive_ints(self.blocks):
             raise UserError(f'blocks must be positive numbers, got {self.blocks}')
         if min(self.width, self.groups) < 1 or self.group_width < 0:
             raise UserError(f'width and groups must be at least 1, and group_width 0, got {self.width}, {self.groups} and '
@@ -75,9 +75,9 @@ class ResNet(Network):
         if not self.group_width and self.width % self.groups:
             raise UserError(f'{self.groups} groups do not divide {self.width} features')
 
-    def published(self) -> tuple[tuple[int, int, int], int]:
-        """See `Network.published`."""
-        return ((32, 32, 3), 10) if self.stem == 'small' else super().published()
+    def published_for(self) -> tuple[tuple[int, int, int], int]:
+        """See `Network.published_for`."""
+        return ((32, 32, 3), 10) if self.stem == 'small' else super().published_for()
 
     def forward(self, x: jax.Array, train: bool, maps: Maps) -> jax.Array:
         """See `Network.forward`; maps `stem`, before pooling, `stage1` and on, and with pre-activation `activation`, after

@@ -3,7 +3,7 @@
 import jax
 
 from jaxcnn.errors import UserError
-from jaxcnn.models.layers import Maps, Models, Network, activation, positive
+from jaxcnn.models.layers import Maps, Models, Network, activation, positive_ints
 from jaxcnn.ops.pool import max_pool
 
 
@@ -25,15 +25,15 @@ class ShallowCNN(Network):
         """See `Network.check`."""
         super().check()
         activation(self.activation)
-        if len(self.widths) != 4 or not positive((*self.widths, self.hidden)):
+        if len(self.widths) != 4 or not positive_ints((*self.widths, self.hidden)):
             raise UserError(f'widths and hidden must be positive, and widths four, got {self.widths} and {self.hidden}')
 
-    def smallest(self) -> int:
-        """See `Network.smallest`."""
+    def min_image_size(self) -> int:
+        """See `Network.min_image_size`."""
         return 16
 
-    def published(self) -> tuple[tuple[int, int, int], int]:
-        """See `Network.published`."""
+    def published_for(self) -> tuple[tuple[int, int, int], int]:
+        """See `Network.published_for`."""
         return (32, 32, 3), 10
 
     def forward(self, x: jax.Array, train: bool, maps: Maps) -> jax.Array:

@@ -89,8 +89,8 @@ class T2TViT(Network):
             raise UserError('splits must be (size, stride, padding) each, size and stride positive, padding less than size, '
                             f'got {self.splits}')
 
-    def smallest(self) -> int:
-        """See `Network.smallest`."""
+    def min_image_size(self) -> int:
+        """See `Network.min_image_size`."""
         side = 1
         for size, stride, padding in reversed(self.splits):
             side = max((side - 1) * stride + size - 2 * padding, 1)

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 
 from jaxcnn.errors import UserError
-from jaxcnn.models.layers import Maps, Models, positive
+from jaxcnn.models.layers import Maps, Models, positive_ints
 from jaxcnn.models.plain import Plain
 from jaxcnn.ops.lrn import local_response_norm
 from jaxcnn.ops.pool import max_pool
@@ -38,7 +38,7 @@ class VGG(Plain):
     def check(self) -> None:
         """See `Network.check`."""
         super().check()
-        if not self.stages or not all(map(positive, (*self.stages, (self.hidden,)))):
+        if not self.stages or not all(map(positive_ints, (*self.stages, (self.hidden,)))):
             raise UserError(f'stages and hidden must be positive, and stages lists, got {self.stages} and {self.hidden}')
 
     def side(self, pixels: int) -> int:

@@ -87,7 +87,7 @@ def sequential(name):
 @pytest.mark.parametrize('name', ['lenet5', 'lenet_mnist', 'shallow_cnn', 'leedl_cnn'])
 def test_the_logits_are_those_of_the_network_written_in_pytorch(name):
     network, module = models.create(name), sequential(name)
-    shape, classes = network.published()
+    shape, classes = network.published_for()
     network = models.create(name, classes)
     variables = bridge.from_torch(network, module, shape)
     images = images_of(4, shape[0], shape[2])
@@ -119,7 +119,7 @@ SLOW = {'vgg19', 'bn_vgg16b', 'bninception', 'inceptionv3', 'inceptionv4', 'ince
     pytest.param(*same, id=same[-1], marks=[pytest.mark.slow] * (same[-1] in SLOW)) for same in SAME])
 def test_at_full_size_the_logits_are_those_of_pytorchcv(name, fields, file, other):
     """`from_torch` raises where they are not: `test_layers_that_are_alike_and_give_another_result_are_named`."""
-    shape, classes = models.create(name, **fields).published()
+    shape, classes = models.create(name, **fields).published_for()
     network = models.create(name, classes, **fields)
     variables = bridge.from_torch(network, theirs(file, other), shape)
     expected = jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, *shape)))

@@ -74,11 +74,11 @@ def test_later_networks_have_maps_of_35_17_and_8_pixels(name, stem, widths, last
 @pytest.mark.parametrize('name', ['googlenet', *inception.MODELS])
 def test_the_smallest_image_leaves_a_pixel_and_one_less_leaves_none(name, monkeypatch):
     network = create(name, blocks=(1, 1, 1), multiplier=0.01)
-    side = network.smallest()
+    side = network.min_image_size()
     assert list(maps_of(network, side, side + 1).values())[-1][:2] == (1, 1)
     with pytest.raises(UserError, match=f'at least {side} x {side} pixels, got {side - 1} x {side}'):
         variables_of(network, side - 1, side)
-    monkeypatch.setattr(type(network), 'smallest', lambda self: 1)
+    monkeypatch.setattr(type(network), 'min_image_size', lambda self: 1)
     try:
         maps = maps_of(network, side - 1, side)
     except (TypeError, ValueError, ZeroDivisionError):

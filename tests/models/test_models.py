@@ -175,7 +175,7 @@ PUBLISHED = [
 
 @pytest.mark.parametrize(('name', 'fields', 'parameters'), PUBLISHED)
 def test_parameters_are_as_many_as_published(name, fields, parameters):
-    (height, width, channels), classes = models.create(name).published()
+    (height, width, channels), classes = models.create(name).published_for()
     fields = {'num_classes': classes, 'size': height, **fields}
     size = fields.pop('size')
     assert (height, channels) == (width, 3)
@@ -210,7 +210,7 @@ def name(request):
 def test_logits_are_one_for_each_class_whatever_the_image(name):
     """Of grey images that are not square; those that are too small are told."""
     network = create(name, num_classes=7)
-    smallest = network.smallest()
+    smallest = network.min_image_size()
     images = jnp.zeros((3, smallest + 8, smallest + 1, 1))
     (logits, maps), _ = jax.eval_shape(functools.partial(network.init_with_output, features=True), jax.random.key(0), images)
     assert (logits.shape, logits.dtype) == ((3, 7), jnp.float32)
@@ -227,7 +227,7 @@ def test_an_image_without_its_batch_is_told():
 
 
 def side_of(network):
-    return max(SIZE, network.smallest())
+    return max(SIZE, network.min_image_size())
 
 
 def loss_and_gradient(network, variables, labels):
@@ -472,12 +472,12 @@ def test_every_kernel_is_drawn_as_named_and_every_bias_is_zero(name, monkeypatch
     ('lenet5', {'dropout': 1.5}, r'dropout must be in \[0, 1\), got 1\.5'),
     ('lenet5', {'dropout': 1}, r'dropout must be in \[0, 1\), got 1'),
     ('lenet5', {'dropout': -0.1}, r'dropout must be in \[0, 1\), got -0\.1'),
-    ('lenet5', {'dropout': '0.5'}, r"model lenet5: dropout must be a float, got '0\.5'"),
+    ('lenet5', {'dropout': '0.5'}, r"model lenet5: dropout must be of type float, got '0\.5'"),
     ('shallow_cnn', {'bn_momentum': 1.0}, r'bn_momentum must be in \[0, 1\), got 1\.0'),
     ('shallow_cnn', {'widths': (1, 2, 3)}, r'widths four, got \(1, 2, 3\) and 512'),
     ('shallow_cnn', {'widths': (1, 2, 3, 0)}, r'widths and hidden must be positive'),
     ('shallow_cnn', {'widths': (1, 2, 3, 4.0)}, r'widths and hidden must be positive'),
-    ('shallow_cnn', {'widths': 4}, r'model shallow_cnn: widths must be a tuple, got 4'),
+    ('shallow_cnn', {'widths': 4}, r'model shallow_cnn: widths must be of type tuple, got 4'),
     ('shallow_cnn', {'hidden': 0}, r'widths and hidden must be positive'),
     ('lenet5', {'conv_implementation': 'onednn2'}, r"unknown conv_implementation 'onednn2'; nearest: onednn"),
     ('resnet18', {'stem': 'smal'}, r"unknown stem 'smal'; nearest: small"),
@@ -492,7 +492,7 @@ def test_every_kernel_is_drawn_as_named_and_every_bias_is_zero(name, monkeypatch
     ('mobilenet_v1', {'multiplier': 0.01}, r'multiplier must leave at least one of 32 features, got 0\.01'),
     ('lenet5', {'num_classes': 0}, r'num_classes must be at least 1, got 0'),
     ('mobilenet_v1', {'multiplier': math.nan}, r'model mobilenet_v1: multiplier must be a finite number, got nan'),
-    ('shallow_cnn', {'hidden': True}, r'model shallow_cnn: hidden must be a int, got True'),
+    ('shallow_cnn', {'hidden': True}, r'model shallow_cnn: hidden must be of type int, got True'),
     ('resnet18', {'bn_epsilon': math.inf}, r'bn_epsilon must be a finite number, got inf'),
     ('lenet5', {'num_classes': 'ten'}, r'num_classes'),
     ('lenet5', {'kernel_init': 'normal("a")'}, r'initialiser'),

@@ -191,7 +191,7 @@ def test_heads_compute_in_their_type(head):
 @pytest.mark.parametrize('name', SMALL)
 def test_the_smallest_image_works_and_one_that_is_smaller_is_refused(name, head):
     network = create(name, head=head, window=3)
-    side = network.smallest()
+    side = network.min_image_size()
     if head != 'dense_conv':
         assert side == SMALLEST[name]
     assert network.side(side) == (3 if head == 'dense_conv' else 1)
@@ -210,7 +210,7 @@ def test_the_side_of_the_last_map_is_what_the_dense_layers_see(name):
 @pytest.mark.parametrize(('name', 'side'), [('nin_cifar', 1), ('nin_imagenet', 39)])
 def test_nin_works_on_all_images_from_the_smallest(name, side):
     network = create(name)
-    assert network.smallest() == side
+    assert network.min_image_size() == side
     for pixels in (side, side + 1, side + 30, side + 37):
         assert map_shapes(network, pixels, pixels)['classes'] == (network.side(pixels),) * 2 + (10,)
     if side > 1:
@@ -321,10 +321,10 @@ def test_the_logits_of_nin_are_means_of_maps_without_negative_values(name):
     ('alexnet', {'hidden': -1}, r'widths and hidden must be positive, .* -1'),
     ('alexnet', {'groups': 8, 'widths': (96, 100, 384, 384, 256)}, r'8 groups do not divide 100 features'),
     ('alexnet', {'groups': 0}, r'groups must be at least 1, got 0'),
-    ('zfnet', {'stem': ((7, 2, 4), (5, 2, 0))}, r'stem must be 2 times .* less than half the size, got \(\(7, 2, 4\)'),
-    ('zfnet', {'stem': (7, 2)}, r'stem must be 2 times size, stride and padding'),
+    ('zfnet', {'stem': ((7, 2, 4), (5, 2, 0))}, r'stem must be 2 tuples .* less than half the size, got \(\(7, 2, 4\)'),
+    ('zfnet', {'stem': (7, 2)}, r'stem must be 2 tuples \(size, stride, padding\)'),
     ('nin_cifar', {'stages': ((4,), ())}, r'stages must be positive numbers, got \(\(4,\), \(\)\)'),
-    ('nin_cifar', {'stages': ((4,), (4,))}, r'kernels must be 2 times size, stride and padding'),
+    ('nin_cifar', {'stages': ((4,), (4,))}, r'kernels must be 2 tuples \(size, stride, padding\)'),
     ('nin_cifar', {'pools': ('max', 'mean')}, r"pools must be 2 times 'max' or 'avg', got \('max', 'mean'\)"),
     ('nin_cifar', {'pools': ('max',)}, r"pools must be 2 times 'max' or 'avg', got \('max',\)"),
     ('nin_cifar', {'pool_padding': 2}, r'pool_padding must be 0 or 1, got 2'),

@@ -162,7 +162,7 @@ def test_without_its_body_a_pre_activated_block_of_the_same_shape_is_the_identit
 @pytest.mark.parametrize(('name', 'fields', 'line'), [
     ('resnet18', {'shortcut': 'non'}, r"unknown shortcut 'non'; nearest: none"),
     ('resnet18', {'shortcut': 'D'}, r"unknown shortcut 'D'; known: A, B, C, none"),
-    ('resnet18', {'shortcut': None}, r'model resnet18: shortcut must be a str, got None'),
+    ('resnet18', {'shortcut': None}, r'model resnet18: shortcut must be of type str, got None'),
     ('preresnet18', {'shortcut': 'none'}, r"preact is for residual blocks: shortcut must be 'A', 'B' or 'C' with it"),
     ('resnet50', {'width': 100, 'groups': 8}, r'8 groups do not divide 100 features'),
     ('resnet34', {'group_width': 4}, r'groups are for bottlenecks'),

@@ -60,7 +60,7 @@ def test_it_works_on_images_that_leave_one_token_and_refuses_smaller_ones():
     assert shapes(3, 3, **SMALL)
     with pytest.raises(UserError, match='T2TViT needs images of at least 3 x 3 pixels, got 2 x 3'):
         shapes(2, 3, **SMALL)
-    assert models.create('t2t_vit_14', splits=((5, 1, 0), (3, 2, 0))).smallest() == 7
+    assert models.create('t2t_vit_14', splits=((5, 1, 0), (3, 2, 0))).min_image_size() == 7
 
 
 # ---- the parts

@@ -38,7 +38,7 @@ def test_every_config_of_ours_names_what_there_is(path):
     config = cfg.load(path)
     experiment.check(config)
     network = models.create(config.model.name, 10, **config.model.args)
-    image = jnp.zeros((1, *network.published()[0]))
+    image = jnp.zeros((1, *network.published_for()[0]))
     params = jax.eval_shape(lambda: network.init(jax.random.key(0), image))['params']
     jax.eval_shape(make_optimizer(config.optim, Timeline(config, 50_000)).init, params)  # finds groups and masks
     if config.whiten:
