@@ -1,4 +1,4 @@
-"""GoogLeNet (Szegedy et al. 2014, "Going deeper with convolutions"), and its form with BatchNorm."""
+"""GoogLeNet (Szegedy et al. 2014, "Going deeper with convolutions"), without and with BatchNorm."""
 
 import functools
 
@@ -6,40 +6,40 @@ import flax.linen as nn
 import jax
 
 from jaxcnn.errors import UserError
-from jaxcnn.models.inception import HALF_CEIL, MAX, Branches, Conv, Row, WithAuxiliary
+from jaxcnn.models.inception import HALF_CEIL, MAX, AuxiliaryInception, Branches, Conv, Layers
 from jaxcnn.models.layers import Maps, Models
 from jaxcnn.ops.lrn import local_response_norm
 from jaxcnn.ops.pool import avg_pool, max_pool
 
 LRN = functools.partial(local_response_norm, size=5, alpha=1e-4, beta=0.75, k=1.0)
-
-
 POOL_4 = functools.partial(max_pool, size=3, stride=2, ceil=True)
 POOL_4_TORCHVISION = functools.partial(max_pool, size=2, stride=2, ceil=True)
 
 
-def _block(one: int, three_in: int, three: int, five_in: int, five: int, pooled: int) -> Branches:
-    """A row of the paper's table 1: 1x1; 3x3 and 5x5 with the reductions before them; the projection after the pool."""
-    return (Conv(one, 1),), (Conv(three_in, 1), Conv(three, 3)), (Conv(five_in, 1), Conv(five, 5)), (MAX, Conv(pooled, 1))
+def _block(one: int, reduce_three: int, three: int, reduce_five: int, five: int, pool_proj: int) -> Branches:
+    """Return the branches of a block from the columns of the paper's table 1: 1x1, 3x3 reduce, 3x3, 5x5 reduce, 5x5, pool
+    proj."""
+    return ((Conv(one, 1),), (Conv(reduce_three, 1), Conv(three, 3)), (Conv(reduce_five, 1), Conv(five, 5)),
+            (MAX, Conv(pool_proj, 1)))
 
 
-class GoogLeNet(WithAuxiliary):
-    """A stem, stages of Inception blocks with max pooling between them, mean over the image, classes; in training two
-    auxiliary classifiers, on blocks 4a and 4d.
+class GoogLeNet(AuxiliaryInception):
+    """A stem, stages of Inception blocks with max pooling between them, mean over the image, and a dense layer.
 
-    Convolutions are padded symmetrically, as in PyTorch's networks; 3x3 pooling with stride 2 begins at the first pixel and
-    may reach over the edge, which is TensorFlow's `SAME` on even sides, too. Local response normalisation has the values of
-    Caffe's GoogLeNet (`bvlc_googlenet`), as the paper gives none.
+    Convolutions are padded symmetrically, as in PyTorch's networks. 3x3 pooling with stride 2 starts at the first pixel and
+    rounds sizes up, which equals TensorFlow's `SAME` on even sides. Local response normalisation has the values of Caffe's
+    GoogLeNet (`bvlc_googlenet`), because the paper gives none.
 
-    An auxiliary classifier is 5x5 mean pooling with stride 3, 1x1 convolution, two dense layers with dropout between them.
-    On maps of fewer than 5x5 (images under 79 pixels) the pool takes the whole. Its dense layer takes 4x4 of 224 pixels, and
-    has other sizes for other images. A network of fewer than four blocks in its second stage has only the first of the two.
+    Training has two auxiliary classifiers, on blocks 4a and 4d: 5x5 mean pooling with stride 3, a 1x1 convolution, and two
+    dense layers with dropout between them. On maps smaller than 5x5 (images under 79 pixels) the pool covers the map. The
+    first dense layer takes a 4x4 map at 224 pixels and has another size for other images. A network with fewer than four
+    blocks in its second stage has only the classifier on 4a.
 
     Attributes:
-      batch_norm: BatchNorm after each convolution, which has no bias, and no local response normalisation.
-      aux_dropout: in the auxiliary classifiers, as `dropout`.
-      torchvision: 3x3 convolutions in the place of 5x5, and 2x2 windows in the last pooling, as torchvision's weights want;
-        auxiliary classifiers pool as the paper's.
+      batch_norm: apply BatchNorm after each convolution, which then has no bias, and no local response normalisation.
+      aux_dropout: dropout probability in the auxiliary classifiers.
+      torchvision: use 3x3 convolutions in place of 5x5 and 2x2 windows in the last pooling, as torchvision's weights need;
+        auxiliary classifiers still pool as in the paper.
     """
 
     STEM = (Conv(64, 7, 2), HALF_CEIL, LRN, Conv(64, 1), Conv(192, 3), LRN, HALF_CEIL)
@@ -71,28 +71,30 @@ class GoogLeNet(WithAuxiliary):
         return 31
 
     def label(self, stage: int, i: int) -> str:
-        """The paper's names, `inception_3a` and on; `pool_3` and `pool_4` follow the stages."""
+        """Return the paper's names, `inception_3a` and so on; the pooling after a stage is `pool_3` or `pool_4`."""
         return f'pool_{stage + 3}' if i == self.blocks[stage] else f'inception_{stage + 3}{chr(ord("a") + i)}'
 
     def auxiliary(self, train: bool, maps: Maps) -> list[jax.Array]:
-        """See `WithAuxiliary.auxiliary`."""
-        return [self._classifier(maps[name], train) for name in ('inception_4a', 'inception_4d') if name in maps]
+        """See `AuxiliaryInception.auxiliary`."""
+        return [self._auxiliary_classifier(maps[name], train) for name in ('inception_4a', 'inception_4d') if name in maps]
 
-    def row(self, x: jax.Array, train: bool, row: Row) -> jax.Array:
-        """See `Inception.row`."""
-        if self.torchvision and row == (POOL_4,):
-            row = (POOL_4_TORCHVISION,)
-        return super().row(x, train, tuple(layer for layer in row if not (self.batch_norm and layer is LRN)))
+    def sequence(self, x: jax.Array, train: bool, layers: Layers) -> jax.Array:
+        """See `Inception.sequence`."""
+        if self.torchvision and layers == (POOL_4,):
+            layers = (POOL_4_TORCHVISION,)
+        if self.batch_norm:
+            layers = tuple(layer for layer in layers if layer is not LRN)
+        return super().sequence(x, train, layers)
 
     def convolution(self, x: jax.Array, train: bool, conv: Conv) -> jax.Array:
-        """A convolution with ReLU, and in the form with BatchNorm that between them."""
+        """Apply a convolution, BatchNorm if `batch_norm` is set, and ReLU."""
         if self.torchvision and conv.size == 5:
             conv = conv._replace(size=3)
         if self.batch_norm:
             return super().convolution(x, train, conv)
         return nn.relu(self.conv(self.width(conv.features), *conv[1:])(x))
 
-    def _classifier(self, x: jax.Array, train: bool) -> jax.Array:
+    def _auxiliary_classifier(self, x: jax.Array, train: bool) -> jax.Array:
         x = avg_pool(x, min(5, *x.shape[1:3]), 3)
         x = self.convolution(x, train, Conv(128, 1))
         x = nn.relu(self.dense(self.width(1024))(x.reshape(len(x), -1)))
