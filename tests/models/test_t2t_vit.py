@@ -86,10 +86,10 @@ def test_positions_are_sinusoids():
 
 
 def test_random_directions_are_fixed_orthogonal_and_equally_long():
-    w = t2t_vit.directions(0, 64)
+    w = t2t_vit.random_directions(0, 64)
     np.testing.assert_allclose(w @ w.T, 32 * np.eye(32), atol=1e-4)
-    np.testing.assert_array_equal(w, t2t_vit.directions.__wrapped__(0, 64))
-    assert np.abs(w - t2t_vit.directions(1, 64)).max() > 1
+    np.testing.assert_array_equal(w, t2t_vit.random_directions.__wrapped__(0, 64))
+    assert np.abs(w - t2t_vit.random_directions(1, 64)).max() > 1
 
 
 def test_stochastic_depth_leaves_out_the_last_block_for_some_images_and_never_the_first():
@@ -122,7 +122,7 @@ def test_logits_are_those_of_pytorch_with_the_same_weights(tokens, side, splits)
     peer = runpy.run_path('launch/benchmarks/torch_peer/networks.py')
     theirs = peer['T2TViT'](5, peer['Performer' if tokens == 'performer' else 'TokenTransformer'], splits, **SMALL).eval()
     for i, one in enumerate(theirs.tokens):
-        one.w.copy_(torch.from_numpy(t2t_vit.directions(i, SMALL['token_dim'])))
+        one.w.copy_(torch.from_numpy(t2t_vit.random_directions(i, SMALL['token_dim'])))
     unfolded = [theirs.project, *(module for one in theirs.tokens for module in (one.norm1, one.qkv))]
     order, mine = [], []
     for module in theirs.modules():
@@ -165,11 +165,11 @@ def test_logits_are_those_of_pytorch_with_the_same_weights(tokens, side, splits)
     ({'tokens': 'preformer'}, r"unknown tokens 'preformer'; nearest: performer"),
     ({'depth': -1}, r'depth must be at least 1, got -1'), ({'token_dim': 1}, r'token_dim must be at least 2, got 1'),
     ({'heads': 5}, r'5 heads do not divide 384 features'), ({'heads': 0}, r'heads must be at least 1, got 0'),
-    ({'mlp_ratio': -3}, r'mlp_ratio must leave at least one of 384 features, got -3'),
+    ({'mlp_ratio': -3}, r'mlp_ratio must be large enough to leave one of 384 features, got -3'),
     ({'scale': -1.0}, r'scale must be at least 0, got -1\.0'),
     ({'drop_path': 1.0}, r'drop_path must be in \[0, 1\), got 1\.0'),
     ({'token_dropout': -0.1}, r'token_dropout must be in \[0, 1\), got -0\.1'),
-    ({'splits': []}, r'splits must be \(size, stride, padding\) each'),
+    ({'splits': []}, r'splits must be tuples \(size, stride, padding\)'),
     ({'splits': [7, 4, 2]}, r'splits must be .* got \(7, 4, 2\)'),
     ({'splits': [[7, 4]]}, r'splits must be .* got \(\(7, 4\),\)'), ({'splits': [[3, 2, 3]]}, r'padding less than size'),
     ({'splits': [[3, 0, 1]]}, r'size and stride positive')])
