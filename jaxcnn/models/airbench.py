@@ -8,19 +8,19 @@ from jaxcnn.ops.pool import max_pool
 
 
 class AirBench(Network):
-    """A small convolution without padding, meant for whitening filters (`config.whiten`), and its activation; groups of 3x3
-    convolutions, of which the first is pooled, each with BatchNorm, that has no scale, and activation; max pooling, and a
-    dense layer without bias, whose output is multiplied by `logit_scale`.
+    """A whitening convolution, groups of 3x3 convolutions, max pooling and a dense layer, for images of about 32 pixels.
 
-    GELU is in its tanh form here. For images of about 32 pixels.
+    The first convolution has no padding; `config.whiten` gives it whitening filters. Each convolution of a group is followed
+    by BatchNorm without a scale and an activation, the first one of a group by 2x2 max pooling before them. The dense layer
+    has no bias, and its output is multiplied by `logit_scale`. GELU is computed in its tanh form.
 
     Attributes:
-      activation: by name, see `layers.ACTIVATIONS`.
-      whiten_size: side of the first convolution, which has two features for each value that it sees.
+      activation: name of an activation in `layers.ACTIVATIONS`.
+      whiten_size: kernel size of the first convolution, which has two features per input value of its window.
       widths: features of each group.
-      depth: convolutions of a group.
-      residual: what the first convolution of a group makes is added to what the last one does.
-      logit_scale: see above.
+      depth: number of convolutions in each group.
+      residual: add the output of a group's first convolution to that of its last.
+      logit_scale: factor of the logits.
     """
 
     activation: str = 'gelu'
@@ -38,8 +38,8 @@ class AirBench(Network):
         super().check()
         activation(self.activation)
         if not positive_ints((*self.widths, self.whiten_size, self.depth)) or not self.widths:
-            raise UserError(f'widths, whiten_size and depth must be positive numbers, got {self.widths}, {self.whiten_size} '
-                            f'and {self.depth}')
+            raise UserError(f'widths, whiten_size and depth must be positive integers, got {self.widths}, '
+                            f'{self.whiten_size} and {self.depth}')
         if self.logit_scale <= 0:
             raise UserError(f'logit_scale must be above 0, got {self.logit_scale!r}')
 
@@ -52,7 +52,7 @@ class AirBench(Network):
         return (32, 32, 3), 10
 
     def forward(self, x: jax.Array, train: bool, maps: Maps) -> jax.Array:
-        """See `Network.forward`; maps `whiten`, and `group1` and on."""
+        """See `Network.forward`; the feature maps are `whiten`, `group1`, `group2` and so on."""
         features = 2 * self.whiten_size ** 2 * x.shape[-1]
         x = maps['whiten'] = activation(self.activation)(self.conv(features, self.whiten_size, padding=0, name='whiten')(x))
         for i, width in enumerate(self.widths, 1):
@@ -61,14 +61,14 @@ class AirBench(Network):
         return self.dense(self.num_classes, use_bias=False)(x) * self.logit_scale
 
     def group(self, x: jax.Array, train: bool, width: int) -> jax.Array:
-        """Convolutions of one width."""
-        def layer(x: jax.Array, pooled: bool) -> jax.Array:
+        """Apply the convolutions of a group."""
+        def convolution(x: jax.Array, pool: bool) -> jax.Array:
             x = self.conv(width, 3, use_bias=False)(x)
-            return activation(self.activation)(self.norm(max_pool(x, 2) if pooled else x, train, scaled=False))
-        x = first = layer(x, pooled=True)
+            return activation(self.activation)(self.norm(max_pool(x, 2) if pool else x, train, scaled=False))
+        x = shortcut = convolution(x, pool=True)
         for _ in range(self.depth - 1):
-            x = layer(x, pooled=False)
-        return x + first if self.residual else x
+            x = convolution(x, pool=False)
+        return x + shortcut if self.residual else x
 
 
 MODELS: Models = {

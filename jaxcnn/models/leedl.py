@@ -9,13 +9,13 @@ from jaxcnn.ops.pool import max_pool
 
 
 class LeeDL(Plain):
-    """3x3 convolutions with padding 1 (PyTorch's symmetric) and a bias, each with BatchNorm, ReLU and 2x2 max pooling;
-    three dense layers.
+    """Five 3x3 convolutions with BatchNorm, ReLU and 2x2 max pooling, and three dense layers.
 
-    12,833,803 parameters for 128 pixels and 11 classes. The homework's other network is `resnet18`.
+    The convolutions have a bias and symmetric padding of 1. The network has 12,833,803 parameters at 128 pixels and 11
+    classes. The homework's other network is `resnet18`.
 
     Attributes:
-      widths: features of the convolutions.
+      widths: features of the convolutions, which may be more or fewer than five.
       hidden: features of the dense layers before the last.
     """
 
@@ -27,25 +27,25 @@ class LeeDL(Plain):
         """See `Network.check`."""
         super().check()
         if not positive_ints(self.widths) or not positive_ints(self.hidden):
-            raise UserError(f'widths and hidden must be positive numbers, got {self.widths} and {self.hidden}')
+            raise UserError(f'widths and hidden must be positive integers, got {self.widths} and {self.hidden}')
 
-    def side(self, pixels: int) -> int:
-        """See `Plain.side`."""
-        return pixels >> len(self.widths)
+    def last_map_size(self, image_size: int) -> int:
+        """See `Plain.last_map_size`."""
+        return image_size >> len(self.widths)
 
     def published_for(self) -> tuple[tuple[int, int, int], int]:
         """See `Network.published_for`."""
         return (128, 128, 3), 11
 
     def forward(self, x: jax.Array, train: bool, maps: Maps) -> jax.Array:
-        """See `Network.forward`; maps `conv1` and on, before pooling."""
+        """See `Network.forward`; the feature maps are `conv1`, `conv2` and so on, before pooling."""
         for i, width in enumerate(self.widths, 1):
             x = maps[f'conv{i}'] = self.block(type(self).convolution, x, train, width)
             x = max_pool(x, 2)
         return self.classify(x, train, self.hidden)
 
     def convolution(self, x: jax.Array, train: bool, width: int) -> jax.Array:
-        """3x3, BatchNorm, ReLU."""
+        """Apply a 3x3 convolution with BatchNorm and ReLU."""
         return self.norm(self.conv(width, 3)(x), train, relu=True)
 
 

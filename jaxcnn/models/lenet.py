@@ -10,14 +10,14 @@ from jaxcnn.ops.pool import POOLS, max_pool
 
 
 class LeNet5(Network):
-    """LeNet-5 in its customary form: every feature map sees all maps before it, and the output is dense.
+    """LeNet-5 in its usual modern form: convolutions connect all feature maps, and the output layer is dense.
 
-    On 32x32x1 it has 61,706 parameters at 10 classes. Smaller images are framed with zeros to 32x32, as the
-    paper frames its 28x28 digits; larger ones make the first dense layer larger.
+    The network has 61,706 parameters on 32x32x1 images at 10 classes. Smaller images are padded with zeros to 32x32, as the
+    paper pads its 28x28 digits; with larger images the first dense layer is larger.
 
     Attributes:
-      activation: see `layers.ACTIVATIONS`; the classic is `tanh`.
-      pool: `avg`, the classic, or `max`.
+      activation: name of an activation in `layers.ACTIVATIONS`; the paper's is `tanh`.
+      pool: `avg`, as in the paper, or `max`.
     """
 
     kernel_init: str = 'xavier_uniform'
@@ -36,7 +36,7 @@ class LeNet5(Network):
         return (32, 32, 1), 10
 
     def forward(self, x: jax.Array, train: bool, maps: Maps) -> jax.Array:
-        """See `Network.forward`; maps `conv1` and `conv2`, before pooling."""
+        """See `Network.forward`; the feature maps are `conv1` and `conv2`, before pooling."""
         act, pool = activation(self.activation), POOLS[self.pool]
         missing = [max(32 - side, 0) for side in x.shape[1:3]]
         x = jnp.pad(x, ((0, 0), *((m // 2, m - m // 2) for m in missing), (0, 0)))
@@ -49,14 +49,15 @@ class LeNet5(Network):
         return self.dense(self.num_classes)(x)
 
     def convolution(self, x: jax.Array, width: int) -> jax.Array:
-        """5x5 without padding, and activation."""
+        """Apply a 5x5 convolution without padding and the activation."""
         return activation(self.activation)(self.conv(width, 5, padding='VALID')(x))
 
 
 class LeNetMnist(Network):
-    """The two-convolution network of the MNIST tutorials: 5x5x32, pool, 5x5x64, pool, 512 with dropout, classes.
+    """The network of the MNIST tutorials: convolutions 5x5x32 and 5x5x64, and dense layers of 512 and of the classes.
 
-    SAME padding, ReLU, 2x2 max pooling; 1,663,370 parameters on 28x28x1 at 10 classes.
+    Padding keeps the size. ReLU and 2x2 max pooling follow each convolution, ReLU and dropout the first dense layer. The
+    network has 1,663,370 parameters on 28x28x1 images at 10 classes.
     """
 
     kernel_init: str = 'truncated_normal(0.1)'
@@ -71,7 +72,7 @@ class LeNetMnist(Network):
         return (28, 28, 1), 10
 
     def forward(self, x: jax.Array, train: bool, maps: Maps) -> jax.Array:
-        """See `Network.forward`; maps `conv1` and `conv2`, before pooling."""
+        """See `Network.forward`; the feature maps are `conv1` and `conv2`, before pooling."""
         x = maps['conv1'] = self.block(type(self).convolution, x, 32)
         x = maps['conv2'] = self.block(type(self).convolution, max_pool(x, 2), 64)
         x = max_pool(x, 2)
@@ -80,7 +81,7 @@ class LeNetMnist(Network):
         return self.dense(self.num_classes)(x)
 
     def convolution(self, x: jax.Array, width: int) -> jax.Array:
-        """5x5 and ReLU."""
+        """Apply a 5x5 convolution and ReLU."""
         return nn.relu(self.conv(width, 5)(x))
 
 

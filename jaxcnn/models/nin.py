@@ -9,21 +9,22 @@ from jaxcnn.ops.pool import POOLS
 
 
 class NIN(Network):
-    """Stages of a convolution of some size followed by 1x1 ones, with 3x3 pooling with stride 2 between them; a last 1x1
-    convolution has a feature map for each class, and their means are the logits. Every convolution has a bias and ReLU,
-    the last one, too, as in the authors' definitions.
+    """Stages of a convolution followed by 1x1 convolutions, with 3x3 pooling with stride 2 between the stages.
 
-    `nin_cifar` is pytorchcv's `nin_cifar10`: its pooling begins one pixel outside of the image and does not reach over
-    the end, where the authors' is the other way round. `nin_imagenet` is the authors' for Caffe, 7,595,176 parameters at
-    1,000 classes: 11x11 with stride 4 without padding at first, a last pooling window may reach over the edge, and dropout
-    is before the last stage alone. Padding is symmetric. Any image size from the smallest on.
+    A last 1x1 convolution has a feature map for each class, whose mean is the logit. Every convolution, the last one
+    included, has a bias and ReLU, as in the authors' definitions. Padding is symmetric.
+
+    `nin_cifar` is pytorchcv's `nin_cifar10`: it pads one pixel in pooling and rounds sizes down, whereas the authors'
+    network does not pad and rounds up. `nin_imagenet` is the authors' network for Caffe, with 7,595,176 parameters at 1,000
+    classes: its first convolution is 11x11 with stride 4 and no padding, pooling rounds up, and only the last stage starts
+    with dropout.
 
     Attributes:
       stages: features of the convolutions of each stage.
-      kernels: size, stride and padding of each stage's first convolution.
-      pools: `max` or `avg`, before each stage but the first.
-      pool_padding: pixels around the image in pooling, 0 or 1; with 0 a last window may reach over the edge.
-      dropped: stages, counted from the last one, that begin with dropout.
+      kernels: (size, stride, padding) of each stage's first convolution.
+      pools: `max` or `avg`, for the pooling before each stage but the first.
+      pool_padding: 1 pads the map by a pixel in pooling and rounds sizes down; 0 does not pad and rounds up.
+      dropped: number of stages, counted from the last, that start with dropout.
     """
 
     stages: tuple[tuple[int, ...], ...] = ((192, 160, 96), (192, 192, 192), (192, 192))
@@ -37,45 +38,48 @@ class NIN(Network):
         """See `Network.check`."""
         super().check()
         if not self.stages or not all(map(positive_ints, self.stages)):
-            raise UserError(f'stages must be positive numbers, got {self.stages}')
+            raise UserError(f'stages must be lists of positive integers, got {self.stages}')
         check_kernels('kernels', self.kernels, len(self.stages))
         if len(self.pools) != len(self.stages) - 1 or any(pool not in POOLS for pool in self.pools):
-            raise UserError(f"pools must be {len(self.stages) - 1} times 'max' or 'avg', got {self.pools}")
+            raise UserError(f"pools must be 'max' or 'avg' for each of {len(self.stages) - 1} poolings, got {self.pools}")
         if self.pool_padding not in (0, 1):
             raise UserError(f'pool_padding must be 0 or 1, got {self.pool_padding}')
         if not 0 <= self.dropped < len(self.stages):
             raise UserError(f'dropped must be in [0, {len(self.stages)}), got {self.dropped}')
 
-    def side(self, pixels: int) -> int:
-        """Side of the map that the means are taken of, of images of a side."""
+    def last_map_size(self, image_size: int) -> int:
+        """Return the side of the last feature map, whose mean is the logit, for images of a side."""
+        map_size = image_size
         for i, (size, stride, padding) in enumerate(self.kernels):
-            pixels = (pixels + self.pool_padding) // 2 if i else pixels
-            pixels = (pixels + 2 * padding - size) // stride + 1
-        return pixels
+            if i > 0:
+                map_size = (map_size + self.pool_padding) // 2
+            map_size = (map_size + 2 * padding - size) // stride + 1
+        return map_size
 
     def min_image_size(self) -> int:
         """See `Network.min_image_size`."""
-        return min_input_size(self.side)
+        return min_input_size(self.last_map_size)
 
     def published_for(self) -> tuple[tuple[int, int, int], int]:
         """See `Network.published_for`."""
         return ((32, 32, 3), 10) if len(self.stages) == 3 else super().published_for()
 
     def forward(self, x: jax.Array, train: bool, maps: Maps) -> jax.Array:
-        """See `Network.forward`; maps `stage1` and on, before pooling, and `classes`."""
-        first = len(self.stages) - self.dropped
+        """See `Network.forward`; the feature maps are `stage1`, `stage2` and so on, before pooling, and `classes`."""
+        first_dropped = len(self.stages) - self.dropped
         for i in range(len(self.stages)):
-            if i:
+            if i > 0:
                 x = POOLS[self.pools[i - 1]](x, 3, 2, self.pool_padding, ceil=not self.pool_padding)
-                x = self.drop(x, train and i >= first)
+                x = self.drop(x, train and i >= first_dropped)
             x = maps[f'stage{i + 1}'] = self.block(type(self).stage, x, i)
         x = maps['classes'] = nn.relu(self.conv(self.num_classes, 1)(x))
         return x.mean((1, 2))
 
     def stage(self, x: jax.Array, i: int) -> jax.Array:
-        """The convolutions of stage i, counted from 0."""
-        for width, kernel in zip(self.stages[i], (self.kernels[i], *((1, 1, 0),) * len(self.stages[i])), strict=False):
-            x = nn.relu(self.conv(width, *kernel)(x))
+        """Apply the convolutions of stage `i`, counted from 0."""
+        for j, width in enumerate(self.stages[i]):
+            size, stride, padding = self.kernels[i] if j == 0 else (1, 1, 0)
+            x = nn.relu(self.conv(width, size, stride, padding)(x))
         return x
 
 

@@ -1,4 +1,4 @@
-"""What networks of convolutions followed by dense layers share: three forms of their dense part."""
+"""The base class of networks whose convolutions are followed by dense layers, with three kinds of classifier head."""
 
 from collections.abc import Sequence
 
@@ -15,23 +15,23 @@ HEADS = ('dense', 'spp', 'dense_conv')
 
 
 class Plain(Network):
-    """A network whose last feature map goes through dense layers, each but the last with ReLU and dropout.
+    """A network whose last feature map goes through dense layers, all but the last of them with ReLU and dropout.
 
-    The forms of `head`:
+    The field `head` selects one of three classifiers:
 
-    - `dense`: the map is flattened, so that images must be of one size.
-    - `spp`: the map's spatial pyramid is, whose size is that of any image's (He et al. 2014, "Spatial pyramid pooling in
-      deep convolutional networks for visual recognition").
-    - `dense_conv`: fully convolutional (Long et al. 2015; the dense evaluation of VGG's paper). The parameters are those of
-      `dense`, by the same names and of the same shapes, but the first dense layer is a convolution of `window` x `window`
-      without padding and the others are 1x1: scores (N, H', W', num_classes), one for each place of the window. An image
-      of the size that the network was made for has the one score that `dense` gives, (N, 1, 1, num_classes); a larger one
-      has a map of scores, of which `.mean((1, 2))` are logits (N, num_classes).
+    - `dense` flattens the map, so that all images must have one size.
+    - `spp` flattens a spatial pyramid of the map, whose size does not depend on the image's (He et al. 2014, "Spatial
+      pyramid pooling in deep convolutional networks for visual recognition").
+    - `dense_conv` is fully convolutional (Long et al. 2015; the dense evaluation of VGG's paper). Its parameters have the
+      names and shapes of those of `dense`, but the first dense layer is applied as a `window` x `window` convolution without
+      padding and the others as 1x1 convolutions. The output are scores (N, H', W', num_classes), one for each position of
+      the window. An image of the size that the network was trained for has a single score, the one that `dense` gives; the
+      scores of a larger image are averaged by `.mean((1, 2))` to logits (N, num_classes).
 
     Attributes:
       head: `dense`, `spp` or `dense_conv`.
-      pyramid: bins on a side, for each level of the pyramid (`spp`).
-      window: side of the map that the first dense layer sees (`dense_conv`).
+      pyramid: number of bins along a side, for each level of the pyramid (`spp`).
+      window: side of the part of the map that the first dense layer sees (`dense_conv`).
     """
 
     head: str = 'dense'
@@ -44,24 +44,24 @@ class Plain(Network):
         if self.head not in HEADS:
             raise unknown('head', self.head, HEADS)
         if not positive_ints(self.pyramid):
-            raise UserError(f'pyramid must be positive numbers, got {self.pyramid}')
+            raise UserError(f'pyramid must be positive integers, got {self.pyramid}')
         if self.window < 1:
             raise UserError(f'window must be at least 1, got {self.window}')
 
-    def side(self, pixels: int) -> int:
-        """Side of the last feature map of images of a side; every network writes its own, and it grows with `pixels`."""
+    def last_map_size(self, image_size: int) -> int:
+        """Return the side of the last feature map, which never falls with the image's; every subclass implements this."""
         raise NotImplementedError
 
     def min_image_size(self) -> int:
         """See `Network.min_image_size`."""
-        return min_input_size(self.side, self.window if self.head == 'dense_conv' else 1)
+        return min_input_size(self.last_map_size, self.window if self.head == 'dense_conv' else 1)
 
     def classify(self, x: jax.Array, train: bool, hidden: Sequence[int]) -> jax.Array:
-        """The dense part, for the last feature map (N, H, W, C).
+        """Apply the dense layers to the last feature map.
 
         Args:
-          x: the map.
-          train: dropout draws.
+          x: the feature map (N, H, W, C).
+          train: apply dropout.
           hidden: features of the dense layers before the last.
         """
         if self.head == 'dense':
@@ -69,7 +69,7 @@ class Plain(Network):
         elif self.head == 'spp':
             x = spatial_pyramid(x, self.pyramid)
         for i, width in enumerate(hidden):
-            if self.head == 'dense_conv' and not i:
+            if self.head == 'dense_conv' and i == 0:
                 x = Dense(width, dtype=jnp.dtype(self.dtype), param_dtype=jnp.dtype(self.param_dtype),
                           kernel_init=initializer(self.kernel_init), window=self.window,
                           implementation=self.conv_implementation)(x)
@@ -80,12 +80,12 @@ class Plain(Network):
 
 
 class Dense(nn.Dense):
-    """A dense layer for `window` x `window` places, flattened, at each window of a map that may be larger.
+    """A dense layer for flattened maps of `window` x `window` pixels, applied to every window of a map that may be larger.
 
-    Its parameters, and its name in a network, are those of the dense layer for a map of one window.
+    The parameters, and the layer's name in a network, are those of the dense layer for a map of one window.
 
     Attributes:
-      window: side, in places.
+      window: side of the window in pixels of the map.
       implementation: of the convolution, see `ops.conv`.
     """
 
@@ -94,7 +94,7 @@ class Dense(nn.Dense):
 
     @nn.compact
     def __call__(self, inputs: jax.Array) -> jax.Array:
-        """(N, H, W, C) as (N, H - window + 1, W - window + 1, features)."""
+        """Map (N, H, W, C) to (N, H - window + 1, W - window + 1, features)."""
         size, channels = self.window, inputs.shape[-1]
         kernel = self.param('kernel', self.kernel_init, (size * size * channels, self.features), self.param_dtype)
         bias = self.param('bias', self.bias_init, (self.features,), self.param_dtype)
@@ -105,18 +105,22 @@ class Dense(nn.Dense):
 
 
 def spatial_pyramid(x: jax.Array, levels: Sequence[int]) -> jax.Array:
-    """The largest values within n x n bins, for each n of `levels`, of a map (N, H, W, C) of any size.
+    """Pool a map (N, H, W, C) of any size into n x n bins by their maximum, for each n of `levels`.
 
-    Bin i of n over a side of s places is those from floor(i s / n) to before ceil((i + 1) s / n), as in PyTorch's adaptive
-    pooling; where n does not divide s they overlap.
+    Along a side of s pixels, bin i of n reaches from floor(i s / n) to ceil((i + 1) s / n), exclusive, as in PyTorch's
+    adaptive pooling; bins overlap where n does not divide s.
 
     Returns:
-      (N, sum of n * n, times C), level by level and in each by row, column and channel.
+      An array (N, C times the sum of n * n), ordered by level, row, column and channel.
     """
-    return jnp.concatenate([_bins(_bins(x, n, 1), n, 2).reshape(len(x), -1) for n in levels], 1)
+    return jnp.concatenate([_max_bins(_max_bins(x, n, 1), n, 2).reshape(len(x), -1) for n in levels], 1)
 
 
-def _bins(x: jax.Array, count: int, axis: int) -> jax.Array:
+def _max_bins(x: jax.Array, count: int, axis: int) -> jax.Array:
+    """Return the maximum of each of `count` bins along an axis."""
     side = x.shape[axis]
-    return jnp.stack([jax.lax.slice_in_dim(x, i * side // count, -(-(i + 1) * side // count), axis=axis).max(axis)
-                      for i in range(count)], axis)
+    maxima = []
+    for i in range(count):
+        start, stop = i * side // count, -(-(i + 1) * side // count)
+        maxima.append(jax.lax.slice_in_dim(x, start, stop, axis=axis).max(axis))
+    return jnp.stack(maxima, axis)

@@ -15,33 +15,36 @@ SHORTCUTS = ('A', 'B', 'C', 'none')
 
 
 class ResNet(Network):
-    """A stem, stages of residual blocks, each but the first halving the image and doubling the features, mean over the
-    image, classes.
+    """A stem, stages of residual blocks, mean over the image, and a dense layer, for images of any size.
 
-    The stride of a bottleneck is in its 3x3 convolution (the authors' own have it in the first 1x1), and padding is
-    symmetric, as in fb.resnet.torch and PyTorch's (`resnet50` and `preresnet50` are pytorchcv's `resnet50b` and
-    `preresnet50b`). Any image size.
+    Each stage but the first halves the map and doubles the features. The stride of a bottleneck is in its 3x3 convolution
+    (the authors have it in the first 1x1), and padding is symmetric, as in fb.resnet.torch and in PyTorch's networks:
+    `resnet50` and `preresnet50` are pytorchcv's `resnet50b` and `preresnet50b`.
 
-    Shortcuts are the paper's options where a block changes the shape: `A`, every stride-th pixel and zeros for the features
-    that are new, without parameters; `B`, projections, 1x1 convolutions with BatchNorm. `C`: projections in all blocks.
-    `none`: no shortcuts, the plain nets that the paper compares with.
+    The options of `shortcut` are the paper's:
 
-    Pre-activation has BatchNorm and ReLU before the convolutions, and nothing after the sum; a last BatchNorm and ReLU
-    follow the last stage. Shortcuts that are no identity begin after the block's first activation, and projections are
-    without BatchNorm. The ImageNet stem keeps its own BatchNorm and ReLU; the small one is a convolution alone, as the
-    paper's for CIFAR.
+    - `A`: where a block changes the shape, the shortcut takes every stride-th pixel and fills new features with zeros; it
+      has no parameters.
+    - `B`: where a block changes the shape, the shortcut is a projection, a 1x1 convolution with BatchNorm.
+    - `C`: the shortcuts of all blocks are projections.
+    - `none`: there are no shortcuts; these are the plain networks with which the paper compares.
+
+    Pre-activation puts BatchNorm and ReLU before the convolutions and nothing after the sum; a last BatchNorm and ReLU
+    follow the last stage. Shortcuts other than the identity start after the block's first activation, and projections have
+    no BatchNorm. The ImageNet stem keeps its BatchNorm and ReLU; the small stem is a convolution alone, as in the paper's
+    networks for CIFAR.
 
     Attributes:
-      blocks: in each stage.
-      bottleneck: blocks of 1x1, 3x3, 1x1 with four times the features; else of two 3x3.
+      blocks: number of blocks in each stage.
+      bottleneck: blocks are 1x1, 3x3 and 1x1 convolutions, the last with four times the features, instead of two 3x3.
       width: features of the first stage's 3x3 convolutions.
-      groups: of the 3x3 convolutions in bottlenecks (the cardinality of ResNeXt).
-      group_width: features of each group in the first stage; 0: `width` over `groups`.
-      stem: `imagenet`: 7x7 with stride 2 and pooling; `small`, for images of 32 or 64 pixels: 3x3, stride 1, no pooling.
+      groups: groups of the 3x3 convolutions in bottlenecks (the cardinality of ResNeXt).
+      group_width: features of each group in the first stage; 0 stands for `width / groups`.
+      stem: `imagenet`, 7x7 with stride 2 and pooling; or `small`, 3x3 without either, for images of 32 or 64 pixels.
       shortcut: `A`, `B`, `C` or `none`.
-      preact: pre-activation.
-      zero_init: the scale of each block's last BatchNorm begins at 0, so that blocks begin as their shortcuts (Goyal et
-        al. 2017, "Accurate, large minibatch SGD"); not for pre-activation, whose last ReLU would let no gradient pass.
+      preact: use pre-activation.
+      zero_init: the scale of each block's last BatchNorm starts at 0, so that a block starts as its shortcut (Goyal et al.
+        2017, "Accurate, large minibatch SGD"). Not for pre-activation, whose last ReLU would pass no gradient.
     """
 
     blocks: tuple[int, ...] = (2, 2, 2, 2)
@@ -62,16 +65,18 @@ class ResNet(Network):
         if self.shortcut not in SHORTCUTS:
             raise unknown('shortcut', self.shortcut, SHORTCUTS)
         if self.preact and self.shortcut == 'none':
-            raise UserError("preact is for residual blocks: shortcut must be 'A', 'B' or 'C' with it, got 'none'")
+            raise UserError("preact=True needs a shortcut of 'A', 'B' or 'C', got 'none'")
         if self.zero_init and (self.preact or self.shortcut == 'none'):
-            raise UserError('zero_init is for blocks with shortcuts and without preact')
+            raise UserError("zero_init=True needs preact=False and a shortcut of 'A', 'B' or 'C', "
+                            f'got preact={self.preact} and shortcut={self.shortcut!r}')
         if not positive_ints(self.blocks):
-            raise UserError(f'blocks must be positive numbers, got {self.blocks}')
+            raise UserError(f'blocks must be positive integers, got {self.blocks}')
         if min(self.width, self.groups) < 1 or self.group_width < 0:
-            raise UserError(f'width and groups must be at least 1, and group_width 0, got {self.width}, {self.groups} and '
-                            f'{self.group_width}')
+            raise UserError(f'width and groups must be at least 1 and group_width at least 0, got {self.width}, '
+                            f'{self.groups} and {self.group_width}')
         if (self.groups > 1 or self.group_width) and not self.bottleneck:
-            raise UserError('groups are for bottlenecks')
+            raise UserError(f'groups and group_width need bottleneck=True, got groups={self.groups} and '
+                            f'group_width={self.group_width}')
         if not self.group_width and self.width % self.groups:
             raise UserError(f'{self.groups} groups do not divide {self.width} features')
 
@@ -80,8 +85,8 @@ class ResNet(Network):
         return ((32, 32, 3), 10) if self.stem == 'small' else super().published_for()
 
     def forward(self, x: jax.Array, train: bool, maps: Maps) -> jax.Array:
-        """See `Network.forward`; maps `stem`, before pooling, `stage1` and on, and with pre-activation `activation`, after
-        the last ReLU."""
+        """See `Network.forward`; the feature maps are `stem`, before pooling, `stage1`, `stage2` and so on, and with
+        pre-activation `activation`, after the last ReLU."""
         if self.stem == 'imagenet':
             x = maps['stem'] = self.conv_norm(x, train, self.width, 7, 2)
             x = max_pool(x, 3, 2, padding=1)
@@ -91,41 +96,44 @@ class ResNet(Network):
             x = maps['stem'] = self.conv_norm(x, train, self.width, 3)
         for stage, count in enumerate(self.blocks):
             for i in range(count):
-                x = self.block(type(self).residual, x, train, self.width << stage, 2 if stage and not i else 1)
+                stride = 2 if stage > 0 and i == 0 else 1
+                x = self.block(type(self).residual, x, train, self.width << stage, stride)
             maps[f'stage{stage + 1}'] = x
         if self.preact:
             x = maps['activation'] = self.norm(x, train, relu=True)
         return self.dense(self.num_classes)(self.drop(x.mean((1, 2)), train))
 
     def residual(self, x: jax.Array, train: bool, features: int, stride: int) -> jax.Array:
-        """A residual block; `features` are those of its 3x3 convolutions."""
+        """Apply a residual block whose 3x3 convolutions have `features` channels, or `group_width` ones per group."""
         if self.bottleneck:
             inner = features * self.group_width * self.groups // self.width if self.group_width else features
             convs = [(inner, 1, 1, 1), (inner, 3, stride, self.groups), (4 * features, 1, 1, 1)]
         else:
             convs = [(features, 3, stride, 1), (features, 3, 1, 1)]
-        out = convs[-1][0]
-        resized = stride > 1 or x.shape[-1] != out
+        out_features = convs[-1][0]
+        resized = stride > 1 or x.shape[-1] != out_features
         projected = self.shortcut == 'C' or (self.shortcut == 'B' and resized)
         if self.preact:
-            active = y = self.norm(x, train, relu=True)
-            for i, (width, size, step, groups) in enumerate(convs):
-                y = self.norm(y, train, relu=True) if i else y
-                y = self.conv(width, size, step, use_bias=False, feature_group_count=groups)(y)
+            activated = y = self.norm(x, train, relu=True)
+            for i, (width, size, conv_stride, groups) in enumerate(convs):
+                if i > 0:
+                    y = self.norm(y, train, relu=True)
+                y = self.conv(width, size, conv_stride, use_bias=False, feature_group_count=groups)(y)
             if projected:
-                return y + self.conv(out, 1, stride, use_bias=False)(active)
-            return y + (_fitted(active, out, stride) if resized else x)
-        short = self.conv_norm(x, train, out, 1, stride, relu=False) if projected else x
-        for i, (width, size, step, groups) in enumerate(convs, 1):
-            x = self.conv_norm(x, train, width, size, step, relu=i < len(convs) or self.shortcut == 'none',
-                               zero=self.zero_init and i == len(convs), feature_group_count=groups)
+                return y + self.conv(out_features, 1, stride, use_bias=False)(activated)
+            return y + (_subsample(activated, out_features, stride) if resized else x)
+        shortcut = self.conv_norm(x, train, out_features, 1, stride, relu=False) if projected else x
+        for i, (width, size, conv_stride, groups) in enumerate(convs):
+            last = i == len(convs) - 1
+            x = self.conv_norm(x, train, width, size, conv_stride, relu=not last or self.shortcut == 'none',
+                               zero=self.zero_init and last, feature_group_count=groups)
         if self.shortcut == 'none':
             return x
-        return nn.relu(x + (_fitted(short, out, stride) if resized and not projected else short))
+        return nn.relu(x + (_subsample(shortcut, out_features, stride) if resized and not projected else shortcut))
 
 
-def _fitted(x: jax.Array, features: int, stride: int) -> jax.Array:
-    """Every stride-th pixel of `x`, and zeros for the features that it lacks."""
+def _subsample(x: jax.Array, features: int, stride: int) -> jax.Array:
+    """Return every stride-th pixel of `x`, with zeros for the features that it lacks."""
     return jnp.pad(x[:, ::stride, ::stride], ((0, 0), (0, 0), (0, 0), (0, features - x.shape[-1])))
 
 
@@ -138,7 +146,7 @@ MODELS: Models = {
     **{f'resnet{depth}': (ResNet, fields) for depth, fields in _BLOCKS.items()},
     **{f'preresnet{depth}': (ResNet, {**fields, 'preact': True}) for depth, fields in _BLOCKS.items()},
     **{f'resnet{depth}_cifar': (ResNet, {'blocks': (depth // 6,) * 3, 'width': 16, 'stem': 'small', 'shortcut': 'A'})
-       for depth in (20, 32, 44, 56, 110, 1202)},  # two layers to a block, the stem and the dense layer
+       for depth in (20, 32, 44, 56, 110, 1202)},  # the depth counts two layers per block, the stem and the dense layer
     'resnext50_32x4d': (ResNet, {**_BLOCKS[50], 'groups': 32, 'group_width': 4}),
     'resnext101_32x8d': (ResNet, {**_BLOCKS[101], 'groups': 32, 'group_width': 8}),
 }

@@ -8,12 +8,14 @@ from jaxcnn.ops.pool import max_pool
 
 
 class ShallowCNN(Network):
-    """7x7x64, 3x3x128, 3x3x256, 3x3x256, each with BatchNorm, activation and 2x2 max pooling; then two dense layers.
+    """Convolutions 7x7x64, 3x3x128, 3x3x256 and 3x3x256, and two dense layers.
+
+    BatchNorm, the activation and 2x2 max pooling follow each convolution.
 
     Attributes:
-      activation: `relu`, `leaky_relu`, `elu`, `relu6`, `swish`, `tanh`, `sigmoid`, `gelu`.
+      activation: name of an activation in `layers.ACTIVATIONS`.
       widths: features of the four convolutions.
-      hidden: features of the first dense layer; the second gives the classes.
+      hidden: features of the first dense layer.
     """
 
     activation: str = 'relu'
@@ -26,7 +28,7 @@ class ShallowCNN(Network):
         super().check()
         activation(self.activation)
         if len(self.widths) != 4 or not positive_ints((*self.widths, self.hidden)):
-            raise UserError(f'widths and hidden must be positive, and widths four, got {self.widths} and {self.hidden}')
+            raise UserError(f'widths must be four positive integers and hidden one, got {self.widths} and {self.hidden}')
 
     def min_image_size(self) -> int:
         """See `Network.min_image_size`."""
@@ -37,7 +39,7 @@ class ShallowCNN(Network):
         return (32, 32, 3), 10
 
     def forward(self, x: jax.Array, train: bool, maps: Maps) -> jax.Array:
-        """See `Network.forward`; maps `conv1` to `conv4`, before pooling."""
+        """See `Network.forward`; the feature maps are `conv1` to `conv4`, before pooling."""
         act = activation(self.activation)
         for i, (width, size) in enumerate(zip(self.widths, (7, 3, 3, 3), strict=True), 1):
             x = maps[f'conv{i}'] = self.block(type(self).convolution, x, train, width, size)
@@ -47,7 +49,7 @@ class ShallowCNN(Network):
         return self.dense(self.num_classes)(x)
 
     def convolution(self, x: jax.Array, train: bool, width: int, size: int) -> jax.Array:
-        """With BatchNorm and activation."""
+        """Apply a convolution with BatchNorm and the activation."""
         return activation(self.activation)(self.conv_norm(x, train, width, size, relu=False))
 
 

@@ -13,18 +13,17 @@ from jaxcnn.ops.pool import max_pool
 
 
 class VGG(Plain):
-    """Stages of 3x3 convolutions with padding 1, as in the paper and in PyTorch's; each stage ended by 2x2 max pooling;
-    three dense layers with dropout.
+    """Stages of 3x3 convolutions with padding 1, each followed by 2x2 max pooling, and three dense layers with dropout.
 
-    The first dense layer takes what the stages leave: 7x7x512 of 224 pixels, 2x2x512 of 64.
+    The first dense layer takes the flattened last map, 7x7x512 at 224 pixels and 2x2x512 at 64.
 
     The paper's A is `vgg11`, A-LRN `vgg11_lrn`, B `vgg13`, C `vgg16_c`, D `vgg16` and E `vgg19`.
 
     Attributes:
       stages: features of the convolutions of each stage.
-      batch_norm: BatchNorm after each convolution, which keeps its bias, as in PyTorch's.
+      batch_norm: apply BatchNorm after each convolution, which keeps its bias, as in PyTorch's networks.
       pointwise: the third convolution of a stage, and any after it, is 1x1 (the paper's C).
-      lrn: local response normalisation after the first convolution, with the parameters of AlexNet.
+      lrn: apply local response normalisation after the first convolution, with the parameters of AlexNet.
       hidden: features of the first two dense layers.
     """
 
@@ -39,21 +38,21 @@ class VGG(Plain):
         """See `Network.check`."""
         super().check()
         if not self.stages or not all(map(positive_ints, (*self.stages, (self.hidden,)))):
-            raise UserError(f'stages and hidden must be positive, and stages lists, got {self.stages} and {self.hidden}')
+            raise UserError(f'stages must be lists of positive integers and hidden one, got {self.stages} and {self.hidden}')
 
-    def side(self, pixels: int) -> int:
-        """See `Plain.side`."""
-        return pixels >> len(self.stages)
+    def last_map_size(self, image_size: int) -> int:
+        """See `Plain.last_map_size`."""
+        return image_size >> len(self.stages)
 
     def forward(self, x: jax.Array, train: bool, maps: Maps) -> jax.Array:
-        """See `Network.forward`; maps `stage1` and on, before pooling."""
+        """See `Network.forward`; the feature maps are `stage1`, `stage2` and so on, before pooling."""
         for i in range(1, len(self.stages) + 1):
             x = maps[f'stage{i}'] = self.block(type(self).stage, x, train, i)
             x = max_pool(x, 2)
         return self.classify(x, train, (self.hidden, self.hidden))
 
     def stage(self, x: jax.Array, train: bool, i: int) -> jax.Array:
-        """The convolutions of stage i, counted from 1."""
+        """Apply the convolutions of stage `i`, counted from 1."""
         for j, width in enumerate(self.stages[i - 1], 1):
             x = self.conv(width, 1 if self.pointwise and j > 2 else 3)(x)
             x = self.norm(x, train, relu=True) if self.batch_norm else nn.relu(x)
@@ -62,7 +61,7 @@ class VGG(Plain):
         return x
 
 
-# the paper's table 1, by the number of layers with weights
+# table 1 of the paper, by the number of layers with weights
 STAGES = {
     11: ((64,), (128,), (256, 256), (512, 512), (512, 512)),
     13: ((64, 64), (128, 128), (256, 256), (512, 512), (512, 512)),

@@ -194,7 +194,7 @@ def test_the_smallest_image_works_and_one_that_is_smaller_is_refused(name, head)
     side = network.min_image_size()
     if head != 'dense_conv':
         assert side == SMALLEST[name]
-    assert network.side(side) == (3 if head == 'dense_conv' else 1)
+    assert network.last_map_size(side) == (3 if head == 'dense_conv' else 1)
     assert shapes(network, side, side + 5)
     with pytest.raises(UserError, match=f'needs images of at least {side} x {side} pixels, got {side} x {side - 1}'):
         shapes(network, side, side - 1)
@@ -204,7 +204,8 @@ def test_the_smallest_image_works_and_one_that_is_smaller_is_refused(name, head)
 def test_the_side_of_the_last_map_is_what_the_dense_layers_see(name):
     network = create(name)
     for side in range(SMALLEST[name], SMALLEST[name] + 36, 9):
-        assert shapes(network, side, side)['params']['Dense_0']['kernel'].shape[0] == network.side(side) ** 2 * LAST[name]
+        features = network.last_map_size(side) ** 2 * LAST[name]
+        assert shapes(network, side, side)['params']['Dense_0']['kernel'].shape[0] == features
 
 
 @pytest.mark.parametrize(('name', 'side'), [('nin_cifar', 1), ('nin_imagenet', 39)])
@@ -212,7 +213,7 @@ def test_nin_works_on_all_images_from_the_smallest(name, side):
     network = create(name)
     assert network.min_image_size() == side
     for pixels in (side, side + 1, side + 30, side + 37):
-        assert map_shapes(network, pixels, pixels)['classes'] == (network.side(pixels),) * 2 + (10,)
+        assert map_shapes(network, pixels, pixels)['classes'] == (network.last_map_size(pixels),) * 2 + (10,)
     if side > 1:
         with pytest.raises(UserError, match='NIN needs images of at least 39 x 39 pixels, got 38 x 50'):
             shapes(network, 38, 50)
@@ -312,25 +313,25 @@ def test_the_logits_of_nin_are_means_of_maps_without_negative_values(name):
 
 @pytest.mark.parametrize(('name', 'fields', 'line'), [
     ('vgg16', {'head': 'dens'}, r"unknown head 'dens'; nearest: dense"),
-    ('vgg16', {'head': 'spp', 'pyramid': (4, 0)}, r'pyramid must be positive numbers, got \(4, 0\)'),
-    ('vgg16', {'head': 'spp', 'pyramid': ()}, r'pyramid must be positive numbers, got \(\)'),
+    ('vgg16', {'head': 'spp', 'pyramid': (4, 0)}, r'pyramid must be positive integers, got \(4, 0\)'),
+    ('vgg16', {'head': 'spp', 'pyramid': ()}, r'pyramid must be positive integers, got \(\)'),
     ('vgg16', {'head': 'dense_conv', 'window': 0}, r'window must be at least 1, got 0'),
-    ('vgg13', {'stages': (4, 8)}, r'stages and hidden must be positive, and stages lists, got \(4, 8\) and 4096'),
-    ('vgg13', {'hidden': 0}, r'stages and hidden must be positive'),
-    ('alexnet', {'widths': (1, 2, 3)}, r'widths five, got \(1, 2, 3\) and 4096'),
-    ('alexnet', {'hidden': -1}, r'widths and hidden must be positive, .* -1'),
+    ('vgg13', {'stages': (4, 8)}, r'stages must be lists of positive integers and hidden one, got \(4, 8\) and 4096'),
+    ('vgg13', {'hidden': 0}, r'stages must be lists of positive integers and hidden one'),
+    ('alexnet', {'widths': (1, 2, 3)}, r'widths must be five positive integers and hidden one, got \(1, 2, 3\) and 4096'),
+    ('alexnet', {'hidden': -1}, r'widths must be five positive integers and hidden one, .* -1'),
     ('alexnet', {'groups': 8, 'widths': (96, 100, 384, 384, 256)}, r'8 groups do not divide 100 features'),
     ('alexnet', {'groups': 0}, r'groups must be at least 1, got 0'),
     ('zfnet', {'stem': ((7, 2, 4), (5, 2, 0))}, r'stem must be 2 tuples .* less than half the size, got \(\(7, 2, 4\)'),
     ('zfnet', {'stem': (7, 2)}, r'stem must be 2 tuples \(size, stride, padding\)'),
-    ('nin_cifar', {'stages': ((4,), ())}, r'stages must be positive numbers, got \(\(4,\), \(\)\)'),
+    ('nin_cifar', {'stages': ((4,), ())}, r'stages must be lists of positive integers, got \(\(4,\), \(\)\)'),
     ('nin_cifar', {'stages': ((4,), (4,))}, r'kernels must be 2 tuples \(size, stride, padding\)'),
-    ('nin_cifar', {'pools': ('max', 'mean')}, r"pools must be 2 times 'max' or 'avg', got \('max', 'mean'\)"),
-    ('nin_cifar', {'pools': ('max',)}, r"pools must be 2 times 'max' or 'avg', got \('max',\)"),
+    ('nin_cifar', {'pools': ('max', 'mean')}, r"pools must be 'max' or 'avg' for each of 2 poolings, got \('max', 'mean'\)"),
+    ('nin_cifar', {'pools': ('max',)}, r"pools must be 'max' or 'avg' for each of 2 poolings, got \('max',\)"),
     ('nin_cifar', {'pool_padding': 2}, r'pool_padding must be 0 or 1, got 2'),
     ('nin_imagenet', {'dropped': 4}, r'dropped must be in \[0, 4\), got 4'),
-    ('leedl_cnn', {'widths': ()}, r'widths and hidden must be positive numbers, got \(\)'),
-    ('leedl_cnn', {'hidden': (8, 0)}, r'widths and hidden must be positive numbers')])
+    ('leedl_cnn', {'widths': ()}, r'widths and hidden must be positive integers, got \(\)'),
+    ('leedl_cnn', {'hidden': (8, 0)}, r'widths and hidden must be positive integers')])
 def test_what_makes_no_plain_network_is_told_in_one_line(name, fields, line):
     with pytest.raises(UserError, match=line) as error:
         models.create(name, **fields)

@@ -163,12 +163,12 @@ def test_without_its_body_a_pre_activated_block_of_the_same_shape_is_the_identit
     ('resnet18', {'shortcut': 'non'}, r"unknown shortcut 'non'; nearest: none"),
     ('resnet18', {'shortcut': 'D'}, r"unknown shortcut 'D'; known: A, B, C, none"),
     ('resnet18', {'shortcut': None}, r'model resnet18: shortcut must be of type str, got None'),
-    ('preresnet18', {'shortcut': 'none'}, r"preact is for residual blocks: shortcut must be 'A', 'B' or 'C' with it"),
+    ('preresnet18', {'shortcut': 'none'}, r"preact=True needs a shortcut of 'A', 'B' or 'C', got 'none'"),
     ('resnet50', {'width': 100, 'groups': 8}, r'8 groups do not divide 100 features'),
-    ('resnet34', {'group_width': 4}, r'groups are for bottlenecks'),
-    ('resnet20_cifar', {'blocks': (3, -3, 3)}, r'blocks must be positive numbers, got \(3, -3, 3\)'),
-    ('resnet20_cifar', {'blocks': ()}, r'blocks must be positive numbers, got \(\)'),
-    ('resnext50_32x4d', {'group_width': -4}, r'group_width 0, got 64, 32 and -4')])
+    ('resnet34', {'group_width': 4}, r'groups and group_width need bottleneck=True, got groups=1 and group_width=4'),
+    ('resnet20_cifar', {'blocks': (3, -3, 3)}, r'blocks must be positive integers, got \(3, -3, 3\)'),
+    ('resnet20_cifar', {'blocks': ()}, r'blocks must be positive integers, got \(\)'),
+    ('resnext50_32x4d', {'group_width': -4}, r'group_width at least 0, got 64, 32 and -4')])
 def test_what_makes_no_residual_network_is_told_in_one_line(name, fields, line):
     with pytest.raises(UserError, match=line) as error:
         models.create(name, **fields)
