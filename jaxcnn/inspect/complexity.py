@@ -1,12 +1,12 @@
-"""What a network costs, and what each of its layers sees: worked out by tracing it, for any network.
+"""The cost of a network, and the receptive field of each of its layers, from a trace of any network.
 
-`cost(network, shape)` traces the network once, without computing anything, and walks over the primitives, knowing nothing of
-its layers; so a new network has all of this at once.
+`cost(network, image_shape)` traces the network once, without computing anything, and walks over the primitives. It knows
+nothing of particular layers, so that it works for every new network.
 """
 
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -15,7 +15,8 @@ import jax.numpy as jnp
 from jaxcnn import config as cfg
 from jaxcnn import optim
 from jaxcnn.errors import UserError
-from jaxcnn.inspect.receptive_field import ELEMENTWISE, HEIGHT, WIDTH, Place, is_placed, places
+from jaxcnn.inspect.activation_memory import ActivationMemory, TracedArray, tree_bytes
+from jaxcnn.inspect.receptive_field import HEIGHT, WIDTH, ReceptiveField, is_spatial, propagate
 from jaxcnn.models import Network
 from jaxcnn.timeline import Timeline
 
@@ -26,18 +27,20 @@ OPTIMIZERS = ('sgd', 'momentum', 'adam')
 class Layer:
     """A layer with parameters, a pooling (`max_pool`, `avg_pool`, `mean`) or a product of activations (`product`).
 
-    Pairs are of (height, width). `field`, `jump` and `start` are of the layer's output, in pixels of the image, as in Dang
-    Ha The Hien 2017, "A guide to receptive field arithmetic for convolutional neural networks".
+    Pairs are (height, width). `field`, `jump` and `start` describe the layer's output, in pixels of the image, with the
+    terms of Dang Ha The Hien 2017, "A guide to receptive field arithmetic for convolutional neural networks".
 
     Attributes:
-      name: the path of its parameters, `Conv_0`; of layers without any their kind and a number, `max_pool_0`.
-      shape: of its output, without the batch.
-      parameters: trained.
-      multiply_adds: of one image.
-      field: side of the receptive field, padding included (r); None: it has no bound, as behind attention.
-      jump: distance between neighbours (j); where the output has no place, as a dense layer's, the last that there was.
-      padding: of its window, ((top, bottom), (left, right)), or None where it has none.
-      start: centre of what the first element sees, 0.5 is the first pixel's; None where `field` has no bound.
+      name: path of the layer's parameters, such as `Conv_0`; a layer without parameters has its kind and a number, such as
+        `max_pool_0`.
+      shape: shape of the output, without the batch.
+      parameters: number of trained parameters.
+      multiply_adds: for one image.
+      field: size of the receptive field, padding included; None where it has no bound, as behind attention.
+      jump: distance between neighbouring elements; for an output without image axes, such as a dense layer's, that of the
+        last output that had them.
+      padding: padding of the window, ((top, bottom), (left, right)), or None for layers without one.
+      start: centre of the first element's receptive field, where 0.5 is the first pixel's; None where `field` has no bound.
     """
 
     name: str
@@ -52,20 +55,20 @@ class Layer:
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """What a network costs. Memory is in bytes.
+    """The cost of a network. Memory is in bytes.
 
     Attributes:
       image_shape: (H, W, C).
-      num_classes: logits.
-      batch_size: that `activation_memory` and `training_memory` are for.
-      parameters: that are used in evaluation.
-      auxiliary_parameters: of classifiers that are there in training only.
+      num_classes: number of logits.
+      batch_size: batch size of `activation_memory` and `training_memory`.
+      parameters: number of parameters that evaluation uses.
+      auxiliary_parameters: number of parameters of classifiers that exist in training only.
       multiply_adds: of convolutions and matrix products, for one image, in evaluation.
-      activation_memory: of what is kept for the backward pass; see `cost`.
-      training_memory: by optimizer: parameters, gradients, the optimizer's state, BatchNorm statistics, activations and the
-        batch of images.
-      optimizer_memory: by optimizer: its state alone.
-      layers: in the order in which they are computed, without auxiliary classifiers.
+      activation_memory: activations kept for the backward pass; see `cost`.
+      training_memory: by optimizer: parameters, gradients, optimizer state, BatchNorm statistics, activations and the batch
+        of images.
+      optimizer_memory: by optimizer: the optimizer state alone.
+      layers: in the order of computation, without auxiliary classifiers.
     """
 
     image_shape: tuple[int, int, int]
@@ -82,339 +85,260 @@ class Cost:
 
 def cost(network: Network, image_shape: tuple[int, int, int], batch_size: int = 32,
          optimizers: Iterable[str] = OPTIMIZERS) -> Cost:
-    """What the network costs for images of that shape.
+    """Compute the cost of a network for images of a shape.
 
-    Multiply-adds count the padding, too, and nothing that is element by element. XLA's count leaves the padding out and has
-    what is element by element: half its flops were 0.90 to 1.06 times ours for ten small networks.
+    Multiply-adds include those with the padding and leave elementwise arithmetic out. XLA counts the other way round: for
+    ten small networks, half its flops were 0.90 to 1.06 times the result of this function.
 
-    Activation memory is of the arrays that the backward pass needs: inputs of convolutions, products and BatchNorm, one
-    array for each line of arithmetic from it that has no other operand of its size (XLA computes that again), masks; and
-    with `remat` the inputs of blocks and what the largest of them needs. XLA wants workspace beside that, and has done with
-    some of it before all gradients are there: on the CPU the steps of the same networks took 0.85 to 1.65 times
-    `training_memory`, by its `memory_analysis`, and 0.91 to 1.82 times with its own convolutions.
+    Activation memory is that of the arrays that the backward pass needs: inputs of convolutions, products and BatchNorm;
+    one array of each chain of elementwise operations without a second operand of its size, because XLA recomputes the
+    others; masks; and with `remat` the inputs of blocks and the activations of the largest block. XLA needs workspace in
+    addition, and frees some activations before all gradients exist. On the CPU, by XLA's `memory_analysis`, training steps
+    of the same networks took 0.85 to 1.65 times `training_memory`, and 0.91 to 1.82 times with XLA's convolutions.
 
     Args:
-      network: its own `conv_implementation` does not matter.
+      network: its `conv_implementation` does not matter.
       image_shape: (H, W, C).
       batch_size: images in a training step.
-      optimizers: of `optim.optimizer_names()`, with arguments as in `'sgd(momentum=0.9)'`, or `momentum` for that.
+      optimizers: names in `optim.optimizer_names()`, with arguments as in `'sgd(momentum=0.9)'`; `momentum` stands for this
+        one.
 
     Raises:
-      UserError: an image too small, a batch size below 1, an unknown optimizer.
+      UserError: The image is too small, the batch size is below 1, or an optimizer is unknown.
     """
-    for what, number in (('image size', min(image_shape)), ('batch size', batch_size)):
+    for quantity, number in (('image size', min(image_shape)), ('batch size', batch_size)):
         if number < 1:
-            raise UserError(f'{what} must be at least 1, got {number}')
-    chosen = {name: _optimizer(name) for name in optimizers}
-    # convolutions as primitives; BatchNorm as in evaluation, whose statistics do not see the whole image
-    traced = network.clone(conv_implementation='xla', bn_frozen=True)
+            raise UserError(f'{quantity} must be at least 1, got {number}')
+    optimizer_by_name = {name: _optimizer(name) for name in optimizers}
+    # convolutions as single primitives, and BatchNorm as in evaluation, whose statistics do not depend on the image
+    network = network.clone(conv_implementation='xla', bn_frozen=True)
     images = jax.ShapeDtypeStruct((batch_size, *image_shape), jnp.float32)
 
-    def start(images: jax.Array) -> Any:
+    def init(images: jax.Array) -> Any:
         keys = {name: jax.random.key(0) for name in ('params', 'dropout')}
-        return traced.init_with_output(keys, images, train=True)
-    jaxpr, (outputs, variables) = jax.make_jaxpr(start, return_shape=True)(images)
+        return network.init_with_output(keys, images, train=True)
+    jaxpr, (outputs, variables) = jax.make_jaxpr(init, return_shape=True)(images)
     walk = _Walk(jaxpr.jaxpr, outputs, variables)
     params, stats = variables['params'], variables.get('batch_stats', {})
-    parameters, weights = _count(params), _bytes(params)
-    state = {name: _bytes(jax.eval_shape(made.init, params)) for name, made in chosen.items()}
-    fixed = 2 * weights + _bytes(stats) + walk.kept + _bytes(images)
-    live = sum(layer.parameters for layer in walk.layers)
-    return Cost(image_shape, network.num_classes, batch_size, live, parameters - live,
-                sum(layer.multiply_adds for layer in walk.layers), walk.kept,
-                {name: fixed + memory for name, memory in state.items()}, state, walk.layers)
+    all_parameters = sum(math.prod(x.shape) for x in jax.tree.leaves(params))
+    parameters = sum(layer.parameters for layer in walk.layers)
+    optimizer_memory = {name: tree_bytes(jax.eval_shape(optimizer.init, params))
+                        for name, optimizer in optimizer_by_name.items()}
+    without_optimizer = 2 * tree_bytes(params) + tree_bytes(stats) + walk.activation_memory + tree_bytes(images)
+    return Cost(
+        image_shape, network.num_classes, batch_size, parameters, all_parameters - parameters,
+        sum(layer.multiply_adds for layer in walk.layers), walk.activation_memory,
+        {name: without_optimizer + memory for name, memory in optimizer_memory.items()}, optimizer_memory, walk.layers)
 
 
 def _optimizer(name: str) -> optim.Optimizer:
     call, args, kwargs = cfg.parse_call('sgd(momentum=0.9)' if name == 'momentum' else name, 'optimizer')
     if args:
-        raise UserError(f'optimizer {name!r}: its arguments have names, as in sgd(momentum=0.9)')
+        raise UserError(f'optimizer {name!r}: its arguments need names, as in sgd(momentum=0.9)')
     config = cfg.parse({'duration': {'steps': 1}, 'optim': {'optimizer': {'name': call, **kwargs}, 'schedule': 'constant'}})
     return optim.make_optimizer(config.optim, Timeline(config, config.batch_size))
 
 
-def _count(tree: Any) -> int:
-    return sum(math.prod(x.shape) for x in jax.tree.leaves(tree))
-
-
-def _bytes(tree: Any) -> int:
-    return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
-
-
 # ---- the walk over a network's primitives
 
-_KEEPS_INPUT = frozenset((
-    'abs', 'acos', 'acosh', 'asin', 'asinh', 'atan', 'atan2', 'atanh', 'clamp', 'cos', 'cosh', 'erf', 'erf_inv',
-    'erfc', 'integer_pow', 'lgamma', 'log', 'log1p', 'pow', 'reduce_max', 'reduce_min', 'sign', 'sin', 'sinh',
-    'square'))
-_KEEPS_OUTPUT = frozenset(('cbrt', 'exp', 'exp2', 'expm1', 'logistic', 'rsqrt', 'sqrt', 'tan', 'tanh'))
+Path = tuple[str, ...]
 
 
 @dataclasses.dataclass(eq=False)
-class _Array:
-    """What is known of an array.
-
-    Attributes:
-      aval: its shape and type.
-      place: None where it does not depend on the images.
-      trained: it depends on parameters, so that a gradient passes it.
-      source: what it can be computed from again for nothing.
-      view: it is `source` in another shape.
-      given: in memory in any case, a parameter or the images.
-    """
-
-    aval: Any
-    place: Place | None = None
-    trained: bool = False
-    source: '_Array | None' = None
-    view: bool = False
-    given: bool = False
-
-    def chain(self) -> 'Iterator[_Array]':
-        """Itself and all that it comes from for nothing."""
-        array: _Array | None = self
-        while array is not None:
-            yield array
-            array = array.source
-
-    def root(self) -> '_Array':
-        """The last of them."""
-        return list(self.chain())[-1]
-
-
-class _Memory:
-    """What a backward pass keeps."""
-
-    def __init__(self) -> None:
-        self.whole: dict[int, _Array] = {}  # by identity
-        self.wanted: list[_Array] = []  # they, or what they come from for nothing
-        self.block = 0  # bytes of the largest rematerialised block
-
-    def keep(self, array: _Array) -> None:
-        """As it is."""
-        while array.view and array.source is not None:
-            array = array.source
-        self.whole[id(array)] = array
-
-    def bytes(self, without: Iterable[_Array] = ()) -> int:
-        """Of all but these."""
-        kept = dict(self.whole)
-        for array in self.wanted:
-            if not any(id(a) in kept for a in array.chain()):
-                kept[id(array.root())] = array.root()
-        left_out = {id(array.root()) for array in without}
-        return self.block + _bytes([a.aval for a in kept.values() if not a.given and id(a.root()) not in left_out])
-
-    def add(self, name: str, operands: Sequence[_Array], output: _Array) -> None:
-        """What the gradient of a primitive, which passes some parameter, needs."""
-        pairs = list(zip(operands, operands[::-1], strict=True)) if len(operands) == 2 else []
-        if name in ('conv_general_dilated', 'dot_general'):
-            for a, b in pairs:
-                if b.trained:
-                    self.keep(a)
-        elif name == 'mul':
-            self.wanted += [a for a, b in pairs if b.trained]
-        elif name == 'div':
-            self.wanted += [operands[1], *([output] if operands[1].trained else [])]
-        elif name in ('max', 'min'):
-            self.wanted += operands if all(a.trained for a in operands) else [output]
-        elif name == 'select_n':
-            self.wanted.append(operands[0])
-        elif name in _KEEPS_OUTPUT:
-            self.wanted.append(output)
-        elif name in _KEEPS_INPUT or name.startswith('reduce_window_max'):
-            self.wanted += operands
-
-
-@dataclasses.dataclass(eq=False)
-class _Row:
-    """A layer while it is being found."""
+class _PartialLayer:
+    """A layer of which some primitives have been visited; `output` is the output of the last one."""
 
     kind: str
     parameters: int
     padding: tuple[tuple[int, int], ...] | None = None
     multiply_adds: int = 0
-    output: _Array | None = None
+    output: TracedArray | None = None
 
-    def layer(self, name: str, batch: int) -> Layer:
-        """When it is whole."""
+    def finish(self, name: str, batch_size: int) -> Layer:
+        """Return the layer, after all of its primitives have been visited."""
         assert self.output is not None
-        assert self.output.place is not None
-        place, shape = self.output.place, self.output.aval.shape
-        bounded = [math.isfinite(high - low) for low, high in zip(place.low, place.high, strict=True)]
-        field = [int(high - low) + 1 if ok else None for low, high, ok in zip(place.low, place.high, bounded, strict=True)]
-        start = [(low + high + 1) / 2 if ok else None for low, high, ok in zip(place.low, place.high, bounded, strict=True)]
-        return Layer(name, shape[1:] if shape[:1] == (batch,) else shape, self.parameters, self.multiply_adds // batch,
-                     (field[0], field[1]), (place.jump[0], place.jump[1]), self.padding, (start[0], start[1]))
-
-
-Path = tuple[str, ...]
+        assert self.output.field is not None
+        field, shape = self.output.field, self.output.aval.shape
+        size: list[int | None] = []
+        start: list[float | None] = []
+        for low, high in zip(field.low, field.high, strict=True):
+            bounded = math.isfinite(high - low)
+            size.append(int(high - low) + 1 if bounded else None)
+            start.append((low + high + 1) / 2 if bounded else None)
+        return Layer(name, shape[1:] if shape[:1] == (batch_size,) else shape, self.parameters,
+                     self.multiply_adds // batch_size, (size[0], size[1]), (field.jump[0], field.jump[1]), self.padding,
+                     (start[0], start[1]))
 
 
 class _Walk:
-    """Over the primitives of a network that is initialised in training, with all that `Cost` needs.
+    """A walk over the primitives of a network's initialisation in training mode.
 
     Attributes:
-      kept: bytes of activations that the backward pass keeps.
-      layers: of the way to the logits.
+      activation_memory: bytes of activations that the backward pass keeps.
+      layers: layers that the logits depend on.
     """
 
     def __init__(self, jaxpr: Any, outputs: Any, variables: Any):
-        (images,), ends = jaxpr.invars, jaxpr.outvars
-        self._batch = images.aval.shape[0]
-        live = _live(jaxpr, ends[0])
+        (images,), results = jaxpr.invars, jaxpr.outvars
+        batch_size = images.aval.shape[0]
+        self._needed = _variables_needed(jaxpr, results[0])
+        self._parameters: dict[Path, dict[str, int]] = {}  # sizes of the parameters that the logits need, by module
+        self._parameter_variables = set()
         leaves = jax.tree.leaves_with_path(variables)
-        first = len(jax.tree.leaves(outputs))
-        self._owners: dict[Path, dict[str, int]] = {}  # parameters by module
-        self._params = set()
-        for (path, leaf), end in zip(leaves, ends[first:], strict=True):
-            collection, *modules, name = (part.key for part in path)
+        for (path, leaf), variable in zip(leaves, results[len(jax.tree.leaves(outputs)):], strict=True):
+            collection, *modules, name = (key.key for key in path)
             if collection == 'params':
-                self._params.add(end)
-                if end in live:
-                    self._owners.setdefault(tuple(modules), {})[name] = math.prod(leaf.shape)
-        self._live = live
-        self._rows: dict[Any, _Row] = {}  # by module; those without parameters by what is theirs alone
-        self._pool: Any = None
-        place = Place.of_images(images.aval.shape)
-        memory = _Memory()
-        self._run(jaxpr, [_Array(images.aval, place, given=True)], (), memory, None)
-        self.kept = memory.bytes()
+                self._parameter_variables.add(variable)
+                if variable in self._needed:
+                    self._parameters.setdefault(tuple(modules), {})[name] = math.prod(leaf.shape)
+        self._layers: dict[Any, _PartialLayer] = {}  # by module, or by a unique key for a layer without parameters
+        self._pool_key: Any = None  # of the layer of the last primitive, if that was a pooling
+        memory = ActivationMemory()
+        images_array = TracedArray(images.aval, ReceptiveField.of_images(images.aval.shape), resident=True)
+        self._walk(jaxpr, [images_array], (), memory, None)
+        self.activation_memory = memory.bytes()
         counts: dict[str, int] = {}
         layers = []
-        for key, row in self._rows.items():
-            name = row.kind
-            if key not in self._owners:
+        for key, layer in self._layers.items():
+            name = layer.kind
+            if key not in self._parameters:
                 counts[name] = counts.get(name, -1) + 1
                 name = f'{name}_{counts[name]}'
-            layers.append(row.layer(name, self._batch))
+            layers.append(layer.finish(name, batch_size))
         self.layers = tuple(layers)
 
-    def _run(self, jaxpr: Any, inputs: Sequence[_Array], scope: Path, memory: _Memory | None,
-             shown: bool | None) -> list[_Array]:
-        """The arrays that a jaxpr gives. `shown`: it is on the way to the logits; None: it is the network's own."""
-        known = dict(zip(jaxpr.invars, inputs, strict=True))
+    def _walk(self, jaxpr: Any, inputs: Sequence[TracedArray], scope: Path, memory: ActivationMemory | None,
+              needed: bool | None) -> list[TracedArray]:
+        """Visit the primitives of a jaxpr and return its outputs.
 
-        def read(v: Any) -> _Array:
-            return known[v] if not hasattr(v, 'val') and v in known else _Array(v.aval)
+        Args:
+          jaxpr: the network's, or one within it.
+          inputs: its inputs.
+          scope: names of the modules and functions that the jaxpr is in.
+          memory: what the backward pass keeps, or None where this is not counted.
+          needed: whether the logits depend on the jaxpr; None for the network's own, where it is asked for each primitive.
+        """
+        arrays = dict(zip(jaxpr.invars, inputs, strict=True))
+
+        def read(v: Any) -> TracedArray:
+            return arrays[v] if not hasattr(v, 'val') and v in arrays else TracedArray(v.aval)
         for eqn in jaxpr.eqns:
             operands = [read(v) for v in eqn.invars]
             trained = any(a.trained for a in operands)
-            if all(a.place is None for a in operands):
-                made = [_Array(v.aval, trained=trained) for v in eqn.outvars]
+            if all(a.field is None for a in operands):
+                results = [TracedArray(v.aval, trained=trained) for v in eqn.outvars]
             else:
-                path = (*scope, *(part for part in str(eqn.source_info.name_stack).split('/') if part and '.' not in part))
-                seen = shown if shown is not None else any(v in self._live for v in eqn.outvars)
-                made = self._equation(eqn, operands, path, memory if trained else None, seen)
-            for v, array in zip(eqn.outvars, made, strict=True):
-                if v in self._params:
-                    array.trained = array.given = True
-                known[v] = array
+                names = str(eqn.source_info.name_stack).split('/')
+                path = (*scope, *(name for name in names if name and '.' not in name))
+                eqn_needed = needed if needed is not None else any(v in self._needed for v in eqn.outvars)
+                results = self._visit(eqn, operands, path, memory if trained else None, eqn_needed)
+            for v, array in zip(eqn.outvars, results, strict=True):
+                if v in self._parameter_variables:
+                    array.trained = array.resident = True
+                arrays[v] = array
         return [read(v) for v in jaxpr.outvars]
 
-    def _equation(self, eqn: Any, operands: Sequence[_Array], path: Path, memory: _Memory | None,
-                  shown: bool) -> list[_Array]:
+    def _visit(self, eqn: Any, operands: Sequence[TracedArray], path: Path, memory: ActivationMemory | None,
+               needed: bool) -> list[TracedArray]:
+        """Visit a primitive and return its outputs; see `_walk`."""
         name = eqn.primitive.name
         inner = next((eqn.params[key] for key in ('jaxpr', 'call_jaxpr', 'fun_jaxpr') if key in eqn.params), None)
         if name == 'cond':
             inner, operands = eqn.params['branches'][-1], operands[1:]
         inner = getattr(inner, 'jaxpr', inner)
         if inner is not None and len(inner.invars) == len(operands):
-            block = memory
-            if memory is not None and name.startswith(('custom_vjp', 'remat', 'checkpoint')):
-                used = [a for a in operands if a.place is not None]
-                if name.startswith('custom_vjp'):  # its backward pass is the library's, from the operands
-                    memory.wanted += used
-                    block = None
-                else:
-                    for a in used:
-                        memory.keep(a)
-                    block = _Memory()
-            made = self._run(inner, operands, path, block, shown)
-            if block is memory:
-                return made
-            if memory is not None and block is not None:
-                memory.block = max(memory.block, block.bytes(without=operands))
-            return [_Array(a.aval, a.place, a.trained) for a in made]
+            return self._visit_call(name, inner, operands, path, memory, needed)
         trained = any(a.trained for a in operands)
-        seen = places(eqn, [a.place for a in operands])
-        made = [_Array(v.aval, place, trained) for v, place in zip(eqn.outvars, seen, strict=True)]
-        output, sources = made[0], [a for a in operands if a.place is not None]
-        if name in ('reshape', 'transpose', 'squeeze', 'broadcast_in_dim', 'slice', 'rev'):
-            output.source = sources[0]
-            output.view = sources[0].aval.size == output.aval.size
-        elif name in ELEMENTWISE:
-            roots = {id(a.root()): a.root() for a in sources if a.aval.size == output.aval.size}
-            if len(roots) == 1:
-                large = [a for a in sources if a.aval.size == output.aval.size]
-                output.source = large[0] if len(large) == 1 else large[0].root()
+        fields = propagate(eqn, [a.field for a in operands])
+        results = [TracedArray(v.aval, field, trained) for v, field in zip(eqn.outvars, fields, strict=True)]
+        results[0].set_source(name, [a for a in operands if a.field is not None])
         if memory is not None:
-            memory.add(name, operands, output)
-        if shown:
-            self._show(eqn, operands, output, path)
-        return made
+            memory.add(name, operands, results[0])
+        if needed:
+            self._add_to_layer(eqn, operands, results[0], path)
+        return results
 
-    def _show(self, eqn: Any, operands: Sequence[_Array], output: _Array, path: Path) -> None:
-        """Notes what the layer that this primitive belongs to has of it."""
+    def _visit_call(self, name: str, jaxpr: Any, operands: Sequence[TracedArray], path: Path,
+                    memory: ActivationMemory | None, needed: bool) -> list[TracedArray]:
+        """Visit a primitive that calls a jaxpr; a rematerialised one keeps its inputs only."""
+        if memory is None or not name.startswith(('custom_vjp', 'remat', 'checkpoint')):
+            return self._walk(jaxpr, operands, path, memory, needed)
+        inputs = [a for a in operands if a.field is not None]
+        if name.startswith('custom_vjp'):  # the backward pass is the library's, and needs the operands
+            memory.need(inputs)
+            results = self._walk(jaxpr, operands, path, None, needed)
+        else:
+            for array in inputs:
+                memory.store(array)
+            block = ActivationMemory()
+            results = self._walk(jaxpr, operands, path, block, needed)
+            memory.block_bytes = max(memory.block_bytes, block.bytes(excluded=operands))
+        return [TracedArray(a.aval, a.field, a.trained) for a in results]
+
+    def _add_to_layer(self, eqn: Any, operands: Sequence[TracedArray], output: TracedArray, path: Path) -> None:
+        """Add a primitive to the layer that it belongs to, if any."""
         name = eqn.primitive.name
-        product = name in ('conv_general_dilated', 'dot_general')
-        pool = next((part for part in path[::-1] if part.endswith('_pool')), '')
+        is_product = name in ('conv_general_dilated', 'dot_general')
+        pool = next((scope for scope in path[::-1] if scope.endswith('_pool')), '')
         module = self._module(path)
-        if module is None and not pool and () in self._owners and any(a.trained and a.place is None for a in operands):
+        if module is None and not pool and () in self._parameters and any(
+                a.trained and a.field is None for a in operands):
             module = ()
         key: Any = None
         if module is not None:
-            key, kind = module, '/'.join(module or self._owners[()])
-        elif pool:
-            key, kind = self._pool if self._pool and self._pool[0] == path else (path, object()), pool
-        elif product:
+            key, kind = module, '/'.join(module or self._parameters[()])
+        elif pool:  # the primitives of one pooling follow each other
+            key, kind = self._pool_key if self._pool_key and self._pool_key[0] == path else (path, object()), pool
+        elif is_product:
             key, kind = object(), 'product'
-        elif name.startswith('reduce_') and _whole_image(eqn, operands[0]):
+        elif name.startswith('reduce_') and _reduces_image(eqn, operands[0]):
             key, kind = object(), {'reduce_sum': 'mean', 'reduce_max': 'max'}.get(name, name)
-        self._pool = key if pool and module is None else None  # primitives of one pooling follow each other
+        self._pool_key = key if pool and module is None else None
         if key is None:
             return
-        if key not in self._rows:
-            self._rows[key] = _Row(kind, sum(self._owners[module].values()) if module is not None else 0,
-                                   ((0, 0), (0, 0)) if pool else None)
-        row = self._rows[key]
-        row.output = output
-        if product:
-            row.multiply_adds += _multiply_adds(eqn)
+        if key not in self._layers:
+            parameters = sum(self._parameters[module].values()) if module is not None else 0
+            self._layers[key] = _PartialLayer(kind, parameters, ((0, 0), (0, 0)) if pool else None)
+        layer = self._layers[key]
+        layer.output = output
+        if is_product:
+            layer.multiply_adds += _multiply_adds(eqn)
         if name == 'conv_general_dilated':
-            row.padding = tuple((int(low), int(high)) for low, high in eqn.params['padding'])
-        if pool and name == 'pad' and operands[0].place is not None:
-            row.padding = tuple((int(low), int(high)) for (low, high, _), dim in zip(
-                eqn.params['padding_config'], operands[0].place.dims, strict=True) if is_placed(dim))
+            layer.padding = tuple((int(low), int(high)) for low, high in eqn.params['padding'])
+        field = operands[0].field
+        if pool and name == 'pad' and field is not None:
+            layer.padding = tuple((int(low), int(high)) for (low, high, _), dim in zip(
+                eqn.params['padding_config'], field.dims, strict=True) if is_spatial(dim))
 
     def _module(self, path: Path) -> Path | None:
-        """The innermost module with parameters that `path`, which begins with the network's own name, is in."""
+        """Return the innermost module with parameters that contains `path`, which starts with the network's name."""
         for end in range(len(path), 0, -1):
             for begin in range(end):
-                if path[begin:end] in self._owners:
+                if path[begin:end] in self._parameters:
                     return path[begin:end]
         return None
 
 
-def _live(jaxpr: Any, end: Any) -> set[Any]:
-    """The variables that `end` is computed from, and itself."""
-    found = {end}
+def _variables_needed(jaxpr: Any, result: Any) -> set[Any]:
+    """Return the variables that `result` is computed from, and itself."""
+    needed = {result}
     for eqn in reversed(jaxpr.eqns):
-        if any(v in found for v in eqn.outvars):
-            found.update(v for v in eqn.invars if not hasattr(v, 'val'))
-    return found
+        if any(v in needed for v in eqn.outvars):
+            needed.update(v for v in eqn.invars if not hasattr(v, 'val'))
+    return needed
 
 
 def _multiply_adds(eqn: Any) -> int:
     shapes, output = [v.aval.shape for v in eqn.invars], eqn.outvars[0].aval.shape
     if eqn.primitive.name == 'dot_general':
-        contracted = eqn.params['dimension_numbers'][0][0]
-        return math.prod(output) * math.prod(shapes[0][d] for d in contracted)
-    return math.prod(output) * math.prod(shapes[1]) // shapes[1][eqn.params['dimension_numbers'].rhs_spec[0]]
+        contracting = eqn.params['dimension_numbers'][0][0]
+        return math.prod(output) * math.prod(shapes[0][d] for d in contracting)
+    out_features = shapes[1][eqn.params['dimension_numbers'].rhs_spec[0]]
+    return math.prod(output) * math.prod(shapes[1]) // out_features
 
 
-def _whole_image(eqn: Any, operand: _Array) -> bool:
-    """Whether it reduces maps (N, H, W, C) to vectors."""
-    place, axes = operand.place, eqn.params.get('axes', ())
-    return place is not None and len(place.dims) == 4 and {
-        run.axis for d in axes for run in place.dims[d]} == {HEIGHT, WIDTH}
+def _reduces_image(eqn: Any, operand: TracedArray) -> bool:
+    """Return whether a primitive reduces maps (N, H, W, C) to vectors."""
+    field, axes = operand.field, eqn.params.get('axes', ())
+    return field is not None and len(field.dims) == 4 and {
+        factor.axis for d in axes for factor in field.dims[d]} == {HEIGHT, WIDTH}

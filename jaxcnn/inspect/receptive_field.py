@@ -1,7 +1,7 @@
-"""Where the elements of a network's arrays are in the image, and what they see: receptive fields, primitive by primitive.
+"""Receptive fields of arrays in a traced computation, propagated from primitive to primitive.
 
-Every array that depends on the images has a `Place`: which of its dimensions run over the image, in steps of how many
-pixels, and what its first element sees. So receptive fields need no knowledge of layers.
+Every array that depends on the images has a `ReceptiveField`, which states which of its dimensions run over the image, with
+what step in pixels, and which pixels its first element depends on. So receptive fields need no knowledge of layers.
 """
 
 import dataclasses
@@ -11,16 +11,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 HEIGHT, WIDTH = 0, 1
-_NONE: Mapping[int, float] = types.MappingProxyType({})
+_NO_CHANGE: Mapping[int, float] = types.MappingProxyType({})
 
 
-class _Run(NamedTuple):
-    """A part of a dimension. Dimensions that a reshape merged have several, the slowest first.
+class Factor(NamedTuple):
+    """A factor of a dimension. A dimension that a reshape merged from several has several factors, the slowest first.
 
     Attributes:
-      size: of elements.
-      axis: of the image that they run over, or None.
-      step: from one to the next, in pixels.
+      size: number of elements.
+      axis: image axis, `HEIGHT` or `WIDTH`, that the elements run over, or None.
+      step: distance between neighbouring elements, in pixels.
     """
 
     size: int
@@ -28,26 +28,27 @@ class _Run(NamedTuple):
     step: int = 0
 
 
-Dim = tuple[_Run, ...]
+Dim = tuple[Factor, ...]
 
 
-def _plain(size: int) -> Dim:
-    return (_Run(size),)
+def _nonspatial(size: int) -> Dim:
+    return (Factor(size),)
 
 
-def is_placed(dim: Dim) -> bool:
-    """Whether it runs over the image."""
-    return any(run.axis is not None for run in dim)
+def is_spatial(dim: Dim) -> bool:
+    """Return whether a dimension runs over the image."""
+    return any(factor.axis is not None for factor in dim)
 
 
 @dataclasses.dataclass(frozen=True)
-class Place:
-    """Where the elements of an array are in the image, and what they see.
+class ReceptiveField:
+    """The pixels that the elements of an array depend on.
 
     Attributes:
-      dims: of the array.
-      low, high: first and last pixel that the first element sees, of each axis; in padding they are outside of the image.
-      jump: the smallest step along each axis.
+      dims: the dimensions of the array.
+      low, high: first and last pixel that the first element depends on, for each axis; pixels of the padding lie outside the
+        image.
+      jump: smallest step along each axis.
     """
 
     dims: tuple[Dim, ...]
@@ -56,93 +57,107 @@ class Place:
     jump: tuple[int, ...]
 
     @classmethod
-    def of_images(cls, shape: Sequence[int]) -> 'Place':
-        """Of the images (N, H, W, C) themselves."""
+    def of_images(cls, shape: Sequence[int]) -> 'ReceptiveField':
+        """Return the receptive field of the images (N, H, W, C) themselves."""
         n, h, w, c = shape
-        return cls((_plain(n), (_Run(h, HEIGHT, 1),), (_Run(w, WIDTH, 1),), _plain(c)), (0, 0), (0, 0), (1, 1))
+        return cls((_nonspatial(n), (Factor(h, HEIGHT, 1),), (Factor(w, WIDTH, 1),), _nonspatial(c)), (0, 0), (0, 0), (1, 1))
 
-    def moved(self, dims: Sequence[Dim], low: Mapping[int, float] = _NONE, high: Mapping[int, float] = _NONE) -> 'Place':
-        """With other dimensions, and what the first element sees grown by so many pixels to either side."""
-        steps = [[run.step for dim in dims for run in dim if run.axis == axis] for axis in (HEIGHT, WIDTH)]
-        return Place(tuple(dims), tuple(value - low.get(axis, 0) for axis, value in enumerate(self.low)),
-                     tuple(value + high.get(axis, 0) for axis, value in enumerate(self.high)),
-                     tuple(min(found, default=old) for found, old in zip(steps, self.jump, strict=True)))
+    def with_dims(self, dims: Sequence[Dim], below: Mapping[int, float] = _NO_CHANGE,
+                  above: Mapping[int, float] = _NO_CHANGE) -> 'ReceptiveField':
+        """Return the receptive field with other dimensions, extended by some pixels at either end of an axis."""
+        steps = [[factor.step for dim in dims for factor in dim if factor.axis == axis] for axis in (HEIGHT, WIDTH)]
+        return ReceptiveField(
+            tuple(dims), tuple(value - below.get(axis, 0) for axis, value in enumerate(self.low)),
+            tuple(value + above.get(axis, 0) for axis, value in enumerate(self.high)),
+            tuple(min(axis_steps, default=jump) for axis_steps, jump in zip(steps, self.jump, strict=True)))
 
-    def gathered(self, which: Iterable[int], dims: Sequence[Dim]) -> 'Place':
-        """Each element sees what all elements along the dimensions `which` saw; `dims` are those afterwards."""
-        high: dict[int, float] = {}
-        for d in which:
-            for run in self.dims[d]:
-                if run.axis is not None:
-                    high[run.axis] = high.get(run.axis, 0) + (run.size - 1) * run.step
-        return self.moved(dims, high=high)
+    def reduced(self, axes: Iterable[int], dims: Sequence[Dim]) -> 'ReceptiveField':
+        """Return the receptive field of elements that depend on all elements along `axes`; `dims` are the new dimensions."""
+        above: dict[int, float] = {}
+        for d in axes:
+            for factor in self.dims[d]:
+                if factor.axis is not None:
+                    above[factor.axis] = above.get(factor.axis, 0) + (factor.size - 1) * factor.step
+        return self.with_dims(dims, above=above)
 
-    def window(self, windows: Sequence[tuple[int, int, int, int, int]], sizes: Sequence[int]) -> 'Place':
-        """After a window moved over each dimension: its size, dilation, stride, padding before, and the input's dilation."""
-        place = self
-        for d, (window, after) in enumerate(zip(windows, sizes, strict=True)):
-            size, dilation, stride, before, spread = map(int, window)
-            dim = place.dims[d]
-            if (size, stride, before, spread, after) == (1, 1, 0, 1, _size(dim)):
+    def windowed(self, windows: Sequence[tuple[int, int, int, int, int]], sizes: Sequence[int]) -> 'ReceptiveField':
+        """Return the receptive field after a window moved over each dimension.
+
+        Args:
+          windows: for each dimension the window's size, its dilation, its stride, the padding before the first element, and
+            the dilation of the input.
+          sizes: sizes of the dimensions afterwards.
+        """
+        field = self
+        for d, (window, size_after) in enumerate(zip(windows, sizes, strict=True)):
+            size, dilation, stride, padding, input_dilation = map(int, window)
+            dim = field.dims[d]
+            if (size, stride, padding, input_dilation, size_after) == (1, 1, 0, 1, _size(dim)):
                 continue
-            dims = list(place.dims)
-            if len(dim) > 1 or spread > 1 or not is_placed(dim):
-                dims[d] = _plain(after)
-                place = place.gathered([d], dims)
+            dims = list(field.dims)
+            if len(dim) > 1 or input_dilation > 1 or not is_spatial(dim):
+                dims[d] = _nonspatial(size_after)
+                field = field.reduced([d], dims)
                 continue
-            run = dim[0]
-            axis = run.axis
+            factor = dim[0]
+            axis = factor.axis
             assert axis is not None
-            dims[d] = (_Run(after, axis, run.step * stride),)
-            place = place.moved(dims, {axis: before * run.step}, {axis: ((size - 1) * dilation - before) * run.step})
-        return place
+            dims[d] = (Factor(size_after, axis, factor.step * stride),)
+            below, above = padding * factor.step, ((size - 1) * dilation - padding) * factor.step
+            field = field.with_dims(dims, {axis: below}, {axis: above})
+        return field
 
-    def reshaped(self, shape: Sequence[int]) -> 'Place':
-        """In another shape; each run stays or is cut in two."""
-        runs = [run for dim in self.dims for run in dim][::-1]
+    def reshaped(self, shape: Sequence[int]) -> 'ReceptiveField':
+        """Return the receptive field in another shape, in which each factor is unchanged or split into two."""
+        factors = [factor for dim in self.dims for factor in dim][::-1]
         dims: list[Dim] = []
         for size in shape:
-            dim: list[_Run] = []
+            dim: list[Factor] = []
             missing = size
-            while missing > 1 or (not dim and runs and runs[-1].size == 1):
-                run = runs.pop()
-                if run.size > missing:
-                    if run.size % missing:  # no step tells where these elements are
-                        return self.gathered(range(len(self.dims)), [_plain(n) for n in shape])
-                    inner = run.size // missing
-                    runs.append(run._replace(size=inner))
-                    run = run._replace(size=missing, step=run.step * inner)
-                elif missing % run.size:
-                    return self.gathered(range(len(self.dims)), [_plain(n) for n in shape])
-                dim.append(run)
-                missing //= run.size
-            dims.append(tuple(dim) if is_placed(tuple(dim)) else _plain(size))
-        return self.moved(dims)
+            while missing > 1 or (not dim and factors and factors[-1].size == 1):
+                factor = factors.pop()
+                if factor.size > missing:
+                    if factor.size % missing:  # the elements have no constant step
+                        return self.reduced(range(len(self.dims)), [_nonspatial(n) for n in shape])
+                    inner = factor.size // missing
+                    factors.append(factor._replace(size=inner))
+                    factor = factor._replace(size=missing, step=factor.step * inner)
+                elif missing % factor.size:
+                    return self.reduced(range(len(self.dims)), [_nonspatial(n) for n in shape])
+                dim.append(factor)
+                missing //= factor.size
+            dims.append(tuple(dim) if is_spatial(tuple(dim)) else _nonspatial(size))
+        return self.with_dims(dims)
 
 
 def _size(dim: Dim) -> int:
-    return math.prod(run.size for run in dim)
+    return math.prod(factor.size for factor in dim)
 
 
-def _union(places: Sequence[Place], shape: Sequence[int]) -> Place:
-    """Of an array of this shape, each element of which sees what those at its place in each of `places` saw.
+def _union(fields: Sequence[ReceptiveField], shape: Sequence[int]) -> ReceptiveField:
+    """Return the receptive field of an array whose elements depend on the elements at the same index of several arrays.
 
-    Where these do not run over an axis of the image alike, as in a product of all tokens with all, or of a map with its own
-    mean, there is no bound that holds for every element: all see all.
+    It has no bound along an axis over which the arrays run in different ways, as in a product of all tokens with all, or of
+    a map with its own mean.
     """
-    dims = [next((p.dims[d] for p in places if is_placed(p.dims[d]) and _size(p.dims[d]) == size), _plain(size))
+    dims = [next((f.dims[d] for f in fields if is_spatial(f.dims[d]) and _size(f.dims[d]) == size), _nonspatial(size))
             for d, size in enumerate(shape)]
     low, high = [], []
     for axis in (HEIGHT, WIDTH):
-        ways = {tuple((d, i, run) for d, dim in enumerate(p.dims) for i, run in enumerate(dim)
-                      if run.axis == axis and run.size > 1) for p in places}
-        low.append(min(p.low[axis] for p in places) if len(ways) == 1 else -math.inf)
-        high.append(max(p.high[axis] for p in places) if len(ways) == 1 else math.inf)
-    jump = tuple(max(p.jump[axis] for p in places) for axis in (HEIGHT, WIDTH))
-    return Place((), tuple(low), tuple(high), jump).moved(dims)
+        layouts = {_layout(field, axis) for field in fields}
+        low.append(min(f.low[axis] for f in fields) if len(layouts) == 1 else -math.inf)
+        high.append(max(f.high[axis] for f in fields) if len(layouts) == 1 else math.inf)
+    jump = tuple(max(f.jump[axis] for f in fields) for axis in (HEIGHT, WIDTH))
+    return ReceptiveField((), tuple(low), tuple(high), jump).with_dims(dims)
 
 
-# ---- of what a primitive gives
+def _layout(field: ReceptiveField, axis: int) -> tuple[tuple[int, int, Factor], ...]:
+    """Return the factors of an array that run over an image axis, each with its dimension and its index in it."""
+    return tuple((d, i, factor) for d, dim in enumerate(field.dims) for i, factor in enumerate(dim)
+                 if factor.axis == axis and factor.size > 1)
+
+
+# ---- primitives
 
 ELEMENTWISE = frozenset((
     'abs', 'acos', 'acosh', 'add', 'add_any', 'and', 'asin', 'asinh', 'atan', 'atan2', 'atanh', 'cbrt', 'ceil',
@@ -152,87 +167,92 @@ ELEMENTWISE = frozenset((
     'rsqrt', 'select_n', 'sign', 'sin', 'sinh', 'sqrt', 'square', 'stop_gradient', 'sub', 'tan', 'tanh', 'xor'))
 
 
-def places(eqn: Any, operands: Sequence[Place | None]) -> list[Place | None]:
-    """Of what a primitive gives, from those of its operands, one of which at least depends on the images.
+def propagate(eqn: Any, operands: Sequence[ReceptiveField | None]) -> list[ReceptiveField | None]:
+    """Return the receptive fields of a primitive's outputs.
 
     Args:
-      eqn: of a jaxpr.
-      operands: None for those that do not depend on the images.
+      eqn: equation of a jaxpr.
+      operands: receptive fields of the primitive's operands, None for those that do not depend on the images. At least one
+        operand depends on them.
     """
     name, params = eqn.primitive.name, eqn.params
     shapes = [v.aval.shape for v in eqn.outvars]
-    shape, known = shapes[0], [p for p in operands if p is not None]
-    place, old = next((p, v.aval.shape) for p, v in zip(operands, eqn.invars, strict=True) if p is not None)
+    shape, fields = shapes[0], [f for f in operands if f is not None]
+    field, input_shape = next((f, v.aval.shape) for f, v in zip(operands, eqn.invars, strict=True) if f is not None)
     if name == 'optimization_barrier':
         return list(operands)
-    if name in ELEMENTWISE:
-        return [_union([p if len(p.dims) == len(shape) else p.moved([_plain(n) for n in shape])  # of fewer: a scalar
-                        for p in known], shape)]
+    if name in ELEMENTWISE:  # an operand of fewer dimensions is a scalar
+        return [_union([f if len(f.dims) == len(shape) else f.with_dims([_nonspatial(n) for n in shape])
+                        for f in fields], shape)]
     if name == 'reshape' and params.get('dimensions') is None:
-        return [place.reshaped(shape)]
+        return [field.reshaped(shape)]
     if name == 'transpose':
-        return [place.moved([place.dims[d] for d in params['permutation']])]
+        return [field.with_dims([field.dims[d] for d in params['permutation']])]
     if name == 'squeeze':
-        gone = {d % len(old) for d in params['dimensions']}
-        return [place.moved([dim for d, dim in enumerate(place.dims) if d not in gone])]
+        removed = {d % len(input_shape) for d in params['dimensions']}
+        return [field.with_dims([dim for d, dim in enumerate(field.dims) if d not in removed])]
     if name == 'broadcast_in_dim':
-        dims = [_plain(n) for n in shape]
-        for d, to in enumerate(params['broadcast_dimensions']):
-            if old[d] == shape[to]:
-                dims[to] = place.dims[d]
-        return [place.moved(dims)]
+        dims = [_nonspatial(n) for n in shape]
+        for d, output_dim in enumerate(params['broadcast_dimensions']):
+            if input_shape[d] == shape[output_dim]:
+                dims[output_dim] = field.dims[d]
+        return [field.with_dims(dims)]
     if name == 'slice':
-        strides = params['strides'] or (1,) * len(old)
-        return [place.window([(1, 1, stride, -first, 1) for first, stride in zip(
+        strides = params['strides'] or (1,) * len(input_shape)
+        return [field.windowed([(1, 1, stride, -first, 1) for first, stride in zip(
             params['start_indices'], strides, strict=True)], shape)]
     if name == 'pad' and operands[0] is not None:
-        return [place.window([(1, 1, 1, low, inner + 1) for low, _, inner in params['padding_config']], shape)]
+        return [field.windowed([(1, 1, 1, low, inner + 1) for low, _, inner in params['padding_config']], shape)]
     if name.startswith('reduce_window'):
-        return [place.window(list(zip(
+        return [field.windowed(list(zip(
             params['window_dimensions'], params['window_dilation'], params['window_strides'],
             (low for low, _ in params['padding']), params['base_dilation'], strict=True)), shape)]
     if name.startswith('reduce_') or name in ('argmax', 'argmin'):
-        gone = set(params['axes'])
-        return [place.gathered(gone, [dim for d, dim in enumerate(place.dims) if d not in gone])] * len(shapes)
+        removed = set(params['axes'])
+        return [field.reduced(removed, [dim for d, dim in enumerate(field.dims) if d not in removed])] * len(shapes)
     if name in ('concatenate', 'stack'):
         if name == 'stack':
-            known = [p.moved([*p.dims[:params['axis']], _plain(1), *p.dims[params['axis']:]]) for p in known]
+            fields = [f.with_dims([*f.dims[:params['axis']], _nonspatial(1), *f.dims[params['axis']:]]) for f in fields]
         d = params['axis'] if name == 'stack' else params['dimension']
-        return [_union([p.gathered([d], [*p.dims[:d], _plain(1), *p.dims[d + 1:]]) for p in known], shape)]
+        return [_union([f.reduced([d], [*f.dims[:d], _nonspatial(1), *f.dims[d + 1:]]) for f in fields], shape)]
     if name == 'split':
         d = params['axis']
-        return [place.gathered([d], [*place.dims[:d], _plain(s[d]), *place.dims[d + 1:]]) for s in shapes]
+        return [field.reduced([d], [*field.dims[:d], _nonspatial(s[d]), *field.dims[d + 1:]]) for s in shapes]
     if name == 'conv_general_dilated' and operands[0] is not None:
-        return [_convolved(params, place, eqn.invars[1].aval.shape, shape)]
+        return [_convolution(params, field, eqn.invars[1].aval.shape, shape)]
     if name == 'dot_general':
-        return [_contracted(params['dimension_numbers'], operands, [v.aval.shape for v in eqn.invars], shape)]
-    # not known: each element sees what all saw
-    every = _union([p.gathered(range(len(p.dims)), []) for p in known], ())
-    return [every.moved([_plain(n) for n in s]) for s in shapes]
+        return [_dot(params['dimension_numbers'], operands, [v.aval.shape for v in eqn.invars], shape)]
+    # an unknown primitive: each element may depend on everything
+    union = _union([f.reduced(range(len(f.dims)), []) for f in fields], ())
+    return [union.with_dims([_nonspatial(n) for n in s]) for s in shapes]
 
 
-def _convolved(params: Mapping[str, Any], place: Place, kernel: Sequence[int], shape: Sequence[int]) -> Place:
-    (images, features, *inner), (_, _, *sides), (batch, _, *outer) = params['dimension_numbers']
-    windows = [(kernel[side], dilation, stride, low, spread) for side, dilation, stride, (low, _), spread in zip(
-        sides, params['rhs_dilation'], params['window_strides'], params['padding'], params['lhs_dilation'], strict=True)]
-    seen = place.gathered([features], [place.dims[d] for d in inner]).window(windows, [shape[d] for d in outer])
-    dims = [_plain(n) for n in shape]
-    dims[batch] = place.dims[images]
-    for d, dim in zip(outer, seen.dims, strict=True):
+def _convolution(params: Mapping[str, Any], field: ReceptiveField, kernel: Sequence[int],
+                 shape: Sequence[int]) -> ReceptiveField:
+    (in_batch, in_features, *in_spatial), (_, _, *kernel_spatial), (batch, _, *spatial) = params['dimension_numbers']
+    windows = [(kernel[d], dilation, stride, low, input_dilation) for d, dilation, stride, (low, _), input_dilation in zip(
+        kernel_spatial, params['rhs_dilation'], params['window_strides'], params['padding'], params['lhs_dilation'],
+        strict=True)]
+    windowed = field.reduced([in_features], [field.dims[d] for d in in_spatial]).windowed(
+        windows, [shape[d] for d in spatial])
+    dims = [_nonspatial(n) for n in shape]
+    dims[batch] = field.dims[in_batch]
+    for d, dim in zip(spatial, windowed.dims, strict=True):
         dims[d] = dim
-    return seen.moved(dims)
+    return windowed.with_dims(dims)
 
 
-def _contracted(numbers: Any, operands: Sequence[Place | None], old: Sequence[Sequence[int]], shape: Sequence[int]) -> Place:
-    (contracted, batched) = numbers
-    found = []
+def _dot(dimension_numbers: Any, operands: Sequence[ReceptiveField | None], operand_shapes: Sequence[Sequence[int]],
+         shape: Sequence[int]) -> ReceptiveField:
+    contracting, batch = dimension_numbers
     free = [[d for d in range(len(s)) if d not in c and d not in b]
-            for s, c, b in zip(old, contracted, batched, strict=True)]
-    for i, place in enumerate(operands):
-        if place is None:
+            for s, c, b in zip(operand_shapes, contracting, batch, strict=True)]
+    fields = []
+    for i, field in enumerate(operands):
+        if field is None:
             continue
-        dims = [place.dims[d] for d in batched[i]]
-        for other in (0, 1):
-            dims += [place.dims[d] if other == i else _plain(old[other][d]) for d in free[other]]
-        found.append(place.gathered(contracted[i], dims))
-    return _union(found, shape)
+        dims = [field.dims[d] for d in batch[i]]
+        for j in (0, 1):
+            dims += [field.dims[d] if j == i else _nonspatial(operand_shapes[j][d]) for d in free[j]]
+        fields.append(field.reduced(contracting[i], dims))
+    return _union(fields, shape)

@@ -205,7 +205,7 @@ def test_layers_have_all_parameters_but_those_of_auxiliary_classifiers(name):
 
 @pytest.mark.parametrize(('shape', 'batch', 'optimizer', 'part'), [
     ((8, 8, 3), 2, 'sgd', '16 x 16'), ((0, 32, 3), 2, 'sgd', 'image size'), ((32, 32, 3), -1, 'sgd', 'batch size'),
-    ((32, 32, 3), 2, 'adm', "'adm'; nearest"), ((32, 32, 3), 2, 'sgd(0.9)', 'have names')])
+    ((32, 32, 3), 2, 'adm', "'adm'; nearest"), ((32, 32, 3), 2, 'sgd(0.9)', 'need names')])
 def test_what_cannot_be_is_told(shape, batch, optimizer, part):
     with pytest.raises(UserError, match=re.escape(part)):
         cost(models.create('shallow_cnn'), shape, batch, [optimizer])
