@@ -1,1 +1,1 @@
-"""Networks from and to other frameworks."""
+"""Exchange of parameters with other frameworks."""

@@ -1,7 +1,7 @@
-"""Networks, jaxcnn's and PyTorch's, as graphs of layers: convolutions, dense layers and normalisation.
+"""Graphs of the layers of Flax and PyTorch networks: convolutions, dense layers and normalisation.
 
-A network is computed once, in JAX without any values. A layer's inputs are the layers whose outputs reach it with no other
-layer between; whatever has no parameters is passed through.
+A network is evaluated once, in JAX without any values. A layer's inputs are the layers whose outputs reach it with no other
+layer in between; operations without parameters are passed through.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from jaxcnn.models.layers import height_width
 if TYPE_CHECKING:
     import torch
 
-Form = tuple[Any, ...]
+Signature = tuple[Any, ...]
 
 
 @dataclasses.dataclass(eq=False)
@@ -32,45 +32,46 @@ class Layer:
     """A layer of a network. Two layers are equal only if they are the same object.
 
     Attributes:
-      name: the path of our module, with slashes, or PyTorch's name of theirs.
-      form: all that must be the same in both networks: kind, sizes, strides, groups, whether there is a bias. A convolution
-        of a whole map has the form of a dense layer.
-      kernel: the shape of our kernel; () for normalisation and for PyTorch's layers.
-      channels: of the map that it takes flattened, for PyTorch's dense layers.
-      inputs: the layers whose outputs reach it with no other layer between.
+      name: path of the Flax module, with slashes, or name of the PyTorch module.
+      signature: everything that must be equal in both networks: kind, sizes, strides, groups, and whether there is a bias. A
+        convolution whose kernel covers its map has the signature of a dense layer.
+      kernel: shape of the Flax kernel; () for normalisation and for PyTorch's layers.
+      channels: channels of the map that a PyTorch dense layer takes flattened; None for other layers.
+      inputs: the layers whose outputs reach it with no other layer in between.
       outputs: the layers that it is an input of.
-      shared: other layers take the same array.
+      shared_input: other layers take the same array.
     """
 
     name: str
-    form: Form
+    signature: Signature
     kernel: tuple[int, ...] = ()
     channels: int | None = None
     inputs: 'frozenset[Layer]' = frozenset()
     outputs: 'list[Layer]' = dataclasses.field(default_factory=list)
-    shared: bool = False
+    shared_input: bool = False
 
     def __str__(self) -> str:
-        kind, *rest = self.form
-        return f'{self.name} ({kind} {", ".join(f"{what} {value}" for what, value in rest)})'
+        kind, *settings = self.signature
+        return f'{self.name} ({kind} {", ".join(f"{setting} {value}" for setting, value in settings)})'
 
 
-def layers_of_ours(network: Network, image_shape: tuple[int, int, int], train: bool) -> list[Layer]:
-    """The layers of a network of ours, in the order in which they are computed.
+def flax_layers(network: Network, image_shape: tuple[int, int, int], train: bool) -> list[Layer]:
+    """Return the layers of a jaxcnn network, in the order of computation.
 
     Args:
-      network: of ours.
+      network: the network.
       image_shape: (H, W, C).
-      train: in training, with auxiliary classifiers, or in evaluation.
+      train: training mode, in which auxiliary classifiers are computed, instead of evaluation.
 
     Raises:
-      UserError: it has parameters that are in none of the known kinds of layers.
+      UserError: The network has parameters outside of convolutions, dense layers and normalisation.
     """
     layers: list[Layer] = []
-    inputs: list[tuple[Any, Layer]] = []  # these are kept, so that no other array has their identity
-    network = network.clone(remat=False, conv_implementation='xla')  # blocks hand on other arrays; traced sooner
+    inputs: list[tuple[Any, Layer]] = []  # holds the arrays, so that no other array takes their identity
+    # rematerialised blocks would pass other arrays on; 'xla' is faster to trace
+    network = network.clone(remat=False, conv_implementation='xla')
 
-    def met(module: nn.Module, x: Any, output: Any) -> Any:
+    def visit(module: nn.Module, x: Any, output: Any) -> Any:
         name = '/'.join(module.path)
         parameters = module.variables.get('params', {})
         sizes = {name: value.shape for name, value in parameters.items() if hasattr(value, 'shape')}
@@ -78,89 +79,93 @@ def layers_of_ours(network: Network, image_shape: tuple[int, int, int], train: b
             return output
         bias, kernel = 'bias' in sizes, sizes.get('kernel', ())
         if isinstance(module, nn.Conv):
-            form = _conv(kernel, height_width(module.strides), height_width(module.kernel_dilation),
-                         module.feature_group_count, bias, x.shape[1:3], output.shape[1:3])
+            signature = _conv(kernel, height_width(module.strides), height_width(module.kernel_dilation),
+                              module.feature_group_count, bias, x.shape[1:3], output.shape[1:3])
         elif isinstance(module, nn.Dense):
-            form = _dense(kernel, bias)
+            signature = _dense(kernel, bias)
         elif isinstance(module, nn.BatchNorm | nn.LayerNorm):
-            form = _norm(type(module).__name__, x.shape[-1], 'scale' in sizes, bias, x.shape[1:3] if x.ndim == 4 else ())
+            map_size = x.shape[1:3] if x.ndim == 4 else ()
+            signature = _norm(type(module).__name__, x.shape[-1], 'scale' in sizes, bias, map_size)
         else:
-            raise UserError(f'{name} ({type(module).__name__}) is no convolution, dense layer or normalisation, and has '
-                            f'parameters: {", ".join(sizes)}')
-        layers.append(Layer(name, form, kernel))
+            raise _unsupported(name, module, sizes)
+        layers.append(Layer(name, signature, kernel))
         inputs.append((x, layers[-1]))
         return checkpoint_name(output, name)
 
-    def walk(x: jax.Array) -> Any:
-        with intercepted(met):
+    def init(x: jax.Array) -> Any:
+        with intercept_outputs(visit):
             return network.init_with_output({'params': jax.random.key(0), 'dropout': jax.random.key(0)}, x, train=train)
-    traced, (_, variables) = jax.make_jaxpr(walk, return_shape=True)(
-        jax.ShapeDtypeStruct((2, *image_shape), jnp.float32))
-    named = {layer.name: layer for layer in layers}
-    reaching: dict[Any, frozenset[Layer]] = {}  # the layers whose outputs reach a variable with no other between
-    for equation in traced.eqns:
+    jaxpr, (_, variables) = jax.make_jaxpr(init, return_shape=True)(jax.ShapeDtypeStruct((2, *image_shape), jnp.float32))
+    layer_by_name = {layer.name: layer for layer in layers}
+    reaching: dict[Any, frozenset[Layer]] = {}  # layers whose outputs reach a variable with no other layer in between
+    for equation in jaxpr.eqns:
         before = frozenset().union(*(reaching.get(v, ()) for v in equation.invars if isinstance(v, Var)))
-        if equation.primitive.name == 'name' and equation.params['name'] in named:
-            layer = named[equation.params['name']]
+        if equation.primitive.name == 'name' and equation.params['name'] in layer_by_name:
+            layer = layer_by_name[equation.params['name']]
             _connect(layer, before)
             before = frozenset({layer})
         reaching.update(dict.fromkeys(equation.outvars, before))
     for path, _ in jax.tree.leaves_with_path(variables['params']):
-        if '/'.join(part.key for part in path[:-1]) not in named:
-            raise UserError(f'{type(network).__name__} has the parameter {path[-1].key!r} in no layer that could be paired')
-    _mark_shared(inputs)
+        if '/'.join(key.key for key in path[:-1]) not in layer_by_name:
+            raise UserError(f'{type(network).__name__} has the parameter {path[-1].key!r} outside of convolutions, dense '
+                            'layers and normalisation, which cannot be paired')
+    _mark_shared_inputs(inputs)
     return layers
 
 
-def layers_of_theirs(module: 'torch.nn.Module', image_shape: tuple[int, int, int], train: bool) -> list[Layer]:
-    """The layers of a PyTorch module, in the order in which they are computed. Nothing of the module is changed.
+def torch_layers(module: 'torch.nn.Module', image_shape: tuple[int, int, int], train: bool) -> list[Layer]:
+    """Return the layers of a PyTorch module, in the order of computation. The module is not changed.
 
-    The graph is autograd's; a layer that is computed without gradients has no inputs.
+    The graph is autograd's, so that a layer that is computed without gradients has no inputs.
 
     Args:
-      module: of PyTorch.
+      module: the PyTorch module.
       image_shape: (H, W, C).
-      train: see `layers_of_ours`.
+      train: see `flax_layers`.
 
     Raises:
-      UserError: see `layers_of_ours`; the module does not take such images.
+      UserError: See `flax_layers`; or the module does not take such images.
     """
     import torch
     layers: list[Layer] = []
     inputs: list[tuple[Any, Layer]] = []
-    nodes: dict[Any, Layer] = {}  # of autograd's graph: those that made the outputs
+    layer_by_node: dict[Any, Layer] = {}  # the node of autograd's graph that made a layer's output
 
-    def met(name: str, module: Any, x: Any, output: Any) -> None:
+    def visit(name: str, module: Any, x: Any, output: Any) -> None:
         if name in {layer.name for layer in layers}:
             return
         bias = getattr(module, 'bias', None) is not None
         channels = None
         if isinstance(module, torch.nn.Conv2d):
-            out, per_group, *size = module.weight.shape
-            form = _conv((*size, per_group, out), module.stride, module.dilation, module.groups, bias, x.shape[2:],
-                         output.shape[2:])
+            out_channels, channels_per_group, *size = module.weight.shape
+            signature = _conv((*size, channels_per_group, out_channels), module.stride, module.dilation, module.groups, bias,
+                              x.shape[2:], output.shape[2:])
         elif isinstance(module, torch.nn.Linear):
-            form, channels = _dense(tuple(module.weight.shape)[::-1], bias), _flattened(x)
+            signature, channels = _dense(tuple(module.weight.shape)[::-1], bias), _flattened_channels(x)
         elif isinstance(module, torch.nn.modules.batchnorm._BatchNorm | torch.nn.LayerNorm):
-            map_shape = x.shape[2:] if x.ndim == 4 else ()
+            map_size = x.shape[2:] if x.ndim == 4 else ()
             kind = 'LayerNorm' if isinstance(module, torch.nn.LayerNorm) else 'BatchNorm'
             features = x.shape[-1] if kind == 'LayerNorm' else x.shape[1]
-            form = _norm(kind, features, module.weight is not None, bias, map_shape)
+            signature = _norm(kind, features, module.weight is not None, bias, map_size)
         else:
-            raise UserError(f'{name} ({type(module).__name__}) is no convolution, dense layer or normalisation, and has '
-                            f'parameters: {", ".join(n for n, _ in module.named_parameters(recurse=False))}')
-        layers.append(Layer(name, form, channels=channels))
+            raise _unsupported(name, module, (n for n, _ in module.named_parameters(recurse=False)))
+        layers.append(Layer(name, signature, channels=channels))
         inputs.append((x, layers[-1]))
         if output.grad_fn is not None:
-            _connect(layers[-1], _reaching(output.grad_fn, nodes))
-            nodes[output.grad_fn] = layers[-1]
-    with hooked(module, train, met), torch.enable_grad():
+            _connect(layers[-1], _reaching(output.grad_fn, layer_by_node))
+            layer_by_node[output.grad_fn] = layers[-1]
+    with forward_hooks(module, train, visit), torch.enable_grad():
         try:
-            module(images_for(module, image_shape).requires_grad_())
+            module(random_images(module, image_shape).requires_grad_())
         except RuntimeError as e:
             raise UserError(f'{type(module).__name__} does not take images {image_shape}: {" ".join(str(e).split())}') from e
-    _mark_shared(inputs)
+    _mark_shared_inputs(inputs)
     return layers
+
+
+def _unsupported(name: str, module: Any, parameters: Any) -> UserError:
+    return UserError(f'{name} ({type(module).__name__}) has parameters ({", ".join(parameters)}), but is no convolution, '
+                     'dense layer or normalisation, which alone can be paired')
 
 
 def _connect(layer: Layer, inputs: frozenset[Layer]) -> None:
@@ -169,71 +174,78 @@ def _connect(layer: Layer, inputs: frozenset[Layer]) -> None:
         before.outputs.append(layer)
 
 
-def _mark_shared(inputs: list[tuple[Any, Layer]]) -> None:
+def _mark_shared_inputs(inputs: list[tuple[Any, Layer]]) -> None:
     for array, layer in inputs:
-        layer.shared = any(other is array and another is not layer for other, another in inputs)
+        layer.shared_input = any(other is array and other_layer is not layer for other, other_layer in inputs)
 
 
-def _reaching(node: Any, nodes: Mapping[Any, Layer]) -> frozenset[Layer]:
-    """The layers whose outputs reach a node of autograd's graph with no other layer between."""
-    seen, left, result = {None, node}, [node], set()
-    while left:
-        for before, _ in left.pop().next_functions:
-            if before in nodes:
-                result.add(nodes[before])
-            elif before not in seen:
-                seen.add(before)
-                left.append(before)
-    return frozenset(result)
+def _reaching(node: Any, layer_by_node: Mapping[Any, Layer]) -> frozenset[Layer]:
+    """Return the layers whose outputs reach a node of autograd's graph with no other layer in between."""
+    visited, pending, layers = {None, node}, [node], set()
+    while pending:
+        for before, _ in pending.pop().next_functions:
+            if before in layer_by_node:
+                layers.add(layer_by_node[before])
+            elif before not in visited:
+                visited.add(before)
+                pending.append(before)
+    return frozenset(layers)
 
 
-def _conv(kernel: Any, stride: Any, dilation: Any, groups: int, bias: bool, taken: Any, sides: Any) -> Form:
-    """The form of a convolution from a map of sides `taken` to one of `sides`; a dense layer's, where it takes the whole."""
+def _conv(kernel: Any, stride: Any, dilation: Any, groups: int, bias: bool, input_size: Any, output_size: Any) -> Signature:
+    """Return the signature of a convolution; that of a dense layer, if the kernel covers the whole map."""
     *size, channels, features = kernel
-    if (*size, 1, 1) == (*taken, *sides) and groups == 1:
+    if (*size, 1, 1) == (*input_size, *output_size) and groups == 1:
         return _dense((math.prod(size) * channels, features), bias)
     return ('convolution', ('kernel', 'x'.join(map(str, kernel))), ('stride', tuple(stride)), ('dilation', tuple(dilation)),
-            ('groups', groups), ('bias', bias), ('map', 'x'.join(map(str, sides))))
+            ('groups', groups), ('bias', bias), ('map', 'x'.join(map(str, output_size))))
 
 
-def _dense(kernel: Any, bias: bool) -> Form:
+def _dense(kernel: Any, bias: bool) -> Signature:
     return 'dense', ('kernel', 'x'.join(map(str, kernel))), ('bias', bias)
 
 
-def _norm(kind: str, features: int, scale: bool, bias: bool, sides: Any) -> Form:
+def _norm(kind: str, features: int, scale: bool, bias: bool, map_size: Any) -> Signature:
     return (kind, ('features', features), ('scale', scale), ('bias', bias),
-            ('map', 'x'.join(map(str, sides)) if math.prod(sides) > 1 else '1'))
+            ('map', 'x'.join(map(str, map_size)) if math.prod(map_size) > 1 else '1'))
 
 
-def _flattened(x: Any) -> int | None:
-    """Channels of the map (N, C, H, W) that `x` is, flattened; None where it is none."""
+def _flattened_channels(x: Any) -> int | None:
+    """Return the channels of the map (N, C, H, W) that `x` is, flattened, or None if it is no flattened map."""
     node = x.grad_fn
-    while node is not None and 'mm' not in node.name().lower():  # not past another dense layer
+    while node is not None and 'mm' not in node.name().lower():  # 'mm' is another dense layer
         sizes: Any = getattr(node, '_saved_self_sym_sizes', ())
         if len(sizes) == 4:
             return int(sizes[1])
-        node = next((following for following, _ in node.next_functions if following is not None), None)
+        node = next((before for before, _ in node.next_functions if before is not None), None)
     return None
 
 
-def intercepted(met: Callable[[nn.Module, Any, Any], Any]) -> contextlib.AbstractContextManager[None]:
-    """Within, the output of each module of ours is what `met` gives for the module, its input and its output."""
-    def watch(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
+def intercept_outputs(
+        callback: Callable[[nn.Module, Any, Any], Any]) -> contextlib.AbstractContextManager[None]:
+    """Replace the output of every Flax module called within the context by `callback(module, input, output)`."""
+    def interceptor(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
         output = call(*args, **kwargs)
-        return met(context.module, args[0], output) if context.method_name == '__call__' and args else output
-    return nn.intercept_methods(watch)
+        return callback(context.module, args[0], output) if context.method_name == '__call__' and args else output
+    return nn.intercept_methods(interceptor)
 
 
 @contextlib.contextmanager
-def hooked(module: 'torch.nn.Module', train: bool, met: Callable[[str, Any, Any, Any], None]) -> Iterator[None]:
-    """In training or evaluation mode, `met` is called with the name, the module, its input and its output for each part that
-    has parameters or statistics; afterwards hooks, modes and statistics are what they were."""
+def forward_hooks(module: 'torch.nn.Module', train: bool, callback: Callable[[str, Any, Any, Any], None]) -> Iterator[None]:
+    """Put a PyTorch module into training or evaluation mode and watch the calls of its submodules.
+
+    `callback(name, submodule, input, output)` is called for every submodule that has parameters or statistics of its own. On
+    exit the hooks are removed, and modes and statistics are restored.
+    """
     import torch
-    modes = {part: part.training for part in module.modules()}
+    modes = {submodule: submodule.training for submodule in module.modules()}
     buffers = {name: value.clone() for name, value in module.named_buffers()}
-    hooks = [part.register_forward_hook(lambda part, args, output, name=name: met(name, part, args[0], output))
-             for name, part in module.named_modules()
-             if any(True for _ in part.parameters(recurse=False)) or isinstance(part, torch.nn.modules.batchnorm._BatchNorm)]
+    hooks = []
+    for name, submodule in module.named_modules():
+        has_parameters = any(True for _ in submodule.parameters(recurse=False))
+        if has_parameters or isinstance(submodule, torch.nn.modules.batchnorm._BatchNorm):
+            hooks.append(submodule.register_forward_hook(
+                lambda submodule, args, output, name=name: callback(name, submodule, args[0], output)))
     module.train(train)
     try:
         yield
@@ -242,14 +254,14 @@ def hooked(module: 'torch.nn.Module', train: bool, met: Callable[[str, Any, Any,
             hook.remove()
         for name, value in module.named_buffers():
             value.data.copy_(buffers[name])
-        for part, mode in modes.items():
-            part.training = mode
+        for submodule, mode in modes.items():
+            submodule.training = mode
 
 
-def images_for(module: 'torch.nn.Module', image_shape: tuple[int, int, int]) -> 'torch.Tensor':
-    """Two images (2, C, H, W), where the module is."""
+def random_images(module: 'torch.nn.Module', image_shape: tuple[int, int, int]) -> 'torch.Tensor':
+    """Return two fixed random images (2, C, H, W) with the type and on the device of a module's parameters."""
     import torch
     height, width, channels = image_shape
     images = np.random.default_rng(0).normal(size=(2, height, width, channels)).astype(np.float32)
-    like = next(module.parameters())
-    return torch.from_numpy(images.transpose(0, 3, 1, 2).copy()).to(like.device, like.dtype)
+    parameter = next(module.parameters())
+    return torch.from_numpy(images.transpose(0, 3, 1, 2).copy()).to(parameter.device, parameter.dtype)

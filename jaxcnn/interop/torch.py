@@ -1,10 +1,10 @@
-"""Parameters from a PyTorch module of the same architecture, and back.
+"""Copy parameters from a PyTorch module of the same architecture, and back.
 
-A layer is paired with one of the same form (kind, sizes, strides) whose inputs are the partners of its own; `graph.py` says
-what its inputs are. Of several, the one whose output goes on through layers of the same forms is taken, then one whose input
-array other layers take, too, if its own is so, then the first. Names and the order of parallel branches do not matter. Then
-both networks are evaluated, and have to give the same logits. Auxiliary classifiers, which are computed in training only,
-are paired by the graph alone.
+A layer is paired with a PyTorch layer of the same signature (kind, sizes, strides) whose inputs are paired with its own
+inputs; `graph.py` defines the inputs. Among several candidates the one is taken whose output continues through layers of the
+same signatures, then one that shares its input array with other layers if its partner does, then the first. Names and the
+order of parallel branches do not matter. Finally both networks are evaluated and must give the same logits. Auxiliary
+classifiers, which are computed in training only, are paired by the graph alone.
 """
 
 import copy
@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxcnn.errors import UserError
-from jaxcnn.interop.graph import Layer, hooked, images_for, intercepted, layers_of_ours, layers_of_theirs
+from jaxcnn.interop.graph import Layer, flax_layers, forward_hooks, intercept_outputs, random_images, torch_layers
 from jaxcnn.models import Network
 from jaxcnn.train.state import run_once
 
@@ -28,155 +28,167 @@ if TYPE_CHECKING:
 
 Path = tuple[str, ...]
 
-AHEAD = 32  # layers that an output is followed through, to choose between several of the same form and inputs
-TOLERANCE = 1e-4  # of the largest logit
+MAX_LOOKAHEAD = 32  # layers that an output is followed through, to choose among candidates
+TOLERANCE = 1e-4  # relative to the largest logit
 
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-    """A layer of ours and the same layer of a PyTorch module.
+    """A Flax layer and the same layer of a PyTorch module.
 
     Attributes:
-      ours: the path of our module.
-      theirs: PyTorch's name of theirs.
-      channels: of the map (H, W, channels) that a dense layer takes flattened, in another order in PyTorch; None of others.
-      kernel: the shape of our kernel, (H, W, C / groups, features) or (C, features); () for normalisation.
+      flax_path: path of the Flax module.
+      torch_name: name of the PyTorch module.
+      channels: channels of the map (H, W, channels) that a dense layer takes flattened, which PyTorch orders differently;
+        None for other layers.
+      kernel: shape of the Flax kernel, (H, W, C / groups, features) or (C, features); () for normalisation.
     """
 
-    ours: Path
-    theirs: str
+    flax_path: Path
+    torch_name: str
     channels: int | None
     kernel: tuple[int, ...]
 
 
-def pair(network: Network, module: 'torch.nn.Module', image_shape: tuple[int, int, int]) -> list[Pair]:
-    """The layers of both networks, in the order in which ours are computed; auxiliary classifiers, where ours has them, too.
+def pair_layers(network: Network, module: 'torch.nn.Module', image_shape: tuple[int, int, int]) -> list[Pair]:
+    """Pair the layers of both networks, in the order in which the jaxcnn network computes them.
+
+    Auxiliary classifiers are included where the jaxcnn network has them.
 
     Args:
-      network: of ours.
-      module: of the same architecture. Nothing of it is changed.
-      image_shape: (H, W, C) that both can work on; dense layers may have to be of one size.
+      network: the jaxcnn network.
+      module: a PyTorch module of the same architecture, which is not changed.
+      image_shape: (H, W, C) that both networks accept; dense layers may require one size.
 
     Raises:
-      UserError: the first layer that has no partner, or a layer that is none of those that can be paired; no (H, W, C).
+      UserError: A layer has no partner (the message names the first one), a layer is of a kind that cannot be paired, or
+        `image_shape` is not (H, W, C).
     """
     if len(image_shape) != 3:
         raise UserError(f'image_shape must be (H, W, C), got {image_shape}')
     train = getattr(network, 'aux_weight', 0) > 0
-    hint = '; without auxiliary classifiers it is of aux_weight=0' if train else ''
-    ours, left = layers_of_ours(network, image_shape, train), layers_of_theirs(module, image_shape, train)
+    hint = '; create the network with aux_weight=0 if the module has no auxiliary classifiers' if train else ''
+    layers, unpaired = flax_layers(network, image_shape, train), torch_layers(module, image_shape, train)
     partners: dict[Layer, Layer] = {}
     difference = ''
-    for layer in ours:
+    for layer in layers:
         inputs = {partners[before] for before in layer.inputs}
-        same = [candidate for candidate in left if candidate.form == layer.form]
-        candidates = [candidate for candidate in same if candidate.inputs == inputs]
-        if not candidates and not difference:  # the first; a later layer of the same form may be taken all the same
-            met = next((candidate for candidate in left if candidate.inputs == inputs), left[0] if left else None)
-            difference = (f'the networks differ: {_placed(layer)} of {type(network).__name__} meets '
-                          f'{_placed(met) if met else "nothing"} of {type(module).__name__}{"" if met else hint}')
-        if not same:
+        same_signature = [candidate for candidate in unpaired if candidate.signature == layer.signature]
+        candidates = [candidate for candidate in same_signature if candidate.inputs == inputs]
+        if not candidates and not difference:  # report the first one, although later layers may still be paired
+            other = next((candidate for candidate in unpaired if candidate.inputs == inputs), next(iter(unpaired), None))
+            difference = (f'the networks differ: {type(network).__name__} has {_describe(layer)} where '
+                          f'{type(module).__name__} has {_describe(other) if other else "nothing" + hint}')
+        if not same_signature:
             raise UserError(difference)
-        partners[layer] = _likest(layer, candidates or same)
-        left.remove(partners[layer])
-    if left:
-        raise UserError(difference or f'the networks differ: {left[0]} of {type(module).__name__} has no partner in '
+        partners[layer] = _most_similar(layer, candidates or same_signature)
+        unpaired.remove(partners[layer])
+    if unpaired:
+        raise UserError(difference or f'the networks differ: {unpaired[0]} of {type(module).__name__} has no partner in '
                         f'{type(network).__name__}')
-    return [Pair(tuple(a.name.split('/')), b.name, b.channels, a.kernel) for a, b in partners.items()]
+    return [Pair(tuple(layer.name.split('/')), partner.name, partner.channels, layer.kernel)
+            for layer, partner in partners.items()]
 
 
-def _placed(layer: Layer) -> str:
+def _describe(layer: Layer) -> str:
     names = sorted(before.name for before in layer.inputs)
-    return f'{layer} after {" and ".join(names) if 0 < len(names) < 4 else f"{len(names)} layers" if names else "the image"}'
+    if not names:
+        return f'{layer} after the image'
+    return f'{layer} after {" and ".join(names) if len(names) < 4 else f"{len(names)} layers"}'
 
 
-def _likest(layer: Layer, candidates: list[Layer]) -> Layer:
-    """The candidate whose output goes on as that of `layer` does, for the most layers."""
+def _most_similar(layer: Layer, candidates: list[Layer]) -> Layer:
+    """Return the candidate whose output continues through the same signatures as that of `layer` for the most layers."""
     @functools.cache
-    def onward(layer: Layer, depth: int) -> int:
-        return hash((layer.form, *(sorted(onward(following, depth - 1) for following in layer.outputs) if depth else ())))
+    def continuation(layer: Layer, depth: int) -> int:
+        """Return a hash of the layer's signature and of those that follow it, to a depth."""
+        following = sorted(continuation(output, depth - 1) for output in layer.outputs) if depth else ()
+        return hash((layer.signature, *following))
 
-    for depth in range(1, AHEAD):
+    for depth in range(1, MAX_LOOKAHEAD):
         if len(candidates) == 1:
             break
-        candidates = [one for one in candidates if onward(one, depth) == onward(layer, depth)] or candidates
-    return min(candidates, key=lambda one: one.shared != layer.shared)
+        similar = [candidate for candidate in candidates if continuation(candidate, depth) == continuation(layer, depth)]
+        candidates = similar or candidates
+    return min(candidates, key=lambda candidate: candidate.shared_input != layer.shared_input)
 
 
 def from_torch(network: Network, module: 'torch.nn.Module', image_shape: tuple[int, int, int],
                state_dict: 'Mapping[str, torch.Tensor] | None' = None) -> dict[str, Any]:
-    """Our variables, `{'params': ..., 'batch_stats': ...}`, with the values of a PyTorch module of the same architecture.
+    """Return Flax variables, `{'params': ..., 'batch_stats': ...}`, with the values of a PyTorch module.
 
     Args:
-      network: of ours; the result has its types.
-      module: see `pair`.
-      image_shape: see `pair`; both networks are computed once on two images of it.
-      state_dict: taken instead of the module's own values, and loaded into it.
+      network: the jaxcnn network; the variables have its types.
+      module: a PyTorch module of the same architecture.
+      image_shape: see `pair_layers`; both networks are evaluated on two images of this shape.
+      state_dict: loaded into the module before its values are copied.
 
     Raises:
-      UserError: see `pair`; the state dict is of another module; the logits differ by more than 1e-4 of the largest, with
-        the first layer whose output does.
+      UserError: See `pair_layers`; the state dict belongs to another module; or the logits differ by more than 1e-4 of the
+        largest one, in which case the message names the first layer whose output differs.
     """
     if state_dict is not None:
         try:
             module.load_state_dict(state_dict)
         except RuntimeError as e:
             raise UserError(f'state_dict: {" ".join(str(e).split())}') from e
-    pairs = pair(network, module, image_shape)
+    pairs = pair_layers(network, module, image_shape)
     variables = {'batch_stats': {}, **to_jax(pairs, module.state_dict())}
-    _check(network, variables, module, pairs, image_shape)
+    _check_logits(network, variables, module, pairs, image_shape)
     if network.param_dtype == 'float32':
         return variables
     images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-    kinds = {'batch_stats': {}, **jax.eval_shape(network.init, jax.random.key(0), images)}
-    return jax.tree.map(lambda values, kind: values.astype(kind.dtype), variables, kinds)
+    shapes = {'batch_stats': {}, **jax.eval_shape(network.init, jax.random.key(0), images)}
+    return jax.tree.map(lambda values, shape: values.astype(shape.dtype), variables, shapes)
 
 
 def to_torch(network: Network, variables: Mapping[str, Any], module: 'torch.nn.Module',
              image_shape: tuple[int, int, int]) -> None:
-    """Gives a PyTorch module of the same architecture our values. See `from_torch`, of which it is the inverse.
+    """Copy Flax variables into a PyTorch module of the same architecture; the inverse of `from_torch`.
 
     Raises:
-      UserError: see `from_torch`; then the module is as it was.
+      UserError: See `from_torch`; the module keeps its values then.
     """
     import torch
-    pairs = pair(network, module, image_shape)
+    pairs = pair_layers(network, module, image_shape)
     before = {name: value.clone() for name, value in module.state_dict().items()}
     after = dict(before)
-    for p in pairs:
-        for collection, leaf, theirs, forth, back in _leaves(p, before):
-            values, wanted = variables, forth(_numpy(before[theirs])).shape
-            for part in (collection, *p.ours, leaf):
-                if part not in values:
-                    raise UserError(f'variables have no {"/".join((collection, *p.ours, leaf))}, of {wanted}')
-                values = values[part]
+    for pair in pairs:
+        for leaf in _leaves(pair, before):
+            path = (leaf.collection, *pair.flax_path, leaf.name)
+            shape = leaf.to_flax(_numpy(before[leaf.torch_name])).shape
+            values: Any = variables
+            for key in path:
+                if key not in values:
+                    raise UserError(f'the variables have no {"/".join(path)}, whose shape is {shape}')
+                values = values[key]
             array = np.asarray(values, np.float32)
-            if array.shape != wanted:
-                raise UserError(f'{collection} of {"/".join(p.ours)}: {leaf} is {array.shape}, its network has {wanted}')
-            after[theirs] = torch.from_numpy(np.array(back(array))).to(before[theirs].dtype)
+            if array.shape != shape:
+                raise UserError(f'the shape of {"/".join(path)} must be {shape}, got {array.shape}')
+            after[leaf.torch_name] = torch.from_numpy(np.array(leaf.to_torch(array))).to(before[leaf.torch_name].dtype)
     module.load_state_dict(after)
     try:
-        _check(network, {'batch_stats': {}, **to_jax(pairs, module.state_dict())}, module, pairs, image_shape)
+        copied = {'batch_stats': {}, **to_jax(pairs, module.state_dict())}
+        _check_logits(network, copied, module, pairs, image_shape)
     except BaseException:
         module.load_state_dict(before)
         raise
 
 
 def to_jax(pairs: list[Pair], tensors: 'Mapping[str, torch.Tensor]') -> dict[str, Any]:
-    """PyTorch's tensors in the tree of our variables: those of a state dict, or gradients by the name of their parameter;
-    float32.
+    """Arrange PyTorch tensors in the tree of Flax variables, in float32.
 
     Args:
-      pairs: from `pair`.
-      tensors: `{'features.0.weight': ...}`; what is not there is left out.
+      pairs: from `pair_layers`.
+      tensors: a state dict, or gradients by the name of their parameter. Missing tensors are missing in the tree, too.
     """
     result: dict[str, Any] = {}
-    for p in pairs:
-        for collection, leaf, theirs, forth, _ in _leaves(p, tensors):
-            into = result.setdefault(collection, {})
-            for part in p.ours:
-                into = into.setdefault(part, {})
-            into[leaf] = jnp.array(forth(_numpy(tensors[theirs])))
+    for pair in pairs:
+        for leaf in _leaves(pair, tensors):
+            subtree = result.setdefault(leaf.collection, {})
+            for key in pair.flax_path:
+                subtree = subtree.setdefault(key, {})
+            subtree[leaf.name] = jnp.array(leaf.to_flax(_numpy(tensors[leaf.torch_name])))
     return result
 
 
@@ -184,78 +196,86 @@ def _numpy(tensor: 'torch.Tensor') -> np.ndarray:
     return tensor.detach().cpu().float().numpy()
 
 
-Change = Callable[[np.ndarray], np.ndarray]
-
-
-def _same(array: np.ndarray) -> np.ndarray:
+def _identity(array: np.ndarray) -> np.ndarray:
     return array
 
 
-def _leaves(p: Pair, tensors: 'Mapping[str, torch.Tensor]') -> Iterator[tuple[str, str, str, Change, Change]]:
-    """Of the arrays of a pair that `tensors` has: our collection and name, their name, and what makes each of the other."""
-    prefix = f'{p.theirs}.' if p.theirs else ''
+@dataclasses.dataclass(frozen=True)
+class _Leaf:
+    """An array of a pair of layers: its Flax collection and name, its PyTorch name, and the conversions between the two."""
+
+    collection: str
+    name: str
+    torch_name: str
+    to_flax: Callable[[np.ndarray], np.ndarray] = _identity
+    to_torch: Callable[[np.ndarray], np.ndarray] = _identity
+
+
+def _leaves(pair: Pair, tensors: 'Mapping[str, torch.Tensor]') -> Iterator[_Leaf]:
+    """Yield those arrays of a pair that are in `tensors`."""
+    prefix = f'{pair.torch_name}.' if pair.torch_name else ''
     weight = f'{prefix}weight'
-    if weight in tensors and p.kernel:
+    if weight in tensors and pair.kernel:
         shape = tensors[weight].shape  # (features, C / groups, H, W) or (features, C)
-        channels = p.channels or shape[1]
+        channels = pair.channels or shape[1]
 
-        def forth(w: np.ndarray) -> np.ndarray:
-            return w.reshape(len(w), channels, -1).transpose(2, 1, 0).reshape(p.kernel)
+        def to_flax(w: np.ndarray) -> np.ndarray:
+            return w.reshape(len(w), channels, -1).transpose(2, 1, 0).reshape(pair.kernel)
 
-        def back(k: np.ndarray) -> np.ndarray:
+        def to_torch(k: np.ndarray) -> np.ndarray:
             return k.reshape(-1, channels, k.shape[-1]).transpose(2, 1, 0).reshape(shape)
-        yield 'params', 'kernel', weight, forth, back
+        yield _Leaf('params', 'kernel', weight, to_flax, to_torch)
     elif weight in tensors:
-        yield 'params', 'scale', weight, _same, _same
-    for collection, leaf, name in (('params', 'bias', 'bias'), ('batch_stats', 'mean', 'running_mean'),
-                                   ('batch_stats', 'var', 'running_var')):
-        if prefix + name in tensors:
-            yield collection, leaf, prefix + name, _same, _same
+        yield _Leaf('params', 'scale', weight)
+    for collection, name, torch_name in (('params', 'bias', 'bias'), ('batch_stats', 'mean', 'running_mean'),
+                                         ('batch_stats', 'var', 'running_var')):
+        if prefix + torch_name in tensors:
+            yield _Leaf(collection, name, prefix + torch_name)
 
 
-def _check(network: Network, variables: Mapping[str, Any], module: 'torch.nn.Module', pairs: list[Pair],
-           image_shape: tuple[int, int, int]) -> None:
-    """Raises a UserError where the logits of both differ, in evaluation."""
+def _check_logits(network: Network, variables: Mapping[str, Any], module: 'torch.nn.Module', pairs: list[Pair],
+                  image_shape: tuple[int, int, int]) -> None:
+    """Evaluate both networks and raise a UserError where their logits differ."""
     import torch
     network = network.clone(dtype='float32', remat=False)
     if next(module.parameters()).dtype in (torch.float16, torch.bfloat16):
         module = copy.deepcopy(module).float()
-    images = images_for(module, image_shape)
-    ours: dict[str, jax.Array] = {}
-    theirs: dict[str, np.ndarray] = {}
+    images = random_images(module, image_shape)
+    traced_outputs: dict[str, jax.Array] = {}
+    torch_outputs: dict[str, np.ndarray] = {}
 
-    def keep_ours(part: nn.Module, x: Any, output: Any) -> Any:
-        if isinstance(part, nn.Conv | nn.Dense):
-            ours.setdefault('/'.join(part.path), output)
+    def record_flax(submodule: nn.Module, x: Any, output: Any) -> Any:
+        if isinstance(submodule, nn.Conv | nn.Dense):
+            traced_outputs.setdefault('/'.join(submodule.path), output)
         return output
 
-    def keep_theirs(name: str, part: Any, x: Any, output: Any) -> None:
-        if isinstance(part, torch.nn.Conv2d | torch.nn.Linear):
+    def record_torch(name: str, submodule: Any, x: Any, output: Any) -> None:
+        if isinstance(submodule, torch.nn.Conv2d | torch.nn.Linear):
             values = _numpy(output).copy()  # a rectifier may be applied in place
-            theirs.setdefault(name, values.transpose(0, 2, 3, 1) if values.ndim == 4 else values)
-    with hooked(module, False, keep_theirs), torch.no_grad(), torch.backends.cudnn.flags(allow_tf32=False):
+            torch_outputs.setdefault(name, values.transpose(0, 2, 3, 1) if values.ndim == 4 else values)
+    with forward_hooks(module, False, record_torch), torch.no_grad(), torch.backends.cudnn.flags(allow_tf32=False):
         expected = module(images)
     expected = _numpy(expected[0] if isinstance(expected, tuple) else expected)
 
     @functools.partial(jax.jit, compiler_options=run_once())
     def apply(variables: Any, x: jax.Array) -> Any:
-        with intercepted(keep_ours):
-            return network.apply(variables, x), dict(ours)
+        with intercept_outputs(record_flax):
+            return network.apply(variables, x), dict(traced_outputs)
     with jax.default_matmul_precision('float32'):
-        logits, outputs = apply(variables, _numpy(images.permute(0, 2, 3, 1)))
-    if _near(logits, expected):
+        logits, flax_outputs = apply(variables, _numpy(images.permute(0, 2, 3, 1)))
+    if _close(logits, expected):
         return
-    for p in pairs:
-        name = '/'.join(p.ours)
-        if name in outputs and not _near(outputs[name], theirs[p.theirs]):
-            raise UserError(f'the networks differ before or in {name} of {type(network).__name__}, {p.theirs} of '
-                            f'{type(module).__name__}: its output is another for the same images. All layers before '
-                            'have the same; look at padding, pooling, activations, epsilon of BatchNorm')
+    for pair in pairs:
+        name = '/'.join(pair.flax_path)
+        if name in flax_outputs and not _close(flax_outputs[name], torch_outputs[pair.torch_name]):
+            raise UserError(f'the networks differ in or before {name} of {type(network).__name__}, {pair.torch_name} of '
+                            f'{type(module).__name__}, whose outputs for the same images differ while those of all earlier '
+                            "layers agree; compare padding, pooling, activations and BatchNorm's epsilon")
     raise UserError(f'the networks differ after their last layer: all layers of {type(network).__name__} and '
-                    f'{type(module).__name__} have the same output, the logits have not')
+                    f'{type(module).__name__} have equal outputs, but the logits differ')
 
 
-def _near(ours: jax.Array, theirs: np.ndarray) -> bool:
-    """Of arrays (N, ...); those of a dense layer and of a convolution differ in axes of length 1."""
-    array, expected = (np.asarray(x).reshape(len(x), -1) for x in (ours, theirs))
-    return array.shape == expected.shape and bool(np.abs(array - expected).max() <= TOLERANCE * np.abs(expected).max())
+def _close(actual: jax.Array, expected: np.ndarray) -> bool:
+    """Compare arrays (N, ...), of which a dense layer's and a convolution's may differ in axes of length 1."""
+    a, b = (np.asarray(x).reshape(len(x), -1) for x in (actual, expected))
+    return a.shape == b.shape and bool(np.abs(a - b).max() <= TOLERANCE * np.abs(b).max())

@@ -138,7 +138,7 @@ def test_in_training_logits_statistics_and_all_gradients_are_those_of_pytorchcv(
         module.features.final_pool = torch.nn.AdaptiveAvgPool2d(1)
     network = models.create(name, 10 if side == 32 else 1000, bn_momentum=0.9, **fields)
     variables = bridge.from_torch(network, module, (side, side, 3))
-    pairs = bridge.pair(network, module, (side, side, 3))
+    pairs = bridge.pair_layers(network, module, (side, side, 3))
     images, labels = images_of(4, side), np.array([1, 5, 3, 7])
 
     def loss(params):
@@ -205,8 +205,8 @@ class Small(models.Network):
 
 
 def test_pairs_are_in_the_order_of_execution_and_flattened_maps_are_turned():
-    pairs = bridge.pair(Small(num_classes=10), shallow(), (8, 8, 3))
-    assert [(p.ours, p.theirs, p.channels) for p in pairs] == [
+    pairs = bridge.pair_layers(Small(num_classes=10), shallow(), (8, 8, 3))
+    assert [(p.flax_path, p.torch_name, p.channels) for p in pairs] == [
         (('Conv_0',), 'one', None), (('Conv_1',), 'two', None), (('BatchNorm_0',), 'norm', None), (('Dense_0',), 'dense', 6)]
     module = shallow()
     variables = bridge.from_torch(Small(num_classes=10), module, (8, 8, 3))
@@ -299,7 +299,7 @@ def residual(*blocks):
 def test_shortcuts_may_come_in_another_order(fields, blocks, projection):
     module = residual(*(Residual(*block) for block in blocks))
     network = models.create('resnet18', 5, stem='small', width=8, blocks=(1, 1), **fields)
-    names = [p.theirs for p in bridge.pair(network, module, (16, 16, 3))]
+    names = [p.torch_name for p in bridge.pair_layers(network, module, (16, 16, 3))]
     assert names.index(f'{projection}.downsample.0') < names.index(f'{projection}.convs.0')
     bridge.from_torch(network, module, (16, 16, 3))
 
@@ -432,8 +432,9 @@ def test_types_and_rematerialisation_of_the_network_and_no_gradients_of_the_call
 
 
 @pytest.mark.parametrize(('network', 'module', 'parts'), [
-    (Small(num_classes=9), shallow, ['Dense_0', '96x9', 'meets dense (dense kernel 96x10']),
-    (Small(num_classes=10), lambda: shallow(norm=False), ['BatchNorm_0', 'after Conv_1', 'meets dense', 'after two']),
+    (Small(num_classes=9), shallow, ['Dense_0', '96x9', 'where Small has dense (dense kernel 96x10']),
+    (Small(num_classes=10), lambda: shallow(norm=False),
+     ['BatchNorm_0', 'after Conv_1', 'where Small has dense', 'after two']),
     (Small(num_classes=10), lambda: shallow(pad=2), ['does not take images (8, 8, 3)', '2x150 and 96x10']),
     (Small(num_classes=10), lambda: plain(torch.nn.PReLU()), ['0 (PReLU)', 'weight']),
     (models.create('t2t_vit_14', 10, depth=1, embed=96, heads=2), shallow, ['parameter']),
@@ -449,15 +450,15 @@ def test_the_first_difference_is_named(network, module, parts):
 def test_a_difference_is_named_where_it_is_though_later_layers_of_the_same_form_could_be_paired():
     module = residual(Residual((8, 8, 8, 8), (3,) * 3, (1,) * 3, False), Residual((8, 8, 8), (3,) * 2, (1,) * 2, False))
     network = models.create('resnet18', 5, stem='small', width=8, blocks=(2,))
-    with pytest.raises(UserError, match=(r'differ: Conv_3 \(.*\) after BatchNorm_0 and BatchNorm_2 of ResNet meets '
-                                         r'3\.convs\.2 \(.*\) after 3\.norms\.1 of Sequential$')):
-        bridge.pair(network, module, (8, 8, 3))
+    with pytest.raises(UserError, match=(r'differ: ResNet has Conv_3 \(.*\) after BatchNorm_0 and BatchNorm_2 where '
+                                         r'Sequential has 3\.convs\.2 \(.*\) after 3\.norms\.1$')):
+        bridge.pair_layers(network, module, (8, 8, 3))
 
 
 def test_layers_that_are_alike_and_give_another_result_are_named():
     module = shallow()
     module.norm.eps = 1.0
-    with pytest.raises(UserError, match=re.escape('before or in Dense_0 of Small, dense of Small')):
+    with pytest.raises(UserError, match=re.escape('in or before Dense_0 of Small, dense of Small')):
         bridge.from_torch(Small(num_classes=10), module, (8, 8, 3))
 
 
@@ -465,7 +466,7 @@ def test_a_rectifier_in_place_does_not_change_which_layer_is_named():
     module = plain(torch.nn.Conv2d(3, 3, 3, 1, 1), torch.nn.ReLU(inplace=True), torch.nn.Conv2d(3, 6, 3, 1, 1, bias=False),
                    torch.nn.BatchNorm2d(6), torch.nn.ReLU(inplace=True), torch.nn.AvgPool2d(2), torch.nn.Flatten(),
                    torch.nn.Linear(96, 10))
-    with pytest.raises(UserError, match=re.escape('before or in Dense_0 of Small, 7 of Sequential')):
+    with pytest.raises(UserError, match=re.escape('in or before Dense_0 of Small, 7 of Sequential')):
         bridge.from_torch(Small(num_classes=10), module, (8, 8, 3))
 
 
@@ -474,7 +475,7 @@ def test_what_cannot_go_back_leaves_the_module_as_it_was():
     before = {name: value.clone() for name, value in module.state_dict().items()}
     variables = jax.tree.map(jnp.zeros_like, bridge.from_torch(network, module, (8, 8, 3)))
     variables['params']['Conv_0']['kernel'] = jnp.zeros((5, 5, 3, 3))
-    with pytest.raises(UserError, match=r'Conv_0: kernel is \(5, 5, 3, 3\)'):
+    with pytest.raises(UserError, match=r'params/Conv_0/kernel must be \(3, 3, 3, 3\), got \(5, 5, 3, 3\)'):
         bridge.to_torch(network, variables, module, (8, 8, 3))
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
 
@@ -487,13 +488,13 @@ def test_images_have_three_sizes():
 def test_variables_of_another_network_are_told_in_one_line():
     module, network = shallow(), Small(num_classes=10)
     variables = bridge.from_torch(network, module, (8, 8, 3))
-    with pytest.raises(UserError, match=r'variables have no batch_stats/BatchNorm_0/mean, of \('):
+    with pytest.raises(UserError, match=r'variables have no batch_stats/BatchNorm_0/mean, whose shape is \('):
         bridge.to_torch(network, {'params': variables['params']}, module, (8, 8, 3))
 
 
 def test_a_module_without_auxiliary_classifiers_is_told_the_field():
-    with pytest.raises(UserError, match='meets nothing of Theirs; without auxiliary classifiers it is of aux_weight=0'):
-        bridge.pair(WithAuxiliary(num_classes=5), with_auxiliary(False), (8, 8, 3))
+    with pytest.raises(UserError, match='where Theirs has nothing; create the network with aux_weight=0 if the module has'):
+        bridge.pair_layers(WithAuxiliary(num_classes=5), with_auxiliary(False), (8, 8, 3))
 
 
 def test_a_state_dict_of_another_module_is_told_in_one_line():
