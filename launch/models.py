@@ -1,5 +1,5 @@
-"""What networks cost: parameters, multiply-adds, memory in training; and for networks that are named, layer by layer, the
-output's shape and the receptive field. Without names: all networks. Nothing is computed, the networks are only traced."""
+"""Show the cost of networks: parameters, multiply-adds and memory in training. For networks given by name, also show the
+output shape and the receptive field of each layer. Networks are traced, not computed."""
 
 import argparse
 import concurrent.futures
@@ -17,11 +17,11 @@ from jaxcnn import cli
 if TYPE_CHECKING:
     from jaxcnn.inspect.complexity import Cost
 
-os.environ['JAX_PLATFORMS'] = 'cpu'  # of the processes, too, which take no memory of an accelerator so
+os.environ['JAX_PLATFORMS'] = 'cpu'  # also for worker processes, so that they take no memory of an accelerator
 
 
 def cost_of(name: str, args: argparse.Namespace) -> 'Cost | str':
-    """The network's cost, or what is wrong with the image's size for it."""
+    """Return the cost of a network, or a message if the images are too small for it."""
     from jaxcnn import models
     from jaxcnn.errors import UserError
     from jaxcnn.inspect import complexity
@@ -40,7 +40,6 @@ def cost_of(name: str, args: argparse.Namespace) -> 'Cost | str':
 
 def run(args: argparse.Namespace) -> int:
     from jaxcnn import models
-    from jaxcnn.data import workers
     from jaxcnn.errors import UserError, unknown
     from jaxcnn.inspect import figures
     for name in args.names:
@@ -49,32 +48,15 @@ def run(args: argparse.Namespace) -> int:
     for flag in ('image_size', 'batch_size', 'num_classes'):
         if getattr(args, flag) is not None and getattr(args, flag) < 1:
             raise UserError(f'--{flag}: expected at least 1, got {getattr(args, flag)}')
-    names = list(dict.fromkeys(args.names)) or sorted(models.names(), key=lambda name: [
-        int(part) if part.isdecimal() else part for part in re.split(r'(\d+)', name)])
-    first = cost_of(names[0], args)  # what is wrong with the flags is told before there are processes
-    processes = min(os.cpu_count() or 1, (len(names) + 3) // 4)
-    found: dict[str, Cost | str] = {names[0]: first}
-    rest = names[1:]
-    if processes > 1:
-        with concurrent.futures.ProcessPoolExecutor(processes, multiprocessing.get_context('spawn'),
-                                                    workers.initializer()) as pool:
-            with workers.starting_workers():
-                costs_of_rest = pool.map(functools.partial(cost_of, args=args), rest)
-            try:
-                found.update(zip(rest, costs_of_rest, strict=True))
-            except KeyboardInterrupt:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
-    else:
-        found.update((name, cost_of(name, args)) for name in rest)
+    names = list(dict.fromkeys(args.names)) or sorted(models.names(), key=natural_order)
     costs = {}
-    for name, cost in found.items():
-        if not isinstance(cost, str):
-            costs[name] = cost
+    for name, result in results_of(names, args).items():
+        if not isinstance(result, str):
+            costs[name] = result
         elif args.names:
-            raise UserError(cost)
+            raise UserError(result)
         else:
-            cli.log.warning('left out: %s', cost)
+            cli.log.warning('skipped: %s', result)
     if not costs:
         raise UserError(f'--image_size: {args.image_size} is too small for every network')
     if args.figure:
@@ -82,71 +64,100 @@ def run(args: argparse.Namespace) -> int:
             figures.costs(costs, args.figure)
         except (OSError, ValueError) as e:
             raise UserError(f'--figure: {args.figure} cannot be written: {e}') from e
-    layers = args.layers or bool(args.names)
+    with_layers = args.layers or bool(args.names)
     if args.json:
-        print(json.dumps({name: {k: v for k, v in dataclasses.asdict(cost).items() if layers or k != 'layers'}
+        print(json.dumps({name: {k: v for k, v in dataclasses.asdict(cost).items() if with_layers or k != 'layers'}
                           for name, cost in costs.items()}))
         return 0
-    show_all(costs, args)
-    if layers:
+    print_networks(costs, args)
+    if with_layers:
         for name, cost in costs.items():
-            show_layers(name, cost)
+            print_layers(name, cost)
     return 0
 
 
-def show_all(costs: 'dict[str, Cost]', args: argparse.Namespace) -> None:
-    """A line for each network."""
+def natural_order(name: str) -> list[int | str]:
+    """Return a key that sorts numbers in names by value, so that `resnet18` comes before `resnet101`."""
+    return [int(part) if part.isdecimal() else part for part in re.split(r'(\d+)', name)]
+
+
+def results_of(names: list[str], args: argparse.Namespace) -> 'dict[str, Cost | str]':
+    """Return `cost_of` each network, computed in several processes if there are many."""
+    from jaxcnn.data import workers
+    results = {names[0]: cost_of(names[0], args)}  # before any process starts, so that wrong flags are reported at once
+    others = names[1:]
+    processes = min(os.cpu_count() or 1, (len(names) + 3) // 4)
+    if processes == 1:
+        results.update((name, cost_of(name, args)) for name in others)
+        return results
+    with concurrent.futures.ProcessPoolExecutor(processes, multiprocessing.get_context('spawn'),
+                                                workers.initializer()) as pool:
+        with workers.starting_workers():
+            other_results = pool.map(functools.partial(cost_of, args=args), others)
+        try:
+            results.update(zip(others, other_results, strict=True))
+        except KeyboardInterrupt:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return results
+
+
+def print_networks(costs: 'dict[str, Cost]', args: argparse.Namespace) -> None:
+    """Print a table with a row for each network."""
     optimizers = next(iter(costs.values())).training_memory
     rows = [['', 'image', 'classes', 'parameters', 'multiply-adds', 'activations', *optimizers]]
     for name, cost in costs.items():
         rows.append([name, 'x'.join(map(str, cost.image_shape)), str(cost.num_classes), f'{cost.parameters:,}',
-                     f'{cost.multiply_adds:,}', size(cost.activation_memory), *map(size, cost.training_memory.values())])
-    table(rows, 2)
-    print(f'\nmultiply-adds of one image; memory in training with a batch of {args.batch_size}: activations; all, by '
-          'optimizer')
+                     f'{cost.multiply_adds:,}', format_bytes(cost.activation_memory),
+                     *map(format_bytes, cost.training_memory.values())])
+    print_table(rows)
+    print(f'\nmultiply-adds are for one image; memory is for training with a batch of {args.batch_size}: activations alone, '
+          'and in total by optimizer')
     for name, cost in costs.items():
         if cost.auxiliary_parameters and args.names:
-            print(f'{name}: its auxiliary classifiers have {cost.auxiliary_parameters:,} more parameters, in training alone')
+            print(f'{name}: training has {cost.auxiliary_parameters:,} more parameters, in auxiliary classifiers')
 
 
-def show_layers(name: str, cost: 'Cost') -> None:
-    """A table of a network's layers."""
+def print_layers(name: str, cost: 'Cost') -> None:
+    """Print a table with a row for each layer of a network."""
     rows = [[name, 'output', 'parameters', 'multiply-adds', 'field', 'jump', 'padding', 'start']]
     for layer in cost.layers:
-        padding = '' if layer.padding is None else pair([pair(p) for p in layer.padding])
+        padding = '' if layer.padding is None else format_pair([format_pair(p) for p in layer.padding])
         rows.append([layer.name, 'x'.join(map(str, layer.shape)), f'{layer.parameters:,}', f'{layer.multiply_adds:,}',
-                     pair(['all' if n is None else n for n in layer.field]), pair(layer.jump), padding,
-                     pair(['' if n is None else f'{n:g}' for n in layer.start])])
+                     format_pair(['all' if n is None else n for n in layer.field]), format_pair(layer.jump), padding,
+                     format_pair(['' if n is None else f'{n:g}' for n in layer.start])])
     print()
-    table(rows, 2)
+    print_table(rows)
 
 
-def pair(values: Sequence[object]) -> str:
-    """Two values, or one where they are the same."""
+def format_pair(values: Sequence[object]) -> str:
+    """Return two values separated by a comma, or one if they are equal."""
     return ','.join(map(str, values if len(set(values)) > 1 else values[:1]))
 
 
-def size(count: int) -> str:
-    """Bytes, to read."""
+def format_bytes(count: int) -> str:
+    """Return a number of bytes in MiB or GiB."""
     return f'{count / 2 ** 30:,.2f} GiB' if count >= 2 ** 30 else f'{count / 2 ** 20:,.1f} MiB'
 
 
-def table(rows: list[list[str]], left: int) -> None:
-    """Columns side by side; the first `left` begin at the left."""
+def print_table(rows: list[list[str]]) -> None:
+    """Print aligned columns, the first two to the left and the others to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
-        print('  '.join(cell.ljust(w) if i < left else cell.rjust(w) for i, (cell, w) in enumerate(
-            zip(row, widths, strict=True))).rstrip())
+        cells = [cell.ljust(width) if i < 2 else cell.rjust(width)
+                 for i, (cell, width) in enumerate(zip(row, widths, strict=True))]
+        print('  '.join(cells).rstrip())
 
 
 if __name__ == '__main__':
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('names', nargs='*', metavar='NAME', help='networks (default: all)')
-    parser.add_argument('--image_size', type=int, help="pixels of the images' sides (default: as published)")
+    parser.add_argument('--image_size', type=int, help="height and width of images in pixels (default: the network's own)")
     parser.add_argument('--batch_size', type=int, default=32, help='images in a training step (default: 32)')
-    parser.add_argument('--num_classes', type=int, help='classes (default: as published)')
-    parser.add_argument('--optimizer', default='sgd', help='one more whose memory is told, as adam or sgd(momentum=0.9)')
-    parser.add_argument('--layers', action='store_true', help='layer by layer without names, too')
-    parser.add_argument('--json', action='store_true', help='one JSON object, by name; memory in bytes')
-    parser.add_argument('--figure', metavar='FILE.png', help='draw parameters and multiply-adds')
+    parser.add_argument('--num_classes', type=int, help="number of classes (default: the network's own)")
+    parser.add_argument('--optimizer', default='sgd', help='another optimizer whose memory is shown, such as adamw or '
+                        'sgd(momentum=0.9, nesterov=True)')
+    parser.add_argument('--layers', action='store_true', help='show the layers of all networks')
+    parser.add_argument('--json', action='store_true', help='print a JSON object by network name; memory in bytes')
+    parser.add_argument('--figure', metavar='FILE.png', help='draw parameters and multiply-adds into an image file')
     cli.main(parser, run)
