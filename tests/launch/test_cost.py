@@ -19,10 +19,10 @@ def test_json_and_a_figure(command, tmp_path):
     code, out, err = command('models', 'lenet5', '--json', '--batch_size=4', '--optimizer=adamw',
                              f'--figure={tmp_path / "a.png"}')
     assert (code, err, len(out)) == (0, [], 1)
-    found = json.loads(out[0])['lenet5']
-    assert (found['parameters'], found['image_shape'], found['batch_size']) == (61_706, [32, 32, 1], 4)
-    assert list(found['training_memory']) == ['sgd', 'momentum', 'adam', 'adamw']
-    assert found['layers'][0]['field'] == [5, 5]
+    cost = json.loads(out[0])['lenet5']
+    assert (cost['parameters'], cost['image_shape'], cost['batch_size']) == (61_706, [32, 32, 1], 4)
+    assert list(cost['training_memory']) == ['sgd', 'momentum', 'adam', 'adamw']
+    assert cost['layers'][0]['field'] == [5, 5]
     assert (tmp_path / 'a.png').read_bytes().startswith(b'\x89PNG')
 
 
