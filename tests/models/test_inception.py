@@ -29,13 +29,13 @@ def count(tree):
 
 
 def maps_of(network, *sides):
-    found = {}
+    shape_by_name = {}
 
     def run(x):  # what comes out of eval_shape is in alphabetical order
         _, maps = network.init_with_output(jax.random.key(0), x, features=True)[0]
-        found.update({name: x.shape[1:] for name, x in maps.items()})
+        shape_by_name.update({name: x.shape[1:] for name, x in maps.items()})
     jax.eval_shape(run, jax.ShapeDtypeStruct((2, *sides, 3), jnp.float32))
-    return found
+    return shape_by_name
 
 
 # ---- shapes
@@ -178,8 +178,8 @@ STAGES = (  # 1x1, 3x3 reduce, 3x3, 5x5 reduce, 5x5, pool proj (the paper's tabl
     ('5a', 256, 160, 320, 32, 128, 128), ('5b', 384, 192, 384, 48, 128, 128))
 
 
-def torch_googlenet(torch, batch_norm, side, classes=10, torchvision=False):
-    """GoogLeNet, 1 / 4 as wide, without dropout; gives the logits of all three classifiers."""
+def torch_googlenet(torch, batch_norm, side, blocks, classes=10, torchvision=False):
+    """GoogLeNet, a quarter as wide and without dropout; gives the logits of all three classifiers."""
     def conv(before, after, size, stride=1):
         layers = [torch.nn.Conv2d(before, after, size, stride, size // 2, bias=not batch_norm)]
         return torch.nn.Sequential(*layers, *[torch.nn.BatchNorm2d(after, 1e-3)] * batch_norm, torch.nn.ReLU())
@@ -211,10 +211,14 @@ def torch_googlenet(torch, batch_norm, side, classes=10, torchvision=False):
             self.stem = torch.nn.Sequential(
                 conv(3, 16, 7, 2), pool(2), *norm, conv(16, 16, 1), conv(16, 48, 3), *norm, pool(2))
             self.blocks, before = torch.nn.ModuleDict(), 48
-            for i, row in enumerate(STAGES):
+            for row in STAGES:
                 if row is None:
-                    last = torchvision and 'pool2' in self.blocks
-                    self.blocks[f'pool{i}'] = torch.nn.MaxPool2d(2, 2, ceil_mode=True) if last else pool(2)
+                    last = 'pool3' in self.blocks
+                    self.blocks['pool4' if last else 'pool3'] = (
+                        torch.nn.MaxPool2d(2, 2, ceil_mode=True) if last and torchvision else pool(2))
+                    continue
+                stage, block = int(row[0][0]) - 3, ord(row[0][1]) - ord('a')
+                if block >= blocks[stage]:
                     continue
                 widths = [width // 4 for width in row[1:]]
                 self.blocks[row[0]] = Block(before, *widths)
@@ -231,14 +235,16 @@ def torch_googlenet(torch, batch_norm, side, classes=10, torchvision=False):
 
 
 @pytest.mark.torch
-@pytest.mark.parametrize(('batch_norm', 'torchvision'), [
-    (False, False), (False, True), pytest.param(True, False, marks=pytest.mark.slow)])
-def test_all_logits_of_googlenet_are_those_of_pytorch_with_the_same_weights(batch_norm, torchvision):
+@pytest.mark.parametrize(('batch_norm', 'torchvision', 'blocks'), [
+    (False, False, (1, 4, 1)),  # as few blocks as leave both auxiliary classifiers
+    pytest.param(False, True, (2, 5, 2), marks=pytest.mark.slow),
+    pytest.param(True, False, (2, 5, 2), marks=pytest.mark.slow)])
+def test_all_logits_of_googlenet_are_those_of_pytorch_with_the_same_weights(batch_norm, torchvision, blocks):
     torch = pytest.importorskip('torch')
     torch.manual_seed(0)
     side = 128
-    theirs = torch_googlenet(torch, batch_norm, side, torchvision=torchvision).eval()
-    for module in theirs.modules():
+    torch_network = torch_googlenet(torch, batch_norm, side, blocks, torchvision=torchvision).eval()
+    for module in torch_network.modules():
         if isinstance(module, torch.nn.Conv2d | torch.nn.Linear):
             torch.nn.init.kaiming_normal_(module.weight)
         if isinstance(module, torch.nn.BatchNorm2d):
@@ -249,11 +255,11 @@ def test_all_logits_of_googlenet_are_those_of_pytorch_with_the_same_weights(batc
             module.bias.data.normal_(0, 0.2)
     images = 30 * np.random.default_rng(0).normal(size=(2, side, side, 3)).astype(np.float32)  # so that LRN counts
     with torch.no_grad():
-        expected = [x.numpy() for x in theirs(torch.from_numpy(images.transpose(0, 3, 1, 2).copy()))]
-    ours = create('googlenet', batch_norm=batch_norm, multiplier=0.25, bn_frozen=True, dropout=0.0, aux_dropout=0.0,
-                  torchvision=torchvision)
-    filled = importlib.import_module('jaxcnn.interop.torch').from_torch(ours, theirs, (side, side, 3))
-    logits = jax.jit(lambda v, x: ours.apply(v, x, train=True), compiler_options=run_once())(filled, images)
+        expected = [x.numpy() for x in torch_network(torch.from_numpy(images.transpose(0, 3, 1, 2).copy()))]
+    network = create('googlenet', batch_norm=batch_norm, multiplier=0.25, blocks=blocks, bn_frozen=True, dropout=0.0,
+                  aux_dropout=0.0, torchvision=torchvision)
+    variables = importlib.import_module('jaxcnn.interop.torch').from_torch(network, torch_network, (side, side, 3))
+    logits = jax.jit(lambda v, x: network.apply(v, x, train=True), compiler_options=run_once())(variables, images)
     assert len(logits) == len(expected) == 3
     for a, b in zip(logits, expected, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-4 * np.abs(b).max())

@@ -31,18 +31,18 @@ SMALL = {
     'MobileNetV1': {'multiplier': 0.25},
     'ResNet': {'blocks': (1, 1), 'width': 8},
     'resnext': {'blocks': (1, 1), 'width': 8, 'groups': 2, 'group_width': 4},
-    'T2TViT': {'depth': 2, 'embed': 12, 'heads': 3, 'token_dim': 8, 'token_dropout': 0.0},
+    'T2TViT': {'depth': 1, 'embed': 12, 'heads': 3, 'token_dim': 8, 'token_dropout': 0.0, 'splits': ((7, 4, 2), (3, 2, 1))},
     'GoogLeNet': {'multiplier': 0.1, 'blocks': (1, 1, 1), 'aux_dropout': 0.0},
     'Inception': {'multiplier': 0.1, 'blocks': (1, 1, 1)},
 }
 SIZE = 32
-# what takes long to compile and is like another: left to the slow tests where a test compiles it
-SLOW = {'bn_inception', 'inception_resnet_v2', 'googlenet', 'inception_v3', 'inception_v4', 'resnext101_32x8d', 'airbench96',
-        'resnet110_cifar', 'preresnet101', 'resnet152', 'preresnet152', 'alexnet_grouped'}
+# networks that take long to compile and resemble another one; tests that compile them are marked as slow
+SLOW = {'bn_inception', 'inception_resnet_v1', 'inception_resnet_v2', 'googlenet', 'inception_v3', 'inception_v4', 'zfnet',
+        'resnext101_32x8d', 'airbench96', 'resnet110_cifar', 'preresnet101', 'resnet152', 'preresnet152', 'alexnet_grouped'}
 
 
-def marked(names, slow=SLOW):
-    return [pytest.param(name, marks=pytest.mark.slow) if name in slow else name for name in names]
+def mark_slow(names, *more):
+    return [pytest.param(name, marks=pytest.mark.slow) if name in SLOW.union(more) else name for name in names]
 
 
 def create(name, **fields):
@@ -51,43 +51,44 @@ def create(name, **fields):
     return models.create(name, **{**small, **fields})
 
 
-def different():
-    """A name for each network that is another one when it is small."""
-    found = {}
+def distinct_networks():
+    """One name for each set of networks that are equal when they are made small."""
+    name_by_fields = {}
     for name in models.names():
         network = create(name)
-        found.setdefault(repr((type(network), dataclasses.astuple(network))), name)
-    return sorted(found.values())
+        name_by_fields.setdefault(repr((type(network), dataclasses.astuple(network))), name)
+    return sorted(name_by_fields.values())
 
 
-def kinds():
-    """A name for each kind of network: of another class (of the Inceptions one with auxiliary classifiers, one without, one
-    with residues), or with other layers."""
-    found = {}
-    for name in different():
+def network_kinds():
+    """One name for each class of networks and set of layers; Inception has three classes: with auxiliary classifiers,
+    without them, and residual."""
+    name_by_kind = {}
+    for name in distinct_networks():
         network = models.create(name)
         kind = type(network)
         layers = [bool(getattr(network, field, False)) for field in ('batch_norm', 'preact', 'bottleneck', 'residual')]
-        found.setdefault((kind.__mro__[1] if issubclass(kind, Inception) else kind, *layers,
-                          getattr(network, 'groups', 1) > 1), name)
-    return sorted(found.values())
+        name_by_kind.setdefault((kind.__mro__[1] if issubclass(kind, Inception) else kind, *layers,
+                                 getattr(network, 'groups', 1) > 1), name)
+    return sorted(name_by_kind.values())
 
 
-def deepest():
-    """A name for each network, without those that have fewer blocks than another that is the same otherwise."""
-    found = {}
+def deepest_networks():
+    """The deepest of each set of networks that differ in nothing but their number of blocks."""
+    deepest = {}
     for name in sorted(set(models.names()) - {'resnet1202_cifar'}):  # which takes a minute
         network = models.create(name)
-        depth = {'blocks', 'stages', 'parent', 'name'}
+        depth_fields = {'blocks', 'stages', 'parent', 'name'}
         kind = repr([type(network), *((f.name, getattr(network, f.name)) for f in dataclasses.fields(network)
-                                      if f.name not in depth)])
+                                      if f.name not in depth_fields)])
         blocks = sum(getattr(network, 'blocks', ())) + len(jax.tree.leaves(getattr(network, 'stages', ())))
-        found[kind] = max(found.get(kind, (0, '')), (blocks, name))
-    return sorted(name for _, name in found.values())
+        deepest[kind] = max(deepest.get(kind, (0, '')), (blocks, name))
+    return sorted(name for _, name in deepest.values())
 
 
 def shapes(network, *shape):
     """Shapes of the variables, without computing them."""
+    network = network.clone(conv_implementation='xla')  # faster to trace
     return jax.eval_shape(lambda: network.init(jax.random.key(0), jnp.zeros((1, *shape))))
 
 
@@ -173,13 +174,16 @@ PUBLISHED = [
 ]
 
 
-@pytest.mark.parametrize(('name', 'fields', 'parameters'), PUBLISHED)
+@pytest.mark.parametrize(('name', 'fields', 'parameters'), [
+    pytest.param(*row, marks=pytest.mark.slow) if row[0] in (
+        'resnet101', 'resnet152', 'preresnet101', 'preresnet152', 'resnext101_32x8d', 'resnet110_cifar', 'inception_v4',
+        'inception_resnet_v2') else row for row in PUBLISHED])
 def test_parameters_are_as_many_as_published(name, fields, parameters):
     (height, width, channels), classes = models.create(name).published_for()
     fields = {'num_classes': classes, 'size': height, **fields}
     size = fields.pop('size')
     assert (height, channels) == (width, 3)
-    network = models.create(name, conv_implementation='xla', **fields)  # less to trace
+    network = models.create(name, **fields)
     assert count(shapes(network, size, size, 3)['params']) == parameters
 
 
@@ -202,20 +206,19 @@ def test_lenet5_frames_small_images_with_zeros():
 # ---- every network: a new one joins by being registered
 
 
-@pytest.fixture(scope='module', params=different())
-def name(request):
-    return request.param
-
-
-def test_logits_are_one_for_each_class_whatever_the_image(name):
-    """Of grey images that are not square; those that are too small are told."""
-    network = create(name, num_classes=7)
+@pytest.mark.parametrize('name', distinct_networks())
+def test_logits_maps_and_types_for_images_of_one_channel_that_are_not_square(name):
+    """The type of parameters leaves BatchNorm alone. Images that are too small are refused."""
+    network = create(name, num_classes=7, param_dtype='bfloat16', conv_implementation='xla')  # faster to trace
     smallest = network.min_image_size()
     images = jnp.zeros((3, smallest + 8, smallest + 1, 1))
-    (logits, maps), _ = jax.eval_shape(functools.partial(network.init_with_output, features=True), jax.random.key(0), images)
+    (logits, maps), variables = jax.eval_shape(
+        functools.partial(network.init_with_output, features=True), jax.random.key(0), images)
     assert (logits.shape, logits.dtype) == ((3, 7), jnp.float32)
     assert maps
     assert all(len(m) == 3 and m.ndim == 4 for m in maps.values())
+    for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
+        assert leaf.dtype == (jnp.float32 if 'BatchNorm' in jax.tree_util.keystr(path) else jnp.bfloat16), path
     if smallest > 1:
         with pytest.raises(UserError, match=rf'at least {smallest} x {smallest} pixels, got {smallest - 1} x {smallest}'):
             shapes(network, smallest - 1, smallest, 3)
@@ -238,7 +241,9 @@ def loss_and_gradient(network, variables, labels):
     return once(jax.value_and_grad(loss, has_aux=True))
 
 
-@pytest.mark.parametrize('name', marked(different()))
+@pytest.mark.parametrize('name', mark_slow(
+    distinct_networks(), 'alexnet', 'lenet_mnist', 'nin_imagenet', 'resnet18', 'vgg11', 'vgg11_lrn', 'vgg16_c',
+    'vgg16_c_bn'))
 def test_a_step_of_gradient_descent_lowers_the_loss_and_moves_every_parameter(name):
     """And changes all statistics."""
     network = create(name, dropout=0.0)
@@ -257,9 +262,9 @@ def test_a_step_of_gradient_descent_lowers_the_loss_and_moves_every_parameter(na
         assert np.any(grad != 0), path
 
 
-@pytest.mark.parametrize('kind', marked(kinds(), SLOW | {
-    'airbench94', 'alexnet', 'googlenet_bn', 'inception_resnet_v1', 'leedl_cnn', 'lenet5', 'lenet_mnist', 'nin_cifar',
-    'preresnet18', 'resnet18', 'shallow_cnn', 'vgg11', 'vgg11_bn'}))
+@pytest.mark.parametrize('kind', mark_slow(
+    network_kinds(), 'airbench94', 'alexnet', 'googlenet_bn', 'leedl_cnn', 'lenet5', 'lenet_mnist', 'mobilenet_v1',
+    'nin_cifar', 'preresnet18', 'resnet18', 'shallow_cnn', 't2t_vit_14', 'vgg11', 'vgg11_bn'))
 def test_with_rematerialisation_and_on_four_devices_gradients_are_the_same(kind):
     network, remat = create(kind, dropout=0.0), create(kind, dropout=0.0, remat=True)
     side = side_of(network)
@@ -276,7 +281,9 @@ def test_with_rematerialisation_and_on_four_devices_gradients_are_the_same(kind)
         assert np.abs(a - b).max() <= 3e-3 * max(np.abs(b).max(), 1e-3)  # XLA's own differ by 1.6e-3
 
 
-@pytest.mark.parametrize('kind', marked(kinds()))
+@pytest.mark.parametrize('kind', mark_slow(
+    network_kinds(), 'alexnet', 'googlenet_bn', 'leedl_cnn', 'lenet_mnist', 'mobilenet_v1', 'nin_cifar', 't2t_vit_14',
+    'vgg11', 'vgg11_bn'))
 def test_statistics_types_and_dropout(kind):
     """Statistics change in training and only there, and not when they are frozen; bfloat16 is near float32; dropout draws
     in training alone."""
@@ -291,8 +298,10 @@ def test_statistics_types_and_dropout(kind):
         trained, updates = network.apply(v, x, train=True, mutable=['batch_stats'])
         fixed, left = frozen.apply(v, x, train=True, mutable=['batch_stats'])
         evaluated, same = network.apply(v, x, mutable=['batch_stats'])
-        drops = [heads(dropping.apply(v, x, train=True, rngs={'dropout': jax.random.key(k)}, mutable=['batch_stats'])[0])[0]
-                 for k in (1, 2)]
+
+        def drop(key):
+            return heads(dropping.apply(v, x, train=True, rngs={'dropout': key}, mutable=['batch_stats'])[0])[0]
+        drops = jax.lax.map(drop, jax.random.split(jax.random.key(1)))  # compiled once for both keys
         return heads(trained)[0], heads(fixed)[0], evaluated, (updates, left, same), drops, half.apply(v, x)
 
     trained, fixed, evaluated, statistics, drops, rounded = run(variables, images)
@@ -329,11 +338,13 @@ def deviation(kernel_init, shape):
             'normal': float(argument or 0), 'truncated_normal': math.sqrt(CUT) * float(argument or 0)}[name]
 
 
-@pytest.mark.parametrize('every', marked(deepest()))
-def test_activations_neither_vanish_nor_explode_through_depth(every):
-    """As training begins: with the kernels' first values, and the batch's statistics."""
-    unscaled = {'logit_scale': 1.0} if every.startswith('airbench') else {}  # small logits are meant there
-    network = narrow(models.create(every, conv_implementation='xla', dropout=0.0, **unscaled))
+@pytest.mark.parametrize('name', mark_slow(
+    deepest_networks(), 'airbench95', 'alexnet', 'googlenet_bn', 'leedl_cnn', 'mobilenet_v1', 'nin_imagenet', 'preresnet34',
+    'resnext50_32x4d', 't2t_vit_14', 'vgg11_lrn', 'vgg16_c', 'vgg16_c_bn', 'vgg19_bn'))
+def test_activations_neither_vanish_nor_explode_through_depth(name):
+    """As training starts: with the kernels' first values, and the batch's statistics."""
+    unscaled = {'logit_scale': 1.0} if name.startswith('airbench') else {}  # whose logits are small by design
+    network = narrow(models.create(name, conv_implementation='xla', dropout=0.0, **unscaled))
     side = side_of(network)
     rng = np.random.default_rng(0)
 
@@ -348,15 +359,8 @@ def test_activations_neither_vanish_nor_explode_through_depth(every):
                                           rngs={'dropout': jax.random.key(0)})
         return jax.tree.map(jnp.std, {**maps, **{f'logits {i}': x for i, x in enumerate(heads(output))}})
     variables = jax.tree_util.tree_map_with_path(draw, shapes(network, side, side, 3))
-    for name, value in deviations(variables, batch(8, side)[0]).items():
-        assert 0.1 < value < 20, (name, value)
-
-
-def test_the_type_of_parameters_leaves_statistics_alone(name):
-    network = create(name, param_dtype='bfloat16')
-    side = side_of(network)
-    for path, leaf in jax.tree_util.tree_leaves_with_path(shapes(network, side, side, 3)):
-        assert leaf.dtype == (jnp.float32 if 'BatchNorm' in jax.tree_util.keystr(path) else jnp.bfloat16), path
+    for array, value in deviations(variables, batch(8, side)[0]).items():
+        assert 0.1 < value < 20, (array, value)
 
 
 # ---- activations
@@ -382,11 +386,11 @@ def test_an_activation_is_its_closed_form(name):
     np.testing.assert_allclose(activation(name)(jnp.float32(x)), FORMS[name](x), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize('model', ['lenet5', 'shallow_cnn'])
+@pytest.mark.parametrize('model', ['lenet5', pytest.param('shallow_cnn', marks=pytest.mark.slow)])
 def test_every_activation_makes_a_network_of_its_own(model):
     networks = [create(model, activation=name) for name in ACTIVATIONS]
     variables = drawn(networks[0])
-    logits = jax.jit(lambda v, x: [network.apply(v, x) for network in networks])(variables, 100 * batch(2)[0])
+    logits = once(lambda v, x: [network.apply(v, x) for network in networks])(variables, 100 * batch(2)[0])
     assert np.isfinite(logits).all()
     for i, j in np.ndindex(len(logits), len(logits)):
         assert i == j or np.abs(logits[i] - logits[j]).max() > 1e-5
@@ -428,22 +432,26 @@ def test_every_initialiser_is_in_that_test():
 @pytest.mark.parametrize(('side', 'channels', 'features'), [(3, 4, 6), (3, 6, 4), (2, 5, 5)])
 def test_dirac_passes_the_input_on(side, channels, features):
     key, shape = jax.random.key(0), (side, side, channels, features)
-    kernel = np.asarray(initializer('dirac')(key, shape))
-    image = np.random.default_rng(0).normal(size=(1, 8, 8, channels)).astype(np.float32)
-    padding = [(side // 2, (side - 1) // 2)] * 2
-    seen = jax.lax.conv_general_dilated(image, kernel, (1, 1), padding, dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
-    same = min(channels, features)
-    np.testing.assert_allclose(seen[..., :same], image[..., :same], rtol=1e-6)
-    np.testing.assert_array_equal(kernel[..., same:], initializer('torch_uniform')(key, shape)[..., same:])
-    dense = initializer('dirac')(key, (7, 5))
-    np.testing.assert_array_equal(dense, initializer('torch_uniform')(key, (7, 5)))
+    kernel, uniform = (np.asarray(jax.jit(initializer(name), static_argnums=1)(key, shape))
+                       for name in ('dirac', 'torch_uniform'))
+    copied = min(channels, features)
+    expected = np.zeros((side, side, channels, copied), np.float32)
+    expected[side // 2, side // 2, range(copied), range(copied)] = 1  # a convolution with it is the identity
+    np.testing.assert_array_equal(kernel[..., :copied], expected)
+    np.testing.assert_array_equal(kernel[..., copied:], uniform[..., copied:])
 
 
+def test_dirac_is_uniform_for_dense_layers():
+    dense, uniform = (initializer(name)(jax.random.key(0), (7, 5)) for name in ('dirac', 'torch_uniform'))
+    np.testing.assert_array_equal(dense, uniform)
+
+
+@pytest.mark.parametrize('name', mark_slow(network_kinds()))
 def test_every_kernel_is_drawn_as_named_and_every_bias_is_zero(name, monkeypatch):
     """In float32, whatever the type of computation."""
     monkeypatch.setitem(INITIALIZERS, 'constant', lambda value: jax.nn.initializers.constant(value))
-    network = create(name, kernel_init='constant(0.05)', dtype='bfloat16')
-    variables = jax.jit(network.init)(jax.random.key(0), batch(1, side_of(network))[0])
+    network = create(name, kernel_init='constant(0.05)', dtype='bfloat16', conv_implementation='xla')
+    variables = once(network.init)(jax.random.key(0), batch(1, side_of(network))[0])
     assert {x.dtype for x in jax.tree.leaves(variables)} == {jnp.dtype('float32')}
     for path, values in jax.tree_util.tree_leaves_with_path(variables['params']):
         if path[-1].key == 'class_token':
@@ -515,19 +523,25 @@ def test_an_image_too_small_to_halve_four_times_is_told():
 
 
 @pytest.mark.parametrize('fields', [
-    dict(), dict(strides=2), dict(strides=None, padding='VALID'), dict(padding=1), dict(padding=[(1, 0), (0, 2)]),
-    dict(kernel_dilation=2), dict(input_dilation=(2, 1), padding=((1, 1), (2, 0))), dict(feature_group_count=2),
-    dict(use_bias=False), dict(mask=np.tri(3, dtype=np.float32)[:, :, None, None] * np.ones((4, 6), np.float32)),
+    dict(), dict(strides=2, padding=1), dict(strides=None, padding='VALID', feature_group_count=2),
+    dict(kernel_dilation=2, padding=[(1, 0), (0, 2)], use_bias=False),
+    dict(input_dilation=(2, 1), padding=((1, 1), (2, 0))),
+    dict(mask=np.tri(3, dtype=np.float32)[:, :, None, None] * np.ones((4, 6), np.float32)),
     dict(bias_init=nn.initializers.normal(), param_dtype=jnp.bfloat16, dtype=jnp.float32)],
     ids=lambda fields: ' '.join(fields) or 'plain')
 def test_the_convolution_is_that_of_flax(fields):
-    x = jax.random.normal(jax.random.key(0), (3, 7, 6, 4))
-    ours, theirs = (kind(6, (3, 3), **fields) for kind in (Conv, nn.Conv))
-    variables = theirs.init(jax.random.key(1), x)
-    chex.assert_trees_all_equal(ours.init(jax.random.key(1), x), variables)
-    chex.assert_trees_all_close(ours.apply(variables, x), theirs.apply(variables, x), atol=2e-6)
+    @once
+    def run(x):
+        modules = [convolution(6, (3, 3), **fields) for convolution in (Conv, nn.Conv)]
+        variables = [module.init(jax.random.key(1), x) for module in modules]
 
-    def gradients(module):
-        return jax.grad(lambda v: (module.apply(v, x) ** 2).sum())(variables)
+        def loss(v, module):
+            y = module.apply(v, x)
+            return (y ** 2).sum(), y
+        return variables, [jax.grad(loss, has_aux=True)(variables[1], module) for module in modules]
+    variables, ((gradient, output), (flax_gradient, flax_output)) = run(
+        np.random.default_rng(0).normal(size=(3, 7, 6, 4)).astype(np.float32))
+    chex.assert_trees_all_equal(*variables)
+    chex.assert_trees_all_close(output, flax_output, atol=2e-6)
     rtol = 1e-2 if 'param_dtype' in fields else 1e-4
-    chex.assert_trees_all_close(gradients(ours), gradients(theirs), rtol=rtol, atol=1e-4)
+    chex.assert_trees_all_close(gradient, flax_gradient, rtol=rtol, atol=1e-4)

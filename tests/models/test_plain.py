@@ -33,6 +33,7 @@ def create(name, **fields):
 
 
 def shapes(network, *size, channels=3):
+    network = network.clone(conv_implementation='xla')  # faster to trace
     return jax.eval_shape(lambda: network.init(jax.random.key(0), jnp.zeros((1, *size, channels))))
 
 
@@ -86,10 +87,9 @@ def pyramid_by_hand(x, levels):
     return np.stack(bins, 1).reshape(n, -1)
 
 
-@pytest.mark.parametrize('levels', [(4, 2, 1), (3,), (1, 6, 5)], ids=str)
-@pytest.mark.parametrize('side', [(8, 8), (13, 10), (3, 7), (1, 1)], ids=str)
-def test_a_spatial_pyramid_has_the_maximum_of_every_bin(side, levels):
-    x = np.random.default_rng(0).normal(size=(2, *side, 3)).astype(np.float32)
+@pytest.mark.parametrize('side', [(13, 10), (3, 7), (1, 1)], ids=str)
+def test_a_spatial_pyramid_has_the_maximum_of_every_bin(side):
+    x, levels = np.random.default_rng(0).normal(size=(2, *side, 3)).astype(np.float32), (4, 2, 1, 6, 5)
     np.testing.assert_array_equal(jax.jit(spatial_pyramid, static_argnums=1)(x, levels), pyramid_by_hand(x, levels))
 
 
@@ -121,7 +121,9 @@ def test_the_dense_layers_see_the_pyramid_of_the_last_map():
 # ---- fully convolutional
 
 
-@pytest.mark.parametrize(('name', 'side', 'window'), [('zfnet', 80, 2), ('vgg19_bn', 20, 5), ('leedl_cnn', 24, 3)])
+@pytest.mark.parametrize(('name', 'side', 'window'), [
+    pytest.param('zfnet', 80, 2, marks=pytest.mark.slow), ('vgg19_bn', 12, 3),
+    pytest.param('leedl_cnn', 24, 3, marks=pytest.mark.slow)])
 def test_dense_layers_as_convolutions_have_the_same_parameters_and_the_same_score(name, side, window):
     dense = create(name)
     network = create(name, head='dense_conv', window=window)
@@ -145,9 +147,9 @@ def test_every_place_of_a_score_map_is_that_of_the_dense_layers_on_its_window():
 
 
 def test_gradients_through_a_score_map_are_the_sum_over_its_windows():
-    network = create('vgg19_bn', head='dense_conv', window=3)
+    network = create('vgg16_c', head='dense_conv', window=3, stages=((4,), (6,)))
     variables = drawn(network, 12, 12)
-    images, weights = pictures(21, 28), np.random.default_rng(2).normal(size=(2, 3, 5, 10)).astype(np.float32)
+    images, weights = pictures(16, 20), np.random.default_rng(2).normal(size=(2, 2, 3, 10)).astype(np.float32)
 
     def weighted(variables, images, scores_of):
         scores, maps = network.apply(variables, images, features=True)
@@ -155,15 +157,15 @@ def test_gradients_through_a_score_map_are_the_sum_over_its_windows():
 
     def by_window(scores, variables, stage):
         last = max_pool(stage, 2)
-        return jnp.stack([jnp.stack([dense_layers(variables, last[:, i:i + 3, j:j + 3].reshape(2, -1)) for j in range(5)], 1)
-                          for i in range(3)], 1)
+        return jnp.stack([jnp.stack([dense_layers(variables, last[:, i:i + 3, j:j + 3].reshape(2, -1)) for j in range(3)], 1)
+                          for i in range(2)], 1)
 
     def gradients(scores_of):
         return jax.jit(jax.grad(functools.partial(weighted, scores_of=scores_of), (0, 1)), compiler_options=run_once())(
             variables, images)
     expected = jax.tree_util.tree_leaves_with_path(gradients(by_window))
     for (path, b), a in zip(expected, jax.tree.leaves(gradients(lambda scores, *_: scores)), strict=True):
-        assert np.any(b != 0) or 'batch_stats' in jax.tree_util.keystr(path)
+        assert np.any(b != 0), path
         np.testing.assert_allclose(a, b, atol=1e-4 * np.abs(b).max(), err_msg=jax.tree_util.keystr(path))
 
 
@@ -203,7 +205,7 @@ def test_the_smallest_image_works_and_one_that_is_smaller_is_refused(name, head)
 @pytest.mark.parametrize('name', SMALL)
 def test_the_side_of_the_last_map_is_what_the_dense_layers_see(name):
     network = create(name)
-    for side in range(SMALLEST[name], SMALLEST[name] + 36, 9):
+    for side in (SMALLEST[name], SMALLEST[name] + 21):
         features = network.last_map_size(side) ** 2 * LAST[name]
         assert shapes(network, side, side)['params']['Dense_0']['kernel'].shape[0] == features
 
@@ -212,7 +214,7 @@ def test_the_side_of_the_last_map_is_what_the_dense_layers_see(name):
 def test_nin_works_on_all_images_from_the_smallest(name, side):
     network = create(name)
     assert network.min_image_size() == side
-    for pixels in (side, side + 1, side + 30, side + 37):
+    for pixels in (side, side + 1, side + 37):
         assert map_shapes(network, pixels, pixels)['classes'] == (network.last_map_size(pixels),) * 2 + (10,)
     if side > 1:
         with pytest.raises(UserError, match='NIN needs images of at least 39 x 39 pixels, got 38 x 50'):
@@ -229,7 +231,9 @@ def test_parameters_of_forms_that_the_published_table_leaves_out(name, side, par
     assert count(shapes(models.create(name, num_classes=1000), side, side)['params']) == parameters
 
 
-@pytest.mark.parametrize('name', [name for name in models.names() if name.startswith('vgg')])
+@pytest.mark.parametrize('name', [
+    'vgg11_lrn', 'vgg13', 'vgg16_bn', 'vgg16_c', 'vgg19', *(pytest.param(name, marks=pytest.mark.slow) for name in (
+        'vgg11', 'vgg11_bn', 'vgg13_bn', 'vgg16', 'vgg16_c_bn', 'vgg19_bn'))])
 def test_vgg_has_as_many_layers_as_its_name_says(name):
     params = shapes(models.create(name), 32, 32)['params']
     layers = [layer for layer in params if not layer.startswith('BatchNorm')]
@@ -266,15 +270,15 @@ def test_groups_are_of_the_second_fourth_and_fifth_convolution():
     ('alexnet', [(55, 55, 96), (27, 27, 256)]), ('zfnet', [(112, 112, 96), (26, 26, 256)]), ('vgg11', []),
     ('vgg11_lrn', [(227, 227, 64)])])
 def test_the_first_maps_are_normalised_before_pooling(name, expected, monkeypatch):
-    seen = []
+    recorded = []
 
     def normalise(x):
-        seen.append(x.shape[1:])
+        recorded.append(x.shape[1:])
         return x
     for family in (alexnet, vgg):
         monkeypatch.setattr(family, 'local_response_norm', normalise)
     shapes(models.create(name), 227, 227)
-    assert seen == expected
+    assert recorded == expected
 
 
 def test_normalisation_is_after_the_rectifier():
@@ -288,16 +292,16 @@ def test_normalisation_is_after_the_rectifier():
 @pytest.mark.parametrize(('name', 'size', 'expected'), [
     ('nin_cifar', 32, [(16, 16, 96), (8, 8, 192)]), ('nin_imagenet', 224, [(6, 6, 384)])])
 def test_nin_drops_features_before_the_stages_that_its_authors_say(name, size, expected, monkeypatch):
-    seen = []
+    recorded = []
 
     def drop(_, x, train):
         if train:
-            seen.append(x.shape[1:])
+            recorded.append(x.shape[1:])
         return x
     monkeypatch.setattr(models.Network, 'drop', drop)
     network, key = models.create(name), jax.random.key(0)
     jax.eval_shape(lambda: network.init(key, jnp.zeros((1, size, size, 3)), train=True))
-    assert seen == expected
+    assert recorded == expected
 
 
 @pytest.mark.parametrize('name', NIN)
