@@ -446,7 +446,7 @@ def test_dirac_is_uniform_for_dense_layers():
     np.testing.assert_array_equal(dense, uniform)
 
 
-@pytest.mark.parametrize('name', mark_slow(network_kinds()))
+@pytest.mark.parametrize('name', mark_slow(distinct_networks(), *set(distinct_networks()).difference(network_kinds())))
 def test_every_kernel_is_drawn_as_named_and_every_bias_is_zero(name, monkeypatch):
     """In float32, whatever the type of computation."""
     monkeypatch.setitem(INITIALIZERS, 'constant', lambda value: jax.nn.initializers.constant(value))
