@@ -13,7 +13,7 @@ from flax.linen.linear import canonicalize_padding
 from jaxcnn.config import bind, parse_call
 from jaxcnn.errors import UserError, unknown
 from jaxcnn.ops import batch_norm, native
-from jaxcnn.ops.conv import IMPLEMENTATIONS, add_bias, conv_general_dilated
+from jaxcnn.ops.conv import add_bias, check_implementation, conv_general_dilated
 from jaxcnn.ops.geometry import NHWC
 from jaxcnn.ops.tanh import tanh
 
@@ -208,7 +208,7 @@ class Network(nn.Module):
       param_dtype: type of the parameters, float32 or bfloat16; those of BatchNorm stay float32.
       kernel_init: name of the initialiser of convolution and dense kernels.
       conv_implementation: of the convolutions: `auto`, or one by name, see `ops.conv`. BatchNorm's sums on the CPU are calls
-        of ours with `auto` and `own`.
+        of ours with `auto` and `native`.
       dropout: probability of zeroing a feature, in [0, 1).
       bn_momentum: weight of the old running statistics at each step, or micro-batch (PyTorch's momentum is one minus this).
         The variance that enters is the batch's biased one; PyTorch's running variance is N / (N - 1) times as large.
@@ -241,8 +241,7 @@ class Network(nn.Module):
             if getattr(self, name) not in dtypes:
                 raise unknown(name, getattr(self, name), dtypes)
         initializer(self.kernel_init)
-        if self.conv_implementation not in IMPLEMENTATIONS:
-            raise unknown('conv_implementation', self.conv_implementation, IMPLEMENTATIONS)
+        check_implementation('conv_implementation', self.conv_implementation)
         for name, low, high in (('dropout', 0, 1), ('bn_momentum', 0, 1)):
             if not low <= getattr(self, name) < high:
                 raise UserError(f'{name} must be in [{low}, {high}), got {getattr(self, name)!r}')
@@ -347,7 +346,7 @@ class Network(nn.Module):
         scale = nn.initializers.zeros if zero else nn.initializers.ones
         return BatchNorm(use_running_average=not train or self.bn_frozen, momentum=self.bn_momentum, epsilon=self.bn_epsilon,
                          dtype=jnp.dtype(self.dtype), param_dtype=jnp.float32, axis_name=self.bn_axis, relu=relu,
-                         scale_init=scale, use_scale=scaled, native=self.conv_implementation in ('auto', 'own'))(x)
+                         scale_init=scale, use_scale=scaled, native=self.conv_implementation in ('auto', 'native'))(x)
 
     def conv_norm(self, x: jax.Array, train: bool, features: int, size: int | tuple[int, int], stride: int = 1,
                   padding: Any = None, relu: bool = True, zero: bool = False, **fields: Any) -> jax.Array:

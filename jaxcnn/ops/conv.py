@@ -16,11 +16,19 @@ import numpy as np
 from jax import lax
 from jax.custom_batching import custom_vmap
 
-from jaxcnn.errors import unknown
+from jaxcnn.errors import UserError, unknown
 from jaxcnn.ops import native, shifts
 from jaxcnn.ops.geometry import FORWARD, INPUT_GRADIENT, KERNEL_GRADIENT, NHWC, Geometry, xla
 
-IMPLEMENTATIONS = ('auto', 'own', 'onednn', 'jax', 'xla')
+IMPLEMENTATIONS = ('auto', 'native', 'onednn', 'jax', 'xla')
+
+
+def check_implementation(field: str, implementation: str) -> None:
+    """Raise a UserError, naming the field, for an implementation that does not exist."""
+    if implementation == 'own':
+        raise UserError(f"{field}: 'own' is now 'native'")
+    if implementation not in IMPLEMENTATIONS:
+        raise unknown(field, implementation, IMPLEMENTATIONS)
 
 
 def conv_general_dilated(
@@ -44,8 +52,8 @@ def conv_general_dilated(
       dimension_numbers: XLA's where it is not `('NHWC', 'HWIO', 'NHWC')`.
       feature_group_count: groups; C for a depthwise convolution.
       precision: see JAX; of no account on the CPU, where Winograd's form has some times the direct sum's rounding error.
-      implementation: `auto`; or one by name: `own` (our kernels where they are faster, else oneDNN; what `auto` is on a CPU
-        that has oneDNN), `onednn` alone, `jax`, `xla`.
+      implementation: `auto`; or one by name: `native` (our kernels where they are faster, else oneDNN; what `auto` is on a
+        CPU that has oneDNN), `onednn` alone, `jax`, `xla`.
 
     Returns:
       (N, H', W', features).
@@ -53,14 +61,13 @@ def conv_general_dilated(
     Raises:
       UserError: an unknown implementation, or oneDNN is asked for by name and not there.
     """
-    if implementation not in IMPLEMENTATIONS:
-        raise unknown('convolution implementation', implementation, IMPLEMENTATIONS)
+    check_implementation('convolution implementation', implementation)
     numbers = dimension_numbers and lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
     plain = (lhs.ndim == 4 and numbers == lax.conv_dimension_numbers(lhs.shape, rhs.shape, NHWC) and lhs.dtype == rhs.dtype
              and lhs.dtype in (jnp.float32, jnp.bfloat16) and all(d == 1 for d in lhs_dilation or ()) and lhs.size)
     if implementation == 'auto':
-        implementation = 'xla' if jax.default_backend() != 'cpu' else 'own' if native.available(lhs.dtype) else 'jax'
-    elif implementation in ('own', 'onednn'):
+        implementation = 'xla' if jax.default_backend() != 'cpu' else 'native' if native.available(lhs.dtype) else 'jax'
+    elif implementation in ('native', 'onednn'):
         native.require(lhs.dtype)
     by_xla = functools.partial(
         lax.conv_general_dilated, window_strides=window_strides, padding=padding, lhs_dilation=lhs_dilation,
@@ -100,9 +107,9 @@ def add_bias(y: jax.Array, bias: jax.Array) -> jax.Array:
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def _conv(kind: int, geometry: Geometry, implementation: str, a: jax.Array, b: jax.Array) -> jax.Array:
     """FORWARD: (x, k) to y. INPUT_GRADIENT: (y, k) to x. KERNEL_GRADIENT: (x, y) to k."""
-    if implementation == 'jax' or (implementation == 'own' and geometry.is_small_product(a)):
+    if implementation == 'jax' or (implementation == 'native' and geometry.is_small_product(a)):
         return shifts.conv(kind, geometry, a, b)
-    own = _native(kind, geometry, implementation == 'own')
+    own = _native(kind, geometry, implementation == 'native')
     return lax.platform_dependent(a, b, cpu=own, default=functools.partial(xla, kind, geometry))
 
 

@@ -18,6 +18,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxcnn.errors import UserError
+from jaxcnn.models.layers import Network
 from jaxcnn.ops import native
 from jaxcnn.ops.conv import add_bias, conv_general_dilated
 from jaxcnn.ops.geometry import NHWC
@@ -161,7 +162,7 @@ def test_winograds_form_is_exact_to_some_roundings(shape):
     @jax.jit
     def run(x, kernel):
         return [[all_three(functools.partial(conv, implementation=i, padding=p, groups=groups), x, kernel)
-                 for i in ('own', 'onednn')] for p in paddings]
+                 for i in ('native', 'onednn')] for p in paddings]
 
     for padding, (found, direct) in zip(paddings, run(x, kernel), strict=True):
         exact = by_matmuls(x, kernel, cotangent(direct[0]), padding, groups)
@@ -196,7 +197,7 @@ def test_depthwise_convolutions_and_those_in_groups_and_of_few_channels_are_exac
     @functools.partial(jax.jit, compiler_options=run_once())
     def run(x, kernel):
         return [[all_three(functools.partial(conv, implementation=i, groups=groups, **window), x, kernel)
-                 for i in ('own', 'onednn', 'xla')] for window in windows]
+                 for i in ('native', 'onednn', 'xla')] for window in windows]
 
     for window, (found, direct, expected) in zip(windows, run(x, kernel), strict=True):
         close(found, expected)
@@ -251,6 +252,12 @@ def test_what_it_is_not_made_for_is_left_to_xla():
 def test_shapes_that_do_not_fit_are_refused_as_by_xla(kernel_shape):
     with pytest.raises((TypeError, ValueError)):
         conv(arrays()[0], jnp.zeros(kernel_shape), 'auto')
+
+
+def test_the_old_name_of_the_native_kernels_names_the_new_one():
+    for raising in (lambda: conv(*arrays(), 'own'), Network(conv_implementation='own').check):
+        with pytest.raises(UserError, match="implementation: 'own' is now 'native'"):
+            raising()
 
 
 def test_an_unknown_implementation_is_told_with_the_nearest():
@@ -417,14 +424,14 @@ def test_our_kernels_have_the_same_bits_whatever_the_number_of_threads():
     one, two, direct = (
         subprocess.run([sys.executable, '-c', BITS, implementation, cores], capture_output=True, check=True,
                        env={**os.environ, 'OMP_NUM_THREADS': cores}).stdout
-        for cores, implementation in (('1', 'own'), ('2', 'own'), ('1', 'onednn')))
+        for cores, implementation in (('1', 'native'), ('2', 'native'), ('1', 'onednn')))
     assert one == two
     assert not OURS_ARE_TAKEN or one != direct
     assert len(one) > 1e6 + 2 * 4 * 19 * 19 * 17 * 37
 
 
 @needs_onednn
-@pytest.mark.parametrize('implementation', ['own', 'onednn'])
+@pytest.mark.parametrize('implementation', ['native', 'onednn'])
 def test_the_same_bits_each_time(implementation):
     x, kernel = arrays(n=8, h=16, w=16, c=32, features=32)
     run = jax.jit(lambda: all_three(lambda *a: conv(*a, implementation), x, kernel))
