@@ -1,7 +1,7 @@
-"""Batch normalisation in training: the batch's statistics, and a gradient that reads the images as seldom as can be.
+"""Batch normalisation in training: statistics of the batch, and a gradient that reads the images as few times as possible.
 
-The sums over the batch, which XLA's CPU takes most of the time for, are calls of `native/channels.h` there; the rest is left
-to XLA, which puts it together with what comes before and after.
+On the CPU, XLA spends most of the time on the sums over the batch, so there they are computed by `native/batch_norm.h`. The
+rest is left to XLA, which fuses it with the operations before and after it.
 """
 
 import functools

@@ -18,7 +18,8 @@
 #include <utility>
 #include <vector>
 
-#include "channels.h"
+#include "batch_norm.h"
+#include "depthwise.h"
 #include "few.h"
 #include "grouped.h"
 #include "oneapi/dnnl/dnnl.hpp"
@@ -174,14 +175,14 @@ bool Shared(ffi::ThreadPool pool, int64_t kind, const std::vector<int64_t>& wind
     else if (kind == kInputGradient)
       shape.InputGradient(pool, Floats(y), Floats(kernel), Floats(x));
     else
-      shape.Convolve(pool, Floats(x), Floats(kernel), Floats(y));
+      shape.Forward(pool, Floats(x), Floats(kernel), Floats(y));
     return true;
   };
   if (x.element_type() != ffi::DataType::F32 || window[0] != window[1] || window[6] != 1 || window[7] != 1) return false;
-  const channels::Depthwise depthwise{in[0], in[1], in[2], in[3], out[1], out[2], window[0], top, left};
+  const depthwise::Convolution depthwise{in[0], in[1], in[2], in[3], out[1], out[2], window[0], top, left};
   // 3x3 and as many features as channels
   const bool three = in[3] == out[3] && size[0] == 3 && size[1] == 3 && std::max({top, left, window[4], window[5]}) <= 2;
-  if (three && window[8] == in[3] && depthwise.fits(kind == kKernelGradient))
+  if (three && window[8] == in[3] && depthwise.IsFaster(kind == kKernelGradient))
     return run(depthwise);
   const grouped::Shape grouped{in[0], in[1], in[2], in[3], out[1], out[2], size[2], window[0], top, left};
   if (three && window[8] > 1 && grouped.fits(kind == kInputGradient)) return run(grouped);
@@ -275,12 +276,12 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(JaxcnnConv, Run,
                                   .Arg<ffi::AnyBuffer>()
                                   .Ret<ffi::AnyBuffer>());
 
-// g and x (..., C), and mean, scale and bias (3, C), to (2, C): see channels::Sums.
+// g and x (..., C), and mean, scale and bias (3, C), to (2, C): see batch_norm::GradientSums.
 static ffi::Error RunSums(ffi::ThreadPool pool, bool relu, ffi::AnyBuffer g, ffi::AnyBuffer x, ffi::AnyBuffer affine,
                           ffi::Result<ffi::AnyBuffer> sums) {
   const int64_t channels = x.dimensions().back(), rows = static_cast<int64_t>(x.element_count()) / channels;
   const float *const mean = Floats(affine), *const scale = mean + channels, *const bias = scale + channels;
-  channels::Sums(pool, rows, channels, Floats(g), Floats(x), mean, scale, bias, relu, Floats(*sums));
+  batch_norm::GradientSums(pool, rows, channels, Floats(g), Floats(x), mean, scale, bias, relu, Floats(*sums));
   return ffi::Error::Success();
 }
 
@@ -293,10 +294,10 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(JaxcnnSums, RunSums,
                                   .Arg<ffi::AnyBuffer>()
                                   .Ret<ffi::AnyBuffer>());
 
-// x (..., C) to (2, C): see channels::Moments.
+// x (..., C) to (2, C): see batch_norm::Moments.
 static ffi::Error RunMoments(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::Result<ffi::AnyBuffer> moments) {
   const int64_t channels = x.dimensions().back(), rows = static_cast<int64_t>(x.element_count()) / channels;
-  channels::Moments(pool, rows, channels, Floats(x), Floats(*moments));
+  batch_norm::Moments(pool, rows, channels, Floats(x), Floats(*moments));
   return ffi::Error::Success();
 }
 

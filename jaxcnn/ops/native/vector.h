@@ -1,27 +1,46 @@
-// Registers of floats, as wide as the processor has them.
+// SIMD vectors of floats, as wide as the processor has them.
 
 #pragma once
 
 #include <cstdint>
 
 #ifdef __AVX512F__
-constexpr int kWide = 16;  // floats in a register
+constexpr int kLanes = 16;  // floats in a vector
+constexpr int kRegisters = 32;
 #else
-constexpr int kWide = 8;
+constexpr int kLanes = 8;
+constexpr int kRegisters = 16;
 #endif
+// Without these instructions, oneDNN is faster than all kernels of this library.
 #if defined(__AVX2__) && defined(__FMA__)
-constexpr bool kFast = true;
+constexpr bool kHasFma = true;
 #else
-constexpr bool kFast = false;
+constexpr bool kHasFma = false;
 #endif
 
-typedef float Vec __attribute__((vector_size(4 * kWide), aligned(4), may_alias));
-typedef int32_t Places __attribute__((vector_size(4 * kWide)));  // of a register, as a shuffle takes them
+typedef float Vec __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
+typedef int32_t LaneIndices __attribute__((vector_size(4 * kLanes)));  // the second operand of a shuffle
+
 inline Vec Load(const float* p) { return *reinterpret_cast<const Vec*>(p); }
-// The same, in a register for sure: what is used several times the compiler would rather read again each time.
-inline Vec Held(const float* p) {
+
+// Loads a vector and keeps it in a register. The compiler would otherwise read a value that is used several times from memory
+// each time.
+inline Vec LoadToRegister(const float* p) {
   Vec v = Load(p);
   asm("" : "+v"(v));
   return v;
 }
+
 inline void Store(float* p, const Vec& v) { *reinterpret_cast<Vec*>(p) = v; }
+
+// Images (N, height, width, channels) in memory.
+template <typename T>
+struct Images {
+  T* data;
+  int64_t height, width;
+  int64_t pixel_stride;  // floats from one pixel to the next: the number of channels, of all groups together
+
+  T* At(int64_t n, int64_t y, int64_t x, int64_t channel = 0) const {
+    return data + ((n * height + y) * width + x) * pixel_stride + channel;
+  }
+};

@@ -17,8 +17,8 @@
 
 namespace winograd {
 
-constexpr int kRows = kWide == 16 ? 14 : 6;  // 2 * kRows of 32 registers, or of 16, hold sums
-constexpr int kPair = 2 * kWide, kHalf = kWide / 2, kPoints = 36;
+constexpr int kRows = kLanes == 16 ? 14 : 6;  // 2 * kRows of 32 registers, or of 16, hold sums
+constexpr int kPair = 2 * kLanes, kHalf = kLanes / 2, kPoints = 36;
 constexpr int64_t kRun = 64;  // products that are summed in a register, before the sum is added to others
 constexpr float kA = 0.75f, kB = 1.5f, kA2 = kA * kA, kB2 = kB * kB;
 
@@ -84,7 +84,7 @@ void Product(int64_t blocks, const float* a, int64_t next_block, const float* b,
     for (int k = 0; k < inner; ++k, b += kPair) {
       Vec columns[registers];
 #pragma GCC unroll 2
-      for (int v = 0; v < registers; ++v) columns[v] = Load(b + v * kWide);
+      for (int v = 0; v < registers; ++v) columns[v] = Load(b + v * kLanes);
 #pragma GCC unroll 16
       for (int r = 0; r < rows; ++r)
 #pragma GCC unroll 2
@@ -99,10 +99,10 @@ void Product(int64_t blocks, const float* a, int64_t next_block, const float* b,
     }
 }
 
-// Product of a number of rows that is known when it runs, kWide apart.
+// Product of a number of rows that is known when it runs, kLanes apart.
 template <int registers, int... n>
 auto ProductOf(int64_t rows, std::integer_sequence<int, n...>) {
-  static constexpr decltype(&Product<1, registers, kWide, kWide>) products[] = {Product<n + 1, registers, kWide, kWide>...};
+  static constexpr decltype(&Product<1, registers, kLanes, kLanes>) products[] = {Product<n + 1, registers, kLanes, kLanes>...};
   return products[rows - 1];
 }
 constexpr std::make_integer_sequence<int, kRows> kUpToRows;
@@ -121,7 +121,7 @@ struct Shape {
   int64_t squares() const { return n * down() * across(); }  // of 4x4 outputs
   // whether it can be done like this, in 150 MB, and is faster than the direct sum (docs/performance.md)
   bool fits() const {
-    return kFast && c % kWide == 0 && features % kWide == 0 && std::min(c, features) >= 32 && c * features <= 1 << 20 &&
+    return kHasFma && c % kLanes == 0 && features % kLanes == 0 && std::min(c, features) >= 32 && c * features <= 1 << 20 &&
            squares() >= 32;
   }
 
@@ -133,7 +133,7 @@ struct Shape {
   // floats of memory to work in
   int64_t space(bool gradient, int threads) const {
     const int64_t squares = gradient ? many() : few(threads) * threads;
-    return kPoints * (c * Whole(features) + squares * (c + Whole(features)) + (2 * threads + 1) * kWide);
+    return kPoints * (c * Whole(features) + squares * (c + Whole(features)) + (2 * threads + 1) * kLanes);
   }
 };
 
@@ -150,7 +150,7 @@ struct Corner {
 template <void (*line)(const Vec*, Vec*, int), int size, int block>
 void SquareToPoints(const float* images, int64_t h, int64_t w, int64_t c, int64_t pixel, int64_t n, int64_t y, int64_t x,
                     float* to, int64_t next_block, int64_t next) {
-  for (int64_t channel = 0; channel < c; channel += kWide) {
+  for (int64_t channel = 0; channel < c; channel += kLanes) {
     Vec t[kPoints];
     for (int i = 0; i < size; ++i)
       for (int j = 0; j < size; ++j) {
@@ -165,14 +165,14 @@ void SquareToPoints(const float* images, int64_t h, int64_t w, int64_t c, int64_
 
 // y = x * kernel. `turned`: the kernel (3, 3, features, c) is that of the convolution whose input gradient this is.
 inline void Convolve(const Shape& s, const float* x, const float* kernel, bool turned, float* y, float* space, int threads) {
-  const int64_t columns = Whole(s.features), next_u = s.c * columns + kWide, few = s.few(threads);
+  const int64_t columns = Whole(s.features), next_u = s.c * columns + kLanes, few = s.few(threads);
   const int64_t ins = turned ? s.features : s.c, outs = turned ? s.c : s.features;
   float* const u = space;  // [36][columns / kPair][c][kPair]
 #pragma omp parallel num_threads(threads)
   {
 #pragma omp for
     for (int64_t in = 0; in < ins; ++in)
-      for (int64_t out = 0; out < outs; out += kWide) {
+      for (int64_t out = 0; out < outs; out += kLanes) {
         Vec t[kPoints];
         for (int i = 0; i < 3; ++i)
           for (int j = 0; j < 3; ++j)
@@ -181,20 +181,20 @@ inline void Convolve(const Shape& s, const float* x, const float* kernel, bool t
         for (int p = 0; p < kPoints; ++p) {
           float* const point = u + p * next_u;
           if (!turned) Store(point + (out / kPair * s.c + in) * kPair + out % kPair, t[p]);
-          for (int lane = 0; turned && lane < kWide; ++lane)
+          for (int lane = 0; turned && lane < kLanes; ++lane)
             point[(in / kPair * s.c + out + lane) * kPair + in % kPair] = t[p][lane];
         }
       }
 #pragma omp for schedule(dynamic)
     for (int64_t first = 0; first < s.squares(); first += few) {
       const int64_t count = std::min(few, s.squares() - first);
-      const int64_t next_v = count * s.c + kWide, next_m = count * columns + kWide;
-      float* const v = u + kPoints * next_u + omp_get_thread_num() * kPoints * (few * (s.c + columns) + 2 * kWide);
-      float* const m = v + kPoints * next_v;  // v: [36][c / kWide][count][kWide]; m: [36][columns / kWide][count][kWide]
+      const int64_t next_v = count * s.c + kLanes, next_m = count * columns + kLanes;
+      float* const v = u + kPoints * next_u + omp_get_thread_num() * kPoints * (few * (s.c + columns) + 2 * kLanes);
+      float* const m = v + kPoints * next_v;  // v: [36][c / kLanes][count][kLanes]; m: [36][columns / kLanes][count][kLanes]
       for (int64_t i = 0; i < count; ++i) {
         const Corner at(s, first + i);
-        SquareToPoints<ToPoints, 6, kWide>(x, s.h, s.w, s.c, s.x_pixel, at.n, at.top - s.top, at.left - s.left,
-                                           v + i * kWide, count * kWide, next_v);
+        SquareToPoints<ToPoints, 6, kLanes>(x, s.h, s.w, s.c, s.x_pixel, at.n, at.top - s.top, at.left - s.left,
+                                           v + i * kLanes, count * kLanes, next_v);
       }
       for (int p = 0; p < kPoints; ++p)
         for (int64_t column = 0; column < s.features; column += kPair)
@@ -202,16 +202,16 @@ inline void Convolve(const Shape& s, const float* x, const float* kernel, bool t
             rows = (count - row + parts - 1) / parts;
             const auto product = s.features - column < kPair ? ProductOf<1>(rows, kUpToRows) : ProductOf<2>(rows, kUpToRows);
             for (int64_t c = 0; c < s.c; c += kRun)
-              product((std::min(c + kRun, s.c) - c) / kWide, v + p * next_v + c * count + row * kWide, count * kWide,
-                      u + p * next_u + column * s.c + c * kPair, m + p * next_m + column * count + row * kWide, kWide,
-                      count * kWide, c > 0);
+              product((std::min(c + kRun, s.c) - c) / kLanes, v + p * next_v + c * count + row * kLanes, count * kLanes,
+                      u + p * next_u + column * s.c + c * kPair, m + p * next_m + column * count + row * kLanes, kLanes,
+                      count * kLanes, c > 0);
           }
       for (int64_t i = 0; i < count; ++i) {
         const Corner at(s, first + i);
         float* const corner = y + ((at.n * s.height + at.top) * s.width + at.left) * s.y_pixel;
-        for (int64_t feature = 0; feature < s.features; feature += kWide) {
+        for (int64_t feature = 0; feature < s.features; feature += kLanes) {
           Vec t[kPoints];
-          for (int p = 0; p < kPoints; ++p) t[p] = Load(m + p * next_m + feature * count + i * kWide);
+          for (int p = 0; p < kPoints; ++p) t[p] = Load(m + p * next_m + feature * count + i * kLanes);
           Square<FromPoints, 6, 4>(t);
           for (int r = 0; r < 4 && at.top + r < s.height; ++r)
             for (int k = 0; k < 4 && at.left + k < s.width; ++k)
@@ -224,20 +224,20 @@ inline void Convolve(const Shape& s, const float* x, const float* kernel, bool t
 
 // The gradient of the kernel (3, 3, c, features), where `y` is that of the result.
 inline void KernelGradient(const Shape& s, const float* x, const float* y, float* kernel, float* space, int threads) {
-  const int64_t columns = Whole(s.features), next_u = s.c * columns + kWide, many = s.many();
+  const int64_t columns = Whole(s.features), next_u = s.c * columns + kLanes, many = s.many();
   float* const u = space;  // [36][columns / kPair][c][kPair]
 #pragma omp parallel num_threads(threads)
   {
     for (int64_t first = 0; first < s.squares(); first += many) {
       const int64_t count = std::min(many, s.squares() - first);
-      const int64_t next_v = count * s.c + kWide, next_z = count * columns + kWide;
-      float* const v = u + kPoints * next_u;   // [36][c / kWide][count][kWide]
+      const int64_t next_v = count * s.c + kLanes, next_z = count * columns + kLanes;
+      float* const v = u + kPoints * next_u;   // [36][c / kLanes][count][kLanes]
       float* const z = v + kPoints * next_v;  // [36][columns / kPair][count][kPair]
 #pragma omp for
       for (int64_t i = 0; i < count; ++i) {
         const Corner at(s, first + i);
-        SquareToPoints<ToPoints, 6, kWide>(x, s.h, s.w, s.c, s.x_pixel, at.n, at.top - s.top, at.left - s.left,
-                                           v + i * kWide, count * kWide, next_v);
+        SquareToPoints<ToPoints, 6, kLanes>(x, s.h, s.w, s.c, s.x_pixel, at.n, at.top - s.top, at.left - s.left,
+                                           v + i * kLanes, count * kLanes, next_v);
         SquareToPoints<OutputsToPoints, 4, kPair>(y, s.height, s.width, s.features, s.y_pixel, at.n, at.top, at.left,
                                                   z + i * kPair, count * kPair, next_z);
       }
@@ -247,14 +247,14 @@ inline void KernelGradient(const Shape& s, const float* x, const float* y, float
           for (int64_t i = 0; i < count; i += kRun)
             for (int64_t c = 0; c < s.c; c += kHalf) {
               const auto product = s.features - column < kPair ? Product<kHalf, 1, 1, 1> : Product<kHalf, 2, 1, 1>;
-              product(std::min<int64_t>(kRun, count - i), v + p * next_v + c / kWide * count * kWide + c % kWide + i * kWide,
-                      kWide, z + p * next_z + column * count + i * kPair, u + p * next_u + column * s.c + c * kPair, kPair,
-                      kWide, first + i > 0);
+              product(std::min<int64_t>(kRun, count - i), v + p * next_v + c / kLanes * count * kLanes + c % kLanes + i * kLanes,
+                      kLanes, z + p * next_z + column * count + i * kPair, u + p * next_u + column * s.c + c * kPair, kPair,
+                      kLanes, first + i > 0);
             }
     }
 #pragma omp for
     for (int64_t c = 0; c < s.c; ++c)
-      for (int64_t feature = 0; feature < s.features; feature += kWide) {
+      for (int64_t feature = 0; feature < s.features; feature += kLanes) {
         Vec t[kPoints];
         for (int p = 0; p < kPoints; ++p)
           t[p] = Load(u + p * next_u + (feature / kPair * s.c + c) * kPair + feature % kPair);
