@@ -1,5 +1,5 @@
-// The reductions over rows that batch normalisation and its gradient need, of (rows, channels) arrays. The rows are divided into
-// slices that do not depend on the number of threads, so that neither does the result.
+// The reductions over rows that batch normalisation and its gradient need, of (rows, channels) arrays. The rows are divided
+// into slices that do not depend on the number of threads, so that neither does the result.
 
 #pragma once
 
@@ -16,8 +16,8 @@ namespace batch_norm {
 constexpr int64_t kRowsPerBlock = 32;  // rows that are summed in registers before the sums go to memory
 inline int64_t NumSlices(int64_t rows) { return std::min<int64_t>(64, (rows + 63) / 64); }
 
-// Computes sums[0] = the sum over all rows of m g and sums[1] = that of m g (x - mean), each of (channels). The mask m is 1 where
-// (x - mean) scale + bias > 0 and 0 elsewhere; without `relu` it is 1 everywhere. g and x are (rows, channels).
+// Computes sums[0] = the sum over all rows of m g and sums[1] = that of m g (x - mean), each of (channels). The mask m is 1
+// where (x - mean) scale + bias > 0 and 0 elsewhere; without `relu` it is 1 everywhere. g and x are (rows, channels).
 inline void GradientSums(xla::ffi::ThreadPool pool, int64_t rows, int64_t channels, const float* g, const float* x,
                          const float* mean, const float* scale, const float* bias, bool relu, float* sums) {
   const int64_t slices = NumSlices(rows), vectorised = channels / kLanes * kLanes;
@@ -61,9 +61,9 @@ inline void GradientSums(xla::ffi::ThreadPool pool, int64_t rows, int64_t channe
   std::copy(total.begin(), total.end(), sums);
 }
 
-// Computes moments[0] = the mean of x (rows, channels) and moments[1] = its variance, in one pass over memory. Each slice sums
-// x - shift and its square, where the shift is the mean of the slice's first rows, so that no digits cancel where the mean is
-// many standard deviations from 0. The slices are then merged in double precision (Chan et al. 1983).
+// Computes moments[0] = the mean of x (rows, channels) and moments[1] = its variance, in one pass over memory. Each slice
+// sums x - shift and its square, where the shift is the mean of the slice's first rows, so that no digits cancel where the
+// mean is many standard deviations from 0. The slices are then merged in double precision (Chan et al. 1983).
 inline void Moments(xla::ffi::ThreadPool pool, int64_t rows, int64_t channels, const float* x, float* moments) {
   const int64_t slices = NumSlices(rows), vectorised = channels / kLanes * kLanes;
   std::vector<float> slice_sums(slices * 3 * channels);
@@ -113,7 +113,9 @@ inline void Moments(xla::ffi::ThreadPool pool, int64_t rows, int64_t channels, c
       for (int64_t c = 0; c < channels; ++c) merge(c, count, shift[c], sum[c], sum[channels + c]);
     }
   };
-  for_each_slice([&](int64_t c, double count, double shift, double sum, double) { mean[c] += (count * shift + sum) / rows; });
+  for_each_slice([&](int64_t c, double count, double shift, double sum, double) {
+    mean[c] += (count * shift + sum) / rows;
+  });
   for_each_slice([&](int64_t c, double count, double shift, double sum, double squares) {
     const double difference = shift - mean[c];
     variance[c] += (squares + difference * (2 * sum + count * difference)) / rows;

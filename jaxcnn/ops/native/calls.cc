@@ -20,7 +20,7 @@
 
 #include "batch_norm.h"
 #include "depthwise.h"
-#include "few.h"
+#include "few_channels.h"
 #include "grouped.h"
 #include "oneapi/dnnl/dnnl.hpp"
 #include "winograd.h"
@@ -186,9 +186,9 @@ bool Shared(ffi::ThreadPool pool, int64_t kind, const std::vector<int64_t>& wind
     return run(depthwise);
   const grouped::Shape grouped{in[0], in[1], in[2], in[3], out[1], out[2], size[2], window[0], top, left};
   if (three && window[8] > 1 && grouped.fits(kind == kInputGradient)) return run(grouped);
-  const few::Shape few{in[0], in[1], in[2], in[3], size[0], size[1], out[1], out[2], out[3], top, left};
+  const few_channels::Convolution few_channels{in[0], in[1], in[2], in[3], size[0], size[1], out[1], out[2], out[3], top, left};
   return window[0] == 1 && window[8] == 1 && std::max({top, window[4]}) < size[0] && std::max({left, window[5]}) < size[1] &&
-         few.fits() && run(few);
+         few_channels.IsFaster() && run(few_channels);
 }
 
 // Whether it was done in Winograd's form, one group after the other.

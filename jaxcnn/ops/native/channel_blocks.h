@@ -7,13 +7,13 @@
 
 #include "vector.h"
 
-// Calls visit(c, std::integral_constant<int, vectors>) for blocks of channels c to c + vectors * kLanes. Channels that do not
-// fill a vector are left to the caller. Blocks of `kMaxVectors` come first: the longer the runs of memory that are read, the
-// nearer to its bandwidth.
+// Calls visit(c, std::integral_constant<int, vectors>) for blocks of channels c to c + vectors * kLanes. Channels that do
+// not fill a vector are left to the caller. Blocks of `kMaxVectors` come first, because long runs of memory are read fastest.
 template <int kMaxVectors = 4, typename Visit>
 void ForEachChannelBlock(int64_t channels, const Visit& visit) {
   int64_t c = 0;
-  for (; c + kMaxVectors * kLanes <= channels; c += kMaxVectors * kLanes) visit(c, std::integral_constant<int, kMaxVectors>());
+  for (; c + kMaxVectors * kLanes <= channels; c += kMaxVectors * kLanes)
+    visit(c, std::integral_constant<int, kMaxVectors>());
   for (; c + 4 * kLanes <= channels; c += 4 * kLanes) visit(c, std::integral_constant<int, 4>());
   for (; c + kLanes <= channels; c += kLanes) visit(c, std::integral_constant<int, 1>());
 }

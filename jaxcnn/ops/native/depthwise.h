@@ -1,5 +1,5 @@
-// Depthwise 3x3 convolutions of (N, H, W, C) images: a vector holds kLanes channels of one pixel. XLA's threads share the rows;
-// the result does not depend on their number.
+// Depthwise 3x3 convolutions of (N, H, W, C) images: a vector holds kLanes channels of one pixel. XLA's threads share the
+// rows; the result does not depend on their number.
 
 #pragma once
 

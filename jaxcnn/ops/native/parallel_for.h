@@ -11,7 +11,7 @@
 
 #include "xla/ffi/api/ffi.h"
 
-// Calls work(0) to work(count - 1) in any order. The calling thread starts at once; threads of the pool that are free join in.
+// Calls work(0) to work(count - 1) in any order. The calling thread starts at once; free threads of the pool join in.
 template <typename Work>
 void ParallelFor(xla::ffi::ThreadPool pool, int64_t count, const Work& work) {
   struct State {

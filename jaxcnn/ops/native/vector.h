@@ -23,8 +23,8 @@ typedef int32_t LaneIndices __attribute__((vector_size(4 * kLanes)));  // the se
 
 inline Vec Load(const float* p) { return *reinterpret_cast<const Vec*>(p); }
 
-// Loads a vector and keeps it in a register. The compiler would otherwise read a value that is used several times from memory
-// each time.
+// Loads a vector and keeps it in a register. The compiler would otherwise read a value that is used several times from
+// memory each time.
 inline Vec LoadToRegister(const float* p) {
   Vec v = Load(p);
   asm("" : "+v"(v));
