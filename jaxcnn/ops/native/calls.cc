@@ -184,8 +184,8 @@ bool Shared(ffi::ThreadPool pool, int64_t kind, const std::vector<int64_t>& wind
   const bool three = in[3] == out[3] && size[0] == 3 && size[1] == 3 && std::max({top, left, window[4], window[5]}) <= 2;
   if (three && window[8] == in[3] && depthwise.IsFaster(kind == kKernelGradient))
     return run(depthwise);
-  const grouped::Shape grouped{in[0], in[1], in[2], in[3], out[1], out[2], size[2], window[0], top, left};
-  if (three && window[8] > 1 && grouped.fits(kind == kInputGradient)) return run(grouped);
+  const grouped::Convolution grouped{in[0], in[1], in[2], in[3], out[1], out[2], size[2], window[0], top, left};
+  if (three && window[8] > 1 && grouped.IsFaster(kind == kInputGradient)) return run(grouped);
   const few_channels::Convolution few_channels{in[0], in[1], in[2], in[3], size[0], size[1], out[1], out[2], out[3], top, left};
   return window[0] == 1 && window[8] == 1 && std::max({top, window[4]}) < size[0] && std::max({left, window[5]}) < size[1] &&
          few_channels.IsFaster() && run(few_channels);

@@ -8,7 +8,7 @@
 #include "vector.h"
 
 // Calls visit(c, std::integral_constant<int, vectors>) for blocks of channels c to c + vectors * kLanes. Channels that do
-// not fill a vector are left to the caller. Blocks of `kMaxVectors` come first, because long runs of memory are read fastest.
+// not fill a vector are left to the caller. Blocks of kMaxVectors come first, because long runs of memory are read fastest.
 template <int kMaxVectors = 4, typename Visit>
 void ForEachChannelBlock(int64_t channels, const Visit& visit) {
   int64_t c = 0;

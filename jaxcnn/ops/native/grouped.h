@@ -1,6 +1,6 @@
-// 3x3 convolutions of (N, H, W, C) images in groups of few channels, as ResNeXt has them: a register holds kLanes features of
-// one pixel, and meets one channel after the other of their groups. XLA's threads share the work; what a result is made of does
-// not depend on how many they are.
+// 3x3 convolutions of (N, H, W, C) images in groups of few channels, as in ResNeXt: a vector accumulates kLanes features of
+// one pixel, over one channel of their groups after the other. XLA's threads share the work; the result does not depend on
+// their number.
 
 #pragma once
 
@@ -14,153 +14,171 @@
 
 namespace grouped {
 
-constexpr int64_t kBand = 6144;  // floats of the images that are worked on at a time: the first cache holds them
+constexpr int64_t kBandFloats = 6144;  // size of the rows of an image that are processed together: they fit the L1 cache
+constexpr int kChannelBlock = 4;       // channels whose kernel gradients are computed together
 
-// Of each place of a register, where its group of a power of two of channels begins.
-inline LaneIndices Begins(int64_t group) {
-  LaneIndices found;
-  for (int32_t e = 0; e < kLanes; ++e) found[e] = e & -static_cast<int32_t>(group);
-  return found;
+// For each lane, the first lane of its group, where a group has a power of two of channels.
+inline LaneIndices GroupBegin(int64_t group) {
+  LaneIndices begin;
+  for (int32_t lane = 0; lane < kLanes; ++lane) begin[lane] = lane & -static_cast<int32_t>(group);
+  return begin;
 }
 
-// Channel c of a pixel: of the one group that it holds, if it is `wide`, else of each of those in a register.
-template <bool wide>
-inline Vec Channel(const float* pixel, int64_t c, const LaneIndices& places) {
-  return wide ? pixel[c] - Vec{} : __builtin_shuffle(Load(pixel), places);
+// Channel c of a pixel in every lane: that of the one group to which all lanes belong if `one_group`, else that of each
+// lane's group, which `lanes` selects.
+template <bool one_group>
+inline Vec BroadcastChannel(const float* pixel, int64_t c, const LaneIndices& lanes) {
+  return one_group ? pixel[c] - Vec{} : __builtin_shuffle(Load(pixel), lanes);
 }
 
-// Some outputs of a row, `next` floats apart: sums over 3 rows of the pixels of x, of `size` floats, and of a kernel
-// [3][group][3][kLanes].
-template <bool wide, int stride, int outputs>
-void Sums(const float* x, int64_t row, int64_t size, int64_t group, const float* kernel, float* y, int64_t next) {
+// Computes kLanes features of some outputs of a row, `y_stride` floats apart, from 3 rows of x, whose pixels are `pixel`
+// floats apart, and a kernel [3][group][3][kLanes].
+template <bool one_group, int stride, int outputs>
+void ForwardMicrokernel(const float* x, int64_t row_stride, int64_t pixel, int64_t group, const float* kernel, float* y,
+                        int64_t y_stride) {
   Vec sums[outputs] = {};
-  const LaneIndices begins = Begins(group);
-  for (int i = 0; i < 3; ++i, x += row)
+  const LaneIndices begin = GroupBegin(group);
+  for (int i = 0; i < 3; ++i, x += row_stride)
     for (int64_t c = 0; c < group; ++c, kernel += 3 * kLanes) {
       const Vec k[3] = {Load(kernel), Load(kernel + kLanes), Load(kernel + 2 * kLanes)};
-      const LaneIndices places = begins + static_cast<int32_t>(c);
+      const LaneIndices lanes = begin + static_cast<int32_t>(c);
 #pragma GCC unroll 24
       for (int m = 0; m < (outputs - 1) * stride + 3; ++m) {
-        const Vec v = Channel<wide>(x + m * size, c, places);
+        const Vec v = BroadcastChannel<one_group>(x + m * pixel, c, lanes);
 #pragma GCC unroll 3
         for (int j = 0; j < 3; ++j)
           if (m >= j && (m - j) % stride == 0 && (m - j) / stride < outputs) sums[(m - j) / stride] += v * k[j];
       }
     }
 #pragma GCC unroll 8
-  for (int o = 0; o < outputs; ++o) Store(y + o * next, sums[o]);
+  for (int o = 0; o < outputs; ++o) Store(y + o * y_stride, sums[o]);
 }
 
-// kernel[kSome][3][kLanes] += the sums over rows of x and y of products of channels c to c + kSome with y[columns][kLanes], which
-// has zeros before and after.
-constexpr int kSome = 4;
-template <bool wide, int stride>
-void Products(const float* x, int64_t next_x, int64_t size, int64_t group, int64_t c, const float* y, int64_t next_y,
-              int64_t rows, int64_t columns, float* kernel) {
-  Vec sums[kSome][3] = {};
-  LaneIndices places[kSome];
-  for (int i = 0; i < kSome; ++i) places[i] = Begins(group) + static_cast<int32_t>(c + i);
-  for (int64_t r = 0; r < rows; ++r)
-    for (int64_t q = 0; q < columns; ++q) {
-      Vec pixels[2 / stride + 1];
+// Adds to kernel[kChannelBlock][3][kLanes] the sums over rows of the products of channels c to c + kChannelBlock of x with
+// y[columns][kLanes], which has zeros before and after it.
+template <bool one_group, int stride>
+void KernelGradientMicrokernel(const float* x, int64_t x_row_stride, int64_t pixel, int64_t group, int64_t c, const float* y,
+                               int64_t y_row_stride, int64_t rows, int64_t columns, float* kernel) {
+  Vec sums[kChannelBlock][3] = {};
+  LaneIndices lanes[kChannelBlock];
+  for (int i = 0; i < kChannelBlock; ++i) lanes[i] = GroupBegin(group) + static_cast<int32_t>(c + i);
+  for (int64_t row = 0; row < rows; ++row)
+    for (int64_t column = 0; column < columns; ++column) {
+      Vec gradients[2 / stride + 1];
 #pragma GCC unroll 3
-      for (int j = 0; j <= 2 / stride; ++j) pixels[j] = LoadToRegister(y + r * next_y + (q - j) * kLanes);
+      for (int j = 0; j <= 2 / stride; ++j) gradients[j] = LoadToRegister(y + row * y_row_stride + (column - j) * kLanes);
 #pragma GCC unroll 2
       for (int u = 0; u < stride; ++u)
 #pragma GCC unroll 8
-        for (int i = 0; i < kSome; ++i) {
-          const Vec v = Channel<wide>(x + r * next_x + (q * stride + u) * size, c + i, places[i]);
+        for (int i = 0; i < kChannelBlock; ++i) {
+          const Vec v =
+              BroadcastChannel<one_group>(x + row * x_row_stride + (column * stride + u) * pixel, c + i, lanes[i]);
 #pragma GCC unroll 3
-          for (int j = u; j < 3; j += stride) sums[i][j] += v * pixels[(j - u) / stride];
+          for (int j = u; j < 3; j += stride) sums[i][j] += v * gradients[(j - u) / stride];
         }
     }
 #pragma GCC unroll 8
-  for (int i = 0; i < kSome; ++i)
+  for (int i = 0; i < kChannelBlock; ++i)
 #pragma GCC unroll 3
     for (int j = 0; j < 3; ++j, kernel += kLanes) Store(kernel, Load(kernel) + sums[i][j]);
 }
 
-// A convolution y = x * kernel of images (n, h, w, c) in groups of `group` channels and as many features, whose kernel is
-// (3, 3, group, c).
-struct Shape {
-  int64_t n, h, w, c, height, width, group;  // height, width: of y
-  int64_t stride, top, left;                 // padding
+// Copies `count` pixels of `channels` floats.
+inline void CopyPixels(const float* source, int64_t source_stride, int64_t count, int64_t channels, float* target,
+                       int64_t target_stride) {
+  for (; count > 0; --count, source += source_stride, target += target_stride)
+    for (int64_t c = 0; c < channels; c += kLanes) Store(target + c, Load(source + c));
+}
 
-  bool wide() const { return group >= kLanes; }
-  int64_t size() const { return std::max<int64_t>(group, kLanes); }  // channels that are worked on at a time
-  int64_t columns() const { return width + 2 / stride; }            // of y, and those beside them that the sums need
-  int64_t line() const { return columns() * stride * size(); }
-  int64_t rows() const { return std::clamp<int64_t>((kBand / line() - 3) / stride + 1, 1, height); }  // of y, at a time
-  int64_t band() const { return ((rows() - 1) * stride + 3) * line(); }
-  // whether it is, on the whole, faster than oneDNN and Winograd's form: docs/performance.md
-  bool fits(bool input_gradient) const {
-    return kHasFma && group >= 4 && group <= 32 && c % size() == 0 && size() % group == 0 && size() % kLanes == 0 &&
-           (stride == 1 || (stride == 2 && !input_gradient)) && band() <= 1 << 18;
+// A convolution y = x * kernel of images x (n, h, w, c) in groups of `group` channels and as many features, with a kernel
+// (3, 3, group, c). A thread works on a band: some rows of an image and `block()` of its channels, copied with zeros around
+// them.
+struct Convolution {
+  int64_t n, h, w, c, out_h, out_w, group;
+  int64_t stride, pad_top, pad_left;
+
+  bool one_group() const { return group >= kLanes; }                // whether all lanes of a vector belong to one group
+  int64_t block() const { return std::max<int64_t>(group, kLanes); }  // channels that are processed together
+  int64_t band_columns() const { return out_w + 2 / stride; }         // columns of y, and those beside them that sums read
+  int64_t band_row_stride() const { return band_columns() * stride * block(); }
+  int64_t band_rows() const {  // rows of y
+    return std::clamp<int64_t>((kBandFloats / band_row_stride() - 3) / stride + 1, 1, out_h);
+  }
+  int64_t band_size() const { return ((band_rows() - 1) * stride + 3) * band_row_stride(); }
+
+  // Whether these kernels can be used and are, on the whole, faster than oneDNN's and Winograd's (docs/performance.md).
+  bool IsFaster(bool input_gradient) const {
+    return kHasFma && group >= 4 && group <= 32 && c % block() == 0 && block() % group == 0 && block() % kLanes == 0 &&
+           (stride == 1 || (stride == 2 && !input_gradient)) && band_size() <= 1 << 18;
   }
 
-  // The rows of x that `count` rows of y from `row` of image i on meet, of channels from `first` on, with zeros around them.
-  void Fill(const float* x, int64_t i, int64_t row, int64_t count, int64_t first, float* to) const {
-    const int64_t end = std::min(w, columns() * stride - left);
-    for (int64_t r = row * stride - top, last = r + (count - 1) * stride + 3; r < last; ++r, to += line()) {
-      if (r < 0 || r >= h) {
-        std::fill_n(to, line(), 0.f);
+  // Copies to `band` the rows of image i of x that are read for `count` rows of y from `out_y` on, channels `first` to
+  // first + block(), with zeros around them.
+  void FillBand(const float* x, int64_t i, int64_t out_y, int64_t count, int64_t first, float* band) const {
+    const Images<const float> inputs{x, h, w, c};
+    const int64_t row_stride = band_row_stride(), end = std::min(w, band_columns() * stride - pad_left);
+    for (int64_t y = out_y * stride - pad_top, last = y + (count - 1) * stride + 3; y < last; ++y, band += row_stride) {
+      if (y < 0 || y >= h) {
+        std::fill_n(band, row_stride, 0.f);
         continue;
       }
-      std::fill_n(to, left * size(), 0.f);
-      std::fill_n(to + (end + left) * size(), line() - (end + left) * size(), 0.f);
-      Copy(x + (i * h + r) * w * c + first, c, end, size(), to + left * size(), size());
+      std::fill_n(band, pad_left * block(), 0.f);
+      std::fill_n(band + (end + pad_left) * block(), row_stride - (end + pad_left) * block(), 0.f);
+      CopyPixels(inputs.At(i, y, 0, first), c, end, block(), band + pad_left * block(), block());
     }
   }
-  static void Copy(const float* from, int64_t next, int64_t count, int64_t size, float* to, int64_t next_to) {
-    for (; count > 0; --count, from += next, to += next_to)
-      for (int64_t e = 0; e < size; e += kLanes) Store(to + e, Load(from + e));
-  }
 
-  // body of two constants: wide, stride
-  template <typename Body>
-  void Static(const Body& body) const {
-    using Yes = std::true_type;
-    using No = std::false_type;
+  // Calls function(one_group, stride) with both as compile-time constants.
+  template <typename Function>
+  void WithConstants(const Function& function) const {
     using One = std::integral_constant<int, 1>;
     using Two = std::integral_constant<int, 2>;
-    if (wide())
-      stride == 1 ? body(Yes(), One()) : body(Yes(), Two());
+    if (one_group())
+      stride == 1 ? function(std::true_type(), One()) : function(std::true_type(), Two());
     else
-      stride == 1 ? body(No(), One()) : body(No(), Two());
+      stride == 1 ? function(std::false_type(), One()) : function(std::false_type(), Two());
   }
 
-  // y of x. `turned`: of the convolution whose input gradient this is, with its kernel.
-  void Forward(xla::ffi::ThreadPool pool, const float* x, const float* kernel, float* y, bool turned = false) const {
-    std::vector<float> packed(9 * group * c);  // [c / kLanes][3][group][3][kLanes]
+  // The kernel as [c / kLanes][3][group][3][kLanes]. With `flip` it is rotated by 180 degrees and its channels and features
+  // are exchanged, which makes the convolution its own input gradient.
+  std::vector<float> PackKernel(xla::ffi::ThreadPool pool, const float* kernel, bool flip) const {
+    std::vector<float> packed(9 * group * c);
     ParallelFor(pool, c / kLanes, [&](int64_t block) {
-      float* to = packed.data() + block * 9 * group * kLanes;
+      float* weights = packed.data() + block * 9 * group * kLanes;
       for (int i = 0; i < 3; ++i)
         for (int64_t in = 0; in < group; ++in)
-          for (int j = 0; j < 3; ++j, to += kLanes)
-            for (int e = 0; e < kLanes; ++e) {
-              const int64_t out = block * kLanes + e;
-              to[e] = turned ? kernel[((8 - 3 * i - j) * group + out % group) * c + out / group * group + in]
-                             : kernel[((3 * i + j) * group + in) * c + out];
+          for (int j = 0; j < 3; ++j, weights += kLanes)
+            for (int lane = 0; lane < kLanes; ++lane) {
+              const int64_t out = block * kLanes + lane;
+              weights[lane] = flip ? kernel[((8 - 3 * i - j) * group + out % group) * c + out / group * group + in]
+                                   : kernel[((3 * i + j) * group + in) * c + out];
             }
     });
-    const int64_t bands = (height + rows() - 1) / rows();
-    Static([&](auto wide, auto stride) {
-      const int64_t run = width < 4 ? 1 : width < 8 ? 4 : 8;  // outputs at a time
-      const auto sums = run == 1   ? Sums<wide.value, stride.value, 1>
-                        : run == 4 ? Sums<wide.value, stride.value, 4>
-                                   : Sums<wide.value, stride.value, 8>;
+    return packed;
+  }
+
+  // Computes y from x; see PackKernel on `flip`.
+  void Forward(xla::ffi::ThreadPool pool, const float* x, const float* kernel, float* y, bool flip = false) const {
+    const std::vector<float> packed = PackKernel(pool, kernel, flip);
+    const Images<float> outputs{y, out_h, out_w, c};
+    const int64_t bands = (out_h + band_rows() - 1) / band_rows();
+    WithConstants([&](auto one_group, auto stride) {
+      const int64_t step = out_w < 4 ? 1 : out_w < 8 ? 4 : 8;  // outputs that are computed together
+      const auto microkernel = step == 1   ? ForwardMicrokernel<one_group.value, stride.value, 1>
+                               : step == 4 ? ForwardMicrokernel<one_group.value, stride.value, 4>
+                                           : ForwardMicrokernel<one_group.value, stride.value, 8>;
       ParallelFor(pool, n * bands, [&](int64_t item) {
         thread_local std::vector<float> space;
-        space.resize(std::max<size_t>(space.size(), band()));
-        const int64_t i = item / bands, row = item % bands * rows(), count = std::min(rows(), height - row);
-        for (int64_t first = 0; first < c; first += size()) {
-          Fill(x, i, row, count, first, space.data());
-          for (int64_t f = first; f < first + size(); f += kLanes)
-            for (int64_t r = 0; r < count; ++r)
-              for (int64_t begin = 0; begin < width; begin += run) {
-                const int64_t o = std::min(begin, width - run);  // the last ones may be some of those before them once more
-                sums(space.data() + r * stride.value * line() + o * stride.value * size(), line(), size(), group,
-                     packed.data() + f * 9 * group, y + ((i * height + row + r) * width + o) * c + f, c);
+        space.resize(std::max<size_t>(space.size(), band_size()));
+        const int64_t i = item / bands, out_y = item % bands * band_rows(), count = std::min(band_rows(), out_h - out_y);
+        for (int64_t first = 0; first < c; first += block()) {
+          FillBand(x, i, out_y, count, first, space.data());
+          for (int64_t f = first; f < first + block(); f += kLanes)
+            for (int64_t row = 0; row < count; ++row)
+              for (int64_t begin = 0; begin < out_w; begin += step) {
+                const int64_t out_x = std::min(begin, out_w - step);  // the last block may overlap the one before it
+                microkernel(space.data() + (row * band_row_stride() + out_x * block()) * stride.value, band_row_stride(),
+                            block(), group, packed.data() + f * 9 * group, outputs.At(i, out_y + row, out_x, f), c);
               }
         }
       });
@@ -168,44 +186,48 @@ struct Shape {
   }
 
   void InputGradient(xla::ffi::ThreadPool pool, const float* y, const float* kernel, float* x) const {
-    Shape{n, height, width, c, h, w, group, 1, 2 - top, 2 - left}.Forward(pool, y, kernel, x, true);
+    Convolution{n, out_h, out_w, c, h, w, group, 1, 2 - pad_top, 2 - pad_left}.Forward(pool, y, kernel, x, true);
   }
 
   void KernelGradient(xla::ffi::ThreadPool pool, const float* x, const float* y, float* kernel) const {
-    const int64_t parts = std::min<int64_t>(n, 16), whole = 9 * group * c, next_y = (columns() + 2 / stride) * kLanes;
-    std::vector<float> partial(parts * whole);  // of each part [c / kLanes][3][group][3][kLanes]
-    Static([&](auto wide, auto stride) {
-      ParallelFor(pool, parts, [&](int64_t part) {
+    const Images<const float> outputs{y, out_h, out_w, c};
+    const int64_t slices = std::min<int64_t>(n, 16), size = 9 * group * c;
+    const int64_t y_row_stride = (band_columns() + 2 / stride) * kLanes;
+    std::vector<float> slice_sums(slices * size);  // of each slice [c / kLanes][3][group][3][kLanes]
+    WithConstants([&](auto one_group, auto stride) {
+      constexpr int kPadding = 2 / stride.value * kLanes;  // zeros before a row of y
+      ParallelFor(pool, slices, [&](int64_t slice) {
         thread_local std::vector<float> space;
-        space.resize(std::max<size_t>(space.size(), band() + rows() * next_y));
-        float* const lines = space.data() + band();
-        std::fill_n(lines, rows() * next_y, 0.f);
-        for (int64_t i = SliceBegin(n, parts, part); i < SliceBegin(n, parts, part + 1); ++i)
-          for (int64_t row = 0, count; row < height; row += count) {
-            count = std::min(rows(), height - row);
-            for (int64_t first = 0; first < c; first += size()) {
-              Fill(x, i, row, count, first, space.data());
-              for (int64_t f = first; f < first + size(); f += kLanes) {
-                for (int64_t r = 0; r < count; ++r)
-                  Copy(y + ((i * height + row + r) * width) * c + f, c, width, kLanes,
-                       lines + r * next_y + 2 / stride.value * kLanes, kLanes);
-                float* to = partial.data() + part * whole + f * 9 * group;
+        space.resize(std::max<size_t>(space.size(), band_size() + band_rows() * y_row_stride));
+        float* const y_rows = space.data() + band_size();
+        std::fill_n(y_rows, band_rows() * y_row_stride, 0.f);
+        for (int64_t i = SliceBegin(n, slices, slice); i < SliceBegin(n, slices, slice + 1); ++i)
+          for (int64_t out_y = 0, count; out_y < out_h; out_y += count) {
+            count = std::min(band_rows(), out_h - out_y);
+            for (int64_t first = 0; first < c; first += block()) {
+              FillBand(x, i, out_y, count, first, space.data());
+              for (int64_t f = first; f < first + block(); f += kLanes) {
+                for (int64_t row = 0; row < count; ++row)
+                  CopyPixels(outputs.At(i, out_y + row, 0, f), c, out_w, kLanes, y_rows + row * y_row_stride + kPadding,
+                             kLanes);
+                float* sums = slice_sums.data() + slice * size + f * 9 * group;
                 for (int k = 0; k < 3; ++k)
-                  for (int64_t in = 0; in < group; in += kSome, to += kSome * 3 * kLanes)
-                    Products<wide.value, stride.value>(space.data() + k * line(), stride.value * line(), size(), group, in,
-                                                       lines + 2 / stride.value * kLanes, next_y, count, columns(), to);
+                  for (int64_t in = 0; in < group; in += kChannelBlock, sums += kChannelBlock * 3 * kLanes)
+                    KernelGradientMicrokernel<one_group.value, stride.value>(
+                        space.data() + k * band_row_stride(), stride.value * band_row_stride(), block(), group, in,
+                        y_rows + kPadding, y_row_stride, count, band_columns(), sums);
               }
             }
           }
       });
     });
     ParallelFor(pool, c / kLanes, [&](int64_t block) {
-      const float* from = partial.data() + block * 9 * group * kLanes;
+      const float* sums = slice_sums.data() + block * 9 * group * kLanes;
       for (int k = 0; k < 3; ++k)
         for (int64_t in = 0; in < group; ++in)
-          for (int j = 0; j < 3; ++j, from += kLanes) {
+          for (int j = 0; j < 3; ++j, sums += kLanes) {
             Vec sum = {};
-            for (int64_t part = 0; part < parts; ++part) sum += Load(from + part * whole);
+            for (int64_t slice = 0; slice < slices; ++slice) sum += Load(sums + slice * size);
             Store(kernel + ((3 * k + j) * group + in) * c + block * kLanes, sum);
           }
     });
