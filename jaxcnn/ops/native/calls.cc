@@ -198,19 +198,19 @@ bool Winograd(int threads, int64_t kind, const std::vector<int64_t>& window, con
       std::max({window[2], window[3], window[4], window[5]}) > 2)
     return false;
   const int64_t groups = window[8], in = kernel[2], out = kernel[3] / groups;
-  winograd::Shape shape{x[0], x[1], x[2], in, y[1], y[2], out, window[2], window[3], x[3], y[3]};
+  winograd::Convolution shape{x[0], x[1], x[2], in, y[1], y[2], out, window[2], window[3], x[3], y[3]};
   if (kind == kInputGradient)
     shape = {y[0], y[1], y[2], out, x[1], x[2], in, 2 - window[2], 2 - window[3], y[3], x[3]};
-  if (!shape.fits()) return false;
-  float* space = static_cast<float*>(Workspace(4 * shape.space(kind == kKernelGradient, threads)));
+  if (!shape.IsFaster()) return false;
+  float* space = static_cast<float*>(Workspace(4 * shape.workspace(kind == kKernelGradient, threads)));
   std::vector<float> own(groups > 1 ? 9 * in * out : 0);  // a group's kernel
   float* const weights = groups > 1 ? own.data() : kernel_data;
   for (int64_t group = 0; group < groups; ++group) {
     for (int64_t i = 0; groups > 1 && kind != kKernelGradient && i < 9 * in; ++i)
       std::copy_n(kernel_data + i * kernel[3] + group * out, out, weights + i * out);
     float *const from = x_data + group * in, *const to = y_data + group * out;
-    if (kind == kForward) winograd::Convolve(shape, from, weights, false, to, space, threads);
-    if (kind == kInputGradient) winograd::Convolve(shape, to, weights, true, from, space, threads);
+    if (kind == kForward) winograd::Forward(shape, from, weights, false, to, space, threads);
+    if (kind == kInputGradient) winograd::Forward(shape, to, weights, true, from, space, threads);
     if (kind == kKernelGradient) winograd::KernelGradient(shape, from, to, weights, space, threads);
     for (int64_t i = 0; groups > 1 && kind == kKernelGradient && i < 9 * in; ++i)
       std::copy_n(weights + i * out, out, kernel_data + i * kernel[3] + group * out);
