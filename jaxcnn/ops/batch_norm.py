@@ -154,7 +154,7 @@ def _call(relu: bool) -> Any:
         result = jax.ShapeDtypeStruct((2, x.shape[-1]), jnp.float32)
         return jax.ffi.ffi_call(native.SUMS, result)(g, x, affine, relu=np.bool_(relu))
 
-    return _batched(native.spread(call, ('sums', relu), 'n r c, n r c, k c -> l c', (True, True, False), lax.psum))
+    return _batched(native.partition_batch(call, ('sums', relu), 'n r c, n r c, k c -> l c', (True, True, False), lax.psum))
 
 
 @functools.cache
@@ -162,7 +162,7 @@ def _moments_call() -> Any:
     def call(x: jax.Array) -> jax.Array:
         return jax.ffi.ffi_call(native.MOMENTS, jax.ShapeDtypeStruct((2, x.shape[-1]), jnp.float32))(x)
 
-    return _batched(native.spread(call, 'moments', 'n r c -> l c', (True,), merge_devices))
+    return _batched(native.partition_batch(call, 'moments', 'n r c -> l c', (True,), merge_devices))
 
 
 def _batched(call: Any) -> Any:
@@ -171,6 +171,6 @@ def _batched(call: Any) -> Any:
 
     @batched.def_vmap
     def _(size: int, mapped: Sequence[bool], *operands: jax.Array) -> tuple[jax.Array, bool]:
-        return native.each(batched, size, mapped, *operands)
+        return native.vmap_sequentially(batched, size, mapped, *operands)
 
     return batched

@@ -137,11 +137,11 @@ def _native(kind: int, geometry: Geometry, own: bool) -> Any:
     """The call of `native/calls.cc`, with its rules for several devices and for `vmap`."""
     def call(a: jax.Array, b: jax.Array) -> jax.Array:
         result = jax.ShapeDtypeStruct(geometry.result_shape(kind, a), a.dtype)
-        return jax.ffi.ffi_call(native.CONV, result)(a, b, kind=np.int64(kind), own=own, window=geometry.window())
+        return jax.ffi.ffi_call(native.CONV, result)(a, b, kind=np.int64(kind), native=own, window=geometry.window())
 
     rules = {FORWARD: 'n h w c, r s i o -> n p q m', INPUT_GRADIENT: 'n p q m, r s i o -> n h w c',
              KERNEL_GRADIENT: 'n h w c, n p q m -> r s i o'}
-    batched = custom_vmap(native.spread(call, (kind, geometry, own), rules[kind], (True, kind == KERNEL_GRADIENT),
+    batched = custom_vmap(native.partition_batch(call, (kind, geometry, own), rules[kind], (True, kind == KERNEL_GRADIENT),
                                         lax.psum if kind == KERNEL_GRADIENT else None))
 
     @batched.def_vmap
@@ -149,6 +149,6 @@ def _native(kind: int, geometry: Geometry, own: bool) -> Any:
         if kind != KERNEL_GRADIENT and not mapped[1]:  # one kernel: a larger batch
             found = batched(a.reshape(-1, *a.shape[2:]), b)
             return found.reshape(size, -1, *found.shape[1:]), True
-        return native.each(batched, size, mapped, a, b)
+        return native.vmap_sequentially(batched, size, mapped, a, b)
 
     return batched

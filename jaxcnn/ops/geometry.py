@@ -41,7 +41,7 @@ class Geometry:
                 len(a) * self.x[0] * self.x[1] <= 4096)
 
     def window(self) -> np.ndarray:
-        """As `native/calls.cc` takes it."""
+        """As `Window` in `native/calls.cc` takes it."""
         (top, bottom), (left, right) = self.padding
         return np.array([*self.strides, top, left, bottom, right, *self.dilation, self.groups], np.int64)
 

@@ -447,7 +447,7 @@ def test_compiled_primitives_are_few_however_many_shapes_come():
         for h, _ in itertools.product(range(5, 15), range(2)):
             x, kernel = arrays(n=1, h=h)
             close(conv(x, kernel, 'onednn'), conv(x, kernel, 'xla'))
-        assert native.counts()['plans'] <= 6
+        assert native.counts()['primitives'] <= 6
     finally:
         limit.value = before
 
@@ -461,7 +461,7 @@ def resident():
 @needs_onednn
 def test_calls_with_changing_shapes_hold_no_more_memory_after_a_while():
     limit = ctypes.c_int64.in_dll(native.library(), 'JaxcnnConvLimit')
-    dnnl = ctypes.CDLL(native._find(native.LIBRARY, 'libdnnl.so.3'))
+    dnnl = ctypes.CDLL(native.installed_file(native.LIBRARY, 'libdnnl.so.3'))
     before, limit.value = limit.value, 4
     dnnl.dnnl_set_primitive_cache_capacity(0)  # every call makes its primitive anew
     try:
@@ -508,7 +508,7 @@ def test_it_is_compiled_once_and_a_damaged_one_again(tmp_path):
     compiler = tmp_path / 'compiler'
     compiler.write_text('#!/bin/sh\nexec g++ "$@" -O0\n')  # in less time
     compiler.chmod(0o755)
-    compiling = 'compiling the convolutions for this machine, once'
+    compiling = 'compiling the CPU kernels for this machine (only once)'
     assert fresh(tmp_path, CXX=str(compiler)) == [compiling, '[18. 18.]', '[18. 18.]', 'oneDNN']
     assert fresh(tmp_path, CXX=str(compiler)) == ['[18. 18.]', '[18. 18.]', 'oneDNN']
     library, = (tmp_path / 'onednn').iterdir()
@@ -522,15 +522,15 @@ def test_it_is_compiled_once_and_a_damaged_one_again(tmp_path):
 @pytest.mark.parametrize(('before', 'variables', 'reason'), [
     ("from jaxcnn.ops import native; native.LIBRARY = 'no-such-wheel'", {}, 'no-such-wheel is not installed'),
     pytest.param('', {'PATH': '', 'CXX': ''}, 'no C++ compiler (g++) was found', marks=needs_onednn),
-    pytest.param('', {'CXX': 'false'}, 'false could not compile it', marks=needs_onednn),
+    pytest.param('', {'CXX': 'false'}, 'false could not compile the CPU kernels', marks=needs_onednn),
     pytest.param('', {'CXX': '/no/such/compiler'}, '/no/such/compiler', marks=needs_onednn),
-    ("import platform; platform.system = lambda: 'Darwin'", {}, 'it is for Linux on x86_64, and this is Darwin')],
+    ("import platform; platform.system = lambda: 'Darwin'", {}, 'it needs Linux on x86_64, and this is Darwin')],
     ids=['wheels', 'compiler', 'compiling', 'compiler path', 'platform'])
 def test_without_it_one_line_says_so_and_plain_jax_does_the_work(tmp_path, before, variables, reason):
     lines = fresh(tmp_path, before, **variables)
-    told = [line for line in lines if line.startswith('convolutions without oneDNN')]
-    assert len(told) == 1
-    assert reason in told[0]
+    messages = [line for line in lines if line.startswith('convolutions on the CPU run without oneDNN')]
+    assert len(messages) == 1
+    assert reason in messages[0]
     assert lines[-3:] == ['[18. 18.]', '[18. 18.]', 'without']
 
 

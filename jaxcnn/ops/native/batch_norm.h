@@ -23,7 +23,7 @@ inline void GradientSums(xla::ffi::ThreadPool pool, int64_t rows, int64_t channe
   const int64_t slices = NumSlices(rows), vectorised = channels / kLanes * kLanes;
   std::vector<float> slice_sums(slices * 2 * channels);
   ParallelFor(pool, slices, [&](int64_t slice) {
-    float *const sum = slice_sums.data() + slice * 2 * channels, *const weighted_sum = sum + channels;
+    float* const sum = slice_sums.data() + slice * 2 * channels;  // and channels further on the weighted sum
     const int64_t end = SliceBegin(rows, slices, slice + 1);
     for (int64_t first = SliceBegin(rows, slices, slice); first < end; first += kRowsPerBlock) {
       const int64_t last = std::min(first + kRowsPerBlock, end);
@@ -32,7 +32,7 @@ inline void GradientSums(xla::ffi::ThreadPool pool, int64_t rows, int64_t channe
         Vec s[n], t[n], m[n], a[n], b[n];
         for (int v = 0; v < n; ++v) {
           const int64_t channel = c + v * kLanes;
-          s[v] = Load(sum + channel), t[v] = Load(weighted_sum + channel), m[v] = Load(mean + channel);
+          s[v] = Load(sum + channel), t[v] = Load(sum + channels + channel), m[v] = Load(mean + channel);
           if (relu) a[v] = Load(scale + channel), b[v] = Load(bias + channel);
         }
         for (int64_t row = first; row < last; ++row)
@@ -45,13 +45,13 @@ inline void GradientSums(xla::ffi::ThreadPool pool, int64_t rows, int64_t channe
             s[v] += value;
             t[v] += value * deviation;
           }
-        for (int v = 0; v < n; ++v) Store(sum + c + v * kLanes, s[v]), Store(weighted_sum + c + v * kLanes, t[v]);
+        for (int v = 0; v < n; ++v) Store(sum + c + v * kLanes, s[v]), Store(sum + channels + c + v * kLanes, t[v]);
       });
       for (int64_t c = vectorised; c < channels; ++c)
         for (int64_t row = first; row < last; ++row) {
           const float deviation = x[row * channels + c] - mean[c];
           const float value = relu && !(deviation * scale[c] + bias[c] > 0) ? 0 : g[row * channels + c];
-          sum[c] += value, weighted_sum[c] += value * deviation;
+          sum[c] += value, sum[channels + c] += value * deviation;
         }
     }
   });

@@ -24,20 +24,21 @@ struct Convolution {
   // Computes y from x, at stride 1. With `flip` the kernel is rotated by 180 degrees.
   void Forward(xla::ffi::ThreadPool pool, const float* x, const float* kernel, float* y, bool flip = false) const {
     constexpr int kOutputs = 4, kInputs = kOutputs + 2;  // pixels of a row of y that are computed together, from those of x
-    const Images<const float> inputs{x, h, w, c};
-    const Images<float> outputs{y, out_h, out_w, c};
     const int64_t rows = n * out_h, slices = std::min<int64_t>(rows, 64);
     ParallelFor(pool, slices, [&](int64_t slice) {
-      for (int64_t row = SliceBegin(rows, slices, slice); row < SliceBegin(rows, slices, slice + 1); ++row)
+      const Images<const float> inputs{x, h, w, c};
+      const Images<float> outputs{y, out_h, out_w, c};
+      for (int64_t row = SliceBegin(rows, slices, slice); row < SliceBegin(rows, slices, slice + 1); ++row) {
+        const int64_t image = row / out_h, out_y = row % out_h;
         for (int64_t out_x = 0; out_x < out_w; out_x += kOutputs) {
           const int64_t in_x = out_x - pad_left;
           const bool inside = in_x >= 0 && in_x + kInputs <= w;
           for (int64_t channel = 0; channel < c; channel += kLanes) {
             Vec sums[kOutputs] = {};
             for (int i = 0; i < 3; ++i) {
-              const int64_t in_y = row % out_h + i - pad_top;
+              const int64_t in_y = out_y + i - pad_top;
               if (in_y < 0 || in_y >= h) continue;
-              const float* const pixels = inputs.At(row / out_h, in_y, in_x, channel);
+              const float* const pixels = inputs.At(image, in_y, in_x, channel);
               Vec v[kInputs], k[3];
               for (int j = 0; j < 3; ++j) k[j] = Load(kernel + (flip ? 8 - 3 * i - j : 3 * i + j) * c + channel);
               if (inside) {
@@ -51,9 +52,11 @@ struct Convolution {
 #pragma GCC unroll 3
                 for (int j = 0; j < 3; ++j) sums[o] += v[o + j] * k[j];
             }
-            for (int o = 0; o < kOutputs && out_x + o < out_w; ++o) Store(outputs.At(0, row, out_x + o, channel), sums[o]);
+            for (int o = 0; o < kOutputs && out_x + o < out_w; ++o)
+              Store(outputs.At(image, out_y, out_x + o, channel), sums[o]);
           }
         }
+      }
     });
   }
 
@@ -62,23 +65,24 @@ struct Convolution {
   }
 
   void KernelGradient(xla::ffi::ThreadPool pool, const float* x, const float* y, float* kernel) const {
-    const Images<const float> inputs{x, h, w, c}, outputs{y, out_h, out_w, c};
     const int64_t slices = std::min<int64_t>(n, 16), size = 9 * c;
     std::vector<float> slice_sums(slices * size);
     ParallelFor(pool, slices, [&](int64_t slice) {
-      for (int64_t row = SliceBegin(n, slices, slice) * out_h; row < SliceBegin(n, slices, slice + 1) * out_h; ++row)
+      const Images<const float> inputs{x, h, w, c}, outputs{y, out_h, out_w, c};
+      for (int64_t row = SliceBegin(n, slices, slice) * out_h; row < SliceBegin(n, slices, slice + 1) * out_h; ++row) {
+        const int64_t image = row / out_h, out_y = row % out_h;
         ForEachChannelBlock(c, [&](int64_t channel, auto vectors) {
           constexpr int count = decltype(vectors)::value;
           for (int i = 0; i < 3; ++i) {
-            const int64_t in_y = row % out_h * stride + i - pad_top;
+            const int64_t in_y = out_y * stride + i - pad_top;
             if (in_y < 0 || in_y >= h) continue;
             for (int j = 0; j < 3; ++j) {
               // the columns of y whose input column, out_x * stride + j - pad_left, is inside the image
               const int64_t first = std::max<int64_t>(0, (pad_left - j + stride - 1) / stride);
               const int64_t end = std::min(out_w, (w - 1 + pad_left - j + stride) / stride);
               float* const sums = slice_sums.data() + slice * size + (3 * i + j) * c + channel;
-              const float* a = inputs.At(row / out_h, in_y, first * stride + j - pad_left, channel);
-              const float* b = outputs.At(0, row, first, channel);
+              const float* a = inputs.At(image, in_y, first * stride + j - pad_left, channel);
+              const float* b = outputs.At(image, out_y, first, channel);
               Vec s[count];
               for (int v = 0; v < count; ++v) s[v] = Load(sums + v * kLanes);
               for (int64_t out_x = first; out_x < end; ++out_x, a += stride * c, b += c)
@@ -88,6 +92,7 @@ struct Convolution {
             }
           }
         });
+      }
     });
     std::copy_n(slice_sums.data(), size, kernel);
     for (int64_t slice = 1; slice < slices; ++slice)

@@ -92,8 +92,8 @@ struct PointMatrices {
 };
 
 // Computes sums[r][column] = the sum over k of a[r * a_row + k] b[k][column] for one or two vectors of columns; with
-// `accumulate` it is added to sums. k runs over `blocks` blocks of `block_size` values; those of a are `a_block_stride` floats
-// apart.
+// `accumulate` it is added to sums. k runs over `blocks` blocks of `block_size` values; the blocks of a are `a_block_stride`
+// floats apart.
 template <int rows, int vectors, int a_row, int block_size>
 void ProductMicrokernel(int64_t blocks, const float* a, int64_t a_block_stride, const float* b, float* sums,
                         int64_t row_stride, int64_t vector_stride, bool accumulate) {
@@ -223,15 +223,17 @@ inline void Forward(const Convolution& conv, const float* x, const float* kernel
         TransformTile<InputTransform, 6>(inputs, conv.c, tile.n, tile.y - conv.pad_top, tile.x - conv.pad_left, v, i);
       }
       for (int p = 0; p < kPoints; ++p)
-        for (int64_t column = 0; column < conv.features; column += kPanel)
+        for (int64_t column = 0; column < conv.features; column += kPanel) {
+          const float* const u_panel = u.At(p, 0, column);
           for (int64_t row = 0, parts = (count + kMaxRows - 1) / kMaxRows, rows; row < count; row += rows, --parts) {
             rows = (count - row + parts - 1) / parts;  // about as many in each part
             const auto product = conv.features - column < kPanel ? ProductOfRows<1>(rows, kRowCounts)
                                                                  : ProductOfRows<2>(rows, kRowCounts);
             for (int64_t c = 0; c < conv.c; c += kMaxSum)
-              product((std::min(c + kMaxSum, conv.c) - c) / kLanes, v.At(p, row, c), v.panel_stride(), u.At(p, c, column),
+              product((std::min(c + kMaxSum, conv.c) - c) / kLanes, v.At(p, row, c), v.panel_stride(), u_panel + c * kPanel,
                       m.At(p, row, column), kLanes, m.panel_stride(), c > 0);
           }
+        }
       for (int64_t i = 0; i < count; ++i) {
         const Tile tile(conv, first + i);
         for (int64_t feature = 0; feature < conv.features; feature += kLanes) {
@@ -270,14 +272,17 @@ inline void KernelGradient(const Convolution& conv, const float* x, const float*
       }
 #pragma omp for collapse(2) schedule(dynamic)
       for (int p = 0; p < kPoints; ++p)
-        for (int64_t column = 0; column < conv.columns(); column += kPanel)
-          for (int64_t i = 0; i < count; i += kMaxSum)
-            for (int64_t c = 0; c < conv.c; c += kHalf) {
-              const auto product =
-                  conv.features - column < kPanel ? ProductMicrokernel<kHalf, 1, 1, 1> : ProductMicrokernel<kHalf, 2, 1, 1>;
-              product(std::min<int64_t>(kMaxSum, count - i), v.At(p, i, c), kLanes, z.At(p, i, column), u.At(p, c, column),
-                      kPanel, kLanes, first + i > 0);
-            }
+        for (int64_t column = 0; column < conv.columns(); column += kPanel) {
+          const auto product =
+              conv.features - column < kPanel ? ProductMicrokernel<kHalf, 1, 1, 1> : ProductMicrokernel<kHalf, 2, 1, 1>;
+          float* const u_panel = u.At(p, 0, column);
+          for (int64_t i = 0; i < count; i += kMaxSum) {
+            const float* const z_panel = z.At(p, i, column);
+            for (int64_t c = 0; c < conv.c; c += kHalf)
+              product(std::min<int64_t>(kMaxSum, count - i), v.At(p, i, c), kLanes, z_panel, u_panel + c * kPanel, kPanel,
+                      kLanes, first + i > 0);
+          }
+        }
     }
 #pragma omp for
     for (int64_t c = 0; c < conv.c; ++c)
