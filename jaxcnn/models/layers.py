@@ -129,8 +129,8 @@ class BatchNorm(nn.BatchNorm):
     The operations are in `ops/batch_norm.py`.
 
     Attributes:
-      relu: the rectifier after it.
-      native: by the library's calls on the CPU, where there is one.
+      relu: apply a ReLU to the result.
+      native: compute the sums over the batch by the native library on the CPU, where it is available.
     """
 
     relu: bool = False
@@ -144,11 +144,11 @@ class BatchNorm(nn.BatchNorm):
         bias = self.param('bias', self.bias_init, shape, self.param_dtype)
         means, variances = (self.variable('batch_stats', name, start, shape, jnp.float32) for name, start in (
             ('mean', jnp.zeros), ('var', jnp.ones)))
-        ours = self.native and jax.default_backend() == 'cpu' and native.available(jnp.float32)
+        use_native = self.native and jax.default_backend() == 'cpu' and native.available(jnp.float32)
         if self.use_running_average:
             mean, var = means.value, variances.value
         else:
-            moments = batch_norm.moments(x, ours)
+            moments = batch_norm.moments(x, use_native)
             if self.axis_name is not None and not self.is_initializing():
                 moments = batch_norm.merge_devices(moments, self.axis_name)
             mean, var = moments
@@ -156,7 +156,7 @@ class BatchNorm(nn.BatchNorm):
                 for old, new in ((means, mean), (variances, var)):
                     old.value = self.momentum * old.value + (1 - self.momentum) * new
         factor = scale * jax.lax.rsqrt(var + self.epsilon)
-        return batch_norm.normalise(x, mean, factor, bias, self.relu, ours).astype(self.dtype)
+        return batch_norm.normalise(x, mean, factor, bias, self.relu, use_native).astype(self.dtype)
 
 
 def height_width(value: int | Sequence[int] | None) -> tuple[int, int]:
@@ -207,8 +207,8 @@ class Network(nn.Module):
       dtype: type of the computation, float32 or bfloat16; BatchNorm statistics stay float32.
       param_dtype: type of the parameters, float32 or bfloat16; those of BatchNorm stay float32.
       kernel_init: name of the initialiser of convolution and dense kernels.
-      conv_implementation: of the convolutions: `auto`, or one by name, see `ops.conv`. BatchNorm's sums on the CPU are calls
-        of ours with `auto` and `native`.
+      conv_implementation: how convolutions are computed: `auto`, or an implementation of `ops.conv.conv_general_dilated` by
+        name. With `auto` and `native`, BatchNorm uses the native library on the CPU, too.
       dropout: probability of zeroing a feature, in [0, 1).
       bn_momentum: weight of the old running statistics at each step, or micro-batch (PyTorch's momentum is one minus this).
         The variance that enters is the batch's biased one; PyTorch's running variance is N / (N - 1) times as large.
