@@ -41,7 +41,7 @@ LIBRARY, HEADERS = 'onednn-cpu-gomp', 'onednn-devel-cpu-gomp'
 _LOAD_LOCK = threading.Lock()
 
 
-class _UnavailableError(Exception):
+class UnavailableError(Exception):
     """The library cannot be used on this machine; the message says why."""
 
 
@@ -52,7 +52,7 @@ def installed_file(package: str, ending: str) -> str:
     except importlib.metadata.PackageNotFoundError:
         files = []
     if not files or not os.path.exists(files[0].locate()):
-        raise _UnavailableError(f"{package} is not installed: pip install 'jaxcnn[cpu]'")
+        raise UnavailableError(f"{package} is not installed: pip install 'jaxcnn[cpu]'")
     return os.path.realpath(files[0].locate())
 
 
@@ -60,7 +60,7 @@ def _compile(headers: str, onednn: str) -> bytes:
     """Compile the library and return its content."""
     compiler = shlex.split(os.environ.get('CXX', '')) or [c for c in map(shutil.which, ('g++', 'c++')) if c][:1]
     if not compiler:
-        raise _UnavailableError('no C++ compiler (g++) was found')
+        raise UnavailableError('no C++ compiler (g++) was found')
     log.info('compiling the CPU kernels for this machine (only once)')
     with tempfile.TemporaryDirectory() as folder:
         output = os.path.join(folder, 'conv.so')
@@ -69,9 +69,9 @@ def _compile(headers: str, onednn: str) -> bytes:
             subprocess.run(command, check=True, capture_output=True, encoding='utf-8', errors='replace', timeout=300)
         except subprocess.CalledProcessError as e:
             message = ' '.join(e.stderr.split())[:300]
-            raise _UnavailableError(f'{compiler[0]} could not compile the CPU kernels: {message}') from e
+            raise UnavailableError(f'{compiler[0]} could not compile the CPU kernels: {message}') from e
         except (OSError, subprocess.TimeoutExpired) as e:
-            raise _UnavailableError(f'{compiler[0]}: {e}') from e
+            raise UnavailableError(f'{compiler[0]}: {e}') from e
         with open(output, 'rb') as f:
             return f.read()
 
@@ -99,8 +99,14 @@ def source_key() -> str:
     return digest.hexdigest()
 
 
-def _build() -> str:
-    """Return the path of the compiled library, which is compiled unless the cache has it."""
+def build() -> str:
+    """Return the path of the compiled library, which is compiled unless the cache has it.
+
+    Raises:
+      UnavailableError: it cannot be compiled on this machine.
+    """
+    if (platform.system(), platform.machine()) != ('Linux', 'x86_64'):
+        raise UnavailableError(f'it needs Linux on x86_64, and this is {platform.system()} on {platform.machine()}')
     onednn = installed_file(LIBRARY, 'libdnnl.so.3')
     headers = os.path.dirname(os.path.dirname(os.path.dirname(installed_file(HEADERS, 'oneapi/dnnl/dnnl.hpp'))))
     key = repr([source_key(), importlib.metadata.version(LIBRARY), importlib.metadata.version('jaxlib'),
@@ -137,16 +143,14 @@ def library() -> Any:
 @functools.cache
 def _library() -> Any:
     try:
-        if (platform.system(), platform.machine()) != ('Linux', 'x86_64'):
-            raise _UnavailableError(f'it needs Linux on x86_64, and this is {platform.system()} on {platform.machine()}')
-        path = _build()
+        path = build()
         os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')  # OpenMP's threads sleep while XLA's work
         ctypes.CDLL(installed_file(LIBRARY, 'libdnnl.so.3'))
         loaded = ctypes.CDLL(path)
         for target, symbol in ((CONV, loaded.JaxcnnConv), (SUMS, loaded.JaxcnnSums), (MOMENTS, loaded.JaxcnnMoments)):
             jax.ffi.register_ffi_target(target, jax.ffi.pycapsule(symbol), platform='cpu')
         return loaded
-    except (_UnavailableError, OSError) as e:
+    except (UnavailableError, OSError) as e:
         log.info('convolutions on the CPU run without oneDNN, which is slower: %s', e)
         return None
 
