@@ -34,8 +34,8 @@ def by_hand(x, size, alpha, beta, k):
 @pytest.mark.parametrize('shape', [(2, 3, 2, 11), (4, 3)], ids=str)
 def test_it_is_a_loop_over_the_channels_around_each(shape, parameters):
     x = image(*shape)
-    found = jax.jit(local_response_norm, static_argnums=(1, 2, 3, 4))(x, *parameters)
-    np.testing.assert_allclose(found, by_hand(x, *parameters), rtol=3e-6, atol=1e-7)
+    actual = jax.jit(local_response_norm, static_argnums=(1, 2, 3, 4))(x, *parameters)
+    np.testing.assert_allclose(actual, by_hand(x, *parameters), rtol=3e-6, atol=1e-7)
 
 
 def test_the_defaults_are_those_of_alexnet():
@@ -51,9 +51,9 @@ def test_gradients_and_their_gradients_are_those_of_finite_differences():
 
 def test_bfloat16_is_computed_in_float32():
     x = jnp.asarray(image(2, 3, 3, 9), jnp.bfloat16)
-    found = strong(x)
-    assert found.dtype == jnp.bfloat16
-    np.testing.assert_array_equal(found, strong(x.astype(jnp.float32)).astype(jnp.bfloat16))
+    actual = strong(x)
+    assert actual.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(actual, strong(x.astype(jnp.float32)).astype(jnp.bfloat16))
 
 
 @pytest.mark.torch

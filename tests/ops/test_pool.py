@@ -14,7 +14,7 @@ SHAPES = [(2, 7, 8, 3), (1, 3, 3, 4)]
 
 
 def image(shape, dtype=np.float32):
-    """No two values alike, so that no maximum is tied."""
+    """Return values that are all different, so that there are no ties for the maximum."""
     return np.random.default_rng(0).permutation(np.prod(shape)).reshape(shape).astype(dtype) / 7
 
 
@@ -31,33 +31,39 @@ def by_hand(x, size, stride, reduce):
 @pytest.mark.parametrize('shape', SHAPES, ids=str)
 def test_windows_side_by_side_are_those_of_flax_and_of_numpy(shape, size):
     x, window = image(shape), (size, size)
-    ours = jax.jit(lambda x: (max_pool(x, size), avg_pool(x, size)))(x)
-    theirs = jax.jit(lambda x: (nn.max_pool(x, window, window), nn.avg_pool(x, window, window)))(x)
-    chex.assert_trees_all_close(ours, theirs, rtol=1e-6)
-    for pooled, reduce in zip(ours, (np.max, np.mean), strict=True):
+    actual, expected = jax.jit(lambda x: ((max_pool(x, size), avg_pool(x, size)),
+                                          (nn.max_pool(x, window, window), nn.avg_pool(x, window, window))))(x)
+    chex.assert_trees_all_close(actual, expected, rtol=1e-6)
+    for pooled, reduce in zip(actual, (np.max, np.mean), strict=True):
         np.testing.assert_allclose(pooled, by_hand(x, size, size, reduce), rtol=1e-6)
 
 
-@pytest.mark.parametrize(('size', 'stride'), [(3, 2), (2, 1), (2, 3), (3, 3)])
 @pytest.mark.parametrize('shape', SHAPES, ids=str)
-def test_windows_of_any_stride(shape, size, stride):
-    x = image(shape)
-    np.testing.assert_allclose(jax.jit(max_pool, static_argnums=(1, 2))(x, size, stride),
-                               by_hand(x, size, stride, np.max), rtol=1e-6)
+def test_windows_of_any_stride(shape):
+    x, windows = image(shape), [(3, 2), (2, 1), (2, 3), (3, 3)]
+    results = jax.jit(lambda x: [max_pool(x, *window) for window in windows])(x)
+    for pooled, window in zip(results, windows, strict=True):
+        np.testing.assert_allclose(pooled, by_hand(x, *window, np.max), rtol=1e-6)
 
 
-@pytest.mark.parametrize(('size', 'stride', 'padding'), [(3, 2, 1), (3, 2, 0), (2, 1, 0), (5, 3, 2)])
 @pytest.mark.parametrize('shape', SHAPES, ids=str)
-def test_windows_that_overlap_are_those_of_flax_with_their_gradients(shape, size, stride, padding):
-    x = jnp.asarray(image(shape)) - 9  # below zero, too: what is padded is no candidate
+def test_windows_that_overlap_are_those_of_flax_with_their_gradients(shape):
+    x = jnp.asarray(image(shape)) - 9  # below zero, too: padding is never the maximum
+    windows = [(3, 2, 1), (3, 2, 0), (2, 1, 0), (5, 3, 2)]
 
-    def theirs(x):
+    def flax_pool(x, size, stride, padding):
         return nn.max_pool(x, (size, size), (stride, stride), ((padding, padding),) * 2)
-    expected, pull = jax.vjp(theirs, x)
-    found, ours = jax.vjp(lambda x: max_pool(x, size, stride, padding), x)
-    np.testing.assert_array_equal(found, expected)
-    weights = jnp.asarray(image(expected.shape))
-    np.testing.assert_allclose(ours(weights)[0], pull(weights)[0], rtol=1e-6)
+
+    def value_and_gradient(pool, x, window):
+        y, vjp = jax.vjp(lambda x: pool(x, *window), x)
+        return y, vjp(jnp.asarray(image(y.shape)))[0]
+
+    @jax.jit
+    def run(x):
+        return [[value_and_gradient(pool, x, window) for pool in (max_pool, flax_pool)] for window in windows]
+    for (y, gradient), (expected, expected_gradient) in run(x):
+        np.testing.assert_array_equal(y, expected)
+        np.testing.assert_allclose(gradient, expected_gradient, rtol=1e-6)
 
 
 @pytest.mark.parametrize('size', [2, 3])
@@ -72,9 +78,9 @@ def test_gradients_are_those_of_flax_where_nothing_ties(shape, size):
             lambda x: max_pool(x, size), lambda x: nn.max_pool(x, window, window),
             lambda x: avg_pool(x, size), lambda x: nn.avg_pool(x, window, window))]
 
-    ours_max, flax_max, ours_avg, flax_avg = gradients(x)
-    np.testing.assert_allclose(ours_max, flax_max, rtol=1e-5)
-    np.testing.assert_allclose(ours_avg, flax_avg, rtol=1e-5)
+    by_max, by_flax_max, by_avg, by_flax_avg = gradients(x)
+    np.testing.assert_allclose(by_max, by_flax_max, rtol=1e-5)
+    np.testing.assert_allclose(by_avg, by_flax_avg, rtol=1e-5)
 
 
 @pytest.mark.parametrize(('pool', 'arguments'), [(max_pool, (2,)), (max_pool, (3, 2)), (avg_pool, (2,)), (avg_pool, (3,))],
@@ -87,13 +93,18 @@ def test_gradients_are_those_of_finite_differences(pool, arguments):
 
 @pytest.mark.parametrize('size', [2, 3])
 def test_what_ties_shares_the_gradient_of_its_maximum(size):
-    """Nothing of it goes elsewhere, and nothing is lost."""
+    """Only values that tie get a part of the gradient, and the parts add up to it."""
     x = jnp.asarray(np.random.default_rng(0).integers(0, 3, (8, 6, 6, 4)), jnp.float32)
     weights = 1 + jnp.asarray(image((8, 6 // size, 6 // size, 4)))
-    gradient = np.asarray(jax.grad(lambda x: jnp.sum(weights * max_pool(x, size)))(x))
-    highest = np.repeat(np.repeat(max_pool(x, size), size, 1), size, 2)
+
+    @jax.jit
+    def run(x):
+        gradient = jax.grad(lambda x: jnp.sum(weights * max_pool(x, size)))(x)
+        return gradient, max_pool(x, size), avg_pool(gradient, size) * size ** 2
+    gradient, maximum, sums = map(np.asarray, run(x))
+    highest = np.repeat(np.repeat(maximum, size, 1), size, 2)
     assert np.all((gradient != 0) == (highest == x))
-    np.testing.assert_allclose(avg_pool(jnp.asarray(gradient), size) * size ** 2, weights, rtol=1e-5)
+    np.testing.assert_allclose(sums, weights, rtol=1e-5)
 
 
 @pytest.mark.parametrize('dtype', [jnp.bfloat16, jnp.float32, jnp.int32])
@@ -122,13 +133,13 @@ def test_padding_and_windows_over_the_edge_are_those_of_pytorch(size, stride, pa
                 + [avg_pool(x, size, stride, padding, count, ceil) for ceil in (False, True) for count in (False, True)]
                 for x in images]
 
-    for x, found in zip(images, pooled(images), strict=True):
+    for x, results in zip(images, pooled(images), strict=True):
         x = torch.from_numpy(x.transpose(0, 3, 1, 2).copy())
         expected = [functional.max_pool2d(x, size, stride, padding, ceil_mode=ceil) for ceil in (False, True)]
         expected += [functional.avg_pool2d(x, size, stride, padding, ceil, count)
                      for ceil in (False, True) for count in (False, True)]
-        for ours, theirs in zip(found, expected, strict=True):
-            np.testing.assert_allclose(ours, theirs.numpy().transpose(0, 2, 3, 1), rtol=1e-5)
+        for result, by_torch in zip(results, expected, strict=True):
+            np.testing.assert_allclose(result, by_torch.numpy().transpose(0, 2, 3, 1), rtol=1e-5)
 
 
 class VariantsTest(chex.TestCase):
@@ -140,9 +151,9 @@ class VariantsTest(chex.TestCase):
             np.testing.assert_allclose(pooled, by_hand(x, 2, 2, reduce), rtol=1e-6)
 
 
-@pytest.mark.parametrize('where', [{}, {'stride': 1}, {'padding': 1, 'stride': 3, 'count_padding': False}])
-def test_means_of_bfloat16_are_summed_in_float32(where):
+@pytest.mark.parametrize('window', [{}, {'stride': 1}, {'padding': 1, 'stride': 3, 'count_padding': False}])
+def test_means_of_bfloat16_are_summed_in_float32(window):
     x = jnp.array([256.0, 1.0, 1.0, 1.0], jnp.bfloat16).reshape(1, 2, 2, 1)
-    found = avg_pool(x, 3 if 'padding' in where else 2, **where)
-    assert found.dtype == jnp.bfloat16
-    assert abs(float(found[0, 0, 0, 0]) - 64.75) <= 0.25  # half of what two neighbours differ by
+    mean = jax.jit(lambda x: avg_pool(x, 3 if 'padding' in window else 2, **window))(x)
+    assert mean.dtype == jnp.bfloat16
+    assert abs(float(mean[0, 0, 0, 0]) - 64.75) <= 0.25  # half of the distance between neighbouring values

@@ -1,4 +1,4 @@
-"""The tangent written out, against NumPy in float64."""
+"""The rational approximation of tanh against NumPy in float64."""
 
 import chex
 import jax
@@ -11,13 +11,13 @@ from jaxcnn.ops.tanh import tanh
 VALUES = np.concatenate([np.linspace(-12, 12, 100001), np.logspace(-35, 3, 2000), -np.logspace(-35, 3, 2000), [0, np.inf]])
 
 
-@pytest.mark.parametrize('how', [tanh, jax.jit(tanh), jax.jit(lambda x: tanh(x + 0)), jax.vmap(tanh)])
-def test_is_exact_to_six_units_of_the_last_place(how):
+@pytest.mark.parametrize('compute', [tanh, jax.jit(tanh), jax.jit(lambda x: tanh(x + 0)), jax.vmap(tanh)])
+def test_is_exact_to_six_units_of_the_last_place(compute):
     x = VALUES.astype(np.float32)
     exact = np.tanh(x.astype(np.float64))
-    found = np.asarray(how(x), np.float64)
-    assert (np.abs(found - exact) <= 6 * np.spacing(np.abs(exact).astype(np.float32))).all()
-    assert np.abs(found).max() <= 1
+    actual = np.asarray(compute(x), np.float64)
+    assert (np.abs(actual - exact) <= 6 * np.spacing(np.abs(exact).astype(np.float32))).all()
+    assert np.abs(actual).max() <= 1
 
 
 def test_lets_nan_through_and_takes_numbers():
@@ -39,6 +39,6 @@ def test_derivatives():
 
 def test_of_bfloat16_is_the_nearest_but_one():
     x = VALUES.astype(jnp.bfloat16)
-    found = tanh(x)
-    assert found.dtype == jnp.bfloat16
-    chex.assert_trees_all_close(found.astype(np.float32), np.tanh(x.astype(np.float32)), rtol=2 ** -7)
+    actual = tanh(x)
+    assert actual.dtype == jnp.bfloat16
+    chex.assert_trees_all_close(actual.astype(np.float32), np.tanh(x.astype(np.float32)), rtol=2 ** -7)
