@@ -1,4 +1,5 @@
 import os
+import shutil
 
 # before JAX starts: eight virtual devices, on a machine with a GPU, too, and little time for compilation, as most programs
 # run but once
@@ -7,11 +8,13 @@ os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} --xla_force_host_p
 os.environ['JAX_DISABLE_MOST_OPTIMIZATIONS'] = '1'
 
 import jax
+import jax.numpy as jnp
 import pytest
 from ml_collections import ConfigDict
 
 from jaxcnn import config, memory
 from jaxcnn.inspect import figures
+from jaxcnn.ops import native
 from jaxcnn.train.setup import Setup
 
 memory.collect_less()  # as the commands do
@@ -23,6 +26,11 @@ def caches(tmp_path_factory, worker_id):
     base = tmp_path_factory.getbasetemp()
     folder = (base if worker_id == 'master' else base.parent) / 'cache'
     folder.mkdir(exist_ok=True)
+    if native.available(jnp.float32):  # so that no command of the session compiles it again
+        (folder / 'onednn').mkdir(exist_ok=True)
+        library = native.build()
+        copy = shutil.copy(library, folder / f'{worker_id}.so')
+        os.replace(copy, folder / 'onednn' / os.path.basename(library))
     os.environ['JAXCNN_CACHE'] = str(folder)
     jax.config.update('jax_compilation_cache_dir', str(folder / 'xla'))
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
