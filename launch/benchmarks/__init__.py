@@ -1,1 +1,1 @@
-"""What `launch/benchmark.py` measures."""
+"""The measurements of `launch/benchmark.py`."""

@@ -1,4 +1,4 @@
-"""data: a config's training images, from either placement and from files, beside a DataLoader and PIL."""
+"""data: the speed of a config's training images, beside a DataLoader and PIL."""
 
 import argparse
 import contextlib
@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks.measure import LAUNCH, Table, Torch, as_a_person_does, need_torch, rate, table
+from benchmarks.measure import LAUNCH, Table, TorchPeer, clean_environment, images_per_second, require_torch, table
 from jaxcnn import config
 from jaxcnn.errors import UserError, unknown
 
@@ -23,7 +23,7 @@ PEER_OPS = ('flip_lr', 'pad_crop', 'random_resized_crop', 'auto_augment')
 
 
 def peer_op(text: str, size: int) -> tuple[str, dict]:
-    """An op of the pipeline as `torch_peer`'s `Images` take it: its name and arguments."""
+    """Return the name and the arguments of an augmentation for `Images` of `torch_peer`."""
     from jaxcnn.data import augment
     policies = augment.policies
     name, positional, keywords = config.parse_call(text, 'config.data.augment')
@@ -38,30 +38,30 @@ def peer_op(text: str, size: int) -> tuple[str, dict]:
     return name, fields
 
 
-def most_memory(*arguments: str) -> float:
-    """MB of `train.py`, files mapped into memory left out, at its height in 20 steps; sampled 50 times a second."""
-    script, most = os.path.join(LAUNCH, 'train.py'), 0.0
+def peak_memory(*arguments: str) -> float:
+    """Return the peak memory of `train.py` in 20 steps, in MB, without mapped files. It is sampled 50 times a second."""
+    script, peak = os.path.join(LAUNCH, 'train.py'), 0.0
     command = [sys.executable, script, *arguments, '--config.duration.steps=20', '--config.optim.warmup=None',
                '--config.log_every.steps=20']
-    process = subprocess.Popen(command, env=as_a_person_does(), stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, env=clean_environment(), stderr=subprocess.PIPE, text=True)
 
     def watch() -> None:
-        nonlocal most
+        nonlocal peak
         while process.poll() is None:
             with contextlib.suppress(OSError), open(f'/proc/{process.pid}/status', encoding='utf-8', errors='replace') as f:
-                held = {line.split(':')[0]: int(line.split()[1]) for line in f if line.startswith('Rss')}
-                most = max(most, (held.get('RssAnon', 0) + held.get('RssShmem', 0)) / 1e3)
+                sizes = {line.split(':')[0]: int(line.split()[1]) for line in f if line.startswith('Rss')}
+                peak = max(peak, (sizes.get('RssAnon', 0) + sizes.get('RssShmem', 0)) / 1e3)
             time.sleep(0.02)
 
     threading.Thread(target=watch).start()
-    told = []
+    last_line = 'no output'
     assert process.stderr is not None
     for line in process.stderr:
-        told.append(line)
+        last_line = line.strip()
         if ' step 20/20 ' in line:
             process.kill()
-            return most
-    raise UserError(f'train.py ended with {process.wait()}: {told[-1].strip() if told else "nothing said"}')
+            return peak
+    raise UserError(f'train.py ended with {process.wait()}: {last_line}')
 
 
 def compare(args: argparse.Namespace) -> Table:
@@ -81,18 +81,18 @@ def compare(args: argparse.Namespace) -> Table:
     for part in ops if torch else []:
         peer_op(part, 32)
     if torch:
-        need_torch(args.torch_python)
-    found = sources.find(settings['host'].data)
-    examples = found.splits['train']()
-    listed = examples if isinstance(examples, layouts.Files) else None
-    more: dict[str, object] = {}
+        require_torch(args.torch_python)
+    source = sources.find(settings['host'].data)
+    examples = source.splits['train']()
+    files = examples if isinstance(examples, layouts.Files) else None
+    notes: dict[str, object] = {}
     sides: dict[str, Callable[[float], float]] = {}
-    peers: dict[str, Torch] = {}
+    peers: dict[str, TorchPeer] = {}
     runs, inputs = {}, {}
     with tempfile.TemporaryDirectory() as folder:
-        for placement, chosen in settings.items():
+        for placement, placement_config in settings.items():
             os.makedirs(os.path.join(folder, placement, 'figures'))
-            run = Run(chosen, os.path.join(folder, placement), StopRequest())
+            run = Run(placement_config, os.path.join(folder, placement), StopRequest())
             run.open()
 
             def batch(batches: dict, resident: dict, first: jax.Array, seed: jax.Array, run: Run = run) -> jax.Array:
@@ -104,7 +104,8 @@ def compare(args: argparse.Namespace) -> Table:
 
             inputs[placement] = map(functools.partial(run.inputs, count=1), itertools.count())
             prepared = itertools.starmap(jax.jit(batch), inputs[placement])
-            sides[f'{placement} placement'] = functools.partial(rate, functools.partial(next, prepared), chosen.batch_size)
+            sides[f'{placement} placement'] = functools.partial(images_per_second, functools.partial(next, prepared),
+                                                                placement_config.batch_size)
             runs[placement] = run
         program, state = runs['device'].program(run.timeline.phase(0)), runs['device'].state
 
@@ -112,36 +113,36 @@ def compare(args: argparse.Namespace) -> Table:
             nonlocal state
             state, values = program(state, *next(inputs['device']))
             return values
-        sides['training step'] = functools.partial(rate, step, run.config.batch_size)
-        for compiling in sides.values():
-            compiling(1)
+        sides['training step'] = functools.partial(images_per_second, step, run.config.batch_size)
+        for side in sides.values():
+            side(1)  # compiles
 
         def build(seconds: float) -> float:
             with tempfile.TemporaryDirectory() as empty:
                 began = time.perf_counter()
-                _, parts = cache.open_cache(found, dataclasses.replace(settings['host'].data, cache_dir=empty))
+                _, parts = cache.open_cache(source, dataclasses.replace(settings['host'].data, cache_dir=empty))
                 return sum(len(part.usable) for part in parts.values()) / (time.perf_counter() - began)
 
-        if listed is not None:
+        if files is not None:
             sides['building the cache'] = build
         if torch:
             train, size = run.dataset.splits['train'], run.dataset.image_shape[0]
             content: dict[str, Any] = {'ops': [peer_op(part, size) for part in ops]}
-            if listed is not None:
-                content['files'] = [os.path.join(listed.root, path) for path in listed.paths]
+            if files is not None:
+                content['files'] = [os.path.join(files.root, path) for path in files.paths]
             else:
                 content['array'] = os.path.join(folder, 'images.npy')
                 np.save(content['array'], train.take(np.arange(len(train))))
             with open(path := os.path.join(folder, 'images.json'), 'w', encoding='utf-8') as f:
                 json.dump(content, f)
-            peers['torch DataLoader'] = Torch(args.torch_python, 'data', path, size, run.config.batch_size)
-            if listed is not None:
-                peers['PIL in processes'] = Torch(args.torch_python, 'decode', path, size, run.config.batch_size)
-        rates: dict[str, list[float]] = {side: [] for side in (*sides, *peers)}
+            peers['torch DataLoader'] = TorchPeer(args.torch_python, 'data', path, size, run.config.batch_size)
+            if files is not None:
+                peers['PIL in processes'] = TorchPeer(args.torch_python, 'decode', path, size, run.config.batch_size)
+        rates: dict[str, list[float]] = {name: [] for name in (*sides, *peers)}
         for _ in range(args.rounds):
-            for side in rates:
-                rates[side].append((sides.get(side) or peers[side])(args.seconds))
-                print(f'{side}: {rates[side][-1]:.4g} images/s', file=sys.stderr, flush=True)
+            for name in rates:
+                rates[name].append((sides.get(name) or peers[name])(args.seconds))
+                print(f'{name}: {rates[name][-1]:.4g} images/s', file=sys.stderr, flush=True)
         for peer in peers.values():
             peer.close()
         for run in runs.values():
@@ -150,23 +151,23 @@ def compare(args: argparse.Namespace) -> Table:
         def ratio(a: str, b: str) -> list[float]:
             return [x / y for x, y in zip(rates[a], rates[b], strict=True)]
 
-        own = ['device placement', 'host placement']
-        if listed is not None:
+        compared = ['device placement', 'host placement']
+        if files is not None:
             rates['first epoch'] = [1 / (1 / a + 1 / b) for a, b in zip(
                 rates['building the cache'], rates['device placement'], strict=True)]
-            own = [*own, 'first epoch']
-        for side in own if peers else []:
-            rates[f'{side} / torch DataLoader'] = ratio(side, 'torch DataLoader')
+            compared.append('first epoch')
+        for name in compared if peers else []:
+            rates[f'{name} / torch DataLoader'] = ratio(name, 'torch DataLoader')
         if 'PIL in processes' in peers:
             rates['building / PIL in processes'] = ratio('building the cache', 'PIL in processes')
         rates['data, as part of the training step'] = ratio('training step', 'device placement')
-        if listed is not None:
-            given = [f'--config={args.config}', *(f'--config.{o}' for o in args.overrides)]
+        if files is not None:
+            arguments = [f'--config={args.config}', *(f'--config.{o}' for o in args.overrides)]
             memory = {}
             for name, options in (('all', []), ('one image of each class', ['--config.data.per_class=1'])):
-                memory[name] = most_memory(*given, f'--workdir={folder}/memory {name}',
+                memory[name] = peak_memory(*arguments, f'--workdir={folder}/memory {name}',
                                            f'--config.data.cache_dir={folder}/cache {name}', *options)
-            more['MB of train.py at its height, files mapped into memory left out'] = memory
-    made = table(f'data of {run.config.name}', 'images/s', rates, **more)
-    made.lines += ['', *(f'{name}: {value}' for name, value in more.items())] if more else []
-    return made
+            notes['MB of train.py at its height, files mapped into memory left out'] = memory
+    result = table(f'data of {run.config.name}', 'images/s', rates, **notes)
+    result.lines += ['', *(f'{name}: {value}' for name, value in notes.items())] if notes else []
+    return result

@@ -1,4 +1,4 @@
-"""What all benchmarks are made of: tables, images/s of a step, the machine's limits, PyTorch in a process of its own."""
+"""What all benchmarks use: tables, images/s of a step, the machine's limits, and PyTorch in a process of its own."""
 
 import collections
 import dataclasses
@@ -29,35 +29,36 @@ def machine() -> dict:
 
 @dataclasses.dataclass
 class Table:
-    """What was measured: Markdown for a person, figures for a program."""
+    """Results of a benchmark, as Markdown lines and as figures for JSON."""
 
     title: str
     lines: list[str]
     figures: dict[str, object]
 
 
-def table(title: str, unit: str, columns: dict[str, list[float]], **more: object) -> Table:
+def table(title: str, unit: str, columns: dict[str, list[float]], **figures: object) -> Table:
+    """Make a table of the median and the range of each column; `figures` are added to the JSON."""
     return Table(f'{title}, {unit}', ['| | median | least | most |', '|---|---|---|---|', *(
         f'| {name} | {statistics.median(values):.4g} | {min(values):.4g} | {max(values):.4g} |'
-        for name, values in columns.items())], {'unit': unit, 'values': columns, **more})
+        for name, values in columns.items())], {'unit': unit, 'values': columns, **figures})
 
 
-def write(path: str, made: Table) -> None:
-    """Puts the table into a Markdown file: where it was when it was written before, else at the end."""
-    begin, end = f'<!-- launch/benchmark.py: {made.title}, {machine()["device"]} -->', '<!-- end -->'
-    held = ''
+def write(path: str, result: Table) -> None:
+    """Write the table into a Markdown file, in the place of its previous version, or at the end."""
+    begin, end = f'<!-- launch/benchmark.py: {result.title}, {machine()["device"]} -->', '<!-- end -->'
+    content = ''
     if os.path.exists(path):
         with open(path, encoding='utf-8') as f:
-            held = f.read()
-    before, found, after = held.partition(begin)
-    after = after.partition(end)[2] if found else '\n'
-    told = f'`{shlex.join(["python", *sys.argv])}`, {datetime.date.today()}, {json.dumps(machine())}'
-    section = [begin, f'**{made.title}**, {told}:', '', *made.lines, end]
+            content = f.read()
+    before, is_update, after = content.partition(begin)
+    after = after.partition(end)[2] if is_update else '\n'
+    source = f'`{shlex.join(["python", *sys.argv])}`, {datetime.date.today()}, {json.dumps(machine())}'
+    section = [begin, f'**{result.title}**, {source}:', '', *result.lines, end]
     with open(path, 'w', encoding='utf-8') as f:
-        f.write((before if found or not before else before.rstrip('\n') + '\n\n') + '\n'.join(section) + after)
+        f.write((before if is_update or not before else before.rstrip('\n') + '\n\n') + '\n'.join(section) + after)
 
 
-def spread(values: list[float]) -> str:
+def median_and_range(values: list[float]) -> str:
     return f'{statistics.median(values):.3g} ({min(values):.3g} to {max(values):.3g})'
 
 
@@ -66,22 +67,22 @@ def on_cpu() -> bool:
     return jax.default_backend() == 'cpu'
 
 
-def rate(step: Callable[[], object], images: int, seconds: float) -> float:
-    """Images/s of a step of so many, over that long; a GPU is given two steps ahead."""
+def images_per_second(step: Callable[[], object], images: int, seconds: float) -> float:
+    """Return the images/s of a step of `images` images, measured for `seconds`. On a GPU, two steps are dispatched ahead."""
     import jax
-    ahead, under_way = 0 if on_cpu() else 2, collections.deque[object]()
+    ahead, pending = 0 if on_cpu() else 2, collections.deque[object]()
     count, began = 0, time.perf_counter()
     while time.perf_counter() - began < seconds:
-        under_way.append(step())
+        pending.append(step())
         count += 1
-        if len(under_way) > ahead:
-            jax.block_until_ready(under_way.popleft())
-    jax.block_until_ready(under_way)
+        if len(pending) > ahead:
+            jax.block_until_ready(pending.popleft())
+    jax.block_until_ready(pending)
     return count * images / (time.perf_counter() - began)
 
 
-def quickest(work: Callable[..., object], *operands: object) -> float:
-    """Seconds, the best of ten."""
+def best_time(work: Callable[..., object], *operands: object) -> float:
+    """Return the shortest of ten times of a function, in seconds."""
     import jax
     compiled, times = jax.jit(work), []
     jax.block_until_ready(compiled(*operands))
@@ -92,19 +93,19 @@ def quickest(work: Callable[..., object], *operands: object) -> float:
     return min(times)
 
 
-def product_rate(dtype: str) -> float:
-    """FLOP/s of a matrix product of 2048 x 2048, on a GPU 8192 x 8192."""
+def matmul_rate(dtype: str) -> float:
+    """Return the FLOP/s of a matrix product of 2048 x 2048, on a GPU of 8192 x 8192."""
     import jax
     side = 2048 if on_cpu() else 8192
     a = jax.random.normal(jax.random.key(0), (side, side), dtype)
-    return 2 * side ** 3 / quickest(lambda a: a @ a, a)
+    return 2 * side ** 3 / best_time(lambda a: a @ a, a)
 
 
-def bandwidth() -> float:
-    """Bytes/s read and written in adding 1 to 64 million numbers, on a GPU 512 million; float32."""
+def memory_bandwidth() -> float:
+    """Return the bytes/s read and written when 1 is added to 64 million float32 numbers, on a GPU to 512 million."""
     import jax.numpy as jnp
     x = jnp.zeros(2 ** 26 if on_cpu() else 2 ** 29)
-    return 2 * x.nbytes / quickest(lambda x: x + 1, x)
+    return 2 * x.nbytes / best_time(lambda x: x + 1, x)
 
 
 _SHAPE = re.compile(r'\b(pred|[a-z]+(\d+)[a-z0-9]*)\[([\d,]*)\]')
@@ -113,15 +114,17 @@ _FREE = {'parameter', 'constant', 'tuple', 'get-tuple-element', 'bitcast', 'afte
 
 
 def _size(shape: str) -> int:
-    """Bytes of an array, or of a tuple of them, as XLA writes its shape."""
+    """Return the bytes of an array, or of a tuple of arrays, from its shape as XLA writes it."""
     return sum(math.prod(map(int, filter(None, sides.split(',')))) * int(bits or 8) // 8
                for _, bits, sides in _SHAPE.findall(shape))
 
 
-def traffic(program: str) -> int:
-    """Bytes that a compiled program reads and writes, from its text: operands and results of each operation, a fusion being
-    one. XLA's own count leaves out what it calls: cuDNN's convolutions, cuBLAS's products, our kernels on the CPU. A loop's
-    body counts once, branches do not.
+def memory_traffic(program: str) -> int:
+    """Return the bytes that a compiled program reads and writes, given its text.
+
+    These are the operands and results of each operation, where a fusion is one operation. XLA's own count omits custom
+    calls: cuDNN's convolutions, cuBLAS's matrix products and jaxcnn's kernels on the CPU. The body of a loop counts once;
+    branches do not count.
     """
     bodies: dict[str, list[re.Match[str]]] = {}
     body: list[re.Match[str]] = []
@@ -130,58 +133,59 @@ def traffic(program: str) -> int:
         if line.endswith('{') and (head := re.match(r'(ENTRY )?%?([\w.\-]+) ', line)):
             body = bodies[head[2]] = []
             entry = head[2] if head[1] else entry
-        elif found := _LINE.match(line):
-            body.append(found)
-    sizes = {found[1]: _size(found[2]) for body in bodies.values() for found in body}
+        elif operation := _LINE.match(line):
+            body.append(operation)
+    sizes = {operation[1]: _size(operation[2]) for body in bodies.values() for operation in body}
 
-    def of(name: str) -> int:
+    def computation_bytes(name: str) -> int:
         total = 0
-        for found in bodies[name]:
-            _, shape, kind, rest = found.groups()
+        for operation in bodies[name]:
+            _, shape, kind, rest = operation.groups()
             if kind in ('call', 'while'):
-                total += sum(of(called) for called in re.findall(r'(?:to_apply|body)=%?([\w.\-]+)', rest))
+                total += sum(computation_bytes(called) for called in re.findall(r'(?:to_apply|body)=%?([\w.\-]+)', rest))
             elif kind not in _FREE and not kind.endswith('-done'):
                 if kind == 'custom-call':
-                    shape = re.sub(r'\bu8\[[\d,]*\]', '', shape)  # room to work in
-                taken = sum(sizes.get(read, 0) for read in re.findall(r'%([\w.\-]+)', rest.split('), ')[0]))
-                held = kind.endswith('-start') and kind != 'all-reduce-start'  # the result is operands and results
-                total += _size(shape) + (0 if held else taken)
+                    shape = re.sub(r'\bu8\[[\d,]*\]', '', shape)  # workspace
+                operands = sum(sizes.get(name, 0) for name in re.findall(r'%([\w.\-]+)', rest.split('), ')[0]))
+                # the result of other asynchronous operations contains their operands
+                has_operands = kind.endswith('-start') and kind != 'all-reduce-start'
+                total += _size(shape) + (0 if has_operands else operands)
         return total
-    return of(entry)
+    return computation_bytes(entry)
 
 
-def as_a_person_does() -> dict[str, str]:
-    """The environment without what we have set in this process."""
-    ours = 'GLIBC_TUNABLES', 'OMP_WAIT_POLICY', 'JAXCNN_STARTED_ANEW', 'XLA_PYTHON_CLIENT_PREALLOCATE'
-    return {k: v for k, v in os.environ.items() if k not in ours}
+def clean_environment() -> dict[str, str]:
+    """Return the environment without the variables that jaxcnn's commands set in their own process."""
+    internal = 'GLIBC_TUNABLES', 'OMP_WAIT_POLICY', 'JAXCNN_STARTED_ANEW', 'XLA_PYTHON_CLIENT_PREALLOCATE'
+    return {k: v for k, v in os.environ.items() if k not in internal}
 
 
-def need_torch(python: str, *more: str) -> None:
-    """Raises a UserError where that Python lacks what PyTorch's side takes, before anything is measured."""
-    look = 'import importlib.util, sys; print(*[p for p in sys.argv[1:] if not importlib.util.find_spec(p)])'
+def require_torch(python: str, *extra: str) -> None:
+    """Raise a UserError if a Python lacks the packages of the PyTorch peer, or the `extra` ones."""
+    code = 'import importlib.util, sys; print(*[p for p in sys.argv[1:] if not importlib.util.find_spec(p)])'
     try:
-        done = subprocess.run([python, '-c', look, 'torch', 'pytorchcv', 'PIL', *more], capture_output=True, text=True)
+        done = subprocess.run([python, '-c', code, 'torch', 'pytorchcv', 'PIL', *extra], capture_output=True, text=True)
     except OSError as e:
         raise UserError(f'--torch_python: {python!r} cannot be run: {e.strerror}') from e
     if done.returncode or done.stdout.strip():
         raise UserError(f'--torch_python: {python!r} lacks {done.stdout.strip() or "a Python that runs"}; it needs '
-                        f'torch==2.13.0, pytorchcv==0.0.67 and pillow{", and airbench==0.1.8 (--no-deps)" if more else ""}')
+                        f'torch==2.13.0, pytorchcv==0.0.67 and pillow{", and airbench==0.1.8 (--no-deps)" if extra else ""}')
 
 
-class Torch:
-    """The same by PyTorch, in a process of its own: what it takes is in `torch_peer/`."""
+class TorchPeer:
+    """The same measurement with PyTorch, in a process that runs `torch_peer/`."""
 
     def __init__(self, python: str, *arguments: object):
         self.process = subprocess.Popen(
             [python, TORCH_PEER, *map(str, arguments)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-            env=as_a_person_does())
+            env=clean_environment())
         self.answer()
 
     def answer(self) -> str:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
-            raise UserError(f'the PyTorch process ended with {self.process.wait()}; what it said is above')
+            raise UserError(f'the PyTorch process ended with {self.process.wait()}; its output is above')
         return line
 
     def __call__(self, seconds: float) -> float:

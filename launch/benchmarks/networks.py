@@ -1,4 +1,4 @@
-"""train_step and eval: networks on one batch that is already on the device, beside PyTorch's and other convolutions."""
+"""train_step and eval: networks on one batch that is on the device, beside PyTorch and other convolutions."""
 
 import argparse
 import math
@@ -6,23 +6,33 @@ import statistics
 import sys
 from collections.abc import Iterator
 
-from benchmarks.measure import Table, Torch, bandwidth, need_torch, on_cpu, product_rate, rate, spread, traffic
+from benchmarks.measure import (
+    Table,
+    TorchPeer,
+    images_per_second,
+    matmul_rate,
+    median_and_range,
+    memory_bandwidth,
+    memory_traffic,
+    on_cpu,
+    require_torch,
+)
 from jaxcnn import memory
 from jaxcnn.errors import unknown
 
-Measured = list[tuple[str, int, int, dict]]  # network, image size, batch, fields
-ON_A_CPU: Measured = [
+Cases = list[tuple[str, int, int, dict]]  # network, image size, batch size, fields
+CPU_CASES: Cases = [
     ('shallow_cnn', 32, 128, {}), ('resnet18', 32, 64, {'stem': 'small'}), ('resnext50_32x4d', 64, 16, {'stem': 'small'}),
     ('mobilenet_v1', 64, 32, {}), ('vgg16_bn', 64, 16, {}), ('resnet50', 224, 8, {}), ('airbench94', 32, 1024, {})]
-ON_A_GPU: Measured = [
+GPU_CASES: Cases = [
     ('resnet50', 224, 256, {}), ('shallow_cnn', 32, 1024, {}), ('resnext50_32x4d', 224, 256, {}),
     ('mobilenet_v1', 224, 256, {}), ('t2t_vit_14', 224, 256, {}), ('airbench94', 32, 1024, {})]
 
 
-class Own:
-    """A network's step in this process: `Own(...)(seconds)` gives images/s."""
+class JaxcnnStep:
+    """A network's training step or inference in this process. A call measures its images/s for a number of seconds."""
 
-    def __init__(self, what: str, name: str, size: int, batch: int, fields: dict):
+    def __init__(self, benchmark: str, name: str, size: int, batch: int, fields: dict):
         import jax
         import jax.numpy as jnp
         import numpy as np
@@ -47,9 +57,9 @@ class Own:
         preprocessor = Preprocessor(None, Normalization.by((0.5,) * 3, (0.25,) * 3))
         state = jax.jit(lambda: init_state(network, optimizer, (size, size, 3), np.uint32(0), descent))()
         placed = variables(state)[False]
-        self.flops = 2 * (3 if what == 'train_step' else 1) * cost(network, (size, size, 3), 1, ()).multiply_adds
+        self.flops = 2 * (3 if benchmark == 'train_step' else 1) * cost(network, (size, size, 3), 1, ()).multiply_adds
         self.batch = batch
-        if what == 'train_step':
+        if benchmark == 'train_step':
             compiled = jax.jit(TrainStep(network, optimizer, preprocessor, task), donate_argnums=0).lower(
                 state, images, jax.random.key(0)).compile()
 
@@ -64,60 +74,67 @@ class Own:
             def step() -> object:
                 return compiled(placed, images['image'])
         text = compiled.as_text()
-        self.bytes = traffic(text) / batch if text else math.nan
+        self.bytes = memory_traffic(text) / batch if text else math.nan
         self.step = step
         for _ in range(3):
             jax.block_until_ready(step())
 
     def __call__(self, seconds: float) -> float:
-        return rate(self.step, self.batch, seconds)
+        return images_per_second(self.step, self.batch, seconds)
 
 
-def compare(args: argparse.Namespace, what: str) -> Iterator[Table]:
-    """Its table after each network, so that one that ends badly loses none before it."""
-    measured = ON_A_CPU if on_cpu() else ON_A_GPU
-    known = [name for name, *_ in measured]
-    chosen = args.models.split(',') if args.models else known
+def compare(args: argparse.Namespace, benchmark: str) -> Iterator[Table]:
+    """Yield the table after each network, so that a failure loses no earlier result.
+
+    Args:
+      args: the command line.
+      benchmark: `train_step` or `eval`.
+    """
+    cases = CPU_CASES if on_cpu() else GPU_CASES
+    known = [name for name, *_ in cases]
+    selected = args.models.split(',') if args.models else known
     peers = [peer for peer in args.peers.split(',') if peer]
     dtype, device = ('float32', 'cpu') if on_cpu() else ('bfloat16', 'cuda')
-    if wrong := [name for name in chosen if name not in known]:
+    if wrong := [name for name in selected if name not in known]:
         raise unknown('model', wrong[0], known)
     if {'torch', 'compiled'} & set(peers):
-        need_torch(args.torch_python)
+        require_torch(args.torch_python)
     lines = [f'| network | jaxcnn | {"".join(f"over {peer} | " for peer in peers)}of matmul | of bandwidth |',
              f'|{"---|" * (len(peers) + 4)}']
     results: dict[str, object] = {}
-    for name, size, batch, fields in measured:
-        if name not in chosen:
+    for name, size, batch, fields in cases:
+        if name not in selected:
             continue
-        batch = 64 if what == 'eval' and on_cpu() else batch
+        batch = 64 if benchmark == 'eval' and on_cpu() else batch
         fields = {**fields, 'dtype': dtype}
-        own = Own(what, name, size, batch, fields)
-        sides: dict[str, Own | Torch] = {'jaxcnn': own}
+        jaxcnn_step = JaxcnnStep(benchmark, name, size, batch, fields)
+        sides: dict[str, JaxcnnStep | TorchPeer] = {'jaxcnn': jaxcnn_step}
         for peer in peers:
             if peer in ('jax', 'xla'):
-                sides[peer] = Own(what, name, size, batch, {**fields, 'conv_implementation': peer})
+                sides[peer] = JaxcnnStep(benchmark, name, size, batch, {**fields, 'conv_implementation': peer})
             else:
                 options = [f'--{k}={v}' for k, v in fields.items()] + (['--compile'] if peer == 'compiled' else [])
-                sides[peer] = Torch(args.torch_python, what, name, size, batch, f'--device={device}', *options)
+                sides[peer] = TorchPeer(args.torch_python, benchmark, name, size, batch, f'--device={device}', *options)
         rates: dict[str, list[float]] = {side: [] for side in sides}
-        parts: dict[str, list[float]] = {'of matmul': [], 'of bandwidth': []}
+        fractions: dict[str, list[float]] = {'of matmul': [], 'of bandwidth': []}
         for _ in range(args.rounds):
-            limits = product_rate(dtype), bandwidth()
-            for side, work in sides.items():
-                rates[side].append(work(args.seconds))
-            for part, a_image, limit in zip(parts.values(), (own.flops, own.bytes), limits, strict=True):
-                part.append(rates['jaxcnn'][-1] * a_image / limit)
-        for work in sides.values():
-            if isinstance(work, Torch):
-                work.close()
+            limits = matmul_rate(dtype), memory_bandwidth()
+            for side, measure in sides.items():
+                rates[side].append(measure(args.seconds))
+            costs = jaxcnn_step.flops, jaxcnn_step.bytes
+            for fraction, cost_per_image, limit in zip(fractions.values(), costs, limits, strict=True):
+                fraction.append(rates['jaxcnn'][-1] * cost_per_image / limit)
+        for measure in sides.values():
+            if isinstance(measure, TorchPeer):
+                measure.close()
         title = f'{name}, {size} px, batch {batch}'
-        results[title] = {'images/s': rates, 'flops per image': own.flops, 'bytes per image': own.bytes, **parts}
-        cells = [spread(rates['jaxcnn'])]
-        cells += [spread([a / b for a, b in zip(rates['jaxcnn'], rates[peer], strict=True)]) for peer in peers]
-        cells += [f'{statistics.median(part):.2f}' for part in parts.values()]
+        results[title] = {'images/s': rates, 'flops per image': jaxcnn_step.flops, 'bytes per image': jaxcnn_step.bytes,
+                          **fractions}
+        cells = [median_and_range(rates['jaxcnn'])]
+        cells += [median_and_range([a / b for a, b in zip(rates['jaxcnn'], rates[peer], strict=True)]) for peer in peers]
+        cells += [f'{statistics.median(fraction):.2f}' for fraction in fractions.values()]
         lines.append(f'| {title} | {" | ".join(cells)} |')
         print(lines[-1], file=sys.stderr, flush=True)
-        del own, sides, work
+        del jaxcnn_step, sides, measure
         memory.give_back()  # before the next network
-        yield Table(f'{what}, {dtype}: images/s, then over those of peers; median (least to most)', lines, results)
+        yield Table(f'{benchmark}, {dtype}: images/s, then over those of peers; median (least to most)', lines, results)

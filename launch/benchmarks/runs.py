@@ -1,4 +1,4 @@
-"""train, loop, startup and checkpoint: what a run does around its steps."""
+"""train, loop, startup and checkpoint: the time that a run spends around its steps."""
 
 import argparse
 import json
@@ -9,7 +9,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 
-from benchmarks.measure import LAUNCH, TORCH_PEER, Table, Torch, as_a_person_does, need_torch, on_cpu, table
+from benchmarks.measure import LAUNCH, TORCH_PEER, Table, TorchPeer, clean_environment, on_cpu, require_torch, table
 from jaxcnn import config
 from jaxcnn.errors import UserError
 
@@ -19,8 +19,8 @@ def train_command(args: argparse.Namespace, workdir: str) -> list[str]:
             *(f'--config.{o}' for o in args.overrides)]
 
 
-def checked(args: argparse.Namespace) -> config.Config:
-    """The config of the command line, which stops here where it is wrong."""
+def load_config(args: argparse.Namespace) -> config.Config:
+    """Return the config of the command line; errors in it are raised before anything is measured."""
     from jaxcnn import experiment
     settings = config.load(args.config, args.overrides)
     experiment.check(settings)
@@ -28,12 +28,12 @@ def checked(args: argparse.Namespace) -> config.Config:
 
 
 def train(args: argparse.Namespace) -> Iterator[Table]:
-    """Its table after each round, so that a round that ends badly loses none before it."""
+    """Yield the table after each round, so that a failure loses no earlier round."""
     import numpy as np
 
     from jaxcnn.data.dataset import load
     from jaxcnn.train.workdir import read_json
-    settings = checked(args)
+    settings = load_config(args)
     name, data, airbench = settings.model.name, settings.data, settings.data.name == 'cifar10'
     if data.image_size or (not airbench and (
             name not in ('lenet5', 'lenet_mnist') or set(settings.model.args) - {'kernel_init'} or data.name != 'mnist' or
@@ -41,8 +41,8 @@ def train(args: argparse.Namespace) -> Iterator[Table]:
         raise UserError('PyTorch has airbench on cifar10, lenet5 and lenet_mnist, as they are, on mnist for whole '
                         f'config.duration.epochs; images in their own size; got {name} on {data.name}',
                         field='config.data.name')
-    need_torch(args.torch_python, *(['airbench'] if airbench else []))
-    found: dict[str, list[float]] = {}
+    require_torch(args.torch_python, *(['airbench'] if airbench else []))
+    values: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as folder:
         dataset = load(data)
         for part, split in dataset.splits.items():
@@ -62,22 +62,22 @@ def train(args: argparse.Namespace) -> Iterator[Table]:
                                                              f'--workers={workers}']
             for side, command in commands.items():
                 began = time.perf_counter()
-                done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=as_a_person_does())
+                done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=clean_environment())
                 seconds = time.perf_counter() - began
                 if done.returncode:
-                    raise UserError(f'{side} ended with {done.returncode}; what it said is above')
-                of_ours = os.path.join(workdir, 'summary.json')
-                said = read_json(of_ours) if side == 'train.py' else json.loads(done.stdout.splitlines()[-1])
+                    raise UserError(f'{side} ended with {done.returncode}; its output is above')
+                said = (read_json(os.path.join(workdir, 'summary.json')) if side == 'train.py' else
+                        json.loads(done.stdout.splitlines()[-1]))
                 for what, value in {'whole command': seconds, 'training steps alone': said['train_seconds'],
                                     'test accuracy': said.get('test_tta_accuracy', said['test_accuracy'])}.items():
-                    found.setdefault(f'{what}, {side}', []).append(value)
+                    values.setdefault(f'{what}, {side}', []).append(value)
                     print(f'seed {seed}: {what}, {side}: {value:.4f}', file=sys.stderr, flush=True)
             ratios = {}
             for what in ('whole command', 'training steps alone'):
-                own, *peers = (values for key, values in found.items() if key.startswith(what))
+                by_side = [times for key, times in values.items() if key.startswith(what)]  # train.py's first
                 ratios[f'{what}, best torch / train.py'] = [
-                    min(theirs) / ours for ours, *theirs in zip(own, *peers, strict=True)]
-            yield table(f'training of {settings.name}', 'seconds, and parts of the test images', {**found, **ratios})
+                    min(peer_times) / train_time for train_time, *peer_times in zip(*by_side, strict=True)]
+            yield table(f'training of {settings.name}', 'seconds, and parts of the test images', {**values, **ratios})
 
 
 def checkpoint(args: argparse.Namespace) -> Table:
@@ -91,7 +91,7 @@ def checkpoint(args: argparse.Namespace) -> Table:
     from jaxcnn.train.state import init_state
     name, torch = args.models or 'resnet50', 'torch' in args.peers.split(',')
     if torch:
-        need_torch(args.torch_python)
+        require_torch(args.torch_python)
     descent = OptimConfig(optimizer=Choice('sgd', {'momentum': 0.9}))
     optimizer = optim.make_optimizer(descent, Timeline(parse({'duration': {'steps': 1}}), 128))
     template = jax.eval_shape(lambda: init_state(models.create(name, num_classes=1000), optimizer, (224, 224, 3),
@@ -103,7 +103,7 @@ def checkpoint(args: argparse.Namespace) -> Table:
         checkpoints = Checkpoints(folder, CheckpointConfig(keep=1))
         peer = None
         if torch:
-            peer = Torch(args.torch_python, 'checkpoint', name, 224, 0, f'--folder={folder}')
+            peer = TorchPeer(args.torch_python, 'checkpoint', name, 224, 0, f'--folder={folder}')
         for step in range(args.rounds):
             began = time.perf_counter()
             checkpoints.save(step, state, {}, None)
@@ -141,29 +141,29 @@ def loop(args: argparse.Namespace) -> Table:
         inputs = run.inputs(0, settings.parallel.steps_per_dispatch)
         state = run.backend.place(run.backend.fetch(run.state))
 
-        def bare(dispatches: int) -> None:
+        def run_bare_steps(dispatches: int) -> None:
             nonlocal state
             values = None
             for _ in range(dispatches):
                 state, values = program(state, *inputs)
             jax.block_until_ready(values)
 
-        def looped(dispatches: int) -> None:
+        def run_loop(dispatches: int) -> None:
             for _ in range(dispatches):
                 run.advance(settings.eval.every)
             run.drain()
 
         began = time.perf_counter()
-        bare(3)
+        run_bare_steps(3)
         count = max(5, int(args.seconds / ((time.perf_counter() - began) / 3)))
         rates: dict[str, list[float]] = {'bare step': [], 'loop': []}
         for _ in range(args.rounds):
             began = time.perf_counter()
-            bare(count)
+            run_bare_steps(count)
             images = count * settings.parallel.steps_per_dispatch * settings.batch_size
             rates['bare step'].append(images / (time.perf_counter() - began))
             before, began = run.timeline.examples(run.step), time.perf_counter()
-            looped(count)
+            run_loop(count)
             rates['loop'].append((run.timeline.examples(run.step) - before) / (time.perf_counter() - began))
         run.close()
     ratios = [b / a for a, b in zip(rates['bare step'], rates['loop'], strict=True)]
@@ -176,19 +176,19 @@ def startup(args: argparse.Namespace) -> Table:
             began = time.perf_counter()
             process = subprocess.Popen(
                 [*train_command(args, os.path.join(folder, 'run')), '--config.log_every.steps=1'], stderr=subprocess.PIPE,
-                text=True, env={**as_a_person_does(), 'JAX_COMPILATION_CACHE_DIR': cache})
+                text=True, env={**clean_environment(), 'JAX_COMPILATION_CACHE_DIR': cache})
             assert process.stderr is not None
-            told = []
+            last_line = 'no output'
             for line in process.stderr:
-                told.append(line)
+                last_line = line.strip()
                 if '  step ' in line:
                     seconds = time.perf_counter() - began
                     process.kill()
                     process.wait()
                     return seconds
-            raise UserError(f'the run ended before its first step: {told[-1] if told else "nothing said"}')
+            raise UserError(f'the run ended before its first step: {last_line}')
 
-    checked(args)
+    load_config(args)
     times: dict[str, list[float]] = {'cold compilation cache': [], 'warm compilation cache': []}
     for _ in range(args.rounds):
         with tempfile.TemporaryDirectory() as cache:
