@@ -1,4 +1,4 @@
-"""The other side of `benchmark.py`: the same networks in PyTorch, in a process of their own that waits to be asked.
+"""PyTorch's side of `benchmark.py`: the same networks in PyTorch, in a process that measures on request.
 
     python launch/benchmarks/torch_peer train_step resnet18 32 64 [--compile] [--device=cuda --dtype=bfloat16]
     python launch/benchmarks/torch_peer data IMAGES.json 64 128
@@ -6,12 +6,14 @@
     python launch/benchmarks/torch_peer train lenet5 28 128 --folder=DIR --epochs=2 --workers=2
     python launch/benchmarks/torch_peer train airbench94 32 1024 --folder=DIR
 
-`train` is the plain script that a person would write: a DataLoader over the images in DIR, epochs, a test after each; and
-for airbench94 the paper's own program. Its last line is JSON: accuracy on the test images, seconds of the training steps.
-The others say `ready`; then for each line with a number of seconds on their standard input print the images/s of that
-long, or `checkpoint` the seconds to save and to read. channels_last, SGD with momentum and weight decay; bfloat16 is
-autocast's.
-Needs torch (on a CPU 2.13.0), pytorchcv==0.0.67, and airbench==0.1.8 for its program.
+`train` is a plain script: a DataLoader over the images in DIR, epochs, a test after each; for airbench94 it is the paper's
+own program. The last line of its output is JSON: the accuracy on the test images and the seconds of the training steps.
+
+The other commands print `ready`. Then, for each line with a number of seconds on their standard input, they print the
+images/s over that time, or `checkpoint` the seconds to save and to read. They use channels_last and SGD with momentum and
+weight decay; bfloat16 is autocast's.
+
+It needs torch (on a CPU 2.13.0), pytorchcv==0.0.67, and airbench==0.1.8 for its program.
 """
 
 import argparse
@@ -25,35 +27,35 @@ import time
 
 import torch
 from networks import create
-from pictures import Images, batches, decode, keep
+from pictures import Images, batches, decode, set_images
 from torch.nn import functional as F
 from trainings import train, train_airbench
 
 
 def serve(step, batch, cuda=False):
-    """Images/s of so many seconds, for each line; a GPU is given two steps ahead."""
+    """Print the images/s over the number of seconds in each line of standard input. On a GPU, two steps run ahead."""
     print('ready', flush=True)
     for line in sys.stdin:
-        under_way = collections.deque()
+        pending = collections.deque()
         count, began = 0, time.perf_counter()
         while time.perf_counter() - began < float(line):
             step()
             count += 1
             if cuda:
-                under_way.append(torch.cuda.Event())
-                under_way[-1].record()
-                if len(under_way) > 2:
-                    under_way.popleft().synchronize()
+                pending.append(torch.cuda.Event())
+                pending[-1].record()
+                if len(pending) > 2:
+                    pending.popleft().synchronize()
         if cuda:
             torch.cuda.synchronize()
         print(count * batch / (time.perf_counter() - began), flush=True)
 
 
-def serve_decoding(what, size):
-    """A plain loop over the files in a process a core: decoded and resized, into an array."""
-    with open(what, encoding='utf-8') as f:
+def serve_decoding(path, size):
+    """Measure decoding and resizing of the files into arrays, in one process per core."""
+    with open(path, encoding='utf-8') as f:
         images = Images({**json.load(f), 'ops': []}, size)
-    with multiprocessing.Pool(initializer=keep, initargs=(images,)) as pool:  # once, not with each part
+    with multiprocessing.Pool(initializer=set_images, initargs=(images,)) as pool:
         def one_pass():
             for _ in pool.imap_unordered(decode, range(len(images)), 64):
                 pass
@@ -87,7 +89,7 @@ def main():
     parser.add_argument('--device', default='cpu')
     parser.add_argument('--dtype', default='float32')
     parser.add_argument('--folder', default='.')
-    parser.add_argument('--epochs', type=int, default=0, help='of train; for airbench 0 is its own 9.9')
+    parser.add_argument('--epochs', type=int, default=0, help='of train; 0: 9.9, for airbench')
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--workers', type=int, default=0)
     args = parser.parse_args()

@@ -1,4 +1,4 @@
-"""The networks in PyTorch, as jaxcnn has them."""
+"""jaxcnn's networks in PyTorch."""
 
 import itertools
 import math
@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 
 class ShallowCNN(nn.Module):
-    """As jaxcnn's `shallow_cnn`."""
+    """jaxcnn's `shallow_cnn`."""
 
     def __init__(self, size):
         super().__init__()
@@ -26,15 +26,15 @@ class ShallowCNN(nn.Module):
 
 
 def airbench():
-    """As airbench 0.1.8's `make_net94`: GELU by erf."""
+    """airbench 0.1.8's `make_net94`, whose GELU uses erf."""
     class Scaled(nn.Module):
         def forward(self, x):
             return x / 9
 
     def norm(width):
-        made = nn.BatchNorm2d(width, eps=1e-12, momentum=0.4)
-        made.weight.requires_grad = False
-        return made
+        layer = nn.BatchNorm2d(width, eps=1e-12, momentum=0.4)
+        layer.weight.requires_grad = False
+        return layer
 
     layers, before = [nn.Conv2d(3, 24, 2), nn.GELU()], 24
     for width in (64, 256, 256):
@@ -46,7 +46,7 @@ def airbench():
 
 
 class Performer(nn.Module):
-    """A token transformer of T2T-ViT with the performer's attention, as the authors' code: `dim` features after it."""
+    """A token transformer of T2T-ViT with the performer's attention and `dim` output features, as in the authors' code."""
 
     def __init__(self, features, dim, dropout):
         super().__init__()
@@ -72,7 +72,7 @@ class Performer(nn.Module):
 
 
 class TokenTransformer(Performer):
-    """The same with softmax's attention, and no biases of queries, keys and values."""
+    """The same with softmax attention and without biases of queries, keys and values."""
 
     def __init__(self, features, dim, dropout):
         super().__init__(features, dim, 0.0)
@@ -84,7 +84,7 @@ class TokenTransformer(Performer):
 
 
 class Block(nn.Module):
-    """Of a vision transformer."""
+    """A block of a vision transformer."""
 
     def __init__(self, features, heads, hidden):
         super().__init__()
@@ -99,7 +99,7 @@ class Block(nn.Module):
 
 
 class T2TViT(nn.Module):
-    """As jaxcnn's `t2t_vit_14`."""
+    """jaxcnn's `t2t_vit_14`."""
 
     def __init__(self, classes, tokens=Performer, splits=((7, 4, 2), (3, 2, 1), (3, 2, 1)), depth=14, embed=384, heads=6,
                  mlp_ratio=3, token_dim=64, dropout=0.1):
@@ -145,7 +145,7 @@ def create(name, size, stem, classes=10):
 
 
 def lenet(name):
-    """As jaxcnn's `lenet5` and `lenet_mnist`."""
+    """Return jaxcnn's `lenet5` or `lenet_mnist`."""
     first, second, conv, dense, kind = (6, 16, 0, (400, 120, 84), nn.Tanh) if name == 'lenet5' else (
         32, 64, 2, (3136, 512), nn.ReLU)
     pool = nn.AvgPool2d if name == 'lenet5' else nn.MaxPool2d

@@ -1,4 +1,4 @@
-"""Images for a DataLoader: read, augmented and normalised by PIL, one by one."""
+"""Images for a DataLoader, read, augmented and normalised one by one with PIL."""
 
 import json
 import math
@@ -11,13 +11,13 @@ from PIL import Image, ImageEnhance, ImageOps
 
 
 def enhance(image, op, amount):
-    """One op of AutoAugment, as PIL has it."""
-    def moved(*matrix):
+    """Apply an operation of AutoAugment with PIL."""
+    def affine(*matrix):
         return image.transform(image.size, Image.Transform.AFFINE, matrix, Image.Resampling.NEAREST)
     if op in ('brightness', 'color', 'contrast', 'sharpness'):
         return getattr(ImageEnhance, op.capitalize())(image).enhance(1 + amount)
-    return {'shear_x': lambda: moved(1, amount, 0, 0, 1, 0), 'shear_y': lambda: moved(1, 0, 0, amount, 1, 0),
-            'translate_x': lambda: moved(1, 0, -amount, 0, 1, 0), 'translate_y': lambda: moved(1, 0, 0, 0, 1, -amount),
+    return {'shear_x': lambda: affine(1, amount, 0, 0, 1, 0), 'shear_y': lambda: affine(1, 0, 0, amount, 1, 0),
+            'translate_x': lambda: affine(1, 0, -amount, 0, 1, 0), 'translate_y': lambda: affine(1, 0, 0, 0, 1, -amount),
             'rotate': lambda: image.rotate(amount), 'posterize': lambda: ImageOps.posterize(image, 8 - int(amount)),
             'solarize': lambda: ImageOps.solarize(image, amount)}.get(op, lambda: getattr(ImageOps, op)(image))()
 
@@ -26,13 +26,14 @@ class Images(torch.utils.data.Dataset):
     """Images, augmented by PIL and normalised one by one, as torchvision's transforms are.
 
     Args:
-      what: `files`, or `array`, the path of one of uint8 (N, H, W, C); `ops`, names and arguments, of what augments them.
-      size: what files are resized to, unless a crop does that.
+      source: `files`, paths of images, or `array`, the path of a uint8 array (N, H, W, C); and `ops`, the names and
+        arguments of augmentations.
+      size: side to which files are resized, unless a crop does that.
     """
 
-    def __init__(self, what, size):
-        self.files, self.ops, self.size = what.get('files'), what['ops'], size
-        self.images = None if self.files else np.load(what['array'], mmap_mode='r')
+    def __init__(self, source, size):
+        self.files, self.ops, self.size = source.get('files'), source['ops'], size
+        self.images = None if self.files else np.load(source['array'], mmap_mode='r')
 
     def __len__(self):
         return len(self.files or self.images)
@@ -81,9 +82,9 @@ class Images(torch.utils.data.Dataset):
         return image
 
 
-def batches(what, size, batch):
-    """A function that waits for the next batch of a DataLoader with a worker a core."""
-    with open(what, encoding='utf-8') as f:
+def batches(path, size, batch):
+    """Return a function that waits for the next batch of a DataLoader with one worker per core."""
+    with open(path, encoding='utf-8') as f:
         images = Images(json.load(f), size)
     loader = torch.utils.data.DataLoader(images, batch, shuffle=True, drop_last=True, persistent_workers=True,
                                          num_workers=len(os.sched_getaffinity(0)))
@@ -92,15 +93,16 @@ def batches(what, size, batch):
     def forever():
         while True:
             yield from loader
-    made = forever()
-    next(made)
-    return lambda: next(made)
+    iterator = forever()
+    next(iterator)
+    return lambda: next(iterator)
 
 
-def keep(images):
-    global decoded
-    decoded = images
+def set_images(value):
+    """Set the images of this process, once rather than with each task."""
+    global images
+    images = value
 
 
 def decode(i):
-    return np.asarray(decoded.read(i).resize((decoded.size, decoded.size), Image.Resampling.BILINEAR)).shape
+    return np.asarray(images.read(i).resize((images.size, images.size), Image.Resampling.BILINEAR)).shape

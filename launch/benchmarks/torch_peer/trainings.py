@@ -1,4 +1,4 @@
-"""Whole trainings in PyTorch. Their last line is JSON: accuracy on the test images, seconds of the training steps."""
+"""Complete trainings in PyTorch. Their last line is JSON: the test accuracy and the seconds of the training steps."""
 
 import json
 import math
@@ -49,21 +49,21 @@ def train(name, batch, epochs, workers, folder, device):
 
 
 class Event:
-    """torch.cuda.Event's part that airbench uses, where there is no GPU."""
+    """Replaces torch.cuda.Event for airbench where there is no GPU."""
 
     def __init__(self, enable_timing):
         pass
 
     def record(self):
-        self.at = time.perf_counter()
+        self.time = time.perf_counter()
 
     def elapsed_time(self, other):
-        return (other.at - self.at) * 1e3
+        return (other.time - self.time) * 1e3
 
 
 def train_airbench(epochs, folder, device):
-    """`airbench.train94` of airbench 0.1.8, as it is; on a CPU in float32. Its seconds hold the whitening filters."""
-    transforms = types.ModuleType('torchvision.transforms')  # of torchvision it takes no more where the images are there
+    """Run `airbench.train94` of airbench 0.1.8 unchanged, on a CPU in float32. Its time includes the whitening filters."""
+    transforms = types.ModuleType('torchvision.transforms')  # airbench uses no more of torchvision once the images are there
     transforms.Normalize = lambda mean, std: lambda x: (x - mean.to(x).view(-1, 1, 1)) / std.to(x).view(-1, 1, 1)
     torchvision = types.ModuleType('torchvision')
     torchvision.transforms = transforms
