@@ -15,7 +15,7 @@ import optax
 
 from jaxcnn import config as cfg
 from jaxcnn.config import bind
-from jaxcnn.errors import UserError, check_bool, unknown
+from jaxcnn.errors import UserError, check_bool, unknown, within
 
 Loss = Callable[[jax.Array, jax.Array], jax.Array]
 _LOSSES: dict[str, tuple[Callable[..., jax.Array], tuple[str, ...]]] = {}
@@ -55,7 +55,8 @@ def make(choice: cfg.Choice, targets: str, task: str) -> tuple[Loss, Loss]:
     if targets not in kinds:
         raise UserError(f'the loss {choice.name!r} does not fit the task {task!r}', field='config.loss',
                         hint=f'these do: {", ".join(names(targets))}')
-    arguments = bind(loss, (), {'logits': None, 'targets': None, **choice.args}, f'loss {choice.name}')
+    with within('config.loss'):
+        arguments = bind(loss, (), {'logits': None, 'targets': None, **choice.args}, f'loss {choice.name}')
     del arguments['logits'], arguments['targets']
     for name, value in arguments.items():
         default = inspect.signature(loss).parameters[name].default

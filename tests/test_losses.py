@@ -5,9 +5,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy.special import log_softmax, softmax
+from scipy.special import expit, log_softmax, softmax
 from sklearn.metrics import log_loss
 
+from jaxcnn import config, losses
 from jaxcnn.losses import cross_entropy
 
 CLASSES = 7
@@ -105,3 +106,63 @@ class VariantsTest(chex.TestCase):
         for smoothing in (0.0, 0.1):
             loss = self.variant(lambda x, y, s=smoothing: cross_entropy(x, y, s))(jnp.asarray(logits), jnp.asarray(labels))
             np.testing.assert_allclose(loss, by_definition(logits, smoothed(labels, smoothing)), rtol=1e-5)
+
+
+# the registry
+
+
+def test_focal_is_its_definition_and_the_cross_entropy_where_gamma_is_0(batch):
+    logits, labels = batch
+    p = softmax(np.float64(logits), axis=-1)[np.arange(12), labels]
+    np.testing.assert_allclose(losses.focal(logits, jnp.asarray(labels), gamma=2.0), -(1 - p) ** 2 * np.log(p), rtol=1e-4,
+                               atol=1e-7)
+    np.testing.assert_allclose(losses.focal(logits, jnp.asarray(labels), gamma=0.0), cross_entropy(logits, labels),
+                               rtol=1e-5, atol=1e-6)
+
+
+def test_the_gradient_of_focal_is_finite_where_a_class_is_certain():
+    logits = jnp.array([[90.0, 0, 0], [90.0, 0, 0]])
+    gradient = jax.grad(lambda x: losses.focal(x, jnp.array([0, 1]), gamma=0.5).sum())(logits)
+    assert np.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize('softmax_first', [False, True])
+def test_mse_is_the_squared_error_to_the_one_hot_target(batch, softmax_first):
+    logits, labels = batch
+    outputs = softmax(np.float64(logits), axis=-1) if softmax_first else np.float64(logits)
+    expected = ((outputs - np.eye(CLASSES)[labels]) ** 2).sum(-1)
+    np.testing.assert_allclose(losses.mse(logits, jnp.asarray(labels), softmax=softmax_first), expected, rtol=1e-5)
+
+
+def test_poly1_adds_what_the_target_lacks_to_the_cross_entropy(batch):
+    logits, labels = batch
+    p = softmax(np.float64(logits), axis=-1)[np.arange(12), labels]
+    np.testing.assert_allclose(losses.poly1(logits, jnp.asarray(labels), epsilon=2.0), -np.log(p) + 2 * (1 - p), rtol=1e-5,
+                               atol=1e-6)
+
+
+@pytest.mark.parametrize('fields', [{}, {'gamma': 2.0}, {'gamma': 2.0, 'alpha': 0.25}, {'label_smoothing': 0.2}])
+def test_bce_is_its_definition(batch, fields):
+    logits, labels = batch
+    targets = (np.arange(12 * CLASSES).reshape(12, CLASSES) % 3 == 0).astype(float)
+    p, smoothing, alpha = expit(np.float64(logits)), fields.get('label_smoothing', 0), fields.get('alpha')
+    y = targets * (1 - smoothing) + smoothing / 2
+    positive = -y * (1 - p) ** fields.get('gamma', 0) * np.log(p)
+    negative = -(1 - y) * p ** fields.get('gamma', 0) * np.log1p(-p)
+    expected = positive + negative if alpha is None else alpha * positive + (1 - alpha) * negative
+    np.testing.assert_allclose(losses.bce(logits, jnp.asarray(targets), **fields), expected.mean(-1), rtol=1e-4)
+    if not fields:
+        one_hot = np.eye(CLASSES)[labels]
+        np.testing.assert_allclose(losses.bce(logits, jnp.asarray(labels)), losses.bce(logits, one_hot), rtol=1e-6)
+
+
+@pytest.mark.parametrize('name', losses.names('label'))
+def test_every_loss_takes_mixed_labels_and_evaluation_leaves_smoothing_out(batch, name):
+    logits, labels = batch
+    one_hot = jnp.asarray(np.eye(CLASSES)[labels], jnp.float32)
+    loss, eval_loss = losses.make(config.Choice(name, {'label_smoothing': 0.3}), 'label', 'classification')
+    np.testing.assert_allclose(loss(logits, one_hot), loss(logits, jnp.asarray(labels)), rtol=1e-5, atol=1e-6)
+    plain, _ = losses.make(config.Choice(name, {}), 'label', 'classification')
+    np.testing.assert_allclose(eval_loss(logits, one_hot), plain(logits, one_hot), rtol=1e-6)
+    assert np.abs(loss(logits, one_hot) - plain(logits, one_hot)).max() > 1e-3
+    assert loss(jnp.asarray(logits, jnp.bfloat16), one_hot).dtype == jnp.float32

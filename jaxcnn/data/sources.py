@@ -92,8 +92,8 @@ def find(config: DataConfig, kind: TargetKind = LABEL) -> Source:
     if (config.name, kind.name) in _SOURCES:
         found = _SOURCES[config.name, kind.name]
     elif config.name in names() or kind is not LABEL:
-        raise UserError(f'config.data.name: {config.name!r} has no {kind.description}, which config.task needs; '
-                        f'these have: {", ".join(names(kind))}')
+        raise UserError(f'{config.name!r} does not have {kind.description}, which config.task needs',
+                        field='config.data.name', hint=f'these have: {", ".join(names(kind))}')
     elif re.fullmatch(r'[a-z][a-z0-9_]*(/[\w.]+)?', config.name) and os.path.isdir(os.path.join(root, config.name)):
         found = _tfds(config.name)
     else:
