@@ -151,7 +151,7 @@ def test_predict_reads_pictures_of_digits_in_any_form(watched_run, tmp_path):
     examples = find(DataConfig(name='digits')).splits['test']()
     paths, labels = [], []
     for i in range(40):
-        image, label = examples[i]
+        image, label = examples[i]['image'], examples[i]['label']
         big = np.asarray(Image.fromarray(image[..., 0]).resize((200, 200), Image.Resampling.BICUBIC), np.float64)
         page = np.zeros((300 + i, 420))
         page[40:240, 100 + i:300 + i] = big
