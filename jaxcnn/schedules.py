@@ -21,11 +21,11 @@ class Span(NamedTuple):
 
     def at(self, moment: Any, where: str) -> int:
         """The step of the schedule at a moment, a duration from the start of the run, given as its argument."""
-        return self.timeline.steps(cfg.build_duration(moment, where)) - self.start
+        return self.timeline.steps(cfg.parse_duration(moment, where)) - self.start
 
     def length(self, duration: Any, where: str) -> int:
         """The steps of a duration given as its argument, anywhere in the schedule."""
-        built, timeline = cfg.build_duration(duration, where), self.timeline
+        built, timeline = cfg.parse_duration(duration, where), self.timeline
         found = {timeline.steps(built, s) for s in (self.start, *timeline.growth(self.start, self.start + self.steps))}
         if len(found) > 1:
             raise UserError(f'{cfg.to_dict(built)} is no fixed number of steps, as config.batch_schedule changes the batch '

@@ -2,7 +2,7 @@
 
 from jaxcnn.config.literals import bind, parse_call, parse_calls
 from jaxcnn.config.overrides import load, override
-from jaxcnn.config.parse import Difference, build_duration, differences, make, parse, to_dict
+from jaxcnn.config.parse import Difference, differences, make, parse, parse_duration, to_dict
 from jaxcnn.config.schema import (
     UNITS,
     CheckpointConfig,
@@ -21,6 +21,6 @@ from jaxcnn.config.schema import (
 
 __all__ = [
     'UNITS', 'CheckpointConfig', 'Choice', 'Config', 'DataConfig', 'Difference', 'Duration', 'EvalConfig', 'GroupConfig',
-    'LookaheadConfig', 'OptimConfig', 'ParallelConfig', 'SwitchConfig', 'WhitenConfig', 'bind', 'build_duration',
-    'differences', 'load', 'make', 'override', 'parse', 'parse_call', 'parse_calls', 'to_dict',
+    'LookaheadConfig', 'OptimConfig', 'ParallelConfig', 'SwitchConfig', 'WhitenConfig', 'bind', 'differences', 'load',
+    'make', 'override', 'parse', 'parse_call', 'parse_calls', 'parse_duration', 'to_dict',
 ]

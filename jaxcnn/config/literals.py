@@ -1,4 +1,4 @@
-"""Literals in strings: values on the command line, and calls as in `'pad_crop(4)|flip_lr'`. No code is run."""
+"""Literals in strings: values on the command line, and calls such as `'pad_crop(4)|flip_lr'`. No code is executed."""
 
 import ast
 import inspect
@@ -7,29 +7,41 @@ from typing import Any
 
 from jaxcnn.errors import UserError, unknown
 
+_SYNTAX_ERRORS = (ValueError, SyntaxError, TypeError, MemoryError, RecursionError)  # that ast raises
 
-class _Dicts(ast.NodeTransformer):
-    """`dict(a=1)`, as config files have it, as the literal `{'a': 1}`."""
+
+class _DictCallsToLiterals(ast.NodeTransformer):
+    """Replace `dict(a=1)`, which config files write, by the literal `{'a': 1}`."""
 
     def visit_Call(self, node: ast.Call) -> ast.AST:
         self.generic_visit(node)
-        named = [(ast.Constant(k.arg), k.value) for k in node.keywords if k.arg]
-        if isinstance(node.func, ast.Name) and node.func.id == 'dict' and len(named) == len(node.keywords) and not node.args:
-            return ast.Dict([key for key, _ in named], [value for _, value in named])
+        keywords = [(ast.Constant(k.arg), k.value) for k in node.keywords if k.arg]
+        only_keywords = not node.args and len(keywords) == len(node.keywords)
+        if isinstance(node.func, ast.Name) and node.func.id == 'dict' and only_keywords:
+            return ast.Dict([key for key, _ in keywords], [value for _, value in keywords])
         return node
 
 
-def _literal(text: str) -> Any:
+def parse_literal(text: str) -> Any:
+    """Return the value of a Python literal, in which `dict(a=1)` is allowed; any other text as the string it is."""
     try:
-        return ast.literal_eval(_Dicts().visit(ast.parse(text.strip(), mode='eval')))
-    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return ast.literal_eval(_DictCallsToLiterals().visit(ast.parse(text.strip(), mode='eval')))
+    except _SYNTAX_ERRORS:
         return text
 
 
-def parse_call(text: str, where: str) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
-    """'name(1, b=2)' or 'name' as (name, args, kwargs); arguments are literals, nothing is evaluated as code."""
+def parse_call(text: str, field: str) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
+    """Return the name, the positional and the keyword arguments of `'name(1, b=2)'` or `'name'`.
+
+    Args:
+      text: the call; its arguments are literals.
+      field: what the text is the value of, for the error.
+
+    Raises:
+      UserError: the text is neither a name nor a call with literal arguments.
+    """
     error = UserError(f'{text.strip()!r} is not a name, or name(value, key=value, ...) with numbers, tuples, or strings in '
-                      'quotes', field=where)
+                      'quotes', field=field)
     try:
         node = ast.parse(text.strip(), mode='eval').body
         if isinstance(node, ast.Name):
@@ -37,27 +49,33 @@ def parse_call(text: str, where: str) -> tuple[str, tuple[Any, ...], dict[str, A
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and all(k.arg for k in node.keywords):
             return (node.func.id, tuple(ast.literal_eval(a) for a in node.args),
                     {str(k.arg): ast.literal_eval(k.value) for k in node.keywords})
-    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+    except _SYNTAX_ERRORS:
         raise error from None
     raise error
 
 
-def parse_calls(text: str, where: str) -> list[tuple[str, tuple[Any, ...], dict[str, Any]]]:
-    """As `parse_call`, of several with `|` between them."""
+def parse_calls(text: str, field: str) -> list[tuple[str, tuple[Any, ...], dict[str, Any]]]:
+    """Return what `parse_call` returns for each of several calls that are separated by `|`."""
     try:
-        return [parse_call(part, where) for part in text.split('|')]
+        return [parse_call(call, field) for call in text.split('|')]
     except UserError as e:
-        e.add_hint("between several stands '|'")
+        e.add_hint("several are separated by '|'")
         raise
 
 
-def bind(function: Callable, args: Sequence[Any], kwargs: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """The arguments as keywords of `function`; a UserError names the one that does not fit and the known ones."""
+def bind(function: Callable, args: Sequence[Any], kwargs: Mapping[str, Any], description: str) -> dict[str, Any]:
+    """Return all arguments as keyword arguments of the function.
+
+    Raises:
+      UserError: the function does not take an argument; the error names those that it takes. `description` says what the
+        function is.
+    """
     signature = inspect.signature(function)
     for name in kwargs:
         if name not in signature.parameters:
-            raise unknown(f'argument of {where}', name, signature.parameters)
+            raise unknown(f'argument of {description}', name, signature.parameters)
     try:
         return dict(signature.bind(*args, **kwargs).arguments)
     except TypeError as e:
-        raise UserError(str(e), field=where, hint=f'it takes ({", ".join(map(str, signature.parameters))})') from e
+        hint = f'it takes ({", ".join(map(str, signature.parameters))})'
+        raise UserError(str(e), field=description, hint=hint) from e

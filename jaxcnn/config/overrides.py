@@ -1,4 +1,4 @@
-"""Config files, and the command line's assignments to their fields."""
+"""Config files, and assignments to their fields on the command line."""
 
 import dataclasses
 import importlib.util
@@ -8,74 +8,98 @@ from typing import Any
 
 import ml_collections
 
-from jaxcnn.config.literals import _literal
-from jaxcnn.config.parse import _fields, _plain, _strip_optional, _unknown_field, _wrong, parse, to_dict
+from jaxcnn.config.literals import parse_literal
+from jaxcnn.config.parse import fields_of, parse, strip_optional, to_dict, to_plain, unknown_field, wrong_value
 from jaxcnn.config.schema import Choice, Config, Duration
 from jaxcnn.errors import UserError, unknown
 
 
 def override(fields: Mapping[str, Any] | ml_collections.ConfigDict, assignments: Sequence[str]) -> dict[str, Any]:
-    """`fields` with assignments of the command line, `'a.b=VALUE'`, carried out; VALUE is a Python literal.
+    """Return the fields as plain values after the assignments `'a.b=VALUE'`, with a Python literal as VALUE.
 
-    A duration is replaced whole by its new unit (`duration.epochs=3`); another `name` of an optimizer, schedule
-    or model drops the arguments of the one before.
+    A new unit replaces the whole duration (`duration.epochs=3`); a new `name` of an optimizer, schedule or model drops the
+    arguments of the old one.
 
     Raises:
-      UserError: the assignment names no field of the config, or is none.
+      UserError: an assignment has no `=`, names no field of the config, or gives it a wrong value.
     """
     tree = to_dict(parse(fields))
     for assignment in assignments:
         path, equals, text = assignment.partition('=')
         if not equals:
             raise UserError(f'expected --config.{path}=VALUE', field=f'--config.{assignment}')
-        schema: type = Config
-        node, at, parts = tree, 'config', path.split('.')
-        while True:
-            known = _fields(schema)
-            if parts[0] not in known:
-                raise _unknown_field(at, parts[0], known)
-            kind = _strip_optional(known[parts[0]][0])
-            key, at, rest = parts[0], f'{at}.{parts[0]}', parts[1:]
-            if rest and kind is Duration and len(rest) == 1:
-                node[key] = {rest[0]: _literal(text)}
-            elif rest and kind is Choice and len(rest) == 1:
-                same = node[key] is not None and node[key]['name'] == text
-                if rest[0] == 'name' and not same:
-                    node[key] = {'name': text}
-                elif rest[0] != 'name':
-                    node[key] = {**(node[key] or {}), rest[0]: _literal(text)}
-            elif rest and dataclasses.is_dataclass(kind) and kind not in (Duration, Choice):
-                assert isinstance(kind, type)
-                if node[key] is None:
-                    node[key] = to_dict(kind())
-                elif not isinstance(node[key], dict):
-                    raise _wrong(at, 'a group of fields', node[key])
-                node, schema, parts = node[key], kind, rest
-                continue
-            elif rest:
-                raise UserError(f'has no field {".".join(rest)!r}', field=at)
-            elif kind is Choice and not text.startswith(('{', 'dict(')):
-                node[key] = {'name': text}
-            elif kind is str:
-                node[key] = text
-            else:
-                node[key] = _plain(_literal(text))
-            break
+        _assign(tree, Config, 'config', path.split('.'), text)
     return to_dict(parse(tree))
 
 
+def _assign(tree: dict[str, Any], schema: type, group: str, names: Sequence[str], text: str) -> None:
+    """Set one field in a tree of plain values.
+
+    Args:
+      tree: the fields of one group; it is changed.
+      schema: the schema class of the group.
+      group: the name of the group in full, for errors.
+      names: the path from the group to the field.
+      text: the value as on the command line.
+    """
+    name, *rest = names
+    known = fields_of(schema)
+    if name not in known:
+        raise unknown_field(group, name, known)
+    kind, field = strip_optional(known[name][0]), f'{group}.{name}'
+    if not rest:
+        tree[name] = _parse_text(kind, text)
+    elif kind is Duration and len(rest) == 1:
+        tree[name] = {rest[0]: parse_literal(text)}
+    elif kind is Choice and len(rest) == 1:
+        tree[name] = _assign_to_choice(tree[name], rest[0], text)
+    elif dataclasses.is_dataclass(kind) and kind not in (Duration, Choice):
+        assert isinstance(kind, type)
+        if tree[name] is None:
+            tree[name] = to_dict(kind())
+        elif not isinstance(tree[name], dict):
+            raise wrong_value(field, 'a group of fields', tree[name])
+        _assign(tree[name], kind, field, rest, text)
+    else:
+        raise UserError(f'has no field {".".join(rest)!r}', field=field)
+
+
+def _assign_to_choice(choice: dict[str, Any] | None, key: str, text: str) -> dict[str, Any]:
+    """Return the plain form of a `Choice` with another name, or with another argument."""
+    if key != 'name':
+        return {**(choice or {}), key: parse_literal(text)}
+    return choice if choice is not None and choice['name'] == text else {'name': text}
+
+
+def _parse_text(kind: Any, text: str) -> Any:
+    """Return the plain value of a whole field from the command line."""
+    if kind is Choice and not text.startswith(('{', 'dict(')):
+        return {'name': text}
+    return text if kind is str else to_plain(parse_literal(text))
+
+
 def load(path: str | os.PathLike, assignments: Sequence[str] = ()) -> Config:
-    """The config of a file with `get_config()`, after the assignments of the command line.
+    """Return the config of a file with `get_config()`, after the assignments of the command line.
 
     Raises:
-      UserError: the file is missing or not a config, or see `parse` and `override`.
+      UserError: the file is missing or defines no config, or the config is wrong (see `parse` and `override`).
     """
     path = os.fspath(path)
     if not os.path.isfile(path):
-        folder = os.path.dirname(path) or '.'
-        near = [os.path.normpath(os.path.join(f, n)) for f in {folder, 'configs'} if os.path.isdir(f)
-                for n in os.listdir(f) if n.endswith('.py')]
-        raise unknown('config file', path, near)
+        raise unknown('config file', path, _config_files(os.path.dirname(path) or '.', 'configs'))
+    fields = _run_config_file(path)
+    stem = os.path.splitext(os.path.basename(path))[0]
+    tree = override(fields, assignments)
+    return parse({**tree, 'name': tree['name'] or stem})
+
+
+def _config_files(*folders: str) -> list[str]:
+    return [os.path.normpath(os.path.join(folder, name)) for folder in set(folders) if os.path.isdir(folder)
+            for name in os.listdir(folder) if name.endswith('.py')]
+
+
+def _run_config_file(path: str) -> Any:
+    """Return what `get_config()` of the file returns."""
     spec = importlib.util.spec_from_file_location('jaxcnn_user_config', path)
     if spec is None or spec.loader is None:
         raise UserError('a config is a Python file with get_config()', field=path)
@@ -84,11 +108,8 @@ def load(path: str | os.PathLike, assignments: Sequence[str] = ()) -> Config:
         spec.loader.exec_module(module)
         if not hasattr(module, 'get_config'):
             raise UserError('has no get_config()')
-        fields = module.get_config()
+        return module.get_config()
     except UserError as e:
         raise UserError(str(e), field=path) from e
     except Exception as e:
         raise UserError(f'{type(e).__name__}: {" ".join(str(e).split())}', field=path) from e
-    stem = os.path.splitext(os.path.basename(path))[0]
-    tree = override(fields, assignments)
-    return parse({**tree, 'name': tree['name'] or stem})

@@ -1,8 +1,8 @@
-"""Checking: a config as plain values becomes the typed, frozen `Config`, and back.
+"""Parsing: turn plain values into the typed, frozen `Config`, and back.
 
-A config file's `get_config()` returns `make(...)`: an `ml_collections.ConfigDict` with every field, so that it
-can be printed, changed and passed on. `parse` turns it into the typed, frozen `Config` that the rest of the
-library reads, and is the only place where a config's shape is checked.
+The `get_config()` of a config file returns `make(...)`, an `ml_collections.ConfigDict` with every field, which can be
+printed, changed and passed on. `parse` turns it into the `Config` that the rest of the library reads, and is the only place
+that checks the types and the ranges of the fields.
 """
 
 import dataclasses
@@ -17,139 +17,164 @@ import ml_collections
 from jaxcnn.config.schema import RENAMED_FIELDS, UNITS, Choice, Config, Duration
 from jaxcnn.errors import UserError, unknown
 
+_SCALARS = {bool: 'True or False', int: 'a whole number', float: 'a number', str: 'a string'}
 
-def _is_optional(kind: Any) -> bool:
+
+def is_optional(kind: Any) -> bool:
+    """Return whether a type annotation has the form `X | None`."""
     return typing.get_origin(kind) is types.UnionType and type(None) in typing.get_args(kind)
 
 
-def _strip_optional(kind: Any) -> Any:
-    return next(k for k in typing.get_args(kind) if k is not type(None)) if _is_optional(kind) else kind
+def strip_optional(kind: Any) -> Any:
+    """Return the `X` of a type annotation `X | None`, and any other annotation as it is."""
+    return next(k for k in typing.get_args(kind) if k is not type(None)) if is_optional(kind) else kind
 
 
-def _fields(schema: type) -> dict[str, tuple[Any, dataclasses.Field]]:
-    hints = typing.get_type_hints(schema)
-    return {f.name: (hints[f.name], f) for f in dataclasses.fields(schema)}
+def fields_of(schema: type) -> dict[str, tuple[Any, dataclasses.Field]]:
+    """Return the type and the definition of each field of a schema class, by name."""
+    types_of_fields = typing.get_type_hints(schema)
+    return {f.name: (types_of_fields[f.name], f) for f in dataclasses.fields(schema)}
 
 
-def _wrong(path: str, expected: str, value: Any, hint: str | None = None) -> UserError:
-    return UserError(f'expected {expected}, got {value!r}', field=path, hint=hint)
+def wrong_value(field: str, expected: str, value: Any, hint: str | None = None) -> UserError:
+    """Return the error for a field with a value of the wrong type or outside its range."""
+    return UserError(f'expected {expected}, got {value!r}', field=field, hint=hint)
 
 
-def _unknown_field(path: str, name: str, known: Iterable[str]) -> UserError:
-    field = f'{path}.{name}'
+def unknown_field(group: str, name: str, known: Iterable[str]) -> UserError:
+    """Return the error for a field `name` that the group of fields lacks; it names the new name of a renamed field."""
+    field = f'{group}.{name}'
     if field in RENAMED_FIELDS:
         return UserError(f'{field} is now {RENAMED_FIELDS[field]}')
-    return unknown('field', field, [f'{path}.{k}' for k in known])
+    return unknown('field', field, [f'{group}.{k}' for k in known])
 
 
-def _plain(value: Any) -> Any:
-    """ConfigDicts and tuples inside out to plain dicts and lists."""
+def to_plain(value: Any) -> Any:
+    """Return the value with all ConfigDicts and tuples in it replaced by dicts and lists."""
     if isinstance(value, ml_collections.ConfigDict):
         value = value.to_dict()
     if isinstance(value, Mapping):
-        return {k: _plain(v) for k, v in value.items()}
+        return {k: to_plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
+        return [to_plain(v) for v in value]
     return value
 
 
-def build_duration(value: Any, path: str, zero: bool = False) -> Duration:
-    """A duration as configs write it, `{'epochs': 30}`, at `path`; `zero`: it may be 0.
+def parse_duration(value: Any, field: str, allow_zero: bool = False) -> Duration:
+    """Return the duration that a config writes as, for example, `{'epochs': 30}`.
 
     Raises:
-      UserError: it is none, or not above 0.
+      UserError: the value is not a duration, or not above 0.
     """
     if isinstance(value, Duration):
         value = {value.unit: value.value}
     if not isinstance(value, Mapping) or len(value) != 1:
-        raise _wrong(path, 'a duration in one unit, as in dict(epochs=30)', value)
+        raise wrong_value(field, 'a duration in one unit, as in dict(epochs=30)', value)
     (unit, amount), = value.items()
     if unit not in UNITS:
-        raise unknown('unit of duration', unit, UNITS, path)
+        raise unknown('unit of duration', unit, UNITS, field)
     if isinstance(amount, bool) or not isinstance(amount, (int, float)):
-        raise _wrong(f'{path}.{unit}', 'a number', amount)
-    if not (0 < amount < 1e15 or (zero and amount == 0)):
+        raise wrong_value(f'{field}.{unit}', 'a number', amount)
+    if not (0 < amount < 1e15 or (allow_zero and amount == 0)):
         limit = ' and below 1e15' if 0 < amount < math.inf else ''
-        raise UserError(f'a duration must be positive{limit}, got {amount!r}', field=f'{path}.{unit}')
+        raise UserError(f'a duration must be positive{limit}, got {amount!r}', field=f'{field}.{unit}')
     if unit == 'steps' and amount != int(amount):
-        raise _wrong(f'{path}.steps', 'a whole number', amount)
+        raise wrong_value(f'{field}.steps', 'a whole number', amount)
     return Duration(unit, amount)
 
 
-def _build(kind: Any, value: Any, path: str, meta: Mapping[str, Any] = types.MappingProxyType({})) -> Any:
-    if _is_optional(kind):
-        if value is None:
-            return None
-        kind = _strip_optional(kind)
-    if kind is Duration:
-        return build_duration(value, path, meta.get('least') == 0)
-    if kind is Choice:
-        if isinstance(value, Choice):
-            return value
-        if isinstance(value, str):
-            value = {'name': value}
-        if not isinstance(value, Mapping) or not isinstance(value.get('name'), str):
-            raise _wrong(path, "a name with arguments, as in dict(name='...')", value)
-        return Choice(value['name'], {k: v for k, v in value.items() if k != 'name'})
-    if dataclasses.is_dataclass(kind):
-        assert isinstance(kind, type)
-        if isinstance(value, kind):
-            return value
-        if not isinstance(value, Mapping):
-            hint = f'{path}.name={value} names it' if isinstance(value, str) and 'name' in _fields(kind) else None
-            raise _wrong(path, 'a group of fields', value, hint)
-        known = _fields(kind)
-        for name in value:
-            if name not in known:
-                raise _unknown_field(path, name, known)
-        return kind(**{k: _build(known[k][0], v, f'{path}.{k}', known[k][1].metadata) for k, v in value.items()})
-    if typing.get_origin(kind) is tuple:
-        if not isinstance(value, (list, tuple)):
-            raise _wrong(path, 'a sequence', value)
-        inner = typing.get_args(kind)
-        if inner[-1] is Ellipsis:
-            return tuple(_build(inner[0], v, f'{path}[{i}]') for i, v in enumerate(value))
-        if len(value) != len(inner):
-            raise _wrong(path, f'{len(inner)} entries', value)
-        return tuple(_build(k, v, f'{path}[{i}]') for i, (k, v) in enumerate(zip(inner, value, strict=True)))
-    names = {bool: 'True or False', int: 'a whole number', float: 'a number', str: 'a string'}
+def _parse_choice(value: Any, field: str) -> Choice:
+    if isinstance(value, Choice):
+        return value
+    if isinstance(value, str):
+        value = {'name': value}
+    if not isinstance(value, Mapping) or not isinstance(value.get('name'), str):
+        raise wrong_value(field, "a name with arguments, as in dict(name='...')", value)
+    return Choice(value['name'], {k: v for k, v in value.items() if k != 'name'})
+
+
+def _parse_group(schema: type, value: Any, field: str) -> Any:
+    """Return an instance of a schema class from a mapping of its fields."""
+    if isinstance(value, schema):
+        return value
+    known = fields_of(schema)
+    if not isinstance(value, Mapping):
+        hint = f'{field}.name={value} names it' if isinstance(value, str) and 'name' in known else None
+        raise wrong_value(field, 'a group of fields', value, hint)
+    for name in value:
+        if name not in known:
+            raise unknown_field(field, name, known)
+    return schema(**{k: _parse_value(known[k][0], v, f'{field}.{k}', known[k][1].metadata) for k, v in value.items()})
+
+
+def _parse_tuple(kinds: tuple[Any, ...], value: Any, field: str) -> tuple:
+    """Return a tuple whose entries have the types `kinds`, or any number of entries of one type for `(kind, ...)`."""
+    if not isinstance(value, (list, tuple)):
+        raise wrong_value(field, 'a sequence', value)
+    if kinds[-1] is Ellipsis:
+        kinds = kinds[:1] * len(value)
+    if len(value) != len(kinds):
+        raise wrong_value(field, f'{len(kinds)} entries', value)
+    return tuple(_parse_value(k, v, f'{field}[{i}]') for i, (k, v) in enumerate(zip(kinds, value, strict=True)))
+
+
+def _parse_scalar(kind: type, value: Any, field: str, limits: Mapping[str, Any]) -> Any:
+    choices = limits.get('choices')
     fits = isinstance(value, (int, float) if kind is float else kind)
     if not fits or (isinstance(value, bool) and kind is not bool):
-        raise _wrong(path, f'one of {", ".join(meta["choices"])}' if meta.get('choices') else names[kind], value)
-    if meta.get('choices') and value not in meta['choices']:
-        raise unknown('value', value, meta['choices'], path)
-    if meta.get('least') is not None and not value >= meta['least']:
-        raise _wrong(path, f'at least {meta["least"]}', value)
-    if meta.get('above') is not None and not value > meta['above']:
-        raise _wrong(path, f'a finite number above {meta["above"]}', value)
-    if meta.get('most') is not None and not value <= meta['most']:
-        raise _wrong(path, f'at most {meta["most"]}', value)
+        raise wrong_value(field, f'one of {", ".join(choices)}' if choices else _SCALARS[kind], value)
+    if choices and value not in choices:
+        raise unknown('value', value, choices, field)
+    minimum, greater_than, maximum = (limits.get(name) for name in ('minimum', 'greater_than', 'maximum'))
+    if minimum is not None and not value >= minimum:  # written so that NaN is refused
+        raise wrong_value(field, f'at least {minimum}', value)
+    if greater_than is not None and not value > greater_than:
+        raise wrong_value(field, f'a finite number above {greater_than}', value)
+    if maximum is not None and not value <= maximum:
+        raise wrong_value(field, f'at most {maximum}', value)
     if kind is float and not abs(value) < 1e300:
-        raise _wrong(path, 'a finite number', value)
+        raise wrong_value(field, 'a finite number', value)
     return float(value) if kind is float else value
 
 
+def _parse_value(kind: Any, value: Any, field: str, limits: Mapping[str, Any] = types.MappingProxyType({})) -> Any:
+    """Return the value of a field as its type annotation `kind` demands; `limits` is the field's metadata."""
+    if value is None and is_optional(kind):
+        return None
+    kind = strip_optional(kind)
+    if kind is Duration:
+        return parse_duration(value, field, limits.get('minimum') == 0)
+    if kind is Choice:
+        return _parse_choice(value, field)
+    if dataclasses.is_dataclass(kind):
+        assert isinstance(kind, type)
+        return _parse_group(kind, value, field)
+    if typing.get_origin(kind) is tuple:
+        return _parse_tuple(typing.get_args(kind), value, field)
+    return _parse_scalar(kind, value, field, limits)
+
+
 def parse(fields: Mapping[str, Any] | ml_collections.ConfigDict | Config) -> Config:
-    """The typed config of `fields`; what is left out has its default.
+    """Return the typed config; missing fields have their defaults.
 
     Raises:
-      UserError: an unknown field, a wrong type or a value out of range; the line names field and value.
+      UserError: a field is unknown, has the wrong type or is out of range; the error names the field and the value.
     """
     if isinstance(fields, Config):
         return fields
-    config = _build(Config, _plain(fields), 'config')
+    config = _parse_value(Config, to_plain(fields), 'config')
     if config.checkpoint.patience and config.data.val_fraction == 0:
-        raise UserError('stopping early needs a validation part: config.data.val_fraction above 0',
+        raise UserError('stopping early needs a validation split: config.data.val_fraction above 0',
                         field='config.checkpoint.patience')
     return config
 
 
 def to_dict(value: Any) -> Any:
-    """Plain dicts, lists and scalars, as they go into `config.json`; `parse` reads them back."""
+    """Return plain dicts, lists and scalars, as `config.json` holds them; `parse` reads them back."""
     if isinstance(value, Duration):
         return {value.unit: value.value}
     if isinstance(value, Choice):
-        return {'name': value.name, **_plain(value.args)}
+        return {'name': value.name, **to_plain(value.args)}
     if dataclasses.is_dataclass(value):
         return {f.name: to_dict(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, (list, tuple)):
@@ -158,7 +183,7 @@ def to_dict(value: Any) -> Any:
 
 
 def make(**fields: Any) -> ml_collections.ConfigDict:
-    """The ConfigDict of a config file: the named fields, every other at its default."""
+    """Return the ConfigDict of a config file: the given fields, and the defaults of all others."""
     return ml_collections.ConfigDict(to_dict(parse(fields)))
 
 
@@ -181,22 +206,22 @@ class Difference:
         return f'{self.field}: {self.old!r} -> {self.new!r}'
 
 
-def differences(old: Config, new: Config, all_fields: bool = False) -> list[Difference]:
-    """Return the fields that differ and that could change the result, or with `all_fields` all that differ."""
-    found = []
+def _choice_differences(old: Choice, new: Choice, field: str) -> list[Difference]:
+    """Return the arguments in which two choices of the same name differ."""
+    changes = []
+    for name in sorted({*old.args, *new.args}):
+        before, after = (to_plain(c.args[name]) if name in c.args else _Default() for c in (old, new))
+        if repr(before) != repr(after):
+            changes.append(Difference(f'{field}.{name}', before, after))
+    return changes
 
-    def walk(a: Any, b: Any, path: str) -> None:
-        if dataclasses.is_dataclass(a) and type(a) is type(b) and not isinstance(a, (Duration, Choice)):
-            for f in dataclasses.fields(a):
-                if all_fields or f.metadata.get('result', True):
-                    walk(getattr(a, f.name), getattr(b, f.name), f'{path}.{f.name}')
-        elif isinstance(a, Choice) and isinstance(b, Choice) and a.name == b.name:
-            for name in sorted({*a.args, *b.args}):
-                old, new = (_plain(c.args[name]) if name in c.args else _Default() for c in (a, b))
-                if repr(old) != repr(new):
-                    found.append(Difference(f'{path}.{name}', old, new))
-        elif to_dict(a) != to_dict(b):
-            found.append(Difference(path, to_dict(a), to_dict(b)))
 
-    walk(old, new, 'config')
-    return found
+def differences(old: Any, new: Any, all_fields: bool = False, field: str = 'config') -> list[Difference]:
+    """Return the fields in which two configs differ and that affect the result; with `all_fields` also the others."""
+    if dataclasses.is_dataclass(old) and type(old) is type(new) and not isinstance(old, (Duration, Choice)):
+        return [change for f in dataclasses.fields(old) if all_fields or f.metadata.get('affects_result', True)
+                for change in differences(getattr(old, f.name), getattr(new, f.name), all_fields, f'{field}.{f.name}')]
+    if isinstance(old, Choice) and isinstance(new, Choice) and old.name == new.name:
+        return _choice_differences(old, new, field)
+    old, new = to_dict(old), to_dict(new)
+    return [] if old == new else [Difference(field, old, new)]

@@ -1,4 +1,4 @@
-"""The schema of a run: every field with its default, its unit and what it does."""
+"""The schema of a config: every field with its type, default, unit and meaning."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from typing import Any
 
 UNITS = ('steps', 'epochs', 'fraction')
-# for the message to a user of an old name
+# old name -> new name; an error message names the new one
 RENAMED_FIELDS = {'config.eval.views': 'config.eval.tta', 'config.optim.label_smoothing': 'config.loss.label_smoothing'}
 
 
 @dataclass(frozen=True)
 class Duration:
-    """A length or a moment of a run: `steps` (updates), `epochs` (passes over the training part), or
-    `fraction` (of the whole run). Written `dict(epochs=30)`."""
+    """A length or a moment of a run, in `steps` (updates), `epochs` (passes over the training images) or as a `fraction` of
+    the run. A config writes `dict(epochs=30)`."""
 
     unit: str
     value: float
@@ -21,170 +21,193 @@ class Duration:
 
 @dataclass(frozen=True)
 class Choice:
-    """One of a registry, with its arguments. Written `dict(name='sgd', momentum=0.9)`, or just `'sgd'`."""
+    """An entry of a registry with its arguments. A config writes `dict(name='sgd', momentum=0.9)`, or just `'sgd'`."""
 
     name: str
     args: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
 
 
-def _field(default: Any, doc: str, *, least: float | None = None, above: float | None = None,
-           most: float | None = None, choices: Sequence[str] = (), result: bool = True) -> Any:
-    """A schema field. `result=False`: the field cannot change the trained parameters or the metrics, so a
-    run may be resumed with another value."""
-    meta = dict(doc=doc, least=least, above=above, most=most, choices=choices, result=result)
+def _field(default: Any, doc: str, *, minimum: float | None = None, greater_than: float | None = None,
+           maximum: float | None = None, choices: Sequence[str] = (), affects_result: bool = True) -> Any:
+    """Define a field of the schema.
+
+    Args:
+      default: its default, or the class whose instance it is.
+      doc: says what the field does.
+      minimum, greater_than, maximum: limits of a number; the first and the last are allowed values.
+      choices: the allowed strings.
+      affects_result: whether the field can change the trained parameters or the metrics. A run can be resumed with another
+        value of a field that cannot.
+    """
+    metadata = dict(doc=doc, minimum=minimum, greater_than=greater_than, maximum=maximum, choices=choices,
+                    affects_result=affects_result)
     if isinstance(default, type):
-        return dataclasses.field(default_factory=default, metadata=meta)
-    return dataclasses.field(default=default, metadata=meta)
+        return dataclasses.field(default_factory=default, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """What is trained on."""
+    """The data set and its preprocessing."""
 
-    name: str = _field('digits', 'a data set or a layout of files (see jaxcnn.data.names()), or any prepared TFDS set')
-    dir: str = _field('', 'of a layout: the folder or file; else the folder of prepared TFDS data sets, empty: '
-                      '$TFDS_DATA_DIR, else ~/tensorflow_datasets', result=False)
-    cache_dir: str = _field('', 'folder for decoded uint8 images; empty: $JAXCNN_CACHE, else ~/.cache/jaxcnn',
-                            result=False)
-    val_fraction: float | None = _field(None, 'part of the training images kept apart for validation, stratified; None: '
-                                        "the data's own validation part, where it has none 0.1 (tiny_imagenet: 0.2)",
-                                        least=0, most=0.9)
-    split_seed: int = _field(0, 'seed of that cut; apart from `seed`, so that runs share their validation part', least=0)
-    image_size: int = _field(0, 'pixels; images are resized to this square on the host; 0: as they are', least=0)
-    resize: str = _field('crop', "what becomes of what is not square, a person's own pictures included. crop: its central "
-                         'square is taken; squash: all of it, out of shape', choices=('crop', 'squash'))
-    per_class: int = _field(0, 'for quick looks: so many training images of each class; 0: all', least=0)
-    balance: str = _field('none', 'of skewed classes. sampling: an epoch has as many images of each, again and again '
-                          'where there are too few; loss: images weigh in inverse proportion to their class, 1 on average',
-                          choices=('none', 'sampling', 'loss'))
-    skip_broken: bool = _field(False, 'leave images out that cannot be read, and log and count them; False: they stop a run')
-    augment: str = _field('', "training pipeline of registered ops, as in 'pad_crop(4)|flip_lr|cutout(8)'")
-    eval_augment: str = _field('', "the same for evaluation, of ops that draw nothing, as in 'resize(64)|center_crop(56)'; "
-                               'both must make images of one size')
-    normalize: str = _field('standardize', 'what the network sees: standardize, per channel with the statistics of the '
-                            "training part, standardize_pixels, gcn, zca or several, as in 'gcn|zca(0.1)'; none: [0, 1]")
-    placement: str = _field('auto', 'device: the split lives on the accelerator; host: Grain feeds it; auto: by size',
-                            choices=('auto', 'device', 'host'), result=False)
-    workers: int = _field(0, 'Grain worker processes of the host placement; 0: threads only', least=0, result=False)
+    name: str = _field('digits', 'a data set or a layout of files (see jaxcnn.data.names()), or any prepared TFDS data set')
+    dir: str = _field('', 'for a layout, its folder or file; otherwise the folder of prepared TFDS data sets, by default '
+                      '$TFDS_DATA_DIR or else ~/tensorflow_datasets', affects_result=False)
+    cache_dir: str = _field('', 'folder for decoded images; by default $JAXCNN_CACHE or else ~/.cache/jaxcnn',
+                            affects_result=False)
+    val_fraction: float | None = _field(None, 'fraction of the training images held out for validation, stratified by '
+                                        "class; None: the data set's own validation split, or 0.1 if it has none "
+                                        '(tiny_imagenet: 0.2)', minimum=0, maximum=0.9)
+    split_seed: int = _field(0, 'seed of the validation split; it differs from `seed` so that runs with several seeds share '
+                             'the split', minimum=0)
+    image_size: int = _field(0, 'side in pixels of the square to which images are resized on the host; 0: not resized',
+                             minimum=0)
+    resize: str = _field('crop', 'how an image that is not square is resized, also by predict. crop: take the central '
+                         'square; squash: change the aspect ratio', choices=('crop', 'squash'))
+    per_class: int = _field(0, 'number of training images of each class, for quick experiments; 0: all', minimum=0)
+    balance: str = _field('none', 'treatment of imbalanced classes. sampling: an epoch has equally many images of each '
+                          'class, repeated where needed; loss: weights inversely proportional to class frequency, 1 on '
+                          'average', choices=('none', 'sampling', 'loss'))
+    skip_broken: bool = _field(False, 'whether images that cannot be read are skipped, logged and counted; otherwise they '
+                               'stop the run')
+    augment: str = _field('', "training augmentation: a pipeline of registered ops such as 'pad_crop(4)|flip_lr|cutout(8)'")
+    eval_augment: str = _field('', "the same for evaluation, of deterministic ops, such as 'resize(64)|center_crop(56)'; "
+                               'both pipelines must give images of the same size')
+    normalize: str = _field('standardize', 'normalisation after augmentation: standardize (per channel, by the statistics '
+                            "of the training split), standardize_pixels, gcn, zca or several as in 'gcn|zca(0.1)'; none: "
+                            '[0, 1]')
+    placement: str = _field('auto', 'device: the split is stored on the accelerator; host: Grain feeds it; auto: by its '
+                            'size', choices=('auto', 'device', 'host'), affects_result=False)
+    workers: int = _field(0, 'number of Grain worker processes for host placement; 0: threads only', minimum=0,
+                          affects_result=False)
 
 
 @dataclass(frozen=True)
 class SwitchConfig:
-    """A later stage of the optimisation; what is left out but the warm-up stays as in the stage before,
-    begun afresh."""
+    """A later stage of the optimisation, with a fresh optimizer state. Fields that are None are those of the stage before,
+    except the warm-up."""
 
-    at: Duration = _field(Duration('fraction', 0.5), 'when this stage begins')
-    optimizer: Choice | None = _field(None, 'the optimizer from then on')
-    learning_rate: float | None = _field(None, 'its peak learning rate', above=0)
-    schedule: Choice | None = _field(None, 'its schedule, over this stage alone')
+    at: Duration = _field(Duration('fraction', 0.5), 'when the stage begins')
+    optimizer: Choice | None = _field(None, 'the optimizer of the stage')
+    learning_rate: float | None = _field(None, 'its peak learning rate', greater_than=0)
+    schedule: Choice | None = _field(None, 'its schedule, which covers this stage alone')
     warmup: Duration | None = _field(None, 'its warm-up')
 
 
 @dataclass(frozen=True)
 class GroupConfig:
-    """Parameters that are updated in a way of their own."""
+    """A group of parameters with an update rule that differs from that of the others."""
 
-    match: str = _field('', "regular expression searched in 'path/of/parameter'; the first group that finds it has it")
-    rate: float = _field(1.0, 'times the learning rate, but not times decay and, of SGD, L2; 0: they stay as they begin',
-                         least=0)
-    until: Duration | None = _field(None, 'from then on they stay as they are')
+    match: str = _field('', "regular expression searched in 'path/of/parameter'; a parameter belongs to the first group "
+                        'that matches')
+    rate: float = _field(1.0, "factor of the learning rate, but not of the decay or of SGD's L2 penalty; 0: not trained",
+                         minimum=0)
+    until: Duration | None = _field(None, 'when the training of these parameters ends')
     optimizer: Choice | None = _field(None, 'another optimizer for them, throughout the run')
-    normalize: bool = _field(False, 'kernels are scaled to a norm of sqrt(features) before each step, so that it turns them '
-                             'as far however long they have grown: where a normalisation follows them')
+    normalize: bool = _field(False, 'scale kernels to the norm sqrt(features) before each step, so that a step turns them '
+                             'by the same angle however large they are; for kernels that a normalisation layer follows')
 
 
 @dataclass(frozen=True)
 class LookaheadConfig:
-    """Slow parameters, which follow the ones that are trained, and set them back (Zhang et al. 2019)."""
+    """Slow parameters that follow the trained ones and periodically replace them (Zhang et al. 2019)."""
 
-    every: int = _field(5, 'steps from one to the next', least=1)
-    slow_step_size: float = _field(0.5, 'part of the way to the trained ones that the slow ones go', above=0, most=1)
-    ramp: float = _field(0.0, 'they go all of the way at first: 1 - (1 - slow_step_size) * (done part of the run)^ramp; 0: '
-                         'slow_step_size throughout', least=0)
+    every: int = _field(5, 'steps between two updates of the slow parameters', minimum=1)
+    slow_step_size: float = _field(0.5, 'fraction of the distance to the trained parameters that an update covers',
+                                   greater_than=0, maximum=1)
+    ramp: float = _field(0.0, 'exponent p of a step size that begins at 1: 1 - (1 - slow_step_size) * progress^p, with '
+                         'progress from 0 to 1; 0: constant', minimum=0)
 
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """How parameters are updated."""
+    """The optimisation."""
 
     optimizer: Choice = _field(Choice('sgd', {'momentum': 0.9}), 'see jaxcnn.optim.optimizer_names(), with its arguments')
-    learning_rate: float = _field(0.1, 'peak learning rate', above=0)
+    learning_rate: float = _field(0.1, 'peak learning rate', greater_than=0)
     schedule: Choice = _field(Choice('cosine'), 'see jaxcnn.schedules.names(), with its arguments')
-    warmup: Duration | None = _field(None, 'linear warm-up before the schedule: the n-th of w steps has n/w of the peak')
-    switch: tuple[SwitchConfig, ...] = _field((), 'later stages: another optimizer, rate or schedule from a moment on')
-    weight_decay: float = _field(0.0, 'decoupled weight decay (AdamW, SGDW): times the learning rate, '
-                                 'beside what the optimizer does, so outside the trust ratio of lamb and lars', least=0)
-    l2: float = _field(0.0, "L2 penalty's gradient, added to the loss's (what PyTorch's SGD calls weight_decay)", least=0)
-    decay_mask: str = _field(r'kernel$', "regular expression searched in 'path/of/parameter'; decay and L2 act on "
-                             'what it finds')
-    clip_norm: float = _field(0.0, 'largest global norm of the gradient; 0: unlimited', least=0)
-    accumulate: int = _field(1, 'micro-batches that a batch is worked through in, gradients averaged', least=1)
-    ema_decay: float = _field(0.0, 'exponential moving average of parameters and BatchNorm statistics, with decay '
-                              'min(ema_decay, (1+n)/(10+n)); 0: none', least=0, most=0.999999)
-    groups: tuple[GroupConfig, ...] = _field((), 'parameters with a rate or optimizer of their own, or that are not trained')
-    lookahead: LookaheadConfig | None = _field(None, 'slow parameters and BatchNorm statistics, which a run of full length '
-                                               'ends with; what `until` and `freeze_bn` stop, its next step moves still')
+    warmup: Duration | None = _field(None, 'linear warm-up before the schedule: step n of w has n/w of the peak learning '
+                                     'rate')
+    switch: tuple[SwitchConfig, ...] = _field((), 'later stages with another optimizer, learning rate or schedule')
+    weight_decay: float = _field(0.0, 'decoupled weight decay (AdamW, SGDW), times the learning rate. It is added after the '
+                                 "optimizer's update, so outside the trust ratio of lamb and lars", minimum=0)
+    l2: float = _field(0.0, "L2 penalty, whose gradient is added to that of the loss (weight_decay of PyTorch's SGD)",
+                       minimum=0)
+    decay_mask: str = _field(r'kernel$', "regular expression searched in 'path/of/parameter'; decay and L2 apply to the "
+                             'parameters that match')
+    clip_norm: float = _field(0.0, 'maximum of the global gradient norm; 0: unlimited', minimum=0)
+    accumulate: int = _field(1, 'number of micro-batches per batch, whose gradients are averaged', minimum=1)
+    ema_decay: float = _field(0.0, 'decay of the exponential moving average of parameters and BatchNorm statistics: '
+                              'min(ema_decay, (1+n)/(10+n)) at step n; 0: no average', minimum=0, maximum=0.999999)
+    groups: tuple[GroupConfig, ...] = _field((), 'parameters with another learning rate or optimizer, or that are not '
+                                             'trained')
+    lookahead: LookaheadConfig | None = _field(None, 'slow parameters and BatchNorm statistics, with which a complete run '
+                                               'ends; their first update after `until` or `freeze_bn` still moves what '
+                                               'these stop')
 
 
 @dataclass(frozen=True)
 class ParallelConfig:
-    """How a step is spread over devices."""
+    """How a step is distributed over devices."""
 
     backend: str = _field('sharded', 'sharded: jax.jit over a mesh; pmap: jax.pmap', choices=('sharded', 'pmap'))
-    devices: int = _field(0, 'how many of the local devices to use; 0: all', least=0)
-    bn_sync: bool = _field(True, 'BatchNorm statistics over the whole batch; False: over each device\'s part')
-    steps_per_dispatch: int = _field(1, 'training steps in one compiled call, whose end a signal waits for', least=1)
+    devices: int = _field(0, 'number of local devices to use; 0: all', minimum=0)
+    bn_sync: bool = _field(True, "whether BatchNorm statistics are those of the global batch; otherwise of each device's "
+                           'batch')
+    steps_per_dispatch: int = _field(1, 'training steps per compiled call. A signal takes effect after such a call',
+                                     minimum=1)
 
 
 @dataclass(frozen=True)
 class EvalConfig:
-    """Evaluation while training."""
+    """Evaluation during and after training."""
 
-    every: Duration = _field(Duration('epochs', 1), 'interval')
-    batch_size: int = _field(256, 'images per evaluation step', least=1, result=False)
+    every: Duration = _field(Duration('epochs', 1), 'interval of evaluations during training')
+    batch_size: int = _field(256, 'images per evaluation step', minimum=1, affects_result=False)
     tta: str = _field('none', 'test-time augmentation at the end of a run, in evaluate and in predict, in addition to the '
                       'image alone: flip or flip_shift(1)')
 
 
 @dataclass(frozen=True)
 class WhitenConfig:
-    """A convolution of the image that begins with whitening filters, computed from training images."""
+    """Initialisation of the first convolution with whitening filters, computed from training images."""
 
-    match: str = _field('', "regular expression that finds one kernel in 'path/of/parameter'; config.optim.groups can keep "
-                        'it as it begins')
-    epsilon: float = _field(5e-4, "added to the eigenvalues of the patches' covariance", above=0)
-    images: int = _field(5000, 'how many it is computed from, drawn by the seed', least=1)
+    match: str = _field('', "regular expression that matches one kernel in 'path/of/parameter'; config.optim.groups can "
+                        'keep it from being trained')
+    epsilon: float = _field(5e-4, "added to the eigenvalues of the patches' covariance", greater_than=0)
+    images: int = _field(5000, 'number of images, drawn by the seed, from which the filters are computed', minimum=1)
 
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    """What is kept of a run, and by which measure."""
+    """Which checkpoints are stored, and how the best one is selected."""
 
-    every: Duration | None = _field(None, 'interval; None: after every evaluation', result=False)
-    keep: int = _field(2, 'how many of the newest are kept, besides the best', least=1, result=False)
-    metric: str | None = _field(None, 'which checkpoint is the best: by `val_` and a metric of the task, as val_accuracy, '
-                                'or `val_ema_` and one, as val_ema_loss; None: by the first metric of the task')
-    patience: int = _field(0, 'stop early after this many evaluations without a better one; 0: never', least=0)
+    every: Duration | None = _field(None, 'interval of checkpoints; None: after every evaluation', affects_result=False)
+    keep: int = _field(2, 'number of latest checkpoints to keep, besides the best one', minimum=1, affects_result=False)
+    metric: str | None = _field(None, 'metric that selects the best checkpoint: `val_` and a metric of the task, as in '
+                                'val_accuracy, or `val_ema_` and a metric, as in val_ema_loss; None: the first metric of '
+                                'the task')
+    patience: int = _field(0, 'stop early after this many evaluations without improvement; 0: never', minimum=0)
 
 
 @dataclass(frozen=True)
 class Config:
-    """A whole run."""
+    """A complete run."""
 
-    name: str = _field('', "the run's name in reports; empty: the config file's", result=False)
-    seed: int = _field(0, 'of initialisation, shuffling, augmentation and dropout', least=0, most=2**32 - 1)
+    name: str = _field('', "name of the run in reports; by default the config file's", affects_result=False)
+    seed: int = _field(0, 'seed of initialisation, shuffling, augmentation and dropout', minimum=0, maximum=2**32 - 1)
     duration: Duration = _field(Duration('epochs', 10), 'length of the run')
-    batch_size: int = _field(128, 'images per update, over all devices', least=1)
+    batch_size: int = _field(128, 'images per update, over all devices', minimum=1)
     batch_schedule: tuple[tuple[Duration, int], ...] = _field(
-        (), 'other batch sizes from given moments on, as in ((dict(epochs=5), 256), (dict(epochs=8), 512))')
+        (), 'later batch sizes and when they begin, as in ((dict(epochs=5), 256), (dict(epochs=8), 512))')
     task: Choice = _field(Choice('classification'), 'what the outputs of the network mean; see jaxcnn.tasks.names()')
     loss: Choice = _field(Choice('cross_entropy'), 'what is minimised; see jaxcnn.losses.names(), with its arguments')
     model: Choice = _field(Choice('lenet5'), 'see jaxcnn.models.names(), with its fields')
-    whiten: WhitenConfig | None = _field(None, 'whitening filters as the first convolution')
+    whiten: WhitenConfig | None = _field(None, 'whitening filters for the first convolution')
     data: DataConfig = _field(DataConfig, 'the data')
     optim: OptimConfig = _field(OptimConfig, 'the optimisation')
-    freeze_bn: Duration | None = _field(None, 'from then on BatchNorm uses its running statistics and leaves them alone; '
-                                        'dict(steps=0): from the beginning', least=0)
+    freeze_bn: Duration | None = _field(None, 'when BatchNorm begins to use its running statistics and stops updating them; '
+                                        'dict(steps=0): from the start', minimum=0)
     parallel: ParallelConfig = _field(ParallelConfig, 'the devices')
     eval: EvalConfig = _field(EvalConfig, 'the evaluation')
     checkpoint: CheckpointConfig = _field(CheckpointConfig, 'the checkpoints')

@@ -166,7 +166,7 @@ def test_a_registered_op_joins_under_its_name(monkeypatch):
     ('flip_lr||flip_lr', r"config\.data\.augment: '' is not a name"),
     ('flip_lr|', r"config\.data\.augment: '' is not a name"),
     ('pad_crop(4', r"config\.data\.augment: 'pad_crop\(4' is not a name"),
-    ('flip_lr,cutout(8)', r"config\.data\.augment: 'flip_lr,cutout\(8\)' is not a name.*; between several stands '\|'"),
+    ('flip_lr,cutout(8)', r"config\.data\.augment: 'flip_lr,cutout\(8\)' is not a name.*; several are separated by '\|'"),
     ('pad_crop(2 * 2)', r'config\.data\.augment: .* is not a name'),
     ('pad_crop(__import__("os").getpid())', r'config\.data\.augment: .* is not a name'),
     ('__import__("os").getpid()', r'config\.data\.augment: .* is not a name'),
