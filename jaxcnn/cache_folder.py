@@ -1,4 +1,4 @@
-"""The folder for what can be made again: decoded images, compiled programs, libraries."""
+"""The folder of caches: decoded images, compiled programs and compiled libraries, which can be deleted at any time."""
 
 import contextlib
 import functools
@@ -13,29 +13,35 @@ log = logging.getLogger('jaxcnn')
 
 
 def is_writable(folder: str) -> bool:
-    """Whether a folder, `~/...` included, can be written, or made where it is missing."""
+    """Return whether a folder, for example `~/.cache`, can be written, or created if it is missing."""
     path = os.path.expanduser(folder)
-    if path.startswith('~'):  # this user has no home folder
+    if path.startswith('~'):  # the user has no home folder
         return False
     while not os.path.lexists(path) and path != os.path.dirname(path):
         path = os.path.dirname(path)
     return os.path.isdir(path or '.') and os.access(path or '.', os.W_OK | os.X_OK)
 
 
-def cache_folder(given: str = '') -> str:
-    """Where what can be made again is kept: as given, else `$JAXCNN_CACHE`, else `~/.cache/jaxcnn`, or, where that cannot be
-    written, a temporary folder, which is logged once.
+def cache_folder(configured: str = '') -> str:
+    """Return the folder of caches.
+
+    It is the configured one, else `$JAXCNN_CACHE`, else `~/.cache/jaxcnn`. If that cannot be written, it is a temporary
+    folder, which is logged once.
+
+    Args:
+      configured: the value of `config.data.cache_dir`.
 
     Raises:
-      UserError: the given folder begins with `~` and this user has no home folder, or no temporary folder can be written.
+      UserError: the folder begins with `~` and there is no such home folder, or no temporary folder can be written.
     """
-    if chosen := given or os.environ.get('JAXCNN_CACHE', ''):
-        path = os.path.expanduser(chosen)
-        if path.startswith('~'):
-            where = 'config.data.cache_dir' if given else '$JAXCNN_CACHE'
-            raise UserError(f'{chosen!r}: there is no such home folder; give the whole path', field=where)
-        return path
-    return os.path.expanduser('~/.cache/jaxcnn') if is_writable('~/.cache/jaxcnn') else _temporary_cache_folder()
+    folder = configured or os.environ.get('JAXCNN_CACHE', '')
+    if not folder:
+        return os.path.expanduser('~/.cache/jaxcnn') if is_writable('~/.cache/jaxcnn') else _temporary_cache_folder()
+    path = os.path.expanduser(folder)
+    if path.startswith('~'):
+        raise UserError(f'{folder!r}: there is no such home folder', hint='give the full path',
+                        field='config.data.cache_dir' if configured else '$JAXCNN_CACHE')
+    return path
 
 
 @functools.cache
@@ -45,10 +51,10 @@ def _temporary_cache_folder() -> str:
         with contextlib.suppress(OSError):
             os.mkdir(path, 0o700)
         status = os.lstat(path)
-        # compiled programs are run as they are: nobody else may write there
+        # compiled programs in it are run without a check, so nobody else may be able to write it
         if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o022:
             path = tempfile.mkdtemp(prefix='jaxcnn-')
     except OSError as e:
-        raise UserError(f'no folder for caches can be written ({e}): set $JAXCNN_CACHE to one that can') from e
-    log.warning('~/.cache/jaxcnn cannot be written: caches are kept in %s; $JAXCNN_CACHE names another folder', path)
+        raise UserError(f'no folder for caches can be written ({e})', hint='set $JAXCNN_CACHE to a writable folder') from e
+    log.warning('~/.cache/jaxcnn cannot be written; the folder for caches is %s; $JAXCNN_CACHE can name another', path)
     return path
