@@ -1,4 +1,4 @@
-"""Errors that are a person's mistake: told in one line, without a traceback."""
+"""Errors that a user can correct. The commands print them as one line, without a traceback."""
 
 import contextlib
 import difflib
@@ -33,11 +33,11 @@ class UserError(Exception):
 
 
 class Diverged(UserError):
-    """The loss, or a parameter, is not finite."""
+    """The loss or a parameter is not finite."""
 
 
 @contextlib.contextmanager
-def within(field: str) -> Iterator[None]:
+def name_field(field: str) -> Iterator[None]:
     """Set the field of a UserError that is raised in the block, unless it has a field of the config already.
 
     Anything else that the error names, for example a file or an argument, moves to the beginning of its message.
@@ -53,8 +53,8 @@ def within(field: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def naming(path: str) -> Iterator[None]:
-    """Gives an OSError that names no file, as that of a full disk does when data are written, the path of the file."""
+def name_file(path: str) -> Iterator[None]:
+    """Set the file name of an OSError that is raised in the block without one, as when writing to a full disk."""
     try:
         yield
     except OSError as e:
@@ -62,51 +62,61 @@ def naming(path: str) -> Iterator[None]:
         raise
 
 
-def of_system(error: OSError, *folders: str) -> UserError:
-    """The error for an OSError: names its file; without one, those of `folders`, and of the folders for temporary files and
-    shared memory, whose file system is full."""
+def from_os_error(error: OSError, *folders: str) -> UserError:
+    """Return the UserError for an OSError, which names its file.
+
+    If a full disk is reported without a file, the error names those of `folders` and of the folders for temporary files and
+    shared memory whose file system is full.
+    """
     reason = error.strerror or ' '.join(map(str, error.args))
     if error.filename is not None:
-        return UserError(f'{error.filename}: {reason}')
-    full = []
+        return UserError(reason, field=str(error.filename))
+    full_folders = []
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        for folder in (*folders, os.environ.get('TMPDIR', '/tmp'), '/dev/shm'):
-            with contextlib.suppress(OSError):
-                status = os.statvfs(folder)
-                if status.f_bavail * status.f_frsize < 1 << 20 or (status.f_files and not status.f_favail):
-                    full.append(folder)
-    return UserError(f'{reason}: {", ".join(full)}' if full else reason)
+        full_folders = [folder for folder in (*folders, os.environ.get('TMPDIR', '/tmp'), '/dev/shm') if _is_full(folder)]
+    return UserError(f'{reason}: {", ".join(full_folders)}' if full_folders else reason)
 
 
-def check_bool(where: str, default: Any, value: Any) -> None:
-    """Raises a UserError for what is no Boolean where the default is one: `--config.optim.optimizer.nesterov=no` is a
-    string, and true."""
+def _is_full(folder: str) -> bool:
+    """Return whether less than 1 MiB or no inode is free on the file system of a folder; False if it cannot be examined."""
+    try:
+        status = os.statvfs(folder)
+    except OSError:
+        return False
+    return bool(status.f_bavail * status.f_frsize < 1 << 20 or (status.f_files and not status.f_favail))
+
+
+def check_bool(field: str, default: Any, value: Any) -> None:
+    """Raise a UserError if the default is a Boolean and the value is not.
+
+    On the command line, `--config.optim.optimizer.nesterov=no` gives the string 'no', which would count as true.
+    """
     if isinstance(default, bool) and not isinstance(value, bool):
-        raise UserError(f'expected True or False, got {value!r}', field=where)
+        raise UserError(f'expected True or False, got {value!r}', field=field)
 
 
-# control characters, lone surrogates, and what ends a line or turns the direction of writing
+# control characters, lone surrogates, and characters that end a line or change the direction of writing
 _UNPRINTABLE = re.compile(r'[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]')
 
 
 def printable(text: str) -> str:
-    """`text` on one line that a terminal can be given: escape sequences, newlines and the like as Python escapes them."""
+    """Return the text with control characters, such as newlines and escape sequences, escaped as in Python's literals."""
     return _UNPRINTABLE.sub(lambda match: match[0].encode('unicode_escape').decode('ascii'), text)
 
 
-def shown(path: str | os.PathLike) -> str:
-    """A file's name as it can be printed: composed, bytes that are not UTF-8 as replacement characters; see `printable`."""
+def as_text(path: str | os.PathLike) -> str:
+    """Return a path or a name as printable text: composed Unicode, replacement characters for bytes that are not UTF-8."""
     return printable(unicodedata.normalize('NFC', os.fsencode(path).decode('utf-8', 'replace')))
 
 
 def counted(number: int, noun: str) -> str:
-    """`1 image`, `1,200 images`."""
+    """Return a number with its noun, such as `1 image` or `1,200 images`."""
     return f'{number:,} {noun}{"s" * (number != 1)}'
 
 
 def unknown(what: str, value: str, choices: Iterable[str], field: str | None = None) -> UserError:
-    """The error for a name that is none of `choices`: names the nearest ones, or all where none is near."""
+    """Return the error for a name that is not one of `choices`; its hint gives the nearest of them, or all of them."""
     names = sorted(choices)
-    near = difflib.get_close_matches(str(value), names, n=3, cutoff=0.5)
-    hint = f'nearest: {", ".join(near)}' if near else f'known: {", ".join(names) or "none"}'
+    nearest = difflib.get_close_matches(str(value), names, n=3, cutoff=0.5)
+    hint = f'nearest: {", ".join(nearest)}' if nearest else f'known: {", ".join(names) or "none"}'
     return UserError(f'unknown {what} {value!r}', field=field, hint=hint)

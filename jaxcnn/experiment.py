@@ -11,7 +11,7 @@ from typing import Any
 from jaxcnn import config as cfg
 from jaxcnn import metrics, models, optim, tasks
 from jaxcnn.data import augment, normalize, sources, tta
-from jaxcnn.errors import UserError, within
+from jaxcnn.errors import UserError, name_field
 from jaxcnn.models import Network
 from jaxcnn.optim import Optimizer
 from jaxcnn.preprocessing import Fit, Preprocessor
@@ -59,21 +59,21 @@ def check(config: cfg.Config) -> None:
     tasks.check(config)
     kind = tasks.find(config.task).kind
     if config.data.name not in sources.names(kind):  # another prepared TFDS set, perhaps
-        with within('config.data.name'):
+        with name_field('config.data.name'):
             sources.find(config.data, kind)
     for field, reason in (('num_classes', 'it is the number of classes of the data set'),
                           ('bn_axis', 'config.parallel says over which devices'), ('bn_frozen', 'see config.freeze_bn')):
         if field in config.model.args:
             raise UserError(f'cannot be set; {reason}', field=f'config.model.{field}')
-    with within('config.model'):
+    with name_field('config.model'):
         models.create(config.model.name, **config.model.args)
-    with within('config.data.augment'):
+    with name_field('config.data.augment'):
         augment.pipeline(config.data.augment)
-    with within('config.data.eval_augment'):
+    with name_field('config.data.eval_augment'):
         augment.pipeline(config.data.eval_augment, steady=True)
-    with within('config.data.normalize'):
+    with name_field('config.data.normalize'):
         normalize.parse(config.data.normalize)
-    with within('config.eval.tta'):
+    with name_field('config.eval.tta'):
         tta.parse(config.eval.tta)
     optim.check(config.optim)
     schedules = [config.optim.schedule, *(s.schedule for s in config.optim.switch)]

@@ -16,7 +16,7 @@ import optax.contrib
 
 from jaxcnn import config as cfg
 from jaxcnn import schedules
-from jaxcnn.errors import UserError, check_bool, unknown, within
+from jaxcnn.errors import UserError, check_bool, name_field, unknown
 from jaxcnn.timeline import Timeline
 
 log = logging.getLogger('jaxcnn')
@@ -291,14 +291,14 @@ def check(optim: cfg.OptimConfig) -> None:
         parts += [(f'config.optim.{name}[{i}]', part) for i, part in enumerate(several)]
     for path, part in parts:
         if part.optimizer:
-            with within(f'{path}.optimizer'):
+            with name_field(f'{path}.optimizer'):
                 _make_core(part.optimizer, optax.constant_schedule(1.0), f'{path}.optimizer')
             theirs = inspect.signature(_optimizers()[part.optimizer.name]).parameters.get('weight_decay')
             if theirs and isinstance(theirs.default, float) and theirs.default and not (optim.weight_decay or optim.l2):
                 log.warning('%s.optimizer: %s without decay, for config.optim.weight_decay is 0 (optax would take %g)', path,
                             part.optimizer.name, theirs.default)
         if getattr(part, 'schedule', None):
-            with within(f'{path}.schedule'):
+            with name_field(f'{path}.schedule'):
                 schedules.find(part.schedule)
 
 

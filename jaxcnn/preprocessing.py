@@ -14,7 +14,7 @@ from jaxcnn.data import normalize
 from jaxcnn.data.augment import Gradient, Pipeline, TargetMixer, pipeline
 from jaxcnn.data.normalize import Fitted, Normalization, Normalizer
 from jaxcnn.data.tta import TestTimeAugmentation
-from jaxcnn.errors import UserError, within
+from jaxcnn.errors import UserError, name_field
 
 Batch = dict[str, jax.Array]
 # maps normalisers, and the function that gives their input from uint8 images, to what they have learned of training images
@@ -94,7 +94,7 @@ class Preprocessor:
           UserError: training and evaluation make images of two sizes, or an op does not take these images.
         """
         def of(where: str, pipeline: Pipeline | None) -> tuple[int, ...]:
-            with within(where):
+            with name_field(where):
                 return image_shape if pipeline is None else jax.eval_shape(
                     pipeline, jax.random.key(0), jax.ShapeDtypeStruct(image_shape, jnp.float32)).shape
         train, other = of('config.data.augment', self.augment), of('config.data.eval_augment', self.eval_augment)
@@ -102,6 +102,6 @@ class Preprocessor:
             raise UserError(f'config.data.augment makes images of {train[0]} x {train[1]} pixels, '
                             f'config.data.eval_augment of {other[0]} x {other[1]}: both must be what the network takes')
         if self.tta is not None:
-            with within('config.eval.tta'):
+            with name_field('config.eval.tta'):
                 jax.eval_shape(self.tta, jax.ShapeDtypeStruct((1, *other), jnp.float32))
         return tuple(train)  # type: ignore[return-value]

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import optax
 
 from jaxcnn import config as cfg
-from jaxcnn.errors import UserError, check_bool, unknown, within
+from jaxcnn.errors import UserError, check_bool, name_field, unknown
 from jaxcnn.timeline import Timeline
 
 
@@ -150,7 +150,7 @@ def make(choice: cfg.Choice, lr: float, warmup: cfg.Duration | None, timeline: T
                         field=f'{where}.warmup', hint='train longer, or set a shorter warm-up or None')
     steps = end - start - ramp
     try:
-        with within(f'{where}.schedule'):
+        with name_field(f'{where}.schedule'):
             main = kind(lr, Span(start + ramp, steps, timeline), **choice.args)
         rates = {n: float(main(n)) for n in {0, 1, steps // 4, steps // 2, 3 * steps // 4, steps - 1}}
     except (TypeError, ValueError, ZeroDivisionError, OverflowError) as e:

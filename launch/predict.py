@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from concurrent import futures
 
 from jaxcnn import cli
-from jaxcnn.errors import UserError, counted, shown
+from jaxcnn.errors import UserError, as_text, counted
 
 BATCH = 64
 
@@ -61,11 +61,11 @@ def run(args: argparse.Namespace) -> int:
         predicted = {path: task.category(prediction) for path, prediction in rows}
         write(args.submission, ['Id', 'Category'], [[name, predicted.get(path, '')] for path, name in ids.items()])
         if bad:
-            unread = [shown(path) for path in ids if path not in predicted]
+            unread = [as_text(path) for path in ids if path not in predicted]
             cli.log.warning('%s: %d of %d images cannot be read and have an empty Category: %s%s', args.submission, bad,
                             len(ids), ', '.join(unread[:5]), ', ...' * (bad > 5))
     for path, prediction in rows:  # after the tables, which are whole where standard output is full or a pipe ends early
-        print(f'{shown(path)}: {task.describe(prediction)}')
+        print(f'{as_text(path)}: {task.describe(prediction)}')
     return 2 if bad else 0
 
 
@@ -81,9 +81,9 @@ def submission_ids(paths: Sequence[str]) -> dict[str, str]:
         name = os.path.splitext(os.path.basename(path))[0]
         if other := first.get(unicodedata.normalize('NFC', name)):
             if other == path:
-                raise UserError(f'--submission: {shown(path)} is given twice, and a table has one row for each Id')
-            raise UserError(f'--submission: {shown(other)} and {shown(path)} have the same Id, {shown(name)!r}, and a table '
-                            'has one row for each: give them in two calls, or rename one')
+                raise UserError(f'--submission: {as_text(path)} is given twice, and a table has one row for each Id')
+            raise UserError(f'--submission: {as_text(other)} and {as_text(path)} have the same Id, {as_text(name)!r}, and a '
+                            'table has one row for each: give them in two calls, or rename one')
         ids[path], first[unicodedata.normalize('NFC', name)] = name, path
     return ids
 

@@ -10,7 +10,7 @@ import pytest
 from jaxcnn import errors
 from jaxcnn.config import DataConfig
 from jaxcnn.data import cache, sources
-from jaxcnn.errors import Diverged, UserError, counted, naming, of_system, within
+from jaxcnn.errors import Diverged, UserError, counted, from_os_error, name_field, name_file
 from jaxcnn.train import loop, train_and_evaluate
 from jaxcnn.train.workdir import MetricsLog
 
@@ -35,19 +35,19 @@ def test_an_error_is_its_field_message_and_hint_on_one_line():
     (UserError('is missing', field='config.data.name', hint='make it'), 'config.data.name', 'is missing'),
 ])
 def test_an_error_within_a_field_names_one_field_of_the_config(error, field, message):
-    with pytest.raises(UserError) as raised, within('config.data.dir'):
+    with pytest.raises(UserError) as raised, name_field('config.data.dir'):
         raise error
     assert (raised.value.field, raised.value.message, raised.value.hint) == (field, message, 'make it')
 
 
 def test_an_error_of_writing_gets_the_name_of_the_file():
-    with pytest.raises(OSError, match='No space left') as error, naming('/run/a.json'), open('/dev/full', 'w') as f:
+    with pytest.raises(OSError, match='No space left') as error, name_file('/run/a.json'), open('/dev/full', 'w') as f:
         f.write('x')
     assert error.value.filename == '/run/a.json'
-    with pytest.raises(FileNotFoundError) as other, naming('/run/a.json'):
+    with pytest.raises(FileNotFoundError) as other, name_file('/run/a.json'):
         os.stat('/nowhere')
     assert other.value.filename == '/nowhere'
-    assert str(of_system(OSError('128 requested and 0 written'))) == '128 requested and 0 written'  # NumPy's
+    assert str(from_os_error(OSError('128 requested and 0 written'))) == '128 requested and 0 written'  # NumPy's
 
 
 def test_of_a_full_disk_without_a_name_the_full_file_systems_are_named(tmp_path, monkeypatch):
@@ -55,8 +55,8 @@ def test_of_a_full_disk_without_a_name_the_full_file_systems_are_named(tmp_path,
         free = 0 if folder == '/dev/shm' else 1 << 30
         return types.SimpleNamespace(f_bavail=free, f_frsize=1, f_files=0, f_favail=0)
     monkeypatch.setattr(errors.os, 'statvfs', status)
-    assert str(of_system(FULL, str(tmp_path))) == 'No space left on device: /dev/shm'
-    assert str(of_system(OSError(errno.EIO, 'Input/output error'), str(tmp_path))) == 'Input/output error'
+    assert str(from_os_error(FULL, str(tmp_path))) == 'No space left on device: /dev/shm'
+    assert str(from_os_error(OSError(errno.EIO, 'Input/output error'), str(tmp_path))) == 'Input/output error'
 
 
 @pytest.mark.parametrize('error', [FULL, OSError(errno.ENOSPC, 'No space left on device', '/elsewhere/file')])

@@ -16,7 +16,7 @@ from jaxcnn.data.checks import check_class_names, check_images, check_label_sets
 from jaxcnn.data.layouts import SPLITS, existing_path, log
 from jaxcnn.data.sources import InMemory, Source, add_source
 from jaxcnn.data.targets import LABEL, LABELS, TargetKind
-from jaxcnn.errors import UserError, within
+from jaxcnn.errors import UserError, name_field
 
 
 def arrays(config: DataConfig, kind: TargetKind = LABEL) -> Source:
@@ -38,14 +38,14 @@ def arrays(config: DataConfig, kind: TargetKind = LABEL) -> Source:
                 if images in held and labels in held:
                     if split in splits:
                         raise UserError(f'{path}: holds two {split} parts: {images} is the second')
-                    with within(path):
+                    with name_field(path):
                         splits[split] = _checked(images, held[images], labels, held[labels], kind)
                     used |= {images, labels}
     if 'train' not in splits:
         raise UserError(f'{path}: holds no train_images and train_labels; there are: {", ".join(held) or "no arrays"}')
     if unused := sorted(held.keys() - used):
         log.warning('%s: ignored arrays, which are not images and labels of one part: %s', path, ', '.join(unused))
-    with within(path):
+    with name_field(path):
         names = check_class_names(held['class_names']) if 'class_names' in held else _numbers(splits, kind)
         _check_widths(splits, names, kind)
     return _in_memory('arrays', path, splits, names, kind)
@@ -107,7 +107,7 @@ def idx(config: DataConfig) -> Source:
             if path is None:
                 raise UserError(f'{root!r} holds no {name}-{suffix}.gz')
             paths[split, what] = path
-    with within(root):
+    with name_field(root):
         splits = {split: _checked(f'{split} images', _idx(paths[split, 'images']),
                                   f'{split} labels', _idx(paths[split, 'labels'])) for split in ('train', 'test')}
     return _in_memory('idx', root, splits, _numbers(splits))

@@ -27,7 +27,7 @@ from jaxcnn.data import workers
 from jaxcnn.data.checks import check_images
 from jaxcnn.data.sources import Example, Examples, InMemory, Source
 from jaxcnn.data.targets import TargetKind
-from jaxcnn.errors import UserError, naming, of_system, within
+from jaxcnn.errors import UserError, from_os_error, name_field, name_file
 from jaxcnn.locks import LockedError, is_shared, lock, share
 from jaxcnn.sealed import seal, unseal
 
@@ -99,7 +99,7 @@ def _read(examples: Examples, index: int, where: str, split: str) -> Example:
 
 
 def _checked(image: np.ndarray, where: str, split: str, index: int) -> np.ndarray:
-    with within(f'{where}: {split} image {index}'):
+    with name_field(f'{where}: {split} image {index}'):
         return check_images('image', image[None], image.shape if image.ndim == 3 else None)[0]
 
 
@@ -130,7 +130,7 @@ def _decode_part(examples: Examples, where: str, split: str, kind: TargetKind, n
             advice = ('set config.data.image_size to bring them to one size' if image.shape[2] == images.shape[3] else
                       'all must have the same number of channels')
             raise UserError(f'{where}: {split} image {index} is {image.shape}, the first one {images.shape[1:]}: {advice}')
-        with within(f'{where}: {split} image {index}'):
+        with name_field(f'{where}: {split} image {index}'):
             for name, spec in specs.items():
                 targets[name][row] = spec.check(name, example[name], num_classes)
         images[index] = image
@@ -164,7 +164,7 @@ def _decode(examples: Examples, source: Source, split: str, num_classes: int, fo
     first = first_whole()
     shape = (config.image_size, config.image_size, first.shape[-1]) if config.image_size else first.shape
     path = os.path.join(folder, f'{split}.images.npy')
-    with naming(path):
+    with name_file(path):
         np.lib.format.open_memmap(path, 'w+', np.uint8, (count, *shape)).flush()
         with open(path, 'r+b') as f:  # a full disk must be an error here, not a fault when a page is written
             os.posix_fallocate(f.fileno(), 0, os.path.getsize(path))
@@ -185,9 +185,9 @@ def _decode(examples: Examples, source: Source, split: str, num_classes: int, fo
         if many:
             log.info('decoding %s: %d of %d images', split, start + len(usable), count)
     all_usable = np.concatenate([usable for _, usable in decoded])
-    with naming(path), open(path, 'r+b') as f:
+    with name_file(path), open(path, 'r+b') as f:
         os.fsync(f.fileno())
-    with naming(folder):
+    with name_file(folder):
         np.save(os.path.join(folder, f'{split}.usable.npy'), all_usable)
         for name in source.kind.targets(num_classes):
             np.save(os.path.join(folder, f'{split}.{name}.npy'), np.concatenate([targets[name] for targets, _ in decoded]))
@@ -251,8 +251,8 @@ def open_cache(source: Source, config: cfg.DataConfig) -> tuple[dict[str, Any], 
             _remove_superseded(folder, origin)
     except OSError as e:
         if not (str(e.filename).startswith(root) or root.startswith(str(e.filename))):
-            raise of_system(e, root) from e  # of the source, or of the processes that decode
-        raise UserError(f'cannot keep decoded images in {root!r} (config.data.cache_dir): {of_system(e)}') from e
+            raise from_os_error(e, root) from e  # of the source, or of the processes that decode
+        raise UserError(f'cannot keep decoded images in {root!r} (config.data.cache_dir): {from_os_error(e)}') from e
     meta, shared = opened
 
     def array(split: str, name: str) -> np.ndarray:
@@ -344,7 +344,7 @@ def _build(source: Source, folder: str, config: cfg.DataConfig, origin: list[Any
                       for split, part in parts.items()}
         meta = {'name': config.name, 'origin': origin, 'class_names': class_names, 'broken': broken,
                 'checksums': {f: _checksum(os.path.join(temporary, f)) for f in sorted(os.listdir(temporary))}}
-        with naming(temporary), open(os.path.join(temporary, 'meta.json'), 'w', encoding='utf-8') as f:
+        with name_file(temporary), open(os.path.join(temporary, 'meta.json'), 'w', encoding='utf-8') as f:
             json.dump(seal(meta), f)
             f.flush()
             os.fsync(f.fileno())

@@ -15,7 +15,7 @@ from jaxcnn.config import DataConfig
 from jaxcnn.data import cache, duplicates, sources
 from jaxcnn.data.checks import check_images
 from jaxcnn.data.targets import LABEL, TargetKind
-from jaxcnn.errors import UserError, shown
+from jaxcnn.errors import UserError, as_text
 from jaxcnn.sealed import seal, unseal
 
 log = logging.getLogger('jaxcnn')
@@ -209,7 +209,7 @@ def _warn_of_absent(where: str, splits: dict[str, Split], class_names: Sequence[
             log.warning('%s: %d of %d classes have no %s image%s: %s%s', where, len(absent), len(class_names),
                         'training' if name == 'train' else name,
                         '' if name == 'train' else f', so that the {name} figures say nothing about them',
-                        ', '.join(shown(class_names[c]) for c in absent[:5]), ', ...' * (len(absent) > 5))
+                        ', '.join(as_text(class_names[c]) for c in absent[:5]), ', ...' * (len(absent) > 5))
 
 
 def _check_shapes(where: str, splits: dict[str, Split]) -> None:

@@ -22,7 +22,7 @@ from jaxcnn.config import DataConfig
 from jaxcnn.data import picture, tables
 from jaxcnn.data.sources import Example, Source, add_source
 from jaxcnn.data.targets import LABEL, LABELS, TargetKind
-from jaxcnn.errors import UserError, shown
+from jaxcnn.errors import UserError, as_text
 
 SPLITS = {'train': ('train', 'training'), 'val': ('val', 'valid', 'validation', 'dev'),
           'test': ('test', 'testing', 'evaluation')}
@@ -112,7 +112,7 @@ def _entries(folder: str) -> list[os.DirEntry]:
         with os.scandir(folder) as found:
             return sorted(found, key=lambda entry: os.fsencode(entry.name))
     except OSError as e:
-        raise UserError(f'{shown(folder)}: cannot be read: {e.strerror}') from e
+        raise UserError(f'{as_text(folder)}: cannot be read: {e.strerror}') from e
 
 
 def _kind(entry: os.DirEntry) -> str:
@@ -135,15 +135,15 @@ def _images(root: str, folder: str, skipped: collections.Counter[str], above: tu
     try:
         status = os.stat(folder)
     except OSError as e:
-        raise UserError(f'{shown(folder)}: cannot be read: {e.strerror}') from e
+        raise UserError(f'{as_text(folder)}: cannot be read: {e.strerror}') from e
     here = status.st_dev, status.st_ino
     if here in above:
-        raise UserError(f'{shown(folder)}: a link to a folder that it is in')
+        raise UserError(f'{as_text(folder)}: a link to a folder that it is in')
     for entry in _entries(folder):
         if entry.name.startswith('.'):
             continue
         if entry.is_symlink() and not os.path.exists(entry.path):
-            raise UserError(f'{shown(entry.path)}: a link that leads nowhere')
+            raise UserError(f'{as_text(entry.path)}: a link that leads nowhere')
         if entry.is_dir():
             yield from _images(root, entry.path, skipped, (*above, here))
         elif kind := _kind(entry):
@@ -158,7 +158,7 @@ def _log_skipped(root: str, skipped: collections.Counter[str]) -> None:
         counts = ', '.join(f'{kind} ({count})' for kind, count in skipped.most_common())
         plugin = '; the package pillow-heif reads HEIC' if skipped.keys() & {'.heic', '.heif', '.hif'} else ''
         level = logging.INFO if skipped.keys() <= _NOTES else logging.WARNING
-        log.log(level, '%s: skipped files: %s%s', shown(root), counts, plugin)
+        log.log(level, '%s: skipped files: %s%s', as_text(root), counts, plugin)
 
 
 def _parts(where: str, held: Mapping[str, str]) -> dict[str, str]:
@@ -171,7 +171,7 @@ def _parts(where: str, held: Mapping[str, str]) -> dict[str, str]:
     for split, names in SPLITS.items():
         called = [name for name in names if name in held]
         if len(called) > 1:
-            raise UserError(f'{shown(where)}: which is the {split} part, {" or ".join(called)}?')
+            raise UserError(f'{as_text(where)}: which is the {split} part, {" or ".join(called)}?')
         if called:
             found[split] = held[called[0]]
     return found
@@ -186,10 +186,10 @@ def _split_folders(root: str) -> dict[str, str]:
     folders = {entry.name.lower(): entry.path for entry in _entries(root) if entry.is_dir()}
     found = _parts(root, folders)
     if found and (other := [name for name, path in folders.items() if path not in found.values() and name[0] != '.']):
-        log.warning('%s: left out, for they are no part: %s', shown(root), ', '.join(map(shown, sorted(other))))
+        log.warning('%s: left out, for they are no part: %s', as_text(root), ', '.join(map(as_text, sorted(other))))
     if found and 'train' not in found:
-        raise UserError(f'{shown(root)}: has a part {", ".join(found)}, and none to train on, which is '
-                        f'called {" or ".join(SPLITS["train"])}; there are: {", ".join(map(shown, sorted(folders)))}')
+        raise UserError(f'{as_text(root)}: has a part {", ".join(found)}, and none to train on, which is '
+                        f'called {" or ".join(SPLITS["train"])}; there are: {", ".join(map(as_text, sorted(folders)))}')
     return found or {'train': root}
 
 
@@ -212,20 +212,20 @@ def _source(name: str, root: str, listed: Listed, order: Sequence[str] | None = 
                      if names_of_image != (UNLABELLED,)] for split, rows in listed.items()}
     for split, rows in listed.items():
         if len(rows) > len(known[split]):
-            log.info('%s: %d images of the %s part carry no label and are left out', shown(root),
+            log.info('%s: %d images of the %s part carry no label and are left out', as_text(root),
                      len(rows) - len(known[split]), split)
     classes = list(order or sorted({c for _, names_of_image in known['train'] for c in names_of_image}, key=_natural))
     if not known['train']:
-        raise UserError(f'{shown(root)}: holds no labelled images to train on; {_EXPECTED[name]}')
+        raise UserError(f'{as_text(root)}: holds no labelled images to train on; {_EXPECTED[name]}')
     if len(classes) < 2 and kind is LABEL:
-        raise UserError(f'{shown(root)}: holds the class {classes[0]!r} alone; a classifier needs two or more')
+        raise UserError(f'{as_text(root)}: holds the class {classes[0]!r} alone; a classifier needs two or more')
     if not classes:
-        raise UserError(f'{shown(root)}: no training image has a class')
+        raise UserError(f'{as_text(root)}: no training image has a class')
     label = {c: i for i, c in enumerate(classes)}
     test_classes = [c for _, names_of_image in known.get('test', []) for c in names_of_image]
     if test_classes and not any(c in label for c in test_classes):
         log.warning('%s: the test part is left out, for none of its classes (%s, ...) is one of the training part',
-                    shown(root), shown(test_classes[0]))
+                    as_text(root), as_text(test_classes[0]))
         del known['test']
     digest = hashlib.sha256(os.fsencode(os.path.realpath(root)))
     for split, rows in known.items():
@@ -236,12 +236,12 @@ def _source(name: str, root: str, listed: Listed, order: Sequence[str] | None = 
                 rows[number] = path, names_of_image
             for c in names_of_image:
                 if c not in label:
-                    raise UserError(f'{shown(os.path.join(root, path))}: its class {c!r} is not one of the {len(classes)} '
+                    raise UserError(f'{as_text(os.path.join(root, path))}: its class {c!r} is not one of the {len(classes)} '
                                     'classes of the training part')
             try:
                 status = os.stat(os.path.join(root, path))
             except (OSError, ValueError) as e:  # the latter for a name with a zero byte
-                raise UserError(f'{shown(os.path.join(root, path))}: {getattr(e, "strerror", e)}') from e
+                raise UserError(f'{as_text(os.path.join(root, path))}: {getattr(e, "strerror", e)}') from e
             c = '\0'.join(names_of_image)
             digest.update(os.fsencode(f'{split}\0{path}\0{c}\0{status.st_size}\0{status.st_mtime_ns}\n'))
 
@@ -254,15 +254,15 @@ def _source(name: str, root: str, listed: Listed, order: Sequence[str] | None = 
         return {'labels': labels}
     splits = {split: Files(root, [path for path, _ in rows], targets(rows)) for split, rows in known.items() if rows}
     called = _unique([(names or {}).get(c, c) for c in classes], classes)
-    return Source(shown(root), key={'source': name, 'files': digest.hexdigest(), 'classes': classes, 'names': called},
+    return Source(as_text(root), key={'source': name, 'files': digest.hexdigest(), 'classes': classes, 'names': called},
                   splits={split: functools.partial(splits.__getitem__, split) for split in splits},
                   class_names=lambda: called, kind=kind)
 
 
 def _unique(names: Sequence[str], classes: Sequence[str]) -> list[str]:
     """Names to show; of those that more than one class has, each with the class."""
-    printed = [shown(name) for name in names]
-    return [name if printed.count(name) == 1 else f'{name} ({shown(c)})' for name, c in zip(printed, classes, strict=True)]
+    printed = [as_text(name) for name in names]
+    return [name if printed.count(name) == 1 else f'{name} ({as_text(c)})' for name, c in zip(printed, classes, strict=True)]
 
 
 def _natural(name: str) -> tuple:
@@ -300,7 +300,7 @@ def folder(config: DataConfig) -> Source:
                 images = [(image, (name,)) for image in _images(root, entry.path, skipped)]
                 listed[split] += images
                 if not images:
-                    log.warning('%s: holds no images, and is no class', shown(entry.path))
+                    log.warning('%s: holds no images, and is no class', as_text(entry.path))
     _log_skipped(root, skipped)
     return _source('folder', root, listed)
 
@@ -400,12 +400,14 @@ def _listed_in_tables(name: str, config: DataConfig, rows: Callable[[str, str], 
             classes, line = tuple(map(_nfc, row.classes)), f'{file}: line {row.line}'
             earlier, first_line = first.setdefault(_nfc(os.path.normpath(row.path)), (classes, line))
             if {*earlier} != {*classes}:
-                earlier_label, label = (shown(';'.join(names)) for names in (earlier, classes))
-                raise UserError(f'{shown(row.path)} has two labels: {earlier_label!r} in {first_line}, {label!r} in {line}')
+                earlier_label, label = (as_text(';'.join(names)) for names in (earlier, classes))
+                raise UserError(f'{as_text(row.path)} has two labels: {earlier_label!r} in {first_line}, {label!r} in '
+                                f'{line}')
             if first_line != line:
                 repeated[f'{first_line} and {line}'] += 1
     if repeated:
-        log.warning('%s: images that a second row lists: %d, as in %s', shown(root), repeated.total(), next(iter(repeated)))
+        log.warning('%s: images that a second row lists: %d, as in %s', as_text(root), repeated.total(),
+                    next(iter(repeated)))
     return root, listed
 
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from jaxcnn.config import bind, parse_calls
 from jaxcnn.data.augment.registry import number
-from jaxcnn.errors import UserError, naming, unknown
+from jaxcnn.errors import UserError, name_file, unknown
 
 Fitted = Mapping[str, np.ndarray]
 Images = Callable[[], Iterable[np.ndarray]]  # the training images, float32 (n, H, W, C) at a time, from the beginning
@@ -210,7 +210,7 @@ def fit(ops: Sequence[Normalizer], images: Images) -> list[dict[str, np.ndarray]
 
 def write(path: str, fitted: Sequence[Fitted]) -> None:
     """Keeps what was fitted, under a temporary name first."""
-    with naming(path), open(f'{path}.tmp', 'wb') as f:
+    with name_file(path), open(f'{path}.tmp', 'wb') as f:
         np.savez(f, allow_pickle=False,
                  **{f'{i}.{name}': value for i, of_op in enumerate(fitted) for name, value in of_op.items()})
         f.flush()

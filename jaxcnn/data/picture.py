@@ -14,7 +14,7 @@ import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from jaxcnn.data.cache import resize
-from jaxcnn.errors import UserError, shown
+from jaxcnn.errors import UserError, as_text
 
 # Pillow's formats of pictures; not its stubs, nor documents, films and icons.
 FORMATS = ('JPEG', 'MPO', 'PNG', 'WEBP', 'AVIF', 'HEIF', 'JPEG2000', 'GIF', 'BMP', 'DIB', 'TIFF', 'PPM', 'QOI', 'TGA', 'PCX')
@@ -144,13 +144,13 @@ def read(path: str | os.PathLike, mode: str) -> np.ndarray:
                 image = Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image)
             return _upright(np.asarray(image.convert(mode)), _orientation(file))
     except FileNotFoundError:
-        raise UserError(f'{shown(path)}: no such file') from None
+        raise UserError(f'{as_text(path)}: no such file') from None
     except Exception as e:  # Pillow's decoders raise many kinds of error
         reason = getattr(e, 'strerror', None) or str(e)
         if isinstance(e, UnidentifiedImageError):
             heic = content[4:8] == b'ftyp' and content[8:12] in _HEIC
             reason = 'HEIC, which the package pillow-heif reads' if heic else 'not a picture'
-        raise UserError(f'{shown(path)}: {" ".join(reason.split())}') from None
+        raise UserError(f'{as_text(path)}: {" ".join(reason.split())}') from None
 
 
 def _otsu(grey: np.ndarray) -> int:

@@ -17,7 +17,7 @@ import numpy as np
 
 from jaxcnn.config import DataConfig
 from jaxcnn.data.targets import LABEL, TargetKind
-from jaxcnn.errors import UserError, unknown, within
+from jaxcnn.errors import UserError, name_field, unknown
 
 Example = dict[str, Any]
 
@@ -100,7 +100,7 @@ def find(config: DataConfig, kind: TargetKind = LABEL) -> Source:
         error = unknown('data set', config.name, names(), 'config.data.name')
         error.add_hint(f'any other TFDS set must be prepared in {root!r} (config.data.dir)')
         raise error
-    with within('config.data.dir'):
+    with name_field('config.data.dir'):
         return found(config)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from jaxcnn import config as cfg
 from jaxcnn.data import layouts
-from jaxcnn.errors import counted, naming
+from jaxcnn.errors import counted, name_file
 from jaxcnn.experiment import Experiment
 from jaxcnn.inspect import figures
 from jaxcnn.inspect.markdown import escape, figure
@@ -81,7 +81,7 @@ def write_report(workdir: str, experiment: Experiment, summary: Mapping[str, Any
         '## Versions', '', '```', json.dumps(summary['versions']), '```', '',
     ]
     path = os.path.join(workdir, 'report.md')
-    with naming(path), open(path, 'w', encoding='utf-8') as f:
+    with name_file(path), open(path, 'w', encoding='utf-8') as f:
         f.write('\n'.join(lines))
 
 

@@ -20,7 +20,7 @@ import numpy as np
 from jaxcnn import config as cfg
 from jaxcnn import experiment, memory
 from jaxcnn.cache_folder import cache_folder
-from jaxcnn.errors import Diverged, UserError, of_system
+from jaxcnn.errors import Diverged, UserError, from_os_error
 from jaxcnn.metrics import Measurement, Metric
 from jaxcnn.tasks import Accumulated
 from jaxcnn.timeline import Phase, shown_epoch
@@ -384,7 +384,7 @@ def train_and_evaluate(config: cfg.Config | ml_collections.ConfigDict | Mapping[
             finally:
                 run.close()
         except OSError as e:
-            raise of_system(e, folder, cache_folder(config.data.cache_dir)) from e
+            raise from_os_error(e, folder, cache_folder(config.data.cache_dir)) from e
         except jax.errors.JaxRuntimeError as e:
             if 'RESOURCE_EXHAUSTED' not in str(e):
                 raise

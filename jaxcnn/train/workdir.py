@@ -13,7 +13,7 @@ from typing import IO, Any
 import jax
 
 from jaxcnn import config as cfg
-from jaxcnn.errors import UserError, naming
+from jaxcnn.errors import UserError, name_file
 from jaxcnn.locks import LockedError, holder_has_ended, lock
 
 log = logging.getLogger('jaxcnn')
@@ -23,7 +23,7 @@ _LOCK = '.lock'
 def write_json(path: str, value: Any) -> None:
     """Writes JSON under a temporary name and renames it, so that no reader sees half of it."""
     temporary = f'{path}.tmp'
-    with naming(path), open(temporary, 'w', encoding='utf-8') as f:
+    with name_file(path), open(temporary, 'w', encoding='utf-8') as f:
         json.dump(value, f, indent=2)
         f.write('\n')
         f.flush()
@@ -133,11 +133,11 @@ class MetricsLog:
         path = os.path.join(self.workdir, 'metrics.jsonl')
         kept = [json.dumps(row) + '\n' for row in read_metrics(self.workdir) if row['step'] <= self.step]
         temporary = f'{path}.tmp'
-        with naming(path), open(temporary, 'w', encoding='utf-8') as f:
+        with name_file(path), open(temporary, 'w', encoding='utf-8') as f:
             f.writelines(kept)
         os.replace(temporary, path)
         self._file = open(path, 'a', encoding='utf-8')  # noqa: SIM115 (closed by close())
-        with naming(self.workdir):
+        with name_file(self.workdir):
             self._board = EventsWriter(os.path.join(self.workdir, 'events'))
             self._event(self.step + 1, session_log=SessionLog(status=SessionLog.START))
 
@@ -148,7 +148,7 @@ class MetricsLog:
     def write(self, step: int, row: dict[str, float]) -> None:
         """One line, and one scalar for each figure."""
         from tensorboardX.summary import scalar
-        with naming(self._file.name):
+        with name_file(self._file.name):
             self._file.write(json.dumps({'step': step, **row}) + '\n')
             self._file.flush()
         for name, value in row.items():
@@ -161,13 +161,13 @@ class MetricsLog:
 
     def flush(self) -> None:
         """Brings the scalars to the disk; the lines are there already."""
-        with naming(self.workdir):
+        with name_file(self.workdir):
             self._board.flush()
         self._flushed = time.monotonic()
 
     def close(self) -> None:
         """Writes out what is pending."""
-        with naming(self.workdir), contextlib.closing(self._board):
+        with name_file(self.workdir), contextlib.closing(self._board):
             self._file.close()
 
 

@@ -22,7 +22,7 @@ from tfds_files import write_tfds
 from jaxcnn.config import DataConfig
 from jaxcnn.config import load as load_config
 from jaxcnn.data.sources import find
-from jaxcnn.errors import shown
+from jaxcnn.errors import as_text
 from jaxcnn.train import train_and_evaluate
 from jaxcnn.train.trained import Trained
 from jaxcnn.train.workdir import claim
@@ -175,7 +175,7 @@ def test_predict_reads_pictures_of_digits_in_any_form(watched_run, tmp_path):
         probabilities = [float(row[f'probability_{k}']) for k in range(1, 6)]
         assert probabilities == sorted(probabilities, reverse=True)
         assert sum(probabilities) <= 1.00001
-        assert line.startswith(f'{shown(row["image"])}: {row["class_1"]}  (')
+        assert line.startswith(f'{as_text(row["image"])}: {row["class_1"]}  (')
 
 
 def test_watch_ends_where_the_run_was_killed(config, tmp_path):
