@@ -26,7 +26,8 @@ class Span(NamedTuple):
     def length(self, duration: Any, where: str) -> int:
         """The steps of a duration given as its argument, anywhere in the schedule."""
         built, timeline = cfg.parse_duration(duration, where), self.timeline
-        found = {timeline.steps(built, s) for s in (self.start, *timeline.growth(self.start, self.start + self.steps))}
+        starts = self.start, *timeline.batch_size_changes(self.start, self.start + self.steps)
+        found = {timeline.steps(built, s) for s in starts}
         if len(found) > 1:
             raise UserError(f'{cfg.to_dict(built)} is no fixed number of steps, as config.batch_schedule changes the batch '
                             'size meanwhile', field=where, hint='give it in steps')

@@ -1,7 +1,8 @@
-"""Where a run stands at each step: durations in steps, epochs or fractions of the run, as numbers of steps."""
+"""Timeline: conversion of durations in steps, epochs or fractions of a run into numbers of steps."""
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from jaxcnn.config import Config, Duration
 from jaxcnn.errors import UserError
@@ -9,44 +10,47 @@ from jaxcnn.errors import UserError
 
 @dataclass(frozen=True)
 class Phase:
-    """A stretch of steps, from `start` up to the next phase, that runs one compiled program."""
+    """A range of steps, from `start` to the start of the next phase, with one compiled program."""
 
     start: int
     batch_size: int
-    stage: int  # which optimizer
+    stage: int  # index of the optimizer
     bn_frozen: bool
 
 
-def shown_epoch(epoch: float, duration: Duration) -> float:
-    """`epoch` as people read it: what a run's last batch has of the next epoch is left out, not 40.01 of 40 epochs."""
+class _BatchSize(NamedTuple):
+    start: int  # first step with this batch size
+    examples: int  # images drawn before that step
+    size: int
+
+
+def displayed_epoch(epoch: float, duration: Duration) -> float:
+    """Return the epoch as it is displayed: 40 at the end of a run of 40 epochs, although its last batch reaches to 40.01."""
     return duration.value if duration.unit == 'epochs' and 0 < epoch - duration.value < 1 else epoch
 
 
 class Timeline:
-    """Where a run stands at each step: the one place that turns durations into steps.
+    """The steps of a run: its phases, its length and when something is due.
 
-    Images are drawn in one stream, epoch after epoch, in batches that may reach over an epoch's end; so each
-    epoch holds every image once whatever the batch size, and `epochs` are passed images over `num_train`.
+    Images are drawn in one stream, epoch after epoch, in batches that may reach across the end of an epoch. So each epoch
+    has every image once for any batch size, and `epochs` are the number of drawn images divided by `num_train`.
 
     Args:
-      config: the run.
-      num_train: images in the training part.
+      config: the config of the run.
+      num_train: number of training images.
+
+    Raises:
+      UserError: a stage or a batch size begins outside the run, or not after the one before it.
     """
 
     def __init__(self, config: Config, num_train: int):
         self._config = config
         self.num_train = num_train
-        self._next: dict[Duration, tuple[int, int]] = {}  # every -> (from, next): the answer for all steps between
-        self._next_logged = (0, 0)  # the same, of `next_logged`
-        self._sizes = [(0, 0, config.batch_size)]  # (first step, images before it, batch size)
-        for i, (when, size) in enumerate(config.batch_schedule):
-            where = f'config.batch_schedule[{i}]'
-            if size < 1:
-                raise UserError(f'expected a batch size of at least 1, got {size!r}', field=where)
-            start = self.steps(when)
-            if start <= self._sizes[-1][0]:
-                raise UserError(f'begins at step {start}, not after the one before it', field=where)
-            self._sizes.append((start, self.examples(start), size))
+        self._next_multiples: dict[Duration, tuple[int, int]] = {}  # (a, b): the answer for all steps from a to b - 1 is b
+        self._next_logged = (0, 0)  # likewise
+        self._batch_sizes = [_BatchSize(0, 0, config.batch_size)]
+        for i, (begin, size) in enumerate(config.batch_schedule):
+            self._append_batch_size(begin, size, f'config.batch_schedule[{i}]')
         self.total = self.steps(config.duration)
         self.stages = [0]
         for i, switch in enumerate(config.optim.switch):
@@ -55,29 +59,40 @@ class Timeline:
                 raise UserError(f'step {start} is not between the stage before it and the end of the run at step '
                                 f'{self.total}', field=f'config.optim.switch[{i}].at')
             self.stages.append(start)
-        frozen = self.total if config.freeze_bn is None else self.steps(config.freeze_bn)
-        for where, start in [('config.freeze_bn', 0 if config.freeze_bn is None else frozen),
-                             (f'config.batch_schedule[{len(self._sizes) - 2}]', self._sizes[-1][0])]:
+        freeze = self.total if config.freeze_bn is None else self.steps(config.freeze_bn)
+        for field, start in [('config.freeze_bn', 0 if config.freeze_bn is None else freeze),
+                             (f'config.batch_schedule[{len(self._batch_sizes) - 2}]', self._batch_sizes[-1].start)]:
             if start >= self.total:
-                raise UserError(f'begins at step {start}, but the run ends at step {self.total}', field=where)
-        starts = sorted({s for s, _, _ in self._sizes} | set(self.stages) | {frozen})
-        self.phases = [Phase(s, self._size_at(s)[2], sum(s >= b for b in self.stages) - 1, s >= frozen)
+                raise UserError(f'begins at step {start}, but the run ends at step {self.total}', field=field)
+        starts = sorted({entry.start for entry in self._batch_sizes} | set(self.stages) | {freeze})
+        self.phases = [Phase(s, self._batch_size_at(s).size, sum(s >= stage for stage in self.stages) - 1, s >= freeze)
                        for s in starts if s < self.total]
 
-    def _size_at(self, step: int) -> tuple[int, int, int]:
-        return [entry for entry in self._sizes if entry[0] <= step][-1]
+    def _append_batch_size(self, begin: Duration, size: int, field: str) -> None:
+        if size < 1:
+            raise UserError(f'expected a batch size of at least 1, got {size!r}', field=field)
+        start = self.steps(begin)
+        if start <= self._batch_sizes[-1].start:
+            raise UserError(f'begins at step {start}, not after the one before it', field=field)
+        self._batch_sizes.append(_BatchSize(start, self.examples(start), size))
+
+    def _batch_size_at(self, step: int) -> _BatchSize:
+        return [entry for entry in self._batch_sizes if entry.start <= step][-1]
 
     def examples(self, step: int) -> int:
-        """Images drawn before `step`."""
-        start, before, size = self._size_at(step)
-        return before + (step - start) * size
+        """Return the number of images that are drawn before `step`."""
+        entry = self._batch_size_at(step)
+        return entry.examples + (step - entry.start) * entry.size
 
     def epoch(self, step: int) -> float:
-        """Passes over the training part before `step`."""
+        """Return the number of passes over the training images before `step`."""
         return self.examples(step) / self.num_train
 
     def steps(self, duration: Duration, since: int = 0) -> int:
-        """The steps, from step `since` on, in which `duration` passes: rounded up, at least 1 unless the duration is 0."""
+        """Return the number of steps that `duration` takes from step `since` on.
+
+        It is rounded up, and at least 1 unless the duration is 0.
+        """
         unit, value = duration.unit, duration.value
         if not value:
             return 0
@@ -87,67 +102,71 @@ class Timeline:
                 raise UserError('the length of the run cannot be a fraction of itself', field='config.duration')
         if unit == 'steps':
             return max(1, math.ceil(value - 1e-9))
-        images = self.examples(since) + value * self.num_train
-        start, before, size = [entry for entry in self._sizes if entry[1] <= images][-1]
-        return max(1, start + math.ceil((images - before) / size - 1e-9) - since)
+        examples = self.examples(since) + value * self.num_train
+        entry = [entry for entry in self._batch_sizes if entry.examples <= examples][-1]
+        return max(1, entry.start + math.ceil((examples - entry.examples) / entry.size - 1e-9) - since)
 
-    def rounding(self, multiple: int = 1) -> str:
-        """One line for a run whose length in epochs is exceeded by more than 5 %, as its last step is a whole one; else ''.
+    def rounding_message(self, multiple: int = 1) -> str:
+        """Return a line that says so if rounding to whole steps makes the run more than 5 % longer than its epochs, else ''.
 
         Args:
-          multiple: batch sizes must be multiples of it.
+          multiple: number of which batch sizes must be multiples.
         """
-        duration, images, passed = self._config.duration, self.examples(self.total), self.epoch(self.total)
-        if duration.unit != 'epochs' or passed <= 1.05 * duration.value:
+        duration, examples, epochs = self._config.duration, self.examples(self.total), self.epoch(self.total)
+        if duration.unit != 'epochs' or epochs <= 1.05 * duration.value:
             return ''
-        wanted, size = duration.value * self.num_train, self._sizes[-1][2]
-        sizes = range(multiple, min(size, self.num_train) + 1, multiple) if len(self._sizes) == 1 else ()
-        whole = [n for n in sizes if wanted % n == 0]
-        remedy = (f'config.batch_size={whole[-1]} gives exactly {duration.value:g}' if whole else
+        exact, size = duration.value * self.num_train, self._batch_sizes[-1].size
+        sizes = range(multiple, min(size, self.num_train) + 1, multiple) if len(self._batch_sizes) == 1 else ()
+        exact_sizes = [n for n in sizes if exact % n == 0]
+        remedy = (f'config.batch_size={exact_sizes[-1]} gives exactly {duration.value:g}' if exact_sizes else
                   'a smaller batch size comes nearer')
-        return (f'config.duration: {duration.value:g} epochs are {wanted:g} images, which whole steps of {size} round up to '
-                f'{images} images, {passed:.4g} epochs; {remedy}')
+        return (f'config.duration: {duration.value:g} epochs are {exact:g} images, which whole steps of {size} round up to '
+                f'{examples} images, {epochs:.4g} epochs; {remedy}')
 
-    def growth(self, start: int, end: int) -> list[int]:
-        """The steps between `start` and `end` at which the batch size changes."""
-        return [first for first, _, _ in self._sizes if start < first < end]
+    def batch_size_changes(self, start: int, end: int) -> list[int]:
+        """Return the steps between `start` and `end` at which the batch size changes."""
+        return [entry.start for entry in self._batch_sizes if start < entry.start < end]
 
     def phase(self, step: int) -> Phase:
-        """The phase that `step` belongs to."""
+        """Return the phase that contains `step`."""
         return [p for p in self.phases if p.start <= step][-1]
 
     def phase_end(self, step: int) -> int:
-        """The first step after `step` that belongs to another phase, or the end of the run."""
+        """Return the start of the phase after the one that contains `step`, or the end of the run."""
         return min((p.start for p in self.phases if p.start > step), default=self.total)
 
     def next_multiple(self, step: int, every: Duration) -> int:
-        """The first step after `step` at which `every` has passed a whole number of times, or the end."""
-        known = self._next.get(every, (0, 0))
-        if known[0] <= step < known[1]:
-            return known[1]
+        """Return the first step after `step` at which `every` has passed a whole number of times, or the end of the run."""
+        begin, end = self._next_multiples.get(every, (0, 0))
+        if begin <= step < end:
+            return end
         run = self._config.duration
-        share = (self.epoch(step) if run.unit == 'epochs' else step) / run.value
-        passed = {'steps': step, 'epochs': self.epoch(step), 'fraction': share}[every.unit]
+        fraction = (self.epoch(step) if run.unit == 'epochs' else step) / run.value
+        passed = {'steps': step, 'epochs': self.epoch(step), 'fraction': fraction}[every.unit]
         count = max(0, math.floor(passed / every.value) - 1)
-        at = 0
-        while at <= step:
+        multiple = 0
+        while multiple <= step:
             count += 1
-            at = self.steps(Duration(every.unit, count * every.value))
-        self._next[every] = (step, min(at, self.total))
-        return min(at, self.total)
+            multiple = self.steps(Duration(every.unit, count * every.value))
+        self._next_multiples[every] = (step, min(multiple, self.total))
+        return min(multiple, self.total)
 
     def is_multiple(self, step: int, every: Duration) -> bool:
-        """Whether `every` has just passed a whole number of times, or the run has ended."""
+        """Return whether `every` has passed a whole number of times exactly at `step`, or the run has ended."""
         return step > 0 and self.next_multiple(step - 1, every) == step
 
     def next_logged(self, step: int) -> int:
-        """The first step after `step` that ends an interval of logged metrics: a multiple of `config.log_every`, the end of
-        an epoch that no such multiple falls into, or the end of the run."""
-        known = self._next_logged
-        if not known[0] <= step < known[1]:
-            every, passed = self._config.log_every, math.floor(self.epoch(step))
-            begin = self.steps(Duration('epochs', passed)) if passed else 0
-            end = self.next_multiple(step, Duration('epochs', 1))
-            at = end if self.next_multiple(begin, every) > end else self.next_multiple(step, every)
-            self._next_logged = known = (step, at)
-        return known[1]
+        """Return the first step after `step` at which training metrics are logged.
+
+        Metrics are logged at each multiple of `config.log_every`, at the end of each epoch that has no such multiple, and at
+        the end of the run.
+        """
+        begin, end = self._next_logged
+        if not begin <= step < end:
+            every, epochs = self._config.log_every, math.floor(self.epoch(step))
+            epoch_start = self.steps(Duration('epochs', epochs)) if epochs else 0
+            epoch_end = self.next_multiple(step, Duration('epochs', 1))
+            has_multiple = self.next_multiple(epoch_start, every) <= epoch_end
+            end = self.next_multiple(step, every) if has_multiple else epoch_end
+            self._next_logged = step, end
+        return end

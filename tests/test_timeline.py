@@ -5,7 +5,7 @@ import pytest
 from jaxcnn import config
 from jaxcnn.config import Duration, parse
 from jaxcnn.errors import UserError
-from jaxcnn.timeline import Phase, Timeline, shown_epoch
+from jaxcnn.timeline import Phase, Timeline, displayed_epoch
 
 
 def timeline(num_train=100, **fields):
@@ -79,7 +79,7 @@ def test_epochs_are_passed_images_over_their_number(run):
     (100, dict(duration=dict(epochs=2), batch_schedule=(({'epochs': 1}, 70),)), 1, 'steps of 70 round up to 240 images'),
     (45000, dict(batch_size=128), 1, ''), (12, dict(batch_size=128, duration=dict(steps=1)), 1, '')])
 def test_a_run_much_longer_than_its_epochs_says_so(num_train, fields, multiple, line):
-    found = timeline(num_train, **fields).rounding(multiple)
+    found = timeline(num_train, **fields).rounding_message(multiple)
     assert line in found
     assert bool(line) == bool(found)
     if 'exactly' in line:
@@ -140,8 +140,8 @@ def test_an_interval_of_metrics_ends_at_each_multiple_and_in_each_epoch(run, eve
 
 
 def test_the_epoch_that_is_shown_leaves_out_what_the_last_batch_has_of_the_next():
-    assert [shown_epoch(e, Duration('epochs', 40)) for e in (39.99, 40.01, 40.99, 41.0)] == [39.99, 40, 40, 41.0]
-    assert shown_epoch(40.01, Duration('steps', 40)) == 40.01
+    assert [displayed_epoch(e, Duration('epochs', 40)) for e in (39.99, 40.01, 40.99, 41.0)] == [39.99, 40, 40, 41.0]
+    assert displayed_epoch(40.01, Duration('steps', 40)) == 40.01
 
 
 def test_multiples_do_not_depend_on_what_was_asked_before():

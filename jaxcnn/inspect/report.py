@@ -14,7 +14,7 @@ from jaxcnn.inspect import figures
 from jaxcnn.inspect.markdown import escape, figure
 from jaxcnn.metrics import LOSS, Measurement, Metric
 from jaxcnn.tasks import Accumulated
-from jaxcnn.timeline import shown_epoch
+from jaxcnn.timeline import displayed_epoch
 
 
 def _number(value: float | None, digits: int = 4) -> str:
@@ -62,7 +62,7 @@ def write_report(workdir: str, experiment: Experiment, summary: Mapping[str, Any
         f'# {summary["model"]} on {data_name}', '',
         *([f'Name of the run: {escape(summary["name"])}.', ''] if summary['name'] else []),
         f'{summary["model"]} ({summary["params"]:,} parameters) on {data_name}, seed {summary["seed"]}: '
-        f'{counted(summary["steps"], "step")}, {shown_epoch(summary["epochs"], config.duration):.2f} epochs, '
+        f'{counted(summary["steps"], "step")}, {displayed_epoch(summary["epochs"], config.duration):.2f} epochs, '
         f'on {summary["num_devices"]} x {summary["device"]}.',
         f'Figures are of {chosen}.', '',
         *([f'Images that could not be read, and were left out: {", ".join(skipped)}.', ''] if skipped else []),

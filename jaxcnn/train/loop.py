@@ -23,7 +23,7 @@ from jaxcnn.cache_folder import cache_folder
 from jaxcnn.errors import Diverged, UserError, from_os_error
 from jaxcnn.metrics import Measurement, Metric
 from jaxcnn.tasks import Accumulated
-from jaxcnn.timeline import Phase, shown_epoch
+from jaxcnn.timeline import Phase, displayed_epoch
 from jaxcnn.train import extend, parallel, signals, workdir
 from jaxcnn.train.checkpoint import Checkpoints
 from jaxcnn.train.finish import finish
@@ -92,7 +92,7 @@ class Run(Setup):
         self.chief = jax.process_index() == 0
         self.progress = RunProgress()
         self.last_evaluation: dict[str, float] | None = None
-        self._display = Progress(self.timeline.total, self._shown_epoch(self.timeline.total))
+        self._display = Progress(self.timeline.total, self._displayed_epoch(self.timeline.total))
         self._pending: collections.deque[_Dispatch] = collections.deque()
         self._clock = 0.0
         self._interval_images, self._interval_seconds = 0, 0.0
@@ -129,7 +129,7 @@ class Run(Setup):
             self._display.say(f'resuming {self.folder} from step {step} of {self.timeline.total}')
         else:
             step = 0
-            if rounding := self.timeline.rounding(self.config.optim.accumulate * self.backend.num_devices):
+            if rounding := self.timeline.rounding_message(self.config.optim.accumulate * self.backend.num_devices):
                 self._display.say(rounding)
             self.state = self.first_state()
         for later in damaged:
@@ -268,10 +268,10 @@ class Run(Setup):
                 self._interval_images, self._interval_seconds = 0, 0.0
         left = (self.timeline.examples(self.timeline.total) - self.timeline.examples(step)) / overall
         task_means = {name: means[f'train_{name}'] for name in values if name != 'grad_norm'}
-        self._display.show(step, self._shown_epoch(step), task_means, rate, left, done.logs)
+        self._display.show(step, self._displayed_epoch(step), task_means, rate, left, done.logs)
 
-    def _shown_epoch(self, step: int) -> float:
-        return shown_epoch(self.timeline.epoch(step), self.config.duration)
+    def _displayed_epoch(self, step: int) -> float:
+        return displayed_epoch(self.timeline.epoch(step), self.config.duration)
 
     def _stop_for_nan(self, step: int, value: float, what: str = 'the loss at') -> None:
         self.checkpoints.wait()
