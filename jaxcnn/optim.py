@@ -299,12 +299,12 @@ def check(optim: cfg.OptimConfig) -> None:
                             part.optimizer.name, theirs.default)
         if getattr(part, 'schedule', None):
             with name_field(f'{path}.schedule'):
-                schedules.find(part.schedule)
+                schedules.get_factory(part.schedule)
 
 
 def _make_stage(optim: cfg.OptimConfig, groups: Groups, optimizer: cfg.Choice, lr: float, schedule: cfg.Choice,
                 warmup: cfg.Duration | None, timeline: Timeline, start: int, end: int, where: str) -> _Stage:
-    by_step = schedules.make(schedule, lr, warmup, timeline, start, end, where)
+    by_step = schedules.make_schedule(schedule, lr, warmup, timeline, start, end, where)
     mask = matching(optim.decay_mask, 'config.optim.decay_mask')
     def core(choice: cfg.Choice = optimizer, path: str = f'{where}.optimizer') -> optax.GradientTransformation:
         return _make_core(choice, by_step, path)

@@ -1,4 +1,4 @@
-"""Learning-rate schedules by name, their arguments, and the warm-up before them."""
+"""Learning-rate schedules by name, with their arguments and the warm-up before them."""
 
 import inspect
 import math
@@ -12,96 +12,109 @@ from jaxcnn.errors import UserError, check_bool, name_field, unknown
 from jaxcnn.timeline import Timeline
 
 
-class Span(NamedTuple):
-    """The steps that a schedule covers: `steps` of them, from `start` of the run on."""
+class Interval(NamedTuple):
+    """The `steps` steps of a run that a schedule covers, from step `start` on."""
 
     start: int
     steps: int
     timeline: Timeline
 
-    def at(self, moment: Any, where: str) -> int:
-        """The step of the schedule at a moment, a duration from the start of the run, given as its argument."""
-        return self.timeline.steps(cfg.parse_duration(moment, where)) - self.start
+    def step_at(self, moment: Any, field: str) -> int:
+        """Return the step of the schedule at a moment, which is a duration from the start of the run."""
+        return self.timeline.steps(cfg.parse_duration(moment, field)) - self.start
 
-    def length(self, duration: Any, where: str) -> int:
-        """The steps of a duration given as its argument, anywhere in the schedule."""
-        built, timeline = cfg.parse_duration(duration, where), self.timeline
+    def steps_of(self, duration: Any, field: str) -> int:
+        """Return the number of steps of a duration, wherever in the schedule it begins.
+
+        Raises:
+          UserError: the number changes with the batch size during the schedule.
+        """
+        parsed, timeline = cfg.parse_duration(duration, field), self.timeline
         starts = self.start, *timeline.batch_size_changes(self.start, self.start + self.steps)
-        found = {timeline.steps(built, s) for s in starts}
-        if len(found) > 1:
-            raise UserError(f'{cfg.to_dict(built)} is no fixed number of steps, as config.batch_schedule changes the batch '
-                            'size meanwhile', field=where, hint='give it in steps')
-        return found.pop()
+        numbers = {timeline.steps(parsed, start) for start in starts}
+        if len(numbers) > 1:
+            raise UserError(f'{cfg.to_dict(parsed)} is no fixed number of steps, as config.batch_schedule changes the batch '
+                            'size meanwhile', field=field, hint='give it in steps')
+        return numbers.pop()
 
 
-def _constant(lr: float, span: Span) -> optax.Schedule:
-    """The learning rate throughout."""
+def _constant(lr: float, interval: Interval) -> optax.Schedule:
+    """Keep the learning rate constant."""
     return optax.constant_schedule(lr)
 
 
-def _exponential(lr: float, span: Span, decay_rate: float = 0.94, every: Any = cfg.Duration('epochs', 2),  # noqa: B008
+def _exponential(lr: float, interval: Interval, decay_rate: float = 0.94,
+                 every: Any = cfg.Duration('epochs', 2),  # noqa: B008
                  staircase: bool = False) -> optax.Schedule:
-    """Times `decay_rate` after each `every`: smoothly, or in steps where `staircase`."""
+    """Multiply the learning rate by `decay_rate` in the course of each `every`, or with `staircase` at its end."""
     if not decay_rate > 0:
         raise UserError(f'schedule exponential: decay_rate must be above 0, got {decay_rate!r}')
-    return optax.exponential_decay(lr, span.length(every, 'schedule exponential: every'), decay_rate,
+    return optax.exponential_decay(lr, interval.steps_of(every, 'schedule exponential: every'), decay_rate,
                                    staircase=staircase)
 
 
-def _step(lr: float, span: Span, at: Sequence[Any] = ({'fraction': 0.5}, {'fraction': 0.75}),
+def _step(lr: float, interval: Interval, at: Sequence[Any] = ({'fraction': 0.5}, {'fraction': 0.75}),
           factor: float = 0.1) -> optax.Schedule:
-    """Times `factor` at each of the moments `at`, durations from the start of the run."""
+    """Multiply the learning rate by `factor` at each of the moments `at`, durations from the start of the run."""
     if not isinstance(at, (list, tuple)):
         raise UserError(f'schedule step: at must be a sequence of durations, got {at!r}')
-    moments = [span.at(a, f'schedule step: at[{i}]') for i, a in enumerate(at)]
-    if len(set(moments)) < len(moments):
+    steps = [interval.step_at(moment, f'schedule step: at[{i}]') for i, moment in enumerate(at)]
+    if len(set(steps)) < len(steps):
         raise UserError(f'schedule step: two of {at!r} fall on one step')
-    return optax.piecewise_constant_schedule(lr, dict.fromkeys(moments, factor))
+    return optax.piecewise_constant_schedule(lr, dict.fromkeys(steps, factor))
 
 
-def _cosine(lr: float, span: Span, end_factor: float = 0.0) -> optax.Schedule:
-    """Half a cosine from the learning rate down to `end_factor` of it (Loshchilov & Hutter 2017)."""
-    return optax.cosine_decay_schedule(lr, span.steps, alpha=end_factor)
+def _cosine(lr: float, interval: Interval, end_factor: float = 0.0) -> optax.Schedule:
+    """Follow half a cosine from the learning rate down to `end_factor` times it (Loshchilov & Hutter 2017)."""
+    return optax.cosine_decay_schedule(lr, interval.steps, alpha=end_factor)
 
 
-def _polynomial(lr: float, span: Span, power: float = 1.0, end_factor: float = 0.0) -> optax.Schedule:
-    """Down to `end_factor` of the learning rate, as (1 - t)^power."""
+def _polynomial(lr: float, interval: Interval, power: float = 1.0, end_factor: float = 0.0) -> optax.Schedule:
+    """Decrease the learning rate to `end_factor` times it, as (1 - t)^power."""
     if not power > 0:
         raise UserError(f'schedule polynomial: power must be above 0, got {power!r}')
-    return optax.polynomial_schedule(lr, lr * end_factor, power, span.steps)
+    return optax.polynomial_schedule(lr, lr * end_factor, power, interval.steps)
 
 
-def _one_cycle(lr: float, span: Span, pct_start: float = 0.3, div_factor: float = 25.0,
+def _one_cycle(lr: float, interval: Interval, pct_start: float = 0.3, div_factor: float = 25.0,
                final_div_factor: float = 1e4, reach_end: bool = False) -> optax.Schedule:
-    """Cosine up from lr / div_factor during `pct_start` of the steps, then down to lr / (div_factor * final_div_factor)
-    (Smith & Topin 2018); see `optax.cosine_onecycle_schedule`. With `reach_end` the last step has the lowest rate, and the
-    peak comes one step sooner, too, as in PyTorch."""
+    """Rise by a cosine from lr / div_factor in the first `pct_start` of the steps, then fall to
+    lr / (div_factor * final_div_factor) (Smith & Topin 2018).
+
+    See `optax.cosine_onecycle_schedule`. With `reach_end`, as in PyTorch, the last step has the lowest learning rate, and
+    the peak is one step earlier.
+    """
     if not 0 < pct_start < 1:
-        raise UserError(f'schedule one_cycle: pct_start is a part of the steps, between 0 and 1, got {pct_start!r}')
-    if reach_end:
-        top = pct_start * span.steps - 1
-        if not 0 < top < span.steps - 1:
-            raise UserError(f'schedule one_cycle: with reach_end, pct_start must leave a step on both sides of the peak, '
-                            f'got {pct_start!r} of {span.steps} steps')
-        return optax.piecewise_interpolate_schedule('cosine', lr / div_factor, {
-            top: div_factor, span.steps - 1: 1 / (div_factor * final_div_factor)})
-    return optax.cosine_onecycle_schedule(span.steps, lr, pct_start, div_factor, final_div_factor)
+        raise UserError(f'schedule one_cycle: pct_start must be between 0 and 1, got {pct_start!r}')
+    if not reach_end:
+        return optax.cosine_onecycle_schedule(interval.steps, lr, pct_start, div_factor, final_div_factor)
+    peak, last = pct_start * interval.steps - 1, interval.steps - 1
+    if not 0 < peak < last:
+        raise UserError(f'schedule one_cycle: with reach_end, pct_start must leave a step on both sides of the peak, '
+                        f'got {pct_start!r} of {interval.steps} steps')
+    return optax.piecewise_interpolate_schedule('cosine', lr / div_factor, {
+        peak: div_factor, last: 1 / (div_factor * final_div_factor)})
 
 
-def _triangle(lr: float, span: Span, peak: float = 0.23, start_factor: float = 0.2,
+def _triangle(lr: float, interval: Interval, peak: float = 0.23, start_factor: float = 0.2,
               end_factor: float = 0.07) -> optax.Schedule:
-    """Straight up from `start_factor` of the learning rate, at the part `peak` of the steps down to `end_factor` of it."""
-    top = int(peak * span.steps)
-    if not 0 < top < span.steps:
-        raise UserError(f'schedule triangle: peak must leave steps on both sides, got {peak!r} of {span.steps} steps')
+    """Rise linearly from `start_factor` times the learning rate, then fall linearly to `end_factor` times it.
+
+    The peak is at the fraction `peak` of the steps.
+    """
+    top = int(peak * interval.steps)
+    if not 0 < top < interval.steps:
+        raise UserError(f'schedule triangle: peak must leave steps on both sides, got {peak!r} of {interval.steps} steps')
     return optax.join_schedules([optax.linear_schedule(lr * start_factor, lr, top),
-                                 optax.linear_schedule(lr, lr * end_factor, span.steps - top)], [top])
+                                 optax.linear_schedule(lr, lr * end_factor, interval.steps - top)], [top])
 
 
-def _plateau(lr: float, span: Span, factor: float = 0.1, patience: int = 5, rtol: float = 1e-4, atol: float = 0.0,
+def _plateau(lr: float, interval: Interval, factor: float = 0.1, patience: int = 5, rtol: float = 1e-4, atol: float = 0.0,
              cooldown: int = 0, min_scale: float = 0.0) -> optax.Schedule:
-    """Times `factor` when the validation loss has not improved for `patience` evaluations (see
-    `optax.contrib.reduce_on_plateau` for the arguments)."""
+    """Multiply the learning rate by `factor` when the validation loss has not improved for `patience` evaluations.
+
+    `optax.contrib.reduce_on_plateau` documents the arguments. The optimizer applies the factor (see `optim`).
+    """
     return optax.constant_schedule(lr)
 
 
@@ -114,52 +127,63 @@ SCHEDULES: dict[str, Callable[..., optax.Schedule]] = {
 
 
 def names() -> list[str]:
-    """Schedules that a config may name."""
+    """Return the names of the schedules."""
     return sorted(SCHEDULES)
 
 
-def find(choice: cfg.Choice) -> Callable[..., optax.Schedule]:
-    """What makes the schedule that is chosen, of a learning rate, a span and its arguments.
+def get_factory(choice: cfg.Choice) -> Callable[..., optax.Schedule]:
+    """Return the function that makes the schedule from a learning rate, an `Interval` and the arguments.
 
     Raises:
-      UserError: an unknown schedule or argument.
+      UserError: the schedule or one of its arguments is unknown.
     """
     if choice.name not in SCHEDULES:
         raise unknown('schedule', choice.name, names())
-    kind = SCHEDULES[choice.name]
-    known = list(inspect.signature(kind).parameters)[2:]
+    factory = SCHEDULES[choice.name]
+    parameters = inspect.signature(factory).parameters
+    known = list(parameters)[2:]
     for name, value in choice.args.items():
         if name not in known:
             raise unknown(f'argument of schedule {choice.name}', name, known)
-        check_bool(f'schedule {choice.name}: {name}', inspect.signature(kind).parameters[name].default, value)
-    return kind
+        check_bool(f'schedule {choice.name}: {name}', parameters[name].default, value)
+    return factory
 
 
-def make(choice: cfg.Choice, lr: float, warmup: cfg.Duration | None, timeline: Timeline, start: int, end: int,
-         where: str = 'config.optim') -> optax.Schedule:
-    """Learning rate by step of a stage that runs from `start` to `end`; step 0 of it is `start`; `where` has its fields.
+def make_schedule(choice: cfg.Choice, lr: float, warmup: cfg.Duration | None, timeline: Timeline, start: int, end: int,
+                  field: str = 'config.optim') -> optax.Schedule:
+    """Return the learning rate as a function of the step of a stage, whose step 0 is step `start` of the run.
 
-    The n-th of w warm-up steps (n = 1..w) has n/w of the peak; the schedule covers the steps after it.
+    Step n = 1..w of the warm-up has n/w of the peak learning rate; the schedule covers the steps after it.
+
+    Args:
+      choice: the schedule and its arguments.
+      lr: the peak learning rate.
+      warmup: length of the warm-up; None for none.
+      timeline: that of the run.
+      start, end: the first step of the stage, and the first one after it.
+      field: the group of the config that holds the schedule, for errors.
 
     Raises:
-      UserError: an unknown schedule or argument, or a warm-up as long as the stage.
+      UserError: the schedule or one of its arguments is unknown or wrong, or the warm-up is as long as the stage.
     """
-    kind = find(choice)
-    ramp = timeline.steps(warmup, start) if warmup else 0
-    if ramp >= end - start:
-        raise UserError(f'{cfg.to_dict(warmup)} is {ramp} steps, and the stage is over after {end - start}',
-                        field=f'{where}.warmup', hint='train longer, or set a shorter warm-up or None')
-    steps = end - start - ramp
+    factory = get_factory(choice)
+    warmup_steps = timeline.steps(warmup, start) if warmup else 0
+    if warmup_steps >= end - start:
+        raise UserError(f'{cfg.to_dict(warmup)} is {warmup_steps} steps, and the stage is over after {end - start}',
+                        field=f'{field}.warmup', hint='train longer, or set a shorter warm-up or None')
+    steps = end - start - warmup_steps
+    described = f'{choice.name} with {dict(choice.args)}'
     try:
-        with name_field(f'{where}.schedule'):
-            main = kind(lr, Span(start + ramp, steps, timeline), **choice.args)
-        rates = {n: float(main(n)) for n in {0, 1, steps // 4, steps // 2, 3 * steps // 4, steps - 1}}
+        with name_field(f'{field}.schedule'):
+            schedule = factory(lr, Interval(start + warmup_steps, steps, timeline), **choice.args)
+        samples = {step: float(schedule(step)) for step in {0, 1, steps // 4, steps // 2, 3 * steps // 4, steps - 1}}
     except (TypeError, ValueError, ZeroDivisionError, OverflowError) as e:
-        raise UserError(f'{choice.name} with {dict(choice.args)}: {e}', field=f'{where}.schedule') from e
-    for n, rate in rates.items():
+        raise UserError(f'{described}: {e}', field=f'{field}.schedule') from e
+    for step, rate in samples.items():
         if not 0 <= rate < math.inf:
-            raise UserError(f'{choice.name} with {dict(choice.args)}: a learning rate of {rate:.4g} at step '
-                            f'{start + ramp + n}', field=f'{where}.schedule')
-    if not ramp:
-        return main
-    return optax.join_schedules([optax.linear_schedule(lr / ramp, lr * (ramp + 1) / ramp, ramp), main], [ramp])
+            raise UserError(f'{described}: a learning rate of {rate:.4g} at step {start + warmup_steps + step}',
+                            field=f'{field}.schedule')
+    if not warmup_steps:
+        return schedule
+    ramp = optax.linear_schedule(lr / warmup_steps, lr * (warmup_steps + 1) / warmup_steps, warmup_steps)
+    return optax.join_schedules([ramp, schedule], [warmup_steps])

@@ -36,7 +36,7 @@ def make(steps=20, **fields):
     ({'schedule': {'name': 'exponential', 'staircase': 'false'}}, r"staircase: expected True or False, got 'false'"),
     ({'schedule': {'name': 'exponential', 'decay_rate': -0.5}}, r'exponential: decay_rate must be above 0, got -0\.5'),
     ({'schedule': {'name': 'polynomial', 'power': -1}}, r'polynomial: power must be above 0, got -1'),
-    ({'schedule': {'name': 'one_cycle', 'pct_start': 30}}, r'pct_start is a part of the steps, between 0 and 1, got 30'),
+    ({'schedule': {'name': 'one_cycle', 'pct_start': 30}}, r'one_cycle: pct_start must be between 0 and 1, got 30'),
     ({'schedule': {'name': 'one_cycle', 'pct_start': 0.05, 'reach_end': True}}, r'pct_start must leave .* 0\.05 of 20'),
     ({'schedule': {'name': 'cosine', 'end_factor': -1}}, r'optim\.schedule: cosine .* a learning rate of -.* at step'),
     ({'schedule': {'name': 'triangle', 'start_factor': -1}}, r'optim\.schedule: triangle .* rate of -0\.1 at step 0'),

@@ -87,7 +87,7 @@ SCHEDULES = [
 def test_a_schedule_is_its_closed_form_after_the_warm_up(form, choice, warmup):
     t = timeline(20)
     choice = Choice(choice['name'], {k: v for k, v in choice.items() if k != 'name'})
-    schedule = schedules.make(choice, PEAK, Duration('steps', warmup) if warmup else None, t, 0, 20)
+    schedule = schedules.make_schedule(choice, PEAK, Duration('steps', warmup) if warmup else None, t, 0, 20)
     expected = [PEAK * (n + 1) / warmup for n in range(warmup)] + [form(n, 20 - warmup) for n in range(20 - warmup)]
     np.testing.assert_allclose([schedule(n) for n in range(20)], expected, rtol=2e-5, atol=1e-7)
     np.testing.assert_allclose(jax.jit(jax.vmap(schedule))(jnp.arange(20)), expected, rtol=2e-5, atol=1e-7)
@@ -99,29 +99,30 @@ def test_every_schedule_is_in_that_test():
 
 def test_a_later_stage_has_its_schedule_over_itself_alone():
     t = timeline(20)
-    schedule = schedules.make(Choice('cosine'), PEAK, Duration('steps', 2), t, 8, 20)
+    schedule = schedules.make_schedule(Choice('cosine'), PEAK, Duration('steps', 2), t, 8, 20)
     np.testing.assert_allclose([schedule(n) for n in range(12)],
                                [PEAK / 2, PEAK] + [cosine_to_zero(n, 10) for n in range(10)], rtol=2e-5)
-    steps = schedules.make(Choice('step', {'at': [{'steps': 5}, {'steps': 11}], 'factor': 0.5}), PEAK, None, t, 8, 20)
+    choice = Choice('step', {'at': [{'steps': 5}, {'steps': 11}], 'factor': 0.5})
+    steps = schedules.make_schedule(choice, PEAK, None, t, 8, 20)
     np.testing.assert_allclose([steps(n) for n in (0, 2, 3)], [PEAK / 2, PEAK / 2, PEAK / 4], rtol=1e-6)
 
 
 def test_a_warm_up_in_epochs_is_in_steps_of_the_batch():
-    schedule = schedules.make(Choice('constant'), PEAK, Duration('epochs', 0.4), timeline(20), 0, 20)
+    schedule = schedules.make_schedule(Choice('constant'), PEAK, Duration('epochs', 0.4), timeline(20), 0, 20)
     np.testing.assert_allclose([schedule(n) for n in range(6)], PEAK * np.array([.25, .5, .75, 1, 1, 1]), rtol=1e-6)
 
 
 def test_a_stage_after_the_batch_size_grew_counts_its_own_epochs():
     config = parse(dict(duration=dict(epochs=40), batch_size=100, batch_schedule=[(dict(epochs=20), 400)]))
     t = Timeline(config, 4000)  # 40 steps an epoch, then 10
-    warm = schedules.make(Choice('constant'), PEAK, Duration('epochs', 1), t, 800, 1000)
+    warm = schedules.make_schedule(Choice('constant'), PEAK, Duration('epochs', 1), t, 800, 1000)
     np.testing.assert_allclose([warm(n) for n in (0, 8, 9, 10)], PEAK * np.array([.1, .9, 1, 1]), rtol=1e-5)
     halves = Choice('exponential', {'decay_rate': 0.5, 'every': {'epochs': 2}, 'staircase': True})
     for start, end, steps in ((0, 800, 80), (800, 1000, 20)):
-        schedule = schedules.make(halves, PEAK, None, t, start, end)
+        schedule = schedules.make_schedule(halves, PEAK, None, t, start, end)
         found = [schedule(n) for n in (steps - 1, steps, 2 * steps)]
         np.testing.assert_allclose(found, PEAK * np.array([1, .5, .25]), rtol=1e-5)
     with pytest.raises(UserError, match=r"exponential: every: .*'epochs': 2.* batch size .*in steps"):
-        schedules.make(halves, PEAK, None, t, 0, 1000)
+        schedules.make_schedule(halves, PEAK, None, t, 0, 1000)
     by_steps = Choice('exponential', {'decay_rate': 0.5, 'every': {'steps': 80}})
-    np.testing.assert_allclose(schedules.make(by_steps, PEAK, None, t, 0, 1000)(160), PEAK / 4, rtol=1e-5)
+    np.testing.assert_allclose(schedules.make_schedule(by_steps, PEAK, None, t, 0, 1000)(160), PEAK / 4, rtol=1e-5)
