@@ -1,4 +1,4 @@
-"""Optimizers: optax chains from the config."""
+"""Optimizers: chains of optax transformations from the config."""
 
 import difflib
 import functools
@@ -20,20 +20,22 @@ from jaxcnn.errors import UserError, check_bool, name_field, unknown
 from jaxcnn.timeline import Timeline
 
 log = logging.getLogger('jaxcnn')
-OWN: dict[str, Callable[..., optax.GradientTransformation]] = {}  # of a learning rate and arguments, by name; beside optax's
 
-# these need more than gradients (the loss as a function, gradients per example), or other parameters in evaluation
-# or take no schedule for their learning rate
-_NOT_HERE = {'lbfgs', 'sophia', 'dpsgd', 'schedule_free_sgd', 'schedule_free_adamw', 'optimistic_adam', 'rprop', 'sm3',
-             'noisy_sgd',  # its state holds a key, which is no array of numbers
-             'polyak_sgd'}  # its step grows as the learning rate falls
+# optimizers beside those of optax: functions of a learning rate and further arguments, by name
+CUSTOM_OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {}
+
+# optimizers of optax that need more than gradients (the loss as a function, gradients per example), evaluate other
+# parameters than they train, or take no schedule for their learning rate
+EXCLUDED = {'lbfgs', 'sophia', 'dpsgd', 'schedule_free_sgd', 'schedule_free_adamw', 'optimistic_adam', 'rprop', 'sm3',
+            'noisy_sgd',  # its state holds a key, which is not an array of numbers
+            'polyak_sgd'}  # its step grows as the learning rate falls
 
 
 def _rmsprop(learning_rate: optax.ScalarOrSchedule, decay: float = 0.9, eps: float = 1e-8, initial_scale: float = 0.0,
              eps_in_sqrt: bool = True, centered: bool = False, momentum: float | None = None, nesterov: bool = False,
              bias_correction: bool = False, rate_last: bool = False) -> optax.GradientTransformation:
-    """optax's; with `rate_last` the learning rate multiplies the momentum's sum, as in PyTorch, instead of what is added
-    to it."""
+    """Return `optax.rmsprop`; with `rate_last` the learning rate multiplies the accumulated momentum, as in PyTorch, and not
+    each update that is added to it."""
     rate = 1.0 if rate_last else learning_rate
     rmsprop = optax.rmsprop(rate, decay, eps, initial_scale, eps_in_sqrt, centered, momentum, nesterov, bias_correction)
     return optax.chain(rmsprop, optax.scale_by_learning_rate(learning_rate, flip_sign=False)) if rate_last else rmsprop
@@ -41,151 +43,162 @@ def _rmsprop(learning_rate: optax.ScalarOrSchedule, decay: float = 0.9, eps: flo
 
 @functools.cache
 def _optimizers() -> dict[str, Callable[..., optax.GradientTransformation]]:
-    found: dict[str, Callable[..., optax.GradientTransformation]] = {}
+    factories: dict[str, Callable[..., optax.GradientTransformation]] = {}
     for module in (optax.contrib, optax):
         for name, make in inspect.getmembers(module, lambda x: inspect.isfunction(x) or isinstance(x, functools.partial)):
-            if name.startswith(('_', 'scale_by')) or name in _NOT_HERE:
+            if name.startswith(('_', 'scale_by')) or name in EXCLUDED:
                 continue
             if next(iter(inspect.signature(make).parameters), None) == 'learning_rate':
-                found[name] = make
-    return {**found, 'rmsprop': _rmsprop, **OWN}
+                factories[name] = make
+    return {**factories, 'rmsprop': _rmsprop, **CUSTOM_OPTIMIZERS}
 
 
 def optimizer_names() -> list[str]:
-    """Optimizers that a config may name: those of optax and optax.contrib that need gradients alone."""
+    """Return the names of the optimizers: those of optax and optax.contrib that need gradients alone, and custom ones."""
     return sorted(_optimizers())
 
 
-def _regex(pattern: str, where: str) -> re.Pattern:
+def _compile_regex(pattern: str, field: str) -> re.Pattern:
     try:
         return re.compile(pattern)
     except re.error as e:
-        raise UserError(f'{pattern!r} is no regular expression: {e}', field=where) from e
+        raise UserError(f'{pattern!r} is no regular expression: {e}', field=field) from e
 
 
 def path_name(path: Any) -> str:
-    """A parameter's path as configs name it, 'a/b/kernel'."""
+    """Return a parameter's path in a tree as configs write it, 'a/b/kernel'."""
     return jax.tree_util.keystr(path, simple=True, separator='/')
 
 
-def matching(pattern: str, where: str) -> Callable[[Any], Any]:
-    """Of parameters, the tree of booleans: whether `pattern` is found in the parameter's path, `'a/b/kernel'`.
+def path_mask(pattern: str, field: str) -> Callable[[Any], Any]:
+    """Return the function from a tree of parameters to a tree of Booleans: whether `pattern` matches the parameter's path.
+
+    Args:
+      pattern: a regular expression, searched in paths such as `'a/b/kernel'`.
+      field: the field of the config that holds it, for errors.
 
     Raises:
-      UserError: the pattern is no regular expression, or, of the tree: it is found nowhere.
+      UserError: the pattern is no regular expression; the returned function raises it if the pattern matches no path.
     """
-    regex = _regex(pattern, where)
+    regex = _compile_regex(pattern, field)
 
     def mask(params: Any) -> Any:
-        found = jax.tree_util.tree_map_with_path(lambda path, _: regex.search(path_name(path)) is not None, params)
-        if not any(jax.tree.leaves(found)):
+        matches = jax.tree_util.tree_map_with_path(lambda path, _: regex.search(path_name(path)) is not None, params)
+        if not any(jax.tree.leaves(matches)):
             names = [path_name(path) for path, _ in jax.tree.leaves_with_path(params)]
-            near = difflib.get_close_matches(pattern, names, n=4, cutoff=0.4)
-            hint = f'nearest: {", ".join(near)}' if near else f'they are {", ".join(names[:4])}, ...'
-            raise UserError(f'{pattern!r} is found in no parameter', field=where, hint=hint)
-        return found
+            nearest = difflib.get_close_matches(pattern, names, n=4, cutoff=0.4)
+            hint = f'nearest: {", ".join(nearest)}' if nearest else f'parameters are {", ".join(names[:4])}, ...'
+            raise UserError(f'{pattern!r} matches no parameter', field=field, hint=hint)
+        return matches
     return mask
 
 
 @dataclass(frozen=True)
 class Groups:
-    """Which parameters are updated in a way of their own, and the steps of the run at which their training ends."""
+    """The parameter groups of a config, and the step of the run at which the training of each ends, or None.
+
+    A group is identified by its index; -1 stands for the parameters of no group.
+    """
 
     groups: tuple[cfg.GroupConfig, ...]
     ends: tuple[int | None, ...] = ()
 
     def __post_init__(self) -> None:
         for i, group in enumerate(self.groups):
-            _regex(group.match, f'config.optim.groups[{i}].match')
+            field = f'config.optim.groups[{i}].match'
+            _compile_regex(group.match, field)
             if not group.match:
-                raise UserError('which parameters? A regular expression, searched in their paths',
-                                field=f'config.optim.groups[{i}].match')
+                raise UserError('expected a regular expression, which is searched in the paths of parameters', field=field)
 
-    def of(self, params: Any) -> Any:
-        """The tree of group numbers; -1: of none.
+    def indices(self, params: Any) -> Any:
+        """Return the tree of group indices of the parameters.
 
         Raises:
-          UserError: a pattern is no regular expression, or found nowhere.
+          UserError: a pattern matches no parameter.
         """
-        masks = [matching(g.match, f'config.optim.groups[{i}].match')(params) for i, g in enumerate(self.groups)]
-        return jax.tree.map(lambda p, *found: next((i for i, here in enumerate(found) if here), -1), params, *masks)
+        masks = [path_mask(g.match, f'config.optim.groups[{i}].match')(params) for i, g in enumerate(self.groups)]
+        return jax.tree.map(lambda _, *matches: next((i for i, match in enumerate(matches) if match), -1), params, *masks)
 
-    def rate(self, group: int) -> float:
-        """Of a group."""
-        return self.groups[group].rate if group >= 0 else 1.0
+    def rate(self, index: int) -> float:
+        """Return the learning-rate factor of a group."""
+        return self.groups[index].rate if index >= 0 else 1.0
 
-    def trained(self, grads: Any, step: jax.Array) -> Any:
-        """Gradients, zero for parameters that stay as they begin, or as they are from before `step` on."""
-        def of(g: jax.Array, group: int) -> jax.Array:
-            end = self.ends[group] if group >= 0 and self.ends else None
-            here = g if self.rate(group) else jnp.zeros_like(g)
-            return here if end is None else jnp.where(step < end, here, 0)
-        return jax.tree.map(of, grads, self.of(grads)) if self.groups else grads
+    def mask_gradients(self, grads: Any, step: jax.Array) -> Any:
+        """Return the gradients with zeros for parameters that are not trained, or not trained any more at `step`."""
+        def mask(g: jax.Array, index: int) -> jax.Array:
+            end = self.ends[index] if index >= 0 and self.ends else None
+            if not self.rate(index):
+                g = jnp.zeros_like(g)
+            return g if end is None else jnp.where(step < end, g, 0)
+        return jax.tree.map(mask, grads, self.indices(grads)) if self.groups else grads
 
 
-def _l2(l2: float, mask: Callable[[Any], Any], groups: Groups) -> optax.GradientTransformation:
-    """Adds the penalty's gradient, over the group's rate, which it is multiplied by later."""
+def _add_l2(l2: float, mask: Callable[[Any], Any], groups: Groups) -> optax.GradientTransformation:
+    """Add the gradient of the L2 penalty, divided by the group's rate, which multiplies the update later."""
     def init(params: Any) -> optax.EmptyState:
-        mask(params)  # says so where it is found nowhere
+        mask(params)  # raises an error if it matches no parameter
         return optax.EmptyState()
 
     def update(updates: Any, state: optax.EmptyState, params: Any = None) -> tuple[Any, optax.EmptyState]:
-        return jax.tree.map(lambda u, p, m, g: u + l2 / groups.rate(g) * p if m and groups.rate(g) else u,
-                            updates, params, mask(params), groups.of(params)), state
+        return jax.tree.map(lambda u, p, m, i: u + l2 / groups.rate(i) * p if m and groups.rate(i) else u,
+                            updates, params, mask(params), groups.indices(params)), state
     return optax.GradientTransformation(init, update)
 
 
-def _of_groups(core: Callable[..., optax.GradientTransformation], groups: Groups) -> optax.GradientTransformation:
-    """The optimizer of each group, and its rate."""
-    def label(group: int) -> str:
-        if not groups.rate(group):
+def _group_optimizers(make: Callable[..., optax.GradientTransformation], groups: Groups) -> optax.GradientTransformation:
+    """Apply the optimizer of each group and multiply the updates by its rate.
+
+    `make()` returns the optimizer of the stage, and `make(choice, field)` another one. The labels are keys of the state.
+    """
+    def label(index: int) -> str:
+        if not groups.rate(index):
             return 'still'
-        return str(group) if group >= 0 and groups.groups[group].optimizer else 'all'
+        return str(index) if index >= 0 and groups.groups[index].optimizer else 'all'
 
-    own = {label(i): core(g.optimizer, f'config.optim.groups[{i}].optimizer')
-           for i, g in enumerate(groups.groups) if g.optimizer and g.rate}
-    rates = optax.stateless(lambda updates, params: jax.tree.map(
-        lambda u, g: groups.rate(g) * u, updates, groups.of(params)))
-    return optax.chain(optax.partition({'all': core(), 'still': optax.set_to_zero(), **own},
-                                       lambda params: jax.tree.map(label, groups.of(params))), rates)
+    optimizers = {label(i): make(g.optimizer, f'config.optim.groups[{i}].optimizer')
+                  for i, g in enumerate(groups.groups) if g.optimizer and g.rate}
+    scale_by_rate = optax.stateless(lambda updates, params: jax.tree.map(
+        lambda u, i: groups.rate(i) * u, updates, groups.indices(params)))
+    return optax.chain(optax.partition({'all': make(), 'still': optax.set_to_zero(), **optimizers},
+                                       lambda params: jax.tree.map(label, groups.indices(params))), scale_by_rate)
 
 
-def _normalize(groups: Groups) -> optax.GradientTransformation:
-    """The step is taken from kernels of a norm of sqrt(features)."""
+def _normalize_kernels(groups: Groups) -> optax.GradientTransformation:
+    """Change the updates so that they start from kernels scaled to the norm sqrt(features)."""
     def update(updates: Any, params: Any) -> Any:
-        def of(u: jax.Array, p: jax.Array, g: int) -> jax.Array:
-            chosen = g >= 0 and groups.groups[g].normalize and groups.rate(g) and p.ndim > 1
-            return u + (p.shape[-1] ** 0.5 / jnp.linalg.norm(p) - 1) * p if chosen else u
-        return jax.tree.map(of, updates, params, groups.of(params))
+        def add_scaling(u: jax.Array, p: jax.Array, i: int) -> jax.Array:
+            is_normalized = i >= 0 and groups.groups[i].normalize and groups.rate(i) and p.ndim > 1
+            return u + (p.shape[-1] ** 0.5 / jnp.linalg.norm(p) - 1) * p if is_normalized else u
+        return jax.tree.map(add_scaling, updates, params, groups.indices(params))
     return optax.stateless(update)
 
 
-def _until(groups: Groups, ends: Sequence[int | None]) -> optax.GradientTransformation:
-    """No updates of a group from its end on, in steps of the stage."""
+def _stop_groups(groups: Groups, ends: Sequence[int | None]) -> optax.GradientTransformation:
+    """Set the updates of each group to zero from its end on, which is a step of the stage."""
     def update(updates: Any, state: optax.ScaleByScheduleState, params: Any = None) -> tuple[Any, Any]:
-        updates = jax.tree.map(lambda u, g: u if g < 0 or ends[g] is None else jnp.where(state.count < ends[g], u, 0),
-                               updates, groups.of(updates))
+        updates = jax.tree.map(lambda u, i: u if i < 0 or ends[i] is None else jnp.where(state.count < ends[i], u, 0),
+                               updates, groups.indices(updates))
         return updates, optax.ScaleByScheduleState(count=optax.safe_increment(state.count))
     return optax.GradientTransformation(lambda params: optax.ScaleByScheduleState(jnp.zeros([], jnp.int32)), update)
 
 
 def _decoupled_decay(rate: float, mask: Callable[[Any], Any], schedule: optax.Schedule,
                      groups: Groups) -> optax.GradientTransformation:
-    """Subtracts `schedule(n) * rate * parameter` from updates that are already scaled (Loshchilov & Hutter 2019)."""
+    """Subtract `schedule(n) * rate * parameter` from updates that are already scaled (Loshchilov & Hutter 2019)."""
     def init(params: Any) -> optax.ScaleByScheduleState:
-        mask(params)  # says so where it is found nowhere
+        mask(params)  # raises an error if it matches no parameter
         return optax.ScaleByScheduleState(count=jnp.zeros([], jnp.int32))
 
     def update(updates: Any, state: optax.ScaleByScheduleState, params: Any = None) -> tuple[Any, Any]:
-        step = schedule(state.count) * rate
-        updates = jax.tree.map(lambda u, p, m, g: u - (step * p).astype(u.dtype) if m and groups.rate(g) else u,
-                               updates, params, mask(params), groups.of(params))
+        decay = schedule(state.count) * rate
+        updates = jax.tree.map(lambda u, p, m, i: u - (decay * p).astype(u.dtype) if m and groups.rate(i) else u,
+                               updates, params, mask(params), groups.indices(params))
         return updates, optax.ScaleByScheduleState(count=optax.safe_increment(state.count))
     return optax.GradientTransformation(init, update)
 
 
 def _scale_by_plateau(observer: optax.GradientTransformationExtraArgs) -> optax.GradientTransformation:
-    """Scales updates by the state's factor, which `Optimizer.observe` alone changes."""
+    """Scale updates by the factor in the state, which only `Optimizer.observe` changes."""
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         return jax.tree.map(lambda u: u * state.scale.astype(u.dtype), updates), state
     return optax.GradientTransformation(observer.init, update)
@@ -196,11 +209,11 @@ class _Stage:
     start: int
     transform: optax.GradientTransformationExtraArgs
     schedule: optax.Schedule
-    observer: optax.GradientTransformationExtraArgs | None  # of a plateau
+    observer: optax.GradientTransformationExtraArgs | None  # for the schedule plateau
 
 
-def _first_state(transform: optax.GradientTransformationExtraArgs, params: Any) -> Any:
-    """The state before the first step, in the types it has after one, which may be wider than bfloat16 parameters."""
+def _initial_state(transform: optax.GradientTransformationExtraArgs, params: Any) -> Any:
+    """Return the state before the first step in the types it has after a step, which may be wider than the parameters'."""
     state = transform.init(params)
     _, after = jax.eval_shape(lambda p, s: transform.update(p, s, p, value=jnp.zeros(())), params, state)
     return jax.tree.map(lambda x, wide: jnp.asarray(x, wide.dtype), state, after)
@@ -208,37 +221,37 @@ def _first_state(transform: optax.GradientTransformationExtraArgs, params: Any) 
 
 @dataclass(frozen=True)
 class Optimizer:
-    """The optax chains of a run, one for each stage. Their states are kept side by side: a tuple.
+    """The optimizers of a run, one for each stage. The state is a tuple of their states.
 
     Attributes:
-      stages: of the run.
-      groups: of parameters.
+      stages: the stages in order.
+      groups: the parameter groups.
     """
 
     stages: tuple[_Stage, ...]
     groups: Groups = Groups(())
 
     def init(self, params: Any) -> tuple:
-        """The state before the first step."""
-        return tuple(_first_state(s.transform, params) for s in self.stages)
+        """Return the state before the first step."""
+        return tuple(_initial_state(s.transform, params) for s in self.stages)
 
     def update(self, grads: Any, state: tuple, params: Any, stage: int, loss: jax.Array) -> tuple[Any, tuple]:
-        """Updates to add to the parameters, and the state after them."""
+        """Return the updates, which are to be added to the parameters, and the next state."""
         updates, new = self.stages[stage].transform.update(grads, state[stage], params, value=loss)
         return updates, (*state[:stage], new, *state[stage + 1:])
 
     def learning_rate(self, state: tuple, step: jax.Array, stage: int) -> jax.Array:
-        """The learning rate in force at `step`."""
+        """Return the learning rate at `step`."""
         s = self.stages[stage]
         lr = jnp.asarray(s.schedule(step - s.start), jnp.float32)
         return lr * state[stage][-1].scale if s.observer else lr
 
     def observes(self, stage: int) -> bool:
-        """Whether the stage follows the validation loss."""
+        """Return whether the learning rate of the stage depends on the validation loss."""
         return self.stages[stage].observer is not None
 
     def observe(self, state: tuple, stage: int, val_loss: float) -> tuple:
-        """The state after an evaluation: a plateau counts it. Works on host arrays."""
+        """Return the state, of host arrays, after an evaluation, which the schedule plateau takes into account."""
         observer = self.stages[stage].observer
         if observer is None:
             return state
@@ -246,107 +259,124 @@ class Optimizer:
         return (*state[:stage], (*state[stage][:-1], plateau), *state[stage + 1:])
 
 
-def _matrices(params: Any) -> Any:
-    """Muon's matrices: kernels, as products of their last axis and all others; the rest goes the way of Adam."""
-    def of(path: Any, x: Any) -> optax.contrib.MuonDimensionNumbers | None:
-        kernel = path_name(path).endswith('kernel') and x.ndim > 1
-        return optax.contrib.MuonDimensionNumbers(tuple(range(x.ndim - 1)), x.ndim - 1) if kernel else None
-    return jax.tree_util.tree_map_with_path(of, params)
+def _muon_dimensions(params: Any) -> Any:
+    """Return how Muon turns parameters into matrices: kernels become (all other axes, last axis).
+
+    Other parameters are updated by Adam.
+    """
+    def dimensions(path: Any, x: Any) -> optax.contrib.MuonDimensionNumbers | None:
+        is_kernel = path_name(path).endswith('kernel') and x.ndim > 1
+        return optax.contrib.MuonDimensionNumbers(tuple(range(x.ndim - 1)), x.ndim - 1) if is_kernel else None
+    return jax.tree_util.tree_map_with_path(dimensions, params)
 
 
-def _make_core(choice: cfg.Choice, schedule: optax.Schedule,
-               where: str = 'config.optim.optimizer') -> optax.GradientTransformation:
+def _make_base_optimizer(choice: cfg.Choice, schedule: optax.Schedule, field: str) -> optax.GradientTransformation:
+    """Return the optimizer that the config names, without decay, groups and clipping."""
     known = _optimizers()
     if choice.name not in known:
         raise unknown('optimizer', choice.name, known)
     make = known[choice.name]
-    # decay is ours, so that it means the same for each of them
     parameters = {k: p for k, p in inspect.signature(make).parameters.items() if k != 'muon_weight_dimension_numbers'}
-    taken = {'learning_rate', 'mask', *(p for p in parameters if 'weight_decay' in p)}
+    # weight decay is applied by `_decoupled_decay`, so that it means the same for every optimizer
+    reserved = {'learning_rate', 'mask', *(p for p in parameters if 'weight_decay' in p)}
     for name, value in choice.args.items():
-        if name in taken:
-            fields = 'learning_rate' if name == 'learning_rate' else 'weight_decay and decay_mask'
-            raise UserError(f'set config.optim.{fields} instead', field=f'{where}.{name}')
+        if name in reserved:
+            replacement = 'learning_rate' if name == 'learning_rate' else 'weight_decay and decay_mask'
+            raise UserError(f'set config.optim.{replacement} instead', field=f'{field}.{name}')
         if name not in parameters:
-            raise unknown(f'argument of optimizer {choice.name}', name, set(parameters) - taken)
-        check_bool(f'{where}.{name}', parameters[name].default, value)
+            raise unknown(f'argument of optimizer {choice.name}', name, set(parameters) - reserved)
+        check_bool(f'{field}.{name}', parameters[name].default, value)
     extra: dict[str, Any] = {p: 0.0 for p in parameters if 'weight_decay' in p and isinstance(parameters[p].default, float)}
     if choice.name == 'muon':
-        extra['muon_weight_dimension_numbers'] = _matrices
+        extra['muon_weight_dimension_numbers'] = _muon_dimensions
     try:
-        core = make(schedule, **choice.args, **extra)
+        optimizer = make(schedule, **choice.args, **extra)
         trial = {'kernel': jnp.zeros((1, 1))}
-        jax.eval_shape(lambda: optax.with_extra_args_support(core).update(
-            trial, core.init(trial), trial, value=jnp.zeros(())))
-        return core
+        jax.eval_shape(lambda: optax.with_extra_args_support(optimizer).update(
+            trial, optimizer.init(trial), trial, value=jnp.zeros(())))
+        return optimizer
     except (TypeError, ValueError, AttributeError, ZeroDivisionError) as e:
-        raise UserError(f'{choice.name} with {dict(choice.args)}: {e}', field=where) from e
+        raise UserError(f'{choice.name} with {dict(choice.args)}: {e}', field=field) from e
 
 
 def check(optim: cfg.OptimConfig) -> None:
-    """Raises a UserError for an optimizer, schedule, argument or mask that is not known, before there is any data."""
-    _regex(optim.decay_mask, 'config.optim.decay_mask')
-    parts: list[tuple[str, Any]] = [('config.optim', optim)]
-    for name, several in (('switch', optim.switch), ('groups', Groups(optim.groups).groups)):
-        parts += [(f'config.optim.{name}[{i}]', part) for i, part in enumerate(several)]
-    for path, part in parts:
-        if part.optimizer:
-            with name_field(f'{path}.optimizer'):
-                _make_core(part.optimizer, optax.constant_schedule(1.0), f'{path}.optimizer')
-            theirs = inspect.signature(_optimizers()[part.optimizer.name]).parameters.get('weight_decay')
-            if theirs and isinstance(theirs.default, float) and theirs.default and not (optim.weight_decay or optim.l2):
-                log.warning('%s.optimizer: %s without decay, for config.optim.weight_decay is 0 (optax would take %g)', path,
-                            part.optimizer.name, theirs.default)
-        if getattr(part, 'schedule', None):
-            with name_field(f'{path}.schedule'):
-                schedules.get_factory(part.schedule)
+    """Check the names and the arguments of optimizers and schedules, and the regular expressions, without any data.
+
+    Raises:
+      UserError: one of them is wrong.
+    """
+    _compile_regex(optim.decay_mask, 'config.optim.decay_mask')
+    entries: list[tuple[str, Any]] = [('config.optim', optim)]
+    for name, values in (('switch', optim.switch), ('groups', Groups(optim.groups).groups)):
+        entries += [(f'config.optim.{name}[{i}]', value) for i, value in enumerate(values)]
+    for field, entry in entries:
+        if entry.optimizer:
+            with name_field(f'{field}.optimizer'):
+                _make_base_optimizer(entry.optimizer, optax.constant_schedule(1.0), f'{field}.optimizer')
+            decay = inspect.signature(_optimizers()[entry.optimizer.name]).parameters.get('weight_decay')
+            if decay and isinstance(decay.default, float) and decay.default and not (optim.weight_decay or optim.l2):
+                log.warning('%s.optimizer: %s is used without weight decay, as config.optim.weight_decay is 0 (by default '
+                            'optax has %g)', field, entry.optimizer.name, decay.default)
+        if getattr(entry, 'schedule', None):
+            with name_field(f'{field}.schedule'):
+                schedules.get_factory(entry.schedule)
+
+
+def _make_observer(schedule: cfg.Choice, field: str) -> optax.GradientTransformationExtraArgs:
+    """Return what follows the validation loss for the schedule plateau."""
+    try:
+        return optax.contrib.reduce_on_plateau(**{**schedules.PLATEAU_DEFAULTS, **schedule.args})
+    except (TypeError, ValueError) as e:
+        raise UserError(f'plateau with {dict(schedule.args)}: {e}', field=field) from e
 
 
 def _make_stage(optim: cfg.OptimConfig, groups: Groups, optimizer: cfg.Choice, lr: float, schedule: cfg.Choice,
-                warmup: cfg.Duration | None, timeline: Timeline, start: int, end: int, where: str) -> _Stage:
-    by_step = schedules.make_schedule(schedule, lr, warmup, timeline, start, end, where)
-    mask = matching(optim.decay_mask, 'config.optim.decay_mask')
-    def core(choice: cfg.Choice = optimizer, path: str = f'{where}.optimizer') -> optax.GradientTransformation:
-        return _make_core(choice, by_step, path)
-    ends = [None if end is None else end - start for end in groups.ends]
+                warmup: cfg.Duration | None, timeline: Timeline, start: int, end: int, field: str) -> _Stage:
+    rate_by_step = schedules.make_schedule(schedule, lr, warmup, timeline, start, end, field)
+    mask = path_mask(optim.decay_mask, 'config.optim.decay_mask')
+
+    def make(choice: cfg.Choice = optimizer, field: str = f'{field}.optimizer') -> optax.GradientTransformation:
+        return _make_base_optimizer(choice, rate_by_step, field)
+
+    ends = [None if group_end is None else group_end - start for group_end in groups.ends]
     observer = None
     if schedule.name == 'plateau':
         if any(g.normalize for g in optim.groups):
             raise UserError('normalize does not go with the schedule plateau, which scales all updates',
                             field='config.optim.groups')
-        try:
-            observer = optax.contrib.reduce_on_plateau(**{**schedules.PLATEAU_DEFAULTS, **schedule.args})
-        except (TypeError, ValueError) as e:
-            raise UserError(f'plateau with {dict(schedule.args)}: {e}', field=f'{where}.schedule') from e
-    parts = [
+        observer = _make_observer(schedule, f'{field}.schedule')
+    transforms = [
         optax.clip_by_global_norm(optim.clip_norm) if optim.clip_norm else None,
-        _l2(optim.l2, mask, groups) if optim.l2 else None,
-        _of_groups(core, groups) if optim.groups else core(),
-        _decoupled_decay(optim.weight_decay, mask, by_step, groups) if optim.weight_decay else None,
-        _normalize(groups) if any(g.normalize for g in optim.groups) else None,
-        _until(groups, ends) if any(g.until for g in optim.groups) else None,
+        _add_l2(optim.l2, mask, groups) if optim.l2 else None,
+        _group_optimizers(make, groups) if optim.groups else make(),
+        _decoupled_decay(optim.weight_decay, mask, rate_by_step, groups) if optim.weight_decay else None,
+        _normalize_kernels(groups) if any(g.normalize for g in optim.groups) else None,
+        _stop_groups(groups, ends) if any(g.until for g in optim.groups) else None,
         _scale_by_plateau(observer) if observer else None,
     ]
-    return _Stage(start, optax.chain(*(p for p in parts if p is not None)), by_step, observer)
+    return _Stage(start, optax.chain(*(t for t in transforms if t is not None)), rate_by_step, observer)
 
 
 def make_optimizer(optim: cfg.OptimConfig, timeline: Timeline) -> Optimizer:
-    """The optimizer of a config: gradients are clipped, L2 is added, the optimizer of the stage follows, then
-    decoupled decay.
+    """Return the optimizer of a config.
+
+    In each step the gradients are clipped, the L2 penalty is added, the optimizer of the stage is applied, and decoupled
+    decay is added.
 
     Raises:
-      UserError: an unknown optimizer, schedule or argument, or moments outside the run.
+      UserError: an optimizer, a schedule or an argument is unknown, or a moment is outside the run.
     """
     groups = Groups(optim.groups, tuple(timeline.steps(g.until) if g.until else None for g in optim.groups))
     stages = []
-    now: dict[str, Any] = {'optimizer': optim.optimizer, 'lr': optim.learning_rate, 'schedule': optim.schedule,
-                           'warmup': optim.warmup}
+    settings: dict[str, Any] = {'optimizer': optim.optimizer, 'lr': optim.learning_rate, 'schedule': optim.schedule,
+                                'warmup': optim.warmup}
     ends = [*timeline.stages[1:], timeline.total]
     for i, (start, end) in enumerate(zip(timeline.stages, ends, strict=True)):
         if i:
             switch = optim.switch[i - 1]
-            now = {'optimizer': switch.optimizer or now['optimizer'], 'lr': switch.learning_rate or now['lr'],
-                   'schedule': switch.schedule or now['schedule'], 'warmup': switch.warmup}
-        where = f'config.optim.switch[{i - 1}]' if i else 'config.optim'
-        stages.append(_make_stage(optim, groups, **now, timeline=timeline, start=start, end=end, where=where))
+            settings = {'optimizer': switch.optimizer or settings['optimizer'],
+                        'lr': switch.learning_rate or settings['lr'],
+                        'schedule': switch.schedule or settings['schedule'], 'warmup': switch.warmup}
+        field = f'config.optim.switch[{i - 1}]' if i else 'config.optim'
+        stages.append(_make_stage(optim, groups, **settings, timeline=timeline, start=start, end=end, field=field))
     return Optimizer(tuple(stages), groups)

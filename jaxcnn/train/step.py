@@ -164,7 +164,7 @@ class TrainStep:
         grads, stats, scalars = self._gradients(state, examples, dropout_key)
         if self.axis_name:
             grads, stats, scalars = jax.lax.pmean((grads, stats, scalars), self.axis_name)
-        grads = self.optimizer.groups.trained(grads, state.step)
+        grads = self.optimizer.groups.mask_gradients(grads, state.step)
         updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params, self.stage, scalars['loss'])
         params = optax.apply_updates(state.params, updates)
         ema = state.ema

@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxcnn import config as cfg
 from jaxcnn.errors import UserError
-from jaxcnn.optim import matching, path_name
+from jaxcnn.optim import path_mask, path_name
 
 
 def filters(images: np.ndarray, height: int, width: int, features: int, epsilon: float) -> np.ndarray:
@@ -49,7 +49,7 @@ def initializer(config: cfg.WhitenConfig, shapes: Any, images: Callable[[int], n
       UserError: the kernel is not one, or not that of the first convolution.
     """
     where = 'config.whiten.match'
-    mask = matching(config.match, where)(shapes)
+    mask = path_mask(config.match, where)(shapes)
     found = [(path_name(path), x) for (path, x), here in zip(
         jax.tree.leaves_with_path(shapes), jax.tree.leaves(mask), strict=True) if here]
     if len(found) > 1:

@@ -16,7 +16,7 @@ from jaxcnn import experiment, metrics, models
 from jaxcnn.data.feed import TrainFeed
 from jaxcnn.errors import UserError
 from jaxcnn.inspect import report
-from jaxcnn.optim import make_optimizer, matching
+from jaxcnn.optim import make_optimizer, path_mask
 from jaxcnn.timeline import Timeline
 from jaxcnn.train import loop, parallel, train_and_evaluate
 from jaxcnn.train.checkpoint import Checkpoints
@@ -42,7 +42,7 @@ def test_every_config_of_ours_names_what_there_is(path):
     params = jax.eval_shape(lambda: network.init(jax.random.key(0), image))['params']
     jax.eval_shape(make_optimizer(config.optim, Timeline(config, 50_000)).init, params)  # finds groups and masks
     if config.whiten:
-        matching(config.whiten.match, '')(params)
+        path_mask(config.whiten.match, '')(params)
 
 
 @pytest.fixture(scope='module')

@@ -55,7 +55,7 @@ def test_fewer_features_are_the_largest_and_more_stay_as_drawn(images):
 
 
 @pytest.mark.parametrize(('match', 'line'), [
-    ('kernle', r"config\.whiten\.match: 'kernle' is found in no parameter; nearest: .*kernel"),
+    ('kernle', r"config\.whiten\.match: 'kernle' matches no parameter; nearest: .*kernel"),
     ('kernel', r"config\.whiten\.match: 'kernel' is found in 6 parameters, and must name one: Conv_0/kernel, "),
     ('Conv_1/kernel', r'config\.whiten\.match: Conv_1/kernel has shape \(3, 3, 4, 4\); it must be .* 3 channels'),
     ('Dense_0/kernel', r'config\.whiten\.match: Dense_0/kernel has shape'),
