@@ -1,4 +1,4 @@
-"""JSON that knows its own checksum, so that a changed character is found when it is read."""
+"""JSON content with a checksum, which reveals any change to the file."""
 
 import hashlib
 import json
@@ -10,15 +10,15 @@ def _checksum(content: Any) -> str:
 
 
 def seal(content: dict[str, Any]) -> dict[str, Any]:
-    """`content` with its checksum, to be written."""
+    """Return the content with its checksum, to be written as JSON."""
     return {'content': content, 'checksum': _checksum(content)}
 
 
 def unseal(sealed: Any) -> dict[str, Any]:
-    """The content of what `seal` returned and a file gave back.
+    """Return the content of what `seal` returned, after it was read from a file.
 
     Raises:
-      ValueError: it is not what was sealed.
+      ValueError: the content does not match its checksum.
     """
     if not isinstance(sealed, dict) or sealed.get('checksum') != _checksum(sealed.get('content')):
         raise ValueError('its checksum does not match its content')
