@@ -117,8 +117,8 @@ def main(parser: argparse.ArgumentParser, run: Callable[[argparse.Namespace], in
     """
     prepare_streams()
     if arguments is None:
-        memory.keep()
-        memory.collect_less()
+        memory.restart_with_retained_memory()
+        memory.collect_garbage_less_often()
     has_config = any(action.dest == 'config' for action in parser._actions)
 
     def wrong(message: str) -> NoReturn:

@@ -1,4 +1,4 @@
-"""Memory: on the CPU, what XLA frees is kept for its next step; and how much was held."""
+"""Memory: settings that make a run faster on the CPU, and measurement of the peak."""
 
 import contextlib
 import ctypes
@@ -8,25 +8,26 @@ import os
 import resource
 import sys
 
-# of the C library: pages of 2 MiB for those who ask, one heap for all threads, and what was freed is kept
+# of the C library: transparent pages of 2 MiB, one heap for all threads, and freed memory is not returned to the system
 _SETTINGS = ('glibc.malloc.hugetlb=1', 'glibc.malloc.arena_max=1', f'glibc.malloc.mmap_threshold={1 << 40}',
              f'glibc.malloc.trim_threshold={1 << 40}')
-_MARKER = 'JAXCNN_STARTED_ANEW'
+_MARKER = 'JAXCNN_STARTED_ANEW'  # environment variable of the restarted command
 
 
-def keep() -> None:
-    """Starts this command anew with memory that is kept, in pages of 2 MiB, where Linux gives them to those who ask.
+def restart_with_retained_memory() -> None:
+    """Restart this command with a C library that keeps freed memory, in pages of 2 MiB if Linux offers them on request.
 
-    XLA takes its temporary memory anew for each step on the CPU, gigabytes for a large network; to have it from the system
-    each time takes a tenth to a third of a step (docs/performance.md). Only a new process can have it otherwise: the C
-    library reads its settings when it starts. On a GPU that memory is not the host's.
+    On the CPU, XLA allocates its temporary memory anew in each step, gigabytes for a large network. To get it from the
+    system each time takes a tenth to a third of a step (docs/performance.md). The C library reads its settings when a
+    process starts, so only a new process can have others. Nothing is done for a GPU, whose memory is not the host's.
     """
     gpu = os.path.exists('/dev/nvidiactl') and importlib.util.find_spec('jax_plugins')
     if gpu and os.environ.get('JAX_PLATFORMS') != 'cpu':
         return
     tunables = os.environ.get('GLIBC_TUNABLES', '')
-    ours = sys.orig_argv[-len(sys.argv):] == sys.argv and os.path.isfile(sys.argv[0])  # not a notebook that runs us
-    if not ours or 'glibc.malloc' in tunables or _MARKER in os.environ:
+    # a script, and not for example a notebook that calls this function
+    is_script = sys.orig_argv[-len(sys.argv):] == sys.argv and os.path.isfile(sys.argv[0])
+    if not is_script or 'glibc.malloc' in tunables or _MARKER in os.environ:
         return
     with contextlib.suppress(OSError):
         with open('/sys/kernel/mm/transparent_hugepage/enabled', encoding='utf-8') as f:
@@ -37,26 +38,29 @@ def keep() -> None:
                   {**os.environ, 'GLIBC_TUNABLES': settings, _MARKER: '1'})
 
 
-def collect_less() -> None:
-    """Lets Python look for cycles of garbage less often: objects that importing and tracing make mostly stay, and to look
-    through them takes a twelfth of a short run (docs/performance.md)."""
+def collect_garbage_less_often() -> None:
+    """Make Python search for reference cycles less often.
+
+    Most objects that importing and tracing create stay alive, and searching them takes a twelfth of a short run
+    (docs/performance.md).
+    """
     gc.set_threshold(50_000, 20, 10)
 
 
-def peak() -> tuple[int, int | None]:
-    """The most bytes that this process has held so far: of the host's memory, and of its first device's (None: a CPU's)."""
-    import jax  # not before the command starts anew
-    # `getrusage` tells of the process that started this one, too; a sandbox's kernel may have nothing better
+def peak_bytes() -> tuple[int, int | None]:
+    """Return the peak memory of this process on the host and on its first device; the latter is None on a CPU."""
+    import jax  # not at the top: the command may restart before JAX is needed
+    # `getrusage` includes the process that started this one, but in a sandbox it may be the only source
     with open('/proc/self/status', encoding='utf-8', errors='replace') as f:
-        told = [int(line.split()[1]) for line in f if line.startswith('VmHWM')]
-    host = 1024 * (told[0] if told else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
-    of_device = jax.local_devices()[0].memory_stats() or {}
-    return host, of_device.get('peak_bytes_in_use')
+        kilobytes = [int(line.split()[1]) for line in f if line.startswith('VmHWM')]
+    host = 1024 * (kilobytes[0] if kilobytes else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    device_stats = jax.local_devices()[0].memory_stats() or {}
+    return host, device_stats.get('peak_bytes_in_use')
 
 
-def give_back() -> None:
-    """Gives the system what is free: the arrays of one run seldom fit the holes that the run before left."""
+def release() -> None:
+    """Return free memory to the system, since the arrays of a second run seldom fit the gaps that the first one left."""
     gc.collect()
-    trim = getattr(ctypes.CDLL(None), 'malloc_trim', None)  # glibc's alone
+    trim = getattr(ctypes.CDLL(None), 'malloc_trim', None)  # only glibc has it
     if trim:
         trim(0)

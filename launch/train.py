@@ -93,7 +93,7 @@ def run(args: argparse.Namespace) -> int:
             diverged.append(seed)
         else:
             tell(summary, settings, folder)
-        memory.give_back()
+        memory.release()
     if args.seeds > 1:
         tell_seeds(of_all_seeds(settings, args.workdir), settings, args.workdir)
     if diverged:

@@ -17,7 +17,7 @@ from jaxcnn.inspect import figures
 from jaxcnn.ops import native
 from jaxcnn.train.setup import Setup
 
-memory.collect_less()  # as the commands do
+memory.collect_garbage_less_often()  # as the commands do
 
 
 @pytest.fixture(scope='session', autouse=True)

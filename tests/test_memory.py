@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-CHILD = 'from jaxcnn import memory; held = bytearray(b"x") * (300 << 20); print(memory.peak()[0])'
+CHILD = 'from jaxcnn import memory; held = bytearray(b"x") * (300 << 20); print(memory.peak_bytes()[0])'
 PARENT = f"import subprocess, sys; held = bytearray(b'x') * (3 << 30); subprocess.run([sys.executable, '-c', {CHILD!r}])"
 
 

@@ -57,7 +57,7 @@ class RunProgress:
 
     def look_at_memory(self) -> None:
         """Takes in what this process has held at most; processes before it may have held more."""
-        host, device = memory.peak()
+        host, device = memory.peak_bytes()
         self.peak_host_bytes = max(self.peak_host_bytes, host)
         if device is not None:
             self.peak_device_bytes = max(self.peak_device_bytes or 0, device)

@@ -136,5 +136,5 @@ def compare(args: argparse.Namespace, benchmark: str) -> Iterator[Table]:
         lines.append(f'| {title} | {" | ".join(cells)} |')
         print(lines[-1], file=sys.stderr, flush=True)
         del jaxcnn_step, sides, measure
-        memory.give_back()  # before the next network
+        memory.release()  # before the next network
         yield Table(f'{benchmark}, {dtype}: images/s, then over those of peers; median (least to most)', lines, results)
