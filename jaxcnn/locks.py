@@ -1,4 +1,4 @@
-"""Locks between processes, on file systems with `flock` and on those without it."""
+"""Locks between processes, on file systems with and without `flock`."""
 
 import contextlib
 import errno
@@ -10,8 +10,8 @@ import time
 from collections.abc import Iterator
 from typing import IO
 
-_POLL = 1.0  # seconds between two looks at a lock file of another process
-_FOREIGN = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)  # EACCES: from fcntl, by which NFS emulates flock
+_POLL_INTERVAL = 1.0  # seconds between two checks of another process's lock file
+_LOCKED_ERRNOS = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)  # EACCES: from fcntl, with which NFS emulates flock
 log = logging.getLogger('jaxcnn')
 
 
@@ -19,8 +19,8 @@ class LockedError(Exception):
     """Another process holds the lock; the message says which one."""
 
 
-def _started(pid: int) -> str | None:
-    """When the kernel started a process of this host, in its own units; None: there is no such process."""
+def _start_time(pid: int) -> str | None:
+    """Return when the kernel started a process of this host, in its own units, or '' if it is unknown; None: no process."""
     try:
         with open(f'/proc/{pid}/stat', encoding='utf-8', errors='replace') as f:
             return f.read().rpartition(')')[2].split()[19]
@@ -40,7 +40,8 @@ def _started(pid: int) -> str | None:
 
 
 def _identity() -> str:
-    return f'{os.getpid()} {socket.gethostname()} {_started(os.getpid())}'
+    """Return what a lock file says of its process: process id, host and start time."""
+    return f'{os.getpid()} {socket.gethostname()} {_start_time(os.getpid())}'
 
 
 def _describe(identity: str) -> str:
@@ -48,23 +49,23 @@ def _describe(identity: str) -> str:
     return f'process {pid}' + (f' on {host}' if host not in ('?', socket.gethostname()) else '')
 
 
-def _is_gone(identity: str) -> bool:
-    """Whether the process that wrote this is known to have ended; never known of a process on another host."""
-    pid, host, started = [*identity.split(), '', '', ''][:3]
-    return host == socket.gethostname() and pid.isdecimal() and _started(int(pid)) not in (started, '')
+def _has_ended(identity: str) -> bool:
+    """Return whether the process with this identity is known to have ended; False for a process of another host."""
+    pid, host, start_time = [*identity.split(), '', '', ''][:3]
+    return host == socket.gethostname() and pid.isdecimal() and _start_time(int(pid)) not in (start_time, '')
 
 
 @contextlib.contextmanager
 def lock(path: str, wait: bool = False) -> Iterator[None]:
-    """Holds the lock of the file at `path`, which is made where it is missing, against other processes.
+    """Hold a lock against other processes in the block.
 
     A lock by `flock` ends with its process. On a file system without `flock` (NFS without a lock service, some FUSE file
-    systems) a warning is logged, and the lock is the file `<path>.holder`, which names host and process and is taken over
-    when a process of the same host has ended without removing it.
+    systems) a warning is logged, and the lock is the file `<path>.holder`, which names the host and the process. It is taken
+    over if a process of the same host has ended without removing it.
 
     Args:
-      path: of the lock file; it stays when the lock is released.
-      wait: until another process has released the lock.
+      path: the lock file. It is created if it is missing, and not removed when the lock is released.
+      wait: whether to wait until another process has released the lock.
 
     Raises:
       LockedError: another process holds the lock, and `wait` is False.
@@ -73,14 +74,14 @@ def lock(path: str, wait: bool = False) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         file = stack.enter_context(open(path, 'a+', encoding='utf-8'))
         try:
-            while not _flock(file, wait):  # whoever held it has removed the file: it no longer locks anything
+            while not _lock_file(file, wait):  # its last holder has removed the file, so it locks nothing
                 file = stack.enter_context(open(path, 'a+', encoding='utf-8'))
         except OSError as e:
-            if e.errno in _FOREIGN:
+            if e.errno in _LOCKED_ERRNOS:
                 file.seek(0)
                 raise LockedError(_describe(file.read())) from None
             log.warning('%s: its file system has no locks (%s); the lock is the file %s.holder', path, e.strerror, path)
-            stack.enter_context(_holder(f'{path}.holder', wait))
+            stack.enter_context(_create_holder_file(f'{path}.holder', wait))
         file.seek(0)
         file.truncate()
         file.write(f'{_identity()}\n')
@@ -89,25 +90,25 @@ def lock(path: str, wait: bool = False) -> Iterator[None]:
 
 
 def holder_has_ended(path: str) -> bool:
-    """Whether the process that took the lock last has ended; False where it is on another host, where nobody can tell.
+    """Return whether the last process that took the lock has ended; False for a process of another host.
 
-    Nothing is locked for it, so a process that takes the lock meanwhile is not refused.
+    Nothing is locked meanwhile, so another process can take the lock at any time.
     """
     try:
         with open(path, encoding='utf-8') as file:
-            return _is_gone(file.read())
+            return _has_ended(file.read())
     except FileNotFoundError:
         return True
 
 
-def share(path: str) -> IO[str]:
-    """Opens a file for reading; until it is closed, `is_shared` of the file is true in every process.
+def open_shared(path: str) -> IO[str]:
+    """Open a file for reading. Until it is closed, `is_shared` gives True for it in every process.
 
     Raises:
-      FileNotFoundError: the file is not there, or is just being removed.
+      FileNotFoundError: the file does not exist, or is being removed.
     """
-    file = open(path, encoding='utf-8')  # noqa: SIM115 (its holder closes it)
-    with contextlib.suppress(OSError):  # without locks, `is_shared` is true in any case
+    file = open(path, encoding='utf-8')  # noqa: SIM115 (the caller closes it)
+    with contextlib.suppress(OSError):  # without locks, `is_shared` always gives True
         fcntl.flock(file, fcntl.LOCK_SH)
     if _is_current(file):
         return file
@@ -117,7 +118,7 @@ def share(path: str) -> IO[str]:
 
 @contextlib.contextmanager
 def is_shared(path: str) -> Iterator[bool]:
-    """Whether a process may have the file open through `share`; while it is not, none can."""
+    """Yield whether a process may have the file open through `open_shared`; if not, none can open it in the block."""
     with open(path, 'r+', encoding='utf-8') as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -127,12 +128,12 @@ def is_shared(path: str) -> Iterator[bool]:
             yield False
 
 
-def _flock(file: IO[str], wait: bool) -> bool:
-    """Locks an open file; whether it is still the file of that name."""
+def _lock_file(file: IO[str], wait: bool) -> bool:
+    """Lock an open file, and return whether its path still leads to this file."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as e:
-        if not wait or e.errno not in _FOREIGN:
+        if not wait or e.errno not in _LOCKED_ERRNOS:
             raise
         file.seek(0)
         log.info('waiting for %s, which holds %s', _describe(file.read()), file.name)
@@ -141,7 +142,7 @@ def _flock(file: IO[str], wait: bool) -> bool:
 
 
 def _is_current(file: IO[str]) -> bool:
-    """Whether an open file is still the one of its name."""
+    """Return whether the path of an open file still leads to this file."""
     try:
         return os.path.samestat(os.fstat(file.fileno()), os.stat(file.name))
     except FileNotFoundError:
@@ -149,9 +150,9 @@ def _is_current(file: IO[str]) -> bool:
 
 
 @contextlib.contextmanager
-def _holder(path: str, wait: bool) -> Iterator[None]:
-    """Holds a lock file, which only one process can create."""
-    waiting = False
+def _create_holder_file(path: str, wait: bool) -> Iterator[None]:
+    """Hold a lock by a file in the block: only one process can create it."""
+    is_waiting = False
     while True:
         try:
             with open(path, 'x', encoding='utf-8') as f:
@@ -160,16 +161,16 @@ def _holder(path: str, wait: bool) -> Iterator[None]:
         except FileExistsError:
             with contextlib.suppress(FileNotFoundError), open(path, encoding='utf-8') as f:
                 identity = f.read()
-                if _is_gone(identity):
-                    _take_over(path, identity)
+                if _has_ended(identity):
+                    _remove_stale(path, identity)
                     continue
-                description = f'{_describe(identity)}; without that process, remove {path}'
+                description = f'{_describe(identity)}; if that process is gone, remove {path}'
                 if not wait:
                     raise LockedError(description) from None
-                if not waiting:
+                if not is_waiting:
                     log.warning('waiting for %s', description)
-                waiting = True
-            time.sleep(_POLL)
+                is_waiting = True
+            time.sleep(_POLL_INTERVAL)
     try:
         yield
     finally:
@@ -177,12 +178,12 @@ def _holder(path: str, wait: bool) -> Iterator[None]:
             os.remove(path)
 
 
-def _take_over(path: str, identity: str) -> None:
-    """Removes the lock file that a process left which has ended, unless another process has just taken its place."""
-    moved = f'{path}.{os.getpid()}'
-    os.rename(path, moved)
-    with open(moved, encoding='utf-8') as f:
-        taken = f.read() != identity
-    if taken:
-        os.link(moved, path)
-    os.remove(moved)
+def _remove_stale(path: str, identity: str) -> None:
+    """Remove the lock file of a process that has ended, unless another process has replaced it meanwhile."""
+    renamed = f'{path}.{os.getpid()}'
+    os.rename(path, renamed)
+    with open(renamed, encoding='utf-8') as f:
+        is_replaced = f.read() != identity
+    if is_replaced:
+        os.link(renamed, path)
+    os.remove(renamed)

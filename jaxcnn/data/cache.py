@@ -28,7 +28,7 @@ from jaxcnn.data.checks import check_images
 from jaxcnn.data.sources import Example, Examples, InMemory, Source
 from jaxcnn.data.targets import TargetKind
 from jaxcnn.errors import UserError, from_os_error, name_field, name_file
-from jaxcnn.locks import LockedError, is_shared, lock, share
+from jaxcnn.locks import LockedError, is_shared, lock, open_shared
 from jaxcnn.sealed import seal, unseal
 
 _FORMAT = 5
@@ -42,7 +42,7 @@ class ArrayFile:
 
     Args:
       path: of the file.
-      shared: a file of the cache, from `locks.share`, that stays open as long as this object is in use.
+      shared: a file of the cache, from `locks.open_shared`, that stays open as long as this object is in use.
     """
 
     def __init__(self, path: str, shared: IO[str] | None = None):
@@ -247,7 +247,7 @@ def open_cache(source: Source, config: cfg.DataConfig) -> tuple[dict[str, Any], 
             with lock(f'{folder}.lock', wait=True):
                 opened = _open(folder)  # another process may have built it meanwhile
                 if opened is None:
-                    opened = _build(source, folder, config, origin), share(os.path.join(folder, 'meta.json'))
+                    opened = _build(source, folder, config, origin), open_shared(os.path.join(folder, 'meta.json'))
             _remove_superseded(folder, origin)
     except OSError as e:
         if not (str(e.filename).startswith(root) or root.startswith(str(e.filename))):
@@ -266,7 +266,7 @@ def open_cache(source: Source, config: cfg.DataConfig) -> tuple[dict[str, Any], 
 def _open(folder: str) -> tuple[dict[str, Any], IO[str]] | None:
     """The meta data of a whole and undamaged cache, and its open file, which keeps other processes from removing it."""
     try:
-        shared = share(os.path.join(folder, 'meta.json'))
+        shared = open_shared(os.path.join(folder, 'meta.json'))
     except FileNotFoundError:
         return None
     meta = _read_meta(folder)
