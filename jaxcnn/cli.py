@@ -1,4 +1,4 @@
-"""What the commands in `launch/` share: start-up, and a person's mistakes told in one line."""
+"""The entry point of the commands in `launch/`: flags, start of JAX, exit codes, errors as one line."""
 
 import argparse
 import errno
@@ -16,30 +16,30 @@ log = logging.getLogger('jaxcnn')
 
 
 def add_distributed_flags(parser: argparse.ArgumentParser) -> None:
-    """Flags for a run of several processes; the usual environment variables do as well."""
+    """Add the flags of a run with several processes, whose defaults are the usual environment variables."""
     group = parser.add_argument_group('several processes')
     group.add_argument('--coordinator', default=os.environ.get('JAX_COORDINATOR_ADDRESS'), metavar='HOST:PORT',
                        help='address of process 0 (JAX_COORDINATOR_ADDRESS)')
     group.add_argument('--num_processes', type=int, default=os.environ.get('JAX_NUM_PROCESSES'),
-                       help='how many processes (JAX_NUM_PROCESSES)')
+                       help='number of processes (JAX_NUM_PROCESSES)')
     group.add_argument('--process_id', type=int, default=os.environ.get('JAX_PROCESS_ID'),
-                       help='which of them this is, from 0 (JAX_PROCESS_ID)')
+                       help='index of this process, from 0 (JAX_PROCESS_ID)')
 
 
 def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The command line without, and the `a.b=VALUE` of, its `--config.a.b=VALUE`."""
+    """Return the arguments without `--config.a.b=VALUE`, and the list of `a.b=VALUE`."""
     prefix = '--config.'
     return ([a for a in arguments if not a.startswith(prefix)],
             [a[len(prefix):] for a in arguments if a.startswith(prefix)])
 
 
 def bypass_proxy(host: str) -> None:
-    """Keeps the connection to the run's coordinator off a proxy that `http_proxy` or the like names: it would hang there."""
+    """Connect to the coordinator of a run without the proxy of `http_proxy` and similar variables, which would hang."""
     import jax
     variables = 'no_grpc_proxy', 'no_proxy'  # gRPC reads the first of these that is set
-    direct = next(filter(None, map(os.environ.get, variables)), None)
-    os.environ[variables[0]] = ','.join(filter(None, [direct, host, 'localhost', '127.0.0.1']))
-    jax.config.update('jax_check_proxy_envs', False)  # it warns of a hang that cannot happen now
+    hosts = next(filter(None, map(os.environ.get, variables)), None)
+    os.environ[variables[0]] = ','.join(filter(None, [hosts, host, 'localhost', '127.0.0.1']))
+    jax.config.update('jax_check_proxy_envs', False)  # it warns of the hang that is avoided here
 
 
 class StdoutError(OSError):
@@ -47,7 +47,7 @@ class StdoutError(OSError):
 
 
 class _Stdout(io.TextIOWrapper):
-    """Standard output, whose errors are told from those of files."""
+    """Standard output that raises `StdoutError`, unlike files."""
 
     def write(self, text: str) -> int:
         try:
@@ -63,10 +63,10 @@ class _Stdout(io.TextIOWrapper):
 
 
 def prepare_streams() -> None:
-    """Makes standard input, output and error usable however the command was started.
+    """Make standard input, output and error usable, however the command was started.
 
-    One that is closed, as cron and services may leave it, becomes the null device: the next file would take its descriptor,
-    and get what libraries write to it. Characters that the locale's encoding lacks are written as escape sequences.
+    A closed stream, as cron and services may leave it, becomes the null device. Otherwise the next opened file would have
+    its descriptor, and receive what libraries print. Characters that the locale cannot encode are escaped.
     """
     for descriptor, name in enumerate(('stdin', 'stdout', 'stderr')):
         try:
@@ -76,71 +76,85 @@ def prepare_streams() -> None:
             os.set_inheritable(descriptor, True)
         if getattr(sys, name) is None:
             setattr(sys, name, os.fdopen(descriptor, 'w' if descriptor else 'r', encoding='utf-8', closefd=False))
-    if type(sys.stdout) is io.TextIOWrapper:  # not a test's or a notebook's
+    if type(sys.stdout) is io.TextIOWrapper:  # not replaced by a test or a notebook
         sys.stdout = _Stdout(sys.stdout.buffer, sys.stdout.encoding, 'backslashreplace',
                              line_buffering=sys.stdout.line_buffering, write_through=sys.stdout.write_through)
 
 
 def start_jax(args: argparse.Namespace) -> None:
-    """Joins the other processes where there are any, and turns the persistent compilation cache on.
+    """Join the other processes of the run, if there are any, and enable the persistent compilation cache.
 
     Raises:
-      UserError: the flags of a run of several processes do not fit together; the devices that JAX is to use are not there.
+      UserError: the flags for several processes do not fit together, or JAX does not find the devices.
     """
     import jax
-    given = [getattr(args, name, None) for name in ('coordinator', 'num_processes', 'process_id')]
-    if any(value is not None for value in given) and not given[0]:
+    coordinator, num_processes, process_id = (
+        getattr(args, name, None) for name in ('coordinator', 'num_processes', 'process_id'))
+    if not coordinator and (coordinator, num_processes, process_id) != (None, None, None):
         raise UserError('--num_processes and --process_id need --coordinator')
-    if given[0]:
-        if args.num_processes is None or args.process_id is None:
+    if coordinator:
+        if num_processes is None or process_id is None:
             raise UserError('--coordinator needs --num_processes and --process_id')
-        bypass_proxy(str(given[0]).rpartition(':')[0])
+        bypass_proxy(coordinator.rpartition(':')[0])
         try:
-            jax.distributed.initialize(args.coordinator, int(args.num_processes), int(args.process_id))
+            jax.distributed.initialize(coordinator, int(num_processes), int(process_id))
         except (RuntimeError, ValueError) as e:
-            raise UserError(f'could not join the run at {args.coordinator}: {" ".join(str(e).split())[:300]}') from e
+            raise UserError(f'could not join the run at {coordinator}: {" ".join(str(e).split())[:300]}') from e
     try:
         jax.devices()
-    except (RuntimeError, AssertionError) as e:  # the latter where JAX is installed without that platform
+    except (RuntimeError, AssertionError) as e:  # AssertionError: JAX is installed without that platform
         raise UserError(f'JAX finds no device (JAX_PLATFORMS={os.environ.get("JAX_PLATFORMS", "")!r}): '
                         f'{str(e) or "it is installed without that platform"}') from e
     from jaxcnn.train.parallel import use_compilation_cache
     use_compilation_cache()
 
 
+def _parse_arguments(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.Namespace:
+    """Return the flags, and as `overrides` the `a.b=VALUE` of `--config.a.b=VALUE`; exits with one line for a wrong flag."""
+    def exit_with(message: str) -> NoReturn:
+        parser.exit(2, f'error: {message} (--help lists all flags)\n')
+    parser.error = exit_with  # type: ignore[method-assign]
+    has_config = any(action.dest == 'config' for action in parser._actions)
+    flags, overrides = split_overrides(arguments)
+    args, unrecognized = parser.parse_known_args(flags)
+    if unrecognized:
+        hint = '; fields of the config are set by --config.PATH=VALUE' if has_config else ''
+        exit_with(f'unrecognized arguments: {" ".join(unrecognized)}{hint}')
+    if overrides and not has_config:
+        exit_with(f'unrecognized arguments: --config.{overrides[0]}; this command takes the config of the run')
+    args.overrides = overrides
+    for name, value in vars(args).items():
+        if isinstance(value, str) and value.startswith('~'):  # shells do not expand it after `--flag=`
+            setattr(args, name, os.path.expanduser(value))
+    return args
+
+
+def _configure_logging() -> None:
+    logging.basicConfig(level=logging.WARNING, format='%(message)s', stream=sys.stderr)
+    logging.raiseExceptions = False  # a log that cannot be written must not stop the run
+    for name in ('absl', 'asyncio'):  # Orbax logs every file, and errors of its tasks that are also raised
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    # Orbax's threads outlive a failed save and raise errors that nobody can catch
+    sys.unraisablehook = lambda unraisable: log.debug('ignored: %s', unraisable.exc_value)
+
+
 def main(parser: argparse.ArgumentParser, run: Callable[[argparse.Namespace], int | None],
          arguments: Sequence[str] | None = None) -> None:
-    """Parses the command line, starts JAX, runs, and leaves the process with its exit code.
+    """Parse the command line, start JAX, call `run` with the flags, and exit with its exit code.
 
-    A `UserError` ends it with one line and exit code 2, a signal with 128 and its number. `args.overrides` holds
-    what was given as `--config.a.b=VALUE`.
+    The exit code is 2 after a `UserError`, which is printed as one line, and 128 plus its number after a signal.
+
+    Args:
+      parser: the flags of the command. One called `--config` allows `--config.a.b=VALUE`, which `args.overrides` holds.
+      run: the command; None means exit code 0.
+      arguments: the command line; by default that of the process.
     """
     prepare_streams()
     if arguments is None:
         memory.restart_with_retained_memory()
         memory.collect_garbage_less_often()
-    has_config = any(action.dest == 'config' for action in parser._actions)
-
-    def wrong(message: str) -> NoReturn:
-        parser.exit(2, f'error: {message} (--help tells all flags)\n')
-    parser.error = wrong  # type: ignore[method-assign]
-    rest, overrides = split_overrides(sys.argv[1:] if arguments is None else arguments)
-    args, unrecognized = parser.parse_known_args(rest)
-    if unrecognized:
-        hint = '; fields of the config are set by --config.PATH=VALUE' if has_config else ''
-        wrong(f'unrecognized arguments: {" ".join(unrecognized)}{hint}')
-    if overrides and not has_config:
-        wrong(f'unrecognized arguments: --config.{overrides[0]}; this command takes the config of the run')
-    args.overrides = overrides
-    for name, value in vars(args).items():
-        if isinstance(value, str) and value.startswith('~'):  # no shell does it behind `--flag=`
-            setattr(args, name, os.path.expanduser(value))
-    logging.basicConfig(level=logging.WARNING, format='%(message)s', stream=sys.stderr)
-    logging.raiseExceptions = False  # a log that cannot be written must not stop the run
-    for name in ('absl', 'asyncio'):  # Orbax tells of every file, and its tasks of errors that we tell of
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-    # Orbax's threads outlive a failed save and then complain, where nobody can catch it
-    sys.unraisablehook = lambda unraisable: log.debug('ignored: %s', unraisable.exc_value)
+    args = _parse_arguments(parser, sys.argv[1:] if arguments is None else arguments)
+    _configure_logging()
     try:
         start_jax(args)
         import jax
@@ -148,9 +162,9 @@ def main(parser: argparse.ArgumentParser, run: Callable[[argparse.Namespace], in
         code = run(args)
         sys.stdout.flush()
     except StdoutError as e:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still buffered goes there at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the rest of the buffer is written there at exit
         code = 0
-        if e.errno != errno.EPIPE:  # of `| head`, which has all that it wants
+        if e.errno != errno.EPIPE:  # which `| head` causes when it has enough
             log.error('error: standard output cannot be written: %s', e.strerror)
             code = 2
     except UserError as e:
