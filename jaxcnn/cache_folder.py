@@ -36,7 +36,7 @@ def cache_folder(configured: str = '') -> str:
     """
     folder = configured or os.environ.get('JAXCNN_CACHE', '')
     if not folder:
-        return os.path.expanduser('~/.cache/jaxcnn') if is_writable('~/.cache/jaxcnn') else _temporary_cache_folder()
+        return os.path.expanduser('~/.cache/jaxcnn') if is_writable('~/.cache/jaxcnn') else temporary_cache_folder()
     path = os.path.expanduser(folder)
     if path.startswith('~'):
         raise UserError(f'{folder!r}: there is no such home folder', hint='give the full path',
@@ -45,7 +45,12 @@ def cache_folder(configured: str = '') -> str:
 
 
 @functools.cache
-def _temporary_cache_folder() -> str:
+def temporary_cache_folder() -> str:
+    """Return a folder for caches among the temporary files, which nobody else can write.
+
+    Raises:
+      UserError: no such folder can be created.
+    """
     try:
         path = os.path.join(tempfile.gettempdir(), f'jaxcnn-{os.getuid()}')
         with contextlib.suppress(OSError):

@@ -42,7 +42,7 @@ def _rmsprop(learning_rate: optax.ScalarOrSchedule, decay: float = 0.9, eps: flo
 
 
 @functools.cache
-def _optimizers() -> dict[str, Callable[..., optax.GradientTransformation]]:
+def _optax_optimizers() -> dict[str, Callable[..., optax.GradientTransformation]]:
     factories: dict[str, Callable[..., optax.GradientTransformation]] = {}
     for module in (optax.contrib, optax):
         for name, make in inspect.getmembers(module, lambda x: inspect.isfunction(x) or isinstance(x, functools.partial)):
@@ -50,7 +50,11 @@ def _optimizers() -> dict[str, Callable[..., optax.GradientTransformation]]:
                 continue
             if next(iter(inspect.signature(make).parameters), None) == 'learning_rate':
                 factories[name] = make
-    return {**factories, 'rmsprop': _rmsprop, **CUSTOM_OPTIMIZERS}
+    return {**factories, 'rmsprop': _rmsprop}
+
+
+def _optimizers() -> dict[str, Callable[..., optax.GradientTransformation]]:
+    return {**_optax_optimizers(), **CUSTOM_OPTIMIZERS}
 
 
 def optimizer_names() -> list[str]:

@@ -419,9 +419,9 @@ def no_home(request, tmp_path, monkeypatch):
     monkeypatch.delenv('JAXCNN_CACHE')
     (tmp_path / 'tmp').mkdir()
     monkeypatch.setattr('tempfile.tempdir', str(tmp_path / 'tmp'))
-    cache_folder._temporary_cache_folder.cache_clear()
+    cache_folder.temporary_cache_folder.cache_clear()
     yield
-    cache_folder._temporary_cache_folder.cache_clear()
+    cache_folder.temporary_cache_folder.cache_clear()
 
 
 def test_without_a_home_caches_go_to_a_temporary_folder_which_is_told_once(no_home, tmp_path, caplog):

@@ -11,7 +11,7 @@ from jaxcnn import errors
 from jaxcnn.config import DataConfig
 from jaxcnn.data import cache, sources
 from jaxcnn.errors import Diverged, UserError, counted, from_os_error, name_field, name_file
-from jaxcnn.train import loop, train_and_evaluate
+from jaxcnn.train import loop, train_and_evaluate, workdir
 from jaxcnn.train.workdir import MetricsLog
 
 FULL = OSError(errno.ENOSPC, 'No space left on device')
@@ -69,10 +69,11 @@ def test_a_full_disk_elsewhere_is_not_blamed_on_the_workdir(small, tmp_path, mon
     assert str(tmp_path) not in str(told.value)
 
 
-def test_a_metrics_file_that_cannot_be_written_is_named(tmp_path):
+def test_a_metrics_file_that_cannot_be_written_is_named(tmp_path, monkeypatch):
+    def open_full_when_appending(path, mode='r', **arguments):
+        return open('/dev/full' if mode == 'a' else path, mode, **arguments)
+    monkeypatch.setattr(workdir, 'open', open_full_when_appending, raising=False)
     log = MetricsLog(str(tmp_path), 0)
-    log._file.close()
-    log._file = open('/dev/full', 'a')  # noqa: SIM115
     with pytest.raises(OSError, match='No space left') as error:
         log.write(1, {'train_loss': 1.0})
     assert error.value.filename == '/dev/full'

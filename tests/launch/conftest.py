@@ -73,7 +73,7 @@ def tiny_config(tmp_path_factory):
 def tiny_run(tiny_config, command, tmp_path_factory):
     """The workdir of a finished run of that config. Not to be changed: copy it."""
     folder = tmp_path_factory.mktemp('runs') / 'tiny'
-    code, _, err = command('train', f'--config={tiny_config}', f'--workdir={folder}', fresh=True)
+    code, _, err = command('train', f'--config={tiny_config}', f'--workdir={folder}')
     assert code == 0, '\n'.join(err)
     return folder
 
