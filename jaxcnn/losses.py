@@ -15,7 +15,7 @@ import optax
 
 from jaxcnn import config as cfg
 from jaxcnn.config import bind
-from jaxcnn.errors import UserError, check_bool, unknown, within
+from jaxcnn.errors import UserError, check_bool, name_field, unknown
 
 Loss = Callable[[jax.Array, jax.Array], jax.Array]
 _LOSSES: dict[str, tuple[Callable[..., jax.Array], tuple[str, ...]]] = {}
@@ -55,7 +55,7 @@ def make(choice: cfg.Choice, targets: str, task: str) -> tuple[Loss, Loss]:
     if targets not in kinds:
         raise UserError(f'the loss {choice.name!r} does not fit the task {task!r}', field='config.loss',
                         hint=f'these do: {", ".join(names(targets))}')
-    with within('config.loss'):
+    with name_field('config.loss'):
         arguments = bind(loss, (), {'logits': None, 'targets': None, **choice.args}, f'loss {choice.name}')
     del arguments['logits'], arguments['targets']
     for name, value in arguments.items():
