@@ -78,15 +78,20 @@ def train(folder: str, names: Iterable[str] = RUNS) -> dict[str, str]:
     return workdirs
 
 
-def read(workdir: str) -> dict[str, Any]:
-    """Return the arrays of the last checkpoint and the metrics of a run, by name, without any code of the package."""
+def read_state(workdir: str, step: int | None = None) -> dict[str, np.ndarray]:
+    """Return the arrays of a checkpoint, or of the last one, by name, without any code of the package."""
     import jax
     import orbax.checkpoint as ocp
     folder = os.path.join(workdir, 'checkpoints')
-    last = max((name for name in os.listdir(folder) if name.isdecimal()), key=int)
+    step = max(int(name) for name in os.listdir(folder) if name.isdecimal()) if step is None else step
     with contextlib.closing(ocp.StandardCheckpointer()) as reader:
-        state = reader.restore(os.path.abspath(os.path.join(folder, last, 'state')))
-    values = {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(state)}
+        state = reader.restore(os.path.abspath(os.path.join(folder, str(step), 'state')))
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(state)}
+
+
+def read(workdir: str) -> dict[str, Any]:
+    """Return the arrays of the last checkpoint and the metrics of a run by name."""
+    values: dict[str, Any] = dict(read_state(workdir))
     with open(os.path.join(workdir, 'metrics.jsonl'), encoding='utf-8') as f:
         for number, line in enumerate(f):
             values |= {f'metrics[{number}].{name}': value for name, value in json.loads(line).items()}

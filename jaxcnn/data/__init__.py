@@ -1,7 +1,8 @@
 """Data sets: sources -> uint8 images -> batches; augmentation and normalisation as pure JAX functions."""
 
 from jaxcnn.data import arrays, layouts
-from jaxcnn.data.dataset import Dataset, Split, load
+from jaxcnn.data.dataset import Dataset, load
 from jaxcnn.data.sources import names
+from jaxcnn.data.split import Split
 
 __all__ = ['Dataset', 'Split', 'arrays', 'layouts', 'load', 'names']

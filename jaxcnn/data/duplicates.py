@@ -7,14 +7,11 @@ import logging
 import os
 from collections.abc import Mapping
 from concurrent import futures
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from jaxcnn.data.cache import ArrayFile
-
-if TYPE_CHECKING:
-    from jaxcnn.data.dataset import Split
+from jaxcnn.data.split import Split
 
 log = logging.getLogger('jaxcnn')
 
@@ -41,7 +38,7 @@ def digests(images: ArrayFile) -> np.ndarray:
     return computed
 
 
-def warn(where: str, splits: Mapping[str, 'Split']) -> None:
+def warn(where: str, splits: Mapping[str, Split]) -> None:
     """Counts, in one line, the images of other splits that are training images as well, and equal images of unequal labels.
 
     Args:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from jaxcnn.data import workers
-from jaxcnn.data.dataset import Split
+from jaxcnn.data.split import Split
 from jaxcnn.timeline import Timeline
 
 DEVICE_LIMIT = 2 << 30  # bytes of decoded images up to which `auto` keeps a data set on the accelerator

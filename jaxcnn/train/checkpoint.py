@@ -21,7 +21,7 @@ from jaxcnn.errors import UserError
 from jaxcnn.metrics import Measurement
 from jaxcnn.optim import path_name
 from jaxcnn.train.parallel import from_all
-from jaxcnn.train.state import TrainState
+from jaxcnn.train.state import TrainState, Weights
 
 log = logging.getLogger('jaxcnn')
 
@@ -40,6 +40,11 @@ def _arrays(state: Any) -> dict[str, str]:
     """Of each array of a state, 'params/Conv_0/kernel', its shape and type."""
     leaves = jax.tree_util.tree_leaves_with_path(state)
     return {path_name(path): f'{tuple(leaf.shape)} {leaf.dtype}' for path, leaf in leaves}
+
+
+def _fields(state: TrainState | Weights) -> dict[str, Any]:
+    """The fields of a state by name."""
+    return {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
 
 
 def _difference(saved: dict[str, str], expected: dict[str, str]) -> str:
@@ -101,7 +106,7 @@ class Checkpoints:
         self._measurement = best
         self._metrics: dict[int, dict[str, float] | None] = {}
         self._replaced = f'{self.folder}.replaced'
-        self._reader = ocp.Checkpointer(ocp.StandardCheckpointHandler())
+        self._reader = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
         self._manager: Any = None
         if read_only:  # without Orbax's manager, which fails where a checkpoint goes while it looks at it
             return
@@ -143,8 +148,8 @@ class Checkpoints:
             self._metrics[step] = metrics
             begun = self._manager.save(step, args=ocp.args.Composite(
                 state=ocp.args.StandardSave(state), progress=ocp.args.JsonSave(sealed.seal(
-                    {'progress': progress, 'metrics': metrics, 'fingerprint': fingerprint(state),
-                     'arrays': _arrays(state)}))))
+                    {'progress': progress, 'metrics': metrics, 'arrays': _arrays(state),
+                     'fingerprints': {name: fingerprint(part) for name, part in _fields(state).items()}}))))
         except Exception as e:
             raise self._failed(e) from e
         if not begun:
@@ -205,36 +210,52 @@ class Checkpoints:
         """The best step by the config's metric; None where none was evaluated."""
         return self._best([s for s in self.steps() if s not in apart_from])
 
-    def read(self, step: int, template: Any) -> tuple[TrainState, dict[str, Any]]:
-        """A checkpoint's state, as host arrays, and its progress.
+    def read(self, step: int, template: TrainState) -> tuple[TrainState, dict[str, Any]]:
+        """Return a checkpoint's state, as host arrays, and its progress.
 
         Args:
           step: one of `steps()`.
-          template: a state of the same structure, shapes and types; of a run that was extended, the optimizer states of
-            stages that it did not have when it saved are left out.
+          template: a state of the same structure, shapes and types. The optimizer states of stages that an extended run did
+            not have when it saved are left out.
 
         Raises:
-          UserError: it is of another network or optimisation.
-          ValueError: it is damaged.
+          UserError: The checkpoint is of another network or optimisation.
+          ValueError: It is damaged.
         """
-        kept = self._sealed(step)
-        if 'arrays' in kept:
-            template = _without_later_stages(template, kept['arrays'])
-        if 'arrays' in kept and (difference := _difference(kept['arrays'], _arrays(template))):
-            raise UserError(f'checkpoint {step} in {self.folder} is {difference}; use the code and the config that it was '
-                            'trained with, or a new workdir')
-        template = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), template)
+        sealed_content = self._sealed(step)
+        template = _without_later_stages(template, sealed_content['arrays'])
+        return TrainState(**self._restore(step, sealed_content, _fields(template))), sealed_content['progress']
+
+    def read_weights(self, step: int, template: Weights) -> Weights:
+        """Return a checkpoint's parameters, statistics and averages alone, as host arrays; see `read`.
+
+        The optimizer's state is not read, so that it may be one that this version does not know.
+        """
+        sealed_content = self._sealed(step)
+        return Weights(**self._restore(step, sealed_content, _fields(template)))
+
+    def _restore(self, step: int, sealed_content: dict[str, Any], template: dict[str, Any]) -> dict[str, Any]:
+        """Return the fields of a checkpoint's state that `template` has."""
+        saved = {name: array for name, array in sealed_content['arrays'].items() if name.partition('/')[0] in template}
+        if difference := _difference(saved, _arrays(template)):
+            raise UserError(f'checkpoint {step} in {self.folder} is {difference}',
+                            hint='use the code and the config that it was trained with, or a new workdir')
+        wanted = {name: jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), part) for name, part in template.items()
+                  if jax.tree.leaves(part)}
         try:
-            found = self._reader.restore(os.path.join(self.folder, str(step), 'state'),
-                                         args=ocp.args.StandardRestore(template))
+            arguments = ocp.args.PyTreeRestore(wanted, jax.tree.map(lambda _: ocp.RestoreArgs(np.ndarray), wanted),
+                                               partial_restore=True)
+            restored = self._reader.restore(os.path.join(self.folder, str(step), 'state'), args=arguments)
         except Exception as e:  # Orbax and TensorStore raise several kinds of error for damaged files
             raise ValueError(_reason(e)) from e
-        state = jax.tree.map(np.asarray, found)
-        if fingerprint(state) != kept['fingerprint']:
-            raise ValueError('its checksum does not match its content')
-        if [(x.shape, x.dtype) for x in jax.tree.leaves(state)] != [(x.shape, x.dtype) for x in jax.tree.leaves(template)]:
-            raise ValueError('its arrays have other shapes or types than the network')
-        return state, kept['progress']
+        fields = {**template, **{name: jax.tree.map(np.asarray, part) for name, part in restored.items()}}
+        for name, part in fields.items():
+            if fingerprint(part) != sealed_content['fingerprints'][name]:
+                raise ValueError(f"the checksum of '{name}' does not match its content")
+            shapes = [[(x.shape, x.dtype) for x in jax.tree.leaves(tree)] for tree in (part, template[name])]
+            if shapes[0] != shapes[1]:
+                raise ValueError(f"the arrays of '{name}' have other shapes or types than the network")
+        return fields
 
     def newest_whole(self, template: Any) -> Iterator[tuple[int, TrainState, dict[str, Any]]]:
         """Undamaged checkpoints, newest first; each damaged one passed over is logged."""

@@ -1,84 +1,89 @@
-"""The end of a run: its best checkpoint on every part, the summary, the report."""
+"""The end of a run: its best checkpoint, the summary, the report."""
 
 import dataclasses
 import importlib.metadata
 import logging
-import math
 import os
 import platform
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 
 import jaxcnn
+from jaxcnn.experiment import Experiment
+from jaxcnn.tasks import Accumulated
 from jaxcnn.train import workdir
+from jaxcnn.train.checkpoint import Checkpoints
 from jaxcnn.train.state import TrainState
-
-if TYPE_CHECKING:
-    from jaxcnn.train.loop import Run
 
 log = logging.getLogger('jaxcnn')
 
 
-def finish(run: 'Run') -> dict[str, Any] | None:
-    """Evaluates the best checkpoint on every part, writes the report, and returns the summary; None where a signal came."""
-    from jaxcnn.inspect.report import write_report
-    best, state = _best_state(run)
-    row: dict[str, float] = {}
-    for split in ('val', 'test'):
-        if split in run.dataset.splits:
-            evaluated = run.evaluate(state, split, tta=run.experiment.preprocessor.tta is not None)
-            if evaluated is None:
-                return None
-            row.update(evaluated[0])
-            accumulated, reported_split = evaluated[1], split
-    summary = _summary(run, row, best)
-    if run.chief:
-        workdir.write_json(os.path.join(run.folder, 'summary.json'), summary)
-        write_report(run.folder, run.experiment, summary, workdir.read_metrics(run.folder), reported_split,
-                     accumulated[run.experiment.best.ema])
-    return summary
+def best_state(checkpoints: Checkpoints, template: TrainState, last_step: int) -> tuple[int, TrainState | None]:
+    """Return the step and the state of the best checkpoint that is not damaged.
 
+    Args:
+      checkpoints: of the run.
+      template: shapes and types of the state.
+      last_step: at which the run has ended.
 
-def _best_state(run: 'Run') -> tuple[int, TrainState]:
-    """The best checkpoint that is not damaged; the last state where none was evaluated."""
+    Returns:
+      `last_step` and None where that is the best one, or where no checkpoint was evaluated.
+    """
     damaged: list[int] = []
-    while (best := run.checkpoints.best_step(apart_from=damaged)) not in (None, run.step):
+    while (best := checkpoints.best_step(apart_from=damaged)) not in (None, last_step):
         assert best is not None
         try:
-            host_state, _ = run.checkpoints.read(best, run.template)
-            return best, run.backend.place(host_state)
+            return best, checkpoints.read(best, template)[0]
         except ValueError as e:
             log.warning('checkpoint %d is damaged and not used: %s', best, e)
             damaged.append(best)
-    return run.step, run.state
+    return last_step, None
 
 
-def _summary(run: 'Run', row: Mapping[str, float], best: int) -> dict[str, Any]:
-    """Return what `summary.json` holds.
+def summarize(experiment: Experiment, folder: str, row: Mapping[str, float], step: int, best_step: int,
+              num_devices: int) -> dict[str, Any]:
+    """Return what `summary.json` holds, but for what the loop has measured of its own.
 
     A metric without `ema` in its name is by the weights that the run's metric judges.
+
+    Args:
+      experiment: of the run.
+      folder: the workdir.
+      row: the metrics of the best checkpoint by the names of their measurements.
+      step: at which the run has ended.
+      best_step: the step of the best checkpoint.
+      num_devices: of the run.
     """
-    run.progress.look_at_memory()
-    experiment = run.experiment
-    train_rows = [r for r in workdir.read_metrics(run.folder) if 'train_loss' in r]
-    last = {name: train_rows[-1][f'train_{name}'] if train_rows else None for name in experiment.task.train_metrics}
+    config, task = experiment.config, experiment.task
+    train_rows = [r for r in workdir.read_metrics(folder) if 'train_loss' in r]
+    last = {name: train_rows[-1][f'train_{name}'] if train_rows else None for name in task.train_metrics}
     measured = {m.name: row.get(m.name if m.ema else dataclasses.replace(m, ema=experiment.best.ema).name)
                 for m in experiment.measurements(tta=experiment.preprocessor.tta is not None).values()}
     versions = {name: importlib.metadata.version(name) for name in ('jax', 'jaxlib', 'flax', 'optax', 'numpy')}
     return {
-        'name': run.config.name, 'task': experiment.task.name, 'model': run.config.model.name,
-        'dataset': run.config.data.name, 'num_classes': experiment.task.num_classes,
-        'seed': run.config.seed, 'steps': run.step, 'epochs': run.timeline.epoch(run.step),
-        'params': sum(math.prod(p.shape) for p in jax.tree.leaves(run.template.params)),
+        'name': config.name, 'task': task.name, 'model': config.model.name, 'dataset': config.data.name,
+        'num_classes': task.num_classes, 'seed': config.seed, 'steps': step, 'epochs': experiment.timeline.epoch(step),
         **{f'train_{name}': value for name, value in last.items()},
         **measured,
-        'best_step': best,
-        'images_per_second': run.progress.images_per_second,
-        'train_seconds': run.progress.timed_seconds,
-        'wall_seconds': run.progress.wall_seconds,
-        'peak_host_bytes': run.progress.peak_host_bytes, 'peak_device_bytes': run.progress.peak_device_bytes,
-        'device': jax.devices()[0].device_kind, 'num_devices': run.backend.num_devices,
+        'best_step': best_step,
+        'device': jax.devices()[0].device_kind, 'num_devices': num_devices,
         'versions': {'jaxcnn': jaxcnn.__version__, 'python': platform.python_version(), **versions},
     }
+
+
+def write_results(experiment: Experiment, folder: str, summary: Mapping[str, Any], split: str,
+                  accumulated: Accumulated) -> None:
+    """Write `summary.json`, and the report with its figures.
+
+    Args:
+      experiment: of the run.
+      folder: the workdir.
+      summary: of the run.
+      split: the part that the report shows in detail.
+      accumulated: the evaluation of that part.
+    """
+    from jaxcnn.inspect.report import write_report
+    workdir.write_json(os.path.join(folder, 'summary.json'), summary)
+    write_report(folder, experiment, summary, workdir.read_metrics(folder), split, accumulated)

@@ -26,7 +26,7 @@ from jaxcnn.tasks import Accumulated
 from jaxcnn.timeline import Phase, displayed_epoch
 from jaxcnn.train import extend, parallel, signals, workdir
 from jaxcnn.train.checkpoint import Checkpoints
-from jaxcnn.train.finish import finish
+from jaxcnn.train.finish import best_state, summarize, write_results
 from jaxcnn.train.progress import Progress
 from jaxcnn.train.setup import Setup
 from jaxcnn.train.state import TrainState, variables
@@ -62,6 +62,12 @@ class RunProgress:
         if device is not None:
             self.peak_device_bytes = max(self.peak_device_bytes or 0, device)
 
+    def summary(self) -> dict[str, float | None]:
+        """Return the part of a run's summary that tells its times and its memory."""
+        return {'images_per_second': self.images_per_second, 'train_seconds': self.timed_seconds,
+                'wall_seconds': self.wall_seconds, 'peak_host_bytes': self.peak_host_bytes,
+                'peak_device_bytes': self.peak_device_bytes}
+
     def observe(self, value: float, metric: Metric) -> None:
         """Count an evaluation."""
         if metric.improves(value, self.best_value):
@@ -72,27 +78,37 @@ class RunProgress:
 
 @dataclasses.dataclass
 class _Dispatch:
-    """Steps that were handed to the device, and their metrics there."""
+    """Steps that were handed to the device, and their scalars there."""
 
     start: int
     count: int
     images: int
-    metrics: Any
+    scalars: Any
     logs: bool  # a logged interval ends in it
 
 
-class Run(Setup):
-    """One run: what it is made of, and the loop over its steps."""
+class Run:
+    """One run: the loop over its steps. As a context manager it is opened, and whatever was opened is closed.
+
+    Attributes:
+      setup: what the run is made of.
+      state: after `step` steps.
+      checkpoints: of the run.
+      progress: what the loop remembers beside the state.
+      watched: the split that is evaluated while the run trains.
+      chief: whether this process writes the run's files.
+    """
 
     def __init__(self, config: cfg.Config, folder: str, stop: signals.StopRequest):
         self.started = self._counted = time.monotonic()
-        super().__init__(config, folder)
+        self.setup = Setup(config, folder)
         self._stop = stop
-        self.watched = 'val' if 'val' in self.dataset.splits else 'test'
+        self._resources = contextlib.ExitStack()
+        self.watched = 'val' if 'val' in self.setup.dataset.splits else 'test'
         self.chief = jax.process_index() == 0
         self.progress = RunProgress()
         self.last_evaluation: dict[str, float] | None = None
-        self._display = Progress(self.timeline.total, self._displayed_epoch(self.timeline.total))
+        self._display = Progress(self.setup.timeline.total, self._displayed_epoch(self.setup.timeline.total))
         self._pending: collections.deque[_Dispatch] = collections.deque()
         self._clock = 0.0
         self._interval_images, self._interval_seconds = 0, 0.0
@@ -100,45 +116,60 @@ class Run(Setup):
         self._compiled: set[tuple[Phase, int]] = set()
         self._ahead = RUN_AHEAD
 
-    def open(self) -> None:
-        """Restores the newest whole checkpoint, or begins; opens the logs."""
-        self.check_statistics()
-        template, data_path = self.template, os.path.join(self.folder, 'data.json')
+    def __enter__(self) -> 'Run':
+        with contextlib.ExitStack() as resources:
+            self._open(resources)
+            self._resources = resources.pop_all()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._resources.close()
+
+    def _open(self, resources: contextlib.ExitStack) -> None:
+        """Restore the newest whole checkpoint, or begin; open the logs."""
+        setup, folder = self.setup, self.setup.folder
+        setup.check_statistics()
+        template, data_path = setup.template, os.path.join(folder, 'data.json')
         if os.path.exists(data_path):
-            self.dataset.check_same(workdir.read_json(data_path), self.folder)
-        extends = extend.check_run(self.folder, self.config, self.timeline.num_train)
-        self.checkpoints = Checkpoints(self.folder, self.config.checkpoint, self.experiment.best)
+            setup.dataset.check_same(workdir.read_json(data_path), folder)
+        extends = extend.check_run(folder, setup.config, setup.timeline.num_train)
+        self.checkpoints = Checkpoints(folder, setup.config.checkpoint, setup.experiment.best)
+        resources.callback(self.checkpoints.close)
+        resources.callback(setup.feed.close)
         found = next(self.checkpoints.newest_whole(template), None)
         damaged = [s for s in self.checkpoints.steps() if s > (found[0] if found else 0)]
         steps = parallel.from_all(found[0] if found else 0)  # and all have looked before one is moved
         if len(set(steps)) > 1:
-            raise UserError(f'the processes do not see the same checkpoints in {self.folder!r}: they would go on from steps '
+            raise UserError(f'the processes do not see the same checkpoints in {folder!r}: they would go on from steps '
                             f'{", ".join(map(str, steps))}; it must be a folder that all of them share')
         if not found and (unreadable := self.checkpoints.steps()):
-            raise UserError(f'none of the checkpoints in {self.folder!r}, {", ".join(map(str, unreadable))}, can be read: '
+            raise UserError(f'none of the checkpoints in {folder!r}, {", ".join(map(str, unreadable))}, can be read: '
                             'they are damaged, or of another version, as is told above; a new workdir begins anew')
         if self.chief:
             if extends:
-                extend.set_aside(self.folder)
-            workdir.write_json(os.path.join(self.folder, 'config.json'), cfg.to_dict(self.config))
-            workdir.write_json(data_path, self.dataset.info())
+                extend.set_aside(folder)
+            workdir.write_json(os.path.join(folder, 'config.json'), cfg.to_dict(setup.config))
+            workdir.write_json(data_path, setup.dataset.info())
         if found:
             step, host_state, kept = found
-            self.state = self.backend.place(self.with_all_stages(host_state))
+            self.state = setup.backend.place(setup.with_all_stages(host_state))
             self.progress = RunProgress(**kept)
-            self._display.say(f'resuming {self.folder} from step {step} of {self.timeline.total}')
+            self._display.say(f'resuming {folder} from step {step} of {setup.timeline.total}')
         else:
             step = 0
-            if rounding := self.timeline.rounding_message(self.config.optim.accumulate * self.backend.num_devices):
+            unit = setup.config.optim.accumulate * setup.backend.num_devices
+            if rounding := setup.timeline.rounding_message(unit):
                 self._display.say(rounding)
-            self.state = self.first_state()
+            self.state = setup.first_state()
         for later in damaged:
             self.checkpoints.discard(later)
         self.step, self._saved = step, (step, self.progress.evaluated_step == step)
         self._stop.saved_step = step
-        self.metrics_log = workdir.MetricsLog(self.folder, step) if self.chief else None
+        self.metrics_log = workdir.MetricsLog(folder, step) if self.chief else None
+        if self.metrics_log:
+            resources.callback(self.metrics_log.close)
         if not found and self.chief:
-            self.draw_first_batch(self.state)
+            setup.draw_first_batch(self.state)
 
     # the loop
 
@@ -150,9 +181,9 @@ class Run(Setup):
           Diverged: the loss is not finite.
           UserError: a file could not be written.
         """
-        every, timeline = self.config.checkpoint.every or self.config.eval.every, self.timeline
+        every, timeline = self.setup.config.checkpoint.every or self.setup.config.eval.every, self.setup.timeline
         while True:
-            if self.progress.evaluated_step != self.step and timeline.is_multiple(self.step, self.config.eval.every):
+            if self.progress.evaluated_step != self.step and timeline.is_multiple(self.step, self.setup.config.eval.every):
                 self._evaluate()
             finished = self.step == timeline.total or self._out_of_patience()
             stopping = self._stopping()
@@ -179,22 +210,34 @@ class Run(Setup):
         return self._stop.acknowledge() if heard else False
 
     def _out_of_patience(self) -> bool:
-        patience = self.config.checkpoint.patience
+        patience = self.setup.config.checkpoint.patience
         return 0 < patience <= self.progress.evaluations_since_best
 
     def advance(self, save_every: cfg.Duration) -> None:
-        """Dispatches `steps_per_dispatch` steps, or, where an evaluation, a checkpoint or another phase comes before that
-        many, as many as there are until then on a CPU with the data on it, elsewhere one by a second program. Where
-        dispatches begin depends on the step alone, so that a resumed run repeats them."""
-        timeline, step, chunk = self.timeline, self.step, self.chunk
+        """Dispatch the next steps, and take in the scalars of steps that are over."""
+        end = self.planned_end(save_every)
+        inputs = self._next_inputs(end)
+        program = self._compiled_program(inputs)
+        self._dispatch(program, inputs, end)
+        self._drain_due()
+
+    def planned_end(self, save_every: cfg.Duration) -> int:
+        """Return the step at which the next dispatch ends.
+
+        A dispatch holds `steps_per_dispatch` steps. Where an evaluation, a checkpoint or another phase comes before that
+        many, it holds as many as there are until then on a CPU with the data on it, and elsewhere a single one, by a second
+        program. Where dispatches begin depends on the step alone, so that a resumed run repeats them.
+        """
+        timeline, step, chunk = self.setup.timeline, self.step, self.setup.chunk
         end = min(step // chunk * chunk + chunk, timeline.phase_end(step),
-                  timeline.next_multiple(step, self.config.eval.every), timeline.next_multiple(step, save_every))
-        if end - step < chunk and not self.any_count:
-            end = step + 1
-        phase = timeline.phase(step)
+                  timeline.next_multiple(step, self.setup.config.eval.every), timeline.next_multiple(step, save_every))
+        return end if end - step == chunk or self.setup.any_count else step + 1
+
+    def _next_inputs(self, end: int) -> tuple:
+        """Return what the program takes for the steps up to `end`; where the data fails, the state is saved first."""
         try:
-            inputs = self.inputs(step, end - step)
-        except Exception:  # the data failed, not the step: the state is whole
+            return self.setup.inputs(self.step, end - self.step)
+        except Exception:
             if jax.process_count() == 1:
                 try:
                     self._save()
@@ -202,30 +245,47 @@ class Run(Setup):
                 except UserError as e:  # a full disk, perhaps, which is the cause of both
                     self._display.say(str(e))
             raise
+
+    def _compiled_program(self, inputs: tuple) -> jax.stages.Wrapped:
+        """Return the program of the phase, compiled for the number of steps that `inputs` are for."""
+        phase = self.setup.timeline.phase(self.step)
+        program = self.setup.program(phase)
         kind = (phase, len(inputs[2]))
-        program = self.program(phase)
-        if kind not in self._compiled:
-            self._compiled.add(kind)
-            self.drain()
-            self.checkpoints.wait()  # a signal may end the process while it compiles
-            compiled = program.lower(self.state, *inputs).compile()  # the call below finds it: its time is that of its steps
-            if jax.default_backend() == 'cpu':
-                temporary = getattr(compiled.memory_analysis(), 'temp_size_in_bytes', 0)
-                self._ahead = min(self._ahead, MOST_AHEAD // max(1, temporary))
-            parallel.from_all(0)  # the slowest of several processes
-            self._clock = time.monotonic()
-            self._display.say(f'step {step}: compiled, {self._clock - self.started:.1f} s after the start')
-        self.state, values = program(self.state, *inputs)
+        if kind in self._compiled:
+            return program
+        self._compiled.add(kind)
+        self.drain()
+        self.checkpoints.wait()  # a signal may end the process while it compiles
+        compiled = program.lower(self.state, *inputs).compile()  # later calls find it
+        if jax.default_backend() == 'cpu':
+            temporary = getattr(compiled.memory_analysis(), 'temp_size_in_bytes', 0)
+            self._ahead = min(self._ahead, MOST_AHEAD // max(1, temporary))
+        parallel.from_all(0)  # the slowest of several processes
+        self._clock = time.monotonic()
+        self._display.say(f'step {self.step}: compiled, {self._clock - self.started:.1f} s after the start')
+        return program
+
+    def _dispatch(self, program: jax.stages.Wrapped, inputs: tuple, end: int) -> None:
+        """Hand the steps up to `end` to the device, which may have `self._ahead` dispatches waiting."""
+        timeline, step = self.setup.timeline, self.step
+        self.state, scalars = program(self.state, *inputs)
         self.step, self._stop.unsaved = end, True
         logs = timeline.next_logged(step) <= end
-        self._pending.append(_Dispatch(step, end - step, timeline.examples(end) - timeline.examples(step), values, logs))
+        self._pending.append(_Dispatch(step, end - step, timeline.examples(end) - timeline.examples(step), scalars, logs))
         if len(self._pending) > self._ahead:
-            jax.block_until_ready(self._pending[-self._ahead - 1].metrics)
+            jax.block_until_ready(self._pending[-self._ahead - 1].scalars)
+
+    def _drain_due(self) -> None:
+        """Take in the scalars of dispatches in whose intervals something is to be logged, or displayed by now.
+
+        Those of the newest dispatch wait until the next one is under way, so that the device never waits for the host.
+        """
+        newest = self._pending[-1]
         while self._pending and self._pending[0].start < self._logged:
             self._drain_one()
-        if logs:
-            self._logged = end  # its figures are fetched when the next steps have been dispatched
-        while self._display.due and self._pending and all(x.is_ready() for x in self._pending[0].metrics.values()):
+        if newest.logs:
+            self._logged = newest.start + newest.count
+        while self._display.due and self._pending and all(x.is_ready() for x in self._pending[0].scalars.values()):
             self._drain_one()
 
     def _interrupted(self) -> bool:
@@ -240,7 +300,7 @@ class Run(Setup):
     def _drain_one(self) -> None:
         """Fetches the metrics of the oldest dispatch; writes a row where an interval ends."""
         done = self._pending.popleft()
-        values = self.backend.fetch(done.metrics)
+        values = self.setup.backend.fetch(done.scalars)
         rates = values.pop('learning_rate')
         now = time.monotonic()
         seconds, self._clock = now - self._clock, now
@@ -259,19 +319,19 @@ class Run(Setup):
                 p.interval_sums[name] = p.interval_sums.get(name, 0.0) + float(of_steps[i])
             step = done.start + i + 1
             means = {f'train_{name}': total / p.interval_steps for name, total in p.interval_sums.items()}
-            if done.logs and self.timeline.next_logged(step - 1) == step:
+            if done.logs and self.setup.timeline.next_logged(step - 1) == step:
                 if self.metrics_log:
-                    self.metrics_log.write(step, {'epoch': self.timeline.epoch(step), **means,
+                    self.metrics_log.write(step, {'epoch': self.setup.timeline.epoch(step), **means,
                                                   'learning_rate': float(rates[i]),
                                                   'images_per_second': rate})
                 p.interval_steps, p.interval_sums = 0, {}
                 self._interval_images, self._interval_seconds = 0, 0.0
-        left = (self.timeline.examples(self.timeline.total) - self.timeline.examples(step)) / overall
+        left = (self.setup.timeline.examples(self.setup.timeline.total) - self.setup.timeline.examples(step)) / overall
         task_means = {name: means[f'train_{name}'] for name in values if name != 'grad_norm'}
         self._display.show(step, self._displayed_epoch(step), task_means, rate, left, done.logs)
 
     def _displayed_epoch(self, step: int) -> float:
-        return displayed_epoch(self.timeline.epoch(step), self.config.duration)
+        return displayed_epoch(self.setup.timeline.epoch(step), self.setup.config.duration)
 
     def _stop_for_nan(self, step: int, value: float, what: str = 'the loss at') -> None:
         self.checkpoints.wait()
@@ -284,10 +344,10 @@ class Run(Setup):
                  tta: bool = False) -> tuple[dict[str, float], dict[bool, Accumulated]] | None:
         """Return the metrics of a split by the names of their measurements, and what the task has accumulated, without and
         with (True) the moving average; None where a signal came. `tta`: also with test-time augmentation."""
-        row, accumulated, task = {}, {}, self.experiment.task
+        row, accumulated, task = {}, {}, self.setup.experiment.task
         for ema, placed in variables(state).items():
             for augmented in (False, True) if tta else (False,):
-                result = self.evaluator(placed, split, self._interrupted, augmented)
+                result = self.setup.evaluator(placed, split, self._interrupted, augmented)
                 if result is None:
                     return None
                 for name, value in task.compute(result).items():
@@ -308,16 +368,17 @@ class Run(Setup):
                 self._stop_for_nan(self.step, value, f'{name} after')
         self.last_evaluation = row
         if self.metrics_log:
-            self.metrics_log.write(self.step, {'epoch': self.timeline.epoch(self.step), **row})
-        stage = self.timeline.phase(min(self.step, self.timeline.total - 1)).stage
+            self.metrics_log.write(self.step, {'epoch': self.setup.timeline.epoch(self.step), **row})
+        stage = self.setup.timeline.phase(min(self.step, self.setup.timeline.total - 1)).stage
         if self.watched == 'val':
-            best, optimizer = self.experiment.best, self.experiment.optimizer
+            best, optimizer = self.setup.experiment.best, self.setup.experiment.optimizer
             self.progress.observe(row[best.name], best.metric)
             if optimizer.observes(stage):
-                seen = optimizer.observe(self.backend.fetch(self.state.opt_state), stage, row['val_loss'])
-                self.state = self.state.replace(opt_state=self.backend.place(jax.device_get(seen)))
+                seen = optimizer.observe(self.setup.backend.fetch(self.state.opt_state), stage, row['val_loss'])
+                self.state = self.state.replace(opt_state=self.setup.backend.place(jax.device_get(seen)))
         self.progress.evaluated_step = self.step
-        hidden = {m.name for m in self.experiment.measurements(tta=False).values() if not self.experiment.informs(m)}
+        experiment = self.setup.experiment
+        hidden = {m.name for m in experiment.measurements(tta=False).values() if not experiment.informs(m)}
         self._display.say(f'step {self.step}: ' + '  '.join(f'{k} {v:.4f}' for k, v in row.items() if k not in hidden))
         self._clock = time.monotonic()
 
@@ -326,7 +387,7 @@ class Run(Setup):
         if self._saved == (self.step, evaluated):
             return
         self.drain()
-        state = self.backend.fetch(self.state)
+        state = self.setup.backend.fetch(self.state)
         if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params)):
             self._stop_for_nan(self.step, math.nan, 'a parameter after')
         now = time.monotonic()
@@ -341,11 +402,26 @@ class Run(Setup):
         self._stop.saved_step, self._stop.unsaved = self.step, False
         self._clock = time.monotonic()
 
-    def close(self) -> None:
-        """Closes the data's worker processes, the logs and the checkpoints."""
-        with contextlib.closing(self.checkpoints), contextlib.closing(self.feed):
-            if self.metrics_log:
-                self.metrics_log.close()
+    def finish(self) -> dict[str, Any] | None:
+        """Evaluate the best checkpoint on every part, write the report, and return the summary; None where a signal came."""
+        setup, experiment = self.setup, self.setup.experiment
+        best, state = best_state(self.checkpoints, setup.template, self.step)
+        placed = self.state if state is None else setup.backend.place(state)
+        row: dict[str, float] = {}
+        for split in ('val', 'test'):
+            if split in setup.dataset.splits:
+                evaluated = self.evaluate(placed, split, tta=experiment.preprocessor.tta is not None)
+                if evaluated is None:
+                    return None
+                row.update(evaluated[0])
+                accumulated, reported_split = evaluated[1][experiment.best.ema], split
+        self.progress.look_at_memory()
+        summary = {**summarize(experiment, setup.folder, row, self.step, best, setup.backend.num_devices),
+                   'params': sum(math.prod(p.shape) for p in jax.tree.leaves(setup.template.params)),
+                   **self.progress.summary()}
+        if self.chief:
+            write_results(experiment, setup.folder, summary, reported_split, accumulated)
+        return summary
 
 
 def train_and_evaluate(config: cfg.Config | ml_collections.ConfigDict | Mapping[str, Any], folder: str, *,
@@ -372,17 +448,13 @@ def train_and_evaluate(config: cfg.Config | ml_collections.ConfigDict | Mapping[
     with signals.stop_on_signals(end_process) as stop, contextlib.ExitStack() as held:
         parallel.together(lambda: held.enter_context(workdir.claim(folder, config, extends)))
         try:
-            run = parallel.together(lambda: Run(config, folder, stop))
-            run.open()
-            try:
+            with parallel.together(lambda: Run(config, folder, stop)) as run:
                 run.train()
-                summary = finish(run)
-                heard = int(parallel.from_all(stop.signum).max())
-                if summary is None or heard:  # what comes after, another seed, is not to begin
-                    raise signals.Interrupted(heard, run.step)
+                summary = run.finish()
+                signum = int(parallel.from_all(stop.signum).max())
+                if summary is None or signum:  # what comes after, another seed, is not to begin
+                    raise signals.Interrupted(signum, run.step)
                 return summary
-            finally:
-                run.close()
         except OSError as e:
             raise from_os_error(e, folder, cache_folder(config.data.cache_dir)) from e
         except jax.errors.JaxRuntimeError as e:

@@ -40,37 +40,58 @@ class TrainState:
     slow: Any = None
 
 
-def init_state(network: nn.Module, optimizer: Optimizer, image_shape: tuple[int, ...], seed: Any,
-               optim: OptimConfig, begin: Callable[[Any], Any] = lambda params: params) -> TrainState:
-    """The state before the first step; a pure function of the seed.
+@flax.struct.dataclass
+class Weights:
+    """The part of a `TrainState` that evaluation and prediction use, with the same fields."""
+
+    params: Any
+    batch_stats: Any
+    ema: Any = None
+
+
+def init_weights(network: nn.Module, image_shape: tuple[int, ...], seed: Any, ema: bool,
+                 begin: Callable[[Any], Any] = lambda params: params) -> Weights:
+    """Return the weights before the first step, a pure function of the seed.
 
     Args:
       network: takes images (N, *image_shape).
-      optimizer: of the run.
       image_shape: (H, W, C).
       seed: scalar.
-      optim: says whether moving averages, and look-ahead's slow parameters, are kept; they start at the first ones.
-      begin: of the parameters that are drawn, those to begin with.
+      ema: whether moving averages are kept; they start at the first weights.
+      begin: maps the parameters that are drawn to those to begin with.
 
     Raises:
-      UserError: the network gives a map of scores.
+      UserError: The network gives a map of scores.
     """
     images = jnp.zeros((1, *image_shape), jnp.float32)
     output, variables = network.init_with_output(jax.random.key(seed), images)
     logits = output[0] if isinstance(output, tuple) else output
     if logits.ndim != 2:
-        raise UserError(f"training wants one row of logits for an image, and 'dense_conv' gives a map of scores "
+        raise UserError("training wants one row of logits for an image, and 'dense_conv' gives a map of scores "
                         f'{logits.shape[1:]}', field='config.model.head',
                         hint="train with head='dense', whose parameters are the same")
     params, batch_stats = begin(variables['params']), variables.get('batch_stats', {})
-    return TrainState(jnp.zeros((), jnp.int32), params, batch_stats, optimizer.init(params),
-                      # a bfloat16 would not hold the little that it moves
-                      ema=jax.tree.map(lambda x: jnp.array(x, jnp.float32),
-                                       (params, batch_stats)) if optim.ema_decay else None,
-                      slow=jax.tree.map(jnp.copy, (params, batch_stats)) if optim.lookahead else None)
+    # bfloat16 would not hold the little by which the averages move
+    averages = jax.tree.map(lambda x: jnp.array(x, jnp.float32), (params, batch_stats)) if ema else None
+    return Weights(params, batch_stats, averages)
 
 
-def variables(state: TrainState) -> dict[bool, dict[str, Any]]:
+def init_state(network: nn.Module, optimizer: Optimizer, image_shape: tuple[int, ...], seed: Any,
+               optim: OptimConfig, begin: Callable[[Any], Any] = lambda params: params) -> TrainState:
+    """Return the state before the first step, a pure function of the seed.
+
+    Args:
+      network, image_shape, seed, begin: see `init_weights`.
+      optimizer: of the run.
+      optim: says whether moving averages, and look-ahead's slow parameters, are kept; both start at the first ones.
+    """
+    weights = init_weights(network, image_shape, seed, bool(optim.ema_decay), begin)
+    slow = jax.tree.map(jnp.copy, (weights.params, weights.batch_stats)) if optim.lookahead else None
+    return TrainState(jnp.zeros((), jnp.int32), weights.params, weights.batch_stats, optimizer.init(weights.params),
+                      weights.ema, slow)
+
+
+def variables(state: TrainState | Weights) -> dict[bool, dict[str, Any]]:
     """Return what of a state is evaluated: parameters and statistics (False), and their moving averages (True) where the run
     keeps them."""
     by_average = {False: {'params': state.params, 'batch_stats': state.batch_stats}}

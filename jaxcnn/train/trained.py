@@ -16,7 +16,7 @@ from jaxcnn.metrics import Measurement
 from jaxcnn.train import parallel, workdir
 from jaxcnn.train.checkpoint import Checkpoints
 from jaxcnn.train.evaluate import Evaluator
-from jaxcnn.train.state import TrainState, init_state, variables
+from jaxcnn.train.state import Weights, init_weights, variables
 
 
 class Trained:
@@ -45,9 +45,9 @@ class Trained:
         self.experiment = experiment.build(
             self.config, self.info, lambda ops, _: normalize.read(os.path.join(folder, 'normalize.npz'), ops))
         self.total_steps = self.experiment.timeline.total
-        e = self.experiment
-        self._template = jax.eval_shape(lambda: init_state(
-            e.network, e.optimizer, e.image_shape, np.uint32(0), e.config.optim))
+        network, image_shape = self.experiment.network, self.experiment.image_shape
+        self._template = jax.eval_shape(lambda: init_weights(
+            network, image_shape, np.uint32(0), bool(self.config.optim.ema_decay)))
 
     @functools.cached_property
     def checkpoints(self) -> Checkpoints:
@@ -77,20 +77,20 @@ class Trained:
                             f'{", ".join(map(str, steps))}')
         return int(which)
 
-    def read(self, step: int) -> TrainState:
-        """The state of a checkpoint, as host arrays.
+    def read(self, step: int) -> Weights:
+        """Return the parameters, BatchNorm statistics and averages of a checkpoint, as host arrays.
 
         Raises:
           UserError: it is damaged.
         """
         try:
-            return self.checkpoints.read(step, self._template)[0]
+            return self.checkpoints.read_weights(step, self._template)
         except ValueError as e:
             others = ', '.join(f'--checkpoint={s}' for s in self.steps() if s != step)
             raise UserError(f'checkpoint {step} in {self.folder!r} is damaged: {e}; '
                             f'{f"there is {others}" if others else "there is no other"}') from e
 
-    def best_variables(self, state: TrainState) -> Any:
+    def best_variables(self, state: Weights) -> Any:
         """The variables that the run's metric judges: the moving average where that is `val_ema_...`."""
         return variables(state)[self.experiment.best.ema]
 
@@ -107,7 +107,7 @@ class Trained:
         dataset.check_same(self.info, self.folder)
         return SplitEvaluator(self, dataset, split)
 
-    def predict(self, state: TrainState, images: np.ndarray) -> np.ndarray:
+    def predict(self, state: Weights, images: np.ndarray) -> np.ndarray:
         """Return the predictions of images, with the run's test-time augmentation.
 
         Args:
@@ -147,7 +147,7 @@ class SplitEvaluator:
         on_device = dataset.splits[split].nbytes <= feed.DEVICE_LIMIT
         self._evaluator = Evaluator(trained.experiment, dataset, self._backend, on_device)
 
-    def __call__(self, state: TrainState) -> tuple[int, dict[Measurement, float]]:
+    def __call__(self, state: Weights) -> tuple[int, dict[Measurement, float]]:
         """Return how many images the split has, and the metrics of the parameters, of their moving average, and of each with
         test-time augmentation."""
         count, measured, task = 0, {}, self._experiment.task

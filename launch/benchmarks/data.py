@@ -89,31 +89,33 @@ def compare(args: argparse.Namespace) -> Table:
     sides: dict[str, Callable[[float], float]] = {}
     peers: dict[str, TorchPeer] = {}
     runs, inputs = {}, {}
-    with tempfile.TemporaryDirectory() as folder:
+    with contextlib.ExitStack() as resources:
+        folder = resources.enter_context(tempfile.TemporaryDirectory())
         for placement, placement_config in settings.items():
             os.makedirs(os.path.join(folder, placement, 'figures'))
             run = Run(placement_config, os.path.join(folder, placement), StopRequest())
-            run.open()
+            resources.enter_context(run)
 
             def batch(batches: dict, resident: dict, first: jax.Array, seed: jax.Array, run: Run = run) -> jax.Array:
                 rows = {k: v[0] for k, v in batches.items()} or gather(
-                    run.backend.rows_of_batch(resident['order'], first[0], run.config.batch_size), resident['examples'])
-                examples = {name: rows[name] for name in ('image', *run.dataset.splits['train'].targets)}
+                    run.setup.backend.rows_of_batch(resident['order'], first[0], run.setup.config.batch_size),
+                    resident['examples'])
+                examples = {name: rows[name] for name in ('image', *run.setup.dataset.splits['train'].targets)}
                 key = jax.random.fold_in(jax.random.key(seed), first[0])
-                return run.experiment.preprocessor.train(examples, key, mixer=run.experiment.task)['image']
+                return run.setup.experiment.preprocessor.train(examples, key, mixer=run.setup.experiment.task)['image']
 
-            inputs[placement] = map(functools.partial(run.inputs, count=1), itertools.count())
+            inputs[placement] = map(functools.partial(run.setup.inputs, count=1), itertools.count())
             prepared = itertools.starmap(jax.jit(batch), inputs[placement])
             sides[f'{placement} placement'] = functools.partial(images_per_second, functools.partial(next, prepared),
                                                                 placement_config.batch_size)
             runs[placement] = run
-        program, state = runs['device'].program(run.timeline.phase(0)), runs['device'].state
+        program, state = runs['device'].setup.program(run.setup.timeline.phase(0)), runs['device'].state
 
         def step() -> object:
             nonlocal state
             state, values = program(state, *next(inputs['device']))
             return values
-        sides['training step'] = functools.partial(images_per_second, step, run.config.batch_size)
+        sides['training step'] = functools.partial(images_per_second, step, run.setup.config.batch_size)
         for side in sides.values():
             side(1)  # compiles
 
@@ -126,7 +128,7 @@ def compare(args: argparse.Namespace) -> Table:
         if files is not None:
             sides['building the cache'] = build
         if torch:
-            train, size = run.dataset.splits['train'], run.dataset.image_shape[0]
+            train, size = run.setup.dataset.splits['train'], run.setup.dataset.image_shape[0]
             content: dict[str, Any] = {'ops': [peer_op(part, size) for part in ops]}
             if files is not None:
                 content['files'] = [os.path.join(files.root, path) for path in files.paths]
@@ -135,9 +137,9 @@ def compare(args: argparse.Namespace) -> Table:
                 np.save(content['array'], train.take(np.arange(len(train))))
             with open(path := os.path.join(folder, 'images.json'), 'w', encoding='utf-8') as f:
                 json.dump(content, f)
-            peers['torch DataLoader'] = TorchPeer(args.torch_python, 'data', path, size, run.config.batch_size)
+            peers['torch DataLoader'] = TorchPeer(args.torch_python, 'data', path, size, run.setup.config.batch_size)
             if files is not None:
-                peers['PIL in processes'] = TorchPeer(args.torch_python, 'decode', path, size, run.config.batch_size)
+                peers['PIL in processes'] = TorchPeer(args.torch_python, 'decode', path, size, run.setup.config.batch_size)
         rates: dict[str, list[float]] = {name: [] for name in (*sides, *peers)}
         for _ in range(args.rounds):
             for name in rates:
@@ -145,8 +147,6 @@ def compare(args: argparse.Namespace) -> Table:
                 print(f'{name}: {rates[name][-1]:.4g} images/s', file=sys.stderr, flush=True)
         for peer in peers.values():
             peer.close()
-        for run in runs.values():
-            run.close()
 
         def ratio(a: str, b: str) -> list[float]:
             return [x / y for x, y in zip(rates[a], rates[b], strict=True)]
@@ -168,6 +168,6 @@ def compare(args: argparse.Namespace) -> Table:
                 memory[name] = peak_memory(*arguments, f'--workdir={folder}/memory {name}',
                                            f'--config.data.cache_dir={folder}/cache {name}', *options)
             notes['MB of train.py at its height, files mapped into memory left out'] = memory
-    result = table(f'data of {run.config.name}', 'images/s', rates, **notes)
+    result = table(f'data of {run.setup.config.name}', 'images/s', rates, **notes)
     result.lines += ['', *(f'{name}: {value}' for name, value in notes.items())] if notes else []
     return result

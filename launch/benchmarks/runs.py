@@ -135,37 +135,36 @@ def loop(args: argparse.Namespace) -> Table:
     with tempfile.TemporaryDirectory() as folder:
         os.mkdir(os.path.join(folder, 'figures'))
         run = Run(settings, folder, StopRequest())
-        run.open()
-        run.advance(settings.eval.every)
-        program = run.program(run.timeline.phase(0))
-        inputs = run.inputs(0, settings.parallel.steps_per_dispatch)
-        state = run.backend.place(run.backend.fetch(run.state))
+        with run:
+            run.advance(settings.eval.every)
+            program = run.setup.program(run.setup.timeline.phase(0))
+            inputs = run.setup.inputs(0, settings.parallel.steps_per_dispatch)
+            state = run.setup.backend.place(run.setup.backend.fetch(run.state))
 
-        def run_bare_steps(dispatches: int) -> None:
-            nonlocal state
-            values = None
-            for _ in range(dispatches):
-                state, values = program(state, *inputs)
-            jax.block_until_ready(values)
+            def run_bare_steps(dispatches: int) -> None:
+                nonlocal state
+                values = None
+                for _ in range(dispatches):
+                    state, values = program(state, *inputs)
+                jax.block_until_ready(values)
 
-        def run_loop(dispatches: int) -> None:
-            for _ in range(dispatches):
-                run.advance(settings.eval.every)
-            run.drain()
+            def run_loop(dispatches: int) -> None:
+                for _ in range(dispatches):
+                    run.advance(settings.eval.every)
+                run.drain()
 
-        began = time.perf_counter()
-        run_bare_steps(3)
-        count = max(5, int(args.seconds / ((time.perf_counter() - began) / 3)))
-        rates: dict[str, list[float]] = {'bare step': [], 'loop': []}
-        for _ in range(args.rounds):
             began = time.perf_counter()
-            run_bare_steps(count)
-            images = count * settings.parallel.steps_per_dispatch * settings.batch_size
-            rates['bare step'].append(images / (time.perf_counter() - began))
-            before, began = run.timeline.examples(run.step), time.perf_counter()
-            run_loop(count)
-            rates['loop'].append((run.timeline.examples(run.step) - before) / (time.perf_counter() - began))
-        run.close()
+            run_bare_steps(3)
+            count = max(5, int(args.seconds / ((time.perf_counter() - began) / 3)))
+            rates: dict[str, list[float]] = {'bare step': [], 'loop': []}
+            for _ in range(args.rounds):
+                began = time.perf_counter()
+                run_bare_steps(count)
+                images = count * settings.parallel.steps_per_dispatch * settings.batch_size
+                rates['bare step'].append(images / (time.perf_counter() - began))
+                before, began = run.setup.timeline.examples(run.step), time.perf_counter()
+                run_loop(count)
+                rates['loop'].append((run.setup.timeline.examples(run.step) - before) / (time.perf_counter() - began))
     ratios = [b / a for a, b in zip(rates['bare step'], rates['loop'], strict=True)]
     return table(f'loop of {settings.name}', 'images/s', {**rates, 'loop / bare step': ratios}, dispatches=count)
 

@@ -20,7 +20,7 @@ def test_caches_are_shown_and_cleared_except_those_in_use(tmp_path, command):
     code, shown, err = command('cache', f'--cache_dir={tmp_path}')
     assert (code, err) == (0, [])
     assert len(shown) == 5
-    assert '123 kB' in shown[0] + shown[1]  # 1797 images of 8x8, labels, and what describes them
+    assert '125 kB' in shown[0] + shown[1]  # 1797 images of 8x8, labels, and what describes them
     assert sum('images of scikit-learn' in line for line in shown) == 2
     assert '5 kB  xla: compiled programs' in shown[2]
     assert sorted(tmp_path.rglob('*')) == before

@@ -16,7 +16,7 @@ from jaxcnn import config as cfg
 from jaxcnn import metrics
 from jaxcnn.errors import UserError
 from jaxcnn.train.checkpoint import Checkpoints, fingerprint
-from jaxcnn.train.state import TrainState
+from jaxcnn.train.state import TrainState, Weights
 
 PROGRESS = {'evaluated_step': 3, 'best_value': 0.5, 'evaluations_since_best': 3, 'interval_steps': 3,
             'interval_sums': {'loss': 1.25}, 'wall_seconds': 3.5}
@@ -396,4 +396,23 @@ def test_a_save_that_fails_is_told_and_keeps_the_checkpoints_before(tmp_path, st
     assert checkpoints.best_step() == 1
     save(checkpoints, 3, 0.9)  # with room again, it goes on
     assert checkpoints.steps()[-1] == 3
+    checkpoints.close()
+
+
+# parts of a state
+
+
+@pytest.mark.parametrize('ema', [False, True])
+def test_weights_are_read_without_the_optimizers_state(tmp_path, ema):
+    state = make_state(3, ema)
+    checkpoints = open_checkpoints(tmp_path)
+    save(checkpoints, 3, state=state)
+    checkpoints.wait()
+    for path in (tmp_path / 'checkpoints' / '3' / 'state').rglob('*opt_state*'):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    template = Weights(*(jax.tree.map(np.zeros_like, part) for part in (state.params, state.batch_stats, state.ema)))
+    weights = checkpoints.read_weights(3, template)
+    assert_same_bits(weights, Weights(state.params, state.batch_stats, state.ema))
+    with pytest.raises(UserError, match=r'checkpoint 3 in .* is of another network: params/dense/bias is \(7,\) bfloat16'):
+        checkpoints.read_weights(3, template.replace(params={'dense': {'bias': np.zeros(8)}}))
     checkpoints.close()

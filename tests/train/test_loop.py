@@ -90,11 +90,11 @@ def test_a_run_leaves_what_a_person_relies_on(small, shared_folder, monkeypatch)
 
 def test_the_statistics_are_those_of_the_training_part(small, shared_folder):
     run = Run(cfg.parse(small()), str(shared_folder), StopRequest())
-    train = run.dataset.splits['train']
+    train = run.setup.dataset.splits['train']
     pixels = train.take(np.arange(len(train))) / 255
-    np.testing.assert_allclose(run.dataset.mean, pixels.mean((0, 1, 2)), rtol=1e-9)
-    np.testing.assert_allclose(run.dataset.std, pixels.std((0, 1, 2)), rtol=1e-9)
-    seen = np.asarray(run.experiment.preprocessor(train.take(np.arange(len(train)))))
+    np.testing.assert_allclose(run.setup.dataset.mean, pixels.mean((0, 1, 2)), rtol=1e-9)
+    np.testing.assert_allclose(run.setup.dataset.std, pixels.std((0, 1, 2)), rtol=1e-9)
+    seen = np.asarray(run.setup.experiment.preprocessor(train.take(np.arange(len(train)))))
     assert abs(seen.mean()) < 1e-3
     assert abs(seen.std() - 1) < 1e-3
 
@@ -104,8 +104,8 @@ def test_what_is_fitted_to_the_training_part_is_kept_with_the_run(small, tmp_pat
     config = small(duration=dict(steps=10), data={
         'normalize': 'gcn(2)|zca(0.01)', 'image_size': 18, 'eval_augment': 'center_crop(16)', 'augment': 'random_crop(16)'})
     run = Run(cfg.parse(config), folder, StopRequest())
-    train = run.dataset.splits['train']
-    seen = np.asarray(run.experiment.preprocessor(train.take(np.arange(len(train))))).reshape(len(train), 256)
+    train = run.setup.dataset.splits['train']
+    seen = np.asarray(run.setup.experiment.preprocessor(train.take(np.arange(len(train))))).reshape(len(train), 256)
     values = np.linalg.eigvalsh(np.cov(seen, rowvar=False))
     np.testing.assert_allclose(values[-10:], 1, atol=0.05)  # white, but for what varies less than epsilon
     assert values[-1] < 1.01
@@ -174,14 +174,13 @@ def test_the_first_batch_is_drawn_as_the_network_sees_it(small, tmp_path, monkey
     os.mkdir(tmp_path / 'figures')
     config = cfg.parse(small(data={'augment': 'alternating_flip|pad_crop(2)|mixup(1)', 'normalize': 'none'}))
     run = Run(config, str(tmp_path), StopRequest())
-    run.open()
-    batch = gather(run.feed.positions(0), run.resident['examples'])
-    key = jax.random.key(0)
-    examples = run.experiment.preprocessor.train(
-        {name: batch[name] for name in ('image', 'label')}, step_keys(key, 0)[0], mixer=run.experiment.task,
-        passes=(image_keys(key, batch['position']), np.zeros(32, np.int32)))
-    np.testing.assert_allclose(drawn['images'][:32], examples['image'], atol=1e-6)
-    run.close()
+    with run:
+        batch = gather(run.setup.feed.positions(0), run.setup.resident['examples'])
+        key = jax.random.key(0)
+        examples = run.setup.experiment.preprocessor.train(
+            {name: batch[name] for name in ('image', 'label')}, step_keys(key, 0)[0], mixer=run.setup.experiment.task,
+            passes=(image_keys(key, batch['position']), np.zeros(32, np.int32)))
+        np.testing.assert_allclose(drawn['images'][:32], examples['image'], atol=1e-6)
 
 
 def test_figures_with_test_time_augmentation_stand_beside_those_without(small, tmp_path):
@@ -255,17 +254,16 @@ def test_batch_size_optimizer_and_statistics_change_at_their_moments(small, tmp_
                'switch': [dict(at=dict(steps=20), optimizer='sgd', learning_rate=0.5)]}))
     run = Run(config, str(tmp_path), StopRequest())
     os.mkdir(tmp_path / 'figures')
-    run.open()
-    stats = {}
-    while run.step < 30:
-        run.advance(cfg.Duration('steps', 1000))
-        stats[run.step] = jax.tree.leaves(run.backend.fetch(run.state.batch_stats))
-    run.drain()
-    run.close()
+    with run:
+        stats = {}
+        while run.step < 30:
+            run.advance(cfg.Duration('steps', 1000))
+            stats[run.step] = jax.tree.leaves(run.setup.backend.fetch(run.state.batch_stats))
+        run.drain()
     rows = {r['step']: r for r in read_metrics(str(tmp_path)) if 'train_loss' in r}
     assert rows[20]['learning_rate'] == pytest.approx(1e-3)
     assert rows[21]['learning_rate'] == pytest.approx(0.5)
-    images = len(run.dataset.splits['train'])
+    images = len(run.setup.dataset.splits['train'])
     assert rows[10]['epoch'] == pytest.approx(10 * 32 / images)
     assert rows[11]['epoch'] == pytest.approx((10 * 32 + 64) / images)
     assert all(np.any(a != b) for a, b in zip(stats[25], stats[24], strict=True))
@@ -278,11 +276,11 @@ def test_evaluation_counts_every_image_once_on_eight_devices(small, tmp_path, ba
     for devices, batch_size in ((1, 359), (1, 100), (8, 100)):
         config = cfg.parse(small(parallel={'devices': devices, 'backend': backend}, eval={'batch_size': batch_size}))
         run = Run(config, str(tmp_path), StopRequest())
-        state = run.backend.init(run.init_fn(), 0)
+        state = run.setup.backend.init(run.setup.init_fn(), 0)
         row, accumulated = run.evaluate(state, 'test')
         confusion = accumulated[False].sums['confusion']
         assert confusion.sum() == 359
-        np.testing.assert_array_equal(confusion.sum(1), run.dataset.class_counts('test'))
+        np.testing.assert_array_equal(confusion.sum(1), run.setup.dataset.class_counts('test'))
         figures[devices, batch_size] = row
     first, *others = figures.values()
     for other in others:
@@ -303,7 +301,7 @@ def test_evaluation_is_asked_to_stop_while_it_computes(small, tmp_path):
         asked.append(list(through))
         return len(asked) == 5
 
-    evaluator = Run(cfg.parse(small(eval={'batch_size': 32})), str(tmp_path), StopRequest()).evaluator
+    evaluator = Run(cfg.parse(small(eval={'batch_size': 32})), str(tmp_path), StopRequest()).setup.evaluator
     evaluator._steps[False] = lambda *_: (Sums(len(asked)), {})
     assert evaluator(None, 'test', stop) is None
     assert asked == [[], [], [1], [1, 2], [1, 2, 3]]
@@ -385,13 +383,12 @@ def test_fewer_dispatches_wait_where_their_memory_is_much(small, tmp_path, monke
     monkeypatch.setattr(loop, 'MOST_AHEAD', most)
     os.mkdir(tmp_path / 'figures')
     run = Run(cfg.parse(small(log_every=dict(steps=20))), str(tmp_path), StopRequest())
-    run.open()
-    for _ in range(8):
-        run.advance(cfg.Duration('steps', 1000))
-        assert all(done.metrics['loss'].is_ready() for done in list(run._pending)[:max(0, len(run._pending) - ahead)])
-    assert run._ahead == ahead
-    run.drain()
-    run.close()
+    with run:
+        for _ in range(8):
+            run.advance(cfg.Duration('steps', 1000))
+            assert all(done.scalars['loss'].is_ready() for done in list(run._pending)[:max(0, len(run._pending) - ahead)])
+        assert run._ahead == ahead
+        run.drain()
 
 
 def test_all_processes_set_the_same_damaged_checkpoints_aside(small, tmp_path, monkeypatch):
@@ -406,8 +403,8 @@ def test_all_processes_set_the_same_damaged_checkpoints_aside(small, tmp_path, m
 
     monkeypatch.setattr(parallel, 'from_all', from_all)
     monkeypatch.setattr(Checkpoints, 'discard', lambda self, step: discarded.append(step))
-    run.open()
-    run.close()
+    with run:
+        pass
     assert (run.step, discarded) == (10, [20])
 
 

@@ -19,11 +19,10 @@ def trained_state(settings, folder, steps=4):
     then on runs differ by a thousandth."""
     folder.joinpath('figures').mkdir(parents=True)
     run = Run(config.parse(settings), str(folder), StopRequest())
-    run.open()
-    while run.step < steps:
-        run.advance(config.Duration('steps', 1000))
-    state = run.backend.fetch(run.state)
-    run.close()
+    with run:
+        while run.step < steps:
+            run.advance(config.Duration('steps', 1000))
+        state = run.setup.backend.fetch(run.state)
     return state
 
 
@@ -106,7 +105,7 @@ def test_statistics_of_one_value_are_refused_before_training(small, tmp_path, fi
     dict(batch_size=2), dict(batch_size=4, parallel={'devices': 4}), dict(batch_size=1, freeze_bn=dict(steps=0)),
     dict(batch_size=1, data={'image_size': 8, 'augment': ''})], ids=str)
 def test_statistics_of_two_values_and_frozen_ones_are_not_refused(small, tmp_path, fields):
-    Run(config.parse(small(**{**TINY, **fields})), str(tmp_path), StopRequest()).check_statistics()
+    Run(config.parse(small(**{**TINY, **fields})), str(tmp_path), StopRequest()).setup.check_statistics()
 
 
 def test_the_average_is_one(small, tmp_path):
