@@ -1,8 +1,8 @@
 """Data sets: sources -> uint8 images -> batches; augmentation and normalisation as pure JAX functions."""
 
-from jaxcnn.data import arrays, layouts
+from jaxcnn.data import arrays, layouts, table_layouts
 from jaxcnn.data.dataset import Dataset, load
 from jaxcnn.data.sources import names
 from jaxcnn.data.split import Split
 
-__all__ = ['Dataset', 'Split', 'arrays', 'layouts', 'load', 'names']
+__all__ = ['Dataset', 'Split', 'arrays', 'layouts', 'load', 'names', 'table_layouts']

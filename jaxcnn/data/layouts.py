@@ -13,15 +13,14 @@ import logging
 import os
 import re
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
 from jaxcnn.config import DataConfig
 from jaxcnn.data import picture, tables
 from jaxcnn.data.sources import Example, Source, add_source
-from jaxcnn.data.targets import LABEL, LABELS, TargetKind
+from jaxcnn.data.targets import LABEL, TargetKind
 from jaxcnn.errors import UserError, as_text
 
 SPLITS = {'train': ('train', 'training'), 'val': ('val', 'valid', 'validation', 'dev'),
@@ -74,7 +73,7 @@ def existing_path(path: str, name: str) -> str:
     return path
 
 
-def _nfc(name: str) -> str:
+def compose(name: str) -> str:
     """The composed Unicode form: `é` is one character in some files and tables, and `e` with an accent in others."""
     return unicodedata.normalize('NFC', name)
 
@@ -82,7 +81,7 @@ def _nfc(name: str) -> str:
 @functools.lru_cache(128)
 def _names(folder: str, changed: int) -> dict[str, str]:
     """The names in a folder by their composed form; `changed` is when the folder was."""
-    return {_nfc(name): name for name in sorted(os.listdir(folder), reverse=True)}
+    return {compose(name): name for name in sorted(os.listdir(folder), reverse=True)}
 
 
 def _as_stored(path: str) -> str:
@@ -99,10 +98,10 @@ def _as_stored(path: str) -> str:
         names = _names(folder or '.', os.stat(folder or '.').st_mtime_ns)
     except (OSError, ValueError):  # the latter for a name with a zero byte
         return path
-    return os.path.join(folder, names.get(_nfc(name), name))
+    return os.path.join(folder, names.get(compose(name), name))
 
 
-def _entries(folder: str) -> list[os.DirEntry]:
+def list_entries(folder: str) -> list[os.DirEntry]:
     """What a folder holds, by name.
 
     Raises:
@@ -139,7 +138,7 @@ def _images(root: str, folder: str, skipped: collections.Counter[str], above: tu
     here = status.st_dev, status.st_ino
     if here in above:
         raise UserError(f'{as_text(folder)}: a link to a folder that it is in')
-    for entry in _entries(folder):
+    for entry in list_entries(folder):
         if entry.name.startswith('.'):
             continue
         if entry.is_symlink() and not os.path.exists(entry.path):
@@ -161,7 +160,7 @@ def _log_skipped(root: str, skipped: collections.Counter[str]) -> None:
         log.log(level, '%s: skipped files: %s%s', as_text(root), counts, plugin)
 
 
-def _parts(where: str, held: Mapping[str, str]) -> dict[str, str]:
+def by_split(where: str, held: Mapping[str, str]) -> dict[str, str]:
     """Of what is held by name, that of each split.
 
     Raises:
@@ -183,8 +182,8 @@ def _split_folders(root: str) -> dict[str, str]:
     Raises:
       UserError: there are some, and none to train on.
     """
-    folders = {entry.name.lower(): entry.path for entry in _entries(root) if entry.is_dir()}
-    found = _parts(root, folders)
+    folders = {entry.name.lower(): entry.path for entry in list_entries(root) if entry.is_dir()}
+    found = by_split(root, folders)
     if found and (other := [name for name, path in folders.items() if path not in found.values() and name[0] != '.']):
         log.warning('%s: left out, for they are no part: %s', as_text(root), ', '.join(map(as_text, sorted(other))))
     if found and 'train' not in found:
@@ -193,7 +192,7 @@ def _split_folders(root: str) -> dict[str, str]:
     return found or {'train': root}
 
 
-def _source(name: str, root: str, listed: Listed, order: Sequence[str] | None = None,
+def source_of_files(name: str, root: str, listed: Listed, order: Sequence[str] | None = None,
             names: Mapping[str, str] | None = None, kind: TargetKind = LABEL) -> Source:
     """The source of listed files.
 
@@ -208,7 +207,7 @@ def _source(name: str, root: str, listed: Listed, order: Sequence[str] | None = 
     Raises:
       UserError: nothing to train on, or a class that is not among them.
     """
-    known = {split: [(path, tuple(map(_nfc, names_of_image))) for path, names_of_image in rows
+    known = {split: [(path, tuple(map(compose, names_of_image))) for path, names_of_image in rows
                      if names_of_image != (UNLABELLED,)] for split, rows in listed.items()}
     for split, rows in listed.items():
         if len(rows) > len(known[split]):
@@ -216,7 +215,7 @@ def _source(name: str, root: str, listed: Listed, order: Sequence[str] | None = 
                      len(rows) - len(known[split]), split)
     classes = list(order or sorted({c for _, names_of_image in known['train'] for c in names_of_image}, key=_natural))
     if not known['train']:
-        raise UserError(f'{as_text(root)}: holds no labelled images to train on; {_EXPECTED[name]}')
+        raise UserError(f'{as_text(root)}: holds no labelled images to train on; {EXPECTED[name]}')
     if len(classes) < 2 and kind is LABEL:
         raise UserError(f'{as_text(root)}: holds the class {classes[0]!r} alone; a classifier needs two or more')
     if not classes:
@@ -272,7 +271,7 @@ def _natural(name: str) -> tuple:
     return 1, 0, os.fsencode(name)
 
 
-_EXPECTED = {
+EXPECTED = {
     'folder': 'expected <split>/<class>/<image>, or <class>/<image> (labels in file names: config.data.name=flat)',
     'flat': 'expected <split>/<label>_<id>.jpg, or <label>_<id>.jpg (folders of classes: config.data.name=folder)',
     'csv': 'expected a table with a path and a label in each row',
@@ -290,11 +289,11 @@ def folder(config: DataConfig) -> Source:
     skipped: collections.Counter[str] = collections.Counter()
     parts = _split_folders(root)
     for path in dict.fromkeys([root, *parts.values()]):
-        skipped.update(_kind(entry) or 'images beside the class folders' for entry in _entries(path)
+        skipped.update(_kind(entry) or 'images beside the class folders' for entry in list_entries(path)
                        if not entry.is_dir() and not entry.name.startswith('.'))
     for split, path in parts.items():
         listed[split] = []
-        for entry in _entries(path):
+        for entry in list_entries(path):
             if entry.is_dir() and not entry.name.startswith('.'):
                 name = UNLABELLED if entry.name.lower() in _UNLABELLED_FOLDERS else entry.name
                 images = [(image, (name,)) for image in _images(root, entry.path, skipped)]
@@ -302,7 +301,7 @@ def folder(config: DataConfig) -> Source:
                 if not images:
                     log.warning('%s: holds no images, and is no class', as_text(entry.path))
     _log_skipped(root, skipped)
-    return _source('folder', root, listed)
+    return source_of_files('folder', root, listed)
 
 
 def flat(config: DataConfig) -> Source:
@@ -316,161 +315,7 @@ def flat(config: DataConfig) -> Source:
     listed: Listed = {split: [(path, (label(path) or UNLABELLED,)) for path in _images(root, where, skipped)]
               for split, where in _split_folders(root).items()}
     _log_skipped(root, skipped)
-    return _source('flat', root, listed)
-
-
-def table(config: DataConfig) -> Source:
-    """Read a CSV file with the columns path, label and, optionally, split, or a folder of `train.csv`, `val.csv` and
-    `test.csv`.
-
-    The cells are separated by a comma, a semicolon or a tab; a file in a folder may be called `train.tsv`, and so on, too.
-    Paths are relative to the table's folder. A first row that names the columns may stand there in any order. A label of -1,
-    NaN or nothing means unlabelled.
-    """
-    def names(cell: str, file: str, number: int) -> tuple[str, ...]:
-        name = tables.label(cell) or UNLABELLED
-        if ';' in name:
-            raise UserError(f'{file}: line {number}: the label {name!r} names several classes, which config.task=multilabel '
-                            'takes; config.task=classification takes one class for each image')
-        return (name,)
-    root, listed = _listed_in_tables('csv', config, lambda file, split: _rows(file, split, names))
-    return _source('csv', root, listed)
-
-
-def multilabel_table(config: DataConfig) -> Source:
-    """Read a table as `table` does whose images have any number of classes.
-
-    Either the column label holds the names of an image's classes with semicolons between them, as in `cat;dog`, where an
-    empty cell means that the image shows none of them; or each class has a column of 0 and 1, which the first row names.
-    A label of -1 or NaN means unlabelled.
-    """
-    def names(cell: str, file: str, number: int) -> tuple[str, ...]:
-        if cell.strip() and not tables.label(cell):
-            return (UNLABELLED,)
-        return tuple(dict.fromkeys(name for part in cell.split(';') if (name := tables.label(part))))
-
-    def rows(file: str, split: str) -> Iterator[TableRow]:
-        head, columns, content = _columns(file)
-        indicators = [head[i] for i in range(len(head)) if i not in columns.values()
-                      and content and all(len(row) > i and row[i].strip() in ('0', '1') for _, row in content)]
-        if 'label' in columns and indicators:
-            raise UserError(f'{file}: has both a column {head[columns["label"]]!r} of names and columns of 0 and 1 '
-                            f'({", ".join(indicators[:5])}): remove one of the two kinds of labels')
-        if 'label' not in columns and len(head) > len(columns):
-            return _indicator_rows(file, split)
-        return _rows(file, split, names)
-    root, listed = _listed_in_tables('csv', config, rows)
-    return _source('csv', root, listed, kind=LABELS)
-
-
-class TableRow(NamedTuple):
-    """A row of a table that lists images."""
-
-    line: int
-    split: str
-    path: str
-    classes: tuple[str, ...]
-
-
-def _listed_in_tables(name: str, config: DataConfig, rows: Callable[[str, str], Iterator[TableRow]]) -> tuple[str, Listed]:
-    """The images that a table, or a folder of tables, lists, and the folder that their paths are relative to.
-
-    Args:
-      name: of the layout.
-      config: names the table or the folder.
-      rows: of a file, given the split of rows that name none.
-    """
-    where = existing_path(config.dir, name)
-    if os.path.isdir(where):
-        files = _parts(where, {entry.name[:-4]: entry.path for ending in ('.tsv', '.csv') for entry in _entries(where)
-                               if entry.name.lower().endswith(ending)})
-        root = where
-        if 'train' not in files:
-            raise UserError(f'{where!r} holds no train.csv')
-    else:
-        files, root = {'train': where}, os.path.dirname(os.path.abspath(where))
-    listed: Listed = {'train': []}
-    first: dict[str, tuple[tuple[str, ...], str]] = {}  # by path, the classes of an image and where it is listed first
-    repeated: collections.Counter[str] = collections.Counter()
-    for split, file in files.items():
-        for row in rows(file, split):
-            listed.setdefault(row.split, []).append((row.path, row.classes))
-            if row.classes == (UNLABELLED,):
-                continue
-            classes, line = tuple(map(_nfc, row.classes)), f'{file}: line {row.line}'
-            earlier, first_line = first.setdefault(_nfc(os.path.normpath(row.path)), (classes, line))
-            if {*earlier} != {*classes}:
-                earlier_label, label = (as_text(';'.join(names)) for names in (earlier, classes))
-                raise UserError(f'{as_text(row.path)} has two labels: {earlier_label!r} in {first_line}, {label!r} in '
-                                f'{line}')
-            if first_line != line:
-                repeated[f'{first_line} and {line}'] += 1
-    if repeated:
-        log.warning('%s: images that a second row lists: %d, as in %s', as_text(root), repeated.total(),
-                    next(iter(repeated)))
-    return root, listed
-
-
-_COLUMNS = {'path': ('path', 'file', 'filename', 'file_name', 'image', 'image_path', 'id'),
-            'label': ('label', 'class', 'category', 'target'), 'split': ('split', 'part', 'subset')}
-
-
-def _columns(file: str) -> tuple[list[str], dict[str, int], list[tuple[int, list[str]]]]:
-    """The names of a table's columns, none where no first row names them; where path, label and split are; and its rows."""
-    rows = tables.read_rows(file)
-    if rows:
-        head = [cell.strip() for cell in rows[0][1]]
-        lower = [cell.lower() for cell in head]
-        named = {what: lower.index(next(name for name in names if name in lower))
-                 for what, names in _COLUMNS.items() if not {*names}.isdisjoint(lower)}
-        if 'path' in named:
-            return head, named, rows[1:]
-    return [], {'path': 0, 'label': 1}, rows
-
-
-def _row(file: str, split: str, number: int, row: Sequence[str], columns: Mapping[str, int],
-         classes: tuple[str, ...]) -> TableRow:
-    """A row whose classes are known."""
-    name = row[columns['split']].strip().lower() if 'split' in columns else split
-    known = next((s for s, names in SPLITS.items() if name in names), None)
-    if known is None:
-        raise UserError(f'{file}: line {number}: unknown split {name!r}; known: {", ".join(SPLITS)}')
-    return TableRow(number, known, row[columns['path']].strip(), classes)
-
-
-def _check_cells(file: str, number: int, row: Sequence[str], count: int) -> None:
-    if len(row) < count:
-        raise UserError(f'{file}: line {number} has {len(row)} cells, expected {count} or more, '
-                        'separated by a comma, a semicolon or a tab')
-
-
-def _rows(file: str, split: str, names: Callable[[str, str, int], tuple[str, ...]]) -> Iterator[TableRow]:
-    """The rows of a table that names the classes in one column; `names` gives those of a cell in a file and line."""
-    head, columns, rows = _columns(file)
-    if head and 'label' not in columns and split != 'test':
-        raise UserError(f'{file}: no column is called {", ".join(_COLUMNS["label"])}; there are: '
-                        f'{", ".join(map(str.lower, head))}')
-    for number, row in rows:
-        _check_cells(file, number, row, max(columns.values()) + 1)
-        classes = names(row[columns['label']], file, number) if 'label' in columns else (UNLABELLED,)
-        yield _row(file, split, number, row, columns, classes)
-
-
-def _indicator_rows(file: str, split: str) -> Iterator[TableRow]:
-    """The rows of a table that has a column of 0 and 1 for each class."""
-    head, columns, rows = _columns(file)
-    classes = {i: name for i, name in enumerate(head) if i not in columns.values() and name}
-    for number, row in rows:
-        _check_cells(file, number, row, max([*columns.values(), *classes]) + 1)
-        shows = []
-        for i, name in classes.items():
-            value = tables.label(row[i])
-            if value not in ('0', '1'):
-                raise UserError(f'{file}: line {number}: the column {name!r} holds {row[i]!r}; the columns of classes hold '
-                                '0 and 1')
-            if value == '1':
-                shows.append(name)
-        yield _row(file, split, number, row, columns, tuple(shows))
+    return source_of_files('flat', root, listed)
 
 
 def tiny_imagenet(config: DataConfig) -> Source:
@@ -491,7 +336,7 @@ def tiny_imagenet(config: DataConfig) -> Source:
                       'test': [(os.path.join('val', 'images', line[0]), (line[1],))
                                for line in _tabbed(root, os.path.join('val', 'val_annotations.txt'), 2)]}
     _log_skipped(root, skipped)
-    return dataclasses.replace(_source('tiny_imagenet', root, listed, wnids, words), val_fraction=0.2)
+    return dataclasses.replace(source_of_files('tiny_imagenet', root, listed, wnids, words), val_fraction=0.2)
 
 
 def _tabbed(root: str, name: str, cells: int) -> list[list[str]]:
@@ -506,5 +351,3 @@ def _tabbed(root: str, name: str, cells: int) -> list[list[str]]:
 
 for _layout in (folder, flat, tiny_imagenet):
     add_source(_layout.__name__, _layout)
-add_source('csv', table)
-add_source('csv', multilabel_table, LABELS)

@@ -47,13 +47,18 @@ def read_json(path: str) -> Any:
 
 
 def read_config(workdir: str) -> cfg.Config:
-    """The config of the run in `workdir`."""
+    """Return the config of the run in `workdir`.
+
+    Raises:
+      UserError: The file is missing or damaged, or another version of jaxcnn wrote it.
+    """
     path = os.path.join(workdir, 'config.json')
     fields = read_json(path)
     try:
         return cfg.parse(fields)
     except UserError as e:
-        raise UserError(str(e), field=path) from e
+        raise UserError(str(e), field=path, hint='if another version of jaxcnn wrote this run, use that version, or a new '
+                        'workdir') from e
 
 
 EXTENDED = ('config.duration', 'config.optim.switch')  # what an extension may change

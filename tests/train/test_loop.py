@@ -20,7 +20,8 @@ from jaxcnn.optim import make_optimizer, path_mask
 from jaxcnn.timeline import Timeline
 from jaxcnn.train import loop, parallel, train_and_evaluate
 from jaxcnn.train.checkpoint import Checkpoints
-from jaxcnn.train.loop import Run, RunProgress
+from jaxcnn.train.loop import Run
+from jaxcnn.train.run_progress import RunProgress
 from jaxcnn.train.signals import Interrupted, StopRequest
 from jaxcnn.train.step import gather, image_keys, step_keys
 from jaxcnn.train.trained import Trained

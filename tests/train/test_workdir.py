@@ -52,6 +52,16 @@ def test_a_claimed_workdir_holds_its_config(tmp_path):
         pass
 
 
+def test_a_run_of_an_earlier_version_is_refused_with_the_new_name_of_the_field(tmp_path):
+    fields = cfg.to_dict(parse())
+    fields['optim']['label_smoothing'] = 0.1
+    write_json(str(tmp_path / 'config.json'), fields)
+    line = (r'config\.json: config\.optim\.label_smoothing is now config\.loss\.label_smoothing; '
+            r'if another version of jaxcnn wrote this run, use that version, or a new workdir')
+    with pytest.raises(UserError, match=line):
+        read_config(str(tmp_path))
+
+
 def test_a_second_holder_in_another_process_is_refused(tmp_path):
     with subprocess.Popen([sys.executable, '-c', HOLDER, str(tmp_path)], stdin=subprocess.PIPE,
                           stdout=subprocess.PIPE, text=True) as holder:
