@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 
+import golden
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -136,8 +137,9 @@ def test_where_the_data_fails_the_state_is_saved_and_the_run_continues_there(sma
     assert Trained(str(tmp_path / 'failed')).steps() == [7]
     train_and_evaluate(config, str(tmp_path / 'failed'))
     train_and_evaluate(config, str(tmp_path / 'whole'))
-    for a, b in zip(*(jax.tree.leaves(Trained(str(tmp_path / name)).read(20)) for name in ('failed', 'whole')), strict=True):
-        np.testing.assert_array_equal(a, b)
+    states = [{part: array.tobytes() for part, array in golden.read_state(str(tmp_path / name), 20).items()}
+              for name in ('failed', 'whole')]
+    assert states[0] == states[1]
 
 
 def test_what_a_start_that_failed_was_fitted_to_is_not_kept(small, tmp_path):
