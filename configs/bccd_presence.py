@@ -3,7 +3,9 @@
 The data is a folder with `train.csv`, `val.csv` and `test.csv`, whose column `label` names the kinds, as in `RBC;WBC`:
 `--config.data.dir=DIR` (README, "Several classes for each image").
 
-Result: not yet measured.
+Result: a mean average precision of 83.04 % on the 72 test images, seed 0 (docs/results.md). Nearly every image shows red and
+white cells; of platelets, which are small, the average precision is 58.7 %, little more than the 54 % of images that show
+them.
 """
 
 from jaxcnn.config import make
