@@ -56,14 +56,15 @@ def make(choice: cfg.Choice, targets: str, task: str) -> tuple[Loss, Loss]:
         raise UserError(f'the loss {choice.name!r} does not fit the task {task!r}', field='config.loss',
                         hint=f'these do: {", ".join(names(targets))}')
     with name_field('config.loss'):
-        arguments = bind(loss, (), {'logits': None, 'targets': None, **choice.args}, f'loss {choice.name}')
-    del arguments['logits'], arguments['targets']
+        bound = bind(loss, (None, None), choice.args, f'loss {choice.name}')
+    arguments = dict(list(bound.items())[2:])  # without the outputs and the targets
     for name, value in arguments.items():
         default = inspect.signature(loss).parameters[name].default
         check_bool(f'config.loss.{name}', default, value)
         low, high = _LIMITS.get(name, (-math.inf, math.inf))
+        wants_number = name in _LIMITS or (isinstance(default, (int, float)) and not isinstance(default, bool))
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-        if not isinstance(default, bool) and value is not None and not (is_number and low <= value <= high):
+        if wants_number and value is not default and not (is_number and low <= value <= high):
             limits = ' '.join(f'{word} {limit:g}' for word, limit in (('from', low), ('to', high)) if math.isfinite(limit))
             raise UserError(f'expected a number {limits}'.rstrip() + f', got {value!r}', field=f'config.loss.{name}')
     without_smoothing = {name: value for name, value in arguments.items() if name != 'label_smoothing'}

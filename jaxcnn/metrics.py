@@ -208,11 +208,15 @@ class LabelScores:
 
     def per_class(self) -> list[dict[str, float]]:
         """Return precision, recall, F1, support and average precision of each class."""
+        averages = average_precisions(self.probabilities, self.labels).tolist()
+        return [{**scores, 'average_precision': average} for scores, average in zip(self.scores(), averages, strict=True)]
+
+    def scores(self) -> list[dict[str, float]]:
+        """Return precision, recall, F1 and support of each class."""
         labels = self.labels > 0
-        precisions = average_precisions(self.probabilities, self.labels)
         counts = zip((self.predicted & labels).sum(0).tolist(), labels.sum(0).tolist(), self.predicted.sum(0).tolist(),
-                     precisions.tolist(), strict=True)
-        return [{**_scores(*of_class), 'average_precision': average} for *of_class, average in counts]
+                     strict=True)
+        return [_scores(*of_class) for of_class in counts]
 
 
 def average_precisions(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -250,7 +254,7 @@ def micro_f1(scores: LabelScores) -> float:
 @split_metric('labels', title='macro F1')
 def macro_f1(scores: LabelScores) -> float:
     """Return the mean of the classes' F1."""
-    return float(np.mean([row['f1'] for row in scores.per_class()]))
+    return float(np.mean([row['f1'] for row in scores.scores()]))
 
 
 @split_metric('labels')

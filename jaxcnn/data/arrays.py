@@ -61,6 +61,8 @@ def _checked(images_name: str, images: np.ndarray, labels_name: str, labels: np.
 
 def _check_widths(splits: Mapping[str, InMemory], names: Sequence[str], kind: TargetKind) -> None:
     """Raises a UserError where the labels of a split are not of as many classes as there are names."""
+    if kind is LABELS and (unclear := [name for name in names if ';' in name]):
+        raise UserError(f'class_names: {unclear[0]!r} holds a semicolon, which separates the classes of an image in tables')
     for split, part in splits.items():
         if kind is LABELS and part.targets['labels'].shape[1] != len(names):
             raise UserError(f'the {split} labels are of {part.targets["labels"].shape[1]} classes, and there are '

@@ -53,18 +53,29 @@ def multilabel_table(config: DataConfig) -> Source:
             return (UNLABELLED,)
         return tuple(dict.fromkeys(name for part in cell.split(';') if (name := tables.label(part))))
 
+    declared: dict[str, list[str]] = {}  # by file, the classes that have a column of 0 and 1
+
     def rows(file: str, split: str) -> Iterator[TableRow]:
         head, columns, content = _columns(file)
+        if not head and any(len(row) > 2 for _, row in content):
+            raise UserError(f'{file}: the first row must name the columns: path, and label or the classes')
         indicators = [head[i] for i in range(len(head)) if i not in columns.values()
                       and content and all(len(row) > i and row[i].strip() in ('0', '1') for _, row in content)]
         if 'label' in columns and indicators:
             raise UserError(f'{file}: has both a column {head[columns["label"]]!r} of names and columns of 0 and 1 '
                             f'({", ".join(indicators[:5])}): remove one of the two kinds of labels')
         if 'label' not in columns and len(head) > len(columns):
+            classes = declared[file] = [name for i, name in enumerate(head) if i not in columns.values() and name]
+            if len({*classes}) < len(classes):
+                raise UserError(f'{file}: two columns have the same name; they are called {", ".join(head)}')
+            other_file, other = next(iter(declared.items()))
+            if {*classes} != {*other}:
+                raise UserError(f'{file}: has columns of the classes {", ".join(classes)}, and {other_file} of '
+                                f'{", ".join(other)}; each part must have the same ones')
             return _indicator_rows(file, split)
         return _rows(file, split, names)
     root, listed = _listed_in_tables('csv', config, rows)
-    return source_of_files('csv', root, listed, kind=LABELS)
+    return source_of_files('csv', root, listed, next(iter(declared.values()), None), kind=LABELS)
 
 
 class TableRow(NamedTuple):
@@ -142,10 +153,14 @@ def _row(file: str, split: str, number: int, row: Sequence[str], columns: Mappin
     return TableRow(number, known, row[columns['path']].strip(), classes)
 
 
-def _check_cells(file: str, number: int, row: Sequence[str], count: int) -> None:
+def _check_cells(file: str, number: int, row: Sequence[str], count: int, names: int) -> None:
+    """Raises a UserError for a row of fewer than `count` cells, or of more than there are names of columns, if any."""
     if len(row) < count:
         raise UserError(f'{file}: line {number} has {len(row)} cells, expected {count} or more, '
                         'separated by a comma, a semicolon or a tab')
+    if names and any(cell.strip() for cell in row[names:]):
+        raise UserError(f'{file}: line {number} has {len(row)} cells, and the first row names {names} columns; put cells '
+                        'that hold a separator in double quotes')
 
 
 def _rows(file: str, split: str, names: Callable[[str, str, int], tuple[str, ...]]) -> Iterator[TableRow]:
@@ -155,7 +170,7 @@ def _rows(file: str, split: str, names: Callable[[str, str, int], tuple[str, ...
         raise UserError(f'{file}: no column is called {", ".join(_COLUMNS["label"])}; there are: '
                         f'{", ".join(map(str.lower, head))}')
     for number, row in rows:
-        _check_cells(file, number, row, max(columns.values()) + 1)
+        _check_cells(file, number, row, max(columns.values()) + 1, len(head))
         classes = names(row[columns['label']], file, number) if 'label' in columns else (UNLABELLED,)
         yield _row(file, split, number, row, columns, classes)
 
@@ -165,13 +180,13 @@ def _indicator_rows(file: str, split: str) -> Iterator[TableRow]:
     head, columns, rows = _columns(file)
     classes = {i: name for i, name in enumerate(head) if i not in columns.values() and name}
     for number, row in rows:
-        _check_cells(file, number, row, max([*columns.values(), *classes]) + 1)
+        _check_cells(file, number, row, max([*columns.values(), *classes]) + 1, len(head))
         shows = []
         for i, name in classes.items():
             value = tables.label(row[i])
             if value not in ('0', '1'):
                 raise UserError(f'{file}: line {number}: the column {name!r} holds {row[i]!r}; the columns of classes hold '
-                                '0 and 1')
+                                '0 and 1: write these, or remove the column')
             if value == '1':
                 shows.append(name)
         yield _row(file, split, number, row, columns, tuple(shows))

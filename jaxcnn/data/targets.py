@@ -91,10 +91,15 @@ class ClassLabels(TargetKind):
         return {'labels': Target((num_classes,), np.uint8, 1)}
 
     def strata(self, targets: Arrays) -> np.ndarray:
-        """Return the number of each example's set of classes; sets that occur once share a stratum."""
+        """Return the number of each example's set of classes; sets that occur once share a stratum.
+
+        The sets are numbered in a random order: a cut breaks ties between strata by their numbers, and must not prefer the
+        sets without the first classes.
+        """
         _, number, counts = np.unique(targets['labels'], axis=0, return_inverse=True, return_counts=True)
         number = number.reshape(-1)
-        return np.where(counts[number] > 1, number, -1)
+        order = np.random.Generator(np.random.PCG64(0)).permutation(len(counts))
+        return np.where(counts[number] > 1, order[number], -1)
 
     def class_counts(self, targets: Arrays, num_classes: int) -> np.ndarray:
         """See `TargetKind`."""

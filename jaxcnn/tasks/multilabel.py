@@ -32,11 +32,16 @@ class Multilabel(Task):
     def __post_init__(self) -> None:
         if isinstance(self.threshold, bool) or not isinstance(self.threshold, (int, float)) or not 0 < self.threshold < 1:
             raise UserError(f'expected a number between 0 and 1, got {self.threshold!r}', field='config.task.threshold')
+        if self.class_weights is not None and getattr(self.loss_function, 'func', None) is not losses.bce:
+            raise UserError("'loss' weighs the positives of the loss bce alone", field='config.data.balance')
 
     @classmethod
     def weights_of_classes(cls, counts: np.ndarray, num_images: int) -> np.ndarray:
-        """Return the weight of each class's positives: the images that do not show it over those that do; 1 for none."""
-        return np.where(counts > 0, (num_images - counts) / np.maximum(counts, 1), 1.0)
+        """Return the weight of each class's positives: the images that do not show it over those that do.
+
+        It is 1 for a class that no image shows, or that all do, for there is nothing to balance.
+        """
+        return np.where((counts > 0) & (counts < num_images), (num_images - counts) / np.maximum(counts, 1), 1.0)
 
     @classmethod
     def check_data(cls, config: cfg.DataConfig) -> None:

@@ -57,6 +57,7 @@ class Evaluator:
             sums, new_rows = self._steps[tta](variables, self._backend.put_rows(batch), self._resident[split], sums)
             in_flight.append(sums)
             if new_rows:
-                rows.append(self._backend.fetch(new_rows))
-        gathered = {name: np.concatenate([r[name] for r in rows])[:len(part)] for name in (rows[0] if rows else {})}
+                rows.append(new_rows)
+        host_rows = [self._backend.fetch(r) for r in rows]  # after all batches are dispatched
+        gathered = {name: np.concatenate([r[name] for r in host_rows])[:len(part)] for name in (rows[0] if rows else {})}
         return Accumulated(self._backend.fetch(sums), gathered)

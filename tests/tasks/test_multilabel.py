@@ -14,6 +14,7 @@ from sklearn import metrics as sklearn_metrics
 from jaxcnn import config as cfg
 from jaxcnn import data, experiment, losses, metrics, tasks
 from jaxcnn.config import DataConfig
+from jaxcnn.data.sources import stratified_cut
 from jaxcnn.data.targets import LABELS
 from jaxcnn.errors import UserError
 from jaxcnn.train import train_and_evaluate
@@ -62,10 +63,30 @@ def test_names_with_semicolons_and_columns_of_0_and_1_are_the_same_labels(tables
      r"train\.csv: line 3: the column 'dog' holds '2'; the columns of classes hold 0 and 1"),
     ((['label', 'cat'], ['cat', 1], ['dog', 0]),
      r"train\.csv: has both a column 'label' of names and columns of 0 and 1 \(cat\): remove one of the two"),
+    ((['label'], ['cat', 'dog']), r'train\.csv: line 2 has 3 cells, and the first row names 2 columns; .* in double quotes'),
+    ((['cat', 'cat'], [1, 0]), r'train\.csv: two columns have the same name; they are called path, cat, cat'),
 ])
 def test_wrong_tables_are_refused_in_one_line(tables, rows, line):
     with pytest.raises(UserError, match=line):
         labels_of(tables(*rows))
+
+
+def test_columns_of_classes_keep_their_order_and_must_be_the_same_in_each_part(tables, tmp_path):
+    config = tables(['owl', 'ant', 'cat'], [1, 0, 0], [0, 1, 0])
+    dataset = labels_of(config)
+    assert dataset.class_names == ['owl', 'ant', 'cat']
+    assert dataset.class_counts('train') == [1, 1, 0]
+    (tmp_path / 'test.csv').write_text('path,owl,ant\n0.png,1,0\n')
+    line = r'test\.csv: has columns of the classes owl, ant, and .*train\.csv of owl, ant, cat'
+    with pytest.raises(UserError, match=line):
+        labels_of(config)
+
+
+def test_a_cut_does_not_prefer_sets_without_the_first_classes():
+    sets = np.unpackbits(np.arange(1, 200, dtype=np.uint8)[:, None], axis=1)
+    labels = np.repeat(sets, 2, axis=0)
+    _, val = stratified_cut(LABELS.strata({'labels': labels}), 0.2, seed=0)
+    assert np.abs(labels[val].mean(0) - labels.mean(0)).max() < 0.15
 
 
 def test_data_with_the_labels_of_another_task_is_refused(tables, tmp_path):
@@ -128,6 +149,7 @@ def test_class_weights_are_pytorchs_pos_weight():
     weight = np.array([1, 3, 1])
     expected = -(weight * labels * jax.nn.log_sigmoid(logits) + (1 - labels) * jax.nn.log_sigmoid(-logits)).mean()
     assert float(task.loss(logits, {'labels': labels})) == pytest.approx(float(expected), rel=1e-6)
+    np.testing.assert_allclose(task.weights_of_classes(np.array([8, 0, 6]), 8), [1, 1, 1 / 3])  # of all images, and none
     plain = dataclasses.replace(task, class_weights=None)
     assert float(plain.loss(logits, {'labels': labels})) == pytest.approx(float(losses.bce(logits, labels).mean()))
 

@@ -15,8 +15,9 @@ def test_a_registered_loss_and_metric_need_nothing_else(small, tmp_path, no_pict
     monkeypatch.setattr(metrics, '_METRICS', {kind: dict(known) for kind, known in metrics._METRICS.items()})
 
     @losses.register('label')
-    def scaled_cross_entropy(logits, targets, factor=2.0):
-        return factor * losses.cross_entropy(logits, targets)
+    def scaled_cross_entropy(outputs, labels, factor=2.0, reduction='none'):
+        assert reduction == 'sum'
+        return factor * losses.cross_entropy(outputs, labels)
 
     @metrics.split_metric('label', title='balanced accuracy')
     def balanced_accuracy(confusion):
@@ -26,7 +27,7 @@ def test_a_registered_loss_and_metric_need_nothing_else(small, tmp_path, no_pict
     def confidence(logits, labels):
         return jnp.take_along_axis(logits, labels[:, None], 1)[:, 0]
 
-    summary = train_and_evaluate(small(loss=dict(name='scaled_cross_entropy', factor=3.0),
+    summary = train_and_evaluate(small(loss=dict(name='scaled_cross_entropy', factor=3.0, reduction='sum'),
                                        checkpoint=dict(metric='val_balanced_accuracy')), str(tmp_path))
     rows = [json.loads(line) for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()]
     best = max((row for row in rows if 'val_loss' in row), key=lambda row: (row['val_balanced_accuracy'], row['step']))
