@@ -49,9 +49,9 @@ class Experiment:
         """Return what the run measures on each part of the data by name; `tta`: with test-time augmentation, too."""
         return metrics.measurements(self.task.metrics.values(), ('val', 'test'), bool(self.config.optim.ema_decay), tta)
 
-    def informs(self, measurement: metrics.Measurement) -> bool:
-        """Return whether a measurement says anything with so many classes: top-5 accuracy of five classes is always 1."""
-        return self.task.num_classes >= measurement.metric.min_classes
+    def informs(self, metric: metrics.Metric) -> bool:
+        """Return whether a metric says anything with so many classes: top-5 accuracy of five classes is always 1."""
+        return self.task.num_classes >= metric.min_classes
 
 
 def check(config: cfg.Config) -> None:
@@ -96,7 +96,7 @@ def build(config: cfg.Config, info: Mapping[str, Any], fit: Fit) -> Experiment:
     optimizer = optim.make_optimizer(config.optim, timeline)
     task = tasks.create(config, info['class_names'], info['class_counts'], info['sizes']['train'])
     network = models.create(config.model.name, **task.model_fields, **config.model.args)
-    preprocessor = Preprocessor.of(config.data, info['mean'], info['std'], fit, tta.parse(config.eval.tta))
+    preprocessor = Preprocessor.from_config(config.data, info['mean'], info['std'], fit, tta.parse(config.eval.tta))
     image_shape = preprocessor.shape(tuple(info['image_shape']))
     return Experiment(config, info, task, network, preprocessor, optimizer, timeline, image_shape,
                       tasks.best_measurement(config, task))

@@ -38,13 +38,18 @@ class Metric:
 
     def format(self, value: float | None) -> str:
         """Return the value as text: `93.99 %`, `0.2312`, or `not measured`."""
-        if value is None:
-            return 'not measured'
-        return f'{100 * value:.2f} %' if self.percent else f'{value:,.4f}'
+        if self.percent:
+            return format_percent(value)
+        return 'not measured' if value is None else f'{value:,.4f}'
 
     def improves(self, value: float, best: float | None) -> bool:
         """Return whether a value is better than the best one so far."""
         return best is None or (value > best if self.better == 'max' else value < best)
+
+
+def format_percent(value: float | None) -> str:
+    """Return a share as text: `93.99 %`, or `not measured`."""
+    return 'not measured' if value is None else f'{100 * value:.2f} %'
 
 
 LOSS = Metric('loss', better='min', percent=False, title='loss')
@@ -99,17 +104,12 @@ class Measurement:
     @property
     def name(self) -> str:
         """The key in a run's metrics and summary."""
-        return f'{self.split}_{prefix(self.ema, self.tta)}{self.metric.name}'
+        return '_'.join([self.split, *['ema'] * self.ema, *['tta'] * self.tta, self.metric.name])
 
     @property
     def title(self) -> str:
         """The name in a table."""
         return ' '.join([self.split, *['ema'] * self.ema, *['tta'] * self.tta, self.metric.title])
-
-
-def prefix(ema: bool, tta: bool) -> str:
-    """Return what stands before a metric's name for these weights and augmentation."""
-    return 'ema_' * ema + 'tta_' * tta
 
 
 def measurements(metrics: Iterable[Metric], splits: Iterable[str], ema: bool, tta: bool) -> dict[str, Measurement]:
@@ -121,9 +121,9 @@ def measurements(metrics: Iterable[Metric], splits: Iterable[str], ema: bool, tt
       ema: whether the run keeps a moving average.
       tta: whether it has test-time augmentation.
     """
-    found = [Measurement(split, metric, with_ema, with_tta) for split in splits
-             for with_ema in (False, True)[:1 + ema] for with_tta in (False, True)[:1 + tta] for metric in metrics]
-    return {m.name: m for m in found}
+    every = (Measurement(split, metric, with_ema, with_tta) for split in splits for with_ema in (False, True)[:1 + ema]
+             for with_tta in (False, True)[:1 + tta] for metric in metrics)
+    return {m.name: m for m in every}
 
 
 # one class for each image

@@ -38,21 +38,21 @@ class Preprocessor:
     tta: TestTimeAugmentation | None = None
 
     @classmethod
-    def of(cls, config: DataConfig, mean: Sequence[float], std: Sequence[float], fitted: Fit,
-           tta: TestTimeAugmentation | None = None) -> 'Preprocessor':
+    def from_config(cls, config: DataConfig, mean: Sequence[float], std: Sequence[float], fit: Fit,
+                    tta: TestTimeAugmentation | None = None) -> 'Preprocessor':
         """Return the preprocessor of a config.
 
         Args:
           config: the config's part.
           mean, std: per channel, of the training part.
-          fitted: gives what normalisation by anything else has learned of it.
+          fit: gives what normalisation by anything else has learned of it.
           tta: see `Preprocessor`.
         """
         unfitted = cls(pipeline(config.augment), Normalization(), pipeline(config.eval_augment, steady=True), tta)
         ops = normalize.parse(config.normalize)
         if ops == [normalize.standardize()]:
             return dataclasses.replace(unfitted, normalize=Normalization.by(mean, std))
-        return dataclasses.replace(unfitted, normalize=Normalization(ops, fitted(ops, unfitted)) if ops else Normalization())
+        return dataclasses.replace(unfitted, normalize=Normalization(ops, fit(ops, unfitted)) if ops else Normalization())
 
     def __call__(self, images: jax.Array) -> jax.Array:
         """Float32 images of uint8 ones (N, H, W, C), as evaluation has them."""
@@ -93,15 +93,17 @@ class Preprocessor:
         Raises:
           UserError: training and evaluation make images of two sizes, or an op does not take these images.
         """
-        def of(where: str, pipeline: Pipeline | None) -> tuple[int, ...]:
-            with name_field(where):
+        def output_shape(field: str, pipeline: Pipeline | None) -> tuple[int, ...]:
+            with name_field(field):
                 return image_shape if pipeline is None else jax.eval_shape(
                     pipeline, jax.random.key(0), jax.ShapeDtypeStruct(image_shape, jnp.float32)).shape
-        train, other = of('config.data.augment', self.augment), of('config.data.eval_augment', self.eval_augment)
-        if train != other:
+        train = output_shape('config.data.augment', self.augment)
+        evaluation = output_shape('config.data.eval_augment', self.eval_augment)
+        if train != evaluation:
             raise UserError(f'config.data.augment makes images of {train[0]} x {train[1]} pixels, '
-                            f'config.data.eval_augment of {other[0]} x {other[1]}: both must be what the network takes')
+                            f'config.data.eval_augment of {evaluation[0]} x {evaluation[1]}: both must be what the '
+                            'network takes')
         if self.tta is not None:
             with name_field('config.eval.tta'):
-                jax.eval_shape(self.tta, jax.ShapeDtypeStruct((1, *other), jnp.float32))
+                jax.eval_shape(self.tta, jax.ShapeDtypeStruct((1, *evaluation), jnp.float32))
         return tuple(train)  # type: ignore[return-value]

@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
                                   **{metric.name: value for metric, value in values.items()}}), flush=True)
                 continue
             loss, *others = [f'{metric.title} {metric.format(value)}' for metric, value in values.items()
-                             if trained.experiment.task.num_classes >= metric.min_classes]
+                             if trained.experiment.informs(metric)]
             print(f'checkpoint {step}, {args.split}{", moving average" * ema}'
                   f'{f", {trained.config.eval.tta}" if tta else ""}: {"  ".join([*others, loss])}  '
                   f'({counted(count, "image")})', flush=True)

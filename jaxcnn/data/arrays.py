@@ -20,13 +20,15 @@ from jaxcnn.errors import UserError, name_field
 
 
 def arrays(config: DataConfig, kind: TargetKind = LABEL) -> Source:
-    """An `.npz` file of `train_images`, `train_labels` (or `x_train`, `y_train`), and of `test` or `val`:
-    images uint8 (N, H, W) or (N, H, W, C), labels whole numbers (N,), or, of several classes
-    for each image, 0 and 1 (N, classes); `class_names` if it likes."""
+    """Read an `.npz` file of `train_images` and `train_labels` (or `x_train`, `y_train`), and the same of `test` or `val`.
+
+    Images are uint8 (N, H, W) or (N, H, W, C). Labels are whole numbers (N,), or, of several classes for each image, 0 and
+    1 (N, classes). `class_names` is optional.
+    """
     path = existing_path(config.dir, 'arrays')
     try:
         with np.load(path, allow_pickle=False) as file:
-            held = {key: file[key] for key in file.files}
+            file_arrays = {key: file[key] for key in file.files}
     except Exception as e:  # zipfile, zlib and NumPy raise many kinds of error for damaged files
         reason = 'it is no .npz file' if not zipfile.is_zipfile(path) else " ".join(str(e).split())[:200]
         raise UserError(f'{path}: cannot be read as .npz without pickles: {reason}') from e
@@ -35,19 +37,20 @@ def arrays(config: DataConfig, kind: TargetKind = LABEL) -> Source:
     for split, called in SPLITS.items():
         for name in called:
             for images, labels in ((f'{name}_images', f'{name}_labels'), (f'x_{name}', f'y_{name}')):
-                if images in held and labels in held:
+                if images in file_arrays and labels in file_arrays:
                     if split in splits:
                         raise UserError(f'{path}: holds two {split} parts: {images} is the second')
                     with name_field(path):
-                        splits[split] = _checked(images, held[images], labels, held[labels], kind)
+                        splits[split] = _checked(images, file_arrays[images], labels, file_arrays[labels], kind)
                     used |= {images, labels}
     if 'train' not in splits:
-        raise UserError(f'{path}: holds no train_images and train_labels; there are: {", ".join(held) or "no arrays"}')
-    if unused := sorted(held.keys() - used):
+        raise UserError(f'{path}: holds no train_images and train_labels; there are: '
+                        f'{", ".join(file_arrays) or "no arrays"}')
+    if unused := sorted(file_arrays.keys() - used):
         log.warning('%s: ignored arrays, which are not images and labels of one part: %s', path, ', '.join(unused))
     with name_field(path):
-        names = check_class_names(held['class_names']) if 'class_names' in held else _numbers(splits, kind)
-        _check_widths(splits, names, kind)
+        names = check_class_names(file_arrays['class_names']) if 'class_names' in file_arrays else _numbers(splits, kind)
+        _check_classes(splits, names, kind)
     return _in_memory('arrays', path, splits, names, kind)
 
 
@@ -59,12 +62,14 @@ def _checked(images_name: str, images: np.ndarray, labels_name: str, labels: np.
     return InMemory(checked, {'label': check_labels(labels_name, labels, len(checked))})
 
 
-def _check_widths(splits: Mapping[str, InMemory], names: Sequence[str], kind: TargetKind) -> None:
-    """Raises a UserError where the labels of a split are not of as many classes as there are names."""
-    if kind is LABELS and (unclear := [name for name in names if ';' in name]):
+def _check_classes(splits: Mapping[str, InMemory], names: Sequence[str], kind: TargetKind) -> None:
+    """Raise a UserError where labels (N, classes) do not fit the names of the classes."""
+    if kind is not LABELS:
+        return
+    if unclear := [name for name in names if ';' in name]:
         raise UserError(f'class_names: {unclear[0]!r} holds a semicolon, which separates the classes of an image in tables')
     for split, part in splits.items():
-        if kind is LABELS and part.targets['labels'].shape[1] != len(names):
+        if part.targets['labels'].shape[1] != len(names):
             raise UserError(f'the {split} labels are of {part.targets["labels"].shape[1]} classes, and there are '
                             f'{len(names)} names')
 
@@ -104,8 +109,8 @@ def idx(config: DataConfig) -> Source:
     paths = {}
     for split, name in (('train', 'train'), ('test', 't10k')):
         for what, suffix in (('images', 'images-idx3-ubyte'), ('labels', 'labels-idx1-ubyte')):
-            found = [os.path.join(root, f'{name}{dot}{suffix}{end}') for dot in '-.' for end in ('', '.gz')]
-            path = next((p for p in found if os.path.isfile(p)), None)
+            candidates = [os.path.join(root, f'{name}{dot}{suffix}{end}') for dot in '-.' for end in ('', '.gz')]
+            path = next((p for p in candidates if os.path.isfile(p)), None)
             if path is None:
                 raise UserError(f'{root!r} holds no {name}-{suffix}.gz')
             paths[split, what] = path

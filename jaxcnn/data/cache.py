@@ -237,8 +237,9 @@ def open_cache(source: Source, config: cfg.DataConfig) -> tuple[dict[str, Any], 
     """
     root = cache_folder(config.cache_dir)
     settings = [config.image_size, config.image_size and config.resize, config.skip_broken]
-    key = json.dumps([_FORMAT, source.key, *settings], sort_keys=True)
-    origin = [config.name, os.path.realpath(config.dir) if config.dir else source.where, _FORMAT, *settings]
+    key = json.dumps([_FORMAT, source.kind.name, source.key, *settings], sort_keys=True)
+    location = os.path.realpath(config.dir) if config.dir else source.where
+    origin = [config.name, location, source.kind.name, _FORMAT, *settings]
     folder = os.path.join(root, f'{config.name.replace("/", "-")}-{hashlib.sha256(key.encode()).hexdigest()[:16]}')
     try:
         opened = _open(folder)

@@ -160,20 +160,24 @@ def _log_skipped(root: str, skipped: collections.Counter[str]) -> None:
         log.log(level, '%s: skipped files: %s%s', as_text(root), counts, plugin)
 
 
-def by_split(where: str, held: Mapping[str, str]) -> dict[str, str]:
-    """Of what is held by name, that of each split.
+def by_split(folder: str, paths: Mapping[str, str]) -> dict[str, str]:
+    """Return the path of each split.
+
+    Args:
+      folder: where they are, for the message.
+      paths: by name, in lower case; those that are no name of a split are left out.
 
     Raises:
-      UserError: a split has two.
+      UserError: Two paths have names of one split.
     """
-    found: dict[str, str] = {}
+    split_paths: dict[str, str] = {}
     for split, names in SPLITS.items():
-        called = [name for name in names if name in held]
-        if len(called) > 1:
-            raise UserError(f'{as_text(where)}: which is the {split} part, {" or ".join(called)}?')
-        if called:
-            found[split] = held[called[0]]
-    return found
+        present = [name for name in names if name in paths]
+        if len(present) > 1:
+            raise UserError(f'{as_text(folder)}: which is the {split} part, {" or ".join(present)}?')
+        if present:
+            split_paths[split] = paths[present[0]]
+    return split_paths
 
 
 def _split_folders(root: str) -> dict[str, str]:
@@ -183,13 +187,13 @@ def _split_folders(root: str) -> dict[str, str]:
       UserError: there are some, and none to train on.
     """
     folders = {entry.name.lower(): entry.path for entry in list_entries(root) if entry.is_dir()}
-    found = by_split(root, folders)
-    if found and (other := [name for name, path in folders.items() if path not in found.values() and name[0] != '.']):
+    splits = by_split(root, folders)
+    if splits and (other := [name for name, path in folders.items() if path not in splits.values() and name[0] != '.']):
         log.warning('%s: left out, for they are no part: %s', as_text(root), ', '.join(map(as_text, sorted(other))))
-    if found and 'train' not in found:
-        raise UserError(f'{as_text(root)}: has a part {", ".join(found)}, and none to train on, which is '
+    if splits and 'train' not in splits:
+        raise UserError(f'{as_text(root)}: has a part {", ".join(splits)}, and none to train on, which is '
                         f'called {" or ".join(SPLITS["train"])}; there are: {", ".join(map(as_text, sorted(folders)))}')
-    return found or {'train': root}
+    return splits or {'train': root}
 
 
 def source_of_files(name: str, root: str, listed: Listed, order: Sequence[str] | None = None,

@@ -90,18 +90,18 @@ def find(config: DataConfig, kind: TargetKind = LABEL) -> Source:
     """
     root = _tfds_root(config)
     if (config.name, kind.name) in _SOURCES:
-        found = _SOURCES[config.name, kind.name]
+        find_source = _SOURCES[config.name, kind.name]
     elif config.name in names() or kind is not LABEL:
         raise UserError(f'{config.name!r} does not have {kind.description}, which config.task needs',
                         field='config.data.name', hint=f'these have: {", ".join(names(kind))}')
     elif re.fullmatch(r'[a-z][a-z0-9_]*(/[\w.]+)?', config.name) and os.path.isdir(os.path.join(root, config.name)):
-        found = _tfds(config.name)
+        find_source = _tfds(config.name)
     else:
         error = unknown('data set', config.name, names(), 'config.data.name')
         error.add_hint(f'any other TFDS set must be prepared in {root!r} (config.data.dir)')
         raise error
     with name_field('config.data.dir'):
-        return found(config)
+        return find_source(config)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -107,4 +107,3 @@ class ClassLabels(TargetKind):
 
 
 LABEL, LABELS = ClassLabel(), ClassLabels()
-KINDS: dict[str, TargetKind] = {kind.name: kind for kind in (LABEL, LABELS)}

@@ -12,7 +12,7 @@ from jaxcnn.errors import counted, name_file
 from jaxcnn.experiment import Experiment
 from jaxcnn.inspect import figures
 from jaxcnn.inspect.markdown import escape, figure
-from jaxcnn.metrics import LOSS, Measurement, Metric
+from jaxcnn.metrics import LOSS, Measurement
 from jaxcnn.tasks import Accumulated
 from jaxcnn.timeline import displayed_epoch
 
@@ -49,22 +49,23 @@ def write_report(workdir: str, experiment: Experiment, summary: Mapping[str, Any
     data_name = _data_name(config.data)
     skipped = [f'{count} of {name}' for name, count in info['broken'].items() if count]
     with figures.failing_is_a_warning(path := os.path.join(folder, 'curves.png')):
-        figures.curves(rows, list(dict.fromkeys([LOSS, experiment.best.metric, *_second_metric(experiment)]))[:2],
+        by = experiment.best.metric
+        figures.curves(rows, [LOSS, experiment.task.main_metric if by == LOSS else by],
                        list(experiment.measurements(tta=False).values()), path)
     part = {'test': 'test', 'val': 'validation'}[split]
     sections = experiment.task.report(accumulated, info['class_counts'], part, folder)
     validated = summary[Measurement('val', LOSS).name] is not None
-    chosen = (f'the best of the evaluated checkpoints by `{experiment.best.name}`, step {summary["best_step"]}'
-              if validated else f'the last checkpoint, step {summary["best_step"]}')
-    held = ', '.join(f'{summary[f"peak_{where}_bytes"] / 1e9:.2f} GB of the {where}' for where in ('host', 'device')
-                     if summary[f'peak_{where}_bytes'] is not None)
+    checkpoint = (f'the best of the evaluated checkpoints by `{experiment.best.name}`, step {summary["best_step"]}'
+                  if validated else f'the last checkpoint, step {summary["best_step"]}')
+    peak_memory = ', '.join(f'{summary[f"peak_{memory}_bytes"] / 1e9:.2f} GB of the {memory}'
+                            for memory in ('host', 'device') if summary[f'peak_{memory}_bytes'] is not None)
     lines = [
         f'# {summary["model"]} on {data_name}', '',
         *([f'Name of the run: {escape(summary["name"])}.', ''] if summary['name'] else []),
         f'{summary["model"]} ({summary["params"]:,} parameters) on {data_name}, seed {summary["seed"]}: '
         f'{counted(summary["steps"], "step")}, {displayed_epoch(summary["epochs"], config.duration):.2f} epochs, '
         f'on {summary["num_devices"]} x {summary["device"]}.',
-        f'Figures are of {chosen}.', '',
+        f'Figures are of {checkpoint}.', '',
         *([f'Images that could not be read, and were left out: {", ".join(skipped)}.', ''] if skipped else []),
         '| | |', '|---|---|',
         *_table_of_metrics(experiment, summary),
@@ -72,7 +73,7 @@ def write_report(workdir: str, experiment: Experiment, summary: Mapping[str, Any
         f'| images/s in training | {_number(summary["images_per_second"], 0)} |',
         f'| wall time | {_number(summary["wall_seconds"], 1)} s, of which training steps '
         f'{_number(summary["train_seconds"], 1)} s |',
-        f'| most memory held | {held} |', '',
+        f'| most memory held | {peak_memory} |', '',
         '## Curves', '', figure(folder, 'curves'), '',
         *(line for section in sections for line in (f'## {section.title}', '', *section.lines, '')),
         '## The first training batch, augmented, not normalised', '', figure(folder, 'first_batch'), '',
@@ -85,11 +86,6 @@ def write_report(workdir: str, experiment: Experiment, summary: Mapping[str, Any
         f.write('\n'.join(lines))
 
 
-def _second_metric(experiment: Experiment) -> list[Metric]:
-    """The metric that is drawn beside the loss where the best checkpoint is the best by its loss."""
-    return [metric for metric in experiment.task.metrics.values() if metric != LOSS][:1]
-
-
 def _table_of_metrics(experiment: Experiment, summary: Mapping[str, Any]) -> list[str]:
     """One row for each measurement: those of the judged weights first, test before validation."""
     measurements = experiment.measurements(tta=experiment.preprocessor.tta is not None).values()
@@ -98,4 +94,4 @@ def _table_of_metrics(experiment: Experiment, summary: Mapping[str, Any]) -> lis
     names = {'test': 'test', 'val': 'validation'}
     return [f'| {dataclasses.replace(m, split=names[m.split]).title} | {m.metric.format(summary.get(m.name))} |'
             for m in sorted(measurements, key=lambda m: (m.ema or m.tta, m.split != 'test', order[m.metric.name]))
-            if experiment.informs(m) and (not (m.ema or m.tta) or summary.get(m.name) is not None)]
+            if experiment.informs(m.metric) and (not (m.ema or m.tta) or summary.get(m.name) is not None)]

@@ -18,6 +18,7 @@ from jaxcnn import losses, metrics
 from jaxcnn.config import bind
 from jaxcnn.data.targets import TargetKind
 from jaxcnn.errors import UserError, unknown
+from jaxcnn.metrics import LOSS, Metric
 
 Targets = Mapping[str, jax.Array]  # by name, (N, ...) each
 Tree = dict[str, Any]  # of arrays
@@ -75,9 +76,14 @@ class Task(abc.ABC):
         return len(self.class_names)
 
     @property
-    def metrics(self) -> dict[str, metrics.Metric]:
-        """The metrics of an evaluation by name; the one after the loss is what `best` means by default."""
+    def metrics(self) -> dict[str, Metric]:
+        """The loss and the metrics of an evaluation by name."""
         return metrics.of_targets(self.kind.name)
+
+    @property
+    def main_metric(self) -> Metric:
+        """The first metric that is not the loss, by which a checkpoint is the best unless the config names another."""
+        return next(metric for metric in self.metrics.values() if metric != LOSS)
 
     @property
     def model_fields(self) -> dict[str, Any]:
@@ -248,7 +254,7 @@ def best_measurement(config: cfg.Config, task: Task) -> metrics.Measurement:
     known = metrics.measurements(task.metrics.values(), ['val'], ema=True, tta=False)
     name = config.checkpoint.metric
     if name is None:
-        return list(known.values())[1]
+        return metrics.Measurement('val', task.main_metric)
     if name not in known:
         raise unknown('metric', name, known, field='config.checkpoint.metric')
     if known[name].ema and not config.optim.ema_decay:

@@ -90,7 +90,7 @@ class Classification(Task):
         confusion = np.asarray(accumulated.sums['confusion'])
         with figures.failing_is_a_warning(path := f'{folder}/confusion_matrix.png'):
             figures.confusion_matrix(confusion, self.class_names, path)
-        names, percent = [escape(name) for name in self.class_names], metrics.Metric('').format
+        names, percent = [escape(name) for name in self.class_names], metrics.format_percent
         table = sorted(zip(names, metrics.per_class(confusion), train_counts, strict=True),
                        key=lambda row: (not row[1]['support'], row[1]['recall']))
         pairs = zip(*(values[:5].tolist() for values in metrics.mistakes(confusion)), strict=True)

@@ -99,7 +99,7 @@ class Multilabel(Task):
         scores = self._scores(accumulated)
         with figures.failing_is_a_warning(path := f'{folder}/precision_recall.png'):
             figures.precision_recall(scores.probabilities, scores.labels, self.class_names, path)
-        percent = metrics.Metric('').format
+        percent = metrics.format_percent
         table = sorted(zip(map(escape, self.class_names), scores.per_class(), train_counts, strict=True),
                        key=lambda row: (not row[1]['support'], row[1]['f1']))
         return [Section(f'{split.capitalize()} part, by class', [

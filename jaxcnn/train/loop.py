@@ -96,13 +96,13 @@ class Run:
         self.checkpoints = Checkpoints(folder, setup.config.checkpoint, setup.experiment.best)
         resources.callback(self.checkpoints.close)
         resources.callback(setup.feed.close)
-        found = next(self.checkpoints.newest_whole(template), None)
-        damaged = [s for s in self.checkpoints.steps() if s > (found[0] if found else 0)]
-        steps = parallel.from_all(found[0] if found else 0)  # and all have looked before one is moved
+        newest = next(self.checkpoints.newest_whole(template), None)
+        damaged = [s for s in self.checkpoints.steps() if s > (newest[0] if newest else 0)]
+        steps = parallel.from_all(newest[0] if newest else 0)  # and all have looked before one is moved
         if len(set(steps)) > 1:
             raise UserError(f'the processes do not see the same checkpoints in {folder!r}: they would go on from steps '
                             f'{", ".join(map(str, steps))}; it must be a folder that all of them share')
-        if not found and (unreadable := self.checkpoints.steps()):
+        if not newest and (unreadable := self.checkpoints.steps()):
             raise UserError(f'none of the checkpoints in {folder!r}, {", ".join(map(str, unreadable))}, can be read: '
                             'they are damaged, or of another version, as is told above; a new workdir begins anew')
         if self.chief:
@@ -110,10 +110,10 @@ class Run:
                 extend.set_aside(folder)
             workdir.write_json(os.path.join(folder, 'config.json'), cfg.to_dict(setup.config))
             workdir.write_json(data_path, setup.dataset.info())
-        if found:
-            step, host_state, kept = found
+        if newest:
+            step, host_state, progress = newest
             self.state = setup.backend.place(setup.with_all_stages(host_state))
-            self.progress = RunProgress(**kept)
+            self.progress = RunProgress(**progress)
             self._display.say(f'resuming {folder} from step {step} of {setup.timeline.total}')
         else:
             step = 0
@@ -128,7 +128,7 @@ class Run:
         self.metrics_log = workdir.MetricsLog(folder, step) if self.chief else None
         if self.metrics_log:
             resources.callback(self.metrics_log.close)
-        if not found and self.chief:
+        if not newest and self.chief:
             setup.draw_first_batch(self.state)
 
     # the loop
@@ -319,10 +319,10 @@ class Run:
     def _evaluate(self) -> None:
         while self._pending and not self._interrupted():
             self._drain_one()
-        found = self.evaluate(self.state, self.watched)
-        if found is None:
+        evaluated = self.evaluate(self.state, self.watched)
+        if evaluated is None:
             return
-        row, _ = found
+        row, _ = evaluated
         for name, value in row.items():
             if not math.isfinite(value):
                 self._stop_for_nan(self.step, value, f'{name} after')
@@ -334,11 +334,11 @@ class Run:
             best, optimizer = self.setup.experiment.best, self.setup.experiment.optimizer
             self.progress.observe(row[best.name], best.metric)
             if optimizer.observes(stage):
-                seen = optimizer.observe(self.setup.backend.fetch(self.state.opt_state), stage, row['val_loss'])
-                self.state = self.state.replace(opt_state=self.setup.backend.place(jax.device_get(seen)))
+                opt_state = optimizer.observe(self.setup.backend.fetch(self.state.opt_state), stage, row['val_loss'])
+                self.state = self.state.replace(opt_state=self.setup.backend.place(jax.device_get(opt_state)))
         self.progress.evaluated_step = self.step
         experiment = self.setup.experiment
-        hidden = {m.name for m in experiment.measurements(tta=False).values() if not experiment.informs(m)}
+        hidden = {m.name for m in experiment.measurements(tta=False).values() if not experiment.informs(m.metric)}
         self._display.say(f'step {self.step}: ' + '  '.join(f'{k} {v:.4f}' for k, v in row.items() if k not in hidden))
         self._clock = time.monotonic()
 
@@ -405,8 +405,8 @@ def train_and_evaluate(config: cfg.Config | ml_collections.ConfigDict | Mapping[
     """
     config = cfg.parse(config)
     parallel.together(lambda: experiment.check(config))
-    with signals.stop_on_signals(end_process) as stop, contextlib.ExitStack() as held:
-        parallel.together(lambda: held.enter_context(workdir.claim(folder, config, extends)))
+    with signals.stop_on_signals(end_process) as stop, contextlib.ExitStack() as resources:
+        parallel.together(lambda: resources.enter_context(workdir.claim(folder, config, extends)))
         try:
             with parallel.together(lambda: Run(config, folder, stop)) as run:
                 run.train()

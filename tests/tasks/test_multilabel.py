@@ -82,6 +82,13 @@ def test_columns_of_classes_keep_their_order_and_must_be_the_same_in_each_part(t
         labels_of(config)
 
 
+def test_a_table_of_single_names_is_cached_for_each_task_by_itself(tables):
+    config = tables(['label'], ['cat'], ['dog'])
+    assert data.load(config).splits['train'].targets['label'].tolist() == [0, 1]
+    assert labels_of(config).splits['train'].targets['labels'].tolist() == [[1, 0], [0, 1]]
+    assert data.load(config).splits['train'].targets['label'].tolist() == [0, 1]
+
+
 def test_a_cut_does_not_prefer_sets_without_the_first_classes():
     sets = np.unpackbits(np.arange(1, 200, dtype=np.uint8)[:, None], axis=1)
     labels = np.repeat(sets, 2, axis=0)

@@ -281,7 +281,7 @@ def test_evaluation_has_its_own_pipeline_which_draws_nothing_and_makes_images_of
     images = batch_of(4)['image']
 
     def of(train, other):
-        return Preprocessor.of(cfg.DataConfig(augment=train, eval_augment=other), (0.5,), (0.25,), fitted=None)
+        return Preprocessor.from_config(cfg.DataConfig(augment=train, eval_augment=other), (0.5,), (0.25,), fit=None)
     preprocessor = of('random_crop(12)', 'center_crop(12)')
     np.testing.assert_allclose(preprocessor(images), (images[:, 2:14, 2:14] / 255 - 0.5) / 0.25, atol=1e-6)
     assert preprocessor.shape(SHAPE) == (12, 12, 1)
