@@ -8,6 +8,7 @@ import functools
 import inspect
 import math
 from collections.abc import Callable
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -16,26 +17,28 @@ import optax
 from jaxcnn import config as cfg
 from jaxcnn.config import bind
 from jaxcnn.errors import UserError, check_bool, name_field, unknown
+from jaxcnn.registry import Registry
 
 Loss = Callable[[jax.Array, jax.Array], jax.Array]
-_LOSSES: dict[str, tuple[Callable[..., jax.Array], tuple[str, ...]]] = {}
+F = TypeVar('F', bound=Callable[..., jax.Array])
+_LOSSES: Registry[tuple[Callable[..., jax.Array], tuple[str, ...]]] = Registry('loss')
 
 
-def register(*targets: str) -> Callable[[Callable[..., jax.Array]], Callable[..., jax.Array]]:
+def register(*targets: str) -> Callable[[F], F]:
     """Make a function known to `config.loss` under its name.
 
     Args:
       *targets: the kinds of targets that it takes: `label`, one class for each image; `labels`, several.
     """
-    def add(loss: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-        _LOSSES[loss.__name__] = loss, targets
+    def add(loss: F) -> F:
+        _LOSSES.add(loss.__name__, (loss, targets), loss)
         return loss
     return add
 
 
 def names(targets: str) -> list[str]:
     """Return the losses that take a kind of targets."""
-    return sorted(name for name, (_, kinds) in _LOSSES.items() if targets in kinds)
+    return [name for name, (_, kinds) in _LOSSES.items() if targets in kinds]
 
 
 def make(choice: cfg.Choice, targets: str, task: str) -> tuple[Loss, Loss]:
@@ -51,7 +54,7 @@ def make(choice: cfg.Choice, targets: str, task: str) -> tuple[Loss, Loss]:
     """
     if choice.name not in _LOSSES:
         raise unknown('loss', choice.name, names(targets), field='config.loss')
-    loss, kinds = _LOSSES[choice.name]
+    loss, kinds = _LOSSES.get(choice.name)
     if targets not in kinds:
         raise UserError(f'the loss {choice.name!r} does not fit the task {task!r}', field='config.loss',
                         hint=f'these do: {", ".join(names(targets))}')

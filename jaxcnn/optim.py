@@ -7,7 +7,7 @@ import logging
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -17,12 +17,11 @@ import optax.contrib
 from jaxcnn import config as cfg
 from jaxcnn import schedules
 from jaxcnn.errors import UserError, check_bool, name_field, unknown
+from jaxcnn.registry import Registry
 from jaxcnn.timeline import Timeline
 
+F = TypeVar('F', bound=Callable[..., optax.GradientTransformation])
 log = logging.getLogger('jaxcnn')
-
-# optimizers beside those of optax: functions of a learning rate and further arguments, by name
-CUSTOM_OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {}
 
 # optimizers of optax that need more than gradients (the loss as a function, gradients per example), evaluate other
 # parameters than they train, or take no schedule for their learning rate
@@ -41,7 +40,6 @@ def _rmsprop(learning_rate: optax.ScalarOrSchedule, decay: float = 0.9, eps: flo
     return optax.chain(rmsprop, optax.scale_by_learning_rate(learning_rate, flip_sign=False)) if rate_last else rmsprop
 
 
-@functools.cache
 def _optax_optimizers() -> dict[str, Callable[..., optax.GradientTransformation]]:
     factories: dict[str, Callable[..., optax.GradientTransformation]] = {}
     for module in (optax.contrib, optax):
@@ -53,13 +51,24 @@ def _optax_optimizers() -> dict[str, Callable[..., optax.GradientTransformation]
     return {**factories, 'rmsprop': _rmsprop}
 
 
-def _optimizers() -> dict[str, Callable[..., optax.GradientTransformation]]:
-    return {**_optax_optimizers(), **CUSTOM_OPTIMIZERS}
+_OPTIMIZERS: Registry[Callable[..., optax.GradientTransformation]] = Registry('optimizer')
+for _name, _factory in _optax_optimizers().items():
+    _OPTIMIZERS.add(_name, _factory, getattr(_factory, 'func', _factory))
+
+
+def register(factory: F) -> F:
+    """Make a function `(learning_rate, ...) -> optax.GradientTransformation` known to `config.optim.optimizer` by its name.
+
+    The learning rate is a schedule. Further arguments of the function can be set in the config; those called
+    `weight_decay` are 0, as `config.optim.weight_decay` means the same for every optimizer.
+    """
+    _OPTIMIZERS.add(factory.__name__, factory)
+    return factory
 
 
 def optimizer_names() -> list[str]:
-    """Return the names of the optimizers: those of optax and optax.contrib that need gradients alone, and custom ones."""
-    return sorted(_optimizers())
+    """Return the names of the optimizers of optax and optax.contrib that need gradients alone, and of registered ones."""
+    return _OPTIMIZERS.names()
 
 
 def _compile_regex(pattern: str, field: str) -> re.Pattern:
@@ -276,10 +285,7 @@ def _muon_dimensions(params: Any) -> Any:
 
 def _make_base_optimizer(choice: cfg.Choice, schedule: optax.Schedule, field: str) -> optax.GradientTransformation:
     """Return the optimizer that the config names, without decay, groups and clipping."""
-    known = _optimizers()
-    if choice.name not in known:
-        raise unknown('optimizer', choice.name, known)
-    make = known[choice.name]
+    make = _OPTIMIZERS.get(choice.name)
     parameters = {k: p for k, p in inspect.signature(make).parameters.items() if k != 'muon_weight_dimension_numbers'}
     # weight decay is applied by `_decoupled_decay`, so that it means the same for every optimizer
     reserved = {'learning_rate', 'mask', *(p for p in parameters if 'weight_decay' in p)}
@@ -317,7 +323,7 @@ def check(optim: cfg.OptimConfig) -> None:
         if entry.optimizer:
             with name_field(f'{field}.optimizer'):
                 _make_base_optimizer(entry.optimizer, optax.constant_schedule(1.0), f'{field}.optimizer')
-            decay = inspect.signature(_optimizers()[entry.optimizer.name]).parameters.get('weight_decay')
+            decay = inspect.signature(_OPTIMIZERS.get(entry.optimizer.name)).parameters.get('weight_decay')
             if decay and isinstance(decay.default, float) and decay.default and not (optim.weight_decay or optim.l2):
                 log.warning('%s.optimizer: %s is used without weight decay, as config.optim.weight_decay is 0 (by default '
                             'optax has %g)', field, entry.optimizer.name, decay.default)

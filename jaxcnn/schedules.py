@@ -3,13 +3,16 @@
 import inspect
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import optax
 
 from jaxcnn import config as cfg
 from jaxcnn.errors import UserError, check_bool, name_field, unknown
+from jaxcnn.registry import Registry
 from jaxcnn.timeline import Timeline
+
+F = TypeVar('F', bound=Callable[..., optax.Schedule])
 
 
 class Interval(NamedTuple):
@@ -120,15 +123,24 @@ def _plateau(lr: float, interval: Interval, factor: float = 0.1, patience: int =
 
 PLATEAU_DEFAULTS = {name: p.default for name, p in list(inspect.signature(_plateau).parameters.items())[2:]}
 
-SCHEDULES: dict[str, Callable[..., optax.Schedule]] = {
-    'constant': _constant, 'exponential': _exponential, 'step': _step, 'cosine': _cosine,
-    'polynomial': _polynomial, 'one_cycle': _one_cycle, 'triangle': _triangle, 'plateau': _plateau,
-}
+_SCHEDULES: Registry[Callable[..., optax.Schedule]] = Registry('schedule')
+for _factory in (_constant, _exponential, _step, _cosine, _polynomial, _one_cycle, _triangle, _plateau):
+    _SCHEDULES.add(_factory.__name__.removeprefix('_'), _factory)
+
+
+def register(factory: F) -> F:
+    """Make a function `(learning_rate, interval, ...) -> optax.Schedule` known to `config.optim.schedule` under its name.
+
+    The schedule begins at step 0 of the interval, whose `steps` say how long it is. Further arguments of the function can be
+    set in the config.
+    """
+    _SCHEDULES.add(factory.__name__, factory)
+    return factory
 
 
 def names() -> list[str]:
     """Return the names of the schedules."""
-    return sorted(SCHEDULES)
+    return _SCHEDULES.names()
 
 
 def get_factory(choice: cfg.Choice) -> Callable[..., optax.Schedule]:
@@ -137,9 +149,7 @@ def get_factory(choice: cfg.Choice) -> Callable[..., optax.Schedule]:
     Raises:
       UserError: the schedule or one of its arguments is unknown.
     """
-    if choice.name not in SCHEDULES:
-        raise unknown('schedule', choice.name, names())
-    factory = SCHEDULES[choice.name]
+    factory = _SCHEDULES.get(choice.name)
     parameters = inspect.signature(factory).parameters
     known = list(parameters)[2:]
     for name, value in choice.args.items():

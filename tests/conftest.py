@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import pytest
 from ml_collections import ConfigDict
 
-from jaxcnn import config, memory
+from jaxcnn import config, memory, registry
 from jaxcnn.inspect import figures
 from jaxcnn.ops import native
 from jaxcnn.train.setup import Setup
@@ -42,6 +42,13 @@ def no_pictures(monkeypatch):
     monkeypatch.setattr(Setup, 'draw_first_batch', lambda *_: None)
     for name in ('curves', 'confusion_matrix'):
         monkeypatch.setattr(figures, name, lambda *_, **__: None)
+
+
+@pytest.fixture
+def new_registrations():
+    """What a test registers is forgotten afterwards."""
+    with registry.undo_registrations():
+        yield
 
 
 @pytest.fixture

@@ -489,10 +489,11 @@ def test_training_steps_do_not_move_a_plateau_and_only_a_plateau_observes():
 # ---- a person's own, and what is not said
 
 
-def test_an_optimizer_of_ones_own_is_named_as_the_others_are(monkeypatch):
-    monkeypatch.setitem(optim.CUSTOM_OPTIMIZERS, 'sign', lambda learning_rate, scale=1.0: optax.chain(
-        optax.stateless(lambda g, _: jax.tree.map(lambda x: scale * jnp.sign(x), g)),
-        optax.scale_by_learning_rate(learning_rate)))
+def test_a_registered_optimizer_is_named_as_the_others_are(new_registrations):
+    @optim.register
+    def sign(learning_rate, scale=1.0):
+        return optax.chain(optax.stateless(lambda g, _: jax.tree.map(lambda x: scale * jnp.sign(x), g)),
+                           optax.scale_by_learning_rate(learning_rate))
     grads = gradients(3)
     after, _ = trained(make(optimizer=dict(name='sign', scale=2.0), learning_rate=0.1), grads)
     chex.assert_trees_all_close(after, by_hand(lambda n, p, g, m: p - 0.2 * np.sign(g), grads), rtol=1e-5, atol=1e-6)

@@ -1,0 +1,138 @@
+"""Registries: the objects that configs choose by name, of this package, of plugins and of users.
+
+A name that is unknown makes the registry load the installed packages that declare the entry-point group `jaxcnn.plugins`, so
+that what they register is found without being imported by the config.
+"""
+
+import contextlib
+import functools
+import importlib.metadata
+import inspect
+from collections.abc import Iterator
+from typing import Any, Generic, TypeVar
+
+from jaxcnn.errors import UserError, unknown
+
+T = TypeVar('T')
+ENTRY_POINTS = 'jaxcnn.plugins'
+_used: set[str] | None = None  # modules of the objects that were looked up
+_registries: list['Registry'] = []
+
+
+@functools.cache
+def load_installed_plugins() -> None:
+    """Import what the installed packages declare in the entry-point group, once.
+
+    Raises:
+      UserError: One of them raises an exception.
+    """
+    for entry_point in importlib.metadata.entry_points(group=ENTRY_POINTS):
+        try:
+            entry_point.load()
+        except Exception as e:
+            raise UserError(f'raised {type(e).__name__}: {" ".join(str(e).split())}',
+                            field=f'the plugin {entry_point.name!r} ({entry_point.value})') from e
+
+
+@contextlib.contextmanager
+def record_used_modules() -> Iterator[set[str]]:
+    """Yield a set to which every lookup in the block adds the name of the module that defines the object."""
+    global _used
+    before, _used = _used, set()
+    try:
+        yield _used
+    finally:
+        _used = before
+
+
+@contextlib.contextmanager
+def undo_registrations() -> Iterator[None]:
+    """Forget at the end of the block what was registered in it, as tests need."""
+    before = [(registry, registry.copy()) for registry in _registries]
+    try:
+        yield
+    finally:
+        for registry, contents in before:
+            registry.restore(contents)
+
+
+class Registry(Generic[T]):
+    """Objects of one kind by name.
+
+    Attributes:
+      kind: what the objects are, for errors, such as `model`.
+    """
+
+    def __init__(self, kind: str):
+        self.kind = kind
+        self._objects: dict[str, T] = {}
+        self._definitions: dict[str, Any] = {}
+        _registries.append(self)
+
+    def add(self, name: str, value: T, definition: Any = None) -> None:
+        """Register an object.
+
+        Args:
+          name: by which configs choose it.
+          value: the object.
+          definition: the class or function that defines it; `value` itself by default.
+
+        Raises:
+          UserError: The name is taken by another definition. The same definition, as when a notebook's cell is run again,
+            replaces the earlier one.
+        """
+        definition = value if definition is None else definition
+        if name in self._objects and _identity(self._definitions[name]) != _identity(definition):
+            raise UserError(f'the {self.kind} {name!r} is registered twice: by {_place(self._definitions[name])} and by '
+                            f'{_place(definition)}')
+        self._objects[name], self._definitions[name] = value, definition
+
+    def __contains__(self, name: object) -> bool:
+        if name not in self._objects:
+            load_installed_plugins()
+        return name in self._objects
+
+    def get(self, name: str, field: str | None = None) -> T:
+        """Return the object of a name.
+
+        Args:
+          name: by which it is registered.
+          field: the field of the config that holds the name, for the error.
+
+        Raises:
+          UserError: The name is unknown.
+        """
+        if name not in self:
+            raise unknown(self.kind, name, self._objects, field)
+        if _used is not None:
+            _used.add(self._definitions[name].__module__)
+        return self._objects[name]
+
+    def names(self) -> list[str]:
+        """Return the registered names in order."""
+        return sorted(self._objects)
+
+    def items(self) -> list[tuple[str, T]]:
+        """Return the registered names with their objects, in the order of the names."""
+        return sorted(self._objects.items(), key=lambda item: item[0])
+
+    def copy(self) -> tuple[dict[str, T], dict[str, Any]]:
+        """Return the contents, for `restore`."""
+        return dict(self._objects), dict(self._definitions)
+
+    def restore(self, contents: tuple[dict[str, T], dict[str, Any]]) -> None:
+        """Replace the contents by those that `copy` returned."""
+        self._objects, self._definitions = contents
+
+
+def _identity(definition: Any) -> tuple[str, str]:
+    return definition.__module__, definition.__qualname__
+
+
+def _place(definition: Any) -> str:
+    """Return where a class or a function is defined, for errors: its file and name."""
+    try:
+        file = inspect.getsourcefile(definition)
+    except TypeError:
+        file = None
+    return f'{definition.__qualname__} in {file or definition.__module__}'
