@@ -92,7 +92,7 @@ def results_of(names: list[str], args: argparse.Namespace) -> 'dict[str, Cost | 
         return results
     with concurrent.futures.ProcessPoolExecutor(processes, multiprocessing.get_context('spawn'),
                                                 workers.initializer()) as pool:
-        with workers.starting_workers():
+        with workers.block_stop_signals():
             other_results = pool.map(functools.partial(cost_of, args=args), others)
         try:
             results.update(zip(others, other_results, strict=True))

@@ -172,7 +172,7 @@ def _decode(examples: Examples, source: Source, split: str, num_classes: int, fo
     many, cores = _many(examples), len(os.sched_getaffinity(0))
     size = -(-count // (8 * cores)) if many else 50
     backend = dict(backend='loky', initializer=workers.initializer()) if many else dict(backend='threading')
-    with workers.starting_workers() if many else contextlib.nullcontext():
+    with workers.block_stop_signals() if many else contextlib.nullcontext():
         parts = joblib.Parallel(cores, return_as='generator', **backend)(
             joblib.delayed(_decode_part)(examples, where, split, source.kind, num_classes, path, config,
                                          range(a, min(a + size, count)))
@@ -326,7 +326,7 @@ def _decoding_pool(used: bool) -> Iterator[None]:
         yield
     except TerminatedWorkerError as e:
         exit_code = re.search(r'\((-?\d+)\)', str(e))  # loky gives it in its message alone
-        raise workers.ended_worker(int(exit_code[1]) if exit_code else None, 'the same command decodes the images again; '
+        raise workers.worker_error(int(exit_code[1]) if exit_code else None, 'the same command decodes the images again; '
                                    '`taskset -c 0` in front of it takes one process and less memory') from e
     finally:
         if used:  # else they wait for more to do, for minutes

@@ -1,6 +1,7 @@
-"""Which images a step trains on, and how they reach it: `device` and `host` placement behind one interface.
+"""The order of the training images, and the batches of training and evaluation.
 
-The order of images is a function of `(seed, epoch)` and both placements follow it, so they train alike.
+The order of the images is a function of `(seed, epoch)`. Device and host placement follow the same order, so that they give
+the same batches.
 """
 
 import errno
@@ -19,140 +20,158 @@ from jaxcnn.timeline import Timeline
 DEVICE_LIMIT = 2 << 30  # bytes of decoded images up to which `auto` keeps a data set on the accelerator
 
 Batch = dict[str, np.ndarray]
-_NO_WORKERS = 'config.data.workers=0 reads in threads, without worker processes'
+ProcessRows = Callable[[int], slice]  # maps the size of a global batch to the rows that this process provides
+_WORKERS_HINT = 'config.data.workers=0 reads in threads, without worker processes'
+
+
+def all_rows(size: int) -> slice:
+    """Return all rows of a global batch, for a run of one process."""
+    return slice(0, size)
 
 
 class Order:
-    """The stream of training images: epoch after epoch, each its own permutation of the training part.
+    """The stream of training images: epoch after epoch, each a permutation of the training split.
 
     Args:
-      seed: of the run.
-      timeline: the run.
-      classes: (N,) class of each training image. An epoch then has as many images of each class, as many in all as
-        there are; a class with too few images repeats them, each time in a new order. None: every image once.
+      seed: seed of the run.
+      timeline: steps of the run.
+      classes: (N,) class of each training image, for balanced epochs, or None. A balanced epoch has as many images as there
+        are, and the same number of each class: of a frequent class a random part, and those of a rare class several times.
     """
 
     def __init__(self, seed: int, timeline: Timeline, classes: np.ndarray | None = None):
         self._seed, self._timeline = seed, timeline
-        self._members = None if classes is None else [np.flatnonzero(classes == c) for c in np.unique(classes)]
+        self._positions_of_classes = None
+        if classes is not None:
+            self._positions_of_classes = [np.flatnonzero(classes == c) for c in np.unique(classes)]
 
     @functools.lru_cache(maxsize=4)  # noqa: B019 (an Order lives as long as its run)
     def _permutation(self, epoch: int) -> np.ndarray:
         rng, count = np.random.Generator(np.random.PCG64([self._seed, epoch])), self._timeline.num_train
-        if self._members is None:
+        if self._positions_of_classes is None:
             return rng.permutation(count).astype(np.int32)
-        share, rest = divmod(count, len(self._members))
-        more = rng.permutation(len(self._members)) < rest
-        drawn = [np.concatenate([rng.permutation(own) for _ in range(-(-(share + 1) // len(own)))])[:share + int(extra)]
-                 for own, extra in zip(self._members, more, strict=True)]
+        num_classes = len(self._positions_of_classes)
+        per_class, remainder = divmod(count, num_classes)
+        has_one_more = rng.permutation(num_classes) < remainder
+        drawn = []
+        for positions, one_more in zip(self._positions_of_classes, has_one_more, strict=True):
+            repeats = -(-(per_class + 1) // len(positions))
+            permutations = np.concatenate([rng.permutation(positions) for _ in range(repeats)])
+            drawn.append(permutations[:per_class + int(one_more)])
         return rng.permutation(np.concatenate(drawn)).astype(np.int32)
 
     def positions(self, step: int) -> np.ndarray:
-        """Positions in the training part of the images of `step`: (B,) int32."""
-        return self.stretch(self._timeline.examples(step), self._timeline.examples(step + 1))
+        """Return the positions in the training split of the images of `step`: (B,) int32."""
+        return self.positions_between(self._timeline.examples(step), self._timeline.examples(step + 1))
 
     def epochs(self, step: int) -> np.ndarray:
-        """The epochs that these belong to: (B,) int32."""
-        first, end = self._timeline.examples(step), self._timeline.examples(step + 1)
-        return (np.arange(first, end) // self._timeline.num_train).astype(np.int32)
+        """Return the epoch of each image of `step`: (B,) int32."""
+        begin, end = self._timeline.examples(step), self._timeline.examples(step + 1)
+        return (np.arange(begin, end) // self._timeline.num_train).astype(np.int32)
 
-    def stretch(self, first: int, end: int) -> np.ndarray:
-        """Positions of the images from the `first` of the run up to, not including, `end`: (n,) int32."""
+    def positions_between(self, begin: int, end: int) -> np.ndarray:
+        """Return the positions of the images `begin` to `end - 1` of the run: (end - begin,) int32."""
         count = self._timeline.num_train
-        return np.concatenate([self._permutation(epoch)[max(first - epoch * count, 0):end - epoch * count]
-                               for epoch in range(first // count, (end - 1) // count + 1)])
+        return np.concatenate([self._permutation(epoch)[max(begin - epoch * count, 0):end - epoch * count]
+                               for epoch in range(begin // count, (end - 1) // count + 1)])
 
 
-class _Steps:
-    """Grain's random-access source: item `i` is the batch of step `i`."""
+class _BatchSource:
+    """The batches of a run as Grain's random-access source: item `i` is the batch of step `i`."""
 
-    def __init__(self, split: Split, order: Order, total: int, rows: Callable[[int], slice]):
-        self._split, self._order, self._total, self._rows = split, order, total, rows
+    def __init__(self, split: Split, order: Order, total_steps: int, process_rows: ProcessRows):
+        self._split, self._order, self._total_steps, self._process_rows = split, order, total_steps, process_rows
 
     def __len__(self) -> int:
-        return self._total
+        return self._total_steps
 
     def __getitem__(self, step: int) -> Batch:
         positions, epochs = self._order.positions(int(step)), self._order.epochs(int(step))
-        rows = self._rows(len(positions))
+        rows = self._process_rows(len(positions))
         positions = positions[rows]
         return {'image': self._split.take(positions), **self._split.take_targets(positions), 'position': positions,
                 'epoch': epochs[rows]}
 
 
 class TrainFeed:
-    """Training batches for any stretch of steps.
+    """The training batches of any range of steps.
+
+    With device placement, batches are empty: the compiled step gathers its images from `all_examples`, at the positions
+    that `epoch_order` holds from `batch_offsets` on, so that the host has nothing to do. With host placement, batches hold
+    the images, which Grain reads ahead.
 
     Args:
-      split: the training part.
-      seed: of the order.
-      timeline: the run.
-      on_device: `device` placement: batches are empty, and the step gathers from `resident` what `order` says from
-        `first` on, so that the host has nothing to do; else `host` placement: batches are images that Grain reads ahead.
-      rows: of a global batch of a given size, the rows that this process feeds.
-      workers: Grain worker processes; 0: threads.
-      most_steps: the longest stretch.
-      classes: of the training images, for an epoch that has as many images of each; see `Order`.
+      split: the training split.
+      seed: seed of the order.
+      timeline: steps of the run.
+      on_device: whether the placement is device placement.
+      process_rows: gives the rows of a global batch that this process provides.
+      workers: number of Grain's worker processes; 0 for threads.
+      max_steps: largest number of steps in a range.
+      classes: (N,) class of each training image for balanced epochs, or None; see `Order`.
     """
 
-    def __init__(self, split: Split, seed: int, timeline: Timeline, *, on_device: bool,
-                 rows: Callable[[int], slice] = lambda size: slice(0, size), workers: int = 0, most_steps: int = 1,
-                 classes: np.ndarray | None = None):
+    def __init__(self, split: Split, seed: int, timeline: Timeline, *, on_device: bool, process_rows: ProcessRows = all_rows,
+                 workers: int = 0, max_steps: int = 1, classes: np.ndarray | None = None):
         self._order = Order(seed, timeline, classes)
-        self._timeline, self._most = timeline, most_steps * max(p.batch_size for p in timeline.phases)
-        self._rows, self._on_device, self._workers = rows, on_device, workers
-        self._steps = _Steps(split, self._order, timeline.total, rows)
+        self._timeline, self._on_device, self._workers = timeline, on_device, workers
+        self._max_images = max_steps * max(p.batch_size for p in timeline.phases)
+        self._source = _BatchSource(split, self._order, timeline.total, process_rows)
         self._stream: Any = None  # Grain's iterator
-        self._next = -1
+        self._next_step = -1
 
-    def _grain(self, step: int) -> Any:
+    def _start_stream(self, step: int) -> Any:
         import grain
-        items = grain.MapDataset.source(self._steps)[step:]
+        items = grain.MapDataset.source(self._source)[step:]
         stream = items.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4))
         if self._workers:
             from absl import flags
-            flags.FLAGS.mark_as_parsed()  # Grain reads flags there, and our commands have none of absl's
+            flags.FLAGS.mark_as_parsed()  # Grain reads absl's flags, which our commands do not parse
             stream = stream.mp_prefetch(grain.MultiprocessingOptions(num_workers=self._workers), workers.initializer())
         return iter(stream)
 
     def positions(self, step: int) -> np.ndarray:
-        """Positions in the training part of the images of `step`: (B,) int32."""
+        """Return the positions in the training split of the images of `step`: (B,) int32."""
         return self._order.positions(step)
 
     def epoch(self, step: int) -> int:
-        """The epoch that the first image of `step` is in."""
+        """Return the epoch of the first image of `step`."""
         return self._timeline.examples(step) // self._timeline.num_train
 
-    def order(self, epoch: int) -> np.ndarray:
-        """Positions of the images from the beginning of an epoch on, for any stretch that begins in it: (n,) int32."""
-        return self._order.stretch(epoch * self._timeline.num_train,
-                                   (epoch + 1 + -(-self._most // self._timeline.num_train)) * self._timeline.num_train)
+    def epoch_order(self, epoch: int) -> np.ndarray:
+        """Return the positions of the images from the beginning of an epoch on: (n,) int32.
 
-    def first(self, step: int, count: int) -> np.ndarray:
-        """Where in `order` of the epoch of `step` the batches of `count` steps begin: (count,) int32."""
+        They suffice for any range of up to `max_steps` steps that begins in the epoch, and n is the same for all epochs.
+        """
+        num_train = self._timeline.num_train
+        num_epochs = 1 + -(-self._max_images // num_train)
+        return self._order.positions_between(epoch * num_train, (epoch + num_epochs) * num_train)
+
+    def batch_offsets(self, step: int, count: int) -> np.ndarray:
+        """Return where the batches of `count` steps begin in the `epoch_order` of the epoch of `step`: (count,) int32."""
         begin = self.epoch(step) * self._timeline.num_train
         return np.array([self._timeline.examples(s) - begin for s in range(step, step + count)], np.int32)
 
     def batch(self, step: int, count: int) -> Batch:
-        """The batches of `count` steps from `step` on, stacked: this process's rows, each leaf (count, b, ...).
+        """Return the stacked batches of `count` steps from `step` on: this process's rows, each array (count, b, ...).
 
         Raises:
-          UserError: a worker process was killed, or ran out of shared memory.
+          UserError: a worker process was killed or ran out of shared memory.
         """
         if self._on_device:
             return {}
-        if self._stream is None or self._next != step:
-            with workers.starting_workers():
-                self._stream = self._grain(step)
+        if self._stream is None or self._next_step != step:
+            with workers.block_stop_signals():
+                self._stream = self._start_stream(step)
                 batches = [self._next_batch(self._stream)]
         else:
             batches = [self._next_batch(self._stream)]
         batches += [self._next_batch(self._stream) for _ in range(count - 1)]
-        self._next = step + count
+        self._next_step = step + count
         return {name: np.stack([b[name] for b in batches]) for name in batches[0]}
 
     def close(self) -> None:
-        """Ends the worker processes, and frees the shared memory of batches that were read ahead."""
+        """End the worker processes, and free the shared memory of batches that were read ahead."""
         if self._stream is not None:
             self._stream.close()
             self._stream = None
@@ -161,33 +180,39 @@ class TrainFeed:
         try:
             return next(stream)
         except RuntimeError as e:
-            exit_code = re.search(r'exit code (-?\d+)', str(e))  # Grain gives it in its message alone
+            exit_code = re.search(r'exit code (-?\d+)', str(e))  # Grain gives it only in its message
             if not self._workers or not exit_code:
                 raise
-            raise workers.ended_worker(int(exit_code[1]), _NO_WORKERS) from e
+            raise workers.worker_error(int(exit_code[1]), _WORKERS_HINT) from e
         except OSError as e:
             if not self._workers or e.errno != errno.ENOSPC:
                 raise
-            raise workers.ended_worker(-signal.SIGBUS, _NO_WORKERS) from e
+            raise workers.worker_error(-signal.SIGBUS, _WORKERS_HINT) from e
 
 
-def resident(split: Split) -> Batch:
-    """A split whole, as `device` placement keeps it on the accelerator."""
+def all_examples(split: Split) -> Batch:
+    """Return all images and targets of a split, in order, as device placement keeps them on the accelerator."""
     return {'image': split.take(np.arange(len(split))), **split.targets}
 
 
-def eval_batches(split: Split, batch_size: int, *, on_device: bool,
-                 rows: Callable[[int], slice] = lambda size: slice(0, size)) -> Iterator[Batch]:
-    """Every image of `split` once, in order, in batches of one size: the last is padded, and `mask` is 0 there.
+def eval_batches(split: Split, batch_size: int, *, on_device: bool, process_rows: ProcessRows = all_rows) -> Iterator[Batch]:
+    """Yield batches of one size that hold every image of a split once, in order; the last one is padded.
+
+    Args:
+      split: the split.
+      batch_size: size of the global batch.
+      on_device: whether the batches hold positions instead of images and targets.
+      process_rows: gives the rows of a global batch that this process provides.
 
     Yields:
-      This process's rows: `mask` (b,) float32, with `position`, or `image` and the targets.
+      This process's rows: `mask` (b,) float32, which is 0 for padding, with `position`, or with `image` and the targets.
     """
     for start in range(0, len(split), batch_size):
         positions = np.arange(start, start + batch_size)
         mask = (positions < len(split)).astype(np.float32)
-        padded = np.where(mask > 0, positions, 0).astype(np.int32)[rows(batch_size)]
-        batch: Batch = {'mask': mask[rows(batch_size)]}
+        rows = process_rows(batch_size)
+        padded = np.where(mask > 0, positions, 0).astype(np.int32)[rows]
+        batch: Batch = {'mask': mask[rows]}
         if on_device:
             batch['position'] = padded
         else:

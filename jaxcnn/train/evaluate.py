@@ -45,11 +45,12 @@ class Evaluator:
         """
         part = self._dataset.splits[split]
         if split not in self._resident:
-            self._resident[split] = self._backend.place(feed.resident(part)) if self._on_device else {}
+            self._resident[split] = self._backend.place(feed.all_examples(part)) if self._on_device else {}
         sums = self._backend.place(self._task.zero_sums())
         in_flight: collections.deque[Any] = collections.deque()
         rows: list[Any] = []
-        for batch in feed.eval_batches(part, self._batch_size, on_device=self._on_device, rows=self._backend.rows):
+        for batch in feed.eval_batches(part, self._batch_size, on_device=self._on_device,
+                                       process_rows=self._backend.process_rows):
             if len(in_flight) > 1:
                 jax.block_until_ready(in_flight.popleft())
             if stop():

@@ -84,7 +84,7 @@ class Sharded:
 
     def __init__(self, devices: Sequence[jax.Device]):
         self.num_devices = len(devices)
-        self.rows = _process_rows()
+        self.process_rows = _process_rows()
         mesh = Mesh(np.array(devices), (AXIS,))
         self._replicated = NamedSharding(mesh, P())
         self._rows = NamedSharding(mesh, P(AXIS))
@@ -142,7 +142,7 @@ class Pmap:
     def __init__(self, devices: Sequence[jax.Device]):
         self._local = [d for d in devices if d.process_index == jax.process_index()]
         self.num_devices = len(devices)
-        self.rows = _process_rows()
+        self.process_rows = _process_rows()
         self._sharding = NamedSharding(Mesh(np.array(self._local), (AXIS,)), P(AXIS))
 
     def place(self, tree: Any) -> Any:

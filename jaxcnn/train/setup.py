@@ -53,8 +53,8 @@ class Setup:
         self.on_device = config.data.placement == 'device' or (
             config.data.placement == 'auto' and size <= feed.DEVICE_LIMIT)
         self.any_count = self.on_device and jax.default_backend() == 'cpu'
-        self.feed = feed.TrainFeed(train, config.seed, self.timeline, on_device=self.on_device, rows=self.backend.rows,
-                                   workers=config.data.workers, most_steps=self.chunk,
+        self.feed = feed.TrainFeed(train, config.seed, self.timeline, on_device=self.on_device,
+                                   process_rows=self.backend.process_rows, workers=config.data.workers, max_steps=self.chunk,
                                    classes=kind.strata(train.targets) if config.data.balance == 'sampling' else None)
         self.evaluator = Evaluator(self.experiment, self.dataset, self.backend, self.on_device)
         self._programs: dict[Phase, jax.stages.Wrapped] = {}
@@ -144,14 +144,14 @@ class Setup:
     @functools.cached_property
     def resident(self) -> dict[str, Any]:
         """The training examples, on the devices; the order of an epoch joins them. Empty with placement on the host."""
-        return {'examples': self.backend.place(feed.resident(self.dataset.splits['train']))} if self.on_device else {}
+        return {'examples': self.backend.place(feed.all_examples(self.dataset.splits['train']))} if self.on_device else {}
 
     def inputs(self, step: int, count: int) -> tuple[Any, Any, np.ndarray, np.uint32]:
         """What the program takes beside the state for `count` steps from `step` on."""
         if self.on_device and self._epoch != (epoch := self.feed.epoch(step)):
             self._epoch = epoch
-            self.resident.update(self.backend.place({'order': self.feed.order(epoch), 'epoch': np.int32(epoch)}))
-        batches, first = self.feed.batch(step, count), self.feed.first(step, count)
+            self.resident.update(self.backend.place({'order': self.feed.epoch_order(epoch), 'epoch': np.int32(epoch)}))
+        batches, first = self.feed.batch(step, count), self.feed.batch_offsets(step, count)
         if self.any_count:
             first = np.pad(first, (0, self.chunk - count), constant_values=-1)
         return self.backend.put_stacked_rows(batches), self.resident, first, np.uint32(self.config.seed)
