@@ -1,4 +1,4 @@
-"""A data set as training sees it: train, validation and test parts of uint8 images, and what is known of them."""
+"""Data sets: the training, validation and test splits of uint8 images with their targets, and their statistics."""
 
 import contextlib
 import dataclasses
@@ -26,12 +26,14 @@ class Dataset:
     """A loaded data set.
 
     Attributes:
-      splits: `train`, and `val` and `test` or one of them.
-      mean, std: per channel, of pixels scaled to [0, 1], over the training part.
+      name: name of the data set.
+      class_names: names of the classes, in the order of their numbers.
+      splits: `train`, and `val`, `test` or both.
+      mean, std: mean and standard deviation of each channel of the training images, of pixels scaled to [0, 1].
       ink: see `sources.Source`.
-      broken: of each part of the source, how many images were left out.
-      digest: for each split, a digest of each of its targets and one of its images, in their order.
-      kind: what its examples hold beside their images.
+      broken: for each split of the source, the number of images that could not be read and were skipped.
+      digest: for each split, a digest of each of its targets and of its images, in order.
+      kind: kind of targets.
     """
 
     name: str
@@ -46,12 +48,12 @@ class Dataset:
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """(H, W, C)."""
+        """Height, width and channels of the images."""
         return self.splits['train'].images.shape[1:]
 
     @property
     def num_classes(self) -> int:
-        """Number of classes."""
+        """The number of classes."""
         return len(self.class_names)
 
     def class_counts(self, split: str) -> list[int]:
@@ -59,55 +61,59 @@ class Dataset:
         return self.kind.class_counts(self.splits[split].targets, self.num_classes).tolist()
 
     def info(self) -> dict[str, Any]:
-        """What a trained network needs to be told of its data, for `data.json`."""
+        """Return what an evaluation of the trained network has to know of the data; it is written to `data.json`."""
         return {'name': self.name, 'class_names': list(self.class_names), 'image_shape': list(self.image_shape),
                 'mean': list(self.mean), 'std': list(self.std), 'ink': dataclasses.asdict(self.ink) if self.ink else None,
                 'sizes': {name: len(split) for name, split in self.splits.items()}, 'broken': self.broken,
                 'digest': self.digest, 'targets': self.kind.name, 'class_counts': self.class_counts('train')}
 
     def check_same(self, info: Any, workdir: str) -> None:
-        """Checks that a run was trained on this data.
+        """Check that a run was trained on this data.
 
         Args:
-          info: what `info` returned then; a run of an older version holds no `digest`.
-          workdir: of the run, for the message.
+          info: the result of `info` in training. In runs of older versions it has no `digest`.
+          workdir: workdir of the run, for the error message.
 
         Raises:
-          UserError: it was other data; the message says what differs.
+          UserError: the run was trained on other data; the message says what differs.
         """
-        changed = _changes(info if isinstance(info, dict) else {}, self.info())
-        if changed:
-            more = f' and {len(changed) - 5} more' if len(changed) > 5 else ''
-            raise UserError(f'the data there is not what {workdir!r} was trained on; bring that back, or use a new workdir. '
-                            f'Changed: {"; ".join(changed[:5])}{more}', field='config.data.dir')
+        changes = _changes(info if isinstance(info, dict) else {}, self.info())
+        if changes:
+            omitted = f' and {len(changes) - 5} more' if len(changes) > 5 else ''
+            raise UserError(f'the data is not what {workdir!r} was trained on', field='config.data.dir',
+                            hint='restore that data, or use a new workdir. '
+                            f'Changed: {"; ".join(changes[:5])}{omitted}')
 
 
 def _changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """What differs between two results of `Dataset.info`; what the first has no digest of is compared without."""
-    changed: list[str] = []
+    """Return the differences between two results of `Dataset.info`; digests that the old one lacks are not compared."""
+    changes: list[str] = []
     names, sizes, digest = (old.get(field) for field in ('class_names', 'sizes', 'digest'))
     if isinstance(names, list) and len(names) == len(new['class_names']):
-        changed += [f'class {i}: {a!r} -> {b!r}' for i, (a, b) in enumerate(zip(names, new['class_names'], strict=True))
+        changes += [f'class {i}: {a!r} -> {b!r}' for i, (a, b) in enumerate(zip(names, new['class_names'], strict=True))
                     if a != b]
     elif names != new['class_names']:
-        changed.append(f'class_names: {names!r} -> {new["class_names"]!r}')
+        changes.append(f'class_names: {names!r} -> {new["class_names"]!r}')
     for field in ('image_shape', 'sizes'):
         if old.get(field) != new[field]:
-            changed.append(f'{field}: {old.get(field)} -> {new[field]}')
+            changes.append(f'{field}: {old.get(field)} -> {new[field]}')
     if isinstance(digest, dict) and sizes == new['sizes']:
-        changed += [f'the {part}' + ' or their order' * part.endswith('images')
+        changes += [f'the {part} or their order' if part.endswith('images') else f'the {part}'
                     for part, value in new['digest'].items() if digest.get(part) != value]
-    if not changed:  # they follow from the others
-        fields = 'mean', 'std'
-        changed += [f'{field}: {old.get(field)} -> {new[field]}' for field in fields if old.get(field) != new[field]]
-    return changed
+    if not changes:  # the statistics follow from the images, so they are compared only without digests
+        changes += [f'{field}: {old.get(field)} -> {new[field]}'
+                    for field in ('mean', 'std') if old.get(field) != new[field]]
+    return changes
 
 
 def channel_statistics(split: Split, block: int = 0) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation per channel of pixels in [0, 1], summed exactly in integers.
+    """Return the mean and the standard deviation of each channel, of pixels scaled to [0, 1], by exact sums of integers.
 
-    A channel that never varies gets deviation 1, so that standardising leaves it at zero. `block` images are worked through
-    at a time; 0: 32 MiB of them.
+    The standard deviation of a constant channel is 1, so that standardising maps it to zero.
+
+    Args:
+      split: the images.
+      block: number of images that are processed at a time; 0 for as many as take 32 MiB.
     """
     channels = split.images.shape[-1]
     block = block or max(1, (1 << 25) // split.image_bytes)
@@ -124,14 +130,14 @@ def channel_statistics(split: Split, block: int = 0) -> tuple[tuple[float, ...],
     return tuple((mean / 255).tolist()), tuple(np.where(std > 0, std / 255, 1.0).tolist())
 
 
-def _kept_statistics(split: Split) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """`channel_statistics` of decoded images, kept beside them: of ImageNet they take minutes."""
+def _cached_statistics(split: Split) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return `channel_statistics` of a split, which are stored beside its images: those of ImageNet take minutes."""
     path = f'{split.images.path}.{hashlib.sha256(split.index.tobytes()).hexdigest()[:16]}.json'
     with contextlib.suppress(OSError, ValueError), open(path, encoding='utf-8') as f:
-        kept = unseal(json.load(f))
-        return tuple(kept['mean']), tuple(kept['std'])
+        statistics = unseal(json.load(f))
+        return tuple(statistics['mean']), tuple(statistics['std'])
     mean, std = channel_statistics(split)
-    with contextlib.suppress(OSError):  # a cache may be for reading alone
+    with contextlib.suppress(OSError):  # the cache may be read-only
         temporary = f'{path}.{os.getpid()}.tmp'
         with open(temporary, 'w', encoding='utf-8') as f:
             json.dump(seal({'mean': mean, 'std': std}), f)
@@ -140,7 +146,7 @@ def _kept_statistics(split: Split) -> tuple[tuple[float, ...], tuple[float, ...]
 
 
 def _digest(splits: dict[str, Split], checksums: dict[str, int]) -> dict[str, str]:
-    """`Dataset.digest`, by the checksums of the cache's files."""
+    """Return `Dataset.digest`, computed from the checksums of the cache's files."""
     digest = {}
     for name, split in splits.items():
         for target, values in split.targets.items():
@@ -150,77 +156,89 @@ def _digest(splits: dict[str, Split], checksums: dict[str, int]) -> dict[str, st
     return digest
 
 
-def _warn_of_absent(where: str, splits: dict[str, Split], class_names: Sequence[str], kind: TargetKind) -> None:
-    """Names the classes that have no training image, and those of the others that another split lacks."""
+def _warn_of_missing_classes(location: str, splits: dict[str, Split], class_names: Sequence[str], kind: TargetKind) -> None:
+    """Warn of classes that have no training image, and of the other classes that another split lacks."""
     expected = np.arange(len(class_names))
     for name, split in splits.items():
         counts = kind.class_counts(split.targets, len(class_names))
-        absent = expected[counts[expected] == 0]
-        expected = np.setdiff1d(expected, absent) if name == 'train' else expected
-        if len(absent):
-            log.warning('%s: %d of %d classes have no %s image%s: %s%s', where, len(absent), len(class_names),
-                        'training' if name == 'train' else name,
-                        '' if name == 'train' else f', so that the {name} figures say nothing about them',
-                        ', '.join(as_text(class_names[c]) for c in absent[:5]), ', ...' * (len(absent) > 5))
+        missing = expected[counts[expected] == 0]
+        consequence = f', so that the {name} figures say nothing about them'
+        split_title = name
+        if name == 'train':
+            expected, split_title, consequence = np.setdiff1d(expected, missing), 'training', ''
+        if len(missing):
+            log.warning('%s: %d of %d classes have no %s image%s: %s%s', location, len(missing), len(class_names),
+                        split_title, consequence, ', '.join(as_text(class_names[c]) for c in missing[:5]),
+                        ', ...' * (len(missing) > 5))
 
 
-def _check_shapes(where: str, splits: dict[str, Split]) -> None:
-    """Raises a UserError where images of two parts differ in size or channels."""
-    train = splits['train'].images.shape[1:]
+def _check_shapes(location: str, splits: dict[str, Split]) -> None:
+    """Raise a UserError if the images of two splits differ in size or channels."""
+    train_shape = splits['train'].images.shape[1:]
     for name, split in splits.items():
         shape = split.images.shape[1:]
-        if shape != train:
-            advice = ('config.data.image_size brings all images to one size' if shape[2] == train[2] else
-                      'make the channels equal: images.reshape(*images.shape[:3], 1).repeat(3, -1) makes grey images colour')
-            raise UserError(f'{where}: {name} images are {_by(shape)} and train images {_by(train)} '
-                            f'(height x width x channels); {advice}')
+        if shape != train_shape:
+            hint = ('config.data.image_size brings all images to one size' if shape[2] == train_shape[2] else
+                    'make the channels equal: images.reshape(*images.shape[:3], 1).repeat(3, -1) makes grey images colour')
+            raise UserError(f'{name} images are {_format_shape(shape)} and train images {_format_shape(train_shape)} '
+                            '(height x width x channels)', field=location, hint=hint)
 
 
-def _by(shape: Sequence[int]) -> str:
+def _format_shape(shape: Sequence[int]) -> str:
     return ' x '.join(map(str, shape))
 
 
+def _split_off_validation(splits: dict[str, Split], fraction: float, kind: TargetKind, seed: int) -> None:
+    """Move a stratified fraction of the training images to a validation split."""
+    train = splits['train']
+    train_positions, val_positions = sources.stratified_cut(kind.strata(train.targets), fraction, seed)
+    if not len(train_positions) or not len(val_positions):
+        raise UserError(f'{fraction} of {len(train)} images leaves an empty split', field='config.data.val_fraction')
+    splits['train'], splits['val'] = train.part(train_positions), train.part(val_positions)
+
+
+def _draw_per_class(split: Split, per_class: int, kind: TargetKind, seed: int) -> Split:
+    """Return a split with at most `per_class` images of each stratum, drawn at random."""
+    rng = np.random.Generator(np.random.PCG64([seed, 0xF3E]))
+    strata = kind.strata(split.targets)
+    drawn = [rng.permutation(np.flatnonzero(strata == s))[:per_class] for s in np.unique(strata)]
+    return split.part(np.sort(np.concatenate(drawn)))
+
+
 def load(config: DataConfig, kind: TargetKind = LABEL) -> Dataset:
-    """Return the data set of `config`, decoded into or read from the cache.
+    """Return the data set of a config. Its decoded images are read from the cache, or decoded into it.
 
     Args:
-      config: names the data set, and says how its images are resized and its splits made.
-      kind: what its examples must hold beside their images.
+      config: names the data set, and says how its images are resized and split.
+      kind: kind of targets that the task needs.
 
     Raises:
-      UserError: unknown or missing data, broken images, parts of unlike shape, or too few images for a validation part.
+      UserError: the data set is unknown, missing or broken, its splits differ in shape, or it has too few images for a
+        validation split.
     """
     source = sources.find(config, kind)
     meta, parts = cache.open_cache(source, config)
     splits = {}
-    for name, cached in parts.items():
-        usable = np.flatnonzero(cached.usable)
-        splits[name] = Split(cached.images, usable, {target: values[usable] for target, values in cached.targets.items()})
+    for name, part in parts.items():
+        usable = np.flatnonzero(part.usable)
+        splits[name] = Split(part.images, usable, {target: values[usable] for target, values in part.targets.items()})
     fraction = config.val_fraction
     if fraction is None:
         fraction = 0.0 if 'val' in splits else source.val_fraction
-    elif (own := splits.pop('val', None)) is not None:
-        log.warning('%s: its own validation part, %d images, is left out, for config.data.val_fraction is %s; None takes it',
-                    source.where, len(own), fraction)
+    elif 'val' in splits:
+        log.warning('%s: its own validation split, %d images, is not used, because config.data.val_fraction is %s; '
+                    'None would use it', source.where, len(splits.pop('val')), fraction)
     _check_shapes(source.where, splits)
-    train = splits['train']
     if fraction:
-        kept, val = sources.stratified_cut(kind.strata(train.targets), fraction, config.split_seed)
-        if not len(kept) or not len(val):
-            raise UserError(f'{fraction} of {len(train)} images leaves an empty part', field='config.data.val_fraction')
-        splits['val'], splits['train'] = train.part(val), train.part(kept)
+        _split_off_validation(splits, fraction, kind, config.split_seed)
     if not splits.keys() & {'val', 'test'}:
-        raise UserError(f'{source.where}: has no test part, and config.data.val_fraction=0 leaves no validation part: there '
-                        'is nothing to judge a network by')
+        raise UserError('there is no test split, and config.data.val_fraction=0 leaves no validation split to evaluate '
+                        'a network on', field=source.where)
     splits = {name: splits[name] for name in ('train', 'val', 'test') if name in splits}
-    _warn_of_absent(source.where, splits, meta['class_names'], kind)
+    _warn_of_missing_classes(source.where, splits, meta['class_names'], kind)
     if config.per_class:
-        train = splits['train']
-        rng = np.random.Generator(np.random.PCG64([config.split_seed, 0xF3E]))
-        strata = kind.strata(train.targets)
-        members = [rng.permutation(np.flatnonzero(strata == s))[:config.per_class] for s in np.unique(strata)]
-        splits['train'] = train.part(np.sort(np.concatenate(members)))
+        splits['train'] = _draw_per_class(splits['train'], config.per_class, kind, config.split_seed)
     duplicates.warn(source.where, splits)
-    mean, std = _kept_statistics(splits['train'])
+    mean, std = _cached_statistics(splits['train'])
     return Dataset(config.name, meta['class_names'], splits, mean, std, source.ink, meta['broken'],
                    _digest(splits, meta['checksums']), kind)

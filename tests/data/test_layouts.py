@@ -79,8 +79,8 @@ def test_a_validation_part_of_ones_own_is_left_for_one_that_is_asked_for(tmp_pat
     assert_holds(load(tmp_path, 'folder', root), train=30, val=6)
     assert not caplog.text
     assert_holds(load(tmp_path, 'folder', root, val_fraction=0.2), train=24, val=6)
-    assert 'its own validation part, 6 images, is left out, for config.data.val_fraction is 0.2;' in caplog.text
-    with pytest.raises(UserError, match=r'has no test part, and config\.data\.val_fraction=0 leaves no .* nothing to judge'):
+    assert 'its own validation split, 6 images, is not used, because config.data.val_fraction is 0.2;' in caplog.text
+    with pytest.raises(UserError, match=r'no test split, and config\.data\.val_fraction=0 leaves no validation split'):
         load(tmp_path, 'folder', root, val_fraction=0.0)
 
 
@@ -308,7 +308,7 @@ def test_other_labels_or_images_are_not_the_data_of_a_run(tmp_path, change, line
     change(root)
     dataset = load(tmp_path / 'after', 'folder', root)
     if line:
-        with pytest.raises(UserError, match=rf"^config\.data\.dir: the data there is not what 'run' was .*{line}"):
+        with pytest.raises(UserError, match=rf"^config\.data\.dir: the data is not what 'run' was .*{line}"):
             dataset.check_same(info, 'run')
     else:
         dataset.check_same(info, 'run')

@@ -215,7 +215,7 @@ def test_evaluating_a_folder_without_a_run_is_told(command, tmp_path):
 def test_data_that_is_elsewhere_or_other_data_is_told(copy_of_run, command):
     info = json.loads((copy_of_run / 'data.json').read_text())
     (copy_of_run / 'data.json').write_text(json.dumps({**info, 'mean': [0.5]}))
-    with pytest.raises(UserError, match=r'config\.data\.dir: the data there is not what .*run. was trained on'):
+    with pytest.raises(UserError, match=r'config\.data\.dir: the data is not what .*run. was trained on'):
         Trained(str(copy_of_run)).evaluator('test')
     settings = json.loads((copy_of_run / 'config.json').read_text())
     settings['data'].update(name='eurosat', dir='/no/such')
