@@ -1,4 +1,4 @@
-"""Preprocessing: from uint8 pixels to what the network sees, in training and in evaluation."""
+"""Preprocessing of images: augmentation and normalisation, from uint8 pixels to the input of the network."""
 
 import dataclasses
 import functools
@@ -17,19 +17,19 @@ from jaxcnn.data.tta import TestTimeAugmentation
 from jaxcnn.errors import UserError, name_field
 
 Batch = dict[str, jax.Array]
-# maps normalisers, and the function that gives their input from uint8 images, to what they have learned of training images
+# fits normalisers to the training images, given the function from uint8 images to the input of the normalisers
 Fit = Callable[[Sequence[Normalizer], Callable[[jax.Array], jax.Array]], Sequence[Fitted]]
 
 
 @dataclass(frozen=True)
 class Preprocessor:
-    """From uint8 pixels to what the network sees.
+    """The preprocessing of images for a network, in training and in evaluation.
 
     Attributes:
-      augment: of training images, in [0, 1]; or None.
-      normalize: after it.
-      eval_augment: of all other images, drawing nothing; or None.
-      tta: test-time augmentation, which follows it; or None.
+      augment: augmentation of training images, whose pixels are in [0, 1]; or None.
+      normalize: normalisation after augmentation.
+      eval_augment: deterministic augmentation of the images in evaluation; or None.
+      tta: test-time augmentation after `eval_augment`; or None.
     """
 
     augment: Pipeline | None
@@ -43,10 +43,10 @@ class Preprocessor:
         """Return the preprocessor of a config.
 
         Args:
-          config: the config's part.
-          mean, std: per channel, of the training part.
-          fit: gives what normalisation by anything else has learned of it.
-          tta: see `Preprocessor`.
+          config: data fields of the config.
+          mean, std: mean and standard deviation of each channel of the training images.
+          fit: fits normalisers other than `standardize` to the training images.
+          tta: test-time augmentation, or None.
         """
         unfitted = cls(pipeline(config.augment), Normalization(), pipeline(config.eval_augment, steady=True), tta)
         ops = normalize.parse(config.normalize)
@@ -55,7 +55,7 @@ class Preprocessor:
         return dataclasses.replace(unfitted, normalize=Normalization(ops, fit(ops, unfitted)) if ops else Normalization())
 
     def __call__(self, images: jax.Array) -> jax.Array:
-        """Float32 images of uint8 ones (N, H, W, C), as evaluation has them."""
+        """Return the float32 input of the network in evaluation, without test-time augmentation, for uint8 (N, H, W, C)."""
         return self.normalize(self._pixels(images))
 
     def _pixels(self, images: jax.Array) -> jax.Array:
@@ -65,45 +65,56 @@ class Preprocessor:
         return x
 
     def outputs(self, network: Callable[[jax.Array], jax.Array], images: jax.Array, tta: bool = True) -> jax.Array:
-        """Return what `network` makes of uint8 images (N, H, W, C) as evaluation has them; with `tta` the mean over the
-        variants of test-time augmentation, if there is any."""
-        x = self._pixels(images)
-        variants = self.tta(x) if self.tta and tta else [(1.0, x)]
-        outputs = [weight * network(self.normalize(images)).astype(jnp.float32) for weight, images in variants]
+        """Return the outputs of a network in evaluation.
+
+        Args:
+          network: maps normalised images to outputs.
+          images: uint8 (N, H, W, C).
+          tta: whether to return the weighted mean of the outputs over the variants of test-time augmentation, if there is
+            any.
+        """
+        pixels = self._pixels(images)
+        variants = self.tta(pixels) if self.tta and tta else [(1.0, pixels)]
+        outputs = [weight * network(self.normalize(variant)).astype(jnp.float32) for weight, variant in variants]
         return sum(outputs)  # type: ignore[return-value]
 
     def train(self, examples: Batch, key: jax.Array, rows: Any = None, *, mixer: TargetMixer,
-              previous: Callable[[jax.Array], jax.Array] = lambda x: jnp.roll(x, 1, 0),
+              previous_rows: Callable[[jax.Array], jax.Array] = lambda x: jnp.roll(x, 1, 0),
               gradient: Gradient | None = None, passes: tuple[jax.Array, jax.Array] | None = None) -> Batch:
-        """Return augmented and normalised examples of ones with uint8 images (N, H, W, C).
+        """Return augmented and normalised training examples.
 
-        Each image's key is folded from its row in the global batch, `rows` (N,), so that it does not depend on how the batch
-        is spread over devices; without `rows` they are the first ones. The others: see `augment.Pipeline.batch`.
+        The key of an image depends on its row in the global batch, not on how the batch is spread over devices.
+
+        Args:
+          examples: `image`, uint8 (N, H, W, C), and the targets.
+          key: random key of the step.
+          rows: (N,) rows of the images in the global batch; None for the first N rows.
+          mixer, previous_rows, gradient, passes: see `augment.Pipeline.batch`.
         """
         examples = {**examples, 'image': examples['image'].astype(jnp.float32) / 255}
         if self.augment is not None:
-            keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(
-                jnp.arange(len(examples['image'])) if rows is None else rows)
-            examples = self.augment.batch(keys, examples, mixer, previous, gradient, passes)
+            rows = jnp.arange(len(examples['image'])) if rows is None else rows
+            keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(rows)
+            examples = self.augment.batch(keys, examples, mixer, previous_rows, gradient, passes)
         return {**examples, 'image': self.normalize(examples['image'])}
 
     def shape(self, image_shape: tuple[int, ...]) -> tuple[int, int, int]:
-        """What becomes of images (H, W, C).
+        """Return the shape of the network's input for images of shape (H, W, C).
 
         Raises:
-          UserError: training and evaluation make images of two sizes, or an op does not take these images.
+          UserError: training and evaluation give different shapes, or an operation does not accept these images.
         """
         def output_shape(field: str, pipeline: Pipeline | None) -> tuple[int, ...]:
             with name_field(field):
                 return image_shape if pipeline is None else jax.eval_shape(
                     pipeline, jax.random.key(0), jax.ShapeDtypeStruct(image_shape, jnp.float32)).shape
-        train = output_shape('config.data.augment', self.augment)
-        evaluation = output_shape('config.data.eval_augment', self.eval_augment)
-        if train != evaluation:
-            raise UserError(f'config.data.augment makes images of {train[0]} x {train[1]} pixels, '
-                            f'config.data.eval_augment of {evaluation[0]} x {evaluation[1]}: both must be what the '
-                            'network takes')
+        train_shape = output_shape('config.data.augment', self.augment)
+        eval_shape = output_shape('config.data.eval_augment', self.eval_augment)
+        if train_shape != eval_shape:
+            raise UserError(f'makes images of {train_shape[0]} x {train_shape[1]} pixels, but config.data.eval_augment '
+                            f'makes images of {eval_shape[0]} x {eval_shape[1]}', field='config.data.augment',
+                            hint='both must have the size that the network takes')
         if self.tta is not None:
             with name_field('config.eval.tta'):
-                jax.eval_shape(self.tta, jax.ShapeDtypeStruct((1, *evaluation), jnp.float32))
-        return tuple(train)  # type: ignore[return-value]
+                jax.eval_shape(self.tta, jax.ShapeDtypeStruct((1, *eval_shape), jnp.float32))
+        return tuple(train_shape)  # type: ignore[return-value]

@@ -159,7 +159,7 @@ class TrainStep:
         passes = (image_keys(key, batch['position']), batch['epoch']) if 'epoch' in batch else None
         examples = {name: value for name, value in batch.items() if name not in ('position', 'epoch')}
         examples = self.preprocessor.train(
-            examples, augment_key, rows, passes=passes, mixer=self.task, previous=self._previous,
+            examples, augment_key, rows, passes=passes, mixer=self.task, previous_rows=self._previous,
             gradient=image_gradient(self.network, self.preprocessor, self.task, variables(state)[False]))
         grads, stats, scalars = self._gradients(state, examples, dropout_key)
         if self.axis_name:

@@ -285,7 +285,7 @@ def test_evaluation_has_its_own_pipeline_which_draws_nothing_and_makes_images_of
     preprocessor = of('random_crop(12)', 'center_crop(12)')
     np.testing.assert_allclose(preprocessor(images), (images[:, 2:14, 2:14] / 255 - 0.5) / 0.25, atol=1e-6)
     assert preprocessor.shape(SHAPE) == (12, 12, 1)
-    with pytest.raises(UserError, match=r'augment makes images of 12 x 12 pixels, config.data.eval_augment of 16 x 16'):
+    with pytest.raises(UserError, match=r'augment: makes images of 12 x 12 pixels, but .*eval_augment makes .* 16 x 16'):
         of('random_crop(12)', '').shape(SHAPE)
     with pytest.raises(UserError, match=r'config.data.eval_augment: center_crop\(20\): images are 16 x 16'):
         of('', 'center_crop(20)').shape(SHAPE)
