@@ -20,7 +20,7 @@ from jaxcnn import sealed
 from jaxcnn.errors import UserError
 from jaxcnn.metrics import Measurement
 from jaxcnn.optim import path_name
-from jaxcnn.train.parallel import from_all
+from jaxcnn.train.parallel import process_allgather
 from jaxcnn.train.state import TrainState, Weights
 
 log = logging.getLogger('jaxcnn')
@@ -143,7 +143,8 @@ class Checkpoints:
         try:
             self._manager.wait_until_finished()
             self._forget_replaced()
-            if from_all(step in self.steps())[0]:  # as the first process sees it; all have looked before it moves it
+            # the first process decides, and moves the checkpoint only after all processes have looked
+            if process_allgather(step in self.steps())[0]:
                 self._set_aside(step)
             self._metrics[step] = metrics
             begun = self._manager.save(step, args=ocp.args.Composite(

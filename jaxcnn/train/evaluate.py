@@ -45,8 +45,8 @@ class Evaluator:
         """
         part = self._dataset.splits[split]
         if split not in self._resident:
-            self._resident[split] = self._backend.place(feed.all_examples(part)) if self._on_device else {}
-        sums = self._backend.place(self._task.zero_sums())
+            self._resident[split] = self._backend.replicate(feed.all_examples(part)) if self._on_device else {}
+        sums = self._backend.replicate(self._task.zero_sums())
         in_flight: collections.deque[Any] = collections.deque()
         rows: list[Any] = []
         for batch in feed.eval_batches(part, self._batch_size, on_device=self._on_device,
@@ -55,7 +55,7 @@ class Evaluator:
                 jax.block_until_ready(in_flight.popleft())
             if stop():
                 return None
-            sums, new_rows = self._steps[tta](variables, self._backend.put_rows(batch), self._resident[split], sums)
+            sums, new_rows = self._steps[tta](variables, self._backend.shard_batch(batch), self._resident[split], sums)
             in_flight.append(sums)
             if new_rows:
                 rows.append(new_rows)

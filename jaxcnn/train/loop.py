@@ -98,7 +98,7 @@ class Run:
         resources.callback(setup.feed.close)
         newest = next(self.checkpoints.newest_whole(template), None)
         damaged = [s for s in self.checkpoints.steps() if s > (newest[0] if newest else 0)]
-        steps = parallel.from_all(newest[0] if newest else 0)  # and all have looked before one is moved
+        steps = parallel.process_allgather(newest[0] if newest else 0)  # and all have looked before one is moved
         if len(set(steps)) > 1:
             raise UserError(f'the processes do not see the same checkpoints in {folder!r}: they would go on from steps '
                             f'{", ".join(map(str, steps))}; it must be a folder that all of them share')
@@ -112,7 +112,7 @@ class Run:
             workdir.write_json(data_path, setup.dataset.info())
         if newest:
             step, host_state, progress = newest
-            self.state = setup.backend.place(setup.with_all_stages(host_state))
+            self.state = setup.backend.replicate(setup.with_all_stages(host_state))
             self.progress = RunProgress(**progress)
             self._display.say(f'resuming {folder} from step {step} of {setup.timeline.total}')
         else:
@@ -165,7 +165,7 @@ class Run:
         self._asked += 1
         if self._asked % 10:
             return False
-        if heard := int(parallel.from_all(self._stop.signum).max()):  # 0 would undo a signal that came meanwhile
+        if heard := int(parallel.process_allgather(self._stop.signum).max()):  # 0 would undo a signal that came meanwhile
             self._stop.signum = heard
         return self._stop.acknowledge() if heard else False
 
@@ -220,7 +220,7 @@ class Run:
         if jax.default_backend() == 'cpu':
             temporary = getattr(compiled.memory_analysis(), 'temp_size_in_bytes', 0)
             self._ahead = min(self._ahead, MOST_AHEAD // max(1, temporary))
-        parallel.from_all(0)  # the slowest of several processes
+        parallel.process_allgather(0)  # the slowest of several processes
         self._clock = time.monotonic()
         self._display.say(f'step {self.step}: compiled, {self._clock - self.started:.1f} s after the start')
         return program
@@ -335,7 +335,7 @@ class Run:
             self.progress.observe(row[best.name], best.metric)
             if optimizer.observes(stage):
                 opt_state = optimizer.observe(self.setup.backend.fetch(self.state.opt_state), stage, row['val_loss'])
-                self.state = self.state.replace(opt_state=self.setup.backend.place(jax.device_get(opt_state)))
+                self.state = self.state.replace(opt_state=self.setup.backend.replicate(jax.device_get(opt_state)))
         self.progress.evaluated_step = self.step
         experiment = self.setup.experiment
         hidden = {m.name for m in experiment.measurements(tta=False).values() if not experiment.informs(m.metric)}
@@ -366,7 +366,7 @@ class Run:
         """Evaluate the best checkpoint on every part, write the report, and return the summary; None where a signal came."""
         setup, experiment = self.setup, self.setup.experiment
         best, state = best_state(self.checkpoints, setup.template, self.step)
-        placed = self.state if state is None else setup.backend.place(state)
+        placed = self.state if state is None else setup.backend.replicate(state)
         row: dict[str, float] = {}
         for split in ('val', 'test'):
             if split in setup.dataset.splits:
@@ -404,14 +404,14 @@ def train_and_evaluate(config: cfg.Config | ml_collections.ConfigDict | Mapping[
       Interrupted: SIGTERM, SIGINT or SIGHUP came; the state of the step that was under way is saved.
     """
     config = cfg.parse(config)
-    parallel.together(lambda: experiment.check(config))
+    parallel.run_on_all_processes(lambda: experiment.check(config))
     with signals.stop_on_signals(end_process) as stop, contextlib.ExitStack() as resources:
-        parallel.together(lambda: resources.enter_context(workdir.claim(folder, config, extends)))
+        parallel.run_on_all_processes(lambda: resources.enter_context(workdir.claim(folder, config, extends)))
         try:
-            with parallel.together(lambda: Run(config, folder, stop)) as run:
+            with parallel.run_on_all_processes(lambda: Run(config, folder, stop)) as run:
                 run.train()
                 summary = run.finish()
-                signum = int(parallel.from_all(stop.signum).max())
+                signum = int(parallel.process_allgather(stop.signum).max())
                 if summary is None or signum:  # what comes after, another seed, is not to begin
                     raise signals.Interrupted(signum, run.step)
                 return summary

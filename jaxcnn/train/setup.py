@@ -42,7 +42,7 @@ class Setup:
     def __init__(self, config: cfg.Config, folder: str):
         self.config, self.folder = config, folder
         kind = tasks.find(config.task).kind
-        self.dataset = parallel.together(lambda: data.load(config.data, kind))
+        self.dataset = parallel.run_on_all_processes(lambda: data.load(config.data, kind))
         train = self.dataset.splits['train']
         self.experiment = experiment.build(config, self.dataset.info(), self._fit)
         self.timeline = self.experiment.timeline
@@ -73,7 +73,7 @@ class Setup:
             if jax.process_index() == 0 and not (begun and os.path.exists(path)):
                 prepare = jax.jit(pixels)
                 normalize.write(path, normalize.fit(ops, lambda: (np.asarray(prepare(train.take(b))) for b in blocks)))
-        parallel.together(write)
+        parallel.run_on_all_processes(write)
         return normalize.read(path, ops)
 
     def init_fn(self, begin: Callable[[Any], Any] = lambda params: params) -> Callable[[jax.Array], TrainState]:
@@ -144,17 +144,19 @@ class Setup:
     @functools.cached_property
     def resident(self) -> dict[str, Any]:
         """The training examples, on the devices; the order of an epoch joins them. Empty with placement on the host."""
-        return {'examples': self.backend.place(feed.all_examples(self.dataset.splits['train']))} if self.on_device else {}
+        if not self.on_device:
+            return {}
+        return {'examples': self.backend.replicate(feed.all_examples(self.dataset.splits['train']))}
 
     def inputs(self, step: int, count: int) -> tuple[Any, Any, np.ndarray, np.uint32]:
         """What the program takes beside the state for `count` steps from `step` on."""
         if self.on_device and self._epoch != (epoch := self.feed.epoch(step)):
             self._epoch = epoch
-            self.resident.update(self.backend.place({'order': self.feed.epoch_order(epoch), 'epoch': np.int32(epoch)}))
+            self.resident.update(self.backend.replicate({'order': self.feed.epoch_order(epoch), 'epoch': np.int32(epoch)}))
         batches, first = self.feed.batch(step, count), self.feed.batch_offsets(step, count)
         if self.any_count:
             first = np.pad(first, (0, self.chunk - count), constant_values=-1)
-        return self.backend.put_stacked_rows(batches), self.resident, first, np.uint32(self.config.seed)
+        return self.backend.shard_stacked_batches(batches), self.resident, first, np.uint32(self.config.seed)
 
     def program(self, phase: Phase) -> jax.stages.Wrapped:
         """The compiled steps of a phase."""
@@ -166,7 +168,7 @@ class Setup:
                              self.config.optim.accumulate, self.config.optim.ema_decay, phase.stage,
                              1 if sync or backend.axis_name else backend.num_devices, backend.axis_name,
                              self.config.optim.lookahead, self.timeline.total)
-            rows = functools.partial(backend.rows_of_batch, batch_size=phase.batch_size)
+            rows = functools.partial(backend.batch_positions, batch_size=phase.batch_size)
             self._programs[phase] = backend.compile_train(many_steps(step, rows, self.any_count))
         return self._programs[phase]
 

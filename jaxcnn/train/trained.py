@@ -152,7 +152,7 @@ class SplitEvaluator:
         test-time augmentation."""
         count, measured, task = 0, {}, self._experiment.task
         for ema, weights in variables(state).items():
-            placed = self._backend.place(weights)
+            placed = self._backend.replicate(weights)
             for augmented in (False, True) if self._experiment.preprocessor.tta else (False,):
                 accumulated = self._evaluator(placed, self._split, tta=augmented)
                 assert accumulated is not None

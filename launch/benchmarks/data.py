@@ -98,7 +98,7 @@ def compare(args: argparse.Namespace) -> Table:
 
             def batch(batches: dict, resident: dict, first: jax.Array, seed: jax.Array, run: Run = run) -> jax.Array:
                 rows = {k: v[0] for k, v in batches.items()} or gather(
-                    run.setup.backend.rows_of_batch(resident['order'], first[0], run.setup.config.batch_size),
+                    run.setup.backend.batch_positions(resident['order'], first[0], run.setup.config.batch_size),
                     resident['examples'])
                 examples = {name: rows[name] for name in ('image', *run.setup.dataset.splits['train'].targets)}
                 key = jax.random.fold_in(jax.random.key(seed), first[0])

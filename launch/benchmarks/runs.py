@@ -139,7 +139,7 @@ def loop(args: argparse.Namespace) -> Table:
             run.advance(settings.eval.every)
             program = run.setup.program(run.setup.timeline.phase(0))
             inputs = run.setup.inputs(0, settings.parallel.steps_per_dispatch)
-            state = run.setup.backend.place(run.setup.backend.fetch(run.state))
+            state = run.setup.backend.replicate(run.setup.backend.fetch(run.state))
 
             def run_bare_steps(dispatches: int) -> None:
                 nonlocal state

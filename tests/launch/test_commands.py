@@ -265,7 +265,7 @@ def test_where_one_of_two_processes_fails_the_other_does_not_wait(config, tmp_pa
         told = [p.communicate()[1].splitlines() for p in both]
     assert [p.returncode for p in both] == [2, 2]
     assert ['is in use by another run', "'mnist'"][failing] in told[failing][-1]
-    assert f'process {failing} failed, and says why' in told[1 - failing][-1]
+    assert f'process {failing} failed; its output gives the reason' in told[1 - failing][-1]
 
 
 @pytest.mark.parametrize(('given', 'n', 'shares'), [('0,1,2,3', 2, ['0,1', '2,3']), ('5,GPU-ab', 2, ['5', 'GPU-ab']),

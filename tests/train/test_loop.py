@@ -330,13 +330,13 @@ def test_a_signal_that_comes_while_the_processes_agree_is_not_forgotten(small, t
     run = Run(cfg.parse(small()), str(tmp_path), StopRequest())
     heard = []
 
-    def from_all(value):
+    def process_allgather(value):
         heard.append(value)
         run._stop.signum = signal.SIGTERM  # while this process waits for the others
         return np.array([value, 0])
 
     monkeypatch.setattr(jax, 'process_count', lambda: 2)
-    monkeypatch.setattr(parallel, 'from_all', from_all)
+    monkeypatch.setattr(parallel, 'process_allgather', process_allgather)
     assert [run._stopping() for _ in range(20)] == [False] * 19 + [True]
     assert heard == [0, signal.SIGTERM]
     assert run._stop.acknowledged
@@ -400,11 +400,11 @@ def test_all_processes_set_the_same_damaged_checkpoints_aside(small, tmp_path, m
     (newest / 'progress' / 'metadata').write_text('{')
     run, discarded = Run(cfg.parse(small()), str(tmp_path), StopRequest()), []
 
-    def from_all(value):
+    def process_allgather(value):
         shutil.rmtree(newest, ignore_errors=True)  # the first process is already past it, and has moved it
         return np.array([value])
 
-    monkeypatch.setattr(parallel, 'from_all', from_all)
+    monkeypatch.setattr(parallel, 'process_allgather', process_allgather)
     monkeypatch.setattr(Checkpoints, 'discard', lambda self, step: discarded.append(step))
     with run:
         pass
