@@ -88,7 +88,7 @@ class Run:
     def _open(self, resources: contextlib.ExitStack) -> None:
         """Restore the newest whole checkpoint, or begin; open the logs."""
         setup, folder = self.setup, self.setup.folder
-        setup.check_statistics()
+        setup.check_batch_norm()
         template, data_path = setup.template, os.path.join(folder, 'data.json')
         if os.path.exists(data_path):
             setup.dataset.check_same(workdir.read_json(data_path), folder)
@@ -112,7 +112,7 @@ class Run:
             workdir.write_json(data_path, setup.dataset.info())
         if newest:
             step, host_state, progress = newest
-            self.state = setup.backend.replicate(setup.with_all_stages(host_state))
+            self.state = setup.backend.replicate(setup.add_optimizer_stages(host_state))
             self.progress = RunProgress(**progress)
             self._display.say(f'resuming {folder} from step {step} of {setup.timeline.total}')
         else:
@@ -120,7 +120,7 @@ class Run:
             unit = setup.config.optim.accumulate * setup.backend.num_devices
             if rounding := setup.timeline.rounding_message(unit):
                 self._display.say(rounding)
-            self.state = setup.first_state()
+            self.state = setup.initial_state()
         for later in damaged:
             self.checkpoints.discard(later)
         self.step, self._saved = step, (step, self.progress.evaluated_step == step)
@@ -188,10 +188,10 @@ class Run:
         many, it holds as many as there are until then on a CPU with the data on it, and elsewhere a single one, by a second
         program. Where dispatches begin depends on the step alone, so that a resumed run repeats them.
         """
-        timeline, step, chunk = self.setup.timeline, self.step, self.setup.chunk
+        timeline, step, chunk = self.setup.timeline, self.step, self.setup.steps_per_dispatch
         end = min(step // chunk * chunk + chunk, timeline.phase_end(step),
                   timeline.next_multiple(step, self.setup.config.eval.every), timeline.next_multiple(step, save_every))
-        return end if end - step == chunk or self.setup.any_count else step + 1
+        return end if end - step == chunk or self.setup.variable_length else step + 1
 
     def _next_inputs(self, end: int) -> tuple:
         """Return what the program takes for the steps up to `end`; where the data fails, the state is saved first."""

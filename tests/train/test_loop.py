@@ -178,7 +178,7 @@ def test_the_first_batch_is_drawn_as_the_network_sees_it(small, tmp_path, monkey
     config = cfg.parse(small(data={'augment': 'alternating_flip|pad_crop(2)|mixup(1)', 'normalize': 'none'}))
     run = Run(config, str(tmp_path), StopRequest())
     with run:
-        batch = gather(run.setup.feed.positions(0), run.setup.resident['examples'])
+        batch = gather(run.setup.feed.positions(0), run.setup.resident_data['examples'])
         key = jax.random.key(0)
         examples = run.setup.experiment.preprocessor.train(
             {name: batch[name] for name in ('image', 'label')}, step_keys(key, 0)[0], mixer=run.setup.experiment.task,

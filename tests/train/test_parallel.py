@@ -105,7 +105,7 @@ def test_statistics_of_one_value_are_refused_before_training(small, tmp_path, fi
     dict(batch_size=2), dict(batch_size=4, parallel={'devices': 4}), dict(batch_size=1, freeze_bn=dict(steps=0)),
     dict(batch_size=1, data={'image_size': 8, 'augment': ''})], ids=str)
 def test_statistics_of_two_values_and_frozen_ones_are_not_refused(small, tmp_path, fields):
-    Run(config.parse(small(**{**TINY, **fields})), str(tmp_path), StopRequest()).setup.check_statistics()
+    Run(config.parse(small(**{**TINY, **fields})), str(tmp_path), StopRequest()).setup.check_batch_norm()
 
 
 def test_the_average_is_one(small, tmp_path):
