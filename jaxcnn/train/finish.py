@@ -32,7 +32,7 @@ def best_state(checkpoints: Checkpoints, template: TrainState, last_step: int) -
       `last_step` and None where that is the best one, or where no checkpoint was evaluated.
     """
     damaged: list[int] = []
-    while (best := checkpoints.best_step(apart_from=damaged)) not in (None, last_step):
+    while (best := checkpoints.best_step(exclude=damaged)) not in (None, last_step):
         assert best is not None
         try:
             return best, checkpoints.read(best, template)[0]

@@ -96,7 +96,7 @@ class Run:
         self.checkpoints = Checkpoints(folder, setup.config.checkpoint, setup.experiment.best)
         resources.callback(self.checkpoints.close)
         resources.callback(setup.feed.close)
-        newest = next(self.checkpoints.newest_whole(template), None)
+        newest = next(self.checkpoints.undamaged(template), None)
         damaged = [s for s in self.checkpoints.steps() if s > (newest[0] if newest else 0)]
         steps = parallel.process_allgather(newest[0] if newest else 0)  # and all have looked before one is moved
         if len(set(steps)) > 1:

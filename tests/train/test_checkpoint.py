@@ -147,7 +147,7 @@ def test_a_state_of_another_structure_is_refused_with_the_first_array_that_diffe
     with pytest.raises(UserError, match=f'^checkpoint 2 in .* is of {told}'):
         checkpoints.read(2, change(TEMPLATE))
     with pytest.raises(UserError, match=told):  # it is not passed over as a damaged one would be
-        next(checkpoints.newest_whole(change(TEMPLATE)))
+        next(checkpoints.undamaged(change(TEMPLATE)))
     checkpoints.close()
 
 
@@ -167,7 +167,7 @@ def test_any_flipped_byte_is_detected_or_harmless(copy_of_two):
             path.write_bytes(damaged)
             try:
                 checkpoints = Checkpoints(str(copy_of_two), cfg.CheckpointConfig(), ACCURACY, read_only=True)
-                step, state, progress = next(checkpoints.newest_whole(TEMPLATE))
+                step, state, progress = next(checkpoints.undamaged(TEMPLATE))
                 checkpoints.close()
             except Exception as e:
                 wrong.append((path.name, at, repr(e)[:80]))
@@ -224,7 +224,7 @@ def test_of_a_damaged_checkpoint_the_one_before_is_taken_and_the_log_says_so(cop
     damage(copy_of_two / 'checkpoints' / '2')
     checkpoints = open_checkpoints(copy_of_two)
     with caplog.at_level(logging.WARNING, 'jaxcnn'):
-        step, state, progress = next(checkpoints.newest_whole(TEMPLATE))
+        step, state, progress = next(checkpoints.undamaged(TEMPLATE))
     checkpoints.close()
     assert step == 1
     assert_same_bits(state, make_state(1))
@@ -236,7 +236,7 @@ def test_of_a_damaged_checkpoint_the_one_before_is_taken_and_the_log_says_so(cop
 
 def test_undamaged_the_newest_is_taken_and_nothing_is_logged(two, caplog):
     checkpoints = Checkpoints(str(two), cfg.CheckpointConfig(), ACCURACY, read_only=True)
-    assert [step for step, _, _ in checkpoints.newest_whole(TEMPLATE)] == [2, 1]
+    assert [step for step, _, _ in checkpoints.undamaged(TEMPLATE)] == [2, 1]
     checkpoints.close()
     assert not [r for r in caplog.records if r.name == 'jaxcnn']
 
@@ -245,7 +245,7 @@ def test_where_all_are_damaged_none_is_taken(copy_of_two):
     for step in (1, 2):
         flip(largest(copy_of_two / 'checkpoints' / str(step)))
     checkpoints = open_checkpoints(copy_of_two)
-    assert list(checkpoints.newest_whole(TEMPLATE)) == []
+    assert list(checkpoints.undamaged(TEMPLATE)) == []
     checkpoints.close()
 
 
@@ -306,7 +306,7 @@ def test_a_checkpoint_whose_metrics_are_damaged_is_not_the_best(copy_of_two):
     cut(copy_of_two / 'checkpoints' / '2' / 'progress' / 'metadata')
     checkpoints = open_checkpoints(copy_of_two)
     assert checkpoints.best_step() == 1
-    assert next(checkpoints.newest_whole(TEMPLATE))[0] == 1
+    assert next(checkpoints.undamaged(TEMPLATE))[0] == 1
     checkpoints.close()
 
 
@@ -389,7 +389,7 @@ def test_a_save_that_fails_is_told_and_keeps_the_checkpoints_before(tmp_path, st
         assert line.startswith('refused: could not write a checkpoint to')
         assert str(tmp_path) in line
     checkpoints = open_checkpoints(tmp_path)
-    found = {step: state for step, state, _ in checkpoints.newest_whole(TEMPLATE)}
+    found = {step: state for step, state, _ in checkpoints.undamaged(TEMPLATE)}
     assert sorted(found) == [1, 2]
     for step, state in found.items():
         assert_same_bits(state, make_state(step))
