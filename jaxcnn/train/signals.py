@@ -1,4 +1,4 @@
-"""SIGTERM, SIGINT and SIGHUP: a run saves its state and stops."""
+"""Signals that stop a run: at SIGTERM, SIGINT or SIGHUP it saves its state and ends."""
 
 import contextlib
 import dataclasses
@@ -16,33 +16,36 @@ import jax
 
 log = logging.getLogger('jaxcnn')
 
-PATIENCE = 8.0  # seconds in which the loop must heed a signal where nothing is left to be saved
-AT_ONCE = 1.0  # seconds in which signals are one: `timeout` sends its signal to the process, then to its group
-PATIENCE_TOGETHER = 60.0  # of several processes, which agree on a stop at every tenth dispatch only
+# seconds within which the loop must acknowledge a signal if there is nothing to save
+ACKNOWLEDGE_TIMEOUT = 8.0
+DISTRIBUTED_ACKNOWLEDGE_TIMEOUT = 60.0  # several processes agree on a stop only at every tenth dispatch
+# seconds within which signals count as one: `timeout` sends its signal to the process and then to its group
+SAME_SIGNAL_SECONDS = 1.0
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal stopped the run; its state is saved, and training the same workdir again continues it.
+    """A signal stopped the run. Its state is saved, so that training in the same workdir continues it.
 
     Attributes:
-      signum: the signal.
-      step: the step that the run continues from.
+      signum: number of the signal.
+      step: step from which the run continues.
     """
 
     def __init__(self, signum: int, step: int):
-        super().__init__(f'stopped by {signal.Signals(signum).name} at step {step}; started again, the run continues there')
+        name = signal.Signals(signum).name
+        super().__init__(f'stopped by {name} at step {step}; the same command continues the run there')
         self.signum, self.step = signum, step
 
 
 @dataclasses.dataclass
 class StopRequest:
-    """Whether a signal has asked the run to stop, and what the run would lose if it ended now.
+    """A request by a signal to stop the run, and what would be lost if the process ended now.
 
     Attributes:
-      signum: the signal; 0 before one came.
-      acknowledged: the loop has seen the request, and is saving.
-      saved_step: the step of the newest checkpoint; None before the run is opened.
-      unsaved: steps were started since then.
+      signum: number of the signal; 0 if there was none.
+      acknowledged: whether the loop has seen the request and is saving.
+      saved_step: step of the newest checkpoint; None before the run is opened.
+      unsaved: whether steps were started since then.
     """
 
     signum: int = 0
@@ -51,7 +54,7 @@ class StopRequest:
     unsaved: bool = False
 
     def acknowledge(self) -> bool:
-        """Whether a stop was asked for; the caller then saves, however long that takes."""
+        """Return whether there is a request. The caller then saves the state, which may take any time."""
         self.acknowledged = self.acknowledged or bool(self)
         return bool(self)
 
@@ -61,34 +64,34 @@ class StopRequest:
 
 @contextlib.contextmanager
 def stop_on_signals(end_process: bool = False) -> Iterator[StopRequest]:
-    """Within it, SIGTERM, SIGINT and SIGHUP set the request, which the loop looks at between steps.
+    """Yield a request that SIGTERM, SIGINT and SIGHUP set; the loop reads it between steps.
 
-    A second signal, a second or more after the first, does not wait for the state to be saved: it raises
-    `KeyboardInterrupt`. SIGHUP stays ignored where it was ignored before, as by `nohup`. An error that follows a request
-    which the loop has not seen, such as that of a process which got the same signal, becomes `Interrupted`.
+    A second signal, at least `SAME_SIGNAL_SECONDS` after the first, does not wait until the state is saved: it raises
+    `KeyboardInterrupt`. SIGHUP is ignored if it was ignored before, for example by `nohup`. An error that follows a request
+    which the loop has not seen, such as that of a worker process which got the same signal, becomes `Interrupted`.
 
     Args:
-      end_process: the process is a command's own. Python runs signal handlers between bytecodes, so a long compilation would
-        hold them up: a thread that hears of the signal at once ends the process at a second signal, or, where no step is
-        unsaved, when the loop has not acknowledged the request after `PATIENCE` seconds (`PATIENCE_TOGETHER` in several
-        processes). No checkpoint suffers: each is whole or not there.
+      end_process: whether signals may end the process, which is a command's own. Python runs signal handlers between
+        bytecodes, so that a long compilation would delay them. With `end_process`, a thread ends the process at a second
+        signal. It also ends it if no step is unsaved and the loop has not acknowledged the request in time. Checkpoints are
+        not damaged, because each one is either complete or not there.
     """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
-    first_signal = 0.0
+    first_time = 0.0
 
     def handle(signum: int, frame: types.FrameType | None) -> None:
-        nonlocal first_signal
-        if request and not end_process and time.monotonic() - first_signal > AT_ONCE:
+        nonlocal first_time
+        if request and not end_process and time.monotonic() - first_time > SAME_SIGNAL_SECONDS:
             raise KeyboardInterrupt
-        first_signal = first_signal or time.monotonic()
+        first_time = first_time or time.monotonic()
         request.signum = signum
 
     signums = [s for s in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
                if s != signal.SIGHUP or signal.getsignal(s) != signal.SIG_IGN]
-    with _ending_unheeded(request) if end_process else contextlib.nullcontext():
+    with _watch_signals(request) if end_process else contextlib.nullcontext():
         previous = {s: signal.signal(s, handle) for s in signums}
         try:
             yield request
@@ -103,44 +106,51 @@ def stop_on_signals(end_process: bool = False) -> Iterator[StopRequest]:
 
 
 @contextlib.contextmanager
-def _ending_unheeded(request: StopRequest) -> Iterator[None]:
-    """Runs the thread that ends the process: see `stop_on_signals`."""
-    patience = PATIENCE if jax.process_count() == 1 else PATIENCE_TOGETHER
-    reading, writing = os.pipe()
-    os.set_blocking(writing, False)
+def _watch_signals(request: StopRequest) -> Iterator[None]:
+    """Run a thread that ends the process in the cases that `stop_on_signals` describes.
 
-    def second_signal(seconds: float | None) -> bool:
-        """Whether another signal comes, or the run ends, in that time (None: without limit)."""
-        return bool(select.select([reading], [], [], seconds)[0])
+    Python writes the number of each signal into a pipe, from which the thread reads. The end of the block closes the pipe,
+    which ends the thread.
+    """
+    timeout = ACKNOWLEDGE_TIMEOUT if jax.process_count() == 1 else DISTRIBUTED_ACKNOWLEDGE_TIMEOUT
+    read_end, write_end = os.pipe()
+    os.set_blocking(write_end, False)
+
+    def is_readable(seconds: float | None) -> bool:
+        """Wait up to some seconds, or without limit (None), for another signal or the end of the block."""
+        return bool(select.select([read_end], [], [], seconds)[0])
+
+    def end_process(signum: int) -> None:
+        step = 'its newest checkpoint' if request.saved_step is None else f'step {request.saved_step}'
+        _write_line(f'ended at once; the same command continues the run from {step}')
+        os._exit(128 + signum)
 
     def watch() -> None:
-        first = os.read(reading, 1)
-        if first:
-            time.sleep(AT_ONCE)
-            while second_signal(0):
-                if not os.read(reading, 1):  # the run is over
-                    os.close(reading)
+        first_signal = os.read(read_end, 1)
+        if first_signal:
+            time.sleep(SAME_SIGNAL_SECONDS)
+            while is_readable(0):  # the same signal again
+                if not os.read(read_end, 1):  # the block has ended
+                    os.close(read_end)
                     return
             if request.unsaved and not request.acknowledged:
-                _say('stopping after the steps under way; a second signal ends the run at once, without saving')
-            again = second_signal(max(0.0, patience - AT_ONCE))
-            if not again and (request.acknowledged or request.unsaved):
-                again = second_signal(None)
-            if not again or os.read(reading, 1):  # nobody heeds it, or a second signal
-                _say('ended at once; started again, the run continues from ' + (
-                    'its newest checkpoint' if request.saved_step is None else f'step {request.saved_step}'))
-                os._exit(128 + first[0])
-        os.close(reading)
+                _write_line('stopping after the steps under way; a second signal ends the run at once, without saving')
+            readable = is_readable(max(0.0, timeout - SAME_SIGNAL_SECONDS))
+            if not readable and (request.acknowledged or request.unsaved):
+                readable = is_readable(None)
+            if not readable or os.read(read_end, 1):  # the request was not acknowledged in time, or a second signal came
+                end_process(first_signal[0])
+        os.close(read_end)
 
     threading.Thread(target=watch, daemon=True).start()
-    previous = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    previous = signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
     try:
         yield
     finally:
         signal.set_wakeup_fd(previous)
-        os.close(writing)  # ends the thread's read
+        os.close(write_end)
 
 
-def _say(text: str) -> None:
+def _write_line(text: str) -> None:
     with contextlib.suppress(OSError):
         sys.stderr.write(f'\n{text}\n')

@@ -1,66 +1,69 @@
-"""What a signal does where the loop does not heed it, where it does, and where steps are unsaved."""
+"""Signals that the loop acknowledges or does not, and signals while steps are unsaved."""
 
 import subprocess
 import sys
 
 import pytest
 
-# signals are sent again and again where one must be the second: on a busy machine two may count as one
+# a second signal is sent repeatedly, because on a busy machine two signals may count as one
 PROGRAM = '''
 import os, signal, sys, time
 from jaxcnn.train import signals
-signals.PATIENCE, signals.AT_ONCE = {patience}, 0.2
+signals.ACKNOWLEDGE_TIMEOUT, signals.SAME_SIGNAL_SECONDS = {timeout}, 0.2
 
 def send(signum):
     os.kill(os.getpid(), signum)
 
-def send_for_ever(signum):
+def send_repeatedly(signum):
     while True:
         send(signum)
         time.sleep(0.3)
 
 with signals.stop_on_signals(end_process={end_process}) as stop:
-    {then}
+    {code}
     print('continues', flush=True)
 '''
 
 
-def run(then, patience=0.5, end_process=True):
-    program = PROGRAM.format(then=then, patience=patience, end_process=end_process)
+def run(code, timeout=0.5, end_process=True):
+    program = PROGRAM.format(code=code, timeout=timeout, end_process=end_process)
     return subprocess.run([sys.executable, '-c', program], capture_output=True, text=True)
 
 
-@pytest.mark.parametrize(('then', 'patience', 'code'), [
-    ('send(signal.SIGTERM); send(signal.SIGTERM); time.sleep(600)', 0.5, 143),  # nobody looks
+@pytest.mark.parametrize(('code', 'timeout', 'exit_code'), [
+    ('send(signal.SIGTERM); send(signal.SIGTERM); time.sleep(600)', 0.5, 143),
     ('stop.acknowledged = True; send(signal.SIGHUP); time.sleep(1.5)', 0.5, 0),
-    ('stop.unsaved = True; send(signal.SIGTERM); time.sleep(1.5)', 0.5, 0),  # in a long step
-    ('stop.acknowledged = True; send_for_ever(signal.SIGTERM)', 0.5, 143),
-    ('stop.unsaved = True; send_for_ever(signal.SIGINT)', 0.5, 130),
-    ('send_for_ever(signal.SIGTERM)', 600, 143),
-], ids=['not heeded', 'heeded', 'unsaved', 'heeded, and a second one', 'unsaved, and a second one', 'a second one'])
-def test_a_run_ends_at_once_where_nothing_is_unsaved_or_another_signal_comes(then, patience, code):
-    done = run(then, patience)
-    assert done.returncode == code, done.stderr
-    assert ('ended at once' in done.stderr) == (code != 0) == ('continues' not in done.stdout)
+    ('stop.unsaved = True; send(signal.SIGTERM); time.sleep(1.5)', 0.5, 0),  # as in a long step
+    ('stop.acknowledged = True; send_repeatedly(signal.SIGTERM)', 0.5, 143),
+    ('stop.unsaved = True; send_repeatedly(signal.SIGINT)', 0.5, 130),
+    ('send_repeatedly(signal.SIGTERM)', 600, 143),
+], ids=['not acknowledged', 'acknowledged', 'unsaved', 'acknowledged, then a second signal', 'unsaved, then a second signal',
+        'second signal'])
+def test_process_ends_at_a_second_signal_or_when_nothing_is_unsaved_and_the_first_is_not_acknowledged(
+        code, timeout, exit_code):
+    result = run(code, timeout)
+    assert result.returncode == exit_code, result.stderr
+    assert ('ended at once' in result.stderr) == (exit_code != 0) == ('continues' not in result.stdout)
 
 
-def test_from_python_no_signal_ends_the_process_and_a_second_one_raises():
-    done = run('send(signal.SIGINT); time.sleep(1.5)', end_process=False)
-    assert (done.returncode, done.stdout) == (0, 'continues\n')
-    done = run('send_for_ever(signal.SIGINT)', end_process=False)
-    assert done.stderr.endswith('KeyboardInterrupt\n')
+def test_from_python_no_signal_ends_the_process_and_a_second_one_raises_an_exception():
+    result = run('send(signal.SIGINT); time.sleep(1.5)', end_process=False)
+    assert (result.returncode, result.stdout) == (0, 'continues\n')
+    result = run('send_repeatedly(signal.SIGINT)', end_process=False)
+    assert result.stderr.endswith('KeyboardInterrupt\n')
 
 
-@pytest.mark.parametrize(('then', 'last_line'), [
-    ('send(signal.SIGTERM); raise RuntimeError("a worker is gone")', 'stopped by SIGTERM at step 7; started again'),
+@pytest.mark.parametrize(('code', 'last_line'), [
+    ('send(signal.SIGTERM); raise RuntimeError("a worker is gone")', 'stopped by SIGTERM at step 7; the same command'),
     ('send(signal.SIGTERM); stop.acknowledge(); raise OSError("disk full")', 'OSError: disk full'),
-], ids=['before it is heeded', 'while saving'])
-def test_an_error_after_a_signal_is_a_stop_unless_it_is_one_of_saving(then, last_line):
-    done = run(f'stop.saved_step = 7; {then}')
-    assert last_line in done.stderr.splitlines()[-1]
+], ids=['not acknowledged', 'while saving'])
+def test_an_error_after_a_signal_counts_as_a_stop_unless_it_comes_from_saving(code, last_line):
+    result = run(f'stop.saved_step = 7; {code}')
+    assert last_line in result.stderr.splitlines()[-1]
 
 
-def test_a_hangup_that_nohup_ignores_stays_ignored():
+def test_a_hangup_signal_that_nohup_ignores_stays_ignored():
     program = 'import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)' + PROGRAM.format(
-        then='send(signal.SIGHUP); print(bool(stop))', patience=0.5, end_process=True)
-    assert subprocess.run([sys.executable, '-c', program], capture_output=True, text=True).stdout == 'False\ncontinues\n'
+        code='send(signal.SIGHUP); print(bool(stop))', timeout=0.5, end_process=True)
+    result = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True)
+    assert result.stdout == 'False\ncontinues\n'
