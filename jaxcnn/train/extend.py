@@ -1,4 +1,4 @@
-"""Extension of a run: what must hold so that it equals a run that was started with the longer config."""
+"""Extension of runs: checks that an extended run equals one that was started with the longer config."""
 
 import contextlib
 import logging
@@ -18,8 +18,8 @@ from jaxcnn.train.checkpoint import Checkpoints
 log = logging.getLogger('jaxcnn')
 
 
-def _evaluations(timeline: Timeline, every: cfg.Duration, end: int) -> list[int]:
-    """Steps up to `end` after which the run evaluates."""
+def _evaluation_steps(timeline: Timeline, every: cfg.Duration, end: int) -> list[int]:
+    """Return the steps up to `end` after which the run evaluates."""
     steps, step = [], timeline.next_multiple(0, every)
     while step <= end:
         steps.append(step)
@@ -29,100 +29,141 @@ def _evaluations(timeline: Timeline, every: cfg.Duration, end: int) -> list[int]
     return steps
 
 
-def _rates(stage: Any, end: int) -> np.ndarray:
-    """Learning rates of the steps from the beginning of a stage up to `end`."""
+def _learning_rates(stage: Any, end: int) -> np.ndarray:
+    """Return the learning rates of the steps from the beginning of a stage up to `end`."""
     return np.asarray(jax.vmap(stage.schedule)(np.arange(max(0, end - stage.start))))
 
 
 def check(old: cfg.Config, new: cfg.Config, num_train: int, step: int) -> str:
-    """Compares all that the first `step` steps of a run depend on by two configs that differ in `workdir.EXTENDED`.
+    """Check that the first `step` steps of a run are the same with two configs that differ in `workdir.EXTENDED`.
+
+    Args:
+      old: config of the run.
+      new: config of the extended run.
+      num_train: number of training images.
+      step: number of steps that the run has made.
 
     Returns:
-      What becomes of the learning rate, in a sentence.
+      A sentence that says what happens to the learning rate after these steps.
 
     Raises:
-      UserError: by the new config these steps would have been others; the line says in what.
+      UserError: the steps would have been different with the new config; the message says how.
     """
-    before, after = Timeline(old, num_train), Timeline(new, num_train)
-    name = f'a run of {new.duration.value:g} {new.duration.unit}'
-    if after.total <= step:
-        raise UserError(f'{name} has {after.total} steps; the run in the workdir has already made {step}',
+    old_timeline, new_timeline = Timeline(old, num_train), Timeline(new, num_train)
+    new_run = f'a run of {new.duration.value:g} {new.duration.unit}'
+    if new_timeline.total <= step:
+        raise UserError(f'{new_run} has {new_timeline.total} steps; the run in the workdir has already made {step}',
                         field='config.duration')
     if new.optim.switch[:len(old.optim.switch)] != old.optim.switch:
-        raise UserError('stages can be added behind those of the run, which must stay as they are',
-                        field='config.optim.switch')
-    phases = [[p for p in timeline.phases if p.start < step] for timeline in (before, after)]
-    if phases[0] != phases[1]:
-        start = next(x.start for x in phases[0] + phases[1] if x not in phases[0] or x not in phases[1])
-        raise UserError(f'in {name}, batch size, optimizer or BatchNorm change at other steps than step {start}',
+        raise UserError('the stages of the run must stay as they are', field='config.optim.switch',
+                        hint='further stages can be added after them')
+    _check_phases(old_timeline, new_timeline, new_run, step)
+    old_optimizer = optim.make_optimizer(old.optim, old_timeline)
+    new_optimizer = optim.make_optimizer(new.optim, new_timeline)
+    _check_learning_rates(old_timeline, old_optimizer, new, new_optimizer, new_run, step)
+    for i, (old_end, new_end) in enumerate(zip(old_optimizer.groups.ends, new_optimizer.groups.ends, strict=True)):
+        if old_end != new_end and min(old_end or 0, new_end or 0) < step:
+            raise UserError(f'{new_run} stops the group at step {new_end}, and this run stopped it at step {old_end}',
+                            field=f'config.optim.groups[{i}].until', hint='give it in epochs or steps')
+    lookahead = new.optim.lookahead
+    if lookahead and (lookahead.ramp or (step == old_timeline.total and step % lookahead.every)):
+        raise UserError(f'the slow parameters of this run moved as its {old_timeline.total} steps required, and those of '
+                        f'{new_run} would have moved otherwise', field='config.optim.lookahead')
+    has_extra_evaluation = _check_evaluations(old_timeline, new_timeline, new, old_optimizer, new_run, step)
+    outlook = _describe_learning_rates(new_optimizer, new_timeline, old_timeline.total)
+    return outlook + f'; it was also evaluated at step {step}, where {new_run} is not' * has_extra_evaluation
+
+
+def _check_phases(old_timeline: Timeline, new_timeline: Timeline, new_run: str, step: int) -> None:
+    """Raise a UserError if the phases that begin before `step` differ."""
+    old_phases, new_phases = ([p for p in timeline.phases if p.start < step] for timeline in (old_timeline, new_timeline))
+    if old_phases != new_phases:
+        start = next(p.start for p in old_phases + new_phases if p not in old_phases or p not in new_phases)
+        raise UserError(f'in {new_run}, batch size, optimizer or BatchNorm change at other steps than step {start}',
                         field='config.duration',
                         hint='give config.batch_schedule, config.freeze_bn and config.optim.switch in epochs or steps')
-    optimizers = [optim.make_optimizer(c.optim, t) for c, t in ((old, before), (new, after))]
-    ends = [*before.stages[1:], step]
-    for i, (a, b, end) in enumerate(zip(*(o.stages for o in optimizers), ends, strict=False)):
-        had, has = (_rates(stage, min(end, step)) for stage in (a, b))
-        if len(different := np.flatnonzero(had != has)):
-            at, where = int(different[0]), f'config.optim.switch[{i - 1}]' if i else 'config.optim'
+
+
+def _check_learning_rates(old_timeline: Timeline, old_optimizer: optim.Optimizer, new: cfg.Config,
+                          new_optimizer: optim.Optimizer, new_run: str, step: int) -> None:
+    """Raise a UserError if the learning rates of the first `step` steps differ."""
+    ends = [*old_timeline.stages[1:], step]
+    for i, (old_stage, new_stage, end) in enumerate(zip(old_optimizer.stages, new_optimizer.stages, ends, strict=False)):
+        old_rates, new_rates = (_learning_rates(stage, min(end, step)) for stage in (old_stage, new_stage))
+        differing = np.flatnonzero(old_rates != new_rates)
+        if len(differing):
+            first = int(differing[0])
+            field = f'config.optim.switch[{i - 1}]' if i else 'config.optim'
+            stages = '..., ' if len(old_optimizer.stages) > 1 else ''
             raise UserError(
-                f'{name} has a learning rate of {has[at]:.6g} at step {a.start + at}, and this run had '
-                f'{had[at]:.6g}, as its schedule was made for {before.total} steps', field=f'{where}.schedule',
-                hint=f'a further stage can follow: --config.optim.switch="[{"..., " * bool(old.optim.switch)}dict(at=dict('
-                     f'steps={before.total}), learning_rate={new.optim.learning_rate:g}, schedule=\'cosine\')]"')
-    for i, (x, y) in enumerate(zip(*(o.groups.ends for o in optimizers), strict=True)):
-        if x != y and min(x or 0, y or 0) < step:
-            raise UserError(f'{name} stops them at step {y}, and this run did at step {x}',
-                            field=f'config.optim.groups[{i}].until', hint='give it in epochs or steps')
-    ahead = new.optim.lookahead
-    if ahead and (ahead.ramp or (step == before.total and step % ahead.every)):
-        raise UserError(f'the slow parameters of this run were moved as its {before.total} steps '
-                        f'required, and those of {name} would have been elsewhere', field='config.optim.lookahead')
-    due, due_after = (_evaluations(timeline, new.eval.every, step) for timeline in (before, after))
-    extra = due != due_after
-    if extra and due[:-1] != due_after:
-        raise UserError(f'{name} is evaluated at other steps than this run was', field='config.eval.every',
+                f'{new_run} has a learning rate of {new_rates[first]:.6g} at step {old_stage.start + first}, and this run '
+                f'had {old_rates[first]:.6g}, because its schedule was made for {old_timeline.total} steps',
+                field=f'{field}.schedule',
+                hint='a further stage can follow: '
+                     f'--config.optim.switch="[{stages}dict(at=dict(steps={old_timeline.total}), '
+                     f'learning_rate={new.optim.learning_rate:g}, schedule=\'cosine\')]"')
+
+
+def _check_evaluations(old_timeline: Timeline, new_timeline: Timeline, new: cfg.Config, optimizer: optim.Optimizer,
+                       new_run: str, step: int) -> bool:
+    """Return whether the old run was evaluated once more than the new one, at its end.
+
+    Raises:
+      UserError: evaluations differ otherwise, or the additional one has changed the run.
+    """
+    old_steps, new_steps = (_evaluation_steps(timeline, new.eval.every, step) for timeline in (old_timeline, new_timeline))
+    if old_steps == new_steps:
+        return False
+    if old_steps[:-1] != new_steps:
+        raise UserError(f'{new_run} is evaluated at other steps than this run was', field='config.eval.every',
                         hint='give it in epochs or steps')
-    if extra and (new.checkpoint.patience or any(stage.observer for stage in optimizers[0].stages)):
-        raise UserError(f'this run was evaluated at its end, step {step}, where {name} is not, and evaluations act on it '
+    if new.checkpoint.patience or any(stage.observer for stage in optimizer.stages):
+        raise UserError(f'this run was evaluated at its end, step {step}, where {new_run} is not, and evaluations act on it '
                         '(config.checkpoint.patience, the schedule plateau)', field='config.eval.every')
-    return _outlook(optimizers[1], after, before.total) + (
-        f'; it was evaluated at step {step}, too, where {name} is not' if extra else '')
+    return True
 
 
-def _outlook(optimizer: optim.Optimizer, timeline: Timeline, end: int) -> str:
-    """What becomes of the learning rate from step `end` on."""
-    stage = optimizer.stages[timeline.phase(end).stage]
-    first, last = (float(stage.schedule(step - stage.start)) for step in (end, timeline.total - 1))
-    what = 'a new stage begins' if stage.start == end else 'its schedule goes on'
+def _describe_learning_rates(optimizer: optim.Optimizer, timeline: Timeline, step: int) -> str:
+    """Return a sentence that says what happens to the learning rate from `step` on."""
+    stage = optimizer.stages[timeline.phase(step).stage]
+    first, last = (float(stage.schedule(s - stage.start)) for s in (step, timeline.total - 1))
+    event = 'a new stage begins' if stage.start == step else 'its schedule goes on'
     rates = f'a learning rate of {first:.4g}' if first == last else f'learning rates from {first:.4g} to {last:.4g}'
-    return f'{what}, with {rates}' + (', scaled as the plateau has observed so far' if stage.observer else '')
+    scaling = ', scaled as the plateau has observed so far' if stage.observer else ''
+    return f'{event}, with {rates}{scaling}'
 
 
 def check_run(folder: str, config: cfg.Config, num_train: int) -> bool:
-    """Whether `config` extends the run in `folder`, whose config is another one.
+    """Return whether a config extends the run in a workdir; False if there is no run or its config is the same.
 
     Raises:
-      UserError: see `check`; or the run has ended before its last step.
+      UserError: the run cannot be extended, see `check`, or it ended before its last step.
     """
     path = os.path.join(folder, 'config.json')
-    if not os.path.exists(path) or not cfg.differences(old := workdir.read_config(folder), config):
+    if not os.path.exists(path):
+        return False
+    old = workdir.read_config(folder)
+    if not cfg.differences(old, config):
         return False
     with contextlib.closing(Checkpoints(folder, config.checkpoint, read_only=True)) as checkpoints:
         step = max(checkpoints.steps(), default=0)
-    total, summary = Timeline(old, num_train).total, os.path.join(folder, 'summary.json')
-    if os.path.exists(summary) and (ended := workdir.read_json(summary)['steps']) < total:
-        raise UserError(f'the run in {folder!r} ended at step {ended} of {total}, by config.checkpoint.patience: a longer '
-                        'one would have ended there, too')
+    total, summary_path = Timeline(old, num_train).total, os.path.join(folder, 'summary.json')
+    if os.path.exists(summary_path):
+        last_step = workdir.read_json(summary_path)['steps']
+        if last_step < total:
+            raise UserError(f'the run in {folder!r} ended at step {last_step} of {total}, by config.checkpoint.patience: '
+                            'a longer one would have ended there, too')
     outlook = check(old, config, num_train, step)
     log.info('the run in %s is extended from %d to %d steps: %s', folder, total, Timeline(config, num_train).total, outlook)
     return True
 
 
-def set_aside(folder: str) -> None:
-    """Renames the report and the summary of the run's end so far: `report.step<N>.md`, `summary.step<N>.json`."""
-    summary = os.path.join(folder, 'summary.json')
-    if not os.path.exists(summary):
+def archive_results(folder: str) -> None:
+    """Rename the report and the summary of the run before it is extended: `report.step<N>.md`, `summary.step<N>.json`."""
+    summary_path = os.path.join(folder, 'summary.json')
+    if not os.path.exists(summary_path):
         return
-    ending = f'step{workdir.read_json(summary)["steps"]}'
-    for name, kind in (('report', 'md'), ('summary', 'json')):
+    step = workdir.read_json(summary_path)['steps']
+    for name, extension in (('report', 'md'), ('summary', 'json')):
         with contextlib.suppress(FileNotFoundError):
-            os.replace(os.path.join(folder, f'{name}.{kind}'), os.path.join(folder, f'{name}.{ending}.{kind}'))
+            os.replace(os.path.join(folder, f'{name}.{extension}'), os.path.join(folder, f'{name}.step{step}.{extension}'))

@@ -107,7 +107,7 @@ class Run:
                             'they are damaged, or of another version, as is told above; a new workdir begins anew')
         if self.chief:
             if extends:
-                extend.set_aside(folder)
+                extend.archive_results(folder)
             workdir.write_json(os.path.join(folder, 'config.json'), cfg.to_dict(setup.config))
             workdir.write_json(data_path, setup.dataset.info())
         if newest:

@@ -57,7 +57,7 @@ REFUSED = {
     'batch size as a fraction': ({'batch_schedule': [[{'fraction': 0.5}, 20]]}, {}, 'batch size.* step 20'),
     'freeze_bn': ({'freeze_bn': {'fraction': 0.5}}, {}, 'BatchNorm change at other steps than step 20'),
     'until': ({'optim': {'schedule': 'constant', 'groups': [{'match': 'k', 'until': {'fraction': 0.5}}]}}, {},
-              r'groups\[0\]\.until: a run of 8 epochs stops them at step 40, and this run did at step 20'),
+              r'groups\[0\]\.until: a run of 8 epochs stops the group at step 40, and this run stopped it at step 20'),
     'ramp': ({'optim': {'schedule': 'constant', 'lookahead': {'ramp': 1.0}}}, {}, r'config\.optim\.lookahead'),
     'look-ahead at the end': ({'optim': {'schedule': 'constant', 'lookahead': {'every': 7}}}, {}, 'optim.lookahead'),
     'evaluations as fractions': ({'eval': {'every': {'fraction': 0.25}}}, {}, r'config\.eval\.every: .* at other steps'),
@@ -65,7 +65,7 @@ REFUSED = {
                                      r'config\.eval\.every: this run was evaluated at its end, step 40'),
     'patience': ({'eval': {'every': {'steps': 7}}, 'checkpoint': {'patience': 2}}, {}, 'evaluated at its end, step 40'),
     'another first stage': ({'optim': {'switch': [{'at': {'epochs': 2}, 'optimizer': 'adam'}]}},
-                            {'optim': {'switch': [{'at': {'epochs': 2}, 'optimizer': 'lion'}]}}, 'can be added'),
+                            {'optim': {'switch': [{'at': {'epochs': 2}, 'optimizer': 'lion'}]}}, 'can be added after'),
 }
 
 
@@ -91,7 +91,7 @@ ALLOWED = {
     'plateau': ({'optim': {'schedule': 'plateau'}}, {}, 40, 'scaled as the plateau has observed'),
     'a further stage': ({'optim': {}}, {'optim': {'switch': STAGE}}, 40,
                         'a new stage begins, with learning rates from 0.2 to 0.005'),
-    'evaluated at the end': ({'eval': {'every': {'steps': 7}}}, {}, 40, 'evaluated at step 40, too, where a run'),
+    'evaluated at the end': ({'eval': {'every': {'steps': 7}}}, {}, 40, 'also evaluated at step 40, where a run'),
     'look-ahead': ({'optim': {'schedule': 'constant', 'lookahead': {'every': 5}}}, {}, 40, 'goes on'),
     'stopped before the schedules part': ({'optim': {'schedule': 'step'}}, {}, 20, 'goes on'),
 }
