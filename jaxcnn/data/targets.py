@@ -1,4 +1,4 @@
-"""Kinds of targets: what an example holds beside its image, and what the data layer has to know of it."""
+"""Kinds of targets: what an example holds besides its image, and what the data pipeline has to know about it."""
 
 import abc
 import dataclasses
@@ -9,67 +9,77 @@ import numpy as np
 
 from jaxcnn.errors import UserError
 
-Arrays = Mapping[str, np.ndarray]  # by the target's name, (N, ...) each
+Arrays = Mapping[str, np.ndarray]  # of N examples, one array (N, ...) for each target, by name
 
 
 @dataclasses.dataclass(frozen=True)
-class Target:
-    """One target as the cache stores it.
+class TargetSpec:
+    """How the cache stores one target.
 
     Attributes:
-      shape: of one example's value.
-      dtype: of the stored array.
-      largest: the largest value that is allowed; the smallest is 0.
+      shape: the shape of one example's value.
+      dtype: the type of the stored array.
+      maximum: the largest allowed value; the smallest is 0.
     """
 
     shape: tuple[int, ...]
     dtype: type[np.generic]
-    largest: int
+    maximum: int
 
     def check(self, name: str, value: object, num_classes: int) -> np.ndarray:
         """Return one example's value as an array.
 
+        Args:
+          name: the name of the target, for errors.
+          value: the value, a number or an array.
+          num_classes: the number of classes of the data set, for errors.
+
         Raises:
-          UserError: It has another shape or is out of range.
+          UserError: the value has another shape or is out of range.
         """
         array = np.asarray(value)
         if array.shape != self.shape:
             raise UserError(f'{name} has shape {array.shape}, expected {self.shape}')
-        if array.size and not (array.min() >= 0 and array.max() <= self.largest):
-            wrong = array if array.ndim == 0 else array[(array < 0) | (array > self.largest)][0]
-            reason = f'is not one of the {num_classes} classes' if array.ndim == 0 else f'is not from 0 to {self.largest}'
-            raise UserError(f'{name} {wrong} {reason}')
+        wrong = array[~((array >= 0) & (array <= self.maximum))]  # NaN included
+        if wrong.size:
+            expected = f'one of the {num_classes} classes' if array.ndim == 0 else f'from 0 to {self.maximum}'
+            raise UserError(f'{name} {wrong[0]} is not {expected}')
         return array.astype(self.dtype)
 
 
 class TargetKind(abc.ABC):
-    """What the examples of a task hold beside their images."""
+    """What the examples of a task hold besides their images.
+
+    Attributes:
+      name: the name of the kind, for registries, cache keys and `data.json`.
+      description: completes "a data set with ..." in errors.
+    """
 
     name: ClassVar[str]
-    description: ClassVar[str]  # as in 'a data set with ...'
+    description: ClassVar[str]
 
     @abc.abstractmethod
-    def targets(self, num_classes: int) -> dict[str, Target]:
-        """Return the targets of an example by name."""
+    def targets(self, num_classes: int) -> dict[str, TargetSpec]:
+        """Return the targets of an example, by name."""
 
     @abc.abstractmethod
     def strata(self, targets: Arrays) -> np.ndarray:
-        """Return the stratum of each example, (N,) integers: a validation part has the same share of each."""
+        """Return the stratum of each example: (N,) integers. A validation split holds the same fraction of each stratum."""
 
     @abc.abstractmethod
     def class_counts(self, targets: Arrays, num_classes: int) -> np.ndarray:
-        """Return how many examples show each class: (num_classes,) integers."""
+        """Return the number of examples of each class: (num_classes,) integers."""
 
 
 class ClassLabel(TargetKind):
-    """One class for each image: `label`, a whole number."""
+    """One class for each image: the target `label` is its number."""
 
     name = 'label'
     description = 'one class for each image'
 
-    def targets(self, num_classes: int) -> dict[str, Target]:
+    def targets(self, num_classes: int) -> dict[str, TargetSpec]:
         """See `TargetKind`."""
-        return {'label': Target((), np.int32, num_classes - 1)}
+        return {'label': TargetSpec((), np.int32, num_classes - 1)}
 
     def strata(self, targets: Arrays) -> np.ndarray:
         """Return the labels."""
@@ -81,25 +91,25 @@ class ClassLabel(TargetKind):
 
 
 class ClassLabels(TargetKind):
-    """Any number of classes for each image: `labels`, which is 1 for each class that it shows and 0 for the others."""
+    """Any number of classes for each image: the target `labels` is 1 for each class of the image and 0 for the others."""
 
     name = 'labels'
     description = 'several classes for each image'
 
-    def targets(self, num_classes: int) -> dict[str, Target]:
+    def targets(self, num_classes: int) -> dict[str, TargetSpec]:
         """See `TargetKind`."""
-        return {'labels': Target((num_classes,), np.uint8, 1)}
+        return {'labels': TargetSpec((num_classes,), np.uint8, 1)}
 
     def strata(self, targets: Arrays) -> np.ndarray:
-        """Return the number of each example's set of classes; sets that occur once share a stratum.
+        """Return the number of each example's set of classes, and -1 for sets that occur once.
 
-        The sets are numbered in a random order: a cut breaks ties between strata by their numbers, and must not prefer the
-        sets without the first classes.
+        The sets are numbered in random order, because `stratified_split` breaks ties between strata by their numbers and
+        must not prefer sets without the first classes.
         """
-        _, number, counts = np.unique(targets['labels'], axis=0, return_inverse=True, return_counts=True)
-        number = number.reshape(-1)
-        order = np.random.Generator(np.random.PCG64(0)).permutation(len(counts))
-        return np.where(counts[number] > 1, order[number], -1)
+        _, set_indices, counts = np.unique(targets['labels'], axis=0, return_inverse=True, return_counts=True)
+        set_indices = set_indices.reshape(-1)  # of shape (N, 1) in some versions of NumPy
+        set_numbers = np.random.Generator(np.random.PCG64(0)).permutation(len(counts))
+        return np.where(counts[set_indices] > 1, set_numbers[set_indices], -1)
 
     def class_counts(self, targets: Arrays, num_classes: int) -> np.ndarray:
         """See `TargetKind`."""
