@@ -14,7 +14,7 @@ import numpy as np
 from jaxcnn.config import DataConfig
 from jaxcnn.data.checks import check_class_names, check_images, check_label_sets, check_labels, number_classes
 from jaxcnn.data.layouts import SPLITS, existing_path, log
-from jaxcnn.data.sources import InMemory, Source, add_source
+from jaxcnn.data.sources import InMemoryExamples, Source, register
 from jaxcnn.data.targets import LABEL, LABELS, TargetKind
 from jaxcnn.errors import UserError, name_field
 
@@ -32,7 +32,7 @@ def arrays(config: DataConfig, kind: TargetKind = LABEL) -> Source:
     except Exception as e:  # zipfile, zlib and NumPy raise many kinds of error for damaged files
         reason = 'it is no .npz file' if not zipfile.is_zipfile(path) else " ".join(str(e).split())[:200]
         raise UserError(f'{path}: cannot be read as .npz without pickles: {reason}') from e
-    splits: dict[str, InMemory] = {}
+    splits: dict[str, InMemoryExamples] = {}
     used = {'class_names'}
     for split, called in SPLITS.items():
         for name in called:
@@ -55,14 +55,14 @@ def arrays(config: DataConfig, kind: TargetKind = LABEL) -> Source:
 
 
 def _checked(images_name: str, images: np.ndarray, labels_name: str, labels: np.ndarray,
-             kind: TargetKind = LABEL) -> InMemory:
+             kind: TargetKind = LABEL) -> InMemoryExamples:
     checked = check_images(images_name, images)
     if kind is LABELS:
-        return InMemory(checked, {'labels': check_label_sets(labels_name, labels, len(checked))})
-    return InMemory(checked, {'label': check_labels(labels_name, labels, len(checked))})
+        return InMemoryExamples(checked, {'labels': check_label_sets(labels_name, labels, len(checked))})
+    return InMemoryExamples(checked, {'label': check_labels(labels_name, labels, len(checked))})
 
 
-def _check_classes(splits: Mapping[str, InMemory], names: Sequence[str], kind: TargetKind) -> None:
+def _check_classes(splits: Mapping[str, InMemoryExamples], names: Sequence[str], kind: TargetKind) -> None:
     """Raise a UserError where labels (N, classes) do not fit the names of the classes."""
     if kind is not LABELS:
         return
@@ -74,7 +74,7 @@ def _check_classes(splits: Mapping[str, InMemory], names: Sequence[str], kind: T
                             f'{len(names)} names')
 
 
-def _numbers(splits: Mapping[str, InMemory], kind: TargetKind = LABEL) -> list[str]:
+def _numbers(splits: Mapping[str, InMemoryExamples], kind: TargetKind = LABEL) -> list[str]:
     """Class names of labels that have none: the numbers from 0 to the largest label.
 
     Raises:
@@ -89,7 +89,7 @@ def _numbers(splits: Mapping[str, InMemory], kind: TargetKind = LABEL) -> list[s
     return [str(label) for label in range(largest + 1)]
 
 
-def _in_memory(name: str, where: str, splits: Mapping[str, InMemory], names: Sequence[str],
+def _in_memory(name: str, where: str, splits: Mapping[str, InMemoryExamples], names: Sequence[str],
                kind: TargetKind = LABEL) -> Source:
     if len(names) < 2 and kind is LABEL:
         raise UserError(f'{where}: holds one class alone; a classifier needs two or more')
@@ -135,6 +135,6 @@ def _idx(path: str) -> np.ndarray:
     return data.reshape(shape)
 
 
-add_source('arrays', arrays)
-add_source('arrays', functools.partial(arrays, kind=LABELS), LABELS)
-add_source('idx', idx)
+register('arrays', arrays)
+register('arrays', functools.partial(arrays, kind=LABELS), LABELS)
+register('idx', idx)

@@ -25,7 +25,7 @@ from jaxcnn import config as cfg
 from jaxcnn.cache_folder import cache_folder
 from jaxcnn.data import workers
 from jaxcnn.data.checks import check_images
-from jaxcnn.data.sources import Example, Examples, InMemory, Source
+from jaxcnn.data.sources import Example, Examples, InMemoryExamples, Source
 from jaxcnn.data.targets import TargetKind
 from jaxcnn.errors import UserError, from_os_error, name_field, name_file
 from jaxcnn.locks import LockedError, is_shared, lock, open_shared
@@ -139,13 +139,13 @@ def _decode_part(examples: Examples, where: str, split: str, kind: TargetKind, n
 
 def _many(examples: Examples) -> bool:
     """Whether processes decode them: in threads, the interpreter's lock would take more than small images' decoding."""
-    return len(examples) >= MANY and not isinstance(examples, InMemory)
+    return len(examples) >= MANY and not isinstance(examples, InMemoryExamples)
 
 
 def _decode(examples: Examples, source: Source, split: str, num_classes: int, folder: str, config: cfg.DataConfig) -> int:
     """Write a split's images and targets, and return how many images could not be read."""
     import joblib
-    where, count = source.where, len(examples)
+    where, count = source.location, len(examples)
     if count == 0:
         raise UserError(f'{where}: the {split} part holds no images')
 
@@ -238,7 +238,7 @@ def open_cache(source: Source, config: cfg.DataConfig) -> tuple[dict[str, Any], 
     root = cache_folder(config.cache_dir)
     settings = [config.image_size, config.image_size and config.resize, config.skip_broken]
     key = json.dumps([_FORMAT, source.kind.name, source.key, *settings], sort_keys=True)
-    location = os.path.realpath(config.dir) if config.dir else source.where
+    location = os.path.realpath(config.dir) if config.dir else source.location
     origin = [config.name, location, source.kind.name, _FORMAT, *settings]
     folder = os.path.join(root, f'{config.name.replace("/", "-")}-{hashlib.sha256(key.encode()).hexdigest()[:16]}')
     try:

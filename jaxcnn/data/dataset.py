@@ -191,10 +191,10 @@ def _format_shape(shape: Sequence[int]) -> str:
 def _split_off_validation(splits: dict[str, Split], fraction: float, kind: TargetKind, seed: int) -> None:
     """Move a stratified fraction of the training images to a validation split."""
     train = splits['train']
-    train_positions, val_positions = sources.stratified_cut(kind.strata(train.targets), fraction, seed)
+    train_positions, val_positions = sources.stratified_split(kind.strata(train.targets), fraction, seed)
     if not len(train_positions) or not len(val_positions):
         raise UserError(f'{fraction} of {len(train)} images leaves an empty split', field='config.data.val_fraction')
-    splits['train'], splits['val'] = train.part(train_positions), train.part(val_positions)
+    splits['train'], splits['val'] = train.subset(train_positions), train.subset(val_positions)
 
 
 def _draw_per_class(split: Split, per_class: int, kind: TargetKind, seed: int) -> Split:
@@ -202,7 +202,7 @@ def _draw_per_class(split: Split, per_class: int, kind: TargetKind, seed: int) -
     rng = np.random.Generator(np.random.PCG64([seed, 0xF3E]))
     strata = kind.strata(split.targets)
     drawn = [rng.permutation(np.flatnonzero(strata == s))[:per_class] for s in np.unique(strata)]
-    return split.part(np.sort(np.concatenate(drawn)))
+    return split.subset(np.sort(np.concatenate(drawn)))
 
 
 def load(config: DataConfig, kind: TargetKind = LABEL) -> Dataset:
@@ -227,18 +227,18 @@ def load(config: DataConfig, kind: TargetKind = LABEL) -> Dataset:
         fraction = 0.0 if 'val' in splits else source.val_fraction
     elif 'val' in splits:
         log.warning('%s: its own validation split, %d images, is not used, because config.data.val_fraction is %s; '
-                    'None would use it', source.where, len(splits.pop('val')), fraction)
-    _check_shapes(source.where, splits)
+                    'None would use it', source.location, len(splits.pop('val')), fraction)
+    _check_shapes(source.location, splits)
     if fraction:
         _split_off_validation(splits, fraction, kind, config.split_seed)
     if not splits.keys() & {'val', 'test'}:
         raise UserError('there is no test split, and config.data.val_fraction=0 leaves no validation split to evaluate '
-                        'a network on', field=source.where)
+                        'a network on', field=source.location)
     splits = {name: splits[name] for name in ('train', 'val', 'test') if name in splits}
-    _warn_of_missing_classes(source.where, splits, meta['class_names'], kind)
+    _warn_of_missing_classes(source.location, splits, meta['class_names'], kind)
     if config.per_class:
         splits['train'] = _draw_per_class(splits['train'], config.per_class, kind, config.split_seed)
-    duplicates.warn(source.where, splits)
+    duplicates.warn(source.location, splits)
     mean, std = _cached_statistics(splits['train'])
     return Dataset(config.name, meta['class_names'], splits, mean, std, source.ink, meta['broken'],
                    _digest(splits, meta['checksums']), kind)

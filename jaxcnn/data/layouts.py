@@ -19,7 +19,7 @@ import numpy as np
 
 from jaxcnn.config import DataConfig
 from jaxcnn.data import picture, tables
-from jaxcnn.data.sources import Example, Source, add_source
+from jaxcnn.data.sources import Example, Source, register
 from jaxcnn.data.targets import LABEL, TargetKind
 from jaxcnn.errors import UserError, as_text
 
@@ -354,4 +354,4 @@ def _tabbed(root: str, name: str, cells: int) -> list[list[str]]:
 
 
 for _layout in (folder, flat, tiny_imagenet):
-    add_source(_layout.__name__, _layout)
+    register(_layout.__name__, _layout)

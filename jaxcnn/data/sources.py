@@ -1,7 +1,7 @@
-"""Where images come from: one function per kind of data set, in a registry.
+"""Sources of images: a registry with one function for each data set and each layout of files.
 
-A source names its splits and gives random access to examples, which are not decoded before they are read.
-`dataset.load` decodes each image once into the cache (`cache.py`).
+A source names the splits of a data set and gives random access to their examples, which are decoded when they are read.
+`dataset.load` reads each example once, into the cache (`cache.py`).
 """
 
 import contextlib
@@ -23,7 +23,7 @@ Example = dict[str, Any]
 
 
 class Examples(Protocol):
-    """Random access to one split."""
+    """Random access to the examples of one split."""
 
     def __len__(self) -> int: ...
 
@@ -33,12 +33,12 @@ class Examples(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Ink:
-    """How a data set frames handwriting, light ink on black; a person's own picture is brought into this form.
+    """How a data set frames handwriting, light ink on black; `predict` brings other pictures into this form.
 
     Attributes:
-      size: pixels of the square image, before any resizing.
-      box: pixels of the square that the ink's bounding box is fitted into.
-      by_mass: the ink's centre of mass is at the image's centre; else the box's centre is.
+      size: the side of the square image in pixels, before any resizing.
+      box: the side in pixels of the square into which the bounding box of the ink is fitted.
+      by_mass: whether the centre of mass of the ink is at the centre of the image; otherwise the centre of the box is.
     """
 
     size: int
@@ -48,19 +48,19 @@ class Ink:
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A data set that has been found but not yet read.
+    """A data set whose files are listed but not yet decoded.
 
     Attributes:
-      where: the folder, or what else to name when something is wrong with it.
-      key: JSON-able; changes whenever the images could.
-      splits: reads a split: `train` and, where the data has them, `val` and `test`.
-      class_names: gives the classes in the order of their labels.
-      ink: for handwriting; None for photographs.
-      val_fraction: of the training images, what is kept apart for validation where the config does not say.
-      kind: what its examples hold beside their images.
+      location: its folder, file or library, for messages.
+      key: a value for JSON that changes whenever the images or the targets may have changed.
+      splits: functions that return the examples of `train` and, if the data set has them, of `val` and `test`.
+      class_names: a function that returns the names of the classes in the order of their labels.
+      ink: the framing of handwriting; None for photographs.
+      val_fraction: the fraction of the training images held out for validation if the config does not give one.
+      kind: the kind of its targets.
     """
 
-    where: str
+    location: str
     key: dict[str, Any]
     splits: dict[str, Callable[[], Examples]]
     class_names: Callable[[], Sequence[str]]
@@ -69,44 +69,56 @@ class Source:
     kind: TargetKind = LABEL
 
 
-_SOURCES: dict[tuple[str, str], Callable[[DataConfig], Source]] = {}  # by name and kind of targets
+SourceFactory = Callable[[DataConfig], Source]
+_FACTORIES: dict[tuple[str, str], SourceFactory] = {}  # by the name of the source and that of its kind of targets
 
 
-def add_source(name: str, find: Callable[[DataConfig], Source], kind: TargetKind = LABEL) -> None:
-    """Registers a data set, or a layout of files, whose examples have targets of a kind."""
-    _SOURCES[name, kind.name] = find
+def register(name: str, factory: SourceFactory, kind: TargetKind = LABEL) -> None:
+    """Make a data set, or a layout of files, known to `config.data.name`.
+
+    Args:
+      name: its name. A name can have one factory for each kind of targets.
+      factory: a function that returns the source of a config.
+      kind: the kind of the targets of its examples.
+    """
+    _FACTORIES[name, kind.name] = factory
 
 
 def names(kind: TargetKind | None = None) -> list[str]:
-    """Return the registered data sets and layouts; `kind`: those with such targets alone."""
-    return sorted({name for name, of_kind in _SOURCES if kind is None or of_kind == kind.name})
+    """Return the names of the registered data sets and layouts; with `kind`, of those with this kind of targets."""
+    return sorted({name for name, kind_name in _FACTORIES if kind is None or kind_name == kind.name})
 
 
 def find(config: DataConfig, kind: TargetKind = LABEL) -> Source:
-    """Return the source called `config.name`: a registered one, or any prepared TFDS classification set.
+    """Return the source called `config.name`: a registered one, or any prepared TFDS classification data set.
 
     Raises:
-      UserError: The name is unknown, the data is missing, or its examples have no targets of this kind.
+      UserError: the name is unknown, the data is missing, or its examples have another kind of targets.
     """
     root = _tfds_root(config)
-    if (config.name, kind.name) in _SOURCES:
-        find_source = _SOURCES[config.name, kind.name]
+    if (config.name, kind.name) in _FACTORIES:
+        factory = _FACTORIES[config.name, kind.name]
     elif config.name in names() or kind is not LABEL:
         raise UserError(f'{config.name!r} does not have {kind.description}, which config.task needs',
                         field='config.data.name', hint=f'these have: {", ".join(names(kind))}')
     elif re.fullmatch(r'[a-z][a-z0-9_]*(/[\w.]+)?', config.name) and os.path.isdir(os.path.join(root, config.name)):
-        find_source = _tfds(config.name)
+        factory = _tfds_factory(config.name)
     else:
         error = unknown('data set', config.name, names(), 'config.data.name')
         error.add_hint(f'any other TFDS set must be prepared in {root!r} (config.data.dir)')
         raise error
     with name_field('config.data.dir'):
-        return find_source(config)
+        return factory(config)
 
 
 @dataclasses.dataclass(frozen=True)
-class InMemory:
-    """A split in memory: images uint8 (N, H, W, C), and targets by name, (N, ...) each."""
+class InMemoryExamples:
+    """The examples of a split in memory.
+
+    Attributes:
+      images: uint8 (N, H, W, C).
+      targets: one array (N, ...) for each target, by name.
+    """
 
     images: np.ndarray
     targets: Mapping[str, np.ndarray]
@@ -118,119 +130,145 @@ class InMemory:
         return {'image': self.images[index], **{name: values[index] for name, values in self.targets.items()}}
 
 
-def stratified_cut(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Sorted indices of the (larger, smaller) part, the smaller holding `fraction` of every class.
+def stratified_split(strata: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Split examples at random into two subsets, of which the second holds `fraction` of each stratum.
 
-    The smaller part has `round(fraction * len(labels))` members; classes whose share is not whole are rounded by
-    largest remainder.
+    The second subset has exactly `round(fraction * N)` members. Where the fraction of a stratum is not a whole number, it is
+    rounded by the largest remainder method.
+
+    Args:
+      strata: (N,) integers, for example class labels.
+      fraction: the size of the second subset as a fraction of N, in [0, 1].
+      seed: the seed of the random draw.
+
+    Returns:
+      The sorted indices of both subsets.
     """
     rng = np.random.Generator(np.random.PCG64([seed, 0x5EED]))
-    classes, counts = np.unique(labels, return_counts=True)
-    shares = counts * fraction
-    take = np.floor(shares).astype(int)
-    missing = round(fraction * len(labels)) - int(take.sum())
-    take[np.argsort(take - shares, kind='stable')[:missing]] += 1
-    small = np.concatenate([rng.permutation(np.flatnonzero(labels == c))[:k] for c, k in zip(classes, take, strict=True)])
-    chosen = np.zeros(len(labels), bool)
-    chosen[small.astype(int)] = True
-    return np.flatnonzero(~chosen), np.flatnonzero(chosen)
+    values, counts = np.unique(strata, return_counts=True)
+    exact_sizes = counts * fraction
+    sizes = np.floor(exact_sizes).astype(int)
+    remaining = round(fraction * len(strata)) - int(sizes.sum())
+    sizes[np.argsort(sizes - exact_sizes, kind='stable')[:remaining]] += 1
+    is_second = np.zeros(len(strata), bool)
+    for value, size in zip(values, sizes, strict=True):
+        is_second[rng.permutation(np.flatnonzero(strata == value))[:size]] = True
+    return np.flatnonzero(~is_second), np.flatnonzero(is_second)
 
 
 def _digits(config: DataConfig) -> Source:
-    """scikit-learn's handwritten digits: 1,797 images of 8x8, a fixed fifth of each class kept as test part."""
+    """Return scikit-learn's handwritten digits: 1,797 images of 8x8, a fixed fifth of each class for testing."""
     @functools.cache
-    def parts() -> dict[str, InMemory]:
+    def read_splits() -> dict[str, InMemoryExamples]:
         from sklearn.datasets import load_digits
-        bunch = load_digits()
-        images = np.round(bunch.images * (255 / 16)).astype(np.uint8)[..., None]  # (1797, 8, 8, 1)
-        train, test = stratified_cut(bunch.target, 0.2, seed=0)
-        return {'train': InMemory(images[train], {'label': bunch.target[train]}),
-                'test': InMemory(images[test], {'label': bunch.target[test]})}
+        digits = load_digits()
+        images = np.round(digits.images * (255 / 16)).astype(np.uint8)[..., None]  # (1797, 8, 8, 1)
+        train, test = stratified_split(digits.target, 0.2, seed=0)
+        return {'train': InMemoryExamples(images[train], {'label': digits.target[train]}),
+                'test': InMemoryExamples(images[test], {'label': digits.target[test]})}
 
     return Source('scikit-learn', key={'source': 'digits', 'version': 1},
-                  splits={'train': lambda: parts()['train'], 'test': lambda: parts()['test']},
+                  splits={'train': lambda: read_splits()['train'], 'test': lambda: read_splits()['test']},
                   class_names=lambda: [str(i) for i in range(10)], ink=Ink(8, 8, by_mass=False))
 
 
 @dataclasses.dataclass(frozen=True)
-class _Tfds:
-    data: Any
+class _TfdsExamples:
+    data_source: Any  # what `tfds.data_source` returns for a split
 
     def __len__(self) -> int:
-        return len(self.data)
+        return len(self.data_source)
 
     def __getitem__(self, index: int) -> Example:
-        example = self.data[index]
+        example = self.data_source[index]
         return {'image': example['image'], 'label': example['label']}
+
+
+@dataclasses.dataclass(frozen=True)
+class _TfdsFolder:
+    """The folder of one version of a prepared TFDS data set, which holds `dataset_info.json`."""
+
+    path: str
+
+    @contextlib.contextmanager
+    def _raise_user_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as e:  # TFDS raises many kinds of errors for damaged files
+            reason = f'{type(e).__name__}: {" ".join(str(e).split())[:200]}'
+            raise UserError(f'cannot be read as a TFDS data set: {reason}', field=self.path) from e
+
+    @functools.cached_property
+    def _builder(self) -> Any:
+        import tensorflow_datasets as tfds
+        return tfds.builder_from_directory(self.path)
+
+    def split_names(self) -> list[str]:
+        """Return the names of the splits."""
+        try:
+            with open(os.path.join(self.path, 'dataset_info.json'), encoding='utf-8') as f:
+                return [split['name'] for split in json.load(f)['splits']]
+        except (OSError, ValueError, KeyError, TypeError) as e:
+            raise UserError(f'cannot be read as a TFDS data set: dataset_info.json: {e}', field=self.path) from e
+
+    def read(self, split: str) -> _TfdsExamples:
+        """Return the examples of a split."""
+        with self._raise_user_errors():
+            return _TfdsExamples(self._builder.as_data_source(split=split))
+
+    def class_names(self) -> Sequence[str]:
+        """Return the names of the classes in the order of their labels."""
+        with self._raise_user_errors():
+            features = dict(self._builder.info.features.items())
+        if not hasattr(features.get('label'), 'names'):
+            raise UserError(f'has no class label to train on; its features are: {", ".join(sorted(features))}',
+                            field=self.path)
+        return features['label'].names
 
 
 def _tfds_root(config: DataConfig) -> str:
     return os.path.expanduser(config.dir or os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets')
 
 
-def _tfds(name: str, ink: Ink | None = None) -> Callable[[DataConfig], Source]:
-    """A prepared TFDS data set, read through `tfds.data_source`: needs no TensorFlow."""
-    def find_prepared(config: DataConfig) -> Source:
+def _newest_version(folder: str) -> str | None:
+    """Return the newest version of a prepared TFDS data set, the name of a folder in `folder`; None if there is none."""
+    entries = os.listdir(folder) if os.path.isdir(folder) else []
+    versions = [entry for entry in entries if os.path.isfile(os.path.join(folder, entry, 'dataset_info.json'))]
+    return max(versions, key=lambda version: [int(n) if n.isdigit() else 0 for n in version.split('.')], default=None)
+
+
+def _tfds_factory(name: str, ink: Ink | None = None) -> SourceFactory:
+    """Return the factory of a prepared TFDS data set. It is read through `tfds.data_source`, without TensorFlow."""
+    def make_source(config: DataConfig) -> Source:
         root = _tfds_root(config)
-        folder = os.path.join(root, name)
-        versions = sorted((v for v in (os.listdir(folder) if os.path.isdir(folder) else [])
-                           if os.path.isfile(os.path.join(folder, v, 'dataset_info.json'))),
-                          key=lambda v: [int(n) if n.isdigit() else 0 for n in v.split('.')])
-        if not versions:
-            raise UserError(f"data set {name!r} is not prepared in {root!r}; prepare it once: "
-                            f"pip install 'jaxcnn[prepare]' && tfds build {name} --file_format=array_record "
-                            f'--data_dir={root}')
-        version = os.path.join(folder, versions[-1])
-        files = sorted(os.listdir(version))
+        prepare = f'tfds build {name} --file_format=array_record --data_dir={root}'
+        version = _newest_version(os.path.join(root, name))
+        if version is None:
+            raise UserError(f'data set {name!r} is not prepared in {root!r}',
+                            hint=f"prepare it once: pip install 'jaxcnn[prepare]' && {prepare}")
+        path = os.path.join(root, name, version)
+        files = sorted(os.listdir(path))
         if not any('array_record' in f for f in files):
-            raise UserError(f'{version}: holds no ArrayRecord files; prepare it again: '
-                            f'tfds build {name} --file_format=array_record --data_dir={root}')
-        stats = [os.stat(os.path.join(version, f)) for f in files]
-        try:
-            with open(os.path.join(version, 'dataset_info.json'), encoding='utf-8') as f:
-                held = [split['name'] for split in json.load(f)['splits']]
-        except (OSError, ValueError, KeyError, TypeError) as e:
-            raise UserError(f'{version}: cannot be read as a TFDS data set: dataset_info.json: {e}') from e
-        if 'train' not in held:
-            raise UserError(f'{version}: has no train split; there are: {", ".join(held) or "none"}')
-        # where 'test' is missing, or carries no labels, as ImageNet's, 'validation' is what networks are tested on
-        judges = ('validation',) if name.startswith('imagenet2012') else ('test', 'validation')
-        test = next((split for split in judges if split in held), None)
-        parts = {'train': 'train', 'val': 'validation' if test == 'test' and 'validation' in held else None, 'test': test}
-
-        @functools.cache
-        def builder() -> Any:
-            import tensorflow_datasets as tfds
-            with _readable():
-                return tfds.builder_from_directory(version)
-
-        @contextlib.contextmanager
-        def _readable() -> Iterator[None]:
-            try:
-                yield
-            except Exception as e:  # TFDS raises many kinds of error for damaged files
-                raise UserError(f'{version}: cannot be read as a TFDS data set: {type(e).__name__}: '
-                                f'{" ".join(str(e).split())[:200]}') from e
-
-        def read(split: str) -> _Tfds:
-            with _readable():
-                return _Tfds(builder().as_data_source(split=split))
-
-        def class_names() -> Sequence[str]:
-            with _readable():
-                features = dict(builder().info.features.items())
-            if not hasattr(features.get('label'), 'names'):
-                raise UserError(f'{version}: has no label of classes to train on; there are: {", ".join(sorted(features))}')
-            return features['label'].names
-
-        return Source(version, key={'source': f'tfds:{name}', 'version': versions[-1],
-                           'files': [[f, s.st_size, s.st_mtime_ns] for f, s in zip(files, stats, strict=True)]},
-                      splits={part: functools.partial(read, split) for part, split in parts.items() if split},
-                      class_names=class_names, ink=ink)
-    return find_prepared
+            raise UserError('holds no ArrayRecord files', field=path, hint=f'prepare it again: {prepare}')
+        stats = [os.stat(os.path.join(path, f)) for f in files]
+        folder = _TfdsFolder(path)
+        split_names = folder.split_names()
+        if 'train' not in split_names:
+            raise UserError(f'has no split train; its splits are: {", ".join(split_names) or "none"}', field=path)
+        # networks are tested on 'validation' if there is no split 'test' or, as in ImageNet, it has no labels
+        candidates = ('validation',) if name.startswith('imagenet2012') else ('test', 'validation')
+        test = next((split for split in candidates if split in split_names), None)
+        val = 'validation' if test == 'test' and 'validation' in split_names else None
+        tfds_names = {'train': 'train', 'val': val, 'test': test}
+        return Source(path, key={'source': f'tfds:{name}', 'version': version,
+                                 'files': [[f, s.st_size, s.st_mtime_ns] for f, s in zip(files, stats, strict=True)]},
+                      splits={split: functools.partial(folder.read, tfds_name)
+                              for split, tfds_name in tfds_names.items() if tfds_name},
+                      class_names=folder.class_names, ink=ink)
+    return make_source
 
 
-add_source('digits', _digits)
-add_source('mnist', _tfds('mnist', ink=Ink(28, 20, by_mass=True)))
+register('digits', _digits)
+register('mnist', _tfds_factory('mnist', ink=Ink(28, 20, by_mass=True)))
 for _name in ('cifar10', 'cifar100', 'fashion_mnist', 'svhn_cropped', 'imagenet2012'):
-    add_source(_name, _tfds(_name))
+    register(_name, _tfds_factory(_name))

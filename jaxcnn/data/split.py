@@ -1,4 +1,4 @@
-"""One part of a data set: its images, and their targets."""
+"""One split of a data set: its images and their targets."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -11,15 +11,15 @@ from jaxcnn.data.checks import check_images
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """Images of one part, by position.
+    """The images and the targets of one split.
 
     Attributes:
-      images: array or file of uint8 (M, H, W, C), of which `index` picks this part.
-      index: (N,) positions in `images`.
-      targets: by name, (N, ...) each.
+      images: uint8 (M, H, W, C), an array or an `ArrayFile`; those of other splits may be among them.
+      index: (N,) the indices of this split's images in `images`.
+      targets: one array (N, ...) for each target, by name.
 
     Raises:
-      UserError: the array is not such a one.
+      UserError: `images` is an array of another shape or type.
     """
 
     images: Any
@@ -36,22 +36,22 @@ class Split:
 
     @property
     def image_bytes(self) -> int:
-        """Bytes of one decoded image."""
+        """The size of one decoded image in bytes."""
         return int(np.prod(self.images.shape[1:]))
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the decoded images."""
+        """The size of all decoded images in bytes."""
         return len(self) * self.image_bytes
 
     def take(self, positions: np.ndarray) -> np.ndarray:
-        """Images at `positions` (any shape S): uint8 (*S, H, W, C)."""
+        """Return the images at `positions`, an array of any shape S: uint8 (*S, H, W, C)."""
         return self.images[self.index[positions]]
-
-    def part(self, positions: np.ndarray) -> 'Split':
-        """The images at `positions` (n,) alone."""
-        return Split(self.images, self.index[positions], self.take_targets(positions))
 
     def take_targets(self, positions: np.ndarray) -> dict[str, np.ndarray]:
         """Return the targets at `positions` (n,), by name."""
         return {name: values[positions] for name, values in self.targets.items()}
+
+    def subset(self, positions: np.ndarray) -> 'Split':
+        """Return the split that holds only the examples at `positions` (n,)."""
+        return Split(self.images, self.index[positions], self.take_targets(positions))

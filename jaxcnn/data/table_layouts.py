@@ -18,7 +18,7 @@ from jaxcnn.data.layouts import (
     log,
     source_of_files,
 )
-from jaxcnn.data.sources import Source, add_source
+from jaxcnn.data.sources import Source, register
 from jaxcnn.data.targets import LABELS
 from jaxcnn.errors import UserError, as_text
 
@@ -209,5 +209,5 @@ def _indicator_rows(table: _Table, split: str, class_columns: Mapping[int, str])
         yield _table_row(table, split, line, cells, tuple(classes))
 
 
-add_source('csv', table)
-add_source('csv', multilabel_table, LABELS)
+register('csv', table)
+register('csv', multilabel_table, LABELS)

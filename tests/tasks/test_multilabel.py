@@ -14,7 +14,7 @@ from sklearn import metrics as sklearn_metrics
 from jaxcnn import config as cfg
 from jaxcnn import data, experiment, losses, metrics, tasks
 from jaxcnn.config import DataConfig
-from jaxcnn.data.sources import stratified_cut
+from jaxcnn.data.sources import stratified_split
 from jaxcnn.data.targets import LABELS
 from jaxcnn.errors import UserError
 from jaxcnn.train import train_and_evaluate
@@ -92,7 +92,7 @@ def test_a_table_of_single_names_is_cached_for_each_task_by_itself(tables):
 def test_a_cut_does_not_prefer_sets_without_the_first_classes():
     sets = np.unpackbits(np.arange(1, 200, dtype=np.uint8)[:, None], axis=1)
     labels = np.repeat(sets, 2, axis=0)
-    _, val = stratified_cut(LABELS.strata({'labels': labels}), 0.2, seed=0)
+    _, val = stratified_split(LABELS.strata({'labels': labels}), 0.2, seed=0)
     assert np.abs(labels[val].mean(0) - labels.mean(0)).max() < 0.15
 
 
