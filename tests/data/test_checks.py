@@ -1,4 +1,4 @@
-"""Arrays that people hand over: those that are no images are refused, with a conversion that does what it says."""
+"""Checks of arrays that users pass: what they refuse, and that the conversion in the error is right."""
 
 import re
 
@@ -12,9 +12,9 @@ from jaxcnn.errors import UserError
 
 COLOUR = np.random.default_rng(0).integers(0, 256, (6, 8, 10, 3), np.uint8)
 GREY = COLOUR[..., :1]
-COLOUR[0, 0, 0], COLOUR[0, 0, 1] = 0, 255  # so that the range of the values tells how they were scaled
+COLOUR[0, 0, 0], COLOUR[0, 0, 1] = 0, 255  # the full range, by which the scale of the values is recognised
 
-OTHERS = {  # the array, and what the conversion must make of it
+CONVERTIBLE = {  # arrays and the result of their conversion
     'in [0, 1]': (COLOUR / 255, COLOUR),
     'in [-1, 1]': (COLOUR / 127.5 - 1, COLOUR),
     'float in [0, 255]': (COLOUR.astype(np.float32), COLOUR),
@@ -26,7 +26,7 @@ OTHERS = {  # the array, and what the conversion must make of it
     "PyTorch's": (np.float32(COLOUR.transpose(0, 3, 1, 2) / 255), COLOUR),
     'RGBA': (np.concatenate([COLOUR, GREY], -1), COLOUR),
 }
-OF_ONE_SHAPE = {
+CONVERTIBLE_TO_SHAPE = {  # arrays, the shape of the expected images and the result of the conversion
     'grey': (GREY, COLOUR.shape, GREY.repeat(3, -1)),
     'grey without channels, in [0, 1]': (GREY[..., 0] / 255, COLOUR.shape, GREY.repeat(3, -1)),
     'colour': (GREY.repeat(3, -1), GREY.shape, GREY),
@@ -39,18 +39,19 @@ OF_ONE_SHAPE = {
 }
 
 
-def converted(message, x):
-    """What the conversion in the message makes of `x`."""
+def convert(message, x):
+    """Apply the conversion in the message to `x`."""
     code = re.search(r'; convert with (.*)$', message).group(1)
     return eval(code, {'x': x, 'np': np, 'jaxcnn': jaxcnn})
 
 
 @pytest.mark.parametrize(('x', 'shape', 'expected'), [
-    *((x, shape, expected) for x, expected in OTHERS.values() for shape in (None, COLOUR.shape)), *OF_ONE_SHAPE.values()])
-def test_other_images_are_refused_with_the_conversion(x, shape, expected):
+    *((x, shape, expected) for x, expected in CONVERTIBLE.values() for shape in (None, COLOUR.shape)),
+    *CONVERTIBLE_TO_SHAPE.values()])
+def test_the_error_for_wrong_images_contains_a_conversion(x, shape, expected):
     with pytest.raises(UserError, match=r'^x must be uint8 .* got ') as error:
         check_images('x', x, shape and shape[1:])
-    result = converted(str(error.value), x)
+    result = convert(str(error.value), x)
     np.testing.assert_array_equal(result, expected)
     check_images('x', result, shape and shape[1:])
 
@@ -58,20 +59,20 @@ def test_other_images_are_refused_with_the_conversion(x, shape, expected):
 @pytest.mark.parametrize('x', [COLOUR / 60 - 2, np.full_like(COLOUR, np.nan, float), COLOUR.astype(int) * 300, 'a.png',
                                np.array([None]), [COLOUR[0], COLOUR[1, 1:]], COLOUR[0, 0], np.zeros((4, 5, 6, 7), np.uint8)])
 @pytest.mark.parametrize('shape', [None, (8, 10, 3)])
-def test_what_no_conversion_makes_images_is_refused_without_one(x, shape):
+def test_the_error_for_arrays_that_cannot_be_images_contains_no_conversion(x, shape):
     with pytest.raises(UserError, match=r'^x ') as error:
         check_images('x', x, shape)
     assert 'convert' not in str(error.value)
     assert '\n' not in str(error.value)
 
 
-def test_a_split_holds_no_other_images():
+def test_a_split_refuses_wrong_images():
     with pytest.raises(UserError, match=r'images must be uint8 .*convert with \(255 \* images\)\.round\(\)'):
         Split(COLOUR / 255, np.arange(6), {'label': np.zeros(6, np.int32)})
     assert Split(GREY[..., 0], np.arange(6), {'label': np.zeros(6, np.int32)}).images.shape == GREY.shape
 
 
-def test_images_are_taken_as_they_are():
+def test_correct_images_are_returned_unchanged():
     for x, shape in ((COLOUR, None), (GREY, None), (COLOUR, (8, 10, 3)), (COLOUR[:0], (8, 10, 3))):
         assert check_images('x', x, shape) is x
     for shape in (None, (8, 10, 1)):
@@ -85,7 +86,7 @@ LABELS = np.array([2, 0, 1, 1])
 @pytest.mark.parametrize(('y', 'expected'), [
     (LABELS.astype(float), LABELS), (np.eye(3)[LABELS], LABELS), (LABELS == 1, LABELS == 1),
     (np.array(['dog', 'ant', 'cat', 'cat']), LABELS), (np.array([2.5, 0.5, 1, 1]), LABELS)])
-def test_other_labels_are_refused_with_the_conversion(y, expected):
+def test_the_error_for_wrong_labels_contains_a_conversion(y, expected):
     with pytest.raises(UserError, match=r'y must be 4 integers, .*, got ') as error:
         check_labels('y', y, 4)
     code = re.search(r'; .* with (?:y = )?([^ ]*(?: y\))?)', str(error.value)).group(1)
