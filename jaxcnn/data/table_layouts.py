@@ -32,7 +32,7 @@ def table(config: DataConfig) -> Source:
     NaN or nothing means unlabelled.
     """
     def classes_of(cell: str, file: str, line: int) -> tuple[str, ...]:
-        name = tables.label(cell) or UNLABELLED
+        name = tables.parse_label(cell) or UNLABELLED
         if ';' in name:
             raise UserError(f'{file}: line {line}: the label {name!r} names several classes, which config.task=multilabel '
                             'takes; config.task=classification takes one class for each image')
@@ -49,9 +49,9 @@ def multilabel_table(config: DataConfig) -> Source:
     A label of -1 or NaN means unlabelled.
     """
     def classes_of(cell: str, file: str, line: int) -> tuple[str, ...]:
-        if cell.strip() and not tables.label(cell):
+        if cell.strip() and not tables.parse_label(cell):
             return (UNLABELLED,)
-        return tuple(dict.fromkeys(name for part in cell.split(';') if (name := tables.label(part))))
+        return tuple(dict.fromkeys(name for part in cell.split(';') if (name := tables.parse_label(part))))
 
     class_columns: dict[str, list[str]] = {}  # by file, the classes that have a column of 0 and 1
 
@@ -200,7 +200,7 @@ def _indicator_rows(table: _Table, split: str, class_columns: Mapping[int, str])
         _check_cells(table, line, cells, max([*table.columns.values(), *class_columns]) + 1)
         classes = []
         for i, name in class_columns.items():
-            value = tables.label(cells[i])
+            value = tables.parse_label(cells[i])
             if value not in ('0', '1'):
                 raise UserError(f'{table.file}: line {line}: the column {name!r} holds {cells[i]!r}; the columns of classes '
                                 'hold 0 and 1: write these, or remove the column')

@@ -14,7 +14,7 @@ from PIL import Image
 
 from jaxcnn import data
 from jaxcnn.config import DataConfig
-from jaxcnn.data import arrays, layouts, picture
+from jaxcnn.data import arrays, layouts, picture, tables
 from jaxcnn.errors import UserError, printable
 
 COLOURS = {'ant': (250, 0, 0), 'bee': (0, 250, 0), 'cow': (0, 0, 250)}
@@ -443,6 +443,17 @@ def test_tables_of_every_separator_and_encoding(tmp_path, encoding, delimiter, e
     dataset = load(tmp_path, 'csv', tmp_path / 'a.csv', val_fraction=0.25)
     assert dataset.class_names == ['bee', 'caf\N{LATIN SMALL LETTER E WITH ACUTE}, brown', 'cow']
     assert dataset.class_counts('train') == [3, 3, 3]
+
+
+@pytest.mark.parametrize(('text', 'rows'), [
+    ('a.png\tcat;dog\n', [['a.png', 'cat;dog']]),
+    ('a.png\tcat;dog\nb.png\towl;cat\n', [['a.png', 'cat;dog'], ['b.png', 'owl;cat']]),
+    ('a.png\thot dog, cold\n', [['a.png', 'hot dog, cold']]),
+    ('a.png,cat;dog\n', [['a.png', 'cat;dog']]),
+    ('a.png;cat\nb, c.png;dog\n', [['a.png', 'cat'], ['b, c.png', 'dog']])])
+def test_cells_may_hold_characters_that_are_separators_in_other_tables(tmp_path, text, rows):
+    (tmp_path / 'a.csv').write_text(text)
+    assert [cells for _, cells in tables.read_rows(str(tmp_path / 'a.csv'))] == rows
 
 
 @pytest.mark.parametrize(('content', 'line'), [
