@@ -1,4 +1,4 @@
-"""Images in arrays: `.npz` files, and the IDX files that MNIST comes in."""
+"""Images in arrays: `.npz` files, and IDX files such as those of MNIST."""
 
 import functools
 import gzip
@@ -18,121 +18,148 @@ from jaxcnn.data.sources import InMemoryExamples, Source, register
 from jaxcnn.data.targets import LABEL, LABELS, TargetKind
 from jaxcnn.errors import UserError, name_field
 
+Splits = Mapping[str, InMemoryExamples]
+
 
 def arrays(config: DataConfig, kind: TargetKind = LABEL) -> Source:
-    """Read an `.npz` file of `train_images` and `train_labels` (or `x_train`, `y_train`), and the same of `test` or `val`.
+    """Return the source of an `.npz` file with `train_images` and `train_labels`, or `x_train` and `y_train`.
 
-    Images are uint8 (N, H, W) or (N, H, W, C). Labels are whole numbers (N,), or, of several classes for each image, 0 and
-    1 (N, classes). `class_names` is optional.
-    """
-    path = existing_path(config.dir, 'arrays')
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            file_arrays = {key: file[key] for key in file.files}
-    except Exception as e:  # zipfile, zlib and NumPy raise many kinds of error for damaged files
-        reason = 'it is no .npz file' if not zipfile.is_zipfile(path) else " ".join(str(e).split())[:200]
-        raise UserError(f'{path}: cannot be read as .npz without pickles: {reason}') from e
-    splits: dict[str, InMemoryExamples] = {}
-    used = {'class_names'}
-    for split, called in SPLITS.items():
-        for name in called:
-            for images, labels in ((f'{name}_images', f'{name}_labels'), (f'x_{name}', f'y_{name}')):
-                if images in file_arrays and labels in file_arrays:
-                    if split in splits:
-                        raise UserError(f'{path}: holds two {split} parts: {images} is the second')
-                    with name_field(path):
-                        splits[split] = _checked(images, file_arrays[images], labels, file_arrays[labels], kind)
-                    used |= {images, labels}
-    if 'train' not in splits:
-        raise UserError(f'{path}: holds no train_images and train_labels; there are: '
-                        f'{", ".join(file_arrays) or "no arrays"}')
-    if unused := sorted(file_arrays.keys() - used):
-        log.warning('%s: ignored arrays, which are not images and labels of one part: %s', path, ', '.join(unused))
-    with name_field(path):
-        names = check_class_names(file_arrays['class_names']) if 'class_names' in file_arrays else _numbers(splits, kind)
-        _check_classes(splits, names, kind)
-    return _in_memory('arrays', path, splits, names, kind)
-
-
-def _checked(images_name: str, images: np.ndarray, labels_name: str, labels: np.ndarray,
-             kind: TargetKind = LABEL) -> InMemoryExamples:
-    checked = check_images(images_name, images)
-    if kind is LABELS:
-        return InMemoryExamples(checked, {'labels': check_label_sets(labels_name, labels, len(checked))})
-    return InMemoryExamples(checked, {'label': check_labels(labels_name, labels, len(checked))})
-
-
-def _check_classes(splits: Mapping[str, InMemoryExamples], names: Sequence[str], kind: TargetKind) -> None:
-    """Raise a UserError where labels (N, classes) do not fit the names of the classes."""
-    if kind is not LABELS:
-        return
-    if unclear := [name for name in names if ';' in name]:
-        raise UserError(f'class_names: {unclear[0]!r} holds a semicolon, which separates the classes of an image in tables')
-    for split, part in splits.items():
-        if part.targets['labels'].shape[1] != len(names):
-            raise UserError(f'the {split} labels are of {part.targets["labels"].shape[1]} classes, and there are '
-                            f'{len(names)} names')
-
-
-def _numbers(splits: Mapping[str, InMemoryExamples], kind: TargetKind = LABEL) -> list[str]:
-    """Class names of labels that have none: the numbers from 0 to the largest label.
+    The arrays of the splits `val` and `test` are named likewise. Images are uint8 (N, H, W) or (N, H, W, C). Labels are
+    integers (N,) or, for several classes for each image, zeros and ones (N, classes). `class_names` is optional.
 
     Raises:
-      UserError: the labels cannot be numbers of classes.
+      UserError: the file cannot be read, has no training split, or holds arrays of another type or shape.
+    """
+    path = existing_path(config.dir, 'arrays')
+    content = _read_npz(path)
+    splits: dict[str, InMemoryExamples] = {}
+    used_names = {'class_names'}
+    for images_name, labels_name, split in _array_names():
+        if images_name not in content or labels_name not in content:
+            continue
+        if split in splits:
+            raise UserError(f'holds two {split} splits: {images_name} is the second', field=path)
+        with name_field(path):
+            splits[split] = _make_examples(images_name, content[images_name], labels_name, content[labels_name], kind)
+        used_names |= {images_name, labels_name}
+    if 'train' not in splits:
+        raise UserError('holds no train_images and train_labels', field=path,
+                        hint=f'its arrays are: {", ".join(content) or "none"}')
+    if unused_names := sorted(content.keys() - used_names):
+        log.warning('%s: ignored arrays, which are not the images and labels of a split: %s', path, ', '.join(unused_names))
+    with name_field(path):
+        names = check_class_names(content['class_names']) if 'class_names' in content else _default_names(splits, kind)
+        _check_classes(splits, names, kind)
+    return _make_source('arrays', path, splits, names, kind)
+
+
+def _read_npz(path: str) -> dict[str, np.ndarray]:
+    """Return the arrays of an `.npz` file by name."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except Exception as e:  # zipfile, zlib and NumPy raise many kinds of errors for damaged files
+        reason = ' '.join(str(e).split())[:200] if zipfile.is_zipfile(path) else 'it is not an .npz file'
+        raise UserError(f'cannot be read as .npz without pickles: {reason}', field=path) from e
+
+
+def _array_names() -> list[tuple[str, str, str]]:
+    """Return the possible names of the arrays: images, labels and the split that they belong to."""
+    return [(images_name, labels_name, split) for split, split_names in SPLITS.items() for name in split_names
+            for images_name, labels_name in ((f'{name}_images', f'{name}_labels'), (f'x_{name}', f'y_{name}'))]
+
+
+def _make_examples(images_name: str, images: np.ndarray, labels_name: str, labels: np.ndarray,
+                   kind: TargetKind = LABEL) -> InMemoryExamples:
+    images = check_images(images_name, images)
+    if kind is LABELS:
+        return InMemoryExamples(images, {'labels': check_label_sets(labels_name, labels, len(images))})
+    return InMemoryExamples(images, {'label': check_labels(labels_name, labels, len(images))})
+
+
+def _check_classes(splits: Splits, names: Sequence[str], kind: TargetKind) -> None:
+    """Raise a UserError if labels (N, classes) do not match the class names."""
+    if kind is not LABELS:
+        return
+    for name in names:
+        if ';' in name:
+            raise UserError(f'class_names: {name!r} holds a semicolon, which separates the classes of an image in tables')
+    for split, examples in splits.items():
+        num_classes = examples.targets['labels'].shape[1]
+        if num_classes != len(names):
+            raise UserError(f'the {split} labels have {num_classes} classes, but there are {len(names)} class names')
+
+
+def _default_names(splits: Splits, kind: TargetKind = LABEL) -> list[str]:
+    """Return the names of classes that have none: the numbers from 0 to the largest label.
+
+    Raises:
+      UserError: the largest label is too large for the number of a class.
     """
     if kind is LABELS:
         return [str(label) for label in range(splits['train'].targets['labels'].shape[1])]
-    largest = max(int(part.targets['label'].max(initial=0)) for part in splits.values())
-    if largest >= max(1000, len(splits['train'])):  # numbers of another kind; so many names might not fit in memory
-        raise UserError(f'the largest label is {largest}, of {len(splits["train"])} training images, and labels must number '
-                        f'the classes from 0; {number_classes("labels")}')
+    largest = max(int(examples.targets['label'].max(initial=0)) for examples in splits.values())
+    num_images = len(splits['train'])
+    if largest >= max(1000, num_images):  # probably numbers with another meaning; so many names might not fit in memory
+        raise UserError(f'the largest label is {largest}, with {num_images} training images, but labels must number the '
+                        'classes from 0', hint=number_classes('labels'))
     return [str(label) for label in range(largest + 1)]
 
 
-def _in_memory(name: str, where: str, splits: Mapping[str, InMemoryExamples], names: Sequence[str],
-               kind: TargetKind = LABEL) -> Source:
+def _make_source(name: str, path: str, splits: Splits, names: Sequence[str], kind: TargetKind = LABEL) -> Source:
     if len(names) < 2 and kind is LABEL:
-        raise UserError(f'{where}: holds one class alone; a classifier needs two or more')
+        raise UserError('holds only one class; a classifier needs two or more', field=path)
     digest = hashlib.sha256()
-    for split, part in splits.items():
-        for array in (part.images, *part.targets.values()):
+    for split, examples in splits.items():
+        for array in (examples.images, *examples.targets.values()):
             digest.update(f'{split} {array.dtype} {array.shape}'.encode())
             digest.update(np.ascontiguousarray(array).data)
-    return Source(where, key={'source': name, 'content': digest.hexdigest(), 'names': [*names]},
+    return Source(path, key={'source': name, 'content': digest.hexdigest(), 'names': [*names]},
                   splits={split: functools.partial(splits.__getitem__, split) for split in splits},
                   class_names=lambda: names, kind=kind)
 
 
 def idx(config: DataConfig) -> Source:
-    """MNIST's own files, `train-images-idx3-ubyte.gz` and so on, compressed or not."""
+    """Return the source of a folder with MNIST's files, `train-images-idx3-ubyte.gz` and so on, compressed or not.
+
+    Raises:
+      UserError: a file is missing or damaged.
+    """
     root = existing_path(config.dir, 'idx')
-    paths = {}
-    for split, name in (('train', 'train'), ('test', 't10k')):
-        for what, suffix in (('images', 'images-idx3-ubyte'), ('labels', 'labels-idx1-ubyte')):
-            candidates = [os.path.join(root, f'{name}{dot}{suffix}{end}') for dot in '-.' for end in ('', '.gz')]
-            path = next((p for p in candidates if os.path.isfile(p)), None)
-            if path is None:
-                raise UserError(f'{root!r} holds no {name}-{suffix}.gz')
-            paths[split, what] = path
+    splits = {}
+    for split, prefix in (('train', 'train'), ('test', 't10k')):
+        images = _read_idx(_idx_path(root, prefix, 'images-idx3-ubyte'))
+        labels = _read_idx(_idx_path(root, prefix, 'labels-idx1-ubyte'))
+        with name_field(root):
+            splits[split] = _make_examples(f'{split} images', images, f'{split} labels', labels)
     with name_field(root):
-        splits = {split: _checked(f'{split} images', _idx(paths[split, 'images']),
-                                  f'{split} labels', _idx(paths[split, 'labels'])) for split in ('train', 'test')}
-    return _in_memory('idx', root, splits, _numbers(splits))
+        names = _default_names(splits)
+    return _make_source('idx', root, splits, names)
 
 
-def _idx(path: str) -> np.ndarray:
-    """An IDX file of bytes, as LeCun's page describes it."""
+def _idx_path(root: str, prefix: str, suffix: str) -> str:
+    """Return the path of an IDX file whose name has a hyphen or a dot before the suffix, and may end in `.gz`."""
+    names = [f'{prefix}{separator}{suffix}{ending}' for separator in '-.' for ending in ('', '.gz')]
+    for name in names:
+        path = os.path.join(root, name)
+        if os.path.isfile(path):
+            return path
+    raise UserError(f'holds no {names[1]}', field=root)
+
+
+def _read_idx(path: str) -> np.ndarray:
+    """Return the array in an IDX file of bytes, the format of MNIST."""
     try:
         with (gzip.open if path.endswith('.gz') else open)(path, 'rb') as f:
             content = f.read()
-        zeros, kind, dimensions = struct.unpack_from('>HBB', content)
-        shape = struct.unpack_from(f'>{dimensions}I', content, 4)
+        zeros, type_code, num_dimensions = struct.unpack_from('>HBB', content)
+        shape = struct.unpack_from(f'>{num_dimensions}I', content, 4)
     except (OSError, EOFError, struct.error, zlib.error) as e:
-        raise UserError(f'{path}: cannot be read: {getattr(e, "strerror", None) or e}') from e
-    data = np.frombuffer(content, np.uint8, offset=4 + 4 * dimensions)
-    if zeros or kind != 8 or data.size != np.prod(shape, dtype=np.int64):
-        raise UserError(f'{path}: is not a whole IDX file of bytes')
-    return data.reshape(shape)
+        raise UserError(f'cannot be read: {getattr(e, "strerror", None) or e}', field=path) from e
+    array = np.frombuffer(content, np.uint8, offset=4 + 4 * num_dimensions)
+    if zeros or type_code != 8 or array.size != np.prod(shape, dtype=np.int64):
+        raise UserError('is not a complete IDX file of bytes', field=path)
+    return array.reshape(shape)
 
 
 register('arrays', arrays)

@@ -188,7 +188,7 @@ def test_two_parts_of_one_split_are_told(tmp_path):
     part = {f'{name}_{what}': value for name in ('train', 'valid', 'dev') for what, value in (
         ('images', np.zeros((4, 4, 4), np.uint8)), ('labels', np.arange(4)))}
     np.savez(tmp_path / 'a.npz', **part)
-    with pytest.raises(UserError, match='holds two val parts: dev_images'):
+    with pytest.raises(UserError, match='holds two val splits: dev_images is the second'):
         load(tmp_path, 'arrays', tmp_path / 'a.npz')
 
 
@@ -248,23 +248,22 @@ def write_idx(path, array, compress=True):
     (gzip.open if compress else open)(path, 'wb').write(raw)
 
 
-@pytest.mark.parametrize('compress', [True, False])
-def test_mnists_own_files(tmp_path, compress):
+@pytest.mark.parametrize(('separator', 'ending'), [('-', '.gz'), ('-', ''), ('.', '')])
+def test_idx_files_of_mnist(tmp_path, separator, ending):
     rng = np.random.default_rng(0)
-    parts = {name: (rng.integers(0, 256, (n, 7, 7), np.uint8), np.arange(n, dtype=np.uint8) % 4)
-             for name, n in (('train', 12), ('t10k', 8))}
-    for name, (images, labels) in parts.items():
-        end = '.gz' if compress else ''
-        write_idx(tmp_path / f'{name}-images-idx3-ubyte{end}', images, compress)
-        write_idx(tmp_path / f'{name}-labels-idx1-ubyte{end}', labels, compress)
+    arrays_by_prefix = {prefix: (rng.integers(0, 256, (n, 7, 7), np.uint8), np.arange(n, dtype=np.uint8) % 4)
+                        for prefix, n in (('train', 12), ('t10k', 8))}
+    for prefix, (images, labels) in arrays_by_prefix.items():
+        write_idx(tmp_path / f'{prefix}{separator}images-idx3-ubyte{ending}', images, bool(ending))
+        write_idx(tmp_path / f'{prefix}{separator}labels-idx1-ubyte{ending}', labels, bool(ending))
     dataset = load(tmp_path, 'idx', tmp_path, image_size=0, val_fraction=0.0)
-    for split, name in (('train', 'train'), ('test', 't10k')):
-        part = dataset.splits[split]
-        np.testing.assert_array_equal(part.take(np.arange(len(part)))[..., 0], parts[name][0])
-        np.testing.assert_array_equal(part.targets['label'], parts[name][1])
-    path = tmp_path / f'train-labels-idx1-ubyte{".gz" if compress else ""}'
+    for name, prefix in (('train', 'train'), ('test', 't10k')):
+        split = dataset.splits[name]
+        np.testing.assert_array_equal(split.take(np.arange(len(split)))[..., 0], arrays_by_prefix[prefix][0])
+        np.testing.assert_array_equal(split.targets['label'], arrays_by_prefix[prefix][1])
+    path = tmp_path / f'train{separator}labels-idx1-ubyte{ending}'
     path.write_bytes(path.read_bytes()[:-6])
-    with pytest.raises(UserError, match=r'train-labels-idx1-ubyte.*: (cannot be read|is not a whole IDX file)'):
+    with pytest.raises(UserError, match=r'train.labels-idx1-ubyte.*: (cannot be read|is not a complete IDX file)'):
         load(tmp_path, 'idx', tmp_path, image_size=0)
 
 
@@ -277,7 +276,7 @@ def test_arrays(tmp_path, caplog):
     dataset = load(tmp_path, 'arrays', tmp_path / 'a.npz', image_size=0, val_fraction=0.0)
     np.testing.assert_array_equal(dataset.splits['train'].take(np.arange(20)), images)
     assert dataset.class_names == ['even', 'uneven é']
-    assert 'ignored arrays, which are not images and labels of one part: x_val' in caplog.text
+    assert 'ignored arrays, which are not the images and labels of a split: x_val' in caplog.text
     assert len(dataset.splits['test']) == 4
     np.savez(tmp_path / 'b.npz', training_images=images, training_labels=labels, valid_images=images[:6],
              valid_labels=labels[:6])
@@ -366,18 +365,18 @@ GREY = np.zeros((4, 5, 5), np.uint8)
 
 
 @pytest.mark.parametrize(('fields', 'line'), [
-    ({'x': np.zeros(3)}, 'holds no train_images and train_labels; there are: x'),
+    ({'x': np.zeros(3)}, 'holds no train_images and train_labels; its arrays are: x'),
     ({'x_train': GREY / 255, 'y_train': np.zeros(4, int)},
      r'a\.npz: x_train must be uint8 .*, got float64 \(4, 5, 5\) .*; convert with \(255 \* x_train\)\.round'),
     ({'train_images': np.zeros((4, 3, 5, 6), np.uint8), 'train_labels': np.zeros(4, int)},
      r'train_images must be .*; convert with train_images\.transpose\(0, 2, 3, 1\)'),
     ({'x_train': GREY, 'y_train': np.zeros(3, int)}, r'y_train must be 4 integers, .* got int64 \(3,\)'),
-    ({'x_train': GREY, 'y_train': np.array([0, 1, 5, 2**40])}, r'the largest label is 1099511627776, of 4 .*np\.unique'),
+    ({'x_train': GREY, 'y_train': np.array([0, 1, 5, 2**40])}, r'the largest label is 1099511627776, with 4 .*np\.unique'),
     ({'x_train': GREY, 'y_train': np.array([0, 1, 5, 2**40]), 'class_names': list('abcdef')},
      'train image 3: label 1099511627776 is not one of the 6'),
     ({'x_train': GREY, 'y_train': np.arange(4) % 2, 'class_names': ['caf\u00e9', 'cafe\u0301']},
      'class_names: classes 0 and 1 are both called'),
-    ({'x_train': GREY, 'y_train': np.zeros(4, int)}, 'one class alone'),
+    ({'x_train': GREY, 'y_train': np.zeros(4, int)}, 'only one class'),
     ({'x_train': GREY, 'y_train': np.array([0, 1, 5, -2])}, 'train image 3: label -2 is not one of the 6'),
     ({'x_train': np.array([None, {}])}, r'cannot be read as \.npz without pickles'),
 ])
@@ -633,7 +632,7 @@ def test_a_layout_wants_a_place_that_exists(tmp_path, name):
 
 def test_a_file_that_is_no_npz_and_a_folder_that_is_no_tiny_imagenet(tmp_path):
     (tmp_path / 'a.npz').write_text('text')
-    with pytest.raises(UserError, match=r'a\.npz: cannot be read as \.npz without pickles: it is no \.npz file'):
+    with pytest.raises(UserError, match=r'a\.npz: cannot be read as \.npz without pickles: it is not an \.npz file'):
         load(tmp_path, 'arrays', tmp_path / 'a.npz')
     with pytest.raises(UserError, match=r'config\.data\.dir: .* is no tiny-imagenet-200, and holds none'):
         load(tmp_path, 'tiny_imagenet', tmp_path)
