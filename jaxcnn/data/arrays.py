@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxcnn.config import DataConfig
 from jaxcnn.data.checks import check_class_names, check_images, check_label_sets, check_labels, number_classes
-from jaxcnn.data.layouts import SPLITS, existing_path, log
+from jaxcnn.data.image_files import SPLITS, existing_path, log
 from jaxcnn.data.sources import InMemoryExamples, Source, register
 from jaxcnn.data.targets import LABEL, LABELS, TargetKind
 from jaxcnn.errors import UserError, name_field

@@ -1,83 +1,31 @@
-"""Images that tables list: CSV and the like, with one class or several for each image."""
+"""The layout of images that are listed in tables (CSV and the like), with one or several classes for each image."""
 
-import collections
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from jaxcnn.config import DataConfig
 from jaxcnn.data import tables
-from jaxcnn.data.layouts import (
+from jaxcnn.data.image_files import (
     SPLITS,
     UNLABELLED,
-    Listed,
-    by_split,
-    compose,
+    ListedImage,
+    Listing,
+    compose_unicode,
     existing_path,
     list_entries,
     log,
-    source_of_files,
+    make_file_source,
+    paths_of_splits,
 )
 from jaxcnn.data.sources import Source, register
 from jaxcnn.data.targets import LABELS
-from jaxcnn.errors import UserError, as_text
+from jaxcnn.errors import UserError, as_text, counted
 
-
-def table(config: DataConfig) -> Source:
-    """Read a CSV file with the columns path, label and, optionally, split, or a folder of `train.csv`, `val.csv` and
-    `test.csv`.
-
-    The cells are separated by a comma, a semicolon or a tab; a file in a folder may be called `train.tsv`, and so on, too.
-    Paths are relative to the table's folder. A first row that names the columns may stand there in any order. A label of -1,
-    NaN or nothing means unlabelled.
-    """
-    def classes_of(cell: str, file: str, line: int) -> tuple[str, ...]:
-        name = tables.parse_label(cell) or UNLABELLED
-        if ';' in name:
-            raise UserError(f'{file}: line {line}: the label {name!r} names several classes, which config.task=multilabel '
-                            'takes; config.task=classification takes one class for each image')
-        return (name,)
-    root, listed = _listed_in_tables('csv', config, lambda table, split: _rows(table, split, classes_of))
-    return source_of_files('csv', root, listed)
-
-
-def multilabel_table(config: DataConfig) -> Source:
-    """Read a table as `table` does whose images have any number of classes.
-
-    Either the column label holds the names of an image's classes with semicolons between them, as in `cat;dog`, where an
-    empty cell means that the image shows none of them; or each class has a column of 0 and 1, which the first row names.
-    A label of -1 or NaN means unlabelled.
-    """
-    def classes_of(cell: str, file: str, line: int) -> tuple[str, ...]:
-        if cell.strip() and not tables.parse_label(cell):
-            return (UNLABELLED,)
-        return tuple(dict.fromkeys(name for part in cell.split(';') if (name := tables.parse_label(part))))
-
-    class_columns: dict[str, list[str]] = {}  # by file, the classes that have a column of 0 and 1
-
-    def rows(table: _Table, split: str) -> Iterator[TableRow]:
-        file, head, columns = table.file, table.head, table.columns
-        if not head and any(len(row) > 2 for _, row in table.rows):
-            raise UserError(f'{file}: the first row must name the columns: path, and label or the classes')
-        others = {i: name for i, name in enumerate(head) if i not in columns.values() and name}
-        if 'label' in columns:
-            indicators = [name for i, name in others.items() if table.rows and all(
-                len(row) > i and row[i].strip() in ('0', '1') for _, row in table.rows)]
-            if indicators:
-                raise UserError(f'{file}: has both a column {head[columns["label"]]!r} of names and columns of 0 and 1 '
-                                f'({", ".join(indicators[:5])}): remove one of the two kinds of labels')
-        if 'label' in columns or not others:
-            return _rows(table, split, classes_of)
-        classes = class_columns[file] = list(others.values())
-        if len({*classes}) < len(classes):
-            raise UserError(f'{file}: two columns have the same name; they are called {", ".join(head)}')
-        first_file, first_classes = next(iter(class_columns.items()))
-        if {*classes} != {*first_classes}:
-            raise UserError(f'{file}: has columns of the classes {", ".join(classes)}, and {first_file} of '
-                            f'{", ".join(first_classes)}; each part must have the same ones')
-        return _indicator_rows(table, split, others)
-    root, listed = _listed_in_tables('csv', config, rows)
-    return source_of_files('csv', root, listed, next(iter(class_columns.values()), None), kind=LABELS)
+_EXPECTED = 'a table with a path and a label in each row'
+# by the meaning of a column, its possible names in lower case
+_COLUMN_NAMES = {'path': ('path', 'file', 'filename', 'file_name', 'image', 'image_path', 'id'),
+                 'label': ('label', 'class', 'category', 'target'), 'split': ('split', 'part', 'subset')}
 
 
 class _Table(NamedTuple):
@@ -85,9 +33,9 @@ class _Table(NamedTuple):
 
     Attributes:
       file: its path.
-      head: the names of its columns; none where no first row names them.
-      columns: where `path`, `label` and `split` are.
-      rows: the lines and cells of the others.
+      head: the names of its columns; empty if the first row does not name them.
+      columns: the indices of the columns `path`, `label` and `split`, as far as there are any.
+      rows: the line number and the cells of each row below the head.
     """
 
     file: str
@@ -95,8 +43,21 @@ class _Table(NamedTuple):
     columns: dict[str, int]
     rows: list[tuple[int, list[str]]]
 
+    def other_columns(self) -> dict[int, str]:
+        """Return the names of the other columns by their index."""
+        return {i: name for i, name in enumerate(self.head) if i not in self.columns.values() and name}
 
-class TableRow(NamedTuple):
+    def indicator_columns(self) -> list[str]:
+        """Return the names of the other columns that hold only 0 and 1, as columns of classes do."""
+        return [name for i, name in self.other_columns().items() if self.rows and all(
+            len(cells) > i and cells[i].strip() in ('0', '1') for _, cells in self.rows)]
+
+    def name_line(self, line: int) -> str:
+        """Return the name of a line for errors."""
+        return f'{self.file}: line {line}'
+
+
+class _Row(NamedTuple):
     """A row of a table that lists images."""
 
     line: int
@@ -105,96 +66,192 @@ class TableRow(NamedTuple):
     classes: tuple[str, ...]
 
 
-def _listed_in_tables(name: str, config: DataConfig, rows: Callable[[_Table, str], Iterator[TableRow]]) -> tuple[
-        str, Listed]:
-    """The images that a table, or a folder of tables, lists, and the folder that their paths are relative to.
+def single_label_table(config: DataConfig) -> Source:
+    """Return the source of a table of images that have one class each.
+
+    It is a CSV file with the columns path, label and, optionally, split, or a folder with `train.csv`, `val.csv` and
+    `test.csv`. Cells are separated by a comma, a semicolon or a tab, and a file in a folder may also be called `train.tsv`,
+    for example. Paths are relative to the folder of the table. The first row may name the columns, which then may be in any
+    order. A label that is empty, -1 or NaN means that the image is unlabelled.
+
+    Raises:
+      UserError: the table cannot be read or is not as described, or an image is missing.
+    """
+    def parse_classes(cell: str, line: str) -> tuple[str, ...]:
+        name = tables.parse_label(cell) or UNLABELLED
+        if ';' in name:
+            raise UserError(f'the label {name!r} names several classes', field=line,
+                            hint="config.task='multilabel' takes several classes for each image")
+        return (name,)
+
+    def read_rows(table: _Table, split: str) -> Iterator[_Row]:
+        indicator_columns = table.indicator_columns() if 'label' not in table.columns and split != 'test' else []
+        if indicator_columns:
+            raise UserError(f'has no column of labels, but columns of 0 and 1 ({", ".join(indicator_columns[:5])})',
+                            field=table.file, hint="config.task='multilabel' takes a column of 0 and 1 for each class")
+        return _label_rows(table, split, parse_classes)
+    root, listing = _read_listing('csv', config, read_rows)
+    return make_file_source('csv', root, listing, _EXPECTED)
+
+
+def multilabel_table(config: DataConfig) -> Source:
+    """Return the source of a table, as in `single_label_table`, of images that have any number of classes each.
+
+    Either the column label holds the names of an image's classes separated by semicolons, as in `cat;dog`, or each class has
+    a column of 0 and 1, which the first row names. An empty label means that the image has none of the classes. A label of
+    -1 or NaN means that it is unlabelled.
+
+    Raises:
+      UserError: the table cannot be read or is not as described, or an image is missing.
+    """
+    def parse_classes(cell: str, line: str) -> tuple[str, ...]:
+        if cell.strip() and not tables.parse_label(cell):
+            return (UNLABELLED,)
+        names = map(tables.parse_label, cell.split(';'))
+        return tuple(dict.fromkeys(name for name in names if name))
+
+    classes_by_file: dict[str, list[str]] = {}  # of the tables that have a column of 0 and 1 for each class
+
+    def read_rows(table: _Table, split: str) -> Iterator[_Row]:
+        if not table.head and any(len(cells) > 2 for _, cells in table.rows):
+            raise UserError('the first row must name the columns: path, and label or the classes', field=table.file)
+        if 'label' in table.columns:
+            indicator_columns = table.indicator_columns()
+            if indicator_columns:
+                raise UserError(f'has both a column {table.head[table.columns["label"]]!r} of names and columns of 0 and 1 '
+                                f'({", ".join(indicator_columns[:5])})', field=table.file,
+                                hint='remove one of the two kinds of labels')
+            return _label_rows(table, split, parse_classes)
+        class_columns = table.other_columns()
+        if not class_columns:
+            return _label_rows(table, split, parse_classes)
+        classes_by_file[table.file] = _check_class_columns(table, class_columns, classes_by_file)
+        return _indicator_rows(table, split, class_columns)
+    root, listing = _read_listing('csv', config, read_rows)
+    return make_file_source('csv', root, listing, _EXPECTED, next(iter(classes_by_file.values()), None), kind=LABELS)
+
+
+def _check_class_columns(table: _Table, class_columns: Mapping[int, str],
+                         classes_by_file: Mapping[str, list[str]]) -> list[str]:
+    """Return the classes that have a column in a table.
+
+    Raises:
+      UserError: two columns have the same name, or the tables of other splits have other classes.
+    """
+    classes = list(class_columns.values())
+    if len({*classes}) < len(classes):
+        raise UserError('two columns have the same name', field=table.file,
+                        hint=f'they are called {", ".join(table.head)}')
+    for file, other_classes in classes_by_file.items():
+        if {*classes} != {*other_classes}:
+            raise UserError(f'has columns of the classes {", ".join(classes)}, but {file} of {", ".join(other_classes)}',
+                            field=table.file, hint='the tables of all splits must have the same classes')
+    return classes
+
+
+def _read_listing(name: str, config: DataConfig, read_rows: Callable[[_Table, str], Iterator[_Row]]) -> tuple[str, Listing]:
+    """List the images of a table, or of a folder of tables.
 
     Args:
-      name: of the layout.
+      name: the name of the layout.
       config: names the table or the folder.
-      rows: gives those of a table and the split of rows that name none.
+      read_rows: returns the rows of a table; its second argument is the split of rows that do not name one.
+
+    Returns:
+      The folder that the paths are relative to, and the images of each split.
+
+    Raises:
+      UserError: a table cannot be read, a row is wrong, or two rows give an image different labels.
     """
     path = existing_path(config.dir, name)
     if os.path.isdir(path):
-        files = by_split(path, {entry.name[:-4]: entry.path for ending in ('.tsv', '.csv') for entry in list_entries(path)
-                                if entry.name.lower().endswith(ending)})
+        entries = list_entries(path)
+        files = paths_of_splits(path, {entry.name[:-4]: entry.path for ending in ('.tsv', '.csv') for entry in entries
+                                       if entry.name.lower().endswith(ending)})
         root = path
         if 'train' not in files:
-            raise UserError(f'{path!r} holds no train.csv')
+            raise UserError('holds no train.csv', field=path)
     else:
         files, root = {'train': path}, os.path.dirname(os.path.abspath(path))
-    listed: Listed = {'train': []}
-    first: dict[str, tuple[tuple[str, ...], str]] = {}  # by path, the classes of an image and where it is listed first
-    repeated: collections.Counter[str] = collections.Counter()
+    listing: Listing = {'train': []}
+    first_rows: dict[str, tuple[tuple[str, ...], str]] = {}  # by path, the classes and the line where it is first listed
+    repeated: list[str] = []
     for split, file in files.items():
-        for row in rows(_read_table(file), split):
-            listed.setdefault(row.split, []).append((row.path, row.classes))
+        table = _read_table(file)
+        for row in read_rows(table, split):
+            listing.setdefault(row.split, []).append(ListedImage(row.path, row.classes))
             if row.classes == (UNLABELLED,):
                 continue
-            classes, line = tuple(map(compose, row.classes)), f'{file}: line {row.line}'
-            earlier, first_line = first.setdefault(compose(os.path.normpath(row.path)), (classes, line))
-            if {*earlier} != {*classes}:
-                earlier_label, label = (as_text(';'.join(names)) for names in (earlier, classes))
-                raise UserError(f'{as_text(row.path)} has two labels: {earlier_label!r} in {first_line}, {label!r} in '
-                                f'{line}')
+            classes, line = tuple(map(compose_unicode, row.classes)), table.name_line(row.line)
+            first_classes, first_line = first_rows.setdefault(compose_unicode(os.path.normpath(row.path)), (classes, line))
+            if {*first_classes} != {*classes}:
+                first_label, label = (as_text(';'.join(names)) for names in (first_classes, classes))
+                raise UserError(f'{as_text(row.path)} has two labels: {first_label!r} in {first_line}, {label!r} in {line}')
             if first_line != line:
-                repeated[f'{first_line} and {line}'] += 1
+                repeated.append(f'{first_line} and {line}')
     if repeated:
-        log.warning('%s: images that a second row lists: %d, as in %s', as_text(root), repeated.total(),
-                    next(iter(repeated)))
-    return root, listed
-
-
-_COLUMNS = {'path': ('path', 'file', 'filename', 'file_name', 'image', 'image_path', 'id'),
-            'label': ('label', 'class', 'category', 'target'), 'split': ('split', 'part', 'subset')}
+        log.warning('%s: %s, for example %s', as_text(root), counted(len(repeated), 'repeated row'), repeated[0])
+    return root, listing
 
 
 def _read_table(file: str) -> _Table:
-    """Read a table, whose first row may name its columns."""
+    """Return a table, whose first row may name its columns."""
     rows = tables.read_rows(file)
     if rows:
         head = [cell.strip() for cell in rows[0][1]]
-        lower = [cell.lower() for cell in head]
-        named = {what: lower.index(next(name for name in names if name in lower))
-                 for what, names in _COLUMNS.items() if not {*names}.isdisjoint(lower)}
-        if 'path' in named:
-            return _Table(file, head, named, rows[1:])
+        lower_head = [cell.lower() for cell in head]
+        columns = {}
+        for meaning, column_names in _COLUMN_NAMES.items():
+            present = [name for name in column_names if name in lower_head]
+            if present:
+                columns[meaning] = lower_head.index(present[0])
+        if 'path' in columns:
+            return _Table(file, head, columns, rows[1:])
     return _Table(file, [], {'path': 0, 'label': 1}, rows)
 
 
-def _table_row(table: _Table, split: str, line: int, cells: Sequence[str], classes: tuple[str, ...]) -> TableRow:
-    """Return a row whose classes are known; `split` is that of rows that name none."""
+def _make_row(table: _Table, default_split: str, line: int, cells: Sequence[str], classes: tuple[str, ...]) -> _Row:
+    """Return a row of a table; `default_split` is its split if the table has no column for it."""
     columns = table.columns
-    name = cells[columns['split']].strip().lower() if 'split' in columns else split
-    row_split = next((s for s, names in SPLITS.items() if name in names), None)
-    if row_split is None:
-        raise UserError(f'{table.file}: line {line}: unknown split {name!r}; known: {", ".join(SPLITS)}')
-    return TableRow(line, row_split, cells[columns['path']].strip(), classes)
+    name = cells[columns['split']].strip().lower() if 'split' in columns else default_split
+    split = next((split for split, split_names in SPLITS.items() if name in split_names), None)
+    if split is None:
+        raise UserError(f'unknown split {name!r}', field=table.name_line(line), hint=f'known: {", ".join(SPLITS)}')
+    return _Row(line, split, cells[columns['path']].strip(), classes)
 
 
-def _check_cells(table: _Table, line: int, cells: Sequence[str], count: int) -> None:
-    """Raise a UserError for a row of fewer than `count` cells, or of more than there are names of columns, if any."""
-    if len(cells) < count:
-        raise UserError(f'{table.file}: line {line} has {len(cells)} cells, expected {count} or more, '
-                        'separated by a comma, a semicolon or a tab')
+def _check_cells(table: _Table, line: int, cells: Sequence[str], minimum: int) -> None:
+    """Raise a UserError if a row has fewer than `minimum` cells, or more than the first row has names of columns."""
+    if len(cells) < minimum:
+        raise UserError(f'has {counted(len(cells), "cell")}, expected {minimum} or more', field=table.name_line(line),
+                        hint='separate cells by a comma, a semicolon or a tab')
     if table.head and any(cell.strip() for cell in cells[len(table.head):]):
-        raise UserError(f'{table.file}: line {line} has {len(cells)} cells, and the first row names {len(table.head)} '
-                        'columns; put cells that hold a separator in double quotes')
+        raise UserError(f'has {counted(len(cells), "cell")}, but the first row names {counted(len(table.head), "column")}',
+                        field=table.name_line(line), hint='put cells that hold a separator in double quotes')
 
 
-def _rows(table: _Table, split: str, classes_of: Callable[[str, str, int], tuple[str, ...]]) -> Iterator[TableRow]:
-    """Yield the rows of a table that names the classes in one column; `classes_of` takes a cell, its file and its line."""
+def _label_rows(table: _Table, default_split: str,
+                parse_classes: Callable[[str, str], tuple[str, ...]]) -> Iterator[_Row]:
+    """Yield the rows of a table that names the classes in the column label.
+
+    Args:
+      table: the table. Only that of the split `test` may lack the column; its images are then unlabelled.
+      default_split: the split of rows that do not name one.
+      parse_classes: returns the classes in a cell; its second argument names the line in errors.
+    """
     columns = table.columns
-    if table.head and 'label' not in columns and split != 'test':
-        raise UserError(f'{table.file}: no column is called {", ".join(_COLUMNS["label"])}; there are: '
-                        f'{", ".join(map(str.lower, table.head))}')
+    if 'label' not in columns and default_split != 'test':
+        raise UserError(f'no column is called {", ".join(_COLUMN_NAMES["label"])}', field=table.file,
+                        hint=f'its columns are called {", ".join(map(str.lower, table.head))}')
     for line, cells in table.rows:
         _check_cells(table, line, cells, max(columns.values()) + 1)
-        classes = classes_of(cells[columns['label']], table.file, line) if 'label' in columns else (UNLABELLED,)
-        yield _table_row(table, split, line, cells, classes)
+        classes: tuple[str, ...] = (UNLABELLED,)
+        if 'label' in columns:
+            classes = parse_classes(cells[columns['label']], table.name_line(line))
+        yield _make_row(table, default_split, line, cells, classes)
 
 
-def _indicator_rows(table: _Table, split: str, class_columns: Mapping[int, str]) -> Iterator[TableRow]:
+def _indicator_rows(table: _Table, default_split: str, class_columns: Mapping[int, str]) -> Iterator[_Row]:
     """Yield the rows of a table that has a column of 0 and 1 for each class."""
     for line, cells in table.rows:
         _check_cells(table, line, cells, max([*table.columns.values(), *class_columns]) + 1)
@@ -202,12 +259,12 @@ def _indicator_rows(table: _Table, split: str, class_columns: Mapping[int, str])
         for i, name in class_columns.items():
             value = tables.parse_label(cells[i])
             if value not in ('0', '1'):
-                raise UserError(f'{table.file}: line {line}: the column {name!r} holds {cells[i]!r}; the columns of classes '
-                                'hold 0 and 1: write these, or remove the column')
+                raise UserError(f'the column {name!r} holds {cells[i]!r}', field=table.name_line(line),
+                                hint='columns of classes hold 0 and 1: correct the cell, or remove the column')
             if value == '1':
                 classes.append(name)
-        yield _table_row(table, split, line, cells, tuple(classes))
+        yield _make_row(table, default_split, line, cells, tuple(classes))
 
 
-register('csv', table)
+register('csv', single_label_table)
 register('csv', multilabel_table, LABELS)

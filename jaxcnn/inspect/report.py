@@ -28,7 +28,7 @@ def _changed_fields(config: cfg.Config) -> str:
 
 def _data_name(config: cfg.DataConfig) -> str:
     """The data set; of a person's own images the folder or file, with its layout."""
-    if config.name not in layouts.UNNAMED:
+    if config.name not in layouts.GENERIC_LAYOUTS:
         return escape(config.name)
     return escape(f'{os.path.basename(os.path.abspath(config.dir))} ({config.name})')
 

@@ -69,7 +69,7 @@ def compare(args: argparse.Namespace) -> Table:
     import numpy as np
 
     from jaxcnn import experiment
-    from jaxcnn.data import cache, layouts, sources
+    from jaxcnn.data import cache, image_files, sources
     from jaxcnn.train.loop import Run
     from jaxcnn.train.signals import StopRequest
     from jaxcnn.train.step import gather
@@ -84,7 +84,7 @@ def compare(args: argparse.Namespace) -> Table:
         require_torch(args.torch_python)
     source = sources.find(settings['host'].data)
     examples = source.splits['train']()
-    files = examples if isinstance(examples, layouts.Files) else None
+    files = examples if isinstance(examples, image_files.ImageFiles) else None
     notes: dict[str, object] = {}
     sides: dict[str, Callable[[float], float]] = {}
     peers: dict[str, TorchPeer] = {}
