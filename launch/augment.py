@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
     import numpy as np
 
     from jaxcnn import config, data, tasks
-    from jaxcnn.data import augment, cache, picture
+    from jaxcnn.data import augment, decode, picture
     from jaxcnn.errors import UserError, counted
     from jaxcnn.inspect.figures import image_grid
     from jaxcnn.train.state import run_once
@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
         def load(path: str) -> np.ndarray:
             if args.workdir:
                 return picture.load(path, trained.info, trained.config.data.resize)
-            return cache.resize(picture.read(path, 'RGB'), (args.size, args.size), 'crop')
+            return decode.resize(picture.read(path, 'RGB'), (args.size, args.size), 'crop')
         images = [load(path) for path in args.images]
         targets = (task.targets_of(trained.predict(state, np.stack(images))) if args.workdir else
                    {'label': np.arange(len(images))})
@@ -86,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
         images, targets = list(train.take(positions)), train.take_targets(positions)
     else:
         from sklearn.datasets import load_sample_images
-        images = [cache.resize(image, (args.size, args.size), 'crop') for image in load_sample_images().images]
+        images = [decode.resize(image, (args.size, args.size), 'crop') for image in load_sample_images().images]
         targets = {'label': np.arange(2)}
     first, second = (jnp.asarray(image, jnp.float32) / 255 for image in (images[0], images[-1]))
 

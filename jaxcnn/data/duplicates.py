@@ -1,4 +1,4 @@
-"""Images that a data set holds more than once, by their decoded pixels."""
+"""Images that occur more than once in a data set, compared by their decoded pixels."""
 
 import contextlib
 import hashlib
@@ -12,24 +12,27 @@ import numpy as np
 
 from jaxcnn.data.cache import ArrayFile
 from jaxcnn.data.split import Split
+from jaxcnn.errors import counted
 
+_BLOCK_SIZE = 256  # images that a thread hashes at a time
 log = logging.getLogger('jaxcnn')
 
 
 def digests(images: ArrayFile) -> np.ndarray:
-    """A digest of the pixels of each of N decoded images: (N,) uint64. It is stored beside them."""
+    """Return a digest of the pixels of each of N images, (N,) uint64. The digests are stored beside the images."""
     path = f'{images.path}.digests.npy'
     with contextlib.suppress(OSError, ValueError, EOFError):
         stored = np.load(path, allow_pickle=False)
         if stored.shape == (len(images),) and stored.dtype == np.uint64:
             return stored
 
-    def block(start: int) -> list[int]:
+    def hash_block(start: int) -> list[int]:
         return [int.from_bytes(hashlib.blake2b(image, digest_size=8).digest(), 'little')
-                for image in images[start:start + 256]]
+                for image in images[start:start + _BLOCK_SIZE]]
 
-    with futures.ThreadPoolExecutor() as threads:  # hashing releases the interpreter's lock
-        computed = np.array([*itertools.chain.from_iterable(threads.map(block, range(0, len(images), 256)))], np.uint64)
+    with futures.ThreadPoolExecutor() as threads:  # hashing releases the lock of the interpreter
+        blocks = threads.map(hash_block, range(0, len(images), _BLOCK_SIZE))
+        computed = np.array([*itertools.chain.from_iterable(blocks)], np.uint64)
     with contextlib.suppress(OSError):  # the cache may be read-only
         temporary = f'{path}.{os.getpid()}.tmp'
         with open(temporary, 'wb') as f:
@@ -38,24 +41,32 @@ def digests(images: ArrayFile) -> np.ndarray:
     return computed
 
 
-def warn(where: str, splits: Mapping[str, Split]) -> None:
-    """Counts, in one line, the images of other splits that are training images as well, and equal images of unequal labels.
+def warn(location: str, splits: Mapping[str, Split]) -> None:
+    """Log a warning with the number of images of other splits that are also training images, and of equal images with
+    different labels.
 
     Args:
-      where: the data set, for the message.
-      splits: `train` and others.
+      location: the location of the data set, for the message.
+      splits: the splits by name; one of them is `train`.
     """
-    pixels = {name: digests(split.images)[split.index] for name, split in splits.items()}
-    _, image = np.unique(np.concatenate([*pixels.values()]), return_inverse=True)
-    targets = [np.stack([values.reshape(len(split), -1) for values in split.targets.values()], 1).reshape(len(split), -1)
-               for split in splits.values()]
-    _, target = np.unique(np.concatenate(targets), axis=0, return_inverse=True)
-    labelled = np.unique(np.stack([image, target.reshape(-1)]), axis=1)
-    ambiguous = int((np.bincount(labelled[0]) > 1)[image].sum())
-    shared = {name: int(np.isin(part, pixels['train']).sum()) for name, part in pixels.items() if name != 'train'}
-    lines = [f'{count} of {len(splits[name])} {name} images are training images, too'
-             for name, count in shared.items() if count]
-    if ambiguous:
-        lines.append(f'{ambiguous} images are equal to one with another label')
+    digests_of_splits = {name: digests(split.images)[split.index] for name, split in splits.items()}
+    train_digests = digests_of_splits['train']
+    lines = []
+    for name, split_digests in digests_of_splits.items():
+        num_shared = int(np.isin(split_digests, train_digests).sum()) if name != 'train' else 0
+        if num_shared:
+            lines.append(f'{num_shared} of {counted(len(split_digests), f"{name} image")} are also training images')
+    _, image = np.unique(np.concatenate([*digests_of_splits.values()]), return_inverse=True)
+    _, target = np.unique(np.concatenate([_target_rows(split) for split in splits.values()]), axis=0, return_inverse=True)
+    image_target_pairs = np.unique(np.stack([image, target.reshape(-1)]), axis=1)
+    num_targets = np.bincount(image_target_pairs[0])  # of each different image
+    num_ambiguous = int((num_targets > 1)[image].sum())
+    if num_ambiguous:
+        lines.append(f'{counted(num_ambiguous, "image")} with equal pixels but different labels')
     if lines:
-        log.warning('%s: %s', where, '; '.join(lines))
+        log.warning('%s: %s', location, '; '.join(lines))
+
+
+def _target_rows(split: Split) -> np.ndarray:
+    """Return all targets of each of N examples as one row, (N, ...)."""
+    return np.concatenate([values.reshape(len(split), -1) for values in split.targets.values()], axis=1)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from jaxcnn.data.cache import resize
+from jaxcnn.data.decode import resize
 from jaxcnn.errors import UserError, as_text
 
 # Pillow's formats of pictures; not its stubs, nor documents, films and icons.

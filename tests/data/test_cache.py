@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from jaxcnn.config import DataConfig
-from jaxcnn.data import cache, sources
+from jaxcnn.data import cache, decode, sources
 from jaxcnn.errors import UserError
 
 
@@ -180,7 +180,7 @@ def test_rebuilding_is_told(tmp_path, caplog):
 def test_an_exception_half_way_leaves_no_cache(tmp_path):
     train = random_images()
     train.fails_at = 7
-    with pytest.raises(UserError, match='train image 7 cannot be read: RuntimeError: power cut'):
+    with pytest.raises(UserError, match='train image 7: cannot be read: RuntimeError: power cut'):
         open_cache(source_of(train), tmp_path)
     assert not [p for p in tmp_path.iterdir() if p.is_dir()]
     train.fails_at = -1
@@ -301,7 +301,7 @@ def test_without_locks_no_cache_is_removed(tmp_path, monkeypatch):
 def test_an_image_of_another_size_is_named(tmp_path):
     train = random_images()
     train.images[9] = np.zeros((6, 7, 3), np.uint8)
-    with pytest.raises(UserError, match=r'train image 9 is \(6, 7, 3\).*config\.data\.image_size'):
+    with pytest.raises(UserError, match=r'train image 9: has the shape \(6, 7, 3\).*config\.data\.image_size'):
         open_cache(source_of(train), tmp_path)
     assert open_cache(source_of(train), tmp_path, image_size=6)[1]['train'][0].shape == (12, 6, 6, 3)
 
@@ -324,7 +324,7 @@ def test_a_label_out_of_range_is_named(tmp_path, label):
 
 
 def test_an_empty_part_is_named(tmp_path):
-    with pytest.raises(UserError, match='somewhere: the test part holds no images'):
+    with pytest.raises(UserError, match='somewhere: the split test holds no images'):
         open_cache(source_of(random_images(), Images([], [])), tmp_path)
 
 
@@ -360,7 +360,7 @@ def test_the_environment_names_the_folder(tmp_path, monkeypatch):
 @pytest.mark.parametrize(('shape', 'size'), [((31, 31), 8), ((8, 8), 32), ((20, 45), 16), ((1, 9), 4)])
 def test_resize_is_that_of_pillow(shape, size, channels):
     image = np.random.default_rng(0).integers(0, 256, (*shape, channels), np.uint8)
-    found = cache.resize(image, (size, size), 'squash')
+    found = decode.resize(image, (size, size), 'squash')
     assert found.shape == (size, size, channels)
     for c in range(channels):
         plane = Image.fromarray(image[..., c]).resize((size, size), Image.Resampling.BILINEAR)
@@ -375,12 +375,12 @@ def test_shrinking_is_antialiased_bilinear():
     weights = np.maximum(0, 1 - np.abs(np.arange(size * factor) + 0.5 - centres[:, None]) / factor)
     weights /= weights.sum(1, keepdims=True)
     expected = weights @ image[..., 0].astype(np.float64) @ weights.T
-    assert np.abs(cache.resize(image, (size, size), 'squash')[..., 0] - expected).max() <= 1.01  # rounded in each direction
+    assert np.abs(decode.resize(image, (size, size), 'squash')[..., 0] - expected).max() <= 1.01  # rounded in each direction
 
 
 def test_an_image_of_the_right_size_is_left_alone():
     image = np.random.default_rng(0).integers(0, 256, (9, 9, 3), np.uint8)
-    np.testing.assert_array_equal(cache.resize(image, (9, 9), 'squash'), image)
+    np.testing.assert_array_equal(decode.resize(image, (9, 9), 'squash'), image)
 
 
 def test_a_file_of_images_pickles_as_its_path(tmp_path):

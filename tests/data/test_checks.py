@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 
-import jaxcnn.data.cache
+import jaxcnn.data.decode
 from jaxcnn.data import Split
 from jaxcnn.data.checks import check_class_names, check_images, check_labels
 from jaxcnn.errors import UserError

@@ -509,7 +509,7 @@ def test_images_that_are_equal_in_two_splits_are_counted(tmp_path, caplog):
     with Image.open(root / 'train' / 'bee' / '2.png') as image:
         image.save(root / 'test' / 'bee' / 'copy.bmp')
         image.save(root / 'test' / 'ant' / 'copy.bmp')
-    expected = '3 of 15 test images are training images, too; 3 images are equal to one with another label'
+    expected = '3 of 15 test images are also training images; 3 images with equal pixels but different labels'
     for _ in range(2):  # the second time from what was stored
         caplog.clear()
         load(tmp_path, 'folder', root, val_fraction=0.0)
@@ -522,7 +522,7 @@ def test_images_that_are_equal_in_two_splits_are_counted(tmp_path, caplog):
     train, val = ({image.tobytes() for image in splits[part].take(np.arange(24))} for part in ('train', 'val'))
     count = sum(image.tobytes() in train for image in splits['val'].take(np.arange(24)))
     assert 0 < len(train & val) <= count
-    assert f'{count} of 24 val images are training images, too' in caplog.text
+    assert f'{count} of 24 val images are also training images' in caplog.text
 
 
 # ---- which files are read
@@ -581,7 +581,7 @@ def test_a_broken_image_stops_the_run_or_is_left_out_and_counted(tmp_path, kind,
     dataset = load(tmp_path, 'folder', root, skip_broken=True, val_fraction=0.25)
     assert dataset.broken == {'train': 1}
     assert sum(map(len, dataset.splits.values())) == 11
-    assert caplog.text.count('left out: ') == 1
+    assert caplog.text.count('skipped: ') == 1
     assert 'train/bee/0.jpg' in caplog.text
 
 

@@ -107,7 +107,7 @@ def test_several_seeds_are_runs_of_their_own_and_their_figures_together(config, 
     settings = json.loads((tmp_path / 'seed9' / 'config.json').read_text())
     (tmp_path / 'seed9' / 'config.json').write_text(json.dumps({**settings, 'seed': 9, 'batch_size': 16}))
     done = run('train', f'--config={config}', f'--workdir={tmp_path}', '--seeds=2', '--config.seed=2', *few)
-    assert 'left out: ' in done.stderr
+    assert 'skipped: ' in done.stderr
     found = json.loads((tmp_path / 'seeds.json').read_text())
     assert found['seeds'] == [2, 3, 4]
     assert found['test_loss']['values'][1:] == [r['test_loss'] for r in runs]
