@@ -1,4 +1,4 @@
-"""The folder of caches: decoded images, compiled programs and compiled libraries, which can be deleted at any time."""
+"""The cache folder, for decoded images, compiled programs and compiled libraries. It can be deleted at any time."""
 
 import contextlib
 import functools
@@ -13,7 +13,7 @@ log = logging.getLogger('jaxcnn')
 
 
 def is_writable(folder: str) -> bool:
-    """Return whether a folder, for example `~/.cache`, can be written, or created if it is missing."""
+    """Return whether a folder, for example `~/.cache`, can be written to, or be created if it is missing."""
     path = os.path.expanduser(folder)
     if path.startswith('~'):  # the user has no home folder
         return False
@@ -23,10 +23,10 @@ def is_writable(folder: str) -> bool:
 
 
 def cache_folder(configured: str = '') -> str:
-    """Return the folder of caches.
+    """Return the cache folder.
 
-    It is the configured one, else `$JAXCNN_CACHE`, else `~/.cache/jaxcnn`. If that cannot be written, it is a temporary
-    folder, which is logged once.
+    It is the configured folder, or else `$JAXCNN_CACHE`, or else `~/.cache/jaxcnn`. If the last is not writable, it is a
+    temporary folder, and a warning is logged once.
 
     Args:
       configured: the value of `config.data.cache_dir`.
@@ -46,7 +46,7 @@ def cache_folder(configured: str = '') -> str:
 
 @functools.cache
 def temporary_cache_folder() -> str:
-    """Return a folder for caches among the temporary files, which nobody else can write.
+    """Return a cache folder among the temporary files that no other user can write to.
 
     Raises:
       UserError: no such folder can be created.
@@ -56,10 +56,11 @@ def temporary_cache_folder() -> str:
         with contextlib.suppress(OSError):
             os.mkdir(path, 0o700)
         status = os.lstat(path)
-        # compiled programs in it are run without a check, so nobody else may be able to write it
-        if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o022:
+        # compiled programs in it run unchecked, so no other user may be able to write to it
+        is_private = stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid() and not status.st_mode & 0o022
+        if not is_private:
             path = tempfile.mkdtemp(prefix='jaxcnn-')
     except OSError as e:
-        raise UserError(f'no folder for caches can be written ({e})', hint='set $JAXCNN_CACHE to a writable folder') from e
-    log.warning('~/.cache/jaxcnn cannot be written; the folder for caches is %s; $JAXCNN_CACHE can name another', path)
+        raise UserError(f'no cache folder can be created: {e}', hint='set $JAXCNN_CACHE to a writable folder') from e
+    log.warning('~/.cache/jaxcnn cannot be written to; using the cache folder %s; $JAXCNN_CACHE sets another', path)
     return path
