@@ -33,7 +33,6 @@ def run(args: argparse.Namespace) -> int:
     from jaxcnn import config, data, tasks
     from jaxcnn.data import augment, decode, picture
     from jaxcnn.errors import UserError, counted
-    from jaxcnn.inspect.figures import image_grid
     from jaxcnn.train.state import run_once
     from jaxcnn.train.step import image_gradient
     from jaxcnn.train.trained import Trained

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from jaxcnn import cli
 
 if TYPE_CHECKING:
-    from jaxcnn.inspect.complexity import Cost
+    from jaxcnn.analysis.complexity import Cost
 
 os.environ['JAX_PLATFORMS'] = 'cpu'  # also for worker processes, so that they take no memory of an accelerator
 
@@ -23,8 +23,8 @@ os.environ['JAX_PLATFORMS'] = 'cpu'  # also for worker processes, so that they t
 def cost_of(name: str, args: argparse.Namespace) -> 'Cost | str':
     """Return the cost of a network, or a message if the images are too small for it."""
     from jaxcnn import models
+    from jaxcnn.analysis import complexity
     from jaxcnn.errors import UserError
-    from jaxcnn.inspect import complexity
     (height, width, channels), classes = models.create(name).published_for()
     if args.image_size is not None:
         height = width = args.image_size
@@ -40,8 +40,8 @@ def cost_of(name: str, args: argparse.Namespace) -> 'Cost | str':
 
 def run(args: argparse.Namespace) -> int:
     from jaxcnn import models
+    from jaxcnn.analysis import figures
     from jaxcnn.errors import UserError, unknown
-    from jaxcnn.inspect import figures
     for name in args.names:
         if name not in models.names():
             raise unknown('model', name, models.names())

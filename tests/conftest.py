@@ -13,7 +13,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from jaxcnn import config, memory, registry
-from jaxcnn.inspect import figures
+from jaxcnn.analysis import figures
 from jaxcnn.ops import native
 from jaxcnn.train.setup import Setup
 

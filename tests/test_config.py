@@ -435,7 +435,7 @@ def test_without_a_home_caches_go_to_a_temporary_folder_which_is_told_once(no_ho
 def test_without_a_home_matplotlib_keeps_its_fonts_in_the_folder_of_caches(tmp_path):
     (tmp_path / 'file').touch()
     printed = subprocess.run(
-        [sys.executable, '-c', "import jaxcnn.inspect.figures, os; print(os.environ.get('MPLCONFIGDIR'))"], text=True,
+        [sys.executable, '-c', "import jaxcnn.analysis.figures, os; print(os.environ.get('MPLCONFIGDIR'))"], text=True,
         env={**os.environ, 'HOME': str(tmp_path / 'file'), 'JAXCNN_CACHE': '/given'}, capture_output=True)
     assert (printed.stdout, printed.stderr) == ('/given/matplotlib\n', '')
 

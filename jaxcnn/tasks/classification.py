@@ -85,8 +85,8 @@ class Classification(Task):
 
     def report(self, accumulated: Accumulated, train_counts: Sequence[int], split: str, folder: str) -> list[Section]:
         """See `Task`: the confusion matrix, and precision, recall and F1 of each class."""
-        from jaxcnn.inspect import figures
-        from jaxcnn.inspect.markdown import escape, figure
+        from jaxcnn.analysis import figures
+        from jaxcnn.analysis.markdown import escape, figure
         confusion = np.asarray(accumulated.sums['confusion'])
         with figures.failing_is_a_warning(path := f'{folder}/confusion_matrix.png'):
             figures.confusion_matrix(confusion, self.class_names, path)

@@ -94,8 +94,8 @@ class Multilabel(Task):
 
     def report(self, accumulated: Accumulated, train_counts: Sequence[int], split: str, folder: str) -> list[Section]:
         """See `Task`: average precision, precision, recall and F1 of each class, and the precision-recall curves."""
-        from jaxcnn.inspect import figures
-        from jaxcnn.inspect.markdown import escape, figure
+        from jaxcnn.analysis import figures
+        from jaxcnn.analysis.markdown import escape, figure
         scores = self._scores(accumulated)
         with figures.failing_is_a_warning(path := f'{folder}/precision_recall.png'):
             figures.precision_recall(scores.probabilities, scores.labels, self.class_names, path)

@@ -84,6 +84,6 @@ def write_results(experiment: Experiment, folder: str, summary: Mapping[str, Any
       split: the part that the report shows in detail.
       accumulated: the evaluation of that part.
     """
-    from jaxcnn.inspect.report import write_report
+    from jaxcnn.analysis.report import write_report
     workdir.write_json(os.path.join(folder, 'summary.json'), summary)
     write_report(folder, experiment, summary, workdir.read_metrics(folder), split, accumulated)

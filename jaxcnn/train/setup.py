@@ -192,7 +192,7 @@ class Setup:
 
     def draw_first_batch(self, state: TrainState) -> None:
         """Write the figure of the first images of the first batch, augmented, with their targets."""
-        from jaxcnn.inspect import figures
+        from jaxcnn.analysis import figures
         experiment, train = self.experiment, self.dataset.splits['train']
         pipeline = experiment.preprocessor.augment
         batch = self.feed.positions(0)

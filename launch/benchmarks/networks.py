@@ -38,9 +38,9 @@ class JaxcnnStep:
         import numpy as np
 
         from jaxcnn import models, optim
+        from jaxcnn.analysis.complexity import cost
         from jaxcnn.config import Choice, OptimConfig, parse
         from jaxcnn.data.normalize import Normalization
-        from jaxcnn.inspect.complexity import cost
         from jaxcnn.preprocessing import Preprocessor
         from jaxcnn.tasks import create
         from jaxcnn.timeline import Timeline

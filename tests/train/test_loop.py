@@ -14,9 +14,9 @@ import pytest
 
 from jaxcnn import config as cfg
 from jaxcnn import experiment, metrics, models
+from jaxcnn.analysis import report
 from jaxcnn.data.feed import TrainFeed
 from jaxcnn.errors import UserError
-from jaxcnn.inspect import report
 from jaxcnn.optim import make_optimizer, path_mask
 from jaxcnn.timeline import Timeline
 from jaxcnn.train import loop, parallel, train_and_evaluate
@@ -173,7 +173,7 @@ def test_a_whole_run_in_one_dispatch_logs_as_one_of_single_steps_does(small, tmp
 def test_the_first_batch_is_drawn_as_the_network_sees_it(small, tmp_path, monkeypatch):
     drawn = {}
     monkeypatch.undo()
-    monkeypatch.setattr('jaxcnn.inspect.figures.image_grid', lambda images, *_: drawn.setdefault('images', images))
+    monkeypatch.setattr('jaxcnn.analysis.figures.image_grid', lambda images, *_: drawn.setdefault('images', images))
     os.mkdir(tmp_path / 'figures')
     config = cfg.parse(small(data={'augment': 'alternating_flip|pad_crop(2)|mixup(1)', 'normalize': 'none'}))
     run = Run(config, str(tmp_path), StopRequest())

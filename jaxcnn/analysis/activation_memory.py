@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from jaxcnn.inspect.receptive_field import ELEMENTWISE, ReceptiveField
+from jaxcnn.analysis.receptive_field import ELEMENTWISE, ReceptiveField
 
 _GRADIENT_NEEDS_INPUT = frozenset((
     'abs', 'acos', 'acosh', 'asin', 'asinh', 'atan', 'atan2', 'atanh', 'clamp', 'cos', 'cosh', 'erf', 'erf_inv',

@@ -14,9 +14,9 @@ import jax.numpy as jnp
 
 from jaxcnn import config as cfg
 from jaxcnn import optim
+from jaxcnn.analysis.activation_memory import ActivationMemory, TracedArray, tree_bytes
+from jaxcnn.analysis.receptive_field import HEIGHT, WIDTH, ReceptiveField, is_spatial, propagate
 from jaxcnn.errors import UserError
-from jaxcnn.inspect.activation_memory import ActivationMemory, TracedArray, tree_bytes
-from jaxcnn.inspect.receptive_field import HEIGHT, WIDTH, ReceptiveField, is_spatial, propagate
 from jaxcnn.models import Network
 from jaxcnn.timeline import Timeline
 

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxcnn import config as cfg
+from jaxcnn.analysis import figures
+from jaxcnn.analysis.markdown import escape, figure
 from jaxcnn.data import layouts
 from jaxcnn.errors import counted, name_file
 from jaxcnn.experiment import Experiment
-from jaxcnn.inspect import figures
-from jaxcnn.inspect.markdown import escape, figure
 from jaxcnn.metrics import LOSS, Measurement
 from jaxcnn.tasks import Accumulated
 from jaxcnn.timeline import displayed_epoch

@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 
 from jaxcnn import models
+from jaxcnn.analysis import figures
+from jaxcnn.analysis.complexity import cost
 from jaxcnn.errors import UserError
-from jaxcnn.inspect import figures
-from jaxcnn.inspect.complexity import cost
 from jaxcnn.losses import cross_entropy
 from jaxcnn.models.layers import Network
 from jaxcnn.ops.pool import avg_pool, max_pool

@@ -17,7 +17,7 @@ from jaxcnn.errors import printable
 from jaxcnn.metrics import Measurement, Metric, mistakes
 
 if TYPE_CHECKING:
-    from jaxcnn.inspect.complexity import Cost
+    from jaxcnn.analysis.complexity import Cost
 
 log = logging.getLogger('jaxcnn')
 

@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from PIL import Image
 
 from jaxcnn import config, experiment, metrics, tasks
-from jaxcnn.inspect import figures, report
+from jaxcnn.analysis import figures, report
 
 ROWS = [{'epoch': e / 4, 'step': 10 * e, 'train_loss': 2.0 / (e + 1), 'train_accuracy': 1 - 0.8 / (e + 1),
          'learning_rate': 0.1 * (1 - e / 8), **({'val_loss': 2.1 / (e + 1), 'val_accuracy': 0.9} if e % 4 == 0 else {})}
@@ -166,7 +166,7 @@ def test_figures_have_their_own_settings_whatever_the_users_are(tmp_path):
     paths = [str(tmp_path / f'{n}.png') for n in range(2)]
     figures.confusion_matrix(CONFUSION, NAMES, paths[0])
     (tmp_path / 'matplotlibrc').write_text('text.usetex: True\naxes.facecolor: red\nsavefig.dpi: 30\n')
-    code = ('import os, numpy as np; from jaxcnn.inspect import figures; '
+    code = ('import os, numpy as np; from jaxcnn.analysis import figures; '
             f'figures.confusion_matrix(np.array({CONFUSION.tolist()}), {NAMES}, {paths[1]!r}); '
             'import matplotlib; print(os.environ["MPLBACKEND"], matplotlib.rcParams["text.usetex"])')
     environment = {**os.environ, 'MPLBACKEND': 'no_such_backend', 'MATPLOTLIBRC': str(tmp_path), 'LC_ALL': 'C',

@@ -1,0 +1,1 @@
+"""Analysis of networks and runs: figures, reports, complexity, memory and receptive fields."""
