@@ -33,16 +33,16 @@ def run(args: argparse.Namespace) -> int:
     from jaxcnn import config, data, tasks
     from jaxcnn.data import augment, decode, picture
     from jaxcnn.errors import UserError, counted
+    from jaxcnn.run import load_run
     from jaxcnn.train.state import run_once
     from jaxcnn.train.step import image_gradient
-    from jaxcnn.train.trained import Trained
     for name, value, least in (('--draws', args.draws, 1), ('--size', args.size, 8)):
         if value < least:
             raise UserError(f'{name}: expected at least {least}, got {value}')
     if len(args.images) > 2:
         raise UserError(f'--images: expected one or two, got {len(args.images)}')
     if args.workdir:
-        trained = Trained(args.workdir)
+        trained = load_run(args.workdir)
         text = args.pipeline.strip() or trained.config.data.augment.strip()
         if not text:
             raise UserError(f'the run in {args.workdir!r} augments nothing: name a pipeline')
@@ -54,9 +54,8 @@ def run(args: argparse.Namespace) -> int:
     assert parts is not None
     gradient = None
     if args.workdir:
-        state = trained.read(trained.find('best'))
         gradient = image_gradient(trained.experiment.network, trained.experiment.preprocessor, task,
-                                  trained.best_variables(state))
+                                  trained.variables)
     texts = [part.strip() for part in text.split('|')]
     rows = []
     for i, op in enumerate(parts.ops):  # each alone, but an attack after what comes before it, which may change the size
@@ -77,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
                 return picture.load(path, trained.info, trained.config.data.resize)
             return decode.resize(picture.read(path, 'RGB'), (args.size, args.size), 'crop')
         images = [load(path) for path in args.images]
-        targets = (task.targets_of(trained.predict(state, np.stack(images))) if args.workdir else
+        targets = (task.targets_of(trained.predict(np.stack(images))) if args.workdir else
                    {'label': np.arange(len(images))})
     elif args.workdir:
         train = data.load(trained.config.data, task.kind).splits['train']

@@ -10,8 +10,8 @@ from jaxcnn import cli
 
 def run(args: argparse.Namespace) -> int:
     from jaxcnn.errors import UserError, counted
+    from jaxcnn.run import load_run
     from jaxcnn.train import workdir
-    from jaxcnn.train.trained import Trained
     if args.interval <= 0:
         raise UserError(f'--interval: expected seconds above 0, got {args.interval}')
     begun = os.path.join(args.workdir, 'data.json')
@@ -19,7 +19,7 @@ def run(args: argparse.Namespace) -> int:
         cli.log.info('waiting for a run to begin in %s', args.workdir)
         while not os.path.exists(begun):
             time.sleep(1)
-    trained = Trained(args.workdir)
+    trained = load_run(args.workdir)
     try:
         evaluator = trained.evaluator(args.split, args.data_dir)
     except UserError as e:
@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
         raise
 
     def show(step: int) -> None:
-        count, measured = evaluator(trained.read(step))
+        count, measured = evaluator(trained.load_weights(step))
         for ema, tta in sorted({(m.ema, m.tta) for m in measured}):
             values = {m.metric: value for m, value in measured.items() if (m.ema, m.tta) == (ema, tta)}
             if args.json:
@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
                   f'({counted(count, "image")})', flush=True)
 
     if not args.watch:
-        show(trained.find(args.checkpoint))
+        show(trained.find_step(args.checkpoint))
         return 0
     cli.log.info('looking for a newer checkpoint every %g s until the run is complete', args.interval)
     seen, summary = -1, os.path.join(args.workdir, 'summary.json')

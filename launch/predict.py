@@ -17,16 +17,16 @@ def run(args: argparse.Namespace) -> int:
     import numpy as np
 
     from jaxcnn.data import picture
-    from jaxcnn.train.trained import Trained
+    from jaxcnn.run import load_run
     for path in filter(None, (args.csv, args.submission)):
         if not os.access(os.path.dirname(os.path.abspath(path)), os.W_OK):
             raise UserError(f'{path}: its folder is missing or cannot be written')
     ids = submission_ids(args.images) if args.submission else {}
-    trained = Trained(args.workdir)
+    trained = load_run(args.workdir, args.checkpoint)
     if args.ink != 'auto' and not trained.info['ink']:
         raise UserError(f'--ink: {args.ink}: handwriting is found for networks trained on mnist or digits; this one '
                         f'takes images as they are, as those of {trained.info["name"]!r}')
-    state = trained.read(trained.find(args.checkpoint))
+    _ = trained.weights  # errors in the checkpoint come before errors in images
     rows, bad = [], 0
 
     def load(path: str) -> np.ndarray | UserError:
@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
             continue
         padded = np.zeros((min(BATCH, len(args.images)), *trained.info['image_shape']), np.uint8)
         padded[:len(images)] = images
-        for path, prediction in zip(paths, trained.predict(state, padded), strict=False):
+        for path, prediction in zip(paths, trained.predict(padded), strict=False):
             rows.append((path, prediction))
     task = trained.experiment.task
     if args.csv and rows:

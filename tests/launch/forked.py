@@ -7,7 +7,7 @@ import resource
 import runpy
 import sys
 
-LIBRARIES = ['jaxcnn.analysis.figures', 'jaxcnn.train.trained']
+LIBRARIES = ['jaxcnn.analysis.figures', 'jaxcnn.run']
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 

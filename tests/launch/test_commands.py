@@ -24,8 +24,8 @@ from jaxcnn.config import DataConfig
 from jaxcnn.config import load as load_config
 from jaxcnn.data.sources import find
 from jaxcnn.errors import as_text
+from jaxcnn.run import load_run
 from jaxcnn.train import train_and_evaluate
-from jaxcnn.train.trained import Trained
 from jaxcnn.train.workdir import claim
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -203,7 +203,7 @@ def test_two_processes_train_as_one_with_two_devices_by_pmap(config, tmp_path):
                     *command('train', *flags, f'--workdir={tmp_path / "two"}')],
                    cwd=ROOT, env=environment(), check=True)
     run('train', *flags, f'--workdir={tmp_path / "one"}', devices=2)
-    two, one = (Trained(str(tmp_path / n)).read(20) for n in ('two', 'one'))
+    two, one = (load_run(str(tmp_path / n)).load_weights(20) for n in ('two', 'one'))
     flat = [np.concatenate([np.ravel(x) for x in jax.tree.leaves((s.params, s.batch_stats))]) for s in (two, one)]
     assert np.linalg.norm(flat[0] - flat[1]) / np.linalg.norm(flat[1]) < 1e-5
 
@@ -229,7 +229,7 @@ def test_two_processes_train_as_one_and_where_they_are_stopped_go_on_to_the_same
         time.sleep(0.02)
     stopped.send_signal(signal.SIGTERM)
     assert 'stopped by SIGTERM at step' in stopped.communicate()[1]
-    assert Trained(str(tmp_path / 'stopped')).find('latest') < 200
+    assert load_run(str(tmp_path / 'stopped')).find_step('latest') < 200
     again = begin('stopped')
     assert 'resuming' in again.communicate()[1]
     states = [{part: array.tobytes() for part, array in golden.read_state(str(tmp_path / name), 200).items()}

@@ -12,8 +12,8 @@ from PIL import Image
 
 from jaxcnn import config
 from jaxcnn.errors import UserError
+from jaxcnn.run import load_run
 from jaxcnn.train import train_and_evaluate
-from jaxcnn.train.trained import Trained
 
 pytestmark = pytest.mark.launch
 
@@ -171,9 +171,9 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
                      f"--config.optim.schedule={{'name': 'step', 'at': [{{'steps': {at}}}], 'factor': 1e25}}")
     assert_last_line(result, 'config.optim.learning_rate', 'the last good checkpoint is step 2')
     assert at < int(re.search(r'step (\d+)', result[2][-1]).group(1)) <= at + 3
-    trained = Trained(str(folder))
-    assert trained.find('latest') == 2, 'a run begun again would go on from the broken state'
-    state = trained.read(2)
+    trained = load_run(str(folder))
+    assert trained.find_step('latest') == 2, 'a run begun again would go on from the broken state'
+    state = trained.load_weights(2)
     assert all(np.abs(leaf).max() < 100 for leaf in jax.tree.leaves(state.params))
 
 
@@ -185,7 +185,7 @@ def test_a_full_disk_ends_the_run_with_one_line_and_keeps_the_earlier_checkpoint
     result = command('train', f'--config={tiny_config}', f'--workdir={copy_of_run}', file_limit=limit)
     assert_last_line(result, 'checkpoint', str(copy_of_run))
     assert snapshot(copy_of_run / 'checkpoints' / '2') == before
-    assert Trained(str(copy_of_run)).checkpoints.steps() == [2]
+    assert load_run(str(copy_of_run)).checkpoints.steps() == [2]
 
 
 # evaluate and predict
@@ -198,16 +198,16 @@ def test_an_unknown_split_is_told_with_those_there_are(tiny_run, command, snapsh
 
 
 def test_an_unknown_checkpoint_is_told_with_those_there_are(tiny_run):
-    trained = Trained(str(tiny_run))
+    trained = load_run(str(tiny_run))
     for which in ('newest', '3', '-4', '4.0', '²', ''):
         with pytest.raises(UserError, match='best, latest, 2, 4') as error:
-            trained.find(which)
+            trained.find_step(which)
         assert repr(which) in str(error.value)
 
 
 def test_evaluating_a_folder_without_a_run_is_told(command, tmp_path):
     with pytest.raises(UserError, match='nowhere'):
-        Trained(str(tmp_path / 'nowhere'))
+        load_run(str(tmp_path / 'nowhere'))
     assert_told(command('evaluate', f'--workdir={tmp_path}'), str(tmp_path), 'no run')
     assert list(tmp_path.iterdir()) == []
 
@@ -216,7 +216,7 @@ def test_data_that_is_elsewhere_or_other_data_is_told(copy_of_run, command):
     info = json.loads((copy_of_run / 'data.json').read_text())
     (copy_of_run / 'data.json').write_text(json.dumps({**info, 'mean': [0.5]}))
     with pytest.raises(UserError, match=r'config\.data\.dir: the data is not what .*run. was trained on'):
-        Trained(str(copy_of_run)).evaluator('test')
+        load_run(str(copy_of_run)).evaluator('test')
     settings = json.loads((copy_of_run / 'config.json').read_text())
     settings['data'].update(name='eurosat', dir='/no/such')
     (copy_of_run / 'config.json').write_text(json.dumps(settings))
@@ -267,7 +267,7 @@ def test_a_workdir_without_a_checkpoint_is_told(copy_of_run, command, tmp_path):
     for path in (copy_of_run / 'checkpoints').iterdir():
         shutil.rmtree(path)
     with pytest.raises(UserError, match='no checkpoint yet'):
-        Trained(str(copy_of_run)).find('best')
+        load_run(str(copy_of_run)).find_step('best')
     (copy_of_run / 'checkpoints').rmdir()
     assert_told(command('predict', f'--workdir={copy_of_run}', tmp_path / 'good.png'), str(copy_of_run), 'checkpoint')
 
@@ -276,8 +276,8 @@ def test_a_damaged_checkpoint_is_named(copy_of_run):
     for path in (copy_of_run / 'checkpoints' / '4' / 'state').rglob('*'):
         if path.is_file() and path.stat().st_size > 2000:
             path.write_bytes(path.read_bytes()[:-500])
-    trained = Trained(str(copy_of_run))
+    trained = load_run(str(copy_of_run))
     with pytest.raises(UserError, match=r'checkpoint 4 .* is damaged') as error:
-        trained.read(4)
+        trained.load_weights(4)
     assert str(copy_of_run) in str(error.value)
-    assert trained.read(2).params
+    assert trained.load_weights(2).params

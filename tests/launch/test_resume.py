@@ -12,8 +12,8 @@ import time
 import golden
 import pytest
 
+from jaxcnn.run import load_run
 from jaxcnn.train import workdir
-from jaxcnn.train.trained import Trained
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 KILLS = int(os.environ.get('JAXCNN_KILLS', '1'))  # JAXCNN_KILLS=10 for a longer trial
@@ -78,9 +78,9 @@ def assert_same_state(a, b):
 
 def assert_same_run(a, b):
     assert metric_rows(a) == metric_rows(b)
-    runs = [Trained(str(f)) for f in (a, b)]
-    assert runs[0].checkpoints.steps()[-1] == runs[1].checkpoints.steps()[-1] == runs[0].total_steps
-    assert runs[0].find('best') == runs[1].find('best')
+    runs = [load_run(str(f)) for f in (a, b)]
+    assert runs[0].checkpoints.steps()[-1] == runs[1].checkpoints.steps()[-1] == runs[0].experiment.timeline.total
+    assert runs[0].find_step('best') == runs[1].find_step('best')
     assert_same_state(a, b)
     summaries = [workdir.read_json(os.path.join(f, 'summary.json')) for f in (a, b)]
     for name in ('val_accuracy', 'test_accuracy', 'test_loss', 'best_step', 'steps'):

@@ -17,8 +17,8 @@ from jaxcnn.config import DataConfig
 from jaxcnn.data.sources import stratified_split
 from jaxcnn.data.targets import LABELS
 from jaxcnn.errors import UserError
+from jaxcnn.run import load_run
 from jaxcnn.train import train_and_evaluate
-from jaxcnn.train.trained import Trained
 
 NAMES = ['cat', 'dog', 'owl']
 
@@ -177,9 +177,9 @@ def test_a_run_learns_what_each_image_shows_and_is_evaluated_and_predicted(tmp_p
     folder = str(tmp_path / 'run')
     summary = train_and_evaluate({**fields.to_dict(), 'task': 'multilabel', 'loss': 'bce'}, folder)
     assert summary['test_mean_average_precision'] > 0.95
-    trained = Trained(folder)
-    state = trained.read(trained.find('best'))
-    probabilities = trained.predict(state, images[110:])
+    trained = load_run(folder)
+    state = trained.load_weights(trained.find_step('best'))
+    probabilities = trained.predict(images[110:])
     scores = metrics.LabelScores(probabilities, labels[110:])
     assert metrics.mean_average_precision(scores) == pytest.approx(summary['test_mean_average_precision'], abs=1e-3)
     assert metrics.exact_match(scores) == pytest.approx(summary['test_exact_match'], abs=0.026)  # of 40, one near 1/2

@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 
 from jaxcnn import config as cfg
-from jaxcnn import experiment, metrics, models
+from jaxcnn import data, experiment, metrics, models
 from jaxcnn.analysis import report
 from jaxcnn.data.feed import TrainFeed
 from jaxcnn.errors import UserError
 from jaxcnn.optim import make_optimizer, path_mask
+from jaxcnn.run import load_run
 from jaxcnn.timeline import Timeline
 from jaxcnn.train import loop, parallel, train_and_evaluate
 from jaxcnn.train.checkpoint import Checkpoints
@@ -25,7 +26,6 @@ from jaxcnn.train.loop import Run
 from jaxcnn.train.run_progress import RunProgress
 from jaxcnn.train.signals import Interrupted, StopRequest
 from jaxcnn.train.step import gather, image_keys, step_keys
-from jaxcnn.train.trained import Trained
 from jaxcnn.train.workdir import read_metrics
 
 pytestmark = pytest.mark.usefixtures('no_pictures')
@@ -79,11 +79,11 @@ def test_a_run_leaves_what_a_person_relies_on(small, shared_folder, monkeypatch)
     step = 48  # of the 49th; 39 after the warm-up, of 50
     assert logged[49]['learning_rate'] == pytest.approx(0.05 * (1 + np.cos(np.pi * (step - 10) / 50)), rel=1e-4)
 
-    trained = Trained(folder)
+    trained = load_run(folder)
     best = max(evaluated, key=lambda s: (evaluated[s]['val_accuracy'], s))
-    assert summary['best_step'] == best == trained.find('best')
+    assert summary['best_step'] == best == trained.find_step('best')
     assert summary['val_accuracy'] == pytest.approx(evaluated[best]['val_accuracy'])
-    count, measured = trained.evaluator('test')(trained.read(best))
+    count, measured = trained.evaluator('test')(trained.load_weights(best))
     values = {m.name: value for m, value in measured.items()}
     assert count == 359
     assert values['test_accuracy'] == pytest.approx(summary['test_accuracy'])
@@ -114,12 +114,12 @@ def test_what_is_fitted_to_the_training_part_is_kept_with_the_run(small, tmp_pat
     kept = path.read_bytes()
     summary = train_and_evaluate(config, folder)
     assert path.read_bytes() == kept
-    trained = Trained(folder)
-    _, measured = trained.evaluator('test')(trained.read(trained.find('best')))
+    trained = load_run(folder)
+    _, measured = trained.evaluator('test')(trained.load_weights(trained.find_step('best')))
     assert {m.name: value for m, value in measured.items()}['test_loss'] == pytest.approx(summary['test_loss'], rel=1e-6)
     path.unlink()
     with pytest.raises(UserError, match=r'normalize\.npz: what normalisation was fitted to cannot be read'):
-        Trained(folder)
+        load_run(folder)
 
 
 def test_where_the_data_fails_the_state_is_saved_and_the_run_continues_there(small, tmp_path, monkeypatch):
@@ -134,7 +134,7 @@ def test_where_the_data_fails_the_state_is_saved_and_the_run_continues_there(sma
         patch.setattr(TrainFeed, 'batch', failing)
         with pytest.raises(UserError, match='a worker process was killed'):
             train_and_evaluate(config, str(tmp_path / 'failed'))
-    assert Trained(str(tmp_path / 'failed')).steps() == [7]
+    assert load_run(str(tmp_path / 'failed')).steps() == [7]
     train_and_evaluate(config, str(tmp_path / 'failed'))
     train_and_evaluate(config, str(tmp_path / 'whole'))
     states = [{part: array.tobytes() for part, array in golden.read_state(str(tmp_path / name), 20).items()}
@@ -189,8 +189,8 @@ def test_the_first_batch_is_drawn_as_the_network_sees_it(small, tmp_path, monkey
 def test_figures_with_test_time_augmentation_stand_beside_those_without(small, tmp_path):
     folder = str(tmp_path)
     summary = train_and_evaluate(small(eval={'tta': 'flip_shift'}, optim={'ema_decay': 0.9}), folder)
-    trained = Trained(folder)
-    state = trained.read(trained.find('best'))
+    trained = load_run(folder)
+    state = trained.load_weights(trained.find_step('best'))
     count, measured = trained.evaluator('test')(state)
     assert count == 359
     assert {m.name for m in measured} == {f'test_{prefix}{name}' for prefix in ('', 'ema_', 'tta_', 'ema_tta_')
@@ -198,12 +198,12 @@ def test_figures_with_test_time_augmentation_stand_beside_those_without(small, t
     for m, value in measured.items():
         assert summary[m.name] == pytest.approx(value, rel=1e-6)
     assert abs(summary['test_tta_loss'] - summary['test_loss']) > 1e-4
-    test = trained.evaluator('test')._evaluator._dataset.splits['test']
-    right = trained.predict(state, test.take(np.arange(len(test)))).argmax(1) == test.targets['label']
+    test = data.load(trained.config.data).splits['test']
+    right = trained.predict(test.take(np.arange(len(test)))).argmax(1) == test.targets['label']
     assert right.mean() == pytest.approx(summary['test_tta_accuracy'])
     with pytest.raises(UserError, match=r'images must be uint8 \(N, 16, 16, 1\), got .*\(255 \* images\)'):
-        trained.predict(state, test.take(np.arange(3)) / 255)
-    assert trained.predict(state, test.take(np.arange(0))).shape == (0, 10)
+        trained.predict(test.take(np.arange(3)) / 255)
+    assert trained.predict(test.take(np.arange(0))).shape == (0, 10)
     assert not any('tta' in name for row in read_metrics(folder) for name in row)
 
 
@@ -229,7 +229,7 @@ def test_patience_counts_evaluations_that_are_not_better():
 def test_without_a_validation_part_the_last_checkpoint_is_the_best(small, tmp_path):
     summary = train_and_evaluate(small(data={'val_fraction': 0.0}), str(tmp_path))
     assert summary['val_accuracy'] is None
-    assert summary['best_step'] == 20 == Trained(str(tmp_path)).find('best')
+    assert summary['best_step'] == 20 == load_run(str(tmp_path)).find_step('best')
     assert [r['step'] for r in read_metrics(str(tmp_path)) if 'test_loss' in r] == [10, 20]
     assert 'not measured' in (tmp_path / 'report.md').read_text()
 
@@ -237,14 +237,14 @@ def test_without_a_validation_part_the_last_checkpoint_is_the_best(small, tmp_pa
 def test_a_bfloat16_run_keeps_float32_parameters_and_statistics(small, tmp_path):
     model = dict(name='shallow_cnn', widths=(4, 4, 8, 8), hidden=16, dropout=0.0, dtype='bfloat16')
     train_and_evaluate(small(model=model), str(tmp_path))
-    state = Trained(str(tmp_path)).read(20)
+    state = load_run(str(tmp_path)).load_weights(20)
     assert {leaf.dtype for leaf in jax.tree.leaves((state.params, state.batch_stats))} == {np.dtype(np.float32)}
 
 
 def test_the_moving_average_of_bfloat16_parameters_is_in_float32(small, tmp_path):
     model = dict(name='shallow_cnn', widths=(4, 4, 8, 8), hidden=16, dropout=0.0, param_dtype='bfloat16')
     summary = train_and_evaluate(small(model=model, optim={'ema_decay': 0.999}), str(tmp_path))
-    state = Trained(str(tmp_path)).read(20)
+    state = load_run(str(tmp_path)).load_weights(20)
     assert np.dtype(jnp.bfloat16) in {leaf.dtype for leaf in jax.tree.leaves(state.params)}  # all but BatchNorm's
     assert {leaf.dtype for leaf in jax.tree.leaves(state.ema)} == {np.dtype(np.float32)}
     assert np.isfinite(summary['test_ema_loss'])
@@ -354,8 +354,8 @@ def test_a_plateau_lowers_the_rate_of_a_run(small, tmp_path, backend):
 def test_figures_of_the_average_are_told_where_the_metric_is_its_own(small, tmp_path):
     summary = train_and_evaluate(small(optim={'ema_decay': 0.9}, checkpoint={'metric': 'val_ema_accuracy'},
                                        eval={'tta': 'flip', 'every': dict(steps=10)}), str(tmp_path))
-    trained = Trained(str(tmp_path))
-    state = trained.read(trained.find('best'))
+    trained = load_run(str(tmp_path))
+    state = trained.load_weights(trained.find_step('best'))
     _, measured = trained.evaluator('test')(state)
     values = {m.name: value for m, value in measured.items()}
     for prefix in ('', 'tta_'):
@@ -363,8 +363,9 @@ def test_figures_of_the_average_are_told_where_the_metric_is_its_own(small, tmp_
         assert summary[f'test_{prefix}loss'] == pytest.approx(values[f'test_ema_{prefix}loss'], rel=1e-5)
         assert values[f'test_ema_{prefix}loss'] != pytest.approx(values[f'test_{prefix}loss'], rel=1e-3)
     images = np.zeros((2, *trained.info['image_shape']), np.uint8)
-    other = state.replace(params=jax.tree.map(np.zeros_like, state.params))
-    np.testing.assert_array_equal(trained.predict(state, images), trained.predict(other, images))
+    predictions = trained.predict(images)
+    trained.weights = state.replace(params=jax.tree.map(np.zeros_like, state.params))
+    np.testing.assert_array_equal(trained.predict(images), predictions)
 
 
 def test_checkpoints_of_which_none_can_be_read_stop_the_run_and_stay(small, tmp_path):

@@ -1,0 +1,208 @@
+"""Load a run from its workdir, to predict with its network and to evaluate it.
+
+    run = load_run('runs/digits')
+    probabilities = run.predict(images)
+    accuracy = run.evaluate('test')['test_accuracy']
+"""
+
+import dataclasses
+import functools
+import os
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxcnn import config as cfg
+from jaxcnn import data, experiment
+from jaxcnn.data import feed, normalize
+from jaxcnn.data.checks import check_images
+from jaxcnn.errors import UserError
+from jaxcnn.experiment import Experiment
+from jaxcnn.metrics import Measurement
+from jaxcnn.train import parallel
+from jaxcnn.train.checkpoint import Checkpoints
+from jaxcnn.train.evaluate import Evaluator
+from jaxcnn.train.state import Weights, init_weights, variables
+from jaxcnn.train.workdir import read_config, read_json
+
+_INFO_FIELDS = {'class_names', 'image_shape', 'sizes', 'mean', 'std', 'ink', 'class_counts', 'targets'}
+
+
+def load_run(workdir: str, checkpoint: str | int = 'best') -> 'Run':
+    """Return the run in a workdir. Its checkpoint is read when it is first needed.
+
+    Args:
+      workdir: folder of a run that has begun; another process may still be training it.
+      checkpoint: the one to predict with and to evaluate: `best`, `latest` or a step.
+
+    Raises:
+      UserError: The workdir holds no run, or one of another version of jaxcnn.
+    """
+    if not os.path.isdir(workdir):
+        raise UserError(f'workdir {workdir!r} does not exist')
+    config = read_config(workdir)
+    info_path = os.path.join(workdir, 'data.json')
+    info = read_json(info_path)
+    if not isinstance(info, dict) or not set(info) >= _INFO_FIELDS:
+        raise UserError(f'{info_path}: is not what a run of this version writes',
+                        hint='use the version of jaxcnn that it was trained with, or a new workdir')
+    fitted_path = os.path.join(workdir, 'normalize.npz')
+    built = experiment.build(config, info, lambda normalizers, _: normalize.read(fitted_path, normalizers))
+    return Run(workdir, config, info, built, str(checkpoint))
+
+
+@dataclasses.dataclass(eq=False)
+class Run:
+    """A run in its workdir; see `load_run`.
+
+    Parameters, BatchNorm statistics and their moving averages are restored from checkpoints, but no optimizer state.
+
+    Attributes:
+      workdir: its folder.
+      config: its config.
+      info: properties of its data; see `Dataset.info`.
+      experiment: the objects that the config describes.
+      checkpoint: the checkpoint of `weights`: `best`, `latest` or a step.
+    """
+
+    workdir: str
+    config: cfg.Config
+    info: dict[str, Any]
+    experiment: Experiment
+    checkpoint: str = 'best'
+
+    @functools.cached_property
+    def checkpoints(self) -> Checkpoints:
+        """The checkpoints, opened for reading only."""
+        return Checkpoints(self.workdir, self.config.checkpoint, self.experiment.best, read_only=True)
+
+    def steps(self) -> list[int]:
+        """Return the steps that have a checkpoint by now, in order."""
+        return self.checkpoints.steps()
+
+    def find_step(self, checkpoint: str) -> int:
+        """Return the step of a checkpoint.
+
+        Args:
+          checkpoint: `best`, `latest` or a step.
+
+        Raises:
+          UserError: There is no such checkpoint.
+        """
+        steps = self.steps()
+        if not steps:
+            raise UserError(f'workdir {self.workdir!r} holds no checkpoint yet')
+        if checkpoint == 'latest':
+            return steps[-1]
+        if checkpoint == 'best':
+            best = self.checkpoints.best_step()
+            return steps[-1] if best is None else best
+        if not (checkpoint.isascii() and checkpoint.isdigit()) or int(checkpoint) not in steps:
+            raise UserError(f'no checkpoint {checkpoint!r} in {self.workdir!r}; there are: best, latest, '
+                            f'{", ".join(map(str, steps))}')
+        return int(checkpoint)
+
+    def load_weights(self, step: int) -> Weights:
+        """Return the parameters, BatchNorm statistics and moving averages of a checkpoint, as host arrays.
+
+        Raises:
+          UserError: The checkpoint is damaged.
+        """
+        network, image_shape = self.experiment.network, self.experiment.image_shape
+        template = jax.eval_shape(lambda: init_weights(
+            network, image_shape, np.uint32(0), bool(self.config.optim.ema_decay)))
+        try:
+            return self.checkpoints.read_weights(step, template)
+        except ValueError as e:
+            others = ', '.join(f'--checkpoint={s}' for s in self.steps() if s != step)
+            raise UserError(f'checkpoint {step} in {self.workdir!r} is damaged: {e}; '
+                            f'{f"there is {others}" if others else "there is no other"}') from e
+
+    @functools.cached_property
+    def weights(self) -> Weights:
+        """The parameters, BatchNorm statistics and moving averages of `checkpoint`."""
+        return self.load_weights(self.find_step(self.checkpoint))
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """The network's variables, `params` and `batch_stats`: the moving averages if `config.checkpoint.metric` is one of
+        theirs, such as `val_ema_loss`."""
+        return variables(self.weights)[self.experiment.best.ema]
+
+    def predict(self, images: np.ndarray) -> np.ndarray:
+        """Return the predictions for images, with the run's test-time augmentation.
+
+        Args:
+          images: uint8 (N, H, W, C), of the size and channels in `info['image_shape']`; (N, H, W) if C is 1.
+
+        Returns:
+          The task's prediction for each image (N, ...): for classification and multi-label classification the probability
+          of each class (N, classes).
+
+        Raises:
+          UserError: The images have another dtype or shape. The message contains the conversion.
+        """
+        images = check_images('images', images, self.info['image_shape'], self.config.data.resize)
+        if not len(images):
+            image = jax.ShapeDtypeStruct((1, *images.shape[1:]), images.dtype)
+            prediction = jax.eval_shape(self._predict, self.variables, image)
+            return np.zeros((0, *prediction.shape[1:]), prediction.dtype)
+        return np.asarray(self._predict(self.variables, images))
+
+    @functools.cached_property
+    def _predict(self) -> Any:
+        network, preprocessor, task = self.experiment.network, self.experiment.preprocessor, self.experiment.task
+
+        def predict(variables: Any, images: jax.Array) -> jax.Array:
+            def apply(x: jax.Array) -> jax.Array:
+                outputs: Any = network.apply(variables, x, train=False)
+                return outputs
+            return task.predict(preprocessor.outputs(apply, images))
+        return jax.jit(predict)
+
+    def evaluator(self, split: str, data_dir: str = '') -> 'SplitEvaluator':
+        """Return a function that evaluates weights on one split of the run's data.
+
+        Args:
+          split: `train`, `val` or `test`.
+          data_dir: another `config.data.dir` than in training.
+
+        Raises:
+          UserError: There is no such split, or the data is missing or differs from that of the training.
+        """
+        config = cfg.parse(cfg.override(cfg.to_dict(self.config), [f'data.dir={data_dir}'] if data_dir else []))
+        dataset = data.load(config.data, self.experiment.task.kind)
+        if split not in dataset.splits:
+            raise UserError(f'no split {split!r}; there are: {", ".join(dataset.splits)}')
+        dataset.check_same(self.info, self.workdir)
+        return SplitEvaluator(self.experiment, dataset, split)
+
+    def evaluate(self, split: str) -> dict[str, float]:
+        """Return the metrics of one split of the run's data by their names, such as `test_accuracy`; see `evaluator`."""
+        _, values = self.evaluator(split)(self.weights)
+        return {measurement.name: value for measurement, value in values.items()}
+
+
+class SplitEvaluator:
+    """Evaluates weights on one split of a data set; compiled once."""
+
+    def __init__(self, experiment: Experiment, dataset: data.Dataset, split: str):
+        self._experiment, self._split = experiment, split
+        self._backend = parallel.make_backend(cfg.ParallelConfig())
+        on_device = dataset.splits[split].nbytes <= feed.DEVICE_LIMIT
+        self._evaluator = Evaluator(experiment, dataset, self._backend, on_device)
+
+    def __call__(self, weights: Weights) -> tuple[int, dict[Measurement, float]]:
+        """Return the number of images, and the metrics of the parameters, of their moving averages, and of both with
+        test-time augmentation, as far as the run has these."""
+        num_images, values, task = 0, {}, self._experiment.task
+        for ema, ema_variables in variables(weights).items():
+            placed = self._backend.place(ema_variables)
+            for tta in (False, True) if self._experiment.preprocessor.tta else (False,):
+                accumulated = self._evaluator(placed, self._split, tta=tta)
+                assert accumulated is not None
+                num_images = round(float(accumulated.sums['count']))
+                for name, value in task.compute(accumulated).items():
+                    values[Measurement(self._split, task.metrics[name], ema, tta)] = value
+        return num_images, values
