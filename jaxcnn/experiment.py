@@ -53,6 +53,10 @@ class Experiment:
         """Return whether a metric says anything with so many classes: top-5 accuracy of five classes is always 1."""
         return self.task.num_classes >= metric.min_classes
 
+    def displayed_metrics(self) -> list[metrics.Metric]:
+        """Return the metrics that are shown to the user, in order; see `metrics.displayed`."""
+        return metrics.displayed(self.task.metrics.values(), self.task.num_classes)
+
 
 def check(config: cfg.Config) -> None:
     """Raise a UserError for names and arguments that are in no registry, before any work is done."""

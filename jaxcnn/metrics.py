@@ -85,6 +85,12 @@ def of_targets(targets: str) -> dict[str, Metric]:
     return {'loss': LOSS, **_METRICS.get(targets, {})}
 
 
+def displayed(metrics: Iterable[Metric], num_classes: int) -> list[Metric]:
+    """Return the metrics that are shown to the user for so many classes: the main metric first, the loss last."""
+    shown = [metric for metric in metrics if num_classes >= metric.min_classes]
+    return sorted(shown, key=lambda metric: metric == LOSS)
+
+
 @dataclasses.dataclass(frozen=True)
 class Measurement:
     """A metric of one split by one set of weights, as in `val_ema_accuracy`.

@@ -31,6 +31,7 @@ def run(args: argparse.Namespace) -> int:
     import numpy as np
 
     from jaxcnn import config, data, tasks
+    from jaxcnn.analysis.figures import image_grid
     from jaxcnn.data import augment, decode, picture
     from jaxcnn.errors import UserError, counted
     from jaxcnn.run import load_run

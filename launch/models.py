@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f'--image_size: {args.image_size} is too small for every network')
     if args.figure:
         try:
-            figures.costs(costs, args.figure)
+            figures.cost_scatter(costs, args.figure)
         except (OSError, ValueError) as e:
             raise UserError(f'--figure: {args.figure} cannot be written: {e}') from e
     with_layers = args.layers or bool(args.names)

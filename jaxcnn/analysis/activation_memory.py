@@ -1,4 +1,4 @@
-"""An estimate of the activations that a backward pass keeps in memory, from the primitives of the forward pass."""
+"""Estimate the memory of the activations that a backward pass needs, from the primitives of the forward pass."""
 
 import dataclasses
 import math
@@ -18,7 +18,7 @@ _RESHAPING = frozenset(('reshape', 'transpose', 'squeeze', 'broadcast_in_dim', '
 
 
 def tree_bytes(tree: Any) -> int:
-    """Return the size of all arrays, or shapes with types, of a tree in bytes."""
+    """Return the size in bytes of all arrays in a tree; abstract arrays with a shape and a dtype will do."""
     return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
@@ -27,12 +27,12 @@ class TracedArray:
     """An array of a traced computation.
 
     Attributes:
-      aval: its shape and type.
-      field: its receptive field, or None where it does not depend on the images.
-      trained: it depends on parameters, so that a gradient passes through it.
-      source: an array from which XLA recomputes it instead of storing it.
-      same_values: it holds the values of `source` in another shape.
-      resident: it is in memory in any case, as a parameter or the images are.
+      aval: the shape and dtype.
+      field: the receptive field, or None if the array does not depend on the images.
+      trained: whether it depends on parameters, so that a gradient passes through it.
+      source: an array from which XLA recomputes it instead of storing it, or None.
+      same_values: whether it has the values of `source` in another shape.
+      resident: whether it is in memory anyway, as parameters and the images are.
     """
 
     aval: Any
@@ -43,7 +43,7 @@ class TracedArray:
     resident: bool = False
 
     def chain(self) -> 'Iterator[TracedArray]':
-        """Yield the array and the arrays that it can be recomputed from, one from the next."""
+        """Yield the array, its source, the source of that one, and so on."""
         array: TracedArray | None = self
         while array is not None:
             yield array
@@ -54,11 +54,11 @@ class TracedArray:
         return list(self.chain())[-1]
 
     def set_source(self, name: str, operands: Sequence['TracedArray']) -> None:
-        """Set `source` of the output of a primitive.
+        """Set `source` if the array, as the output of a primitive, can be recomputed from an operand.
 
         Args:
           name: the primitive's name.
-          operands: those of its operands that depend on the images.
+          operands: the operands that depend on the images.
         """
         if name in _RESHAPING:
             self.source = operands[0]
@@ -70,10 +70,10 @@ class TracedArray:
 
 
 class ActivationMemory:
-    """The arrays that the backward pass keeps of a computation, or of a rematerialised block of it.
+    """The arrays of a computation, or of a rematerialised block of it, that stay in memory until the backward pass.
 
     Attributes:
-      block_bytes: memory of the largest rematerialised block within the computation.
+      block_bytes: memory of the largest rematerialised block inside the computation.
     """
 
     def __init__(self) -> None:
@@ -82,17 +82,17 @@ class ActivationMemory:
         self.block_bytes = 0
 
     def store(self, array: TracedArray) -> None:
-        """Keep an array, which is not recomputed."""
+        """Add an array that is stored and not recomputed."""
         while array.same_values and array.source is not None:
             array = array.source
         self._stored[id(array)] = array
 
     def need(self, arrays: Iterable[TracedArray]) -> None:
-        """Keep arrays, or arrays that they are recomputed from."""
+        """Add arrays that are stored, or recomputed from stored ones."""
         self._needed += arrays
 
     def bytes(self, excluded: Iterable[TracedArray] = ()) -> int:
-        """Return the memory of all arrays but the excluded and the resident ones."""
+        """Return the memory of all arrays in bytes, except the excluded and the resident ones."""
         stored = dict(self._stored)
         for array in self._needed:
             if not any(id(a) in stored for a in array.chain()):
@@ -102,7 +102,7 @@ class ActivationMemory:
             [a.aval for a in stored.values() if not a.resident and id(a.root()) not in excluded_roots])
 
     def add(self, name: str, operands: Sequence[TracedArray], output: TracedArray) -> None:
-        """Keep what the gradient of a primitive needs, through which the gradient of some parameter passes."""
+        """Add the arrays that the gradient of a primitive needs. The primitive must depend on parameters."""
         pairs = list(zip(operands, operands[::-1], strict=True)) if len(operands) == 2 else []
         if name in ('conv_general_dilated', 'dot_general'):
             for array, other in pairs:

@@ -1,7 +1,7 @@
-"""The cost of a network, and the receptive field of each of its layers, from a trace of any network.
+"""Compute the cost of any network, and the receptive field of each of its layers, from a trace.
 
-`cost(network, image_shape)` traces the network once, without computing anything, and walks over the primitives. It knows
-nothing of particular layers, so that it works for every new network.
+`cost(network, image_shape)` traces the network once, without computing anything, and visits the primitives. It depends on no
+particular layers, so that it works for new networks.
 """
 
 import dataclasses
@@ -31,16 +31,17 @@ class Layer:
     terms of Dang Ha The Hien 2017, "A guide to receptive field arithmetic for convolutional neural networks".
 
     Attributes:
-      name: path of the layer's parameters, such as `Conv_0`; a layer without parameters has its kind and a number, such as
+      name: path of the layer's parameters, such as `Conv_0`; for a layer without parameters, its kind and a number, such as
         `max_pool_0`.
       shape: shape of the output, without the batch.
       parameters: number of trained parameters.
       multiply_adds: for one image.
-      field: size of the receptive field, padding included; None where it has no bound, as behind attention.
+      field: size of the receptive field, padding included; None if it is unbounded, as after attention.
       jump: distance between neighbouring elements; for an output without image axes, such as a dense layer's, that of the
-        last output that had them.
-      padding: padding of the window, ((top, bottom), (left, right)), or None for layers without one.
-      start: centre of the first element's receptive field, where 0.5 is the first pixel's; None where `field` has no bound.
+        last output with image axes.
+      padding: padding of the window, ((top, bottom), (left, right)), or None for layers without a window.
+      start: centre of the first element's receptive field, where the first pixel has the centre 0.5; None if `field` is
+        unbounded.
     """
 
     name: str
@@ -63,12 +64,12 @@ class Cost:
       batch_size: batch size of `activation_memory` and `training_memory`.
       parameters: number of parameters that evaluation uses.
       auxiliary_parameters: number of parameters of classifiers that exist in training only.
-      multiply_adds: of convolutions and matrix products, for one image, in evaluation.
-      activation_memory: activations kept for the backward pass; see `cost`.
-      training_memory: by optimizer: parameters, gradients, optimizer state, BatchNorm statistics, activations and the batch
-        of images.
-      optimizer_memory: by optimizer: the optimizer state alone.
-      layers: in the order of computation, without auxiliary classifiers.
+      multiply_adds: multiply-adds of convolutions and matrix products, for one image, in evaluation.
+      activation_memory: memory of the activations stored for the backward pass; see `cost`.
+      training_memory: memory by optimizer: parameters, gradients, optimizer state, BatchNorm statistics, activations and the
+        batch of images.
+      optimizer_memory: memory of the optimizer state alone, by optimizer.
+      layers: the layers in the order of computation, without auxiliary classifiers.
     """
 
     image_shape: tuple[int, int, int]
@@ -87,8 +88,8 @@ def cost(network: Network, image_shape: tuple[int, int, int], batch_size: int = 
          optimizers: Iterable[str] = OPTIMIZERS) -> Cost:
     """Compute the cost of a network for images of a shape.
 
-    Multiply-adds include those with the padding and leave elementwise arithmetic out. XLA counts the other way round: for
-    ten small networks, half its flops were 0.90 to 1.06 times the result of this function.
+    Multiply-adds include those with the padding and exclude elementwise arithmetic. XLA does the opposite: for ten small
+    networks, half its flops were 0.90 to 1.06 times the result of this function.
 
     Activation memory is that of the arrays that the backward pass needs: inputs of convolutions, products and BatchNorm;
     one array of each chain of elementwise operations without a second operand of its size, because XLA recomputes the
@@ -97,11 +98,11 @@ def cost(network: Network, image_shape: tuple[int, int, int], batch_size: int = 
     of the same networks took 0.85 to 1.65 times `training_memory`, and 0.91 to 1.82 times with XLA's convolutions.
 
     Args:
-      network: its `conv_implementation` does not matter.
+      network: the network; its `conv_implementation` does not matter.
       image_shape: (H, W, C).
       batch_size: images in a training step.
-      optimizers: names in `optim.optimizer_names()`, with arguments as in `'sgd(momentum=0.9)'`; `momentum` stands for this
-        one.
+      optimizers: names in `optim.optimizer_names()`, with arguments as in `'sgd(momentum=0.9)'`, which is also called
+        `momentum`.
 
     Raises:
       UserError: The image is too small, the batch size is below 1, or an optimizer is unknown.
@@ -215,8 +216,8 @@ class _Walk:
           jaxpr: the network's, or one within it.
           inputs: its inputs.
           scope: names of the modules and functions that the jaxpr is in.
-          memory: what the backward pass keeps, or None where this is not counted.
-          needed: whether the logits depend on the jaxpr; None for the network's own, where it is asked for each primitive.
+          memory: collects the arrays for the backward pass; None if they are not counted.
+          needed: whether the logits depend on the jaxpr; None for the network's own, where each primitive is checked.
         """
         arrays = dict(zip(jaxpr.invars, inputs, strict=True))
 
@@ -260,7 +261,7 @@ class _Walk:
 
     def _visit_call(self, name: str, jaxpr: Any, operands: Sequence[TracedArray], path: Path,
                     memory: ActivationMemory | None, needed: bool) -> list[TracedArray]:
-        """Visit a primitive that calls a jaxpr; a rematerialised one keeps its inputs only."""
+        """Visit a primitive that calls a jaxpr. Of a rematerialised one, only the inputs are stored."""
         if memory is None or not name.startswith(('custom_vjp', 'remat', 'checkpoint')):
             return self._walk(jaxpr, operands, path, memory, needed)
         inputs = [a for a in operands if a.field is not None]

@@ -1,4 +1,4 @@
-"""Text and figures in Markdown."""
+"""Text and figures as Markdown."""
 
 import os
 import re
@@ -7,12 +7,12 @@ from jaxcnn.errors import printable
 
 
 def escape(text: str) -> str:
-    """Return `text` on one line, as Markdown that shows it as it is, in a table's cell, too."""
+    """Return Markdown that shows `text` literally on one line, also in a cell of a table."""
     return re.sub(r'[\\`*\[\]<>|~$&]|(?<!\w)_|_(?!\w)', r'\\\g<0>', printable(text))
 
 
 def figure(folder: str, name: str) -> str:
-    """Return the line that shows a figure of the folder, or says that there is none."""
+    """Return Markdown that shows `NAME.png` of the folder, or a sentence if it does not exist."""
     if not os.path.exists(os.path.join(folder, f'{name}.png')):
         return 'This figure could not be drawn.'
     return f'![{name.replace("_", " ")}](figures/{name}.png)'

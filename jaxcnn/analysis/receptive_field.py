@@ -1,7 +1,7 @@
-"""Receptive fields of arrays in a traced computation, propagated from primitive to primitive.
+"""Propagate receptive fields from primitive to primitive through a traced computation.
 
-Every array that depends on the images has a `ReceptiveField`, which states which of its dimensions run over the image, with
-what step in pixels, and which pixels its first element depends on. So receptive fields need no knowledge of layers.
+Every array that depends on the images has a `ReceptiveField`. It states which dimensions of the array run over the image,
+their step in pixels, and the pixels that the first element depends on. No knowledge of layers is needed.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ _NO_CHANGE: Mapping[int, float] = types.MappingProxyType({})
 
 
 class Factor(NamedTuple):
-    """A factor of a dimension. A dimension that a reshape merged from several has several factors, the slowest first.
+    """A factor of a dimension. A dimension that a reshape has merged from several has several factors, the slowest first.
 
     Attributes:
       size: number of elements.
@@ -46,8 +46,8 @@ class ReceptiveField:
 
     Attributes:
       dims: the dimensions of the array.
-      low, high: first and last pixel that the first element depends on, for each axis; pixels of the padding lie outside the
-        image.
+      low, high: first and last pixel, along each axis, that the first element depends on; pixels of the padding are outside
+        the image.
       jump: smallest step along each axis.
     """
 
@@ -64,7 +64,7 @@ class ReceptiveField:
 
     def with_dims(self, dims: Sequence[Dim], below: Mapping[int, float] = _NO_CHANGE,
                   above: Mapping[int, float] = _NO_CHANGE) -> 'ReceptiveField':
-        """Return the receptive field with other dimensions, extended by some pixels at either end of an axis."""
+        """Return the receptive field with other dimensions, extended by pixels before and after it along the axes."""
         steps = [[factor.step for dim in dims for factor in dim if factor.axis == axis] for axis in (HEIGHT, WIDTH)]
         return ReceptiveField(
             tuple(dims), tuple(value - below.get(axis, 0) for axis, value in enumerate(self.low)),
@@ -72,7 +72,7 @@ class ReceptiveField:
             tuple(min(axis_steps, default=jump) for axis_steps, jump in zip(steps, self.jump, strict=True)))
 
     def reduced(self, axes: Iterable[int], dims: Sequence[Dim]) -> 'ReceptiveField':
-        """Return the receptive field of elements that depend on all elements along `axes`; `dims` are the new dimensions."""
+        """Return the receptive field, with dimensions `dims`, of elements that depend on all elements along `axes`."""
         above: dict[int, float] = {}
         for d in axes:
             for factor in self.dims[d]:
@@ -81,12 +81,12 @@ class ReceptiveField:
         return self.with_dims(dims, above=above)
 
     def windowed(self, windows: Sequence[tuple[int, int, int, int, int]], sizes: Sequence[int]) -> 'ReceptiveField':
-        """Return the receptive field after a window moved over each dimension.
+        """Return the receptive field of the output of a sliding window.
 
         Args:
-          windows: for each dimension the window's size, its dilation, its stride, the padding before the first element, and
-            the dilation of the input.
-          sizes: sizes of the dimensions afterwards.
+          windows: for each dimension, the window's size, dilation and stride, the padding before the first element, and the
+            dilation of the input.
+          sizes: sizes of the output's dimensions.
         """
         field = self
         for d, (window, size_after) in enumerate(zip(windows, sizes, strict=True)):
@@ -108,7 +108,7 @@ class ReceptiveField:
         return field
 
     def reshaped(self, shape: Sequence[int]) -> 'ReceptiveField':
-        """Return the receptive field in another shape, in which each factor is unchanged or split into two."""
+        """Return the receptive field after a reshape, in which each factor is unchanged or split into two."""
         factors = [factor for dim in self.dims for factor in dim][::-1]
         dims: list[Dim] = []
         for size in shape:
@@ -137,8 +137,8 @@ def _size(dim: Dim) -> int:
 def _union(fields: Sequence[ReceptiveField], shape: Sequence[int]) -> ReceptiveField:
     """Return the receptive field of an array whose elements depend on the elements at the same index of several arrays.
 
-    It has no bound along an axis over which the arrays run in different ways, as in a product of all tokens with all, or of
-    a map with its own mean.
+    It is unbounded along an axis that the arrays run over in different ways, as in the product of all pairs of tokens, or
+    of a map with its mean.
     """
     dims = [next((f.dims[d] for f in fields if is_spatial(f.dims[d]) and _size(f.dims[d]) == size), _nonspatial(size))
             for d, size in enumerate(shape)]
@@ -172,8 +172,8 @@ def propagate(eqn: Any, operands: Sequence[ReceptiveField | None]) -> list[Recep
 
     Args:
       eqn: equation of a jaxpr.
-      operands: receptive fields of the primitive's operands, None for those that do not depend on the images. At least one
-        operand depends on them.
+      operands: receptive fields of the operands, None for those that do not depend on the images. At least one operand
+        must depend on them.
     """
     name, params = eqn.primitive.name, eqn.params
     shapes = [v.aval.shape for v in eqn.outvars]

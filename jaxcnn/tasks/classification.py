@@ -88,7 +88,7 @@ class Classification(Task):
         from jaxcnn.analysis import figures
         from jaxcnn.analysis.markdown import escape, figure
         confusion = np.asarray(accumulated.sums['confusion'])
-        with figures.failing_is_a_warning(path := f'{folder}/confusion_matrix.png'):
+        with figures.warn_on_error(path := f'{folder}/confusion_matrix.png'):
             figures.confusion_matrix(confusion, self.class_names, path)
         names, percent = [escape(name) for name in self.class_names], metrics.format_percent
         table = sorted(zip(names, metrics.per_class(confusion), train_counts, strict=True),

@@ -97,7 +97,7 @@ class Multilabel(Task):
         from jaxcnn.analysis import figures
         from jaxcnn.analysis.markdown import escape, figure
         scores = self._scores(accumulated)
-        with figures.failing_is_a_warning(path := f'{folder}/precision_recall.png'):
+        with figures.warn_on_error(path := f'{folder}/precision_recall.png'):
             figures.precision_recall(scores.probabilities, scores.labels, self.class_names, path)
         percent = metrics.format_percent
         table = sorted(zip(map(escape, self.class_names), scores.per_class(), train_counts, strict=True),

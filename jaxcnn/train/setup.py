@@ -214,5 +214,5 @@ class Setup:
         pixels = augmented.pop('image')
         titles = [experiment.task.title({name: value[i] for name, value in augmented.items()}) for i in range(len(pixels))]
         path = os.path.join(self.folder, 'figures', 'first_batch.png')
-        with figures.failing_is_a_warning(path):
+        with figures.warn_on_error(path):
             figures.image_grid(pixels, titles, path)

@@ -1,4 +1,4 @@
-"""What a network costs, against published figures, counts by hand, and what XLA says of the compiled step."""
+"""The cost of networks, compared with published values, counts by hand, and XLA's analysis of the compiled step."""
 
 import functools
 import re
@@ -26,7 +26,7 @@ def layers(network, *shape, batch=2):
 
 
 def network_of(forward):
-    """A network that computes `forward(self, x)`."""
+    """Return a network that computes `forward(self, x)`."""
     class FromFunction(Network):
         def forward(self, x, train, maps):
             return forward(self, x)
@@ -36,8 +36,8 @@ def network_of(forward):
 # ---- receptive fields
 
 
-def test_alexnet_is_the_guides_table():
-    """Dang Ha The Hien 2017, whose calculator begins with the centre 0.5."""
+def test_alexnet_equals_the_published_table():
+    """The table is that of Dang Ha The Hien 2017, in which the first pixel has the centre 0.5."""
     first_ten = list(layers(models.create('alexnet', 1000), 227, 227, 3).values())[:10]
     assert [layer.name for layer in first_ten] == [
         'Conv_0', 'max_pool_0', 'Conv_1', 'max_pool_1', 'Conv_2', 'Conv_3', 'Conv_4', 'max_pool_2', 'Dense_0', 'Dense_1']
@@ -65,15 +65,15 @@ WINDOWS = {
 
 
 @pytest.mark.parametrize('kind', WINDOWS)
-def test_the_receptive_field_is_what_the_gradient_reaches(kind):
-    """Two convolutions around it; `grad` of one output pixel is not zero on its receptive field, and there alone."""
+def test_receptive_field_equals_the_support_of_the_gradient(kind):
+    """The gradient of one output pixel by the images is nonzero exactly in its receptive field."""
     def forward(self, x):
         x = self.conv(2, (3, 2), padding=((1, 1), (1, 0)))(x)
         x = WINDOWS[kind](x)
         x = jnp.pad(x, ((0, 0), (2, 2), (0, 2), (0, 0)))
         return self.conv(2, 2, padding='VALID')(x)
     network = network_of(forward).clone(conv_implementation='xla')
-    # a maximum passes one gradient, from another pixel for another image
+    # a maximum passes the gradient to one pixel, which differs between images
     images = np.random.default_rng(0).uniform(1, 2, (40, 12, 12, 1)).astype(np.float32)
     last = layers(network, 12, 12, 1)['Conv_1']
     no_rows = kind == 'mean over rows'
@@ -92,7 +92,7 @@ def test_the_receptive_field_is_what_the_gradient_reaches(kind):
         assert (pixels[0], pixels[-1] + 1) == expected
 
 
-def test_what_sees_all_has_no_bound_and_what_is_the_mean_has_one():
+def test_receptive_field_of_a_mean_is_bounded_and_of_its_product_with_the_map_is_not():
     def gated(self, x):
         x = self.conv(4, 3)(x)
         mean = self.dense(4)(x.mean((1, 2)))
@@ -132,19 +132,19 @@ SMALL = {
 
 
 @pytest.mark.parametrize('name', SMALL)
-def test_multiply_adds_are_near_xlas(name):
+def test_multiply_adds_are_near_those_of_xla(name):
     fields, shape = SMALL[name]
     network = models.create(name, conv_implementation='xla', **fields)
-    if name == 'lenet5':  # XLA counts the arithmetic of our tanh, too
+    if name == 'lenet5':  # XLA counts the arithmetic of tanh, too
         network = network.clone(activation='relu')
     images = jax.ShapeDtypeStruct((4, *shape), jnp.float32)
     variables = jax.eval_shape(network.init, jax.random.key(0), images)
-    flops = jax.jit(network.apply).lower(variables, images).cost_analysis()['flops']  # a CPU's; a GPU's client has none
+    flops = jax.jit(network.apply).lower(variables, images).cost_analysis()['flops']  # not available on GPUs
     assert 0.8 < flops / 2 / 4 / cost(network, shape, 4, ()).multiply_adds < 1.15
 
 
 @pytest.mark.parametrize('name', ['lenet5', 'resnet18', pytest.param('vgg11', marks=pytest.mark.slow)])
-def test_training_memory_is_near_xlas(name):
+def test_training_memory_is_near_that_of_xla(name):
     fields, shape = SMALL[name]
     network = models.create(name, **fields)
     estimate = cost(network, shape, 32, ['momentum']).training_memory['momentum']
@@ -164,12 +164,12 @@ def test_training_memory_is_near_xlas(name):
     lowered = jax.jit(step, donate_argnums=(0, 1, 2)).lower(
         params, stats, jax.eval_shape(optimizer.init, params), images, labels)
     memory = lowered.compile().memory_analysis()
-    real = (memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
-            + memory.temp_size_in_bytes)
-    assert 0.65 < real / estimate < 1.5
+    measured = (memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+                + memory.temp_size_in_bytes)
+    assert 0.65 < measured / estimate < 1.5
 
 
-def test_training_memory_is_the_sum_of_its_parts():
+def test_training_memory_is_a_sum():
     total = cost(models.create('lenet5'), (32, 32, 1), 8, ['sgd', 'momentum', 'adam', 'rmsprop'])
     weights, images = 4 * 61_706, 4 * 8 * 32 * 32
     assert total.training_memory['sgd'] == 2 * weights + total.activation_memory + images + total.optimizer_memory['sgd']
@@ -178,7 +178,7 @@ def test_training_memory_is_the_sum_of_its_parts():
 
 
 def test_activation_memory_by_hand_with_remat_and_in_half_precision():
-    """The images are in memory anyway; the inputs of all other layers are kept, those of BatchNorm included."""
+    """The inputs of all layers are stored, those of BatchNorm included, but the images are in memory anyway."""
     def plain(self, x):
         for _ in range(3):
             x = nn.relu(self.conv(4, 3)(x))
@@ -196,7 +196,7 @@ def test_activation_memory_by_hand_with_remat_and_in_half_precision():
 @pytest.mark.parametrize(('name', 'fields'), [
     ('googlenet', {'blocks': (1, 4, 1)}), ('inception_v3', {'blocks': (1, 1, 1)}), ('resnet50', {'blocks': (2, 2)}),
     ('t2t_vit_14', {'depth': 2}), ('nin_imagenet', {})])
-def test_layers_have_all_parameters_but_those_of_auxiliary_classifiers(name, fields):
+def test_layers_contain_all_parameters_except_those_of_auxiliary_classifiers(name, fields):
     network = models.create(name, 1000, conv_implementation='xla', **fields)
     total = cost(network, (128, 128, 3), 1, ())
     variables = jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, 128, 128, 3)))
@@ -205,17 +205,17 @@ def test_layers_have_all_parameters_but_those_of_auxiliary_classifiers(name, fie
     assert sum(layer.multiply_adds for layer in total.layers) == total.multiply_adds
 
 
-@pytest.mark.parametrize(('shape', 'batch', 'optimizer', 'part'), [
+@pytest.mark.parametrize(('shape', 'batch', 'optimizer', 'message'), [
     ((8, 8, 3), 2, 'sgd', '16 x 16'), ((0, 32, 3), 2, 'sgd', 'image size'), ((32, 32, 3), -1, 'sgd', 'batch size'),
     ((32, 32, 3), 2, 'adm', "'adm'; nearest"), ((32, 32, 3), 2, 'sgd(0.9)', 'need names')])
-def test_what_cannot_be_is_told(shape, batch, optimizer, part):
-    with pytest.raises(UserError, match=re.escape(part)):
+def test_invalid_arguments_are_refused(shape, batch, optimizer, message):
+    with pytest.raises(UserError, match=re.escape(message)):
         cost(models.create('shallow_cnn'), shape, batch, [optimizer])
 
 
-def test_the_figure_is_a_picture(tmp_path):
+def test_cost_scatter_writes_an_image(tmp_path):
     costs = {name: cost(models.create(name), (32, 32, 1), 1, ()) for name in ('lenet5', 'lenet_mnist')}
-    figures.costs(costs, str(tmp_path / 'zoo.png'))
+    figures.cost_scatter(costs, str(tmp_path / 'zoo.png'))
     with Image.open(tmp_path / 'zoo.png') as image:
         assert min(image.size) > 600
         assert np.asarray(image.convert('RGB')).std() > 5

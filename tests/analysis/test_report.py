@@ -1,4 +1,4 @@
-"""Figures are written and show what they are given; the report holds the numbers of the summary."""
+"""The figures show their data, and the report contains the results of the summary."""
 
 import os
 import re
@@ -25,13 +25,13 @@ NAMES = ['cat', 'dog', 'owl']
 
 
 def pixels(path):
-    """Of a PNG that decodes."""
+    """Return the RGB pixels of a PNG."""
     with Image.open(path) as image:
         assert image.format == 'PNG'
         return np.asarray(image.convert('RGB'))
 
 
-def colours(path):
+def count_colors(path):
     return len(np.unique(pixels(path).reshape(-1, 3), axis=0))
 
 
@@ -39,31 +39,31 @@ def colours(path):
 
 
 def draw_curves(rows, path):
-    known = metrics.of_targets('label')
-    measurements = metrics.measurements(known.values(), ['val', 'test'], ema=True, tta=False)
-    figures.curves(rows, [known['loss'], known['accuracy']], list(measurements.values()), path)
+    task_metrics = metrics.of_targets('label')
+    measurements = metrics.measurements(task_metrics.values(), ['val', 'test'], ema=True, tta=False)
+    figures.curves(rows, [task_metrics['loss'], task_metrics['accuracy']], list(measurements.values()), path)
 
 
-def test_curves_are_a_picture_of_the_rows(tmp_path):
-    one, other = str(tmp_path / 'one.png'), str(tmp_path / 'other.png')
-    draw_curves(ROWS, one)
-    draw_curves([{**row, 'train_loss': row['train_loss'] ** 2} for row in ROWS], other)
-    height, width, _ = pixels(one).shape
+def test_curves_show_the_rows(tmp_path):
+    paths = str(tmp_path / 'curves.png'), str(tmp_path / 'other_loss.png')
+    draw_curves(ROWS, paths[0])
+    draw_curves([{**row, 'train_loss': row['train_loss'] ** 2} for row in ROWS], paths[1])
+    height, width, _ = pixels(paths[0]).shape
     assert 300 < height < 800
     assert 1000 < width < 2400
-    assert colours(one) > 50
-    assert pixels(other).shape == pixels(one).shape
-    changed = (pixels(other) != pixels(one)).any((0, 2)).nonzero()[0]
-    assert len(changed) > 0
-    assert changed.max() < width / 3  # of the three, the loss alone
+    assert count_colors(paths[0]) > 50
+    assert pixels(paths[1]).shape == pixels(paths[0]).shape
+    changed_columns = (pixels(paths[1]) != pixels(paths[0])).any((0, 2)).nonzero()[0]
+    assert len(changed_columns) > 0
+    assert changed_columns.max() < width / 3  # the loss is the first of three panels
 
 
-def test_curves_of_no_rows_are_empty_axes(tmp_path):
+def test_curves_without_rows_have_empty_axes(tmp_path):
     draw_curves([], str(tmp_path / 'curves.png'))
     assert pixels(tmp_path / 'curves.png').min() < 255
 
 
-def test_curves_of_a_single_interval_are_points_and_a_sentence(tmp_path, monkeypatch):
+def test_curves_of_a_single_row_have_markers_and_a_text_for_the_learning_rate(tmp_path, monkeypatch):
     lines, texts = [], []
     monkeypatch.setattr('matplotlib.axes.Axes.plot', lambda self, *args, plot=Axes.plot, **settings: (
         lines.extend(drawn := plot(self, *args, **settings)), drawn)[1])
@@ -79,38 +79,55 @@ def test_curves_of_a_single_interval_are_points_and_a_sentence(tmp_path, monkeyp
 
 
 @pytest.mark.parametrize('count', [2, 21, 41])
-def test_a_confusion_matrix_of_any_size_is_a_picture(tmp_path, count):
+def test_confusion_matrix_of_any_size_is_readable(tmp_path, count):
     names = [f'class {n}' for n in range(count)]
     rng = np.random.default_rng(0)
-    pictures = []
+    drawn = []
     for n, confusion in enumerate((np.diag(rng.integers(1, 9, count)), np.zeros((count, count), int))):
         figures.confusion_matrix(confusion, names, str(tmp_path / f'{n}.png'))
-        pictures.append(pixels(tmp_path / f'{n}.png'))
-        assert 400 < min(pictures[-1].shape[:2]) <= max(pictures[-1].shape[:2]) < 1800
-    assert pictures[0].shape == pictures[1].shape
-    assert 0.002 < (pictures[0] != pictures[1]).any(-1).mean() < 0.5  # the diagonal, not the whole
+        drawn.append(pixels(tmp_path / f'{n}.png'))
+        assert 400 < min(drawn[-1].shape[:2]) <= max(drawn[-1].shape[:2]) < 1800
+    assert drawn[0].shape == drawn[1].shape
+    assert 0.002 < (drawn[0] != drawn[1]).any(-1).mean() < 0.5  # only the diagonal differs
 
 
-def test_of_many_classes_the_most_confused_are_drawn_by_name(tmp_path, monkeypatch):
-    shown = []
-    monkeypatch.setattr('matplotlib.axes.Axes.set_yticks', lambda self, ticks, labels: shown.append(labels))
-    monkeypatch.setattr('matplotlib.axes.Axes.imshow', lambda self, shares, imshow=Axes.imshow, **settings: (
-        shown.append(shares), imshow(self, shares, **settings))[1])
+def test_confusion_matrix_of_many_classes_shows_the_most_confused(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr('matplotlib.axes.Axes.set_yticks', lambda self, ticks, labels: drawn.append(labels))
+    monkeypatch.setattr('matplotlib.axes.Axes.imshow', lambda self, fractions, imshow=Axes.imshow, **settings: (
+        drawn.append(fractions), imshow(self, fractions, **settings))[1])
     confusion = np.diag(np.full(300, 4))
-    for n in range(250, 289):  # a chain of 40 classes, each taken for the next
+    for n in range(250, 289):  # a chain of 40 classes, each confused with the next
         confusion[n, n + 1] = 1 + n % 3
-    confusion[3, 7] = 1  # fewer than others, but of the same count as some
+    confusion[3, 7] = 1  # as often as the least frequent mistakes of the chain
     figures.confusion_matrix(confusion, [f'class {n}' for n in range(300)], str(tmp_path / 'many.png'))
-    shares, labels = shown
-    assert len(labels) == len(shares) == figures.MOST_CLASSES
+    fractions, labels = drawn
+    assert len(labels) == len(fractions) == figures.MAX_CONFUSION_CLASSES
     assert set(labels) <= {'class 3', 'class 7', *(f'class {n}' for n in range(250, 290))}
     assert {f'class {n}' for n in range(250, 290) if n % 3 == 2 or n % 3 == 0} <= set(labels)
     row, column = labels.index('class 251'), labels.index('class 252')
-    assert shares[row, column] == 3 / 7  # of all images of the label, with those that are not drawn
+    assert fractions[row, column] == 3 / 7  # of all images of the label
+
+
+@pytest.mark.parametrize('num_classes', [3, 12, 40])
+def test_precision_recall_legend_is_beside_the_axes(tmp_path, monkeypatch, num_classes):
+    labels = np.random.default_rng(0).integers(0, 2, (30, num_classes))
+    labels[:, 0] = 0  # no image
+    drawn = []
+    monkeypatch.setattr('matplotlib.figure.Figure.savefig', lambda figure, *_, **__: drawn.append(figure))
+    names = [f'a class with a long name {n}' for n in range(num_classes)]
+    figures.precision_recall(0.5 * labels + 0.2, labels, names, str(tmp_path / 'curves.png'))
+    figure, = drawn
+    figure.draw_without_rendering()
+    axis, = figure.axes
+    legend = axis.get_legend()
+    assert len(legend.get_texts()) == min(num_classes - 1, figures.MAX_CURVES)
+    assert f'of {num_classes} classes' in axis.get_title()
+    assert axis.get_window_extent().x1 < legend.get_window_extent().x0 < legend.get_window_extent().x1 <= figure.bbox.x1
 
 
 @pytest.mark.parametrize(('channels', 'side', 'factor'), [(1, 32, 3), (3, 32, 3), (1, 28, 4), (3, 120, 1)])
-def test_a_grid_holds_each_image_in_whole_pixels(tmp_path, channels, side, factor):
+def test_image_grid_enlarges_images_by_whole_factors(tmp_path, channels, side, factor):
     images = np.random.default_rng(0).uniform(-0.2, 1.2, (5, side, side, channels)).astype(np.float32)
     path = str(tmp_path / 'grid.png')
     figures.image_grid(images, ['a', 'b', 'c', 'd', 'e'], path, columns=3)
@@ -120,10 +137,10 @@ def test_a_grid_holds_each_image_in_whole_pixels(tmp_path, channels, side, facto
     for n, tile in enumerate(expected):
         y, x = 6 + n // 3 * (cell + 20) + 14, 6 + n % 3 * (cell + 6)
         np.testing.assert_array_equal(sheet[y:y + cell, x:x + cell], np.broadcast_to(tile, (cell, cell, 3)))
-    assert (sheet[-cell:, -cell:] == 255).all()  # the sixth place is empty
+    assert (sheet[-cell:, -cell:] == 255).all()  # the sixth cell is empty
 
 
-def test_titles_of_a_grid_are_drawn_and_one_too_few_is_an_error(tmp_path):
+def test_image_grid_draws_titles_and_requires_one_for_each_image(tmp_path):
     images = np.zeros((2, 32, 32, 1))
     sheets = []
     for n, titles in enumerate((['1', '2'], ['1', '3'])):
@@ -134,35 +151,35 @@ def test_titles_of_a_grid_are_drawn_and_one_too_few_is_an_error(tmp_path):
         figures.image_grid(images, ['1'], str(tmp_path / 'x.png'))
 
 
-def test_rows_of_a_grid_have_headings_and_images_their_own_sizes(tmp_path):
+def test_image_grid_with_headings_and_images_of_several_sizes(tmp_path):
     images = [np.full((side, side, 3), 0.5) for side in (96, 50, 96, 20)]
     figures.image_grid(images, ['a', 'b\nc', '', ''], path := str(tmp_path / 'a.png'), columns=2, headings=['', 'second'])
     sheet = pixels(path)
-    row, above = 12 + 26 + 96 + 6, 12
-    assert sheet.shape == (2 * row + 6, 2 * 102 + 6, 3)
+    row_height, heading_height = 12 + 26 + 96 + 6, 12
+    assert sheet.shape == (2 * row_height + 6, 2 * 102 + 6, 3)
     for n, side in enumerate((96, 50, 96, 20)):
-        y, x = 6 + n // 2 * row + above + 26, 6 + n % 2 * 102
+        y, x = 6 + n // 2 * row_height + heading_height + 26, 6 + n % 2 * 102
         assert (sheet[y:y + side, x:x + side] == 128).all()
         assert (sheet[y + side:y + 96, x:x + 96] == 255).all()
-    assert (sheet[6:6 + above] == 255).all()
-    assert (sheet[6 + row:6 + row + above] < 128).any()
+    assert (sheet[6:6 + heading_height] == 255).all()
+    assert (sheet[6 + row_height:6 + row_height + heading_height] < 128).any()
 
 
 ODD_NAMES = ['ö', '$$', r'x_$\frac$', 'a|b', '<b>', 'new\nline', 'esc\x1b[31m', 'long ' * 30]
 
 
-def test_class_names_are_drawn_as_they_are_written(tmp_path):
+def test_class_names_are_drawn_literally(tmp_path):
     confusion, paths = np.eye(8, dtype=int), [str(tmp_path / f'{n}.png') for n in range(4)]
     figures.confusion_matrix(confusion, ODD_NAMES, paths[0])
     figures.confusion_matrix(confusion, ['o', *ODD_NAMES[1:]], paths[1])
     figures.image_grid(np.zeros((8, 32, 32, 1)), ODD_NAMES, paths[2])
     figures.image_grid(np.zeros((8, 32, 32, 1)), ['o', *ODD_NAMES[1:]], paths[3])
-    for odd, plain in (paths[:2], paths[2:]):
-        assert max(pixels(odd).shape) < 1500
-        assert 0 < (pixels(odd) != pixels(plain)).any(-1).sum() < 60  # the dots alone
+    for umlaut, plain in (paths[:2], paths[2:]):
+        assert max(pixels(umlaut).shape) < 1500
+        assert 0 < (pixels(umlaut) != pixels(plain)).any(-1).sum() < 60  # only the dots differ
 
 
-def test_figures_have_their_own_settings_whatever_the_users_are(tmp_path):
+def test_figures_ignore_and_keep_the_settings_of_the_user(tmp_path):
     paths = [str(tmp_path / f'{n}.png') for n in range(2)]
     figures.confusion_matrix(CONFUSION, NAMES, paths[0])
     (tmp_path / 'matplotlibrc').write_text('text.usetex: True\naxes.facecolor: red\nsavefig.dpi: 30\n')
@@ -171,35 +188,36 @@ def test_figures_have_their_own_settings_whatever_the_users_are(tmp_path):
             'import matplotlib; print(os.environ["MPLBACKEND"], matplotlib.rcParams["text.usetex"])')
     environment = {**os.environ, 'MPLBACKEND': 'no_such_backend', 'MATPLOTLIBRC': str(tmp_path), 'LC_ALL': 'C',
                    'PYTHONUTF8': '0', 'PYTHONCOERCECLOCALE': '0'}
-    done = subprocess.run([sys.executable, '-c', code], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ['no_such_backend', 'True']  # what the user has set is left as it is
+    process = subprocess.run([sys.executable, '-c', code], env=environment, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.split() == ['no_such_backend', 'True']  # the settings of the user are kept
     np.testing.assert_array_equal(pixels(paths[1]), pixels(paths[0]))
 
 
 @pytest.fixture
-def own_fonts(monkeypatch):
-    """The fonts that come with matplotlib, whatever the machine has."""
+def only_matplotlib_fonts(monkeypatch):
+    """Hide all fonts of the machine except those that come with matplotlib."""
     manager = font_manager.fontManager
     monkeypatch.setattr(manager, 'ttflist', [entry for entry in manager.ttflist if 'mpl-data' in entry.fname])
     monkeypatch.setattr(font_manager, 'findSystemFonts', lambda: [])
-    figures._more_fonts.cache_clear()
+    figures.fallback_fonts.cache_clear()
     yield
-    figures._more_fonts.cache_clear()
+    figures.fallback_fonts.cache_clear()
 
 
-def test_characters_that_no_font_has_are_told_in_one_line(own_fonts, tmp_path, caplog):
-    with warnings.catch_warnings(record=True) as raw:
+def test_characters_without_a_font_are_logged_in_one_line(only_matplotlib_fonts, tmp_path, caplog):
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter('always')
         for n in range(2):
             figures.confusion_matrix(np.eye(2), ['日本', 'ö'], str(tmp_path / f'{n}.png'))
-    assert not [str(w.message) for w in raw if 'Glyph' in str(w.message)]
+    assert not [str(w.message) for w in caught if 'Glyph' in str(w.message)]
     line, = [record.getMessage() for record in caplog.records]
-    assert '日本,' in line
+    assert '日本:' in line
     assert 'ö' not in line
 
 
-def test_characters_that_the_first_font_lacks_are_taken_from_one_that_has_them(own_fonts, tmp_path, monkeypatch, caplog):
+def test_missing_characters_are_drawn_with_a_fallback_font(
+        only_matplotlib_fonts, tmp_path, monkeypatch, caplog):
     from fontTools.fontBuilder import FontBuilder
     from fontTools.pens.ttGlyphPen import TTGlyphPen
     pen = TTGlyphPen(None)
@@ -216,14 +234,14 @@ def test_characters_that_the_first_font_lacks_are_taken_from_one_that_has_them(o
     font.setupOS2()
     font.setupPost()
     font.save(path := str(tmp_path / 'squares.ttf'))
-    monkeypatch.setattr(font_manager, 'findSystemFonts', lambda: [path])  # one that matplotlib has not listed yet
+    monkeypatch.setattr(font_manager, 'findSystemFonts', lambda: [path])  # installed since matplotlib listed the fonts
     figures.image_grid(np.ones((1, 32, 32, 1)), ['日本'], str(tmp_path / 'grid.png'), columns=1)
     assert not caplog.records
     title = pixels(tmp_path / 'grid.png')[6:20]
-    assert (title < 50).all(-1).sum() > 60  # two squares of 8 pixels a side, filled
+    assert (title < 50).all(-1).sum() > 60  # two filled squares of 8 pixels a side
 
 
-def test_the_title_of_a_mixed_label_names_its_parts():
+def test_title_of_a_mixed_label_names_its_classes():
     task = tasks.create(config.parse({}), ['ant', 'bee', 'cow'], [1, 1, 1], 3)
     assert task.title({'label': np.array(1)}) == 'bee'
     assert task.title({'label': np.array([0.25, 0.75, 0.0])}) == 'bee 0.75\nant 0.25'
@@ -242,36 +260,39 @@ SUMMARY = {
 
 @pytest.fixture
 def write(tmp_path):
-    """Writes a report with its figures and gives its text: `write(fields of the config, **of the summary)`."""
-    tmp_path.joinpath('figures').mkdir()
-    tmp_path.joinpath('figures', 'first_batch.png').touch()  # which the loop draws when the run begins
+    """Return a function that writes a report with its figures, and returns its text.
 
-    def write(fields=None, confusion=CONFUSION, part='test', broken=None, names=NAMES, **summary):
+    Its arguments are the fields of the config, the evaluation, and changed values of the summary.
+    """
+    tmp_path.joinpath('figures').mkdir()
+    tmp_path.joinpath('figures', 'first_batch.png').touch()  # drawn when the run begins
+
+    def write(fields=None, confusion=CONFUSION, split='test', broken=None, names=NAMES, **summary):
         info = {'class_names': names, 'class_counts': [40, 50, 60, 0, 0, 0][:len(names)], 'broken': broken or {},
                 'sizes': {'train': 150}, 'image_shape': (32, 32, 1), 'mean': (0.0,), 'std': (1.0,)}
         built = experiment.build(config.parse(fields or {}), info, None)
-        report.write_report(str(tmp_path), built, {**SUMMARY, **summary}, ROWS, part,
+        report.write_report(str(tmp_path), built, {**SUMMARY, **summary}, ROWS, split,
                             tasks.Accumulated({'confusion': confusion}, {}))
         return (tmp_path / 'report.md').read_text()
     return write
 
 
 @pytest.fixture
-def written(write, monkeypatch):
-    """The same without the figures, which take their time."""
+def write_text(write, monkeypatch):
+    """`write` without the figures, for speed."""
     for name in ('curves', 'confusion_matrix'):
         monkeypatch.setattr(figures, name, lambda *_: None)
     return write
 
 
-def cells(text, first):
-    """The cells after the one named `first`, of the only table row that begins with it."""
-    row, = [line for line in text.splitlines() if line.startswith(f'| {first} |')]
+def cells(text, heading):
+    """Return the further cells of the only table row whose first cell is `heading`."""
+    row, = [line for line in text.splitlines() if line.startswith(f'| {heading} |')]
     return [cell.strip() for cell in row.strip('|').split('|')][1:]
 
 
-def test_the_report_holds_the_numbers_of_the_summary(written):
-    text = written()
+def test_report_contains_the_summary(write_text):
+    text = write_text()
     assert text.startswith('# lenet5 on digits\n\nName of the run: first try.\n')
     assert ('lenet5 (61,706 parameters) on digits, seed 17: 12,345 steps, 40.00 epochs, on 3 x H100.') in text
     assert 'the best of the evaluated checkpoints by `val_accuracy`, step 11000' in text
@@ -279,101 +300,101 @@ def test_the_report_holds_the_numbers_of_the_summary(written):
                         'validation accuracy': '98.77 %', 'validation loss': '0.0432',
                         'training loss, last interval': '0.1234', 'images/s in training': '54,322',
                         'wall time': '98.8 s, of which training steps 54.3 s',
-                        'most memory held': '5.68 GB of the host'}.items():
+                        'peak memory': '5.68 GB of the host'}.items():
         assert cells(text, name) == [value]
     assert '{"jax": "0.10.2"}' in text
-    assert 'digits, seed 17: 1 step, 40.00 epochs, on' in written({'duration': {'epochs': 40}}, steps=1, epochs=40.01)
-    assert ': 9 steps, 42.01 epochs, on' in written({'duration': {'epochs': 40}}, steps=9, epochs=42.01)
-    text = written(peak_device_bytes=1_250_000_000)
-    assert cells(text, 'most memory held') == ['5.68 GB of the host, 1.25 GB of the device']
+    assert 'digits, seed 17: 1 step, 40.00 epochs, on' in write_text({'duration': {'epochs': 40}}, steps=1, epochs=40.01)
+    assert ': 9 steps, 42.01 epochs, on' in write_text({'duration': {'epochs': 40}}, steps=9, epochs=42.01)
+    text = write_text(peak_device_bytes=1_250_000_000)
+    assert cells(text, 'peak memory') == ['5.68 GB of the host, 1.25 GB of the device']
 
 
-def test_the_report_holds_each_class_and_the_most_frequent_mistakes(written):
-    text = written()
-    # cat: 5 right of 7 predicted and 6 there; F1 = 2*5 / (7 + 6)
+def test_report_lists_the_classes_and_the_most_frequent_mistakes(write_text):
+    text = write_text()
+    # cat: 5 correct of 7 predictions and 6 images; F1 = 2*5 / (7 + 6)
     assert cells(text, 'cat') == ['71.43 %', '83.33 %', '0.7692', '6', '40']
     assert cells(text, 'dog') == ['75.00 %', '42.86 %', '0.5455', '7', '50']
     assert cells(text, 'owl') == ['66.67 %', '80.00 %', '0.7273', '10', '60']
     assert 'Most frequent mistakes: dog taken for owl (4), owl taken for cat (2), cat taken for dog (1).' in text
-    assert 'Most frequent mistakes: none.' in written(confusion=np.diag([3, 4, 5]))
+    assert 'Most frequent mistakes: none.' in write_text(confusion=np.diag([3, 4, 5]))
 
 
-def test_names_are_shown_in_the_report_as_they_are_written(written):
+def test_report_shows_names_literally(write_text):
     names = ['a|b', '<b>`x`', '_$new\nline*\x1b[31m[a](b)&amp;\\|']
-    html = MarkdownIt('commonmark').enable('table').render(written(names=names, name='#1 <i> _x_'))
+    html = MarkdownIt('commonmark').enable('table').render(write_text(names=names, name='#1 <i> _x_'))
     text = [unescape(part) for part in re.split('<[^>]*>', html)]
     for name in names:
         name = name.replace('\n', '\\n').replace('\x1b', '\\x1b')
-        assert name in text  # a whole cell
+        assert name in text  # a complete cell
         assert any(f'{name} taken for' in part for part in text)
     assert 'Name of the run: #1 <i> _x_.' in text
 
 
-def test_what_was_not_measured_is_said(written):
-    text = written({'data': {'val_fraction': 0.0}}, val_accuracy=None, val_loss=None, train_loss=None,
+def test_report_states_missing_measurements(write_text):
+    text = write_text({'data': {'val_fraction': 0.0}}, val_accuracy=None, val_loss=None, train_loss=None,
                    images_per_second=None)
     for name in ('validation accuracy', 'validation loss', 'training loss, last interval', 'images/s in training'):
         assert cells(text, name) == ['not measured']
     assert 'None' not in text
-    assert 'Figures are of the last checkpoint, step 11000.' in text
+    assert 'Results are those of the last checkpoint, step 11000.' in text
     assert cells(text, 'test accuracy') == ['97.53 %']
 
 
-def test_broken_images_and_a_missing_test_part_are_told(written):
-    assert 'could not be read' not in written()
-    text = written(part='val', broken={'train': 3, 'val': 0, 'test': 1}, test_accuracy=None)
-    assert 'Images that could not be read, and were left out: 3 of train, 1 of test.' in text
+def test_report_counts_skipped_images_and_shows_the_validation_split(write_text):
+    assert 'could not be read' not in write_text()
+    text = write_text(split='val', broken={'train': 3, 'val': 0, 'test': 1}, test_accuracy=None)
+    assert 'Skipped images, which could not be read: 3 of train, 1 of test.' in text
     assert '## Validation part, by class' in text
     assert cells(text, 'class')[3] == 'validation images'
 
 
-def test_moving_averages_are_told_where_there_are_any(written):
-    assert 'ema' not in written()
-    text = written({'optim': {'ema_decay': 0.9}}, names=list('abcdef'), confusion=np.eye(6, dtype=int), val_ema_accuracy=0.5,
-                   test_ema_loss=0.25, test_ema_top5=0.75)
+def test_report_lists_moving_averages(write_text):
+    assert 'ema' not in write_text()
+    text = write_text({'optim': {'ema_decay': 0.9}}, names=list('abcdef'), confusion=np.eye(6, dtype=int),
+                      val_ema_accuracy=0.5, test_ema_loss=0.25, test_ema_top5=0.75)
     assert cells(text, 'validation ema accuracy') == ['50.00 %']
     assert cells(text, 'test ema loss') == ['0.2500']
     assert cells(text, 'test ema top-5') == ['75.00 %']
 
 
-def test_the_report_is_headed_by_what_was_trained(written):
-    assert written(name='').startswith('# lenet5 on digits\n\nlenet5 (')
-    assert written({'data': {'name': 'folder', 'dir': '/data/my_pets/'}}).startswith('# lenet5 on my_pets (folder)\n')
+def test_report_heading_names_the_model_and_the_data(write_text):
+    assert write_text(name='').startswith('# lenet5 on digits\n\nlenet5 (')
+    assert write_text({'data': {'name': 'folder', 'dir': '/data/my_pets/'}}).startswith('# lenet5 on my_pets (folder)\n')
 
 
-def test_top_5_is_told_of_more_than_five_classes_alone(written):
-    measures = {'test_ema_top5': 0.5, 'test_ema_accuracy': 0.25}
-    text = written({'optim': {'ema_decay': 0.9}}, **measures)
+def test_report_lists_top5_for_more_than_five_classes(write_text):
+    values = {'test_ema_top5': 0.5, 'test_ema_accuracy': 0.25}
+    text = write_text({'optim': {'ema_decay': 0.9}}, **values)
     assert 'top' not in text
     assert cells(text, 'test ema accuracy') == ['25.00 %']
-    text = written({'optim': {'ema_decay': 0.9}}, names=list('abcdef'), confusion=np.eye(6, dtype=int), **measures)
+    text = write_text({'optim': {'ema_decay': 0.9}}, names=list('abcdef'), confusion=np.eye(6, dtype=int), **values)
     assert cells(text, 'test top-5') == ['99.99 %']
     assert cells(text, 'test ema top-5') == ['50.00 %']
 
 
-def test_classes_are_sorted_by_recall_and_those_without_images_come_last(written):
-    text = written(confusion=np.array([[9, 1, 0], [0, 0, 0], [3, 0, 5]]))
+def test_report_sorts_classes_by_recall_and_puts_those_without_images_last(write_text):
+    text = write_text(confusion=np.array([[9, 1, 0], [0, 0, 0], [3, 0, 5]]))
     rows = [line.split(' | ')[0] for line in text.splitlines() if line.startswith(('| cat', '| dog', '| owl'))]
     assert rows == ['| owl', '| cat', '| dog']
 
 
-def test_the_report_lists_the_fields_that_were_changed_and_no_others(written):
-    text = written({'seed': 17, 'optim': {'learning_rate': 0.02, 'warmup': {'epochs': 2}},
+def test_report_lists_only_changed_fields(write_text):
+    text = write_text({'seed': 17, 'optim': {'learning_rate': 0.02, 'warmup': {'epochs': 2}},
                     'data': {'augment': 'flip_lr'}})
     block = text.split('## Config')[1].split('```')[1].strip().splitlines()
     assert sorted(block) == ["config.data.augment = 'flip_lr'", 'config.optim.learning_rate = 0.02',
                              "config.optim.warmup = {'epochs': 2}", 'config.seed = 17']
 
 
-def test_the_figures_that_the_report_shows_are_there(write, tmp_path):
+def test_report_shows_existing_figures(write, tmp_path):
     text = write()
     for name in ('curves', 'confusion_matrix'):
         assert f'](figures/{name}.png)' in text
-        assert colours(tmp_path / 'figures' / f'{name}.png') > 20
+        assert count_colors(tmp_path / 'figures' / f'{name}.png') > 20
     assert '](figures/first_batch.png)' in text
 
 
-def test_a_figure_that_cannot_be_drawn_is_a_warning(write, monkeypatch, caplog):
+def test_errors_in_figures_are_warnings(write, monkeypatch, caplog):
     def fail(*_):
         raise ValueError('of a\nfigure')
     monkeypatch.setattr(figures, 'curves', fail)
