@@ -198,7 +198,7 @@ class SplitEvaluator:
         test-time augmentation, as far as the run has these."""
         num_images, values, task = 0, {}, self._experiment.task
         for ema, ema_variables in variables(weights).items():
-            placed = self._backend.place(ema_variables)
+            placed = self._backend.replicate(ema_variables)
             for tta in (False, True) if self._experiment.preprocessor.tta else (False,):
                 accumulated = self._evaluator(placed, self._split, tta=tta)
                 assert accumulated is not None

@@ -72,7 +72,7 @@ def _introduction(experiment: Experiment, summary: Mapping[str, Any]) -> list[st
 
 def _data_name(config: cfg.DataConfig) -> str:
     """Return the name of the data set; for a layout of files, the name of its folder or file with the layout."""
-    if config.name not in layouts.UNNAMED:
+    if config.name not in layouts.GENERIC_LAYOUTS:
         return escape(config.name)
     return escape(f'{os.path.basename(os.path.abspath(config.dir))} ({config.name})')
 

@@ -183,7 +183,7 @@ def _decode_blocks(decoder: _Decoder) -> Iterator[_DecodedBlock]:
     if _needs_processes(decoder.examples):
         block_size = -(-count // (8 * cores))
         arguments: dict[str, Any] = dict(backend='loky', initializer=workers.initializer())
-        starting: contextlib.AbstractContextManager = workers.starting_workers()
+        starting: contextlib.AbstractContextManager = workers.block_stop_signals()
     else:
         block_size, arguments, starting = _THREAD_BLOCK_SIZE, dict(backend='threading'), contextlib.nullcontext()
     blocks = (range(start, min(start + block_size, count)) for start in range(0, count, block_size))
@@ -234,7 +234,7 @@ def _handle_processes(is_used: bool) -> Iterator[None]:
         yield
     except TerminatedWorkerError as e:
         exit_code = re.search(r'\((-?\d+)\)', str(e))  # loky gives the exit code only in its message
-        raise workers.ended_worker(int(exit_code[1]) if exit_code else None, 'the same command decodes the images again; '
+        raise workers.worker_error(int(exit_code[1]) if exit_code else None, 'the same command decodes the images again; '
                                    '`taskset -c 0` in front of it takes one process and less memory') from e
     finally:
         if is_used:
