@@ -8,9 +8,8 @@ classifiers, which are computed in training only, are paired by the graph alone.
 """
 
 import copy
-import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import flax.linen as nn
@@ -20,34 +19,15 @@ import numpy as np
 
 from jaxcnn.errors import UserError
 from jaxcnn.interop.graph import Layer, flax_layers, forward_hooks, intercept_outputs, random_images, torch_layers
+from jaxcnn.interop.layout import Pair, leaves
 from jaxcnn.models import Network
 from jaxcnn.train.state import run_once
 
 if TYPE_CHECKING:
     import torch
 
-Path = tuple[str, ...]
-
 MAX_LOOKAHEAD = 32  # layers that an output is followed through, to choose among candidates
 TOLERANCE = 1e-4  # relative to the largest logit
-
-
-@dataclasses.dataclass(frozen=True)
-class Pair:
-    """A Flax layer and the same layer of a PyTorch module.
-
-    Attributes:
-      flax_path: path of the Flax module.
-      torch_name: name of the PyTorch module.
-      channels: channels of the map (H, W, channels) that a dense layer takes flattened, which PyTorch orders differently;
-        None for other layers.
-      kernel: shape of the Flax kernel, (H, W, C / groups, features) or (C, features); () for normalisation.
-    """
-
-    flax_path: Path
-    torch_name: str
-    channels: int | None
-    kernel: tuple[int, ...]
 
 
 def pair_layers(network: Network, module: 'torch.nn.Module', image_shape: tuple[int, int, int]) -> list[Pair]:
@@ -154,8 +134,8 @@ def to_torch(network: Network, variables: Mapping[str, Any], module: 'torch.nn.M
     before = {name: value.clone() for name, value in module.state_dict().items()}
     after = dict(before)
     for pair in pairs:
-        for leaf in _leaves(pair, before):
-            path = (leaf.collection, *pair.flax_path, leaf.name)
+        for leaf in leaves(pair, before):
+            path = (leaf.collection, *leaf.path)
             shape = leaf.to_flax(_numpy(before[leaf.torch_name])).shape
             values: Any = variables
             for key in path:
@@ -184,53 +164,16 @@ def to_jax(pairs: list[Pair], tensors: 'Mapping[str, torch.Tensor]') -> dict[str
     """
     result: dict[str, Any] = {}
     for pair in pairs:
-        for leaf in _leaves(pair, tensors):
+        for leaf in leaves(pair, tensors):
             subtree = result.setdefault(leaf.collection, {})
-            for key in pair.flax_path:
+            for key in leaf.path[:-1]:
                 subtree = subtree.setdefault(key, {})
-            subtree[leaf.name] = jnp.array(leaf.to_flax(_numpy(tensors[leaf.torch_name])))
+            subtree[leaf.path[-1]] = jnp.array(leaf.to_flax(_numpy(tensors[leaf.torch_name])))
     return result
 
 
 def _numpy(tensor: 'torch.Tensor') -> np.ndarray:
     return tensor.detach().cpu().float().numpy()
-
-
-def _identity(array: np.ndarray) -> np.ndarray:
-    return array
-
-
-@dataclasses.dataclass(frozen=True)
-class _Leaf:
-    """An array of a pair of layers: its Flax collection and name, its PyTorch name, and the conversions between the two."""
-
-    collection: str
-    name: str
-    torch_name: str
-    to_flax: Callable[[np.ndarray], np.ndarray] = _identity
-    to_torch: Callable[[np.ndarray], np.ndarray] = _identity
-
-
-def _leaves(pair: Pair, tensors: 'Mapping[str, torch.Tensor]') -> Iterator[_Leaf]:
-    """Yield those arrays of a pair that are in `tensors`."""
-    prefix = f'{pair.torch_name}.' if pair.torch_name else ''
-    weight = f'{prefix}weight'
-    if weight in tensors and pair.kernel:
-        shape = tensors[weight].shape  # (features, C / groups, H, W) or (features, C)
-        channels = pair.channels or shape[1]
-
-        def to_flax(w: np.ndarray) -> np.ndarray:
-            return w.reshape(len(w), channels, -1).transpose(2, 1, 0).reshape(pair.kernel)
-
-        def to_torch(k: np.ndarray) -> np.ndarray:
-            return k.reshape(-1, channels, k.shape[-1]).transpose(2, 1, 0).reshape(shape)
-        yield _Leaf('params', 'kernel', weight, to_flax, to_torch)
-    elif weight in tensors:
-        yield _Leaf('params', 'scale', weight)
-    for collection, name, torch_name in (('params', 'bias', 'bias'), ('batch_stats', 'mean', 'running_mean'),
-                                         ('batch_stats', 'var', 'running_var')):
-        if prefix + torch_name in tensors:
-            yield _Leaf(collection, name, prefix + torch_name)
 
 
 def _check_logits(network: Network, variables: Mapping[str, Any], module: 'torch.nn.Module', pairs: list[Pair],
