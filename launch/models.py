@@ -1,5 +1,5 @@
-"""Show the cost of networks: parameters, multiply-adds and memory in training. For networks given by name, also show the
-output shape and the receptive field of each layer. Networks are traced, not computed."""
+"""Show the cost of networks: parameters, multiply-adds and memory in training. For networks that are named, also show the
+output shape and the receptive field of each layer. Networks are traced, and nothing is computed."""
 
 import argparse
 import concurrent.futures
@@ -21,7 +21,7 @@ os.environ['JAX_PLATFORMS'] = 'cpu'  # also for worker processes, so that they t
 
 
 def cost_of(name: str, args: argparse.Namespace) -> 'Cost | str':
-    """Return the cost of a network, or a message if the images are too small for it."""
+    """Return the cost of a network, or an error message if the images are too small for it."""
     from jaxcnn import models
     from jaxcnn.analysis import complexity
     from jaxcnn.errors import UserError
@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
             raise UserError(f'--{flag}: expected at least 1, got {getattr(args, flag)}')
     names = list(dict.fromkeys(args.names)) or sorted(models.names(), key=natural_order)
     costs = {}
-    for name, result in results_of(names, args).items():
+    for name, result in costs_of(names, args).items():
         if not isinstance(result, str):
             costs[name] = result
         elif args.names:
@@ -81,10 +81,10 @@ def natural_order(name: str) -> list[int | str]:
     return [int(part) if part.isdecimal() else part for part in re.split(r'(\d+)', name)]
 
 
-def results_of(names: list[str], args: argparse.Namespace) -> 'dict[str, Cost | str]':
-    """Return `cost_of` each network, computed in several processes if there are many."""
+def costs_of(names: list[str], args: argparse.Namespace) -> 'dict[str, Cost | str]':
+    """Return `cost_of` each network by name, computed in several processes if there are more than four."""
     from jaxcnn.data import workers
-    results = {names[0]: cost_of(names[0], args)}  # before any process starts, so that wrong flags are reported at once
+    results = {names[0]: cost_of(names[0], args)}  # before processes start, so that wrong flags are reported at once
     others = names[1:]
     processes = min(os.cpu_count() or 1, (len(names) + 3) // 4)
     if processes == 1:
@@ -152,12 +152,13 @@ def print_table(rows: list[list[str]]) -> None:
 if __name__ == '__main__':
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('names', nargs='*', metavar='NAME', help='networks (default: all)')
-    parser.add_argument('--image_size', type=int, help="height and width of images in pixels (default: the network's own)")
+    parser.add_argument('--image_size', type=int,
+                        help='height and width of images in pixels (default: those the network was published for)')
     parser.add_argument('--batch_size', type=int, default=32, help='images in a training step (default: 32)')
-    parser.add_argument('--num_classes', type=int, help="number of classes (default: the network's own)")
-    parser.add_argument('--optimizer', default='sgd', help='another optimizer whose memory is shown, such as adamw or '
-                        'sgd(momentum=0.9, nesterov=True)')
-    parser.add_argument('--layers', action='store_true', help='show the layers of all networks')
-    parser.add_argument('--json', action='store_true', help='print a JSON object by network name; memory in bytes')
-    parser.add_argument('--figure', metavar='FILE.png', help='draw parameters and multiply-adds into an image file')
+    parser.add_argument('--num_classes', type=int, help='number of classes (default: that the network was published for)')
+    parser.add_argument('--optimizer', default='sgd', help='optimizer whose memory is shown beside the usual ones, such '
+                        'as adamw or sgd(momentum=0.9, nesterov=True)')
+    parser.add_argument('--layers', action='store_true', help='show the layers even if no network is named')
+    parser.add_argument('--json', action='store_true', help='print a JSON object with the costs by name; memory is in bytes')
+    parser.add_argument('--figure', metavar='FILE.png', help='draw parameters and multiply-adds of the networks')
     cli.main(parser, run)

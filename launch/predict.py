@@ -1,98 +1,118 @@
-"""Tells what a trained network sees in pictures: its prediction, and the probabilities of the classes."""
+"""Predict the classes of image files with a trained network, and print their probabilities."""
 
 import argparse
 import csv
 import os
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent import futures
+from typing import TYPE_CHECKING
 
 from jaxcnn import cli
 from jaxcnn.errors import UserError, as_text, counted
 
-BATCH = 64
+if TYPE_CHECKING:
+    import numpy as np
+
+    from jaxcnn.run import Run
+
+BATCH_SIZE = 64
 
 
 def run(args: argparse.Namespace) -> int:
-    import numpy as np
-
-    from jaxcnn.data import picture
     from jaxcnn.run import load_run
     for path in filter(None, (args.csv, args.submission)):
         if not os.access(os.path.dirname(os.path.abspath(path)), os.W_OK):
             raise UserError(f'{path}: its folder is missing or cannot be written')
     ids = submission_ids(args.images) if args.submission else {}
-    trained = load_run(args.workdir, args.checkpoint)
-    if args.ink != 'auto' and not trained.info['ink']:
-        raise UserError(f'--ink: {args.ink}: handwriting is found for networks trained on mnist or digits; this one '
-                        f'takes images as they are, as those of {trained.info["name"]!r}')
-    _ = trained.weights  # errors in the checkpoint come before errors in images
-    rows, bad = [], 0
+    loaded_run = load_run(args.workdir, args.checkpoint)
+    if args.ink != 'auto' and not loaded_run.info['ink']:
+        raise UserError(f'--ink: {args.ink}: this network was trained on {loaded_run.info["name"]!r}, whose images are used '
+                        'as they are; handwriting is located only for mnist and digits')
+    _ = loaded_run.weights  # errors in the checkpoint come before those in images
+    predictions = list(predict(loaded_run, args))
+    task = loaded_run.experiment.task
+    if args.csv and predictions:
+        cells = [task.row(prediction) for _, prediction in predictions]
+        write_table(args.csv, ['image', *cells[0]],
+                    [[path, *row.values()] for (path, _), row in zip(predictions, cells, strict=True)])
+    if args.submission and predictions:
+        write_submission(args.submission, ids, {path: task.category(prediction) for path, prediction in predictions})
+    for path, prediction in predictions:  # after the tables, which are complete even if standard output cannot be written
+        print(f'{as_text(path)}: {task.describe(prediction)}')
+    return 0 if len(predictions) == len(args.images) else 2
+
+
+def predict(run: 'Run', args: argparse.Namespace) -> 'Iterator[tuple[str, np.ndarray]]':
+    """Yield the path and the prediction of each image; images that cannot be read are logged and skipped."""
+    import numpy as np
+
+    from jaxcnn.data import picture
 
     def load(path: str) -> np.ndarray | UserError:
         try:
-            return picture.load(path, trained.info, trained.config.data.resize, args.ink)
-        except UserError as e:  # the others are predicted all the same
+            return picture.load(path, run.info, run.config.data.resize, args.ink)
+        except UserError as e:
             return e
 
-    for start in range(0, len(args.images), BATCH):
+    for start in range(0, len(args.images), BATCH_SIZE):
+        batch_paths = args.images[start:start + BATCH_SIZE]
+        with futures.ThreadPoolExecutor() as pool:
+            loaded = [*pool.map(load, batch_paths)]
         paths, images = [], []
-        given = args.images[start:start + BATCH]
-        with futures.ThreadPoolExecutor() as readers:
-            decoded = [*readers.map(load, given)]
-        for path, found in zip(given, decoded, strict=True):
-            if isinstance(found, UserError):
-                cli.log.error('error: %s', found)
-                bad += 1
+        for path, image in zip(batch_paths, loaded, strict=True):
+            if isinstance(image, UserError):
+                cli.log.error('error: %s', image)
             else:
-                images.append(found)
                 paths.append(path)
-        if not images:
-            continue
-        padded = np.zeros((min(BATCH, len(args.images)), *trained.info['image_shape']), np.uint8)
-        padded[:len(images)] = images
-        for path, prediction in zip(paths, trained.predict(padded), strict=False):
-            rows.append((path, prediction))
-    task = trained.experiment.task
-    if args.csv and rows:
-        cells = [task.row(prediction) for _, prediction in rows]
-        write(args.csv, ['image', *cells[0]], [[path, *row.values()] for (path, _), row in zip(rows, cells, strict=True)])
-    if args.submission and rows:
-        predicted = {path: task.category(prediction) for path, prediction in rows}
-        write(args.submission, ['Id', 'Category'], [[name, predicted.get(path, '')] for path, name in ids.items()])
-        if bad:
-            unread = [as_text(path) for path in ids if path not in predicted]
-            cli.log.warning('%s: %d of %d images cannot be read and have an empty Category: %s%s', args.submission, bad,
-                            len(ids), ', '.join(unread[:5]), ', ...' * (bad > 5))
-    for path, prediction in rows:  # after the tables, which are whole where standard output is full or a pipe ends early
-        print(f'{as_text(path)}: {task.describe(prediction)}')
-    return 2 if bad else 0
+                images.append(image)
+        if images:
+            # batches have one shape, so that the network is compiled once
+            padded = np.zeros((min(BATCH_SIZE, len(args.images)), *run.info['image_shape']), np.uint8)
+            padded[:len(images)] = images
+            yield from zip(paths, run.predict(padded), strict=False)
 
 
 def submission_ids(paths: Sequence[str]) -> dict[str, str]:
-    """The Id of each image, by its path: the file's name without the ending.
+    """Return the Id of each image by its path: the file's name without its extension.
 
     Raises:
-      UserError: two images have the same one.
+      UserError: Two images have the same Id.
     """
     ids: dict[str, str] = {}
-    first: dict[str, str] = {}  # path of each Id
+    path_by_id: dict[str, str] = {}
     for path in paths:
         name = os.path.splitext(os.path.basename(path))[0]
-        if other := first.get(unicodedata.normalize('NFC', name)):
+        normalized = unicodedata.normalize('NFC', name)
+        if other := path_by_id.get(normalized):
             if other == path:
-                raise UserError(f'--submission: {as_text(path)} is given twice, and a table has one row for each Id')
-            raise UserError(f'--submission: {as_text(other)} and {as_text(path)} have the same Id, {as_text(name)!r}, and a '
-                            'table has one row for each: give them in two calls, or rename one')
-        ids[path], first[unicodedata.normalize('NFC', name)] = name, path
+                raise UserError(f'--submission: {as_text(path)} is given twice, but a table has one row for each Id')
+            raise UserError(f'--submission: {as_text(other)} and {as_text(path)} have the same Id, {as_text(name)!r}, but a '
+                            'table has one row for each Id: predict them in two calls, or rename one')
+        ids[path], path_by_id[normalized] = name, path
     return ids
 
 
-def write(path: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table, under a temporary name until it is whole."""
+def write_submission(path: str, ids: dict[str, str], categories: dict[str, str]) -> None:
+    """Write a table with the columns Id and Category; images without a prediction have an empty Category.
+
+    Args:
+      path: the CSV file.
+      ids: the Id of each image by its path.
+      categories: the predicted category by the path of the image.
+    """
+    write_table(path, ['Id', 'Category'], [[name, categories.get(image_path, '')] for image_path, name in ids.items()])
+    unread = [as_text(image_path) for image_path in ids if image_path not in categories]
+    if unread:
+        cli.log.warning('%s: %d of %d images cannot be read and have an empty Category: %s%s', path, len(unread), len(ids),
+                        ', '.join(unread[:5]), ', ...' * (len(unread) > 5))
+
+
+def write_table(path: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Write a CSV file. It replaces an existing file only when it is complete."""
     try:
         with open(f'{path}.tmp', 'w', newline='', encoding='utf-8', errors='surrogateescape') as f:
-            csv.writer(f).writerows([head, *rows])
+            csv.writer(f).writerows([columns, *rows])
         os.replace(f'{path}.tmp', path)
     except OSError as e:
         raise UserError(f'{path}: cannot be written: {e.strerror}') from e
@@ -103,10 +123,11 @@ if __name__ == '__main__':
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--workdir', required=True, help='folder of the run')
     parser.add_argument('--checkpoint', default='best', help='best, latest or a step (default: best)')
-    parser.add_argument('--csv', default='', metavar='FILE', help='write the predictions there, too')
+    parser.add_argument('--csv', default='', metavar='FILE', help='also write the predictions to this CSV file')
     parser.add_argument('--submission', default='', metavar='FILE',
-                        help="write a homework's or contest's table there: Id (the file's name without its end), Category")
+                        help='also write a table for a homework or contest, with the columns Id (the name of the image file '
+                        'without its extension) and Category')
     parser.add_argument('--ink', default='auto', choices=('auto', 'dark', 'light'),
-                        help='handwriting: darker or lighter than its ground (default: found out)')
-    parser.add_argument('images', nargs='+', metavar='IMAGE', help='PNG, JPEG, ... of any size')
+                        help='handwriting: whether it is darker or lighter than the background (default: detected)')
+    parser.add_argument('images', nargs='+', metavar='IMAGE', help='image files of any size, such as PNG or JPEG')
     cli.main(parser, run)

@@ -97,7 +97,7 @@ def test_several_seeds_are_runs_of_their_own_and_their_figures_together(config, 
         assert found[name]['values'] == values
         assert found[name]['mean'] == pytest.approx(np.mean(values))
         assert found[name]['std'] == pytest.approx(np.std(values, ddof=1))
-        assert (found[name]['least'], found[name]['most']) == (min(values), max(values))
+        assert (found[name]['min'], found[name]['max']) == (min(values), max(values))
     assert 'test_accuracy of 2 seeds: mean ' in done.stderr
     # a copy, one of another seed than its folder says, a damaged one and one of another config are not of them
     for other in ('seed3_old', 'seed7', 'seed8', 'seed9'):
