@@ -80,6 +80,10 @@ def check(config: cfg.Config) -> None:
     with name_field('config.eval.tta'):
         tta.parse(config.eval.tta)
     optim.check(config.optim)
+    if config.data.val_fraction == 0 and config.checkpoint.metric is not None:
+        raise UserError(f'{config.checkpoint.metric!r} needs a validation split', field='config.checkpoint.metric',
+                        hint='set config.data.val_fraction above 0, or leave config.checkpoint.metric out, which uses the '
+                        'last checkpoint')
     schedules = [config.optim.schedule, *(s.schedule for s in config.optim.switch)]
     if config.data.val_fraction == 0 and any(s and s.name == 'plateau' for s in schedules):
         raise UserError('plateau follows the validation loss: set config.data.val_fraction', field='config.optim.schedule')

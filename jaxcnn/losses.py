@@ -154,6 +154,9 @@ def bce(logits: jax.Array, targets: jax.Array, gamma: float = 0.0, alpha: float 
         label_smoothing: float = 0.0) -> jax.Array:
     """Return the binary cross-entropy of the sigmoid of each logit, averaged over classes.
 
+    Because of the average, gradients shrink in proportion to the number of classes. With many classes, SGD may need a larger
+    learning rate than for a loss that is summed over classes; Adam's steps do not depend on the scale of gradients.
+
     Args:
       logits: (N, classes).
       targets: (N, classes) from 0 to 1, or (N,) whole numbers.

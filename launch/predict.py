@@ -2,6 +2,7 @@
 
 import argparse
 import csv
+import dataclasses
 import os
 import unicodedata
 from collections.abc import Iterator, Sequence
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from jaxcnn.run import Run
+    from jaxcnn.tasks import Task
 
 BATCH_SIZE = 64
 
@@ -29,9 +31,11 @@ def run(args: argparse.Namespace) -> int:
     if args.ink != 'auto' and not loaded_run.info['ink']:
         raise UserError(f'--ink: {args.ink}: this network was trained on {loaded_run.info["name"]!r}, whose images are used '
                         'as they are; handwriting is located only for mnist and digits')
+    task = loaded_run.experiment.task
+    if args.threshold is not None:
+        task = with_threshold(task, args.threshold)
     _ = loaded_run.weights  # errors in the checkpoint come before those in images
     predictions = list(predict(loaded_run, args))
-    task = loaded_run.experiment.task
     if args.csv and predictions:
         cells = [task.row(prediction) for _, prediction in predictions]
         write_table(args.csv, ['image', *cells[0]],
@@ -71,6 +75,22 @@ def predict(run: 'Run', args: argparse.Namespace) -> 'Iterator[tuple[str, np.nda
             padded = np.zeros((min(BATCH_SIZE, len(args.images)), *run.info['image_shape']), np.uint8)
             padded[:len(images)] = images
             yield from zip(paths, run.predict(padded), strict=False)
+
+
+def with_threshold(task: 'Task', threshold: float) -> 'Task':
+    """Return the task with another threshold.
+
+    Raises:
+      UserError: The task has no threshold, or the threshold is not between 0 and 1.
+    """
+    if 'threshold' not in {field.name for field in dataclasses.fields(task)}:
+        raise UserError(f'the task {task.name!r} of this run has no threshold', field='--threshold',
+                        hint='leave the flag out; it is for runs of config.task=multilabel')
+    try:
+        return dataclasses.replace(task, threshold=threshold)  # type: ignore[call-arg]
+    except UserError as e:
+        e.field = '--threshold'
+        raise
 
 
 def submission_ids(paths: Sequence[str]) -> dict[str, str]:
@@ -127,6 +147,9 @@ if __name__ == '__main__':
     parser.add_argument('--submission', default='', metavar='FILE',
                         help='also write a table for a homework or contest, with the columns Id (the name of the image file '
                         'without its extension) and Category')
+    parser.add_argument('--threshold', type=float,
+                        help='for multilabel runs: the probability from which a class is predicted (default: '
+                        'config.task.threshold)')
     parser.add_argument('--ink', default='auto', choices=('auto', 'dark', 'light'),
                         help='handwriting: whether it is darker or lighter than the background (default: detected)')
     parser.add_argument('images', nargs='+', metavar='IMAGE', help='image files of any size, such as PNG or JPEG')

@@ -156,6 +156,12 @@ def test_bce_is_its_definition(batch, fields):
         np.testing.assert_allclose(losses.bce(logits, jnp.asarray(labels)), losses.bce(logits, one_hot), rtol=1e-6)
 
 
+def test_gradient_of_bce_shrinks_with_the_number_of_classes():
+    gradients = [jax.grad(lambda logits: losses.bce(logits, jnp.zeros_like(logits)).sum())(jnp.ones((1, classes)))
+                 for classes in (2, 20)]
+    np.testing.assert_allclose(gradients[0][0, 0], 10 * gradients[1][0, 0], rtol=1e-6)
+
+
 @pytest.mark.parametrize('name', losses.names('label'))
 def test_every_loss_takes_mixed_labels_and_evaluation_leaves_smoothing_out(batch, name):
     logits, labels = batch

@@ -58,6 +58,10 @@ def _introduction(experiment: Experiment, summary: Mapping[str, Any]) -> list[st
     checkpoint = f'the last checkpoint, step {summary["best_step"]}'
     if summary[Measurement('val', LOSS).name] is not None:
         checkpoint = (f'the best of the evaluated checkpoints by `{experiment.best.name}`, step {summary["best_step"]}')
+    without_tta = ''
+    if experiment.preprocessor.tta is not None:
+        without_tta = (f'; curves and results by class are without the test-time augmentation {escape(config.eval.tta)}, '
+                       'which predictions use')
     skipped = [f'{count} of {split}' for split, count in experiment.info['broken'].items() if count]
     return [
         f'# {summary["model"]} on {data_name}', '',
@@ -65,7 +69,7 @@ def _introduction(experiment: Experiment, summary: Mapping[str, Any]) -> list[st
         f'{summary["model"]} ({summary["params"]:,} parameters) on {data_name}, seed {summary["seed"]}: '
         f'{counted(summary["steps"], "step")}, {displayed_epoch(summary["epochs"], config.duration):.2f} epochs, '
         f'on {summary["num_devices"]} x {summary["device"]}.',
-        f'Results are those of {checkpoint}.', '',
+        f'Results are those of {checkpoint}{without_tta}.', '',
         *([f'Skipped images, which could not be read: {", ".join(skipped)}.', ''] if skipped else []),
     ]
 

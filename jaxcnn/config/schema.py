@@ -201,7 +201,8 @@ class Config:
     batch_schedule: tuple[tuple[Duration, int], ...] = _field(
         (), 'later batch sizes and when they begin, as in ((dict(epochs=5), 256), (dict(epochs=8), 512))')
     task: Choice = _field(Choice('classification'), 'what the outputs of the network mean; see jaxcnn.tasks.names()')
-    loss: Choice = _field(Choice('cross_entropy'), 'what is minimised; see jaxcnn.losses.names(), with its arguments')
+    loss: Choice = _field(Choice('cross_entropy'), 'what is minimised; see jaxcnn.losses.names(), with its arguments. bce '
+                          'is averaged over classes, so that its gradient shrinks with their number')
     model: Choice = _field(Choice('lenet5'), 'see jaxcnn.models.names(), with its fields')
     whiten: WhitenConfig | None = _field(None, 'whitening filters for the first convolution')
     data: DataConfig = _field(DataConfig, 'the data')

@@ -20,6 +20,7 @@ from jaxcnn.data.targets import TargetKind
 from jaxcnn.errors import UserError, unknown
 from jaxcnn.metrics import LOSS, Metric
 
+MAX_LISTED_METRICS = 12  # an error message lists so many metrics, or the nearest of more
 Targets = Mapping[str, jax.Array]  # by name, (N, ...) each
 Tree = dict[str, Any]  # of arrays
 
@@ -256,7 +257,11 @@ def best_measurement(config: cfg.Config, task: Task) -> metrics.Measurement:
     if name is None:
         return metrics.Measurement('val', task.main_metric)
     if name not in known:
-        raise unknown('metric', name, known, field='config.checkpoint.metric')
+        error = unknown('metric', name, known, field='config.checkpoint.metric')
+        selectable = [m.name for m in known.values() if config.optim.ema_decay or not m.ema]
+        if len(selectable) <= MAX_LISTED_METRICS:
+            error.hint = f'known: {", ".join(selectable)}'
+        raise error
     if known[name].ema and not config.optim.ema_decay:
         raise UserError(f'{name!r} needs config.optim.ema_decay above 0', field='config.checkpoint.metric')
     return known[name]

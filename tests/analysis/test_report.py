@@ -357,6 +357,14 @@ def test_report_lists_moving_averages(write_text):
     assert cells(text, 'test ema top-5') == ['75.00 %']
 
 
+def test_report_states_which_results_are_without_test_time_augmentation(write_text):
+    assert 'augmentation' not in write_text().split('## Curves')[0]
+    text = write_text({'eval': {'tta': 'flip_shift(1)'}}, test_tta_accuracy=0.75)
+    assert ('step 11000; curves and results by class are without the test-time augmentation flip_shift(1), which '
+            'predictions use.\n') in text
+    assert cells(text, 'test tta accuracy') == ['75.00 %']
+
+
 def test_report_heading_names_the_model_and_the_data(write_text):
     assert write_text(name='').startswith('# lenet5 on digits\n\nlenet5 (')
     assert write_text({'data': {'name': 'folder', 'dir': '/data/my_pets/'}}).startswith('# lenet5 on my_pets (folder)\n')

@@ -3,6 +3,8 @@
 import csv
 import dataclasses
 import json
+import os
+import runpy
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +23,7 @@ from jaxcnn.run import load_run
 from jaxcnn.train import train_and_evaluate
 
 NAMES = ['cat', 'dog', 'owl']
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 
 def task_of(**fields):
@@ -117,7 +120,13 @@ def test_data_with_the_labels_of_another_task_is_refused(tables, tmp_path):
 @pytest.mark.parametrize(('fields', 'line'), [
     ({'loss': 'cross_entropy'}, r"config\.loss: the loss 'cross_entropy' does not fit the task 'multilabel'; these do: bce"),
     ({'checkpoint': {'metric': 'val_accuracy'}},
-     r"config\.checkpoint\.metric: unknown metric 'val_accuracy'; nearest: val_exact_match"),
+     r"config\.checkpoint\.metric: unknown metric 'val_accuracy'; known: val_loss, val_mean_average_precision, "
+     r'val_micro_f1, val_macro_f1, val_exact_match$'),
+    ({'checkpoint': {'metric': 'val_f1'}, 'optim': {'ema_decay': 0.9}}, r"unknown metric 'val_f1'; known: val_loss, .*, "
+     r'val_exact_match, val_ema_loss, .*val_ema_exact_match$'),
+    ({'checkpoint': {'metric': 'val_loss'}, 'data': {'name': 'csv', 'val_fraction': 0}},
+     r"config\.checkpoint\.metric: 'val_loss' needs a validation split; set config\.data\.val_fraction above 0, or leave "
+     r'config\.checkpoint\.metric out, which uses the last checkpoint$'),
     ({'task': {'name': 'multilabel', 'threshold': 1.5}},
      r'config\.task\.threshold: expected a number between 0 and 1, got 1\.5'),
     ({'task': {'name': 'multilabel', 'treshold': 0.4}}, r"config\.task: unknown argument .* 'treshold'; nearest: threshold"),
@@ -159,6 +168,18 @@ def test_class_weights_are_pytorchs_pos_weight():
     np.testing.assert_allclose(task.weights_of_classes(np.array([8, 0, 6]), 8), [1, 1, 1 / 3])  # of all images, and none
     plain = dataclasses.replace(task, class_weights=None)
     assert float(plain.loss(logits, {'labels': labels})) == pytest.approx(float(losses.bce(logits, labels).mean()))
+
+
+def test_predict_takes_another_threshold():
+    with_threshold = runpy.run_path(os.path.join(ROOT, 'launch', 'predict.py'))['with_threshold']
+    task, prediction = task_of(), np.array([0.4, 0.2, 0.9])
+    assert task.category(prediction) == 'owl'
+    assert with_threshold(task, 0.3).category(prediction) == 'cat;owl'
+    with pytest.raises(UserError, match=r'^--threshold: expected a number between 0 and 1, got 1\.5$'):
+        with_threshold(task, 1.5)
+    classification = tasks.create(cfg.parse({}), NAMES, [4, 2, 0], 8)
+    with pytest.raises(UserError, match=r"^--threshold: the task 'classification' of this run has no threshold; leave "):
+        with_threshold(classification, 0.3)
 
 
 @pytest.mark.parametrize('backend', ['sharded', 'pmap'])
