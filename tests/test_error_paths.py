@@ -63,7 +63,7 @@ def test_of_a_full_disk_without_a_name_the_full_file_systems_are_named(tmp_path,
 def test_a_full_disk_elsewhere_is_not_blamed_on_the_workdir(small, tmp_path, monkeypatch, error):
     def fail(*_):
         raise error
-    monkeypatch.setattr(loop, 'Run', fail)
+    monkeypatch.setattr(loop, 'TrainingRun', fail)
     with pytest.raises(UserError, match=f'^{error.filename or ""}.*No space left') as told:
         train_and_evaluate(small(), str(tmp_path / 'run'))
     assert str(tmp_path) not in str(told.value)

@@ -47,7 +47,7 @@ class _Dispatch:
     logs: bool  # a logged interval ends in it
 
 
-class Run:
+class TrainingRun:
     """One run: the loop over its steps. As a context manager it is opened, and whatever was opened is closed.
 
     Attributes:
@@ -76,7 +76,7 @@ class Run:
         self._compiled: set[tuple[Phase, int]] = set()
         self._ahead = RUN_AHEAD
 
-    def __enter__(self) -> 'Run':
+    def __enter__(self) -> 'TrainingRun':
         with contextlib.ExitStack() as resources:
             self._open(resources)
             self._resources = resources.pop_all()
@@ -408,7 +408,7 @@ def train_and_evaluate(config: cfg.Config | ml_collections.ConfigDict | Mapping[
     with signals.stop_on_signals(end_process) as stop, contextlib.ExitStack() as resources:
         parallel.run_on_all_processes(lambda: resources.enter_context(workdir.claim(folder, config, extends)))
         try:
-            with parallel.run_on_all_processes(lambda: Run(config, folder, stop)) as run:
+            with parallel.run_on_all_processes(lambda: TrainingRun(config, folder, stop)) as run:
                 run.train()
                 summary = run.finish()
                 signum = int(parallel.process_allgather(stop.signum).max())

@@ -70,7 +70,7 @@ def compare(args: argparse.Namespace) -> Table:
 
     from jaxcnn import experiment
     from jaxcnn.data import cache, image_files, sources
-    from jaxcnn.train.loop import Run
+    from jaxcnn.train.loop import TrainingRun
     from jaxcnn.train.signals import StopRequest
     from jaxcnn.train.step import gather
     settings = {p: config.load(args.config, [*args.overrides, f'data.placement={p}', 'duration.steps=100000000'])
@@ -93,7 +93,7 @@ def compare(args: argparse.Namespace) -> Table:
         folder = resources.enter_context(tempfile.TemporaryDirectory())
         for placement, placement_config in settings.items():
             os.makedirs(os.path.join(folder, placement, 'figures'))
-            run = Run(placement_config, os.path.join(folder, placement), StopRequest())
+            run = TrainingRun(placement_config, os.path.join(folder, placement), StopRequest())
             resources.enter_context(run)
 
             def batch(batches: dict, resident: dict, first: jax.Array, seed: jax.Array, run: Run = run) -> jax.Array:

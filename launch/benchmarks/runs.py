@@ -128,13 +128,13 @@ def loop(args: argparse.Namespace) -> Table:
     import jax
 
     from jaxcnn import experiment
-    from jaxcnn.train.loop import Run
+    from jaxcnn.train.loop import TrainingRun
     from jaxcnn.train.signals import StopRequest
     settings = config.load(args.config, [*args.overrides, 'duration.steps=100000000', 'eval.every.fraction=1'])
     experiment.check(settings)
     with tempfile.TemporaryDirectory() as folder:
         os.mkdir(os.path.join(folder, 'figures'))
-        run = Run(settings, folder, StopRequest())
+        run = TrainingRun(settings, folder, StopRequest())
         with run:
             run.advance(settings.eval.every)
             program = run.setup.program(run.setup.timeline.phase(0))

@@ -22,7 +22,7 @@ from jaxcnn.run import load_run
 from jaxcnn.timeline import Timeline
 from jaxcnn.train import loop, parallel, train_and_evaluate
 from jaxcnn.train.checkpoint import Checkpoints
-from jaxcnn.train.loop import Run
+from jaxcnn.train.loop import TrainingRun
 from jaxcnn.train.run_progress import RunProgress
 from jaxcnn.train.signals import Interrupted, StopRequest
 from jaxcnn.train.step import gather, image_keys, step_keys
@@ -91,7 +91,7 @@ def test_a_run_leaves_what_a_person_relies_on(small, shared_folder, monkeypatch)
 
 
 def test_the_statistics_are_those_of_the_training_part(small, shared_folder):
-    run = Run(cfg.parse(small()), str(shared_folder), StopRequest())
+    run = TrainingRun(cfg.parse(small()), str(shared_folder), StopRequest())
     train = run.setup.dataset.splits['train']
     pixels = train.take(np.arange(len(train))) / 255
     np.testing.assert_allclose(run.setup.dataset.mean, pixels.mean((0, 1, 2)), rtol=1e-9)
@@ -105,7 +105,7 @@ def test_what_is_fitted_to_the_training_part_is_kept_with_the_run(small, tmp_pat
     folder, path = str(tmp_path), tmp_path / 'normalize.npz'
     config = small(duration=dict(steps=10), data={
         'normalize': 'gcn(2)|zca(0.01)', 'image_size': 18, 'eval_augment': 'center_crop(16)', 'augment': 'random_crop(16)'})
-    run = Run(cfg.parse(config), folder, StopRequest())
+    run = TrainingRun(cfg.parse(config), folder, StopRequest())
     train = run.setup.dataset.splits['train']
     seen = np.asarray(run.setup.experiment.preprocessor(train.take(np.arange(len(train))))).reshape(len(train), 256)
     values = np.linalg.eigvalsh(np.cov(seen, rowvar=False))
@@ -149,7 +149,7 @@ def test_what_a_start_that_failed_was_fitted_to_is_not_kept(small, tmp_path):
     left = (tmp_path / 'normalize.npz').read_bytes()
     (tmp_path / 'new').mkdir()
     for folder in (tmp_path, tmp_path / 'new'):
-        Run(cfg.parse(small(data={'normalize': 'gcn(1)|standardize'})), str(folder), StopRequest())
+        TrainingRun(cfg.parse(small(data={'normalize': 'gcn(1)|standardize'})), str(folder), StopRequest())
     assert left != (tmp_path / 'normalize.npz').read_bytes() == (tmp_path / 'new' / 'normalize.npz').read_bytes()
 
 
@@ -176,7 +176,7 @@ def test_the_first_batch_is_drawn_as_the_network_sees_it(small, tmp_path, monkey
     monkeypatch.setattr('jaxcnn.analysis.figures.image_grid', lambda images, *_: drawn.setdefault('images', images))
     os.mkdir(tmp_path / 'figures')
     config = cfg.parse(small(data={'augment': 'alternating_flip|pad_crop(2)|mixup(1)', 'normalize': 'none'}))
-    run = Run(config, str(tmp_path), StopRequest())
+    run = TrainingRun(config, str(tmp_path), StopRequest())
     with run:
         batch = gather(run.setup.feed.positions(0), run.setup.resident_data['examples'])
         key = jax.random.key(0)
@@ -255,7 +255,7 @@ def test_batch_size_optimizer_and_statistics_change_at_their_moments(small, tmp_
         duration=dict(steps=30), batch_schedule=[(dict(steps=10), 64)], freeze_bn=dict(steps=25), log_every=dict(steps=1),
         optim={'optimizer': 'adam', 'learning_rate': 1e-3, 'schedule': 'constant',
                'switch': [dict(at=dict(steps=20), optimizer='sgd', learning_rate=0.5)]}))
-    run = Run(config, str(tmp_path), StopRequest())
+    run = TrainingRun(config, str(tmp_path), StopRequest())
     os.mkdir(tmp_path / 'figures')
     with run:
         stats = {}
@@ -278,7 +278,7 @@ def test_evaluation_counts_every_image_once_on_eight_devices(small, tmp_path, ba
     figures = {}
     for devices, batch_size in ((1, 359), (1, 100), (8, 100)):
         config = cfg.parse(small(parallel={'devices': devices, 'backend': backend}, eval={'batch_size': batch_size}))
-        run = Run(config, str(tmp_path), StopRequest())
+        run = TrainingRun(config, str(tmp_path), StopRequest())
         state = run.setup.backend.init(run.setup.init_fn(), 0)
         row, accumulated = run.evaluate(state, 'test')
         confusion = accumulated[False].sums['confusion']
@@ -304,7 +304,7 @@ def test_evaluation_is_asked_to_stop_while_it_computes(small, tmp_path):
         asked.append(list(through))
         return len(asked) == 5
 
-    evaluator = Run(cfg.parse(small(eval={'batch_size': 32})), str(tmp_path), StopRequest()).setup.evaluator
+    evaluator = TrainingRun(cfg.parse(small(eval={'batch_size': 32})), str(tmp_path), StopRequest()).setup.evaluator
     evaluator._steps[False] = lambda *_: (Sums(len(asked)), {})
     assert evaluator(None, 'test', stop) is None
     assert asked == [[], [], [1], [1, 2], [1, 2, 3]]
@@ -327,7 +327,7 @@ def test_a_signal_while_the_report_is_written_ends_what_comes_after(small, tmp_p
 
 
 def test_a_signal_that_comes_while_the_processes_agree_is_not_forgotten(small, tmp_path, monkeypatch):
-    run = Run(cfg.parse(small()), str(tmp_path), StopRequest())
+    run = TrainingRun(cfg.parse(small()), str(tmp_path), StopRequest())
     heard = []
 
     def process_allgather(value):
@@ -386,7 +386,7 @@ def test_checkpoints_of_which_none_can_be_read_stop_the_run_and_stay(small, tmp_
 def test_fewer_dispatches_wait_where_their_memory_is_much(small, tmp_path, monkeypatch, most, ahead):
     monkeypatch.setattr(loop, 'MOST_AHEAD', most)
     os.mkdir(tmp_path / 'figures')
-    run = Run(cfg.parse(small(log_every=dict(steps=20))), str(tmp_path), StopRequest())
+    run = TrainingRun(cfg.parse(small(log_every=dict(steps=20))), str(tmp_path), StopRequest())
     with run:
         for _ in range(8):
             run.advance(cfg.Duration('steps', 1000))
@@ -399,7 +399,7 @@ def test_all_processes_set_the_same_damaged_checkpoints_aside(small, tmp_path, m
     train_and_evaluate(small(), str(tmp_path))
     newest = tmp_path / 'checkpoints' / '20'
     (newest / 'progress' / 'metadata').write_text('{')
-    run, discarded = Run(cfg.parse(small()), str(tmp_path), StopRequest()), []
+    run, discarded = TrainingRun(cfg.parse(small()), str(tmp_path), StopRequest()), []
 
     def process_allgather(value):
         shutil.rmtree(newest, ignore_errors=True)  # the first process is already past it, and has moved it

@@ -8,7 +8,7 @@ from jaxcnn import config
 from jaxcnn.errors import UserError
 from jaxcnn.timeline import Timeline
 from jaxcnn.train import parallel
-from jaxcnn.train.loop import Run, train_and_evaluate
+from jaxcnn.train.loop import TrainingRun, train_and_evaluate
 from jaxcnn.train.signals import StopRequest
 
 pytestmark = pytest.mark.usefixtures('no_pictures')
@@ -18,7 +18,7 @@ def trained_state(settings, folder, steps=4):
     """The host state after `steps`; in more of them a rectifier's input near zero may be rounded to its other side, and from
     then on runs differ by a thousandth."""
     folder.joinpath('figures').mkdir(parents=True)
-    run = Run(config.parse(settings), str(folder), StopRequest())
+    run = TrainingRun(config.parse(settings), str(folder), StopRequest())
     with run:
         while run.step < steps:
             run.advance(config.Duration('steps', 1000))
@@ -105,7 +105,7 @@ def test_statistics_of_one_value_are_refused_before_training(small, tmp_path, fi
     dict(batch_size=2), dict(batch_size=4, parallel={'devices': 4}), dict(batch_size=1, freeze_bn=dict(steps=0)),
     dict(batch_size=1, data={'image_size': 8, 'augment': ''})], ids=str)
 def test_statistics_of_two_values_and_frozen_ones_are_not_refused(small, tmp_path, fields):
-    Run(config.parse(small(**{**TINY, **fields})), str(tmp_path), StopRequest()).setup.check_batch_norm()
+    TrainingRun(config.parse(small(**{**TINY, **fields})), str(tmp_path), StopRequest()).setup.check_batch_norm()
 
 
 def test_the_average_is_one(small, tmp_path):
