@@ -1,4 +1,4 @@
-"""Images as people bring them: every layout, every kind of picture, and what may be wrong with either."""
+"""Layouts of images in files and arrays, the image formats that are read, and the errors for wrong data."""
 
 import gzip
 import json
@@ -29,27 +29,27 @@ def load(tmp_path, name, where, **fields):
     return data.load(DataConfig(name=name, dir=str(where), cache_dir=str(tmp_path / 'cache'), **{'image_size': 4, **fields}))
 
 
-def content(dataset, split):
-    """The class of each image by its colour, and by its label."""
-    part = dataset.splits[split]
-    pixels = part.take(np.arange(len(part)))[:, 2, 2].astype(int)
-    seen = [min(COLOURS, key=lambda name: np.abs(pixel - COLOURS[name]).sum()) for pixel in pixels]
-    return seen, [dataset.class_names[label] for label in part.targets['label']]
+def classes_of(dataset, split_name):
+    """Return the class of each image of a split by its colour, and by its label."""
+    split = dataset.splits[split_name]
+    pixels = split.take(np.arange(len(split)))[:, 2, 2].astype(int)
+    by_colour = [min(COLOURS, key=lambda name: np.abs(pixel - COLOURS[name]).sum()) for pixel in pixels]
+    return by_colour, [dataset.class_names[label] for label in split.targets['label']]
 
 
 def assert_holds(dataset, **sizes):
     assert {name: len(split) for name, split in dataset.splits.items()} == sizes
     for split in dataset.splits:
-        seen, labelled = content(dataset, split)
-        assert seen == labelled
-        assert set(seen) <= set(COLOURS)
+        by_colour, by_label = classes_of(dataset, split)
+        assert by_colour == by_label
+        assert set(by_label) <= set(COLOURS)
 
 
 def write_folder(root, **counts):
-    for part, (split, count) in enumerate(counts.items()):
+    for offset, (split, count) in enumerate(counts.items()):
         for name, colour in COLOURS.items():
             for i in range(count):
-                save(root / split / name / f'{i}.png', tuple(abs(value - 4 * i - part) for value in colour))
+                save(root / split / name / f'{i}.png', tuple(abs(value - 4 * i - offset) for value in colour))
     return root
 
 
@@ -74,7 +74,7 @@ def test_folders_without_splits_are_training_images(tmp_path):
     assert_holds(load(tmp_path, 'folder', tmp_path / 'set', val_fraction=0.5), train=15, val=15)
 
 
-def test_a_validation_part_of_ones_own_is_left_for_one_that_is_asked_for(tmp_path, caplog):
+def test_val_fraction_replaces_the_validation_split_of_the_data_set(tmp_path, caplog):
     root = write_folder(tmp_path / 'set', train=10, val=2)
     assert_holds(load(tmp_path, 'folder', root), train=30, val=6)
     assert not caplog.text
@@ -84,7 +84,7 @@ def test_a_validation_part_of_ones_own_is_left_for_one_that_is_asked_for(tmp_pat
         load(tmp_path, 'folder', root, val_fraction=0.0)
 
 
-def test_what_is_no_part_or_has_no_label_is_left_out_and_told(tmp_path, caplog):
+def test_unlabelled_images_and_folders_that_are_not_splits_are_skipped_and_logged(tmp_path, caplog):
     root = write_folder(tmp_path / 'set', training=4, evaluation=2)
     save(root / 'training' / 'unlabeled' / '0.png', (1, 1, 1))
     save(root / 'extra' / '0.png', (1, 1, 1))
@@ -95,7 +95,7 @@ def test_what_is_no_part_or_has_no_label_is_left_out_and_told(tmp_path, caplog):
 
 
 @pytest.mark.parametrize('table', ['', 'path\n', 'path,label\n'])
-def test_a_test_part_without_labels_is_left_out_and_told(tmp_path, caplog, table):
+def test_a_test_split_without_labels_is_skipped_and_logged(tmp_path, caplog, table):
     root = write_folder(tmp_path / 'set', train=4, test=2)
     if table:
         rows = {split: [(f'{split}/{name}/{i}.png', name) for name in COLOURS for i in range(n)]
@@ -124,8 +124,8 @@ def test_labels_in_file_names(tmp_path):
     dataset = load(tmp_path, 'flat', root)
     assert {name: len(split) for name, split in dataset.splits.items()} == {'train': 12, 'val': 3}
     assert dataset.class_names == ['0', '2', '10']
-    seen, labelled = content(dataset, 'train')
-    assert [names.index(s) for s in seen] == [dataset.class_names.index(x) for x in labelled]
+    by_colour, by_label = classes_of(dataset, 'train')
+    assert [names.index(name) for name in by_colour] == [dataset.class_names.index(name) for name in by_label]
 
 
 def test_a_label_in_a_file_name_may_have_underscores(tmp_path):
@@ -135,12 +135,12 @@ def test_a_label_in_a_file_name_may_have_underscores(tmp_path):
     assert load(tmp_path, 'flat', tmp_path / 'set', val_fraction=0.4).class_names == ['hot_dog', 'ice_cream']
 
 
-@pytest.mark.parametrize('as_one', [True, False])
-def test_tables(tmp_path, as_one):
+@pytest.mark.parametrize('is_one_table', [True, False])
+def test_tables(tmp_path, is_one_table):
     root = write_folder(tmp_path / 'set', train=4, test=2)
     rows = [(split, f'{split}/{name}/{i}.png', name)
             for split, n in (('train', 4), ('test', 2)) for name in COLOURS for i in range(n)]
-    if as_one:
+    if is_one_table:
         where = root / 'all.csv'
         where.write_text('Label,split,File\n' + ''.join(f'{name},{split},{path}\n' for split, path, name in rows))
     else:
@@ -162,7 +162,7 @@ def test_tables(tmp_path, as_one):
     ('path,label\na\0b.png,ant\nother.png,bee\n', r'embedded null byte'),
     ('path,label\nmissing.png,ant\nother.png,bee\n', r'missing\.png: No such file'),
 ])
-def test_a_wrong_table_is_told_in_one_line(tmp_path, text, line):
+def test_the_error_for_a_wrong_table_is_one_line(tmp_path, text, line):
     (tmp_path / 'a.csv').write_text(text)
     with pytest.raises(UserError, match=line) as error:
         load(tmp_path, 'csv', tmp_path / 'a.csv')
@@ -171,14 +171,14 @@ def test_a_wrong_table_is_told_in_one_line(tmp_path, text, line):
 
 @pytest.mark.parametrize(('head', 'row'), [('path,label,category', '{path},{name},animal'),
                                            ('id,path,target,label', '7,{path},animal,{name}')])
-def test_columns_of_the_very_names_come_first(tmp_path, head, row):
+def test_columns_called_path_and_label_take_precedence(tmp_path, head, row):
     root = write_folder(tmp_path / 'set', train=4)
     (root / 'all.csv').write_text('\n'.join([head, *(row.format(path=f'train/{name}/{i}.png', name=name)
                                                     for name in COLOURS for i in range(4))]))
     assert_holds(load(tmp_path, 'csv', root / 'all.csv', val_fraction=0.25), train=9, val=3)
 
 
-def test_two_parts_of_one_split_are_told(tmp_path):
+def test_two_folders_tables_or_arrays_of_one_split_are_refused(tmp_path):
     root = write_folder(tmp_path / 'set', train=4, val=2, validation=2)
     with pytest.raises(UserError, match='holds several val splits: val, validation; rename'):
         load(tmp_path, 'folder', root)
@@ -186,9 +186,10 @@ def test_two_parts_of_one_split_are_told(tmp_path):
         (root / f'{name}.csv').write_text('train/ant/0.png,ant\ntrain/bee/0.png,bee\n')
     with pytest.raises(UserError, match='holds several test splits: test, testing; rename'):
         load(tmp_path, 'csv', root)
-    part = {f'{name}_{what}': value for name in ('train', 'valid', 'dev') for what, value in (
-        ('images', np.zeros((4, 4, 4), np.uint8)), ('labels', np.arange(4)))}
-    np.savez(tmp_path / 'a.npz', **part)
+    arrays = {}
+    for name in ('train', 'valid', 'dev'):
+        arrays |= {f'{name}_images': np.zeros((4, 4, 4), np.uint8), f'{name}_labels': np.arange(4)}
+    np.savez(tmp_path / 'a.npz', **arrays)
     with pytest.raises(UserError, match='holds two val splits: dev_images is the second'):
         load(tmp_path, 'arrays', tmp_path / 'a.npz')
 
@@ -198,9 +199,9 @@ def test_the_order_of_the_classes_is_the_same_in_every_process(tmp_path):
         save(tmp_path / 'set' / name / 'a.png', (1, 2, 3))
     code = ('import sys; from jaxcnn.config import DataConfig; from jaxcnn.data import layouts; '
             'print(layouts.folder(DataConfig(name="folder", dir=sys.argv[1])).class_names())')
-    told = {subprocess.run([sys.executable, '-c', code, str(tmp_path / 'set')], capture_output=True, text=True, check=True,
-                           env={**os.environ, 'PYTHONHASHSEED': seed}).stdout for seed in '0123'}
-    assert told == {"['001', '01', '1', '2']\n"}
+    printed = {subprocess.run([sys.executable, '-c', code, str(tmp_path / 'set')], capture_output=True, text=True,
+                              check=True, env={**os.environ, 'PYTHONHASHSEED': seed}).stdout for seed in '01'}
+    assert printed == {"['001', '01', '1', '2']\n"}
 
 
 def write_tiny_imagenet(root):
@@ -216,28 +217,28 @@ def write_tiny_imagenet(root):
     return root
 
 
-@pytest.mark.parametrize('above', [True, False])
-def test_tiny_imagenet(tmp_path, above):
+@pytest.mark.parametrize('is_parent', [True, False])
+def test_tiny_imagenet(tmp_path, is_parent):
     root = write_tiny_imagenet(tmp_path / 'tiny-imagenet-200')
-    dataset = load(tmp_path, 'tiny_imagenet', tmp_path if above else root)
+    dataset = load(tmp_path, 'tiny_imagenet', tmp_path if is_parent else root)
     assert_holds(dataset, train=12, val=3, test=3)
     assert dataset.class_names == ['bee', 'ant', 'cow']
 
 
-def test_a_corrected_name_of_a_class_is_seen(tmp_path):
+def test_a_changed_class_name_is_noticed(tmp_path):
     root = write_tiny_imagenet(tmp_path / 'set')
     assert load(tmp_path, 'tiny_imagenet', root).class_names == ['bee', 'ant', 'cow']
     (root / 'words.txt').write_text((root / 'words.txt').read_text().replace('ant', 'aunt'))
     assert load(tmp_path, 'tiny_imagenet', root).class_names == ['bee', 'aunt', 'cow']
 
 
-def test_classes_of_one_name_are_told_apart(tmp_path):
+def test_classes_with_the_same_name_are_shown_with_their_identifier(tmp_path):
     root = write_tiny_imagenet(tmp_path / 'set')
     (root / 'words.txt').write_text('n01\tcrane\nn02\tcrane, bird\nn03\tcow\n')
     assert load(tmp_path, 'tiny_imagenet', root).class_names == ['crane (n02)', 'crane (n01)', 'cow']
 
 
-def test_a_class_named_twice_is_refused(tmp_path):
+def test_a_class_that_is_listed_twice_is_refused(tmp_path):
     root = write_tiny_imagenet(tmp_path / 'set')
     (root / 'wnids.txt').write_text('n01\nn02\nn01\n')
     with pytest.raises(UserError, match=r'wnids\.txt: lists n01 more than once'):
@@ -301,10 +302,10 @@ def rename(root):
     (rename, r"Changed: class 1: 'bee' -> 'buzz'$"),
     (lambda root: (root / 'train/ant/9.png').rename(root / 'train/bee/x.png'), 'Changed: the train label; '),
     (lambda root: (root / 'train/ant/9.png').unlink(), r"Changed: sizes: {'train': 27, .*} -> {'train': 26, ")])
-def test_other_labels_or_images_are_not_the_data_of_a_run(tmp_path, change, line):
+def test_a_run_notices_changed_labels_and_images(tmp_path, change, line):
     root = write_folder(tmp_path / 'set', train=10, test=2)
     info = json.loads(json.dumps(load(tmp_path / 'before', 'folder', root).info()))
-    root = root.rename(tmp_path / 'moved')  # which is no change
+    root = root.rename(tmp_path / 'moved')  # the location does not count
     change(root)
     dataset = load(tmp_path / 'after', 'folder', root)
     if line:
@@ -314,7 +315,7 @@ def test_other_labels_or_images_are_not_the_data_of_a_run(tmp_path, change, line
         dataset.check_same(info, 'run')
 
 
-def test_a_run_without_a_digest_of_its_data_goes_on(tmp_path):
+def test_the_data_of_a_run_without_digests_is_compared_by_its_other_fields(tmp_path):
     dataset = load(tmp_path, 'folder', write_folder(tmp_path / 'set', train=10, test=2))
     info = dataset.info()
     old = {field: value for field, value in info.items() if field != 'digest'}
@@ -328,7 +329,7 @@ def test_a_run_without_a_digest_of_its_data_goes_on(tmp_path):
 @pytest.mark.parametrize(('test', 'line', 'size'), [
     ((4, 7, 6, 3), r'test images are 7 x 6 x 3 and train images 5 x 5 x 3 .*config\.data\.image_size brings all', 4),
     ((4, 5, 5), r'test images are 5 x 5 x 1 and train images 5 x 5 x 3 .*repeat\(3, -1\) makes grey', 0)])
-def test_parts_of_unlike_shape_are_refused_when_they_are_loaded(tmp_path, test, line, size):
+def test_splits_with_images_of_different_shapes_are_refused(tmp_path, test, line, size):
     labels = np.arange(20) % 2
     np.savez(tmp_path / 'a.npz', x_train=np.zeros((20, 5, 5, 3), np.uint8), y_train=labels,
              x_test=np.zeros(test, np.uint8), y_test=labels[:4])
@@ -338,7 +339,7 @@ def test_parts_of_unlike_shape_are_refused_when_they_are_loaded(tmp_path, test, 
         assert load(tmp_path, 'arrays', tmp_path / 'a.npz', image_size=size).image_shape == (4, 4, 3)
 
 
-def test_classes_without_training_images_are_told(tmp_path, caplog):
+def test_classes_without_training_images_are_logged(tmp_path, caplog):
     images = np.random.default_rng(0).integers(0, 256, (20, 5, 5, 3), np.uint8)
     np.savez(tmp_path / 'a.npz', x_train=images, y_train=np.arange(20) % 2 * 9)
     load(tmp_path, 'arrays', tmp_path / 'a.npz', image_size=0)
@@ -350,7 +351,7 @@ def test_classes_without_training_images_are_told(tmp_path, caplog):
     assert 'train/grape: holds no images, so it is not a class' in caplog.text
 
 
-def test_a_split_that_lacks_classes_of_the_training_part_is_told(tmp_path, caplog):
+def test_classes_that_another_split_lacks_are_logged(tmp_path, caplog):
     root = write_folder(tmp_path / 'set', train=8)
     for i in range(1, 8):
         (root / 'train' / 'ant' / f'{i}.png').unlink()
@@ -381,7 +382,7 @@ GREY = np.zeros((4, 5, 5), np.uint8)
     ({'x_train': GREY, 'y_train': np.array([0, 1, 5, -2])}, 'train image 3: label -2 is not one of the 6'),
     ({'x_train': np.array([None, {}])}, r'cannot be read as \.npz without pickles'),
 ])
-def test_wrong_arrays_are_told_in_one_line(tmp_path, fields, line):
+def test_the_error_for_wrong_arrays_is_one_line(tmp_path, fields, line):
     np.savez(tmp_path / 'a.npz', **fields)
     with pytest.raises(UserError, match=line) as error:
         load(tmp_path, 'arrays', tmp_path / 'a.npz', image_size=0)
@@ -408,13 +409,13 @@ def test_a_class_is_the_same_in_every_unicode_form(tmp_path, train, test):
 
 
 @pytest.mark.parametrize(('in_table', 'on_disk'), [(COMPOSED, DECOMPOSED), (DECOMPOSED, COMPOSED)])
-def test_a_path_in_a_table_may_have_another_unicode_form_than_the_file(tmp_path, in_table, on_disk):
+def test_a_path_in_a_table_may_differ_from_the_file_in_its_unicode_form(tmp_path, in_table, on_disk):
     rows = []
     for name, colour in COLOURS.items():
         for i in range(4):
             save(tmp_path / on_disk / name / f'{on_disk}{i}.png', colour)
             rows.append(f'{in_table}/{name}/{in_table}{i}.png,{name}')
-    save(tmp_path / on_disk / 'ant' / f'{in_table}0.png', COLOURS['bee'])  # the file of the very name comes first
+    save(tmp_path / on_disk / 'ant' / f'{in_table}0.png', COLOURS['bee'])  # a file with exactly this name takes precedence
     rows[0] = rows[0].replace(',ant', ',bee')
     (tmp_path / 'a.csv').write_text('\n'.join(['path,label', *rows]))
     assert_holds(load(tmp_path, 'csv', tmp_path / 'a.csv', val_fraction=0.25), train=9, val=3)
@@ -423,8 +424,8 @@ def test_a_path_in_a_table_may_have_another_unicode_form_than_the_file(tmp_path,
 # ---- tables as programs write them
 
 
-def table_of(root, count=4, **labels):
-    """Rows of a path and a label, of images of each colour; `labels` names the classes otherwise."""
+def write_images_for_table(root, count=4, **labels):
+    """Write images of each colour, and return rows of a path and a label; `labels` gives other names of classes."""
     rows = []
     for name, colour in COLOURS.items():
         for i in range(count):
@@ -436,8 +437,8 @@ def table_of(root, count=4, **labels):
 @pytest.mark.parametrize(('encoding', 'delimiter', 'end'), [
     ('utf-8', '\t', '\n'), ('utf-8-sig', ';', '\r\n'), ('utf-16', ',', '\r'), ('utf-16-le', '\t', '\r\n'),
     ('utf-16-be', ';', '\n'), ('utf-32', ',', '\n')])
-def test_tables_of_every_separator_and_encoding(tmp_path, encoding, delimiter, end):
-    rows = [('path', 'label'), *table_of(tmp_path, ant='caf\N{LATIN SMALL LETTER E WITH ACUTE}, brown')]
+def test_tables_with_each_separator_and_encoding(tmp_path, encoding, delimiter, end):
+    rows = [('path', 'label'), *write_images_for_table(tmp_path, ant='caf\N{LATIN SMALL LETTER E WITH ACUTE}, brown')]
     text = ''.join(delimiter.join(f'"{cell}"' if delimiter in cell else cell for cell in row) + end for row in rows)
     (tmp_path / 'a.csv').write_bytes(text.encode(encoding))
     dataset = load(tmp_path, 'csv', tmp_path / 'a.csv', val_fraction=0.25)
@@ -461,7 +462,7 @@ def test_cells_may_hold_characters_that_are_separators_in_other_tables(tmp_path,
     ('path,label\na.png,ant\n'.encode('utf-16')[:-1], r'a\.csv: line 2 is not UTF-16'),
     (b'path label\na.png ant\n', 'line 1: has 1 cell, expected 2 or more; separate cells by a comma, a semicolon or a tab'),
 ])
-def test_a_table_that_is_not_understood_is_told_with_its_line(tmp_path, content, line):
+def test_the_error_for_an_unreadable_table_names_the_line(tmp_path, content, line):
     (tmp_path / 'a.csv').write_bytes(content)
     with pytest.raises(UserError, match=line) as error:
         load(tmp_path, 'csv', tmp_path / 'a.csv')
@@ -469,11 +470,11 @@ def test_a_table_that_is_not_understood_is_told_with_its_line(tmp_path, content,
 
 
 def test_numbers_as_labels(tmp_path):
-    rows = table_of(tmp_path, ant='0.0', bee='10.0', cow='2.5')
+    rows = write_images_for_table(tmp_path, ant='0.0', bee='10.0', cow='2.5')
     rows += [('missing.png', label) for label in ('-1', '-1.0', 'nan', 'NaN', '')]
-    test = table_of(tmp_path / 'test', count=2, ant='0', bee='10', cow='2.5')
-    for split, part in (('train', rows), ('test', [(f'test/{path}', name) for path, name in test])):
-        (tmp_path / f'{split}.csv').write_text('path,label\n' + ''.join(f'{path},{name}\n' for path, name in part))
+    test = write_images_for_table(tmp_path / 'test', count=2, ant='0', bee='10', cow='2.5')
+    for split, split_rows in (('train', rows), ('test', [(f'test/{path}', name) for path, name in test])):
+        (tmp_path / f'{split}.csv').write_text('path,label\n' + ''.join(f'{path},{name}\n' for path, name in split_rows))
     dataset = load(tmp_path, 'csv', tmp_path, val_fraction=0.0)
     assert dataset.class_names == ['0', '2.5', '10']
     assert {split: dataset.class_counts(split) for split in dataset.splits} == {'train': [4, 4, 4], 'test': [2, 2, 2]}
@@ -490,8 +491,8 @@ def test_classes_that_are_numbers_are_sorted_by_value_before_other_names(tmp_pat
 # ---- duplicates
 
 
-def test_an_image_that_a_table_lists_twice(tmp_path, caplog):
-    rows = table_of(tmp_path)
+def test_an_image_that_is_listed_twice_is_logged_and_must_have_one_label(tmp_path, caplog):
+    rows = write_images_for_table(tmp_path)
     table = tmp_path / 'a.csv'
     table.write_text('path,label\n' + ''.join(f'{path},{name}\n' for path, name in [*rows, ('./ant//0.png', 'ant')]))
     load(tmp_path, 'csv', table)
@@ -501,7 +502,7 @@ def test_an_image_that_a_table_lists_twice(tmp_path, caplog):
         load(tmp_path, 'csv', table)
 
 
-def test_images_that_are_equal_in_two_splits_are_counted(tmp_path, caplog):
+def test_equal_images_in_two_splits_are_counted_and_logged(tmp_path, caplog):
     root = write_folder(tmp_path / 'set', train=8, test=4)
     load(tmp_path, 'folder', root, val_fraction=0.5)
     assert not caplog.text
@@ -510,7 +511,7 @@ def test_images_that_are_equal_in_two_splits_are_counted(tmp_path, caplog):
         image.save(root / 'test' / 'bee' / 'copy.bmp')
         image.save(root / 'test' / 'ant' / 'copy.bmp')
     expected = '3 of 15 test images are also training images; 3 images with equal pixels but different labels'
-    for _ in range(2):  # the second time from what was stored
+    for _ in range(2):  # the second time from stored digests
         caplog.clear()
         load(tmp_path, 'folder', root, val_fraction=0.0)
         assert [record.getMessage() for record in caplog.records] == [f'{root}: {expected}']
@@ -519,7 +520,7 @@ def test_images_that_are_equal_in_two_splits_are_counted(tmp_path, caplog):
         for i in range(8):
             shutil.copy(root / 'train' / name / f'{i}.png', root / 'train' / name / f'copy_{i}.png')
     splits = load(tmp_path, 'folder', root, val_fraction=0.5).splits
-    train, val = ({image.tobytes() for image in splits[part].take(np.arange(24))} for part in ('train', 'val'))
+    train, val = ({image.tobytes() for image in splits[name].take(np.arange(24))} for name in ('train', 'val'))
     count = sum(image.tobytes() in train for image in splits['val'].take(np.arange(24)))
     assert 0 < len(train & val) <= count
     assert f'{count} of 24 val images are also training images' in caplog.text
@@ -528,7 +529,7 @@ def test_images_that_are_equal_in_two_splits_are_counted(tmp_path, caplog):
 # ---- which files are read
 
 
-def test_files_are_read_by_their_content_or_counted_by_kind(tmp_path, caplog):
+def test_images_are_recognised_by_content_and_other_files_are_counted(tmp_path, caplog):
     root = write_folder(tmp_path / 'set', train=4, test=2)
     for name, kind in (('a.avif', 'AVIF'), ('b.jp2', 'JPEG2000'), ('c', 'PNG'), ('d.001', 'GIF'), ('e.jpg_large', 'BMP')):
         Image.new('RGB', (8, 6), COLOURS['bee']).save(root / 'train' / 'bee' / name, kind)
@@ -546,7 +547,7 @@ def test_files_are_read_by_their_content_or_counted_by_kind(tmp_path, caplog):
                      '.txt (1); the package pillow-heif reads HEIC']
 
 
-def test_notes_beside_images_are_no_warning(tmp_path, caplog):
+def test_text_files_beside_images_cause_no_warning(tmp_path, caplog):
     root = write_folder(tmp_path / 'set', train=4)
     (root / 'train' / 'bee' / 'notes.txt').write_text('')
     with caplog.at_level('INFO', 'jaxcnn'):
@@ -554,19 +555,19 @@ def test_notes_beside_images_are_no_warning(tmp_path, caplog):
     assert [record.levelname for record in caplog.records if 'skipped files: .txt (1)' in record.getMessage()] == ['INFO']
 
 
-# ---- what may be wrong
+# ---- errors
 
 
-def broken(kind, path):
-    whole = path.read_bytes()
+def damage_file(kind, path):
+    content = path.read_bytes()
     huge = struct.pack('<I2H4I2H6I', 54, 0, 0, 54, 40, 20000, 20000, 1, 24, *[0] * 6)
-    path.write_bytes({'zero bytes': b'', 'truncated': whole[:len(whole) // 2], 'text': b'this is no picture',
+    path.write_bytes({'zero bytes': b'', 'truncated': content[:len(content) // 2], 'text': b'this is not a picture',
                       'huge': b'BM' + huge}[kind])
 
 
 @pytest.mark.parametrize(('kind', 'reason'), [('zero bytes', 'empty file'), ('truncated', 'truncated'),
                                               ('text', 'not a picture'), ('huge', '400000000 pixels')])
-def test_a_broken_image_stops_the_run_or_is_left_out_and_counted(tmp_path, kind, reason, caplog):
+def test_a_broken_image_is_an_error_or_is_skipped_and_counted(tmp_path, kind, reason, caplog):
     root = tmp_path / 'set'
     rng = np.random.default_rng(0)
     for name in COLOURS:
@@ -574,7 +575,7 @@ def test_a_broken_image_stops_the_run_or_is_left_out_and_counted(tmp_path, kind,
             path = root / 'train' / name / f'{i}.jpg'
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(rng.integers(0, 256, (40, 40, 3), np.uint8)).save(path)
-    broken(kind, root / 'train' / 'bee' / '0.jpg')
+    damage_file(kind, root / 'train' / 'bee' / '0.jpg')
     with pytest.raises(UserError, match=rf'train/bee/0\.jpg: .*{reason}.*config\.data\.skip_broken') as error:
         load(tmp_path, 'folder', root)
     assert '\n' not in str(error.value)
@@ -593,7 +594,7 @@ def one_class(root):
     save(root / 'train' / 'ant' / '0.png', (1, 1, 1))
 
 
-def class_of_test_alone(root):
+def class_only_in_test(root):
     write_folder(root, train=2, test=1)
     save(root / 'test' / 'dog' / '0.png', (1, 1, 1))
 
@@ -607,7 +608,7 @@ def loop(root):
     os.symlink(root / 'train' / 'ant', root / 'train' / 'ant' / 'again')
 
 
-def nowhere(root):
+def broken_link(root):
     write_folder(root, train=2, test=1)
     os.symlink('missing.png', root / 'train' / 'ant' / 'link.png')
 
@@ -615,11 +616,11 @@ def nowhere(root):
 @pytest.mark.parametrize(('write', 'line'), [
     (empty, r'holds no labelled images to train on; expected <split>/<class>/<image>'),
     (one_class, "holds only the class 'ant'; a classifier needs two or more"),
-    (class_of_test_alone, r"test/dog/0\.png: its class 'dog' is not one of the 3 classes"),
+    (class_only_in_test, r"test/dog/0\.png: its class 'dog' is not one of the 3 classes"),
     (misspelt, 'has a split test, but none to train on; expected a folder called train .*; its folders are: test, trainn'),
-    (loop, 'ant/again: is a link to a folder above it'), (nowhere, 'link.png: is a broken link'),
+    (loop, 'ant/again: is a link to a folder above it'), (broken_link, 'link.png: is a broken link'),
 ])
-def test_a_wrong_folder_is_told_in_one_line(tmp_path, write, line):
+def test_the_error_for_a_wrong_folder_is_one_line(tmp_path, write, line):
     write(tmp_path / 'set')
     with pytest.raises(UserError, match=line) as error:
         load(tmp_path, 'folder', tmp_path / 'set')
@@ -627,14 +628,14 @@ def test_a_wrong_folder_is_told_in_one_line(tmp_path, write, line):
 
 
 @pytest.mark.parametrize('name', ['folder', 'flat', 'csv', 'tiny_imagenet', 'idx', 'arrays'])
-def test_a_layout_wants_a_place_that_exists(tmp_path, name):
+def test_a_layout_needs_an_existing_path(tmp_path, name):
     with pytest.raises(UserError, match=f"config.data.dir: the layout '{name}' needs"):
         load(tmp_path, name, '')
     with pytest.raises(UserError, match=r"config.data.dir: .*nowhere' does not exist"):
         load(tmp_path, name, tmp_path / 'nowhere')
 
 
-def test_a_file_that_is_no_npz_and_a_folder_that_is_no_tiny_imagenet(tmp_path):
+def test_a_path_to_something_else_is_refused(tmp_path):
     (tmp_path / 'a.npz').write_text('text')
     with pytest.raises(UserError, match=r'a\.npz: cannot be read as \.npz without pickles: it is not an \.npz file'):
         load(tmp_path, 'arrays', tmp_path / 'a.npz')
@@ -649,7 +650,7 @@ def test_links_to_folders_are_followed(tmp_path):
     assert_holds(load(tmp_path, 'folder', root, val_fraction=0.25), train=9, val=3)
 
 
-def test_names_that_are_not_utf_8_can_be_read_and_shown(tmp_path):
+def test_file_names_that_are_not_utf_8_can_be_read_and_printed(tmp_path):
     root = write_folder(tmp_path / 'set', train=4)
     os.rename(os.fsencode(root / 'train' / 'cow'), os.fsencode(root / 'train') + b'/caf\xe9')
     os.rename(os.fsencode(root / 'train' / 'bee' / '0.png'), os.fsencode(root / 'train' / 'bee') + b'/\xff.png')
@@ -661,7 +662,7 @@ def test_names_that_are_not_utf_8_can_be_read_and_shown(tmp_path):
     str(error.value).encode('utf-8')
 
 
-def test_what_a_terminal_would_take_as_a_command_is_escaped(tmp_path, caplog):
+def test_control_characters_in_names_are_escaped(tmp_path, caplog):
     assert printable('日本 ö\n\x1b[31m\x9b\u202e\u2028\udc80') == r'日本 ö\n\x1b[31m\x9b\u202e\u2028\udc80'
     root = write_folder(tmp_path / 'set', train=4)
     os.rename(root / 'train' / 'cow', root / 'train' / 'c\now\x1b[31m')
@@ -671,7 +672,7 @@ def test_what_a_terminal_would_take_as_a_command_is_escaped(tmp_path, caplog):
     assert r'\x1b]0;empty\x07' in caplog.text
 
 
-def test_a_changed_added_or_renamed_file_is_seen(tmp_path):
+def test_added_and_renamed_files_are_noticed(tmp_path):
     root = write_folder(tmp_path / 'set', train=4)
     assert_holds(load(tmp_path, 'folder', root), train=11, val=1)
     save(root / 'train' / 'ant' / 'new.png', COLOURS['ant'])
@@ -681,7 +682,7 @@ def test_a_changed_added_or_renamed_file_is_seen(tmp_path):
         assert_holds(load(tmp_path, 'folder', root), train=12, val=1)
 
 
-def test_files_of_one_size_and_time_in_another_place_are_other_images(tmp_path):
+def test_files_of_the_same_size_and_time_in_different_folders_are_not_confused(tmp_path):
     for value in (0, 1):
         root = tmp_path / str(value)
         root.mkdir()
@@ -698,23 +699,23 @@ def test_files_of_one_size_and_time_in_another_place_are_other_images(tmp_path):
             assert train.take(np.arange(len(train))).max() == value
 
 
-def test_a_damaged_compressed_file_is_told_in_one_line(tmp_path):
+def test_each_damaged_byte_of_a_compressed_file_gives_a_user_error(tmp_path):
     for name, count in (('train', 600), ('t10k', 4)):
         write_idx(tmp_path / f'{name}-images-idx3-ubyte.gz', np.zeros((count, 4, 4), np.uint8))
         write_idx(tmp_path / f'{name}-labels-idx1-ubyte.gz', np.random.default_rng(0).integers(0, 3, count).astype(np.uint8))
     path = tmp_path / 'train-labels-idx1-ubyte.gz'
-    whole, kinds = path.read_bytes(), set()
-    for place in range(10, len(whole)):
-        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x55]) + whole[place + 1:])
+    content, results = path.read_bytes(), set()
+    for position in range(10, len(content)):
+        path.write_bytes(content[:position] + bytes([content[position] ^ 0x55]) + content[position + 1:])
         try:
             arrays.idx(DataConfig(name='idx', dir=str(tmp_path)))
-            kinds.add('whole')  # only the file's name in its head was changed
+            results.add('undamaged')  # the byte belongs to the file name in the header of the compressed file
         except UserError as e:
-            kinds.add('inflating' if 'Error -3' in str(e) else 'checked')
-    assert kinds == {'whole', 'inflating', 'checked'}
+            results.add('cannot be decompressed' if 'Error -3' in str(e) else 'wrong checksum or length')
+    assert results == {'undamaged', 'cannot be decompressed', 'wrong checksum or length'}
 
 
-def test_files_that_vanish_after_they_were_listed_are_named(tmp_path):
+def test_the_error_for_a_file_that_was_removed_meanwhile_names_it(tmp_path):
     root = write_folder(tmp_path / 'set', train=4)
     source = layouts.folder(DataConfig(name='folder', dir=str(root)))
     files = source.splits['train']()
@@ -723,21 +724,21 @@ def test_files_that_vanish_after_they_were_listed_are_named(tmp_path):
         files[0]
 
 
-# ---- pictures
+# ---- image formats
 
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (6, 8, 3), np.uint8)
 
 
-def white(rgba):
-    """Laid over white."""
+def blend_with_white(rgba):
+    """Return RGB pixels on a white background."""
     alpha = rgba[..., 3:] / 255
     return rgba[..., :3] * alpha + 255 * (1 - alpha)
 
 
 @pytest.mark.parametrize('kind', ['png', 'webp', 'bmp', 'gif', 'tiff', 'grey', '16 bit', '16 bit grey png', 'palette',
                                   'cmyk', 'alpha', 'palette alpha', 'exif', 'bits'])
-def test_pictures_are_read_as_a_viewer_shows_them(tmp_path, kind):
+def test_images_are_read_as_a_viewer_shows_them(tmp_path, kind):
     image, tolerance = Image.fromarray(PIXELS), 1.0
     grey = PIXELS[..., 0]
     expected = PIXELS.astype(float)
@@ -764,7 +765,7 @@ def test_pictures_are_read_as_a_viewer_shows_them(tmp_path, kind):
         image = image.convert('CMYK')
     elif kind == 'alpha':
         rgba = np.random.default_rng(1).integers(0, 256, (6, 8, 4), np.uint8)
-        image, expected = Image.fromarray(rgba), white(rgba)
+        image, expected = Image.fromarray(rgba), blend_with_white(rgba)
     elif kind == 'palette alpha':
         image = image.quantize(16)
         options = {'transparency': 3}
@@ -774,41 +775,42 @@ def test_pictures_are_read_as_a_viewer_shows_them(tmp_path, kind):
         smooth = np.uint8(np.add.outer(np.arange(6) * 20, np.arange(8) * 10))[..., None] * np.ones(3, np.uint8)
         image, expected = Image.fromarray(smooth), np.rot90(smooth, -1).astype(float)
         exif = Image.Exif()
-        exif[0x0112] = 6  # to be turned clockwise
+        exif[0x0112] = 6  # to be rotated clockwise
         options = {'exif': exif, 'quality': 100}
     elif kind == 'bits':
         image = Image.fromarray(grey > 128)
         expected = np.stack([255.0 * (grey > 128)] * 3, -1)
     image.save(path, **options)
-    found = picture.read(path, 'RGB')
-    assert found.dtype == np.uint8
-    assert found.shape == expected.shape
-    assert np.abs(found - expected).max() <= tolerance
+    pixels = picture.read(path, 'RGB')
+    assert pixels.dtype == np.uint8
+    assert pixels.shape == expected.shape
+    assert np.abs(pixels - expected).max() <= tolerance
 
 
-# ---- parts
+# ---- sizes and subsets
 
 
 @pytest.mark.parametrize('how', ['crop', 'squash'])
-def test_images_in_files_are_brought_to_one_size_as_a_persons_own_are(tmp_path, how):
+def test_predict_resizes_images_as_a_layout_does(tmp_path, how):
     rng = np.random.default_rng(0)
     for name in ('a', 'b'):
         (tmp_path / 'all' / name).mkdir(parents=True)
         for i, shape in enumerate(((20, 31), (40, 16), (16, 16))):
             Image.fromarray(rng.integers(0, 256, (*shape, 3), np.uint8)).save(tmp_path / 'all' / name / f'{i}.png')
-    train = load(tmp_path, 'folder', tmp_path / 'all', image_size=16, resize=how, val_fraction=0.34).splits
-    found = np.concatenate([train[part].take(np.arange(len(train[part]))) for part in ('train', 'val')])
-    own = [picture.load(tmp_path / 'all' / name / f'{i}.png', {'image_shape': (16, 16, 3), 'ink': None}, how)
-           for name in 'ab' for i in range(3)]
-    assert sorted(x.tobytes() for x in found) == sorted(x.tobytes() for x in own)
+    splits = load(tmp_path, 'folder', tmp_path / 'all', image_size=16, resize=how, val_fraction=0.34).splits
+    loaded = np.concatenate([split.take(np.arange(len(split))) for split in splits.values()])
+    for_predict = [picture.load(tmp_path / 'all' / name / f'{i}.png', {'image_shape': (16, 16, 3), 'ink': None}, how)
+                   for name in 'ab' for i in range(3)]
+    assert sorted(x.tobytes() for x in loaded) == sorted(x.tobytes() for x in for_predict)
 
 
-def test_a_subset_by_number_for_each_class(tmp_path):
+def test_per_class_takes_a_subset_of_the_training_images(tmp_path):
     root = write_folder(tmp_path / 'set', train=8, test=2)
-    whole, part, again, other = (load(tmp_path, 'folder', root, val_fraction=0.25, **fields) for fields in (
+    complete, subset, same_seed, other_seed = (load(tmp_path, 'folder', root, val_fraction=0.25, **fields) for fields in (
         {}, {'per_class': 3}, {'per_class': 3}, {'per_class': 3, 'split_seed': 1}))
-    assert_holds(part, train=9, val=6, test=6)
-    assert part.class_counts('train') == [3, 3, 3]
-    np.testing.assert_array_equal(part.splits['train'].index, again.splits['train'].index)
-    assert not np.array_equal(part.splits['train'].index, other.splits['train'].index)
-    assert set(part.splits['train'].index) <= set(whole.splits['train'].index)
+    assert_holds(subset, train=9, val=6, test=6)
+    assert subset.class_counts('train') == [3, 3, 3]
+    index = subset.splits['train'].index
+    np.testing.assert_array_equal(index, same_seed.splits['train'].index)
+    assert not np.array_equal(index, other_seed.splits['train'].index)
+    assert set(index) <= set(complete.splits['train'].index)
