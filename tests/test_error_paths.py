@@ -1,4 +1,4 @@
-"""An error of the system is told with the path that it is about, and no other."""
+"""User errors, and errors of the operating system: they name the path or the field that they are about, and no other."""
 
 import errno
 import os
@@ -24,7 +24,7 @@ def test_an_error_is_its_field_message_and_hint_on_one_line():
     error.add_hint('expected 4')
     error.add_hint('or 5')
     assert str(error) == 'config.seed: got 3; expected 4; or 5'
-    copied = pickle.loads(pickle.dumps(error))  # worker processes hand their errors over
+    copied = pickle.loads(pickle.dumps(error))  # errors of worker processes are pickled
     assert type(copied) is Diverged
     assert (copied.message, copied.field, copied.hint) == ('got 3', 'config.seed', 'expected 4; or 5')
 
@@ -34,13 +34,13 @@ def test_an_error_is_its_field_message_and_hint_on_one_line():
     (UserError('is missing', field='/data/a.npz', hint='make it'), 'config.data.dir', '/data/a.npz: is missing'),
     (UserError('is missing', field='config.data.name', hint='make it'), 'config.data.name', 'is missing'),
 ])
-def test_an_error_within_a_field_names_one_field_of_the_config(error, field, message):
+def test_name_field_sets_one_field_of_the_config(error, field, message):
     with pytest.raises(UserError) as raised, name_field('config.data.dir'):
         raise error
     assert (raised.value.field, raised.value.message, raised.value.hint) == (field, message, 'make it')
 
 
-def test_an_error_of_writing_gets_the_name_of_the_file():
+def test_name_file_sets_the_file_of_an_error_without_one():
     with pytest.raises(OSError, match='No space left') as error, name_file('/run/a.json'), open('/dev/full', 'w') as f:
         f.write('x')
     assert error.value.filename == '/run/a.json'
@@ -50,7 +50,7 @@ def test_an_error_of_writing_gets_the_name_of_the_file():
     assert str(from_os_error(OSError('128 requested and 0 written'))) == '128 requested and 0 written'  # NumPy's
 
 
-def test_of_a_full_disk_without_a_name_the_full_file_systems_are_named(tmp_path, monkeypatch):
+def test_the_error_for_a_full_disk_names_the_full_file_systems(tmp_path, monkeypatch):
     def status(folder):
         free = 0 if folder == '/dev/shm' else 1 << 30
         return types.SimpleNamespace(f_bavail=free, f_frsize=1, f_files=0, f_favail=0)
@@ -64,12 +64,12 @@ def test_a_full_disk_elsewhere_is_not_blamed_on_the_workdir(small, tmp_path, mon
     def fail(*_):
         raise error
     monkeypatch.setattr(loop, 'TrainingRun', fail)
-    with pytest.raises(UserError, match=f'^{error.filename or ""}.*No space left') as told:
+    with pytest.raises(UserError, match=f'^{error.filename or ""}.*No space left') as raised:
         train_and_evaluate(small(), str(tmp_path / 'run'))
-    assert str(tmp_path) not in str(told.value)
+    assert str(tmp_path) not in str(raised.value)
 
 
-def test_a_metrics_file_that_cannot_be_written_is_named(tmp_path, monkeypatch):
+def test_the_error_for_a_metrics_file_that_cannot_be_written_names_it(tmp_path, monkeypatch):
     def open_full_when_appending(path, mode='r', **arguments):
         return open('/dev/full' if mode == 'a' else path, mode, **arguments)
     monkeypatch.setattr(workdir, 'open', open_full_when_appending, raising=False)
@@ -87,5 +87,5 @@ def test_an_error_of_the_source_is_not_blamed_on_the_cache(tmp_path):
         cache.open_cache(source, DataConfig('tiny', cache_dir=str(tmp_path)))
 
 
-def test_a_number_and_its_noun_agree():
+def test_counted_uses_the_plural_and_separates_thousands():
     assert [counted(n, 'row') for n in (0, 1, 2, 12345)] == ['0 rows', '1 row', '2 rows', '12,345 rows']
