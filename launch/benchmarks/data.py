@@ -96,7 +96,7 @@ def compare(args: argparse.Namespace) -> Table:
             run = TrainingRun(placement_config, os.path.join(folder, placement), StopRequest())
             resources.enter_context(run)
 
-            def batch(batches: dict, resident: dict, first: jax.Array, seed: jax.Array, run: Run = run) -> jax.Array:
+            def batch(batches: dict, resident: dict, first: jax.Array, seed: jax.Array, run: TrainingRun = run) -> jax.Array:
                 rows = {k: v[0] for k, v in batches.items()} or gather(
                     run.setup.backend.batch_positions(resident['order'], first[0], run.setup.config.batch_size),
                     resident['examples'])

@@ -1,0 +1,194 @@
+"""Plugins: Python files and modules outside the package that register networks, losses, data sets and the like.
+
+`config.plugins` names them. They are imported before any name is looked up, in training, evaluation and prediction alike,
+and a run records what it imported: the checksum of the code, and the version of an installed package. Importing a plugin
+runs its code, so a workdir is to be trusted as a program is.
+"""
+
+import ast
+import hashlib
+import importlib
+import importlib.metadata
+import importlib.util
+import logging
+import os
+import shutil
+import sys
+import traceback
+from collections.abc import Sequence
+from types import ModuleType
+
+from jaxcnn import registry
+from jaxcnn.config import Plugin
+from jaxcnn.errors import UserError, unknown
+
+log = logging.getLogger('jaxcnn')
+FOLDER = 'plugins'  # of a workdir, with copies of the files
+_loaded_files: dict[str, str] = {}  # checksum by module name
+
+
+def is_file(source: str) -> bool:
+    """Return whether a plugin is a file; else it is a module."""
+    return source.endswith('.py')
+
+
+def load(plugins: Sequence[Plugin], workdir: str | None = None) -> tuple[Plugin, ...]:
+    """Import plugins, and return them with their versions and checksums.
+
+    Args:
+      plugins: of a config. Where one has a checksum already, it is that of a run, and the code must still have it.
+      workdir: of the run whose recorded plugins these are. Its copy of a file is used where the file is missing or has
+        changed.
+
+    Raises:
+      UserError: A plugin is missing, raises an exception, or is not what the run recorded.
+    """
+    names = [_module_name(plugin.source) for plugin in plugins]
+    for i, name in enumerate(names):
+        if name in names[:i]:
+            raise UserError(f'{plugins[i].source!r} has the same name as another plugin', field=f'config.plugins[{i}]')
+    return tuple(_load(plugin, f'config.plugins[{i}]', workdir) for i, plugin in enumerate(plugins))
+
+
+def _load(plugin: Plugin, field: str, workdir: str | None) -> Plugin:
+    source = plugin.source
+    if not is_file(source):
+        module = _import_module(source, field)
+        loaded = Plugin(source, _version(source), _checksum(_files_of_module(module)))
+    else:
+        path = _find_file(plugin, field, workdir)
+        loaded = Plugin(source, '', _checksum(_files_of_script(path)))
+        _import_file(path, loaded.sha256, field)
+    if plugin.sha256 and plugin.sha256 != loaded.sha256:
+        versions = f' (version {plugin.version} then, {loaded.version} now)' if plugin.version != loaded.version else ''
+        raise UserError(f'{source!r} has changed since the run was trained{versions}', field=field,
+                        hint='restore its code, or use a new workdir')
+    return loaded
+
+
+def _find_file(plugin: Plugin, field: str, workdir: str | None) -> str:
+    """Return the path of a plugin's file, or of its copy in the workdir where the file is missing or has changed."""
+    source = plugin.source
+    exists = os.path.isfile(source)
+    if exists and (not plugin.sha256 or _checksum(_files_of_script(source)) == plugin.sha256):
+        return source
+    if workdir is not None:
+        copy = os.path.join(workdir, FOLDER, os.path.basename(source))
+        if os.path.isfile(copy):
+            log.warning('%s: %s %s; the copy in %s is used', field, source, 'has changed' if exists else 'is missing', copy)
+            return copy
+    if exists:
+        return source
+    folder = os.path.dirname(source) or '.'
+    files = os.listdir(folder) if os.path.isdir(folder) else []
+    raise unknown('plugin file', source, [os.path.join(folder, name) for name in files if is_file(name)], field=field)
+
+
+def _module_name(source: str) -> str:
+    return f'jaxcnn_plugin_{os.path.splitext(os.path.basename(source))[0]}' if is_file(source) else source
+
+
+def _import_file(path: str, sha256: str, field: str) -> None:
+    name = _module_name(path)
+    if _loaded_files.get(name) == sha256:
+        return
+    folder = os.path.dirname(os.path.abspath(path))
+    for other in _files_of_script(path)[1:]:  # those of another version of the plugin must not be found
+        sys.modules.pop(os.path.splitext(os.path.basename(other))[0], None)
+    spec = importlib.util.spec_from_file_location(name, os.path.abspath(path))
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)  # dataclasses look their module up
+    sys.path.insert(0, folder)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as e:
+        del sys.modules[name]
+        raise _failed(path, e, field) from e
+    finally:
+        sys.path.remove(folder)
+    _loaded_files[name] = sha256
+
+
+def _import_module(name: str, field: str) -> ModuleType:
+    sys.path.insert(0, os.getcwd())  # as `python -m` does
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as e:
+        if e.name and (name == e.name or name.startswith(f'{e.name}.')):
+            raise UserError(f'there is no module {name!r}', field=field,
+                            hint='install its package; a file is named with its ending, .py') from e
+        raise _failed(name, e, field) from e
+    except Exception as e:
+        raise _failed(name, e, field) from e
+    finally:
+        sys.path.remove(os.getcwd())
+
+
+def _failed(source: str, error: Exception, field: str) -> UserError:
+    """Return the error for a plugin that raises one, with the line where it does."""
+    if isinstance(error, UserError):
+        return UserError(str(error), field=f'{field}: {source}')
+    line = next((frame.lineno for frame in reversed(traceback.extract_tb(error.__traceback__))
+                 if os.path.abspath(frame.filename) == os.path.abspath(source)), getattr(error, 'lineno', None))
+    place = f'{source}, line {line}' if line else source
+    return UserError(f'{type(error).__name__}: {" ".join(str(error).split())}', field=f'{field}: {place}')
+
+
+def _files_of_script(path: str) -> list[str]:
+    """Return a file and the files beside it that it imports, directly or not."""
+    folder, files, queue = os.path.dirname(os.path.abspath(path)), [], [os.path.abspath(path)]
+    while queue:
+        file = queue.pop(0)
+        if file in files or not os.path.isfile(file):
+            continue
+        files.append(file)
+        try:
+            with open(file, 'rb') as f:
+                tree = ast.parse(f.read())
+        except (SyntaxError, ValueError):
+            continue  # its import says what is wrong
+        for node in ast.walk(tree):
+            imported = ([alias.name for alias in node.names] if isinstance(node, ast.Import) else
+                        [node.module] if isinstance(node, ast.ImportFrom) and node.module else [])
+            queue += [os.path.join(folder, f'{name.partition(".")[0]}.py') for name in imported]
+    return files
+
+
+def _files_of_module(module: ModuleType) -> list[str]:
+    """Return all Python files of the package that a module is in, or the module's own."""
+    top = sys.modules[module.__name__.partition('.')[0]]
+    if not hasattr(top, '__path__'):
+        return [str(module.__file__)]
+    return sorted(os.path.join(folder, name) for root in top.__path__ for folder, _, names in os.walk(root)
+                  for name in names if is_file(name))
+
+
+def _checksum(files: Sequence[str]) -> str:
+    digest = hashlib.sha256()
+    for file in files:
+        with open(file, 'rb') as f:
+            digest.update(hashlib.sha256(f.read()).digest())
+    return digest.hexdigest()[:16]
+
+
+def _version(module: str) -> str:
+    """Return the version of the installed package that has a module, or '' for a module that is not installed."""
+    packages = importlib.metadata.packages_distributions().get(module.partition('.')[0], [])
+    return importlib.metadata.version(packages[0]) if packages else ''
+
+
+def save_copies(plugins: Sequence[Plugin], workdir: str) -> None:
+    """Copy the files of a run's plugins into its workdir, where prediction finds them if they move or change."""
+    for plugin in plugins:
+        if is_file(plugin.source) and os.path.isfile(plugin.source):
+            os.makedirs(os.path.join(workdir, FOLDER), exist_ok=True)
+            for file in _files_of_script(plugin.source):
+                shutil.copyfile(file, os.path.join(workdir, FOLDER, os.path.basename(file)))
+
+
+def from_entry_points(used_modules: set[str]) -> tuple[Plugin, ...]:
+    """Return the installed plugins among whose modules, or those of their packages, are `used_modules`."""
+    packages = {module.partition('.')[0] for module in used_modules}
+    sources = [entry_point.module for entry_point in importlib.metadata.entry_points(group=registry.ENTRY_POINTS)]
+    return tuple(_load(Plugin(source), 'config.plugins', None) for source in sources if source.partition('.')[0] in packages)
