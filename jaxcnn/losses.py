@@ -38,7 +38,7 @@ def register(*targets: str) -> Callable[[F], F]:
 
 def names(targets: str) -> list[str]:
     """Return the losses that take a kind of targets."""
-    return [name for name, (_, kinds) in _LOSSES.items() if targets in kinds]
+    return sorted(name for name, (_, kinds) in _LOSSES.items() if targets in kinds)
 
 
 def make(choice: cfg.Choice, targets: str, task: str) -> tuple[Loss, Loss]:

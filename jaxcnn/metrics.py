@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxcnn.registry import Registry
+
 
 @dataclasses.dataclass(frozen=True)
 class Metric:
@@ -53,14 +55,14 @@ def format_percent(value: float | None) -> str:
 
 
 LOSS = Metric('loss', better='min', percent=False, title='loss')
-_METRICS: dict[str, dict[str, Metric]] = {}
+_METRICS: Registry[Metric] = Registry('metric')  # by the kind of targets and the name
 
 
 def _register(targets: str, of_split: bool, fields: Mapping[str, Any]) -> Callable[[Callable], Callable]:
     def add(compute: Callable) -> Callable:
         name = compute.__name__
         metric = Metric(name, compute, of_split=of_split, **{'title': name.replace('_', ' '), **fields})
-        _METRICS.setdefault(targets, {})[name] = metric
+        _METRICS.add(f'{targets}/{name}', metric, compute)
         return compute
     return add
 
@@ -82,7 +84,7 @@ def split_metric(targets: str, **fields: Any) -> Callable[[Callable], Callable]:
 
 def of_targets(targets: str) -> dict[str, Metric]:
     """Return the loss and the registered metrics of a kind of targets, by name."""
-    return {'loss': LOSS, **_METRICS.get(targets, {})}
+    return {'loss': LOSS, **{metric.name: metric for key, metric in _METRICS.items() if key.split('/')[0] == targets}}
 
 
 def displayed(metrics: Iterable[Metric], num_classes: int) -> list[Metric]:

@@ -113,8 +113,8 @@ class Registry(Generic[T]):
         return sorted(self._objects)
 
     def items(self) -> list[tuple[str, T]]:
-        """Return the registered names with their objects, in the order of the names."""
-        return sorted(self._objects.items(), key=lambda item: item[0])
+        """Return the names with their objects, in the order of registration."""
+        return list(self._objects.items())
 
     def copy(self) -> tuple[dict[str, T], dict[str, Any]]:
         """Return the contents, for `restore`."""

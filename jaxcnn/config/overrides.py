@@ -10,7 +10,7 @@ import ml_collections
 
 from jaxcnn.config.literals import parse_literal
 from jaxcnn.config.parse import fields_of, parse, strip_optional, to_dict, to_plain, unknown_field, wrong_value
-from jaxcnn.config.schema import Choice, Config, Duration
+from jaxcnn.config.schema import Choice, Config, Duration, Plugin
 from jaxcnn.errors import UserError, unknown
 
 
@@ -87,10 +87,17 @@ def load(path: str | os.PathLike, assignments: Sequence[str] = ()) -> Config:
     path = os.fspath(path)
     if not os.path.isfile(path):
         raise unknown('config file', path, _config_files(os.path.dirname(path) or '.', 'configs'))
-    fields = _run_config_file(path)
+    fields = parse(_run_config_file(path))
+    fields = dataclasses.replace(fields, plugins=tuple(_beside(path, plugin) for plugin in fields.plugins))
     stem = os.path.splitext(os.path.basename(path))[0]
     tree = override(fields, assignments)
     return parse({**tree, 'name': tree['name'] or stem})
+
+
+def _beside(path: str, plugin: Plugin) -> Plugin:
+    """Return a plugin that a config file names, whose file is looked for in the folder of the config first."""
+    file = os.path.join(os.path.dirname(path), plugin.source)
+    return dataclasses.replace(plugin, source=os.path.abspath(file)) if os.path.isfile(file) else plugin
 
 
 def _config_files(*folders: str) -> list[str]:

@@ -14,7 +14,7 @@ from typing import Any
 
 import ml_collections
 
-from jaxcnn.config.schema import RENAMED_FIELDS, UNITS, Choice, Config, Duration
+from jaxcnn.config.schema import RENAMED_FIELDS, UNITS, Choice, Config, Duration, Plugin
 from jaxcnn.errors import UserError, unknown
 
 _SCALARS = {bool: 'True or False', int: 'a whole number', float: 'a number', str: 'a string'}
@@ -109,6 +109,8 @@ def _parse_group(schema: type, value: Any, field: str) -> Any:
 
 def _parse_tuple(kinds: tuple[Any, ...], value: Any, field: str) -> tuple:
     """Return a tuple whose entries have the types `kinds`, or any number of entries of one type for `(kind, ...)`."""
+    if kinds[0] is Plugin and isinstance(value, str):
+        value = [source.strip() for source in value.split(',')]
     if not isinstance(value, (list, tuple)):
         raise wrong_value(field, 'a sequence', value)
     if kinds[-1] is Ellipsis:
@@ -146,6 +148,8 @@ def _parse_value(kind: Any, value: Any, field: str, limits: Mapping[str, Any] = 
         return parse_duration(value, field, limits.get('minimum') == 0)
     if kind is Choice:
         return _parse_choice(value, field)
+    if kind is Plugin and isinstance(value, str):
+        return Plugin(value)
     if dataclasses.is_dataclass(kind):
         assert isinstance(kind, type)
         return _parse_group(kind, value, field)

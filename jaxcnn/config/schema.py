@@ -191,6 +191,15 @@ class CheckpointConfig:
 
 
 @dataclass(frozen=True)
+class Plugin:
+    """Code outside the package that a run imports; a string stands for its source alone."""
+
+    source: str = _field('', 'a Python file, with its path, or a module')
+    version: str = _field('', 'of the installed package that has the module; filled in by the run')
+    sha256: str = _field('', 'the first 16 digits of the checksum of the code; filled in by the run')
+
+
+@dataclass(frozen=True)
 class Config:
     """A complete run."""
 
@@ -200,6 +209,8 @@ class Config:
     batch_size: int = _field(128, 'images per update, over all devices', minimum=1)
     batch_schedule: tuple[tuple[Duration, int], ...] = _field(
         (), 'later batch sizes and when they begin, as in ((dict(epochs=5), 256), (dict(epochs=8), 512))')
+    plugins: tuple[Plugin, ...] = _field((), "Python files or modules that register networks, losses, data sets, ..., as in "
+                                         "('my_models.py',)", affects_result=False)  # their checksums are compared instead
     task: Choice = _field(Choice('classification'), 'what the outputs of the network mean; see jaxcnn.tasks.names()')
     loss: Choice = _field(Choice('cross_entropy'), 'what is minimised; see jaxcnn.losses.names(), with its arguments. bce '
                           'is averaged over classes, so that its gradient shrinks with their number')

@@ -18,6 +18,7 @@ import numpy as np
 from jaxcnn.config import DataConfig
 from jaxcnn.data.targets import LABEL, TargetKind
 from jaxcnn.errors import UserError, name_field, unknown
+from jaxcnn.registry import Registry
 
 Example = dict[str, Any]
 
@@ -70,7 +71,7 @@ class Source:
 
 
 SourceFactory = Callable[[DataConfig], Source]
-_FACTORIES: dict[tuple[str, str], SourceFactory] = {}  # by the name of the source and that of its kind of targets
+_FACTORIES: Registry[SourceFactory] = Registry('data set')
 
 
 def register(name: str, factory: SourceFactory, kind: TargetKind = LABEL) -> None:
@@ -81,12 +82,18 @@ def register(name: str, factory: SourceFactory, kind: TargetKind = LABEL) -> Non
       factory: a function that returns the source of a config.
       kind: the kind of the targets of its examples.
     """
-    _FACTORIES[name, kind.name] = factory
+    _FACTORIES.add(_key(name, kind), factory, getattr(factory, 'func', factory))
+
+
+def _key(name: str, kind: TargetKind) -> str:
+    """Return the key of a data set, of whose name there may be one for each kind of targets."""
+    return f'{kind.name}/{name}'
 
 
 def names(kind: TargetKind | None = None) -> list[str]:
     """Return the names of the registered data sets and layouts; with `kind`, of those with this kind of targets."""
-    return sorted({name for name, kind_name in _FACTORIES if kind is None or kind_name == kind.name})
+    keys = (key.split('/', 1) for key in _FACTORIES.names())
+    return sorted({name for kind_name, name in keys if kind is None or kind_name == kind.name})
 
 
 def find(config: DataConfig, kind: TargetKind = LABEL) -> Source:
@@ -96,8 +103,8 @@ def find(config: DataConfig, kind: TargetKind = LABEL) -> Source:
       UserError: the name is unknown, the data is missing, or its examples have another kind of targets.
     """
     root = _tfds_root(config)
-    if (config.name, kind.name) in _FACTORIES:
-        factory = _FACTORIES[config.name, kind.name]
+    if (key := _key(config.name, kind)) in _FACTORIES:
+        factory = _FACTORIES.get(key)
     elif config.name in names() or kind is not LABEL:
         raise UserError(f'{config.name!r} does not have {kind.description}, which config.task needs',
                         field='config.data.name', hint=f'these have: {", ".join(names(kind))}')

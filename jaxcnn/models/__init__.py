@@ -19,19 +19,50 @@ from jaxcnn.models import (
     t2t_vit,
     vgg,
 )
-from jaxcnn.models.layers import Models, Network
+from jaxcnn.models.layers import Network
+from jaxcnn.registry import Registry
 
-__all__ = ['Network', 'create', 'names']
+__all__ = ['Network', 'create', 'names', 'register']
 
-_MODELS: Models = {
-    name: variant for family in (
-        lenet, shallow, alexnet, vgg, nin, leedl, googlenet, inception, resnet, mobilenet, t2t_vit, airbench)
-    for name, variant in family.MODELS.items()}
+_MODELS: Registry[tuple[type[Network], dict[str, Any]]] = Registry('model')
+for _family in (
+        lenet, shallow, alexnet, vgg, nin, leedl, googlenet, inception, resnet, mobilenet, t2t_vit, airbench):
+    for _name, (_class, _fields) in _family.MODELS.items():
+        _MODELS.add(_name, (_class, _fields), _class)
+
+
+def register(network_class: Any = None, *, name: str | None = None, **fields: Any) -> Any:
+    """Make a network known to `config.model`, as a decorator of its class.
+
+        @register
+        class MyNet(Network): ...
+
+        @register(name='my_net_wide', width=128)
+        class MyNet(Network): ...
+
+    Args:
+      network_class: a subclass of `Network`.
+      name: its name in configs; that of the class by default.
+      **fields: values of its fields that differ from their defaults. A config may set others.
+
+    Raises:
+      UserError: The class is no subclass of `Network`, lacks a field, or the name is taken.
+    """
+    def add(network_class: Any) -> Any:
+        if not (isinstance(network_class, type) and issubclass(network_class, Network)):
+            raise UserError(f'register_model: expected a subclass of jaxcnn.Network, got {network_class!r}')
+        known = [f.name for f in dataclasses.fields(network_class)]
+        for field in fields:
+            if field not in known:
+                raise unknown(f'field of model {network_class.__name__}', field, known)
+        _MODELS.add(name or network_class.__name__, (network_class, fields), network_class)
+        return network_class
+    return add if network_class is None else add(network_class)
 
 
 def names() -> list[str]:
     """Return the names of the registered networks."""
-    return sorted(_MODELS)
+    return _MODELS.names()
 
 
 def create(name: str, num_classes: int = 10, **fields: Any) -> Network:
@@ -45,9 +76,7 @@ def create(name: str, num_classes: int = 10, **fields: Any) -> Network:
     Raises:
       UserError: The name or a field is unknown, or a field has a value with which no network can be built.
     """
-    if name not in _MODELS:
-        raise unknown('model', name, names())
-    network_class, variant = _MODELS[name]
+    network_class, variant = _MODELS.get(name)
     defaults = {f.name: f.default for f in dataclasses.fields(network_class) if f.name not in ('parent', 'name')}
     for field, value in {**fields, 'num_classes': num_classes}.items():
         if isinstance(value, float) and not math.isfinite(value):

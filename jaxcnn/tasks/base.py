@@ -19,6 +19,7 @@ from jaxcnn.config import bind
 from jaxcnn.data.targets import TargetKind
 from jaxcnn.errors import UserError, unknown
 from jaxcnn.metrics import LOSS, Metric
+from jaxcnn.registry import Registry
 
 MAX_LISTED_METRICS = 12  # an error message lists so many metrics, or the nearest of more
 Targets = Mapping[str, jax.Array]  # by name, (N, ...) each
@@ -186,18 +187,18 @@ class Task(abc.ABC):
 
 
 T = TypeVar('T', bound=type[Task])
-_TASKS: dict[str, type[Task]] = {}
+_TASKS: Registry[type[Task]] = Registry('task')
 
 
 def register(task: T) -> T:
     """Make a task known under its name."""
-    _TASKS[task.name] = task
+    _TASKS.add(task.name, task)
     return task
 
 
 def names() -> list[str]:
     """Return the registered tasks."""
-    return sorted(_TASKS)
+    return _TASKS.names()
 
 
 def find(choice: cfg.Choice) -> type[Task]:
@@ -206,9 +207,7 @@ def find(choice: cfg.Choice) -> type[Task]:
     Raises:
       UserError: The task is unknown, or does not take an argument.
     """
-    if choice.name not in _TASKS:
-        raise unknown('task', choice.name, names(), field='config.task')
-    task = _TASKS[choice.name]
+    task = _TASKS.get(choice.name, 'config.task')
     inherited = inspect.signature(Task).parameters
     own_arguments = {name: p for name, p in inspect.signature(task).parameters.items() if name not in inherited}
     for name in choice.args:

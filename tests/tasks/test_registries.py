@@ -10,10 +10,7 @@ from jaxcnn import losses, metrics
 from jaxcnn.train import train_and_evaluate
 
 
-def test_a_registered_loss_and_metric_need_nothing_else(small, tmp_path, no_pictures, monkeypatch):
-    monkeypatch.setattr(losses, '_LOSSES', dict(losses._LOSSES))
-    monkeypatch.setattr(metrics, '_METRICS', {kind: dict(known) for kind, known in metrics._METRICS.items()})
-
+def test_a_registered_loss_and_metric_need_nothing_else(small, tmp_path, no_pictures, new_registrations):
     @losses.register('label')
     def scaled_cross_entropy(outputs, labels, factor=2.0, reduction='none'):
         assert reduction == 'sum'
