@@ -72,9 +72,9 @@ def check(config: cfg.Config) -> None:
     with name_field('config.model'):
         models.create(config.model.name, **config.model.args)
     with name_field('config.data.augment'):
-        augment.pipeline(config.data.augment)
+        augment.parse_pipeline(config.data.augment)
     with name_field('config.data.eval_augment'):
-        augment.pipeline(config.data.eval_augment, steady=True)
+        augment.parse_pipeline(config.data.eval_augment, deterministic=True)
     with name_field('config.data.normalize'):
         normalize.parse(config.data.normalize)
     with name_field('config.eval.tta'):

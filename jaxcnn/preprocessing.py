@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from jaxcnn.config import DataConfig
 from jaxcnn.data import normalize
-from jaxcnn.data.augment import Gradient, Pipeline, TargetMixer, pipeline
+from jaxcnn.data.augment import Gradient, Pipeline, TargetMixer, parse_pipeline
 from jaxcnn.data.normalize import Fitted, Normalization, Normalizer
 from jaxcnn.data.tta import TestTimeAugmentation
 from jaxcnn.errors import UserError, name_field
@@ -48,7 +48,8 @@ class Preprocessor:
           fit: fits normalisers other than `standardize` to the training images.
           tta: test-time augmentation, or None.
         """
-        unfitted = cls(pipeline(config.augment), Normalization(), pipeline(config.eval_augment, steady=True), tta)
+        unfitted = cls(parse_pipeline(config.augment), Normalization(),
+                       parse_pipeline(config.eval_augment, deterministic=True), tta)
         ops = normalize.parse(config.normalize)
         if ops == [normalize.standardize()]:
             return dataclasses.replace(unfitted, normalize=Normalization.by(mean, std))

@@ -24,7 +24,7 @@ EXAMPLES = (
 def run(args: argparse.Namespace) -> int:
     if args.ops:
         from jaxcnn.data import augment
-        print('\n'.join(map(augment.described, augment.names())), end='')
+        print('\n'.join(map(augment.describe, augment.names())), end='')
         return 0
     import jax
     import jax.numpy as jnp
@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         text = args.pipeline.strip() or '|'.join(EXAMPLES)
         task = tasks.create(config.parse({}), ['first', 'second'], [1, 1], 2)
-    parts = augment.pipeline(text)
+    parts = augment.parse_pipeline(text)
     assert parts is not None
     gradient = None
     if args.workdir:
@@ -62,8 +62,8 @@ def run(args: argparse.Namespace) -> int:
     for i, op in enumerate(parts.ops):  # each alone, but an attack after what comes before it, which may change the size
         start = 0 if isinstance(op, augment.Attack) and args.workdir else i
         rows.append(('|'.join(texts[start:i + 1]), augment.Pipeline(texts[i], parts.ops[start:i + 1])))
-    if gradient is None and parts.attacks:
-        attacks = [part for part, row in rows if row.attacks]
+    if gradient is None and parts.has_attack:
+        attacks = [part for part, row in rows if row.has_attack]
         if args.pipeline.strip():
             raise UserError(f'{attacks[0]} attacks a network: --workdir names the run whose network it is')
         cli.log.info('left out, as they attack a network, which --workdir names: %s', ', '.join(attacks))
@@ -100,7 +100,7 @@ def run(args: argparse.Namespace) -> int:
         drawn = jax.jit(augment_batch, compiler_options=run_once())(jnp.repeat(keys, 2, 0), examples)
         augmented = {name: np.asarray(values)[1::2] for name, values in drawn.items()}
         tiles += [np.asarray(first), *augmented.pop('image')]
-        titles += ['as it is', *(task.title({name: values[i] for name, values in augmented.items()}) if row.mixes else ''
+        titles += ['as it is', *(task.title({name: values[i] for name, values in augmented.items()}) if row.num_mixes else ''
                                  for i in range(args.draws))]
     path = args.out or os.path.join(args.workdir, 'figures', 'augmentations.png')
     try:

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxcnn.config import bind, parse_calls
-from jaxcnn.data.augment.registry import number
+from jaxcnn.data.augment.registry import check_number
 from jaxcnn.errors import UserError, name_file, unknown
 
 Fitted = Mapping[str, np.ndarray]
@@ -126,7 +126,7 @@ def gcn(s: float = 1.0, epsilon: float = 1e-8, lam: float = 0.0) -> Normalizer:
 
     Goodfellow, Bengio, Courville, Deep Learning, section 12.2.1.1, equation 12.3.
     """
-    number('gcn', s=s, epsilon=epsilon, lam=lam)
+    check_number('gcn', s=s, epsilon=epsilon, lam=lam)
     return _Contrast(s, epsilon, lam)
 
 
@@ -135,7 +135,7 @@ def zca(epsilon: float = 0.1) -> Normalizer:
 
     Krizhevsky, Learning Multiple Layers of Features from Tiny Images, appendix A.
     """
-    number('zca', 1e-12, epsilon=epsilon)
+    check_number('zca', 1e-12, epsilon=epsilon)
     return _Whitening(epsilon)
 
 

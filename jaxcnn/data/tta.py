@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxcnn.config import bind, parse_call
-from jaxcnn.data.augment.registry import whole
+from jaxcnn.data.augment.registry import check_whole_number
 from jaxcnn.errors import UserError, unknown
 
 # maps images (N, H, W, C) to variants of them, each with its weight; the weights add up to 1
@@ -29,12 +29,12 @@ def flip_shift(pixels: int = 1) -> TestTimeAugmentation:
 
     Reference: Jordan (2024), arXiv 2404.00498, section 3.5.
     """
-    whole('flip_shift', pixels=pixels)
+    check_whole_number('flip_shift', pixels=pixels)
 
     def augment(images: jax.Array) -> list[tuple[float, jax.Array]]:
         _, height, width, _ = images.shape
         if pixels >= min(height, width):
-            raise UserError(f'flip_shift({pixels}): images are {height} x {width}')
+            raise UserError(f'images of {height} x {width} are too small', field=f'flip_shift({pixels})')
         padded = jnp.pad(images, ((0, 0), (pixels, pixels), (pixels, pixels), (0, 0)), 'reflect')
         return _add_mirrored([(0.5, images), (0.25, padded[:, :height, :width]),
                               (0.25, padded[:, 2 * pixels:, 2 * pixels:])])

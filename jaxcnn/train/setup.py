@@ -196,11 +196,11 @@ class Setup:
         experiment, train = self.experiment, self.dataset.splits['train']
         pipeline = experiment.preprocessor.augment
         batch = self.feed.positions(0)
-        num_mixed = pipeline.mixes if pipeline else 0  # rows before the first one that are mixed into the drawn ones
+        num_mixed = pipeline.num_mixes if pipeline else 0  # rows before the first one that are mixed into the drawn ones
         rows = np.arange(-num_mixed, min(32, len(batch))) % len(batch)
         positions = batch[rows]
         gradient = None
-        if pipeline and pipeline.attacks:
+        if pipeline and pipeline.has_attack:
             gradient = image_gradient(experiment.network, experiment.preprocessor, experiment.task,
                                       variables(self.backend.fetch(state))[False])
         run_key = jax.random.key(np.uint32(self.config.seed))

@@ -32,7 +32,7 @@ def peer_op(text: str, size: int) -> tuple[str, dict]:
     op = getattr(policies if name == 'auto_augment' else augment.geometry, name)
     fields = config.bind(op, positional, keywords, name)
     if name == 'auto_augment':
-        values = policies.Space(10).values((size, size)).tolist()
+        values = policies.AugmentationSpace(10).values((size, size)).tolist()
         fields = {'policy': [[(op, chance, values[policies.OPS.index(op)][magnitude], op in policies.SIGNED)
                               for op, chance, magnitude in sub] for sub in policies.POLICIES[fields['policy']]]}
     return name, fields

@@ -6,7 +6,7 @@ import pytest
 
 @pytest.fixture(scope='session')
 def photo():
-    """Images with what photographs have: edges, slopes, an even region, noise: `photo(height, width)`, uint8 RGB."""
+    """The function `photo(height, width, seed)`: an RGB image, uint8, with edges, gradients, a constant region and noise."""
     def draw(height=24, width=20, seed=0):
         rng = np.random.default_rng(seed)
         y, x = np.mgrid[0:height, 0:width] / np.array([height, width])[:, None, None]
@@ -18,8 +18,11 @@ def photo():
 
 
 @pytest.fixture(scope='session')
-def under():
-    """What functions `(key, image)` make of one float image under each of many keys, in one compiled call."""
+def apply_to_image():
+    """The function `(keys, image, *ops)` that returns the results of each op for one float image and each key.
+
+    All ops are compiled as one program.
+    """
     def run(keys, image, *functions):
         return jax.tree.map(np.asarray, jax.jit(jax.vmap(lambda key: [f(key, jnp.asarray(image)) for f in functions]))(keys))
     return run

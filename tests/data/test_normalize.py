@@ -91,8 +91,8 @@ def test_it_is_kept_and_found_again(images, tmp_path):
 @pytest.mark.parametrize(('text', 'line'), [
     ('standardise', "unknown normalisation 'standardise'; nearest: standardize"),
     ('zca|whiten', "unknown normalisation 'whiten'; known: gcn, none, standardize"),
-    ('gcn(-1)', 'gcn: s must be a number of at least 0, got -1'),
-    ('zca(0)', 'zca: epsilon must be a number of at least 1e-12, got 0'),
+    ('gcn(-1)', 'gcn.s: expected a number of at least 0, got -1'),
+    ('zca(0)', 'zca.epsilon: expected a number of at least 1e-12, got 0'),
     ('zca(eps=1)', "unknown argument of normalisation zca 'eps'; nearest: epsilon"),
     ('', "config.data.normalize: '' is not a name"),
     ('gcn||zca', "config.data.normalize: '' is not a name"),

@@ -45,7 +45,7 @@ def test_weights_add_up(text):
 @pytest.mark.parametrize(('text', 'line'), [
     ('flips', r"unknown test-time augmentation 'flips'; nearest: flip"),
     ('flip(2)', 'test-time augmentation flip: too many'),
-    ('flip_shift(0)', 'flip_shift: pixels must be a whole number of at least 1, got 0'),
+    ('flip_shift(0)', 'flip_shift.pixels: expected a whole number of at least 1, got 0'),
     ('flip_shift(pixel=1)', "unknown argument of test-time augmentation flip_shift 'pixel'; nearest: pixels"),
 ])
 def test_what_is_wrong_is_told_in_one_line(text, line):
@@ -54,7 +54,7 @@ def test_what_is_wrong_is_told_in_one_line(text, line):
 
 
 def test_a_shift_as_large_as_the_image_is_told():
-    with pytest.raises(UserError, match=r'flip_shift\(8\): images are 8 x 10'):
+    with pytest.raises(UserError, match=r'flip_shift\(8\): images of 8 x 10 are too small'):
         tta.parse('flip_shift(8)')(jnp.asarray(IMAGES))
 
 

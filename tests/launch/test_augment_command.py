@@ -42,7 +42,7 @@ def test_a_run_shows_its_network_attacked(command, tmp_path, tiny_run):
     (['flip_rl'], "unknown augmentation 'flip_rl'; nearest: flip_lr"),
     (['fgsm(0.1)'], 'fgsm(0.1) attacks a network: --workdir names the run whose network it is'),
     (['flip_lr', '--images', 'no_such.png'], 'no_such.png: no such file'),
-    (['random_crop(500)'], 'random_crop(500): images are 128 x 128'),
+    (['random_crop(500)'], 'random_crop(500): images of 128 x 128 are smaller than 500 x 500'),
     (['flip_lr', '--images', 'a', 'b', 'c'], '--images: expected one or two, got 3'),
     (['flip_lr', '--draws=0'], '--draws: expected at least 1, got 0'),
     (['flip_lr', '--workdir=/no/such'], "workdir '/no/such' does not exist"),

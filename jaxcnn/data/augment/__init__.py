@@ -1,14 +1,20 @@
-"""Augmentation: pure functions of a key and one float image in [0, 1], run inside the compiled step, example by example.
+"""Augmentation: pure functions of a key and a float image in [0, 1], which run inside the compiled training step.
 
-A pipeline is a string of registered ops, `'random_resized_crop(64)|flip_lr|mixup(0.2)'`, applied in that order, each
-with a key of its own. Four kinds there are: an image op `(key, image) -> image`; a `Mix` of the image with that
-of the row before it in the batch; an `Attack` against the network that is being trained; one `ByEpoch`, that
-knows how often it has seen the image. To add one, write a function of its parameters that returns such a thing, and put
-`@register` above it.
+A pipeline is a string of registered augmentations such as `'random_resized_crop(64)|flip_lr|mixup(0.2)'`. They are applied
+in this order, each with its own key. There are four kinds of ops:
+
+- an image op, `(key, image) -> image`;
+- a `Mix`, which mixes an image with the image of the row before it in the batch;
+- an `Attack` on the network that is being trained;
+- a `ByEpoch` op, which depends on the epoch.
+
+To add an augmentation, write a function from its arguments to such an op, and put `@register` above it, or
+`@register_deterministic` if it draws no random numbers.
 """
 
 from jaxcnn.data.augment import adversarial, color, erase, geometry, mixing, policies
 from jaxcnn.data.augment.registry import (
+    AUGMENTATIONS,
     Attack,
     ByEpoch,
     Gradient,
@@ -16,11 +22,13 @@ from jaxcnn.data.augment.registry import (
     Op,
     Pipeline,
     TargetMixer,
-    described,
+    describe,
     names,
-    pipeline,
+    parse_pipeline,
     register,
+    register_deterministic,
 )
 
-__all__ = ['Attack', 'ByEpoch', 'Gradient', 'Mix', 'Op', 'Pipeline', 'TargetMixer', 'adversarial', 'color', 'described',
-           'erase', 'geometry', 'mixing', 'names', 'pipeline', 'policies', 'register']
+__all__ = ['AUGMENTATIONS', 'Attack', 'ByEpoch', 'Gradient', 'Mix', 'Op', 'Pipeline', 'TargetMixer', 'adversarial', 'color',
+           'describe', 'erase', 'geometry', 'mixing', 'names', 'parse_pipeline', 'policies', 'register',
+           'register_deterministic']

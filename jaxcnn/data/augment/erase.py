@@ -1,63 +1,75 @@
-"""Ops that paint over a part of the image."""
+"""Ops that fill a part of the image."""
 
 import jax
 import jax.numpy as jnp
 
-from jaxcnn.data.augment.geometry import drawn_rectangle
-from jaxcnn.data.augment.registry import Op, maybe, number, register, span, whole
+from jaxcnn.data.augment.geometry import draw_rectangle
+from jaxcnn.data.augment.registry import (
+    Op,
+    apply_with_probability,
+    check_number,
+    check_range,
+    check_whole_number,
+    register,
+)
 from jaxcnn.errors import UserError
 
 
-def within(image: jax.Array, top: jax.Array, left: jax.Array, height: jax.Array | int, width: jax.Array | int) -> jax.Array:
-    """Where a rectangle is: bool (H, W, 1)."""
+def rectangle_mask(image: jax.Array, top: jax.Array, left: jax.Array, height: jax.Array | int,
+                   width: jax.Array | int) -> jax.Array:
+    """Return which pixels of an image (H, W, C) lie in a rectangle: bool (H, W, 1)."""
     rows, columns = jnp.arange(image.shape[0])[:, None], jnp.arange(image.shape[1])[None, :]
     return ((rows >= top) & (rows < top + height) & (columns >= left) & (columns < left + width))[..., None]
 
 
 @register
 def cutout(size: int, fill: float = 0.5) -> Op:
-    """Fills a square whose centre is drawn uniformly over the image, cut off at its borders (DeVries & Taylor 2017).
+    """Fill a square whose centre is drawn uniformly over the image (DeVries & Taylor 2017).
+
+    What lies beyond the borders is cut off.
 
     Args:
-      size: side in pixels, at least 1.
-      fill: value in [0, 1]. The paper fills with the data set's mean, which 0.5 stands for.
+      size: side of the square in pixels, at least 1.
+      fill: value in [0, 1]. The paper fills with the mean of the data set, which the default approximates.
     """
-    whole('cutout', size=size)
-    number('cutout', high=1, fill=fill)
+    check_whole_number('cutout', size=size)
+    check_number('cutout', maximum=1, fill=fill)
 
     def apply(key: jax.Array, image: jax.Array) -> jax.Array:
         centre = jax.random.randint(key, (2,), 0, jnp.array(image.shape[:2]))
         top, left = centre - size // 2
-        return jnp.where(within(image, top, left, size, size), jnp.asarray(fill, image.dtype), image)
+        return jnp.where(rectangle_mask(image, top, left, size, size), jnp.asarray(fill, image.dtype), image)
     return apply
 
 
 @register
 def random_erasing(p: float = 0.5, scale: tuple = (0.02, 0.33), ratio: tuple = (0.3, 3.3),
                    value: float | str = 0.0) -> Op:
-    """With probability `p`, fills a rectangle of drawn area, shape and place (Zhong et al. 2017).
+    """Fill a rectangle of random area, proportions and position with probability `p` (Zhong et al. 2017).
 
-    As torchvision's: of ten tries the first that is smaller than the image, else none.
+    Like torchvision, it draws up to ten rectangles, takes the first one that is smaller than the image, and leaves the image
+    unchanged if there is none.
 
     Args:
-      p: in [0, 1].
-      scale: least and largest part of the image's area, above 0, at most 1; drawn uniformly.
-      ratio: least and largest ratio of the sides, above 0; its logarithm is drawn uniformly.
-      value: in [0, 1], or `'random'`: each value in the rectangle drawn uniformly from [0, 1].
+      p: probability of erasing, in [0, 1].
+      scale: range of the area as a fraction of the image's area, in (0, 1]; drawn uniformly.
+      ratio: range of width over height, above 0; its logarithm is drawn uniformly.
+      value: a value in [0, 1], or `'random'` to draw each value of the rectangle uniformly from [0, 1].
     """
-    number('random_erasing', high=1, p=p)
-    span('random_erasing', 1e-6, 1, scale=scale)
-    span('random_erasing', 1e-3, 1e3, ratio=ratio)
-    if isinstance(value, str):
-        if value != 'random':
-            raise UserError(f"random_erasing: value must be between 0 and 1, or 'random', got {value!r}")
-    else:
-        number('random_erasing', high=1, value=value)
+    check_number('random_erasing', maximum=1, p=p)
+    check_range('random_erasing', 1e-6, 1, scale=scale)
+    check_range('random_erasing', 1e-3, 1e3, ratio=ratio)
+    if not isinstance(value, str):
+        check_number('random_erasing', maximum=1, value=value)
+    elif value != 'random':
+        raise UserError(f"expected a number between 0 and 1, or 'random', got {value!r}", field='random_erasing.value')
 
     def apply(key: jax.Array, image: jax.Array) -> jax.Array:
-        where, what = jax.random.split(key)
-        top, left, height, width = drawn_rectangle(where, image.shape, scale, ratio, whole_image=False)
-        filling = (jax.random.uniform(what, image.shape, image.dtype) if isinstance(value, str)
-                   else jnp.asarray(value, image.dtype))
-        return jnp.where(within(image, top, left, height, width), filling, image)
-    return maybe(p, apply)
+        rectangle_key, fill_key = jax.random.split(key)
+        rectangle = draw_rectangle(rectangle_key, image.shape, scale, ratio, allow_full_image=False)
+        if value == 'random':
+            fill = jax.random.uniform(fill_key, image.shape, image.dtype)
+        else:
+            fill = jnp.asarray(value, image.dtype)
+        return jnp.where(rectangle_mask(image, *rectangle), fill, image)
+    return apply_with_probability(p, apply)

@@ -1,7 +1,7 @@
 """Ops that move pixels: crops, flips, resizing and affine maps.
 
-Places are in pixels from the upper left corner, the centre of a pixel at 0.5, as PIL and torchvision have them. What an
-affine map brings in from outside is filled; resizing is bilinear and, where it makes smaller, antialiased.
+Coordinates are in pixels from the upper left corner, and the centre of the first pixel is at 0.5, as in PIL and torchvision.
+Affine maps fill what comes in from outside the image. Resizing is bilinear, and antialiased where the image becomes smaller.
 """
 
 import math
@@ -9,10 +9,20 @@ import math
 import jax
 import jax.numpy as jnp
 
-from jaxcnn.data.augment.registry import ByEpoch, Op, maybe, number, one_of, register, span, steady, whole
+from jaxcnn.data.augment.registry import (
+    ByEpoch,
+    Op,
+    apply_with_probability,
+    check_choice,
+    check_number,
+    check_range,
+    check_whole_number,
+    register,
+    register_deterministic,
+)
 from jaxcnn.errors import UserError
 
-PADDINGS = ('constant', 'reflect', 'edge', 'symmetric')
+PADDING_MODES = ('constant', 'reflect', 'edge', 'symmetric')
 INTERPOLATIONS = ('bilinear', 'nearest')
 
 
@@ -20,235 +30,287 @@ def _pad(image: jax.Array, pixels: int, mode: str) -> jax.Array:
     return jnp.pad(image, ((pixels, pixels), (pixels, pixels), (0, 0)), mode=mode)
 
 
-def _fits(op: str, image: jax.Array, size: int) -> None:
-    if min(image.shape[:2]) < size:
-        raise UserError(f'{op}({size}): images are {image.shape[0]} x {image.shape[1]}')
+def _check_image_size(op: str, image: jax.Array, size: int) -> None:
+    """Raise a UserError for an image that is smaller than the crop."""
+    height, width = image.shape[:2]
+    if min(height, width) < size:
+        raise UserError(f'images of {height} x {width} are smaller than {size} x {size}', field=f'{op}({size})')
 
 
-def _cut(image: jax.Array, top: jax.Array | int, left: jax.Array | int, height: int, width: int) -> jax.Array:
+def _crop(image: jax.Array, top: jax.Array | int, left: jax.Array | int, height: int, width: int) -> jax.Array:
     return jax.lax.dynamic_slice(image, (top, left, 0), (height, width, image.shape[-1]))
 
 
-@steady
+@register_deterministic
 def pad(pixels: int, mode: str = 'constant') -> Op:
-    """Adds `pixels`, at least 1, on each side; `mode`: how `jnp.pad` fills: `constant` (black), `reflect`, `edge`,
-    `symmetric`."""
-    whole('pad', pixels=pixels)
-    one_of('pad', PADDINGS, mode=mode)
+    """Pad each side.
+
+    Args:
+      pixels: width of the padding, at least 1.
+      mode: `constant` (black), `reflect`, `edge` or `symmetric`, as in `jnp.pad`.
+    """
+    check_whole_number('pad', pixels=pixels)
+    check_choice('pad', PADDING_MODES, mode=mode)
     return lambda key, image: _pad(image, pixels, mode)
 
 
 @register
 def pad_crop(pad: int, mode: str = 'constant') -> Op:
-    """Pads each side by `pad` pixels, then crops the original size at a uniformly drawn place (He et al. 2015, 4.2).
+    """Pad each side, then crop the original size at a uniformly drawn position (He et al. 2015, section 4.2).
 
     Args:
-      pad: pixels, at least 1.
-      mode: how `jnp.pad` fills: `constant` (black), `reflect`, `edge`, `symmetric`.
+      pad: width of the padding in pixels, at least 1.
+      mode: `constant` (black), `reflect`, `edge` or `symmetric`, as in `jnp.pad`.
     """
-    whole('pad_crop', pad=pad)
-    one_of('pad_crop', PADDINGS, mode=mode)
+    check_whole_number('pad_crop', pad=pad)
+    check_choice('pad_crop', PADDING_MODES, mode=mode)
 
     def apply(key: jax.Array, image: jax.Array) -> jax.Array:  # (H, W, C)
         top, left = jax.random.randint(key, (2,), 0, 2 * pad + 1)
-        return _cut(_pad(image, pad, mode), top, left, *image.shape[:2])
+        return _crop(_pad(image, pad, mode), top, left, *image.shape[:2])
     return apply
 
 
 @register
 def random_crop(size: int) -> Op:
-    """Crops `size` x `size` pixels at a uniformly drawn place (Krizhevsky et al. 2012, 4.1)."""
-    whole('random_crop', size=size)
+    """Crop `size` x `size` pixels at a uniformly drawn position (Krizhevsky et al. 2012, section 4.1)."""
+    check_whole_number('random_crop', size=size)
 
     def apply(key: jax.Array, image: jax.Array) -> jax.Array:
-        _fits('random_crop', image, size)
+        _check_image_size('random_crop', image, size)
         top, left = jax.random.randint(key, (2,), 0, jnp.array(image.shape[:2]) - size + 1)
-        return _cut(image, top, left, size, size)
+        return _crop(image, top, left, size, size)
     return apply
 
 
-@steady
+@register_deterministic
 def center_crop(size: int) -> Op:
-    """Crops `size` x `size` pixels from the middle; where that is between two pixels, the upper left one of them."""
-    whole('center_crop', size=size)
+    """Crop `size` x `size` pixels from the centre; an odd margin is one pixel smaller at the top or on the left."""
+    check_whole_number('center_crop', size=size)
 
     def apply(key: jax.Array, image: jax.Array) -> jax.Array:
-        _fits('center_crop', image, size)
-        return _cut(image, (image.shape[0] - size) // 2, (image.shape[1] - size) // 2, size, size)
+        _check_image_size('center_crop', image, size)
+        height, width = image.shape[:2]
+        return _crop(image, (height - size) // 2, (width - size) // 2, size, size)
     return apply
 
 
-@steady
+@register_deterministic
 def resize(size: int) -> Op:
-    """Brings images to `size` x `size` pixels, at least 1."""
-    whole('resize', size=size)
+    """Resize images to `size` x `size` pixels, without keeping their proportions."""
+    check_whole_number('resize', size=size)
     return lambda key, image: jax.image.resize(image, (size, size, image.shape[-1]), 'linear', antialias=True)
 
 
-def _zoom(image: jax.Array, size: int, top: jax.Array, left: jax.Array, height: jax.Array, width: jax.Array) -> jax.Array:
-    """The rectangle at (top, left), in pixels, at `size` x `size`. Seen alone: what is around it is not looked at."""
+def _resize_rectangle(image: jax.Array, size: int, top: jax.Array, left: jax.Array, height: jax.Array,
+                      width: jax.Array) -> jax.Array:
+    """Return a rectangle of the image resized to `size` x `size`; pixels outside the rectangle have no influence."""
     for axis, start, length in ((0, top, height), (1, left, width)):
-        index, weights = _taps(image.shape[axis], size, start, length)
-        before, shape = image, (*image.shape[:axis], size, *image.shape[axis + 1:])
-
-        def add(i: int, x: jax.Array, axis: int = axis, before: jax.Array = before, index: jax.Array = index,
-                weights: jax.Array = weights) -> jax.Array:
-            return x + before.take(index[i], axis, mode='clip') * jnp.expand_dims(weights[i], (1 - axis, 2))
-        # a loop, whose result XLA keeps: a sum would be computed anew for all that later ops want of it
-        image = jax.lax.fori_loop(0, len(index), add, jnp.zeros(shape, image.dtype))
+        indices, weights = _resize_weights(image.shape[axis], size, start, length)
+        image = _weighted_sum(image, axis, indices, weights)
     return image
 
 
-def _taps(side: int, size: int, start: jax.Array, length: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Which of `side` pixels are in each of `size` that span [start, start + length), and how much: (taps, size) each."""
+def _weighted_sum(image: jax.Array, axis: int, indices: jax.Array, weights: jax.Array) -> jax.Array:
+    """Return the image with the pixels along an axis replaced by weighted sums.
+
+    Args:
+      image: (H, W, C).
+      axis: 0 or 1.
+      indices: the pixels along the axis that each sum adds, (taps, size).
+      weights: their weights, (taps, size).
+
+    Returns:
+      The sums, with `size` pixels along the axis.
+    """
+    def add(i: int, total: jax.Array) -> jax.Array:
+        return total + image.take(indices[i], axis, mode='clip') * jnp.expand_dims(weights[i], (1 - axis, 2))
+    shape = (*image.shape[:axis], indices.shape[1], *image.shape[axis + 1:])
+    # XLA stores the result of a loop, but would compute a sum anew for each value of a later op that uses it
+    return jax.lax.fori_loop(0, len(indices), add, jnp.zeros(shape, image.dtype))
+
+
+def _resize_weights(side: int, size: int, start: jax.Array, length: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Return the indices and the weights of antialiased bilinear resizing along one axis: (taps, size) each.
+
+    Args:
+      side: number of pixels of the image along the axis.
+      size: number of pixels of the result.
+      start, length: the interval of the image that becomes the result.
+    """
     scale = length / size
     centres = start + (jnp.arange(size) + 0.5) * scale
-    half = jnp.maximum(scale, 1)
-    index = jnp.floor(centres - half + 0.5).astype(jnp.int32) + jnp.arange(math.ceil(2 * max(side / size, 1)))[:, None]
-    pixels = index + 0.5
-    triangle = jnp.maximum(1 - jnp.abs(pixels - centres) / half, 0)
-    triangle = jnp.where((pixels > start) & (pixels < start + length), triangle, 0)
-    return index, triangle / triangle.sum(0)
+    support = jnp.maximum(scale, 1)  # half the width of the triangular filter
+    num_taps = math.ceil(2 * max(side / size, 1))
+    indices = jnp.floor(centres - support + 0.5).astype(jnp.int32) + jnp.arange(num_taps)[:, None]
+    pixels = indices + 0.5
+    weights = jnp.maximum(1 - jnp.abs(pixels - centres) / support, 0)
+    weights = jnp.where((pixels > start) & (pixels < start + length), weights, 0)
+    return indices, weights / weights.sum(0)
 
 
 @register
 def random_resized_crop(size: int, scale: tuple = (0.08, 1.0), ratio: tuple = (3 / 4, 4 / 3)) -> Op:
-    """A rectangle of drawn area and shape at a drawn place, brought to `size` x `size` (Szegedy et al. 2015, 6).
+    """Crop a rectangle of random area, proportions and position, and resize it to `size` x `size` (Szegedy et al. 2015,
+    section 6).
 
-    As torchvision's: whole pixels; of ten tries the first that fits, else the largest central one of a shape within `ratio`.
+    Like torchvision, it draws up to ten rectangles, takes the first one that fits into the image, and otherwise the largest
+    central one whose proportions are within `ratio`.
 
     Args:
-      size: pixels, at least 1.
-      scale: least and largest part of the area, above 0, at most 1; drawn uniformly.
-      ratio: least and largest width over height, above 0; its logarithm is drawn uniformly.
+      size: side of the result in pixels, at least 1.
+      scale: range of the area as a fraction of the image's area, in (0, 1]; drawn uniformly.
+      ratio: range of width over height, above 0; its logarithm is drawn uniformly.
     """
-    whole('random_resized_crop', size=size)
-    span('random_resized_crop', 1e-6, 1, scale=scale)
-    span('random_resized_crop', 1e-3, 1e3, ratio=ratio)
+    check_whole_number('random_resized_crop', size=size)
+    check_range('random_resized_crop', 1e-6, 1, scale=scale)
+    check_range('random_resized_crop', 1e-3, 1e3, ratio=ratio)
 
     def apply(key: jax.Array, image: jax.Array) -> jax.Array:
-        top, left, height, width = drawn_rectangle(key, image.shape, scale, ratio, whole_image=True)
-        return _zoom(image, size, *(x.astype(jnp.float32) for x in (top, left, height, width)))
+        rectangle = draw_rectangle(key, image.shape, scale, ratio, allow_full_image=True)
+        return _resize_rectangle(image, size, *(x.astype(jnp.float32) for x in rectangle))
     return apply
 
 
-def drawn_rectangle(key: jax.Array, shape: tuple[int, ...], scale: tuple, ratio: tuple, whole_image: bool) -> tuple:
-    """(top, left, height, width) in whole pixels. Where none of ten tries fits: the largest central rectangle of a
-    permitted shape, or, unless `whole_image`, an empty one."""
-    high, wide = shape[:2]
-    areas, ratios, places = jax.random.split(key, 3)
-    area = high * wide * jax.random.uniform(areas, (10,), minval=scale[0], maxval=scale[1])
-    shapes = jnp.exp(jax.random.uniform(ratios, (10,), minval=math.log(ratio[0]), maxval=math.log(ratio[1])))
-    width, height = (jnp.round(jnp.sqrt(x)).astype(jnp.int32) for x in (area * shapes, area / shapes))
-    slack = 0 if whole_image else 1
-    fits = (width > 0) & (height > 0) & (width <= wide - slack) & (height <= high - slack)
+def draw_rectangle(key: jax.Array, shape: tuple[int, ...], scale: tuple, ratio: tuple, allow_full_image: bool) -> tuple:
+    """Draw a rectangle in an image: (top, left, height, width) in whole pixels.
+
+    Args:
+      key: key of the random numbers.
+      shape: of the image, (H, W, ...).
+      scale: range of the area as a fraction of the image's area.
+      ratio: range of width over height.
+      allow_full_image: whether the rectangle may be as high or as wide as the image. Of ten draws the first one that fits is
+        returned; if none fits, then the largest central rectangle within `ratio` if this is True, otherwise an empty one.
+    """
+    image_height, image_width = shape[:2]
+    area_key, ratio_key, position_key = jax.random.split(key, 3)
+    areas = image_height * image_width * jax.random.uniform(area_key, (10,), minval=scale[0], maxval=scale[1])
+    ratios = jnp.exp(jax.random.uniform(ratio_key, (10,), minval=math.log(ratio[0]), maxval=math.log(ratio[1])))
+    widths, heights = (jnp.round(jnp.sqrt(x)).astype(jnp.int32) for x in (areas * ratios, areas / ratios))
+    margin = 0 if allow_full_image else 1
+    fits = (widths > 0) & (heights > 0) & (widths <= image_width - margin) & (heights <= image_height - margin)
+    fallback_height, fallback_width = _largest_size(image_height, image_width, ratio) if allow_full_image else (0, 0)
     first = jnp.argmax(fits)
-    if whole_image:
-        other = ((high, round(high * ratio[1])) if wide / high > ratio[1] else
-                 (round(wide / ratio[0]), wide) if wide / high < ratio[0] else (high, wide))
-    else:
-        other = (0, 0)
-    height, width = (jnp.where(fits.any(), x[first], o) for x, o in zip((height, width), other, strict=True))
-    room = jnp.array([high - height, wide - width])
-    drawn = jax.random.randint(places, (2,), 0, room + 1)
-    top, left = jnp.where(fits.any(), drawn, room // 2)
+    height = jnp.where(fits.any(), heights[first], fallback_height)
+    width = jnp.where(fits.any(), widths[first], fallback_width)
+    room = jnp.array([image_height - height, image_width - width])
+    position = jax.random.randint(position_key, (2,), 0, room + 1)
+    top, left = jnp.where(fits.any(), position, room // 2)
     return top, left, height, width
+
+
+def _largest_size(height: int, width: int, ratio: tuple) -> tuple[int, int]:
+    """Return the height and the width of the largest rectangle in an image whose width over height is within `ratio`."""
+    if width / height > ratio[1]:
+        return height, round(height * ratio[1])
+    if width / height < ratio[0]:
+        return round(width / ratio[0]), width
+    return height, width
 
 
 @register
 def scale_jitter(size: int, shorter: tuple = (256, 512)) -> Op:
-    """The image with its shorter side brought to a length drawn from `shorter`, then a drawn crop of `size` x `size`
-    (Simonyan & Zisserman 2015, 3.1).
+    """Resize the image such that its shorter side has a random length, then crop `size` x `size` pixels at a random position
+    (Simonyan & Zisserman 2015, section 3.1).
 
     Args:
-      size: pixels, at least 1.
-      shorter: least and largest length of the shorter side, in pixels, at least `size`; whole numbers are drawn.
+      size: side of the crop in pixels, at least 1.
+      shorter: range of the length of the shorter side in pixels, at least `size`; a whole number is drawn.
     """
-    whole('scale_jitter', size=size)
-    span('scale_jitter', size, shorter=shorter)
+    check_whole_number('scale_jitter', size=size)
+    check_range('scale_jitter', size, shorter=shorter)
 
     def apply(key: jax.Array, image: jax.Array) -> jax.Array:
-        first, second = jax.random.split(key)
-        side = jax.random.randint(first, (), math.ceil(shorter[0]), math.floor(shorter[1]) + 1)
-        scale = side / min(image.shape[:2])
+        length_key, position_key = jax.random.split(key)
+        length = jax.random.randint(length_key, (), math.ceil(shorter[0]), math.floor(shorter[1]) + 1)
+        scale = length / min(image.shape[:2])
         room = jnp.round(jnp.array(image.shape[:2]) * scale).astype(jnp.int32) - size
-        place = jax.random.randint(second, (2,), 0, room + 1).astype(jnp.float32)
+        position = jax.random.randint(position_key, (2,), 0, room + 1).astype(jnp.float32)
         return jax.image.scale_and_translate(image, (size, size, image.shape[-1]), (0, 1), jnp.stack([scale, scale]),
-                                             -place, 'linear', antialias=True)
+                                             -position, 'linear', antialias=True)
     return apply
 
 
 @register
 def flip_lr(p: float = 0.5) -> Op:
-    """Mirrors left and right with probability `p` in [0, 1]."""
-    number('flip_lr', high=1, p=p)
-    return maybe(p, lambda key, image: image[:, ::-1])
+    """Mirror left and right with probability `p` in [0, 1]."""
+    check_number('flip_lr', maximum=1, p=p)
+    return apply_with_probability(p, lambda key, image: image[:, ::-1])
 
 
 @register
 def alternating_flip() -> ByEpoch:
-    """Mirrors left and right half of the images, drawn once, in even epochs, and the other half in odd ones, so that any two
-    epochs in turn have every image both ways (Jordan 2024, arXiv 2404.00498, section 3.6)."""
+    """Mirror half of the images in even epochs and the other half in odd epochs (Jordan 2024, arXiv 2404.00498, 3.6).
+
+    The half is drawn once for the whole run, so that two consecutive epochs show every image and its mirror image.
+    """
     def apply(key: jax.Array, epoch: jax.Array, image: jax.Array) -> jax.Array:
-        return jnp.where(jax.random.bernoulli(key) ^ (epoch % 2 == 1), image[:, ::-1], image)
+        in_first_half = jax.random.bernoulli(key)
+        is_odd = epoch % 2 == 1
+        return jnp.where(in_first_half ^ is_odd, image[:, ::-1], image)
     return ByEpoch(apply)
 
 
 @register
 def flip_ud(p: float = 0.5) -> Op:
-    """Mirrors top and bottom with probability `p` in [0, 1]."""
-    number('flip_ud', high=1, p=p)
-    return maybe(p, lambda key, image: image[::-1])
+    """Mirror top and bottom with probability `p` in [0, 1]."""
+    check_number('flip_ud', maximum=1, p=p)
+    return apply_with_probability(p, lambda key, image: image[::-1])
 
 
 def warp(image: jax.Array, matrix: jax.Array, interpolation: str = 'bilinear', fill: float | jax.Array = 0.0) -> jax.Array:
-    """The image (H, W, C) where output (x, y) shows what is at `matrix @ (x, y, 1)`, as PIL's `Image.transform` has it.
+    """Return the image whose pixel at (x, y) is the input's at `matrix @ (x, y, 1)`, like PIL's `Image.transform`.
 
     Args:
       image: (H, W, C).
-      matrix: (2, 3), in pixels.
+      matrix: (2, 3), for coordinates in pixels.
       interpolation: `bilinear` or `nearest`.
-      fill: the value of what is outside; one, or one per channel.
+      fill: the value of pixels that lie outside the input; one value, or one per channel.
     """
     height, width, channels = image.shape
     flat = image.reshape(-1, channels)
 
-    def at(row: jax.Array, column: jax.Array) -> jax.Array:
-        return flat.at[jnp.clip(row, 0, height - 1) * width + jnp.clip(column, 0, width - 1)].get(mode='promise_in_bounds')
+    def pixel(row: jax.Array, column: jax.Array) -> jax.Array:
+        index = jnp.clip(row, 0, height - 1) * width + jnp.clip(column, 0, width - 1)
+        return flat.at[index].get(mode='promise_in_bounds')
 
-    if interpolation == 'nearest':  # in PIL's arithmetic, of 16 bits behind the point
+    if interpolation == 'nearest':  # in fixed-point arithmetic with 16 fractional bits, as in PIL
         start = matrix[:, 2] + (matrix[:, 0] + matrix[:, 1]) / 2
         fixed = jnp.floor(65536 * jnp.column_stack([matrix[:, :2], start]) + 0.5).astype(jnp.int32)
         j, i = ((row[0] * jnp.arange(width) + row[1] * jnp.arange(height)[:, None] + row[2]) >> 16 for row in fixed)
         inside = (j >= 0) & (j < width) & (i >= 0) & (i < height)
-        found = at(i, j)
+        warped = pixel(i, j)
     else:
         x, y = jnp.arange(width) + 0.5, jnp.arange(height)[:, None] + 0.5
         x, y = (row[0] * x + row[1] * y + row[2] for row in matrix)
         inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
         left, top = jnp.floor(x - 0.5), jnp.floor(y - 0.5)
-        right, below = (x - 0.5 - left)[..., None], (y - 0.5 - top)[..., None]
+        right_weight, lower_weight = (x - 0.5 - left)[..., None], (y - 0.5 - top)[..., None]
         i, j = top.astype(jnp.int32), left.astype(jnp.int32)
-        found = ((at(i, j) * (1 - right) + at(i, j + 1) * right) * (1 - below)
-                 + (at(i + 1, j) * (1 - right) + at(i + 1, j + 1) * right) * below)
-    return jnp.where(inside[..., None], found, jnp.asarray(fill, image.dtype))
+        upper = pixel(i, j) * (1 - right_weight) + pixel(i, j + 1) * right_weight
+        lower = pixel(i + 1, j) * (1 - right_weight) + pixel(i + 1, j + 1) * right_weight
+        warped = upper * (1 - lower_weight) + lower * lower_weight
+    return jnp.where(inside[..., None], warped, jnp.asarray(fill, image.dtype))
 
 
 def affine_matrix(shape: tuple[int, ...], degrees: jax.Array | float = 0.0, translate: tuple = (0.0, 0.0),
                   scale: jax.Array | float = 1.0, shear: tuple = (0.0, 0.0)) -> jax.Array:
-    """For `warp`: (2, 3), the inverse of shearing, then turning, scaling and, last, moving, all about the centre.
+    """Return the matrix (2, 3) with which `warp` shears, rotates, scales and translates an image, in this order.
+
+    All four are about the centre of the image. The matrix maps the coordinates of the result to those of the input.
 
     Args:
       shape: of the image, (H, W, ...).
-      degrees: counterclockwise.
+      degrees: rotation, counterclockwise.
       translate: pixels to the right and down.
-      scale: above 1 makes larger.
-      shear: degrees along x and y.
+      scale: factor; the content becomes larger if it is above 1.
+      shear: angles along x and along y in degrees.
     """
     angle = -jnp.deg2rad(degrees)  # y points down
     x, y = (jnp.tan(jnp.deg2rad(s)) for s in shear)
-    turn = jnp.array([[jnp.cos(angle), -jnp.sin(angle)], [jnp.sin(angle), jnp.cos(angle)]])
-    forward = scale * turn @ jnp.array([[1.0, x], [y, 1.0 + x * y]])  # along x, then along y
+    rotation = jnp.array([[jnp.cos(angle), -jnp.sin(angle)], [jnp.sin(angle), jnp.cos(angle)]])
+    forward = scale * rotation @ jnp.array([[1.0, x], [y, 1.0 + x * y]])  # sheared along x, then along y
     determinant = scale ** 2
     inverse = jnp.array([[forward[1, 1], -forward[0, 1]], [-forward[1, 0], forward[0, 0]]]) / determinant
     centre = jnp.array([shape[1] / 2, shape[0] / 2])
@@ -256,26 +318,32 @@ def affine_matrix(shape: tuple[int, ...], degrees: jax.Array | float = 0.0, tran
     return jnp.concatenate([inverse, offset[:, None]], 1)
 
 
-def _affine(op: str, degrees: float = 0.0, translate: float | tuple = 0.0, scale: tuple = (1.0, 1.0),
-            shear: float | tuple = 0.0, interpolation: str = 'bilinear', fill: float = 0.0) -> Op:
-    moves = tuple(translate) if isinstance(translate, (tuple, list)) else (translate, translate)
-    shears = tuple(shear) if isinstance(shear, (tuple, list)) else (shear, shear)
-    number(op, high=180, degrees=degrees)
-    for name, values, most in [('translate', moves, 1), ('shear', shears, 89)]:
-        if len(values) != 2:
-            raise UserError(f'{op}: {name} must be a number or two, along x and y, got {values!r}')
-        for value in values:
-            number(op, high=most, **{name: value})
-    span(op, 1e-3, scale=scale)
-    number(op, high=1, fill=fill)
-    one_of(op, INTERPOLATIONS, interpolation=interpolation)
+def _along_x_and_y(op: str, name: str, value: float | tuple, maximum: float) -> tuple:
+    """Return an argument of an op that is one number, or one along x and one along y, as two numbers.
+
+    Raises:
+      UserError: the argument is neither, or a number is not between 0 and `maximum`.
+    """
+    values = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
+    if len(values) != 2:
+        raise UserError(f'expected a number, or two along x and y, got {values!r}', field=f'{op}.{name}')
+    for number in values:
+        check_number(op, maximum=maximum, **{name: number})
+    return values
+
+
+def _make_affine(op: str, degrees: float = 0.0, translate: tuple = (0.0, 0.0), scale: tuple = (1.0, 1.0),
+                 shear: tuple = (0.0, 0.0), interpolation: str = 'bilinear', fill: float = 0.0) -> Op:
+    check_number(op, maximum=1, fill=fill)
+    check_choice(op, INTERPOLATIONS, interpolation=interpolation)
 
     def apply(key: jax.Array, image: jax.Array) -> jax.Array:
-        most = jnp.array([degrees, moves[0] * image.shape[1], moves[1] * image.shape[0], *shears], jnp.float32)
-        amounts, factor = jax.random.split(key)
-        turn, right, down, x, y = most * jax.random.uniform(amounts, (5,), minval=-1.0)
-        zoom = jax.random.uniform(factor, minval=scale[0], maxval=scale[1])
-        matrix = affine_matrix(image.shape, turn, (right, down), zoom, (x, y))
+        height, width = image.shape[:2]
+        limits = jnp.array([degrees, translate[0] * width, translate[1] * height, *shear], jnp.float32)
+        limits_key, scale_key = jax.random.split(key)
+        angle, right, down, shear_x, shear_y = limits * jax.random.uniform(limits_key, (5,), minval=-1.0)
+        factor = jax.random.uniform(scale_key, minval=scale[0], maxval=scale[1])
+        matrix = affine_matrix(image.shape, angle, (right, down), factor, (shear_x, shear_y))
         return warp(image, matrix, interpolation, fill)
     return apply
 
@@ -283,38 +351,47 @@ def _affine(op: str, degrees: float = 0.0, translate: float | tuple = 0.0, scale
 @register
 def affine(degrees: float = 0.0, translate: float | tuple = 0.0, scale: tuple = (1.0, 1.0), shear: float | tuple = 0.0,
            interpolation: str = 'bilinear', fill: float = 0.0) -> Op:
-    """Shears, turns, scales and moves the image, in this order, about its centre; each by an amount drawn uniformly.
+    """Shear, rotate, scale and translate the image, in this order, about its centre, each by a uniformly drawn amount.
 
     Args:
-      degrees: largest turn to either side, up to 180.
-      translate: largest move to either side, as a part of the size in [0, 1]; one number, or one along x and one along y.
-      scale: least and largest factor, above 0.
-      shear: largest angle to either side, in degrees below 90; one number, or one along x and one along y.
+      degrees: largest rotation in either direction, in [0, 180].
+      translate: largest translation in either direction as a fraction of the image's size, in [0, 1]; one number, or one
+        along x and one along y.
+      scale: range of the factor, above 0.
+      shear: largest angle in either direction in degrees, in [0, 89]; one number, or one along x and one along y.
       interpolation: `bilinear` or `nearest`.
-      fill: value in [0, 1] of what comes in from outside.
+      fill: value in [0, 1] of pixels from outside the image.
     """
-    return _affine('affine', degrees, translate, scale, shear, interpolation, fill)
+    check_number('affine', maximum=180, degrees=degrees)
+    translation = _along_x_and_y('affine', 'translate', translate, 1)
+    shears = _along_x_and_y('affine', 'shear', shear, 89)
+    check_range('affine', 1e-3, scale=scale)
+    return _make_affine('affine', degrees, translation, scale, shears, interpolation, fill)
 
 
 @register
 def rotate(degrees: float, interpolation: str = 'bilinear', fill: float = 0.0) -> Op:
-    """Turns the image about its centre by up to `degrees` to either side; see `affine`."""
-    return _affine('rotate', degrees, interpolation=interpolation, fill=fill)
+    """Rotate the image about its centre by up to `degrees` in either direction; see `affine`."""
+    check_number('rotate', maximum=180, degrees=degrees)
+    return _make_affine('rotate', degrees, interpolation=interpolation, fill=fill)
 
 
 @register
-def translate(part: float | tuple, interpolation: str = 'bilinear', fill: float = 0.0) -> Op:
-    """Moves the image by up to `part` of its size to either side; see `affine`."""
-    return _affine('translate', translate=part, interpolation=interpolation, fill=fill)
+def translate(fraction: float | tuple, interpolation: str = 'bilinear', fill: float = 0.0) -> Op:
+    """Translate the image by up to `fraction` of its size in either direction along x and y; see `affine`."""
+    translation = _along_x_and_y('translate', 'fraction', fraction, 1)
+    return _make_affine('translate', translate=translation, interpolation=interpolation, fill=fill)
 
 
 @register
 def scale(factor: tuple, interpolation: str = 'bilinear', fill: float = 0.0) -> Op:
-    """Makes the image smaller or larger by a factor from `factor` (least, most), its size kept; see `affine`."""
-    return _affine('scale', scale=factor, interpolation=interpolation, fill=fill)
+    """Scale the content of the image by a factor from the range `factor`; the size stays the same; see `affine`."""
+    check_range('scale', 1e-3, factor=factor)
+    return _make_affine('scale', scale=factor, interpolation=interpolation, fill=fill)
 
 
 @register
 def shear(degrees: float | tuple, interpolation: str = 'bilinear', fill: float = 0.0) -> Op:
-    """Shears the image by up to `degrees` to either side along x and y; see `affine`."""
-    return _affine('shear', shear=degrees, interpolation=interpolation, fill=fill)
+    """Shear the image by up to `degrees` in either direction along x and y; see `affine`."""
+    shears = _along_x_and_y('shear', 'degrees', degrees, 89)
+    return _make_affine('shear', shear=shears, interpolation=interpolation, fill=fill)

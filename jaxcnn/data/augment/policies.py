@@ -1,6 +1,6 @@
-"""AutoAugment, RandAugment and TrivialAugment: ops drawn from a fixed set, as torchvision and PIL define them.
+"""AutoAugment, RandAugment and TrivialAugment: ops drawn from a fixed set, as in torchvision and PIL.
 
-Values are bytes between two ops, as in PIL.
+Between two ops the values are rounded to bytes, as in PIL.
 """
 
 from collections.abc import Callable
@@ -11,18 +11,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxcnn.data.augment.color import equalized, histogram, look_up, smoothed, to_bytes
+from jaxcnn.data.augment.color import equalization_table, histogram, look_up, smooth, to_bytes
 from jaxcnn.data.augment.geometry import affine_matrix, warp
-from jaxcnn.data.augment.registry import Op, in_turn, number, one_of, register, whole
+from jaxcnn.data.augment.registry import (
+    Op,
+    check_choice,
+    check_number,
+    check_whole_number,
+    register,
+    sequential_on_cpu,
+)
 from jaxcnn.errors import UserError
 
+# the ops whose amount may be negative come first
 SIGNED = ('shear_x', 'shear_y', 'translate_x', 'translate_y', 'rotate', 'brightness', 'color', 'contrast', 'sharpness')
 OPS = (*SIGNED, 'posterize', 'solarize', 'autocontrast', 'equalize', 'invert', 'identity')
 _INDEX = {name: i for i, name in enumerate(OPS)}
 
-SubPolicy = tuple[tuple[str, float, int], tuple[str, float, int]]  # two times: op, probability, magnitude 0 to 9
+SubPolicy = tuple[tuple[str, float, int], tuple[str, float, int]]  # two ops, each with a probability and a magnitude 0 to 9
 
-# Cubuk et al. 2019, tables 7 and 9: the sub-policies that were found, one of which is drawn for each image
+# Cubuk et al. 2019, tables 7 and 9; one of the sub-policies is drawn for each image
 CIFAR10: tuple[SubPolicy, ...] = (
     (('invert', 0.1, 0), ('contrast', 0.2, 6)), (('rotate', 0.7, 2), ('translate_x', 0.3, 9)),
     (('sharpness', 0.8, 1), ('sharpness', 0.9, 3)), (('shear_y', 0.5, 8), ('translate_y', 0.7, 9)),
@@ -57,16 +65,16 @@ POLICIES = {'cifar10': CIFAR10, 'imagenet': IMAGENET}
 
 
 @dataclass(frozen=True)
-class Space:
-    """What magnitudes mean: of each op, the values from magnitude 0 to the largest.
+class AugmentationSpace:
+    """The amount of each op at each magnitude. Amounts grow linearly from magnitude 0 to the largest one.
 
     Attributes:
-      bins: how many magnitudes there are.
-      shear: largest, as a slope.
-      translate: largest, in pixels if above 1, else as a part of the side.
-      rotate: largest, in degrees.
-      enhance: how far the factors of brightness, color, contrast and sharpness go from 1.
-      posterize: most bits that are dropped.
+      bins: number of magnitudes.
+      shear: largest shear, as a slope.
+      translate: largest translation, in pixels if above 1, otherwise as a fraction of the side.
+      rotate: largest rotation in degrees.
+      enhance: largest distance from 1 of the factors of brightness, color, contrast and sharpness.
+      posterize: largest number of cleared bits.
     """
 
     bins: int
@@ -77,159 +85,175 @@ class Space:
     posterize: int = 4
 
     def values(self, shape: tuple[int, ...]) -> np.ndarray:
-        """(ops, bins) float32 for images of `shape` (H, W, ...)."""
-        high, wide = (self.translate * (side if self.translate <= 1 else 1) for side in shape[:2])
-        ends = {'shear_x': self.shear, 'shear_y': self.shear, 'translate_x': wide, 'translate_y': high,
-                'rotate': self.rotate, **dict.fromkeys(('brightness', 'color', 'contrast', 'sharpness'), self.enhance)}
+        """Return the amounts for images of `shape` (H, W, ...): (ops, bins) float32, ops as in `OPS`."""
+        down, right = (self.translate * (side if self.translate <= 1 else 1) for side in shape[:2])
+        largest = {'shear_x': self.shear, 'shear_y': self.shear, 'translate_x': right, 'translate_y': down,
+                   'rotate': self.rotate, **dict.fromkeys(('brightness', 'color', 'contrast', 'sharpness'), self.enhance)}
         ramp = np.linspace(0, 1, self.bins)
-        rows = {name: end * ramp for name, end in ends.items()}
-        rows['translate_x'], rows['translate_y'] = (np.floor(rows[name] + 1e-6) for name in ('translate_x', 'translate_y'))
-        rows['posterize'] = np.round(self.posterize * ramp)  # bits dropped
+        rows = {name: amount * ramp for name, amount in largest.items()}
+        for name in ('translate_x', 'translate_y'):
+            rows[name] = np.floor(rows[name] + 1e-6)
+        rows['posterize'] = np.round(self.posterize * ramp)
         rows['solarize'] = 255 * (1 - ramp)
         return np.stack([rows.get(name, 0 * ramp) for name in OPS]).astype(np.float32)
 
 
 def transform(image: jax.Array, op: jax.Array | int, amount: jax.Array | float, fill: float = 0.0) -> jax.Array:
-    """The image after one op.
+    """Apply one op to an image.
 
     Args:
       image: (H, W, C), whole numbers from 0 to 255 as float32.
-      op: its place in `OPS`.
-      amount: of the op: a slope, pixels, degrees, a factor less 1, bits dropped, or the threshold of `solarize`.
-      fill: in [0, 255], of what comes in from outside.
+      op: index in `OPS`.
+      amount: the slope of a shear, pixels of a translation, degrees of a rotation, the factor of an enhancement minus 1, the
+        number of bits that `posterize` clears, or the threshold of `solarize`.
+      fill: value in [0, 255] of pixels from outside the image.
 
     Returns:
-      Of the same form.
+      The image (H, W, C), whole numbers from 0 to 255 as float32.
     """
-    def warped(degrees: Any = 0.0, shear_x: Any = 0.0, shear_y: Any = 0.0, x: Any = 0.0, y: Any = 0.0) -> jax.Array:
+    def warp_image(degrees: Any = 0.0, shear_x: Any = 0.0, shear_y: Any = 0.0, x: Any = 0.0, y: Any = 0.0) -> jax.Array:
         zero = jnp.zeros(())
         return warp(image, affine_matrix(image.shape, degrees) + jnp.array([[zero, shear_x, -x], [shear_y, zero, -y]]),
                     'nearest', fill)
 
-    def blended(other: jax.Array) -> jax.Array:
-        return _byte(other + (1 + amount) * (image - other))
+    def enhance(other: jax.Array) -> jax.Array:
+        return _to_byte(other + (1 + amount) * (image - other))
 
     def autocontrast() -> jax.Array:
         low, high = image.min((0, 1)), image.max((0, 1))
         step = 255 / jnp.maximum(high - low, 1)
-        return jnp.where(high > low, _byte(image * step - low * step), image)
+        return jnp.where(high > low, _to_byte(image * step - low * step), image)
 
     def equalize() -> jax.Array:
         pixels = image.astype(jnp.int32)
-        return look_up(equalized(histogram(pixels)), pixels)
+        return look_up(equalization_table(histogram(pixels)), pixels)
 
     def posterize() -> jax.Array:
-        kept = jnp.exp2(amount)
-        return jnp.floor(image / kept) * kept
+        step = jnp.exp2(amount)
+        return jnp.floor(image / step) * step
 
     branches: dict[str, Callable[[], jax.Array]] = {
-        'shear_x': lambda: warped(shear_x=amount), 'shear_y': lambda: warped(shear_y=amount),
-        'translate_x': lambda: warped(x=amount), 'translate_y': lambda: warped(y=amount), 'rotate': lambda: warped(amount),
-        'brightness': lambda: _byte((1 + amount) * image), 'color': lambda: blended(_grey(image)),
-        'contrast': lambda: blended(jnp.floor(_grey(image).mean() + 0.5)),
-        'sharpness': lambda: blended(jax.lax.optimization_barrier(jnp.floor(smoothed(image) + 0.5))),
+        'shear_x': lambda: warp_image(shear_x=amount), 'shear_y': lambda: warp_image(shear_y=amount),
+        'translate_x': lambda: warp_image(x=amount), 'translate_y': lambda: warp_image(y=amount),
+        'rotate': lambda: warp_image(degrees=amount),
+        'brightness': lambda: _to_byte((1 + amount) * image), 'color': lambda: enhance(_to_grey(image)),
+        'contrast': lambda: enhance(jnp.floor(_to_grey(image).mean() + 0.5)),
+        'sharpness': lambda: enhance(jax.lax.optimization_barrier(jnp.floor(smooth(image) + 0.5))),
         'posterize': posterize, 'solarize': lambda: jnp.where(image < amount, image, 255 - image),
         'autocontrast': autocontrast, 'equalize': equalize, 'invert': lambda: 255 - image, 'identity': lambda: image,
     }
     return jax.lax.switch(op, [branches[name] for name in OPS])
 
 
-def _byte(x: jax.Array) -> jax.Array:
-    """Cut off, as PIL does."""
+def _to_byte(x: jax.Array) -> jax.Array:
+    """Clip values to [0, 255] and round down, as PIL does, but up if they are a rounding error below a whole number."""
     return jnp.floor(jnp.clip(x, 0, 255) + 1e-4)
 
 
-def _grey(image: jax.Array) -> jax.Array:
-    """PIL's luma of bytes, in all channels."""
+def _to_grey(image: jax.Array) -> jax.Array:
+    """Return the image with every channel replaced by the luma as PIL computes it from bytes, in whole numbers."""
     if image.shape[-1] != 3:
         return image
     luma = (image.astype(jnp.int32) * jnp.array([19595, 38470, 7471])).sum(-1, keepdims=True) + 0x8000 >> 16
     return jnp.broadcast_to(luma, image.shape).astype(image.dtype)
 
 
-Draw = Callable[[jax.Array, tuple[int, ...]], tuple[jax.Array, jax.Array]]
+# draws from a key, for images of a shape, the ops (n,), as indices in `OPS`, and their amounts (n,)
+Sampler = Callable[[jax.Array, tuple[int, ...]], tuple[jax.Array, jax.Array]]
 
 
-def _policy(draw: Draw, fill: float) -> Op:
-    """The op that applies what `draw(key, shape)` says: ops (n,) and their amounts (n,)."""
+def _policy_op(name: str, sample: Sampler, fill: float) -> Op:
+    """Return the op that applies one after another the ops that `sample` draws."""
     def apply(key: jax.Array, image: jax.Array) -> jax.Array:
         if image.shape[-1] not in (1, 3):
-            raise UserError(f'policies need images of 1 or 3 channels, got {image.shape[-1]}')
+            raise UserError(f'expected images of 1 or 3 channels, got {image.shape[-1]}', field=name)
         x = to_bytes(image).astype(jnp.float32)
-        for op, amount in zip(*draw(key, image.shape), strict=True):
+        for op, amount in zip(*sample(key, image.shape), strict=True):
             x = transform(x, op, amount, fill=round(255 * fill))
         return (x / 255).astype(image.dtype)
-    return in_turn(apply)
+    return sequential_on_cpu(apply)
 
 
-def signed(key: jax.Array, ops: jax.Array, amounts: jax.Array) -> jax.Array:
-    """The amounts, those of ops with two directions negative with probability a half."""
-    negative = jax.random.bernoulli(key, shape=ops.shape) & (ops < len(SIGNED))
-    return jnp.where(negative, -amounts, amounts)
+def _randomly_negate(key: jax.Array, ops: jax.Array, amounts: jax.Array) -> jax.Array:
+    """Negate the amounts of the ops in `SIGNED`, each with probability 1/2."""
+    is_negative = jax.random.bernoulli(key, shape=ops.shape) & (ops < len(SIGNED))
+    return jnp.where(is_negative, -amounts, amounts)
 
 
-def drawn_sub_policy(policy: tuple[SubPolicy, ...]) -> Draw:
-    """AutoAugment: one of the sub-policies, of which each op is applied with its probability."""
-    ops, chances, bins = (np.array([[part[i] for part in sub] for sub in policy]) for i in range(3))
-    ops = np.vectorize(_INDEX.get)(ops)
+def sub_policy_sampler(policy: tuple[SubPolicy, ...]) -> Sampler:
+    """Return the sampler of AutoAugment.
 
-    def draw(key: jax.Array, shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
-        which, applied, sign = jax.random.split(key, 3)
-        sub = jax.random.randint(which, (), 0, len(policy))
-        op, chance, magnitude = (jnp.asarray(table)[sub] for table in (ops, chances, bins))
-        op = jnp.where(jax.random.uniform(applied, (2,)) < chance, op, _INDEX['identity'])
-        return op, signed(sign, op, jnp.asarray(Space(10).values(shape))[op, magnitude])
-    return draw
+    It draws a sub-policy, and keeps each of its ops with the probability of the op; otherwise the identity replaces it.
+    """
+    names, probabilities, magnitudes = (
+        np.array([[entry[i] for entry in sub_policy] for sub_policy in policy]) for i in range(3))
+    ops = np.vectorize(_INDEX.get)(names)
+
+    def sample(key: jax.Array, shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
+        sub_policy_key, apply_key, sign_key = jax.random.split(key, 3)
+        index = jax.random.randint(sub_policy_key, (), 0, len(policy))
+        op, probability, magnitude = (jnp.asarray(table)[index] for table in (ops, probabilities, magnitudes))
+        op = jnp.where(jax.random.uniform(apply_key, (2,)) < probability, op, _INDEX['identity'])
+        amounts = jnp.asarray(AugmentationSpace(10).values(shape))[op, magnitude]
+        return op, _randomly_negate(sign_key, op, amounts)
+    return sample
 
 
-def drawn_ops(num_ops: int, space: Space, magnitude: int | None) -> Draw:
-    """RandAugment and TrivialAugment: ops drawn uniformly, with one magnitude, or, where that is None, a drawn one each."""
+def op_sampler(num_ops: int, space: AugmentationSpace, magnitude: int | None) -> Sampler:
+    """Return the sampler of RandAugment and TrivialAugment, which draws ops uniformly.
+
+    Args:
+      num_ops: number of ops.
+      space: the amounts of the ops.
+      magnitude: of all ops; None to draw the magnitude of each op uniformly.
+    """
     choices = np.array([i for name, i in _INDEX.items() if name != 'invert'])
 
-    def draw(key: jax.Array, shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
-        which, strength, sign = jax.random.split(key, 3)
-        op = jax.random.choice(which, choices, (num_ops,))
-        bins = jax.random.randint(strength, (num_ops,), 0, space.bins) if magnitude is None else magnitude
-        return op, signed(sign, op, jnp.asarray(space.values(shape))[op, bins])
-    return draw
+    def sample(key: jax.Array, shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
+        op_key, magnitude_key, sign_key = jax.random.split(key, 3)
+        op = jax.random.choice(op_key, choices, (num_ops,))
+        bins = jax.random.randint(magnitude_key, (num_ops,), 0, space.bins) if magnitude is None else magnitude
+        amounts = jnp.asarray(space.values(shape))[op, bins]
+        return op, _randomly_negate(sign_key, op, amounts)
+    return sample
 
 
 @register
 def auto_augment(policy: str, fill: float = 0.0) -> Op:
-    """AutoAugment (Cubuk et al. 2019): one of 25 pairs of ops, found by search on the data set `policy`.
+    """Apply AutoAugment (Cubuk et al. 2019): one of 25 pairs of ops, which the authors found by search on a data set.
 
     Args:
-      policy: `cifar10` or `imagenet`.
-      fill: value in [0, 1] of what comes in from outside.
+      policy: the data set of the search, `cifar10` or `imagenet`.
+      fill: value in [0, 1] of pixels from outside the image.
     """
-    one_of('auto_augment', list(POLICIES), policy=policy)
-    number('auto_augment', high=1, fill=fill)
-    return _policy(drawn_sub_policy(POLICIES[policy]), fill)
+    check_choice('auto_augment', list(POLICIES), policy=policy)
+    check_number('auto_augment', maximum=1, fill=fill)
+    return _policy_op('auto_augment', sub_policy_sampler(POLICIES[policy]), fill)
 
 
 @register
 def rand_augment(num_ops: int = 2, magnitude: int = 9, fill: float = 0.0) -> Op:
-    """RandAugment (Cubuk et al. 2020): `num_ops` ops drawn from 14, each with `magnitude`, 0 to 30.
+    """Apply RandAugment (Cubuk et al. 2020): `num_ops` ops drawn from 14, all with the same magnitude.
 
     Args:
-      num_ops: at least 1.
-      magnitude: whole; 30 is AutoAugment's strongest.
-      fill: value in [0, 1] of what comes in from outside.
+      num_ops: number of ops, at least 1.
+      magnitude: a whole number from 0 to 30, the strongest of AutoAugment.
+      fill: value in [0, 1] of pixels from outside the image.
     """
-    whole('rand_augment', num_ops=num_ops)
-    whole('rand_augment', 0, magnitude=magnitude)
-    number('rand_augment', high=30, magnitude=magnitude)
-    number('rand_augment', high=1, fill=fill)
-    return _policy(drawn_ops(num_ops, Space(31), magnitude), fill)
+    check_whole_number('rand_augment', num_ops=num_ops)
+    check_whole_number('rand_augment', 0, magnitude=magnitude)
+    check_number('rand_augment', maximum=30, magnitude=magnitude)
+    check_number('rand_augment', maximum=1, fill=fill)
+    return _policy_op('rand_augment', op_sampler(num_ops, AugmentationSpace(31), magnitude), fill)
 
 
 @register
 def trivial_augment(fill: float = 0.0) -> Op:
-    """TrivialAugment, wide (Müller & Hutter 2021): one op drawn from 14, with a strength drawn from 31.
+    """Apply TrivialAugment in its wide form (Müller & Hutter 2021): one op drawn from 14, with one of 31 magnitudes.
 
     Args:
-      fill: value in [0, 1] of what comes in from outside.
+      fill: value in [0, 1] of pixels from outside the image.
     """
-    number('trivial_augment', high=1, fill=fill)
-    wide = Space(31, shear=0.99, translate=32.0, rotate=135.0, enhance=0.99, posterize=6)
-    return _policy(drawn_ops(1, wide, None), fill)
+    check_number('trivial_augment', maximum=1, fill=fill)
+    wide = AugmentationSpace(31, shear=0.99, translate=32.0, rotate=135.0, enhance=0.99, posterize=6)
+    return _policy_op('trivial_augment', op_sampler(1, wide, None), fill)

@@ -1,4 +1,4 @@
-"""The registry of ops, what checks their parameters, and the pipeline that a string describes."""
+"""The registry of augmentations, the checks of their arguments, and the pipelines that strings describe."""
 
 import inspect
 import math
@@ -14,145 +14,157 @@ from jaxcnn.config import bind, parse_calls
 from jaxcnn.errors import UserError, unknown
 
 Op = Callable[[jax.Array, jax.Array], jax.Array]
-Examples = dict[str, jax.Array]  # a batch: `image` (N, H, W, C), and the targets of the task by name, (N, ...)
+Examples = dict[str, jax.Array]  # a batch: `image` (N, H, W, C), and the targets of the task by name, (N, ...) each
 Targets = dict[str, jax.Array]
-# maps images (N, H, W, C) and their targets to the gradient of the loss by the images
+# maps images (N, H, W, C) and their targets to the gradient of the loss with respect to the images
 Gradient = Callable[[jax.Array, Targets], jax.Array]
 
 
 class TargetMixer(Protocol):
-    """The task, as far as mixing needs it."""
+    """The methods of a task that mixing calls."""
 
     def mixable(self, targets: Targets) -> Targets:
         """Return the targets of a batch in the form that `mix` takes."""
 
     def mix(self, targets: Targets, others: Targets, share: jax.Array) -> Targets:
-        """Return the targets of one image that is mixed with another one, of which it holds the part `share`."""
+        """Return the targets of an image that is mixed with another one; `share` of the result is the first image."""
 
 
 @dataclass(frozen=True)
 class Mix:
-    """An op on an image and another one: `(key, image, other) -> (image, share)`, the share that is left of the image."""
+    """An op that mixes an image with another one: `(key, image, other) -> (image, share)`.
+
+    The share is the part of the result that is the first image; the targets are mixed by it.
+    """
 
     apply: Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
 
 
 @dataclass(frozen=True)
 class Attack:
-    """An op that sees the network: `(keys, images, targets, gradient) -> images`, on (N, H, W, C)."""
+    """An op that attacks the network: `(keys, images, targets, gradient) -> images`, for images (N, H, W, C)."""
 
     apply: Callable[[jax.Array, jax.Array, Targets, Gradient], jax.Array]
 
 
 @dataclass(frozen=True)
 class ByEpoch:
-    """An op that knows how often the image has been there: `(key, epoch, image) -> image`, the key being the image's own,
-    the same in each epoch."""
+    """An op that depends on the epoch: `(key, epoch, image) -> image`.
+
+    The key belongs to the image and is the same in all epochs.
+    """
 
     apply: Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
 
 AnyOp = Op | Mix | Attack | ByEpoch
-_OPS: dict[str, Callable[..., AnyOp]] = {}
-_STEADY: set[str] = set()
+AUGMENTATIONS: dict[str, Callable[..., AnyOp]] = {}  # functions from arguments to an op, by name
+_DETERMINISTIC: set[str] = set()
 
 
 def register(factory: Callable[..., Any]) -> Callable[..., Any]:
-    """Makes an op known to pipeline strings under the function's name."""
-    _OPS[factory.__name__] = factory
+    """Make an augmentation known to pipeline strings under the name of the function."""
+    AUGMENTATIONS[factory.__name__] = factory
     return factory
 
 
-def steady(factory: Callable[..., Any]) -> Callable[..., Any]:
-    """`register` for an op that draws nothing, so that evaluation may use it."""
-    _STEADY.add(factory.__name__)
+def register_deterministic(factory: Callable[..., Any]) -> Callable[..., Any]:
+    """Register an augmentation that draws no random numbers, so that evaluation may use it."""
+    _DETERMINISTIC.add(factory.__name__)
     return register(factory)
 
 
-def names(steady: bool = False) -> list[str]:
-    """The registered ops; `steady`: those that draw nothing."""
-    return sorted(_STEADY if steady else _OPS)
+def names(deterministic: bool = False) -> list[str]:
+    """Return the names of the augmentations, or only of the deterministic ones."""
+    return sorted(_DETERMINISTIC if deterministic else AUGMENTATIONS)
 
 
-def described(name: str) -> str:
-    """An op as it is written, with its arguments and their defaults, and its docstring."""
-    factory = _OPS[name]
+def describe(name: str) -> str:
+    """Return the call of an augmentation with its arguments and defaults, and its docstring below."""
+    factory = AUGMENTATIONS[name]
     arguments = ', '.join(str(p.replace(annotation=p.empty)) for p in inspect.signature(factory).parameters.values())
     return f'{name}({arguments})\n{textwrap.indent(inspect.getdoc(factory) or "", "    ")}\n'
 
 
-def whole(op: str, low: int = 1, **value: Any) -> None:
-    """Raises a UserError for a parameter that is not a whole number of at least `low`."""
-    for name, x in value.items():
-        if not isinstance(x, int) or isinstance(x, bool) or x < low:
-            raise UserError(f'{op}: {name} must be a whole number of at least {low}, got {x!r}')
+def check_whole_number(op: str, minimum: int = 1, **arguments: Any) -> None:
+    """Raise a UserError for an argument of an op that is not a whole number of at least `minimum`."""
+    for name, value in arguments.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
+            raise UserError(f'expected a whole number of at least {minimum}, got {value!r}', field=f'{op}.{name}')
 
 
-def number(op: str, low: float = 0.0, high: float = math.inf, **value: Any) -> None:
-    """Raises a UserError for a parameter that is not a finite number from `low` to `high`."""
-    for name, x in value.items():
-        if isinstance(x, bool) or not isinstance(x, (int, float)) or not low <= x <= high or math.isinf(x):
-            limits = f'between {low:g} and {high:g}' if high < math.inf else f'a number of at least {low:g}'
-            raise UserError(f'{op}: {name} must be {limits}, got {x!r}')
+def check_number(op: str, minimum: float = 0.0, maximum: float = math.inf, **arguments: Any) -> None:
+    """Raise a UserError for an argument of an op that is not a finite number from `minimum` to `maximum`."""
+    for name, value in arguments.items():
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        if not is_number or not minimum <= value <= maximum:
+            limits = f'between {minimum:g} and {maximum:g}' if maximum < math.inf else f'of at least {minimum:g}'
+            raise UserError(f'expected a number {limits}, got {value!r}', field=f'{op}.{name}')
 
 
-def span(op: str, low: float = 0.0, high: float = math.inf, **value: Any) -> None:
-    """Raises a UserError for a parameter that is not two numbers, from `low` to `high`, the second not the smaller."""
-    for name, x in value.items():
-        if not isinstance(x, (tuple, list)) or len(x) != 2:
-            raise UserError(f'{op}: {name} must be two numbers (least, most), got {x!r}')
-        number(op, low, high, **{f'{name}[0]': x[0], f'{name}[1]': x[1]})
-        if x[0] > x[1]:
-            raise UserError(f'{op}: {name} must not begin above its end, got {x!r}')
+def check_range(op: str, minimum: float = 0.0, maximum: float = math.inf, **arguments: Any) -> None:
+    """Raise a UserError for an argument of an op that is not (low, high), with `minimum <= low <= high <= maximum`."""
+    for name, value in arguments.items():
+        if not isinstance(value, (tuple, list)) or len(value) != 2:
+            raise UserError(f'expected two numbers (low, high), got {value!r}', field=f'{op}.{name}')
+        low, high = value
+        check_number(op, minimum, maximum, **{f'{name}[0]': low, f'{name}[1]': high})
+        if low > high:
+            raise UserError(f'expected (low, high) with low at most high, got {value!r}', field=f'{op}.{name}')
 
 
-def one_of(op: str, choices: Sequence[str], **value: Any) -> None:
-    """Raises a UserError for a parameter that is none of `choices`."""
-    for name, x in value.items():
-        if x not in choices:
-            raise unknown(f'{name} of {op}', x, choices)
+def check_choice(op: str, choices: Sequence[str], **arguments: Any) -> None:
+    """Raise a UserError for an argument of an op that is not one of `choices`."""
+    for name, value in arguments.items():
+        if value not in choices:
+            raise unknown(f'{name} of {op}', value, choices)
 
 
-def in_turn(op: Op) -> Op:
-    """`op`, of a batch on a CPU one image at a time, in which it may take one of several ways; else all ways of all images.
+def sequential_on_cpu(op: Op) -> Op:
+    """Return the op such that, under `vmap`, a CPU applies it to one image after another; other devices batch it.
 
-    XLA on a CPU computes anew, for each value, what one batched program has in several places.
+    A batched op with branches (`lax.switch`) computes all branches for all images. In a batched program XLA for the CPU also
+    computes an intermediate result anew for each value that needs it. One image at a time, neither happens.
     """
-    one_by_one = jax.custom_batching.sequential_vmap(op)
-    return lambda key, image: jax.lax.platform_dependent(key, image, cpu=one_by_one, default=op)
+    sequential = jax.custom_batching.sequential_vmap(op)
+    return lambda key, image: jax.lax.platform_dependent(key, image, cpu=sequential, default=op)
 
 
-def maybe(p: float, op: Op) -> Op:
-    """`op` with probability `p`, else the image as it is."""
+def apply_with_probability(p: float, op: Op) -> Op:
+    """Return an op that applies `op` with probability `p` and otherwise returns the image unchanged."""
     def apply(key: jax.Array, image: jax.Array) -> jax.Array:
         return jnp.where(jax.random.bernoulli(key, float(p)), op(jax.random.fold_in(key, 1), image), image)
     return apply
 
 
+def _fold_in(keys: jax.Array, data: int) -> jax.Array:
+    return jax.vmap(lambda key: jax.random.fold_in(key, data))(keys)
+
+
 @dataclass(frozen=True)
 class Pipeline:
-    """Ops one after the other; the op at position i draws from the example's key, folded with i.
+    """A sequence of ops. The op at position i uses the example's key, into which i is folded.
 
     Attributes:
-      text: as it was written.
-      ops: never none.
+      text: the string that describes the pipeline.
+      ops: one or several ops.
     """
 
     text: str
     ops: tuple[AnyOp, ...]
 
     @property
-    def mixes(self) -> int:
-        """How many of its ops mix; where any does, labels become probabilities."""
+    def num_mixes(self) -> int:
+        """How many ops mix images; if any does, the targets take the form that `TargetMixer.mixable` gives."""
         return sum(isinstance(op, Mix) for op in self.ops)
 
     @property
-    def attacks(self) -> bool:
-        """Whether it needs a network."""
+    def has_attack(self) -> bool:
+        """Whether an op attacks a network, whose gradient it needs."""
         return any(isinstance(op, Attack) for op in self.ops)
 
     def __call__(self, key: jax.Array, image: jax.Array) -> jax.Array:
-        """Of one image (H, W, C) alone; `Mix`, `Attack` and `ByEpoch`, which need more than that, are left out."""
+        """Augment a single image (H, W, C), without `Mix`, `Attack` and `ByEpoch`, which need more than an image."""
         for position, op in enumerate(self.ops):
             if not isinstance(op, (Mix, Attack, ByEpoch)):
                 image = op(jax.random.fold_in(key, position), image)
@@ -165,56 +177,62 @@ class Pipeline:
 
         Args:
           keys: (N,), one for each example.
-          examples: `image`, float (N, H, W, C) in [0, 1], and targets.
-          mixer: how targets are mixed: the task.
-          previous: gives for each row the row before it in the global batch, for the first row the last one.
-          gradient: of the network's loss by images; None where nothing attacks it.
-          passes: (N,) keys, the same for an image in each epoch, and (N,) epochs; None: `keys`, and the first epoch.
+          examples: `image`, float (N, H, W, C) in [0, 1], and the targets.
+          mixer: the task, which mixes the targets.
+          previous: maps an array (N, ...) to the array in which each row is replaced by the row before it in the global
+            batch, and the first row by the last one.
+          gradient: the gradient of the network's loss with respect to images; None if there is no network.
+          passes: for each image a key that is the same in all epochs, (N,), and the epoch, (N,); None stands for `keys` and
+            the first epoch.
 
         Returns:
-          Images (N, H', W', C), and targets, in the form that `mixer.mixable` gives where any op mixes.
+          The images (N, H', W', C), and the targets, in the form that `mixer.mixable` gives if any op mixes images.
 
         Raises:
-          UserError: An op attacks a network, and there is none.
+          UserError: an op attacks the network, but `gradient` is None.
         """
         images, targets = examples['image'], {name: value for name, value in examples.items() if name != 'image'}
-        if self.attacks and gradient is None:
-            raise UserError(f'{self.text}: attacks a network, and there is none here')
-        if self.mixes:
+        if self.has_attack and gradient is None:
+            raise UserError(f'{self.text!r} attacks a network, but no network is given')
+        if self.num_mixes:
             targets = mixer.mixable(targets)
-        passes = passes or (keys, jnp.zeros(len(keys), jnp.int32))
+        image_keys, epochs = passes or (keys, jnp.zeros(len(keys), jnp.int32))
         for position, op in enumerate(self.ops):
-            own = jax.vmap(lambda key, position=position: jax.random.fold_in(key, position))(keys)
+            op_keys = _fold_in(keys, position)
             if isinstance(op, Mix):
-                images, shares = jax.vmap(op.apply)(own, images, previous(images))
-                targets = jax.vmap(mixer.mix)(targets, {name: previous(value) for name, value in targets.items()}, shares)
+                images, shares = jax.vmap(op.apply)(op_keys, images, previous(images))
+                others = {name: previous(value) for name, value in targets.items()}
+                targets = jax.vmap(mixer.mix)(targets, others, shares)
             elif isinstance(op, Attack):
                 assert gradient is not None
-                images = op.apply(own, images, targets, gradient)
+                images = op.apply(op_keys, images, targets, gradient)
             elif isinstance(op, ByEpoch):
-                images = jax.vmap(lambda key, epoch, image, op=op, position=position: op.apply(
-                    jax.random.fold_in(key, position), epoch, image))(*passes, images)
+                images = jax.vmap(op.apply)(_fold_in(image_keys, position), epochs, images)
             else:
-                images = jax.vmap(op)(own, images)
+                images = jax.vmap(op)(op_keys, images)
         return {'image': images, **targets}
 
 
-def pipeline(text: str, steady: bool = False) -> Pipeline | None:
-    """What a pipeline string describes; None where it is empty.
+def parse_pipeline(text: str, deterministic: bool = False) -> Pipeline | None:
+    """Return the pipeline that a string such as `'pad_crop(4)|flip_lr'` describes; None for an empty string.
 
     Args:
-      text: ops with arguments, `|` between them.
-      steady: takes only ops that draw nothing.
+      text: augmentations with their arguments, separated by `|`.
+      deterministic: refuse augmentations that draw random numbers, as evaluation must.
 
     Raises:
-      UserError: an unknown op, an argument it does not take, or a string that is not a pipeline.
+      UserError: the string is not a pipeline, an augmentation is unknown, random or does not take an argument.
     """
+    if not text.strip():
+        return None
+    field = f'config.data.{"eval_augment" if deterministic else "augment"}'
     ops = []
-    where = f'config.data.{"eval_augment" if steady else "augment"}'
-    for name, args, kwargs in parse_calls(text, where) if text.strip() else []:
-        if name not in _OPS:
+    for name, args, kwargs in parse_calls(text, field):
+        if name not in AUGMENTATIONS:
             raise unknown('augmentation', name, names())
-        if steady and name not in _STEADY:
-            raise UserError(f'{name} draws at random; evaluation takes {", ".join(names(steady=True))}')
-        ops.append(_OPS[name](**bind(_OPS[name], args, kwargs, f'augmentation {name}')))
-    return Pipeline(text, tuple(ops)) if ops else None
+        if deterministic and name not in _DETERMINISTIC:
+            choices = ', '.join(names(deterministic=True))
+            raise UserError(f'{name} is random', hint=f'evaluation takes the deterministic augmentations {choices}')
+        factory = AUGMENTATIONS[name]
+        ops.append(factory(**bind(factory, args, kwargs, f'augmentation {name}')))
+    return Pipeline(text, tuple(ops))
