@@ -52,7 +52,7 @@ class Preprocessor:
                        parse_pipeline(config.eval_augment, deterministic=True), tta)
         ops = normalize.parse(config.normalize)
         if ops == [normalize.standardize()]:
-            return dataclasses.replace(unfitted, normalize=Normalization.by(mean, std))
+            return dataclasses.replace(unfitted, normalize=Normalization.from_mean_std(mean, std))
         return dataclasses.replace(unfitted, normalize=Normalization(ops, fit(ops, unfitted)) if ops else Normalization())
 
     def __call__(self, images: jax.Array) -> jax.Array:

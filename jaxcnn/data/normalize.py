@@ -1,7 +1,8 @@
-"""Normalisation: the last thing that happens to an image before the network, with what is fitted on the training part.
+"""Normalisation: the last preprocessing of an image before the network, fitted on the training split.
 
-`config.data.normalize` names one op, or several with `|` between them, `'gcn|zca(0.1)'`, each fitted on what those
-before it make of the training images as evaluation has them, not augmented. `none` leaves pixels in [0, 1].
+`config.data.normalize` names one op, or several separated by `|`, as in `'gcn|zca(0.1)'`. Each op is fitted on the training
+images as the ops before it return them; the images are preprocessed as in evaluation, not augmented. `none` leaves pixels in
+[0, 1].
 """
 
 import dataclasses
@@ -22,33 +23,34 @@ from jaxcnn.data.augment.registry import check_number
 from jaxcnn.errors import UserError, name_file, unknown
 
 Fitted = Mapping[str, np.ndarray]
-Images = Callable[[], Iterable[np.ndarray]]  # the training images, float32 (n, H, W, C) at a time, from the beginning
-MOST_VALUES = 12288  # of an image that ZCA takes, 64 x 64 x 3: its matrix has the square of it
+Images = Callable[[], Iterable[np.ndarray]]  # starts a pass over the training images in blocks, float32 (n, H, W, C)
+MAX_ZCA_VALUES = 12288  # values of an image, 64 x 64 x 3; the matrix of ZCA has the square of this
 log = logging.getLogger('jaxcnn')
 
 
 class Normalizer(Protocol):
-    """One op."""
+    """An op of normalisation."""
 
     def fit(self, images: Images) -> dict[str, np.ndarray]:
-        """What must be known of the training images, float32 arrays."""
+        """Return the statistics of the training images that `apply` and `invert` need: float32 arrays by name."""
 
     def apply(self, x: jax.Array, fitted: Fitted) -> jax.Array:
-        """Of float images (N, H, W, C)."""
+        """Normalise float images (N, H, W, C)."""
 
     def invert(self, y: jax.Array, fitted: Fitted) -> jax.Array:
-        """The images of which `apply` made these."""
+        """Return the images from which `apply` computes `y`."""
 
 
 @dataclasses.dataclass(frozen=True)
 class _Standardize:
-    pixels: bool = False
+    per_pixel: bool = False
 
     def fit(self, images: Images) -> dict[str, np.ndarray]:
-        axes = (0,) if self.pixels else (0, 1, 2)
+        axes = (0,) if self.per_pixel else (0, 1, 2)
         count, total = 0, np.zeros(())
         for x in images():
-            count, total = count + math.prod(x.shape[a] for a in axes), total + x.sum(axes, dtype=np.float64)
+            count += math.prod(x.shape[a] for a in axes)
+            total = total + x.sum(axes, dtype=np.float64)
         mean = total / count
         std = np.sqrt(sum(((x - mean) ** 2).sum(axes) for x in images()) / count)
         return {'mean': mean.astype(np.float32), 'std': np.where(std > 1e-6, std, 1).astype(np.float32)}
@@ -61,7 +63,7 @@ class _Standardize:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Contrast:
+class _ContrastNormalization:
     s: float
     epsilon: float
     lam: float
@@ -72,28 +74,30 @@ class _Contrast:
     def apply(self, x: jax.Array, fitted: Fitted) -> jax.Array:
         centred = x - x.mean((1, 2, 3), keepdims=True)
         variance = self.lam + jnp.square(centred).mean((1, 2, 3), keepdims=True)
-        return self.s * centred / jnp.sqrt(jnp.maximum(self.epsilon ** 2, variance))  # with a gradient at 0, too
+        return self.s * centred / jnp.sqrt(jnp.maximum(self.epsilon ** 2, variance))  # has a gradient at 0, too
 
     def invert(self, y: jax.Array, fitted: Fitted) -> jax.Array:
-        raise UserError('gcn has no inverse: it forgets the mean and the contrast of each image')
+        raise UserError('gcn has no inverse, because it discards the mean and the contrast of each image')
 
 
 @dataclasses.dataclass(frozen=True)
-class _Whitening:
+class _ZcaWhitening:
     epsilon: float
 
     def fit(self, images: Images) -> dict[str, np.ndarray]:
         count, total, products = 0, np.zeros(()), np.zeros(())
         shape = next(iter(images())).shape[1:]
         size = math.prod(shape)
-        if size > MOST_VALUES:
-            raise UserError(f'zca of images {shape[0]} x {shape[1]} x {shape[2]} takes a matrix of {size} x {size}; it '
-                            f'goes up to {MOST_VALUES}', field='config.data.normalize',
-                            hint='make them smaller with config.data.image_size')
-        log.info('fitting zca: the eigenvectors of a matrix of %d x %d', size, size)
+        if size > MAX_ZCA_VALUES:
+            raise UserError(f'zca needs a matrix of {size} x {size} for images of {" x ".join(map(str, shape))}, but only '
+                            f'up to {MAX_ZCA_VALUES} x {MAX_ZCA_VALUES} is supported',
+                            field='config.data.normalize', hint='reduce the images with config.data.image_size')
+        log.info('fitting zca: computing the eigenvectors of a matrix of %d x %d', size, size)
         for block in images():
             x = block.reshape(len(block), size).astype(np.float64)
-            count, total, products = count + len(x), total + x.sum(0), products + x.T @ x
+            count += len(x)
+            total = total + x.sum(0)
+            products = products + x.T @ x
         mean = total / count
         values, vectors = np.linalg.eigh(products / count - np.outer(mean, mean))
         scale = np.sqrt(np.maximum(values, 0) + self.epsilon)
@@ -112,69 +116,71 @@ class _Whitening:
 
 
 def standardize() -> Normalizer:
-    """Zero mean and unit deviation of each channel, over the training part."""
+    """Give each channel mean 0 and standard deviation 1 over the training split."""
     return _Standardize()
 
 
 def standardize_pixels() -> Normalizer:
-    """Zero mean and unit deviation of each value at each place, over the training part."""
-    return _Standardize(pixels=True)
+    """Give each channel of each pixel mean 0 and standard deviation 1 over the training split."""
+    return _Standardize(per_pixel=True)
 
 
 def gcn(s: float = 1.0, epsilon: float = 1e-8, lam: float = 0.0) -> Normalizer:
-    """Global contrast normalisation: `s (x - mean) / max(epsilon, sqrt(lam + var))`, of each image's own values.
+    """Normalise the contrast of each image: `s (x - mean) / max(epsilon, sqrt(lam + var))` over the values of the image.
 
-    Goodfellow, Bengio, Courville, Deep Learning, section 12.2.1.1, equation 12.3.
+    Reference: Goodfellow, Bengio, Courville, Deep Learning, section 12.2.1.1, equation 12.3.
     """
     check_number('gcn', s=s, epsilon=epsilon, lam=lam)
-    return _Contrast(s, epsilon, lam)
+    return _ContrastNormalization(s, epsilon, lam)
 
 
 def zca(epsilon: float = 0.1) -> Normalizer:
-    """ZCA: `(x - mean) U diag((v + epsilon)^-1/2) U'`, U and v the covariance's eigenvectors and eigenvalues, (D, D), (D,).
+    """Whiten images by ZCA: `(x - mean) U diag((v + epsilon)^-1/2) U'`.
 
-    Krizhevsky, Learning Multiple Layers of Features from Tiny Images, appendix A.
+    The columns of U (D, D) are the eigenvectors of the covariance of the images as vectors (D,), and v (D,) its eigenvalues.
+
+    Reference: Krizhevsky, Learning Multiple Layers of Features from Tiny Images, appendix A.
     """
     check_number('zca', 1e-12, epsilon=epsilon)
-    return _Whitening(epsilon)
+    return _ZcaWhitening(epsilon)
 
 
 _OPS: dict[str, Callable[..., Normalizer]] = {op.__name__: op for op in (standardize, standardize_pixels, gcn, zca)}
 
 
 def names() -> list[str]:
-    """The known ops."""
+    """Return the names that `config.data.normalize` may have."""
     return ['none', *_OPS]
 
 
-@dataclasses.dataclass(frozen=True, eq=False)  # by identity: arrays have no hash, and jit asks for one
+@dataclasses.dataclass(frozen=True, eq=False)  # compared and hashed by identity: jit needs a hash, and arrays have none
 class Normalization:
-    """Ops one after the other, fitted.
+    """A sequence of fitted ops, which is applied to images by calling it.
 
     Attributes:
-      ops: none, one or several.
-      fitted: what each has learned.
+      ops: the ops in order; none leaves images unchanged.
+      fitted: the statistics that each op has been fitted to.
     """
 
     ops: Sequence[Normalizer] = ()
     fitted: Sequence[Fitted] = ()
 
     @classmethod
-    def by(cls, mean: Sequence[float], std: Sequence[float]) -> 'Normalization':
-        """Subtracts a mean and divides by a deviation, of each channel."""
+    def from_mean_std(cls, mean: Sequence[float], std: Sequence[float]) -> 'Normalization':
+        """Return the normalisation that subtracts a mean and divides by a standard deviation, given for each channel."""
         return cls((_Standardize(),), ({'mean': np.asarray(mean, np.float32), 'std': np.asarray(std, np.float32)},))
 
     def __call__(self, images: jax.Array) -> jax.Array:
-        """What the network sees of float images (N, H, W, C) in [0, 1]."""
+        """Return the network's input for float images (N, H, W, C) in [0, 1]."""
         for op, fitted in zip(self.ops, self.fitted, strict=True):
             images = op.apply(images, fitted)
         return images
 
     def inverse(self, images: jax.Array) -> jax.Array:
-        """The images in [0, 1] of which the network sees these.
+        """Return the images in [0, 1] for the network's input.
 
         Raises:
-          UserError: one of the ops has no inverse.
+          UserError: an op has no inverse.
         """
         for op, fitted in zip(reversed(self.ops), reversed(self.fitted), strict=True):
             images = op.invert(images, fitted)
@@ -182,54 +188,58 @@ class Normalization:
 
 
 def parse(text: str) -> list[Normalizer]:
-    """The ops that a string describes.
+    """Return the ops that a string such as `'gcn|zca(0.1)'` describes; no op for `'none'`.
 
     Raises:
-      UserError: an unknown op, or an argument it does not take.
+      UserError: an op is unknown, or does not take an argument.
     """
+    if text.strip() == 'none':
+        return []
     ops = []
-    for name, args, kwargs in parse_calls(text, 'config.data.normalize') if text.strip() != 'none' else []:
+    for name, args, kwargs in parse_calls(text, 'config.data.normalize'):
         if name not in _OPS:
             raise unknown('normalisation', name, names())
         ops.append(_OPS[name](**bind(_OPS[name], args, kwargs, f'normalisation {name}')))
     return ops
 
 
-def _through(function: Callable, images: Images) -> Iterator[np.ndarray]:
+def _map_blocks(function: Callable, images: Images) -> Iterator[np.ndarray]:
+    """Yield each block of images after a function is applied to it."""
     return (np.asarray(function(x)) for x in images())
 
 
 def fit(ops: Sequence[Normalizer], images: Images) -> list[dict[str, np.ndarray]]:
-    """What each op learns of the training images."""
+    """Return the statistics of the training images that each op needs."""
     fitted: list[dict[str, np.ndarray]] = []
     for op in ops:
-        before = jax.jit(Normalization(ops[:len(fitted)], fitted).__call__)
-        fitted.append(op.fit(functools.partial(_through, before, images)))
+        apply_previous = jax.jit(Normalization(ops[:len(fitted)], fitted).__call__)
+        fitted.append(op.fit(functools.partial(_map_blocks, apply_previous, images)))
     return fitted
 
 
 def write(path: str, fitted: Sequence[Fitted]) -> None:
-    """Keeps what was fitted, under a temporary name first."""
+    """Write the fitted statistics of ops to a file, which appears only when it is complete."""
+    arrays = {f'{i}.{name}': value for i, statistics in enumerate(fitted) for name, value in statistics.items()}
     with name_file(path), open(f'{path}.tmp', 'wb') as f:
-        np.savez(f, allow_pickle=False,
-                 **{f'{i}.{name}': value for i, of_op in enumerate(fitted) for name, value in of_op.items()})
+        np.savez(f, allow_pickle=False, **arrays)
         f.flush()
         os.fsync(f.fileno())
     os.replace(f'{path}.tmp', path)
 
 
 def read(path: str, ops: Sequence[Normalizer]) -> list[dict[str, np.ndarray]]:
-    """What `write` kept.
+    """Return the fitted statistics that `write` has written.
 
     Raises:
-      UserError: it is missing or damaged.
+      UserError: the file is missing or damaged.
     """
     fitted: list[dict[str, np.ndarray]] = [{} for _ in ops]
     try:
         with np.load(path, allow_pickle=False) as file:  # a zip file, with a checksum of each array
-            for name in file.files:
-                fitted[int(name.partition('.')[0])][name.partition('.')[2]] = file[name]
+            for key in file.files:
+                index, _, name = key.partition('.')
+                fitted[int(index)][name] = file[key]
     except (OSError, EOFError, ValueError, IndexError, zipfile.BadZipFile) as e:
-        raise UserError(f'{path}: what normalisation was fitted to cannot be read: {" ".join(str(e).split())}; '
-                        'put it back, or use a new workdir') from e
+        raise UserError(f'cannot read the fitted normalisation: {" ".join(str(e).split())}', field=path,
+                        hint='restore the file, or use a new workdir') from e
     return fitted

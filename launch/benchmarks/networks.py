@@ -54,7 +54,7 @@ class JaxcnnStep:
         rng = np.random.default_rng(0)
         images = {'image': jnp.asarray(rng.integers(0, 256, (batch, size, size, 3), np.uint8)),
                   'label': jnp.arange(batch) % 10}
-        preprocessor = Preprocessor(None, Normalization.by((0.5,) * 3, (0.25,) * 3))
+        preprocessor = Preprocessor(None, Normalization.from_mean_std((0.5,) * 3, (0.25,) * 3))
         state = jax.jit(lambda: init_state(network, optimizer, (size, size, 3), np.uint32(0), descent))()
         placed = variables(state)[False]
         self.flops = 2 * (3 if benchmark == 'train_step' else 1) * cost(network, (size, size, 3), 1, ()).multiply_adds

@@ -1,4 +1,4 @@
-"""Normalisation against plain NumPy statements of its definitions."""
+"""Each normalisation equals its definition, written in NumPy."""
 
 import jax
 import jax.numpy as jnp
@@ -13,13 +13,13 @@ from jaxcnn.errors import UserError
 
 @pytest.fixture(scope='module')
 def images():
-    """Neighbouring values alike, as in photographs."""
+    """Images whose neighbouring values are correlated, as in photographs."""
     rng = np.random.default_rng(0)
     x = rng.normal(size=(500, 6, 5, 3)).cumsum(1).cumsum(2) + rng.normal(size=(500, 1, 1, 1))
     return np.float32((x - x.min()) / (x.max() - x.min()))
 
 
-def fitted(text, images):
+def fit(text, images):
     ops = normalize.parse(text)
     return Normalization(ops, normalize.fit(ops, lambda: np.array_split(images, 7)))
 
@@ -29,63 +29,64 @@ def gcn(x, s=1.0, epsilon=1e-8, lam=0.0):
     return s * centred / np.maximum(epsilon, np.sqrt(lam + (centred ** 2).mean((1, 2, 3), keepdims=True)))
 
 
-def zca(x, epsilon, of):
-    flat = of.reshape(len(of), -1).astype(np.float64)
+def zca(x, epsilon, train):
+    flat = train.reshape(len(train), -1).astype(np.float64)
     covariance = np.cov(flat, rowvar=False, bias=True)
     root = scipy.linalg.inv(scipy.linalg.sqrtm(covariance + epsilon * np.eye(len(covariance))))
     return ((x.reshape(len(x), -1) - flat.mean(0)) @ root).reshape(x.shape)
 
 
 @pytest.mark.parametrize(('text', 'expected'), [
-    ('none', lambda x, all: x),
-    ('standardize', lambda x, all: (x - all.mean((0, 1, 2))) / all.std((0, 1, 2))),
-    ('standardize_pixels', lambda x, all: (x - all.mean(0)) / all.std(0)),
-    ('gcn', lambda x, all: gcn(x)),
-    ('gcn(2, epsilon=0.5, lam=0.01)', lambda x, all: gcn(x, 2, 0.5, 0.01)),
-    ('zca(0.001)', lambda x, all: zca(x, 0.001, all)),
-    ('gcn|zca(0.1)', lambda x, all: zca(gcn(x), 0.1, gcn(all))),
-    ('gcn(3)|standardize_pixels', lambda x, all: (gcn(x) - gcn(all).mean(0)) / gcn(all).std(0)),
+    ('none', lambda x, train: x),
+    ('standardize', lambda x, train: (x - train.mean((0, 1, 2))) / train.std((0, 1, 2))),
+    ('standardize_pixels', lambda x, train: (x - train.mean(0)) / train.std(0)),
+    ('gcn', lambda x, train: gcn(x)),
+    ('gcn(2, epsilon=0.5, lam=0.01)', lambda x, train: gcn(x, 2, 0.5, 0.01)),
+    ('zca(0.001)', lambda x, train: zca(x, 0.001, train)),
+    ('gcn|zca(0.1)', lambda x, train: zca(gcn(x), 0.1, gcn(train))),
+    ('gcn(3)|standardize_pixels', lambda x, train: (gcn(x) - gcn(train).mean(0)) / gcn(train).std(0)),
 ])
-def test_the_definition(text, expected, images):
-    found = fitted(text, images)
-    want = expected(images[:50], np.float64(images))
-    for way in (found, jax.jit(found.__call__), jax.vmap(lambda x: found(x[None])[0]),
-                lambda x: jax.pmap(found.__call__)(x[None])[0]):
-        np.testing.assert_allclose(way(images[:50]), want, rtol=1e-3, atol=2e-4)
+def test_images_are_normalised_as_defined(text, expected, images):
+    normalization = fit(text, images)
+    subset = images[:50]
+    expected_images = expected(subset, np.float64(images))
+    for apply in (normalization, jax.jit(normalization.__call__), jax.vmap(lambda x: normalization(x[None])[0]),
+                  lambda x: jax.pmap(normalization.__call__)(x[None])[0]):
+        np.testing.assert_allclose(apply(subset), expected_images, rtol=1e-3, atol=2e-4)
     if 'gcn' not in text:
-        np.testing.assert_allclose(found.inverse(found(images[:50])), images[:50], atol=1e-5)
+        np.testing.assert_allclose(normalization.inverse(normalization(subset)), subset, atol=1e-5)
     else:
-        with pytest.raises(UserError, match='gcn has no inverse: it forgets the mean and the contrast'):
-            found.inverse(images[:50])
+        with pytest.raises(UserError, match='gcn has no inverse, because it discards the mean and the contrast'):
+            normalization.inverse(subset)
 
 
 def test_whitened_images_are_uncorrelated(images):
-    x = np.asarray(fitted('zca(1e-9)', images)(images)).reshape(500, -1)
+    x = np.asarray(fit('zca(1e-9)', images)(images)).reshape(500, -1)
     np.testing.assert_allclose(np.cov(x, rowvar=False, bias=True), np.eye(90), atol=0.02)
 
 
-def test_what_never_varies_becomes_zero():
+def test_constant_images_become_zero():
     x = np.full((8, 4, 4, 1), 0.25, np.float32)
     for text in ('standardize', 'standardize_pixels', 'gcn', 'zca'):
-        np.testing.assert_allclose(fitted(text, x)(x), 0, atol=1e-6)
+        np.testing.assert_allclose(fit(text, x)(x), 0, atol=1e-6)
 
 
-def test_it_is_kept_and_found_again(images, tmp_path):
+def test_the_fitted_statistics_are_written_and_read(images, tmp_path):
     path = str(tmp_path / 'normalize.npz')
-    found = fitted('gcn|zca|standardize_pixels', images)
-    normalize.write(path, found.fitted)
-    again = Normalization(found.ops, normalize.read(path, found.ops))
-    np.testing.assert_array_equal(again(images), found(images))
+    normalization = fit('gcn|zca|standardize_pixels', images)
+    normalize.write(path, normalization.fitted)
+    from_file = Normalization(normalization.ops, normalize.read(path, normalization.ops))
+    np.testing.assert_array_equal(from_file(images), normalization(images))
     content = bytearray((tmp_path / 'normalize.npz').read_bytes())
     content[len(content) // 2] ^= 1
     for damaged in (bytes(content), bytes(content[:100]), b''):
         (tmp_path / 'normalize.npz').write_bytes(damaged)
-        with pytest.raises(UserError, match=r'normalize.npz: what normalisation was fitted to cannot be read') as error:
-            normalize.read(path, found.ops)
+        with pytest.raises(UserError, match=r'normalize\.npz: cannot read the fitted normalisation') as error:
+            normalize.read(path, normalization.ops)
         assert '\n' not in str(error.value)
     (tmp_path / 'normalize.npz').unlink()
     with pytest.raises(UserError, match='No such file'):
-        normalize.read(path, found.ops)
+        normalize.read(path, normalization.ops)
 
 
 @pytest.mark.parametrize(('text', 'line'), [
@@ -97,18 +98,18 @@ def test_it_is_kept_and_found_again(images, tmp_path):
     ('', "config.data.normalize: '' is not a name"),
     ('gcn||zca', "config.data.normalize: '' is not a name"),
 ])
-def test_wrong_strings(text, line):
+def test_an_invalid_string_is_reported(text, line):
     with pytest.raises(UserError) as error:
         normalize.parse(text)
     assert line in str(error.value)
 
 
-def test_zca_says_what_is_too_large():
-    with pytest.raises(UserError, match=r'zca of images 96 x 96 x 3 takes a matrix of 27648 x 27648; it goes up to 12288'):
-        fitted('zca', np.zeros((2, 96, 96, 3), np.float32))
+def test_zca_refuses_images_that_are_too_large():
+    with pytest.raises(UserError, match=r'zca needs a matrix of 27648 x 27648 for images of 96 x 96 x 3, but only up'):
+        fit('zca', np.zeros((2, 96, 96, 3), np.float32))
 
 
-def test_gcn_of_an_even_image_has_a_gradient():
+def test_gcn_of_a_constant_image_has_a_gradient():
     op, = normalize.parse('gcn')
     gradient = jax.grad(lambda x: (op.apply(x, {}) ** 2).sum())(jnp.full((1, 4, 4, 3), 0.5))
     assert jnp.isfinite(gradient).all()

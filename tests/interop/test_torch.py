@@ -563,7 +563,7 @@ def test_the_recipes_train_as_airbenchs_programs_do(by_muon):
         f'optim.learning_rate={0.24 * slow if by_muon else 11.5 / (1 + 1 / 0.15) * size / 1024}'])
     timeline = Timeline(config, 2 * size)  # an epoch is two steps
     network, optimizer = models.create('airbench94', **config.model.args), make_optimizer(config.optim, timeline)
-    step = TrainStep(network, optimizer, Preprocessor(None, Normalization.by((0.5,) * 3, (0.25,) * 3)),
+    step = TrainStep(network, optimizer, Preprocessor(None, Normalization.from_mean_std((0.5,) * 3, (0.25,) * 3)),
                      tasks.create(config, [str(i) for i in range(10)], [1] * 10, 10), lookahead=config.optim.lookahead,
                      total=timeline.total)
     rng = np.random.default_rng(0)

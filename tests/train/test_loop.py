@@ -118,7 +118,7 @@ def test_what_is_fitted_to_the_training_part_is_kept_with_the_run(small, tmp_pat
     _, measured = trained.evaluator('test')(trained.load_weights(trained.find_step('best')))
     assert {m.name: value for m, value in measured.items()}['test_loss'] == pytest.approx(summary['test_loss'], rel=1e-6)
     path.unlink()
-    with pytest.raises(UserError, match=r'normalize\.npz: what normalisation was fitted to cannot be read'):
+    with pytest.raises(UserError, match=r'normalize\.npz: cannot read the fitted normalisation'):
         load_run(folder)
 
 

@@ -41,7 +41,7 @@ def make(dropout=0.0, widths=(4, 4, 4, 4), model=None, optimizer='sgd', augmente
     config = cfg.parse(dict(duration=dict(steps=100), optim=chain))
     optimizer = make_optimizer(config.optim, Timeline(config, 1000))
     network = model or models.create('shallow_cnn', widths=widths, hidden=8, dropout=dropout)
-    preprocessor = Preprocessor(augment.parse_pipeline(augmented), Normalization.by((0.5,), (0.25,)))
+    preprocessor = Preprocessor(augment.parse_pipeline(augmented), Normalization.from_mean_std((0.5,), (0.25,)))
     step = TrainStep(network, optimizer, preprocessor, task_of(label_smoothing, class_weights), **fields)
     init = jax.jit(lambda seed: init_state(network, optimizer, SHAPE, seed, config.optim),
                    compiler_options=run_once())
