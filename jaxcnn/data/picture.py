@@ -1,4 +1,4 @@
-"""A person's own picture, brought into the form of the data set that a network was trained on."""
+"""Reading picture files, and preparing a user's pictures as the data set of a network was prepared."""
 
 import contextlib
 import functools
@@ -16,65 +16,70 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from jaxcnn.data.decode import resize
 from jaxcnn.errors import UserError, as_text
 
-# Pillow's formats of pictures; not its stubs, nor documents, films and icons.
+# formats that Pillow decodes, without stubs, documents, films and icons
 FORMATS = ('JPEG', 'MPO', 'PNG', 'WEBP', 'AVIF', 'HEIF', 'JPEG2000', 'GIF', 'BMP', 'DIB', 'TIFF', 'PPM', 'QOI', 'TGA', 'PCX')
-_WITHOUT_SIGNATURE = ('TGA', 'PCX')  # other files may pass for one of these
-_HEIC = (b'heic', b'heix', b'heim', b'heis', b'hevc', b'hevx', b'mif1', b'msf1')  # the brands at byte 8 of such files
-MOST_PIXELS = 1 << 26  # of what is decoded before Pillow has judged whether its size is an attack
+_WITHOUT_SIGNATURE = ('TGA', 'PCX')  # other files may be mistaken for one of these
+_HEIC_BRANDS = (b'heic', b'heix', b'heim', b'heis', b'hevc', b'hevx', b'mif1', b'msf1')  # brands at byte 8 of HEIC files
+MAX_PIXELS = 1 << 26  # larger pictures are left to Pillow, which checks for decompression bombs
 log = logging.getLogger('jaxcnn')
-with contextlib.suppress(ImportError):  # the plugin for HEIC, which is not required
+with contextlib.suppress(ImportError):  # an optional plugin for HEIC
     import pillow_heif
     pillow_heif.register_heif_opener()
-warnings.filterwarnings('ignore', module=r'PIL\.')  # of metadata and of sizes, and they do not name the file
+warnings.filterwarnings('ignore', module=r'PIL\.')  # about metadata and sizes, without the name of the file
 
 
 @functools.cache
 def endings() -> frozenset[str]:
-    """Endings, in lower case and with the dot, of the files that `read` decodes with the plugins that are installed."""
+    """Return the file extensions, in lower case and with the dot, that `read` decodes with the installed plugins."""
     Image.init()
-    return frozenset(ending for ending, kind in Image.registered_extensions().items()
-                     if kind in FORMATS and kind in Image.OPEN)
+    return frozenset(extension for extension, name in Image.registered_extensions().items()
+                     if name in FORMATS and name in Image.OPEN)
 
 
 def is_picture(path: str | os.PathLike) -> bool:
-    """Whether the content of a file, whatever its name, begins as a picture that `read` decodes."""
+    """Return whether the content of a file, whatever its name, begins like a picture that `read` decodes."""
     Image.init()
+    formats = [name for name in FORMATS if name in Image.OPEN and name not in _WITHOUT_SIGNATURE]
     try:
-        with Image.open(path, formats=[kind for kind in FORMATS if kind in Image.OPEN and kind not in _WITHOUT_SIGNATURE]):
+        with Image.open(path, formats=formats):
             return True
     except Exception:  # Pillow's plugins raise many kinds of error
         return False
 
 
 def _orientation(image: Image.Image) -> Any:
-    """The EXIF orientation, 1 to 8; 1, as the pixels are stored, where the EXIF block cannot be read."""
+    """Return the EXIF orientation, 1 to 8, or 1, the orientation of the stored pixels, if the EXIF block is unreadable."""
     try:
         return image.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception:  # Pillow raises many kinds of error for EXIF blocks that are damaged
+    except Exception:  # Pillow raises many kinds of error for damaged EXIF blocks
         return 1
 
 
 def _upright(pixels: np.ndarray, orientation: Any) -> np.ndarray:
-    """Pixels (H, W, ...) as stored, turned and mirrored as the EXIF orientation says."""
+    """Return stored pixels (H, W, ...) rotated and mirrored as the EXIF orientation demands."""
     if orientation not in range(2, 9):
         return pixels
     if orientation >= 5:
         pixels = pixels.swapaxes(0, 1)
-    rows, columns = -1 if orientation in (3, 4, 7, 8) else 1, -1 if orientation in (2, 3, 6, 7) else 1
-    return np.ascontiguousarray(pixels[::rows, ::columns])
+    row_step = -1 if orientation in (3, 4, 7, 8) else 1
+    column_step = -1 if orientation in (2, 3, 6, 7) else 1
+    return np.ascontiguousarray(pixels[::row_step, ::column_step])
 
 
-def _plain_jpeg(content: bytes) -> np.ndarray | None:
-    """What Pillow gives, several times as fast, of a whole JPEG file in grey or YCbCr."""
+def _decode_jpeg(content: bytes) -> np.ndarray | None:
+    """Return the pixels of an intact JPEG file in grey or YCbCr, or None for any other file.
+
+    They are equal to Pillow's; this is several times as fast.
+    """
     import simplejpeg
     if not content.startswith(b'\xff\xd8\xff'):
         return None
     try:
-        height, width, colours, _ = simplejpeg.decode_jpeg_header(content)
-        if colours not in ('Gray', 'YCbCr') or height * width > MOST_PIXELS:
+        height, width, colour_space, _ = simplejpeg.decode_jpeg_header(content)
+        if colour_space not in ('Gray', 'YCbCr') or height * width > MAX_PIXELS:
             return None
         pixels = simplejpeg.decode_jpeg(content, 'RGB')
-    except ValueError:  # Pillow says what is wrong with it
+    except ValueError:  # Pillow reports the reason
         return None
     if b'Exif\0\0' not in content:
         return pixels
@@ -85,143 +90,185 @@ def _plain_jpeg(content: bytes) -> np.ndarray | None:
         return pixels
 
 
-# The tags of a TIFF file that its pixels and their orientation depend on.
+# the tags of a TIFF file on which its pixels and their orientation depend
 _TIFF_TAGS = {254, 255, 256, 257, 258, 259, 262, 266, 273, 274, 277, 278, 279, 284, 292, 293, 317, 320, 322, 323, 324, 325,
               332, 338, 339, 347, *range(512, 522), 529, 530, 531, 532, 50674}
 
 
 def _without_metadata(content: bytes) -> bytes:
-    """A PNG or TIFF file reduced to its first picture and the orientation; other files as they are.
+    """Return a PNG or TIFF file reduced to its first picture and the orientation, and any other file unchanged.
 
-    Metadata that is odd or large makes Pillow refuse the picture, or libtiff print to stderr.
+    Invalid or large metadata makes Pillow refuse the picture, or libtiff print to stderr.
     """
     if content.startswith(b'\x89PNG\r\n\x1a\n'):
-        chunks, start = [content[:8]], 8
-        while start < len(content):
-            end = start + 12 + int.from_bytes(content[start:start + 4], 'big')
-            if content[start + 4:start + 8] in (b'IHDR', b'PLTE', b'tRNS', b'eXIf', b'IDAT', b'IEND'):
-                chunks.append(content[start:end])
-            start = end
-        return b''.join(chunks)
+        return _png_without_metadata(content)
     if content.startswith((b'II*\0', b'MM\0*')):
-        order = '<' if content.startswith(b'II') else '>'
-        with contextlib.suppress(struct.error):  # a truncated file
-            start, = struct.unpack_from(f'{order}I', content, 4)
-            count, = struct.unpack_from(f'{order}H', content, start)
-            entries = [(struct.unpack_from(f'{order}H12x', content, at)[0], content[at:at + 12])
-                       for at in range(start + 2, start + 2 + 12 * count, 12)]
-            required = [entry for tag, entry in entries if tag in _TIFF_TAGS]
-            directory = struct.pack(f'{order}H', len(required)) + b''.join(required) + bytes(4)
-            return content[:start] + directory + content[start + len(directory):]
+        with contextlib.suppress(struct.error):  # the file is truncated
+            return _tiff_without_metadata(content)
     return content
 
 
-def read(path: str | os.PathLike, mode: str) -> np.ndarray:
-    """The picture as a viewer shows it: uint8 (H, W) for mode `L`, (H, W, 3) for `RGB`; alpha is laid over white.
+def _png_without_metadata(content: bytes) -> bytes:
+    chunks, start = [content[:8]], 8
+    while start < len(content):
+        length, name = int.from_bytes(content[start:start + 4], 'big'), content[start + 4:start + 8]
+        end = start + 12 + length
+        if name in (b'IHDR', b'PLTE', b'tRNS', b'eXIf', b'IDAT', b'IEND'):
+            chunks.append(content[start:end])
+        start = end
+    return b''.join(chunks)
 
-    Of the metadata only the EXIF orientation is read; where that cannot be read, the picture is taken as it is stored.
+
+def _tiff_without_metadata(content: bytes) -> bytes:
+    byte_order = '<' if content.startswith(b'II') else '>'
+    start, = struct.unpack_from(f'{byte_order}I', content, 4)
+    count, = struct.unpack_from(f'{byte_order}H', content, start)
+    required = []
+    for offset in range(start + 2, start + 2 + 12 * count, 12):
+        tag, = struct.unpack_from(f'{byte_order}H12x', content, offset)
+        if tag in _TIFF_TAGS:
+            required.append(content[offset:offset + 12])
+    directory = struct.pack(f'{byte_order}H', len(required)) + b''.join(required) + bytes(4)
+    return content[:start] + directory + content[start + len(directory):]
+
+
+def read(path: str | os.PathLike, mode: str) -> np.ndarray:
+    """Return a picture as viewers show it, with transparent pixels over white.
+
+    The EXIF orientation is applied if it can be read; all other metadata is ignored.
+
+    Args:
+      path: of the file.
+      mode: `L` or `RGB`.
+
+    Returns:
+      uint8, (H, W) for `L` and (H, W, 3) for `RGB`.
 
     Raises:
-      UserError: the file is missing or no picture.
+      UserError: the file is missing or not a picture.
     """
     content = b''
     try:
-        with open(path, 'rb', buffering=0) as opened:  # all of it at once
-            content = opened.read()
+        with open(path, 'rb', buffering=0) as file:  # unbuffered, because all of it is read at once
+            content = file.read()
         if not content:
             raise UserError('empty file')
-        if mode == 'RGB' and (decoded := _plain_jpeg(content)) is not None:
-            return decoded
-        with Image.open(io.BytesIO(_without_metadata(content))) as file:
-            file.load()
-            image: Image.Image = file
-            if image.mode.startswith('I;16') or (image.mode == 'I' and file.format in ('PNG', 'PPM')):
-                image = Image.fromarray((np.asarray(image) / 257).clip(0, 255).astype(np.uint8))  # PIL's own would clip them
-            if image.mode in ('I', 'F'):
-                raise UserError('has pixels of 32 bits, and nothing says which value is white; save it with 8 or 16')
-            if image.has_transparency_data:
-                image = image.convert('RGBA')
-                image = Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image)
-            return _upright(np.asarray(image.convert(mode)), _orientation(file))
+        if mode == 'RGB' and (pixels := _decode_jpeg(content)) is not None:
+            return pixels
+        with Image.open(io.BytesIO(_without_metadata(content))) as opened:
+            opened.load()
+            return _upright(np.asarray(_to_8_bits(opened).convert(mode)), _orientation(opened))
     except FileNotFoundError:
-        raise UserError(f'{as_text(path)}: no such file') from None
+        raise UserError('no such file', field=as_text(path)) from None
     except Exception as e:  # Pillow's decoders raise many kinds of error
         reason = getattr(e, 'strerror', None) or str(e)
         if isinstance(e, UnidentifiedImageError):
-            heic = content[4:8] == b'ftyp' and content[8:12] in _HEIC
-            reason = 'HEIC, which the package pillow-heif reads' if heic else 'not a picture'
-        raise UserError(f'{as_text(path)}: {" ".join(reason.split())}') from None
+            is_heic = content[4:8] == b'ftyp' and content[8:12] in _HEIC_BRANDS
+            reason = 'HEIC, which the package pillow-heif reads' if is_heic else 'not a picture'
+        raise UserError(' '.join(reason.split()), field=as_text(path)) from None
 
 
-def _otsu(grey: np.ndarray) -> int:
-    """The level that parts grey values best in two: the largest variance between them (Otsu 1979)."""
+def _to_8_bits(image: Image.Image) -> Image.Image:
+    """Return an image with 8 bits per channel; transparent pixels are composited over white.
+
+    Raises:
+      UserError: the image has 32 bits per channel.
+    """
+    if image.mode.startswith('I;16') or (image.mode == 'I' and image.format in ('PNG', 'PPM')):
+        # Pillow's conversion would clip values above 255
+        return Image.fromarray((np.asarray(image) / 257).clip(0, 255).astype(np.uint8))
+    if image.mode in ('I', 'F'):
+        raise UserError('pixels of 32 bits have no defined white', hint='save the picture with 8 or 16 bits')
+    if image.has_transparency_data:
+        image = image.convert('RGBA')
+        return Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image)
+    return image
+
+
+def _otsu_threshold(grey: np.ndarray) -> int:
+    """Return the threshold of grey values that maximises the variance between the two classes (Otsu 1979)."""
     counts = np.bincount(grey.ravel(), minlength=256).astype(np.float64)
-    below, total = np.cumsum(counts), counts.sum()
-    weighted = np.cumsum(counts * np.arange(256))
+    counts_below, total = np.cumsum(counts), counts.sum()
+    sums_below = np.cumsum(counts * np.arange(256))
     with np.errstate(divide='ignore', invalid='ignore'):
-        between = (weighted[-1] * below / total - weighted) ** 2 / (below * (total - below))
-    return int(np.nanargmax(np.where(np.isfinite(between), between, -1)))
+        variance = (sums_below[-1] * counts_below / total - sums_below) ** 2 / (counts_below * (total - counts_below))
+    return int(np.nanargmax(np.where(np.isfinite(variance), variance, -1)))
 
 
-def frame_ink(grey: np.ndarray, ink: Mapping[str, Any], ink_is: str = 'auto') -> np.ndarray:
-    """Handwriting as its data set frames it: light ink on black, fitted into a box, centred.
+def _crop_ink(grey: np.ndarray, tone: str) -> np.ndarray | None:
+    """Return the bounding box of the ink as its strength in [0, 1], or None if the picture shows only background.
 
     Args:
       grey: uint8 (H, W).
-      ink: fields of `sources.Ink`.
-      ink_is: `dark` or `light` against its ground; `auto`: the ground is what most of the border is.
+      tone: see `frame_ink`.
+    """
+    if grey.min() == grey.max():
+        return None
+    is_light = grey > _otsu_threshold(grey)
+    if tone == 'auto':
+        border = np.concatenate([is_light[0], is_light[-1], is_light[:, 0], is_light[:, -1]])
+        tone = 'light' if border.mean() < 0.5 else 'dark'
+    mask = is_light if tone == 'light' else ~is_light
+    background, full_ink = np.median(grey[~mask]), np.percentile(grey[mask], 95 if tone == 'light' else 5)
+    if abs(full_ink - background) < 16:
+        return None
+    strength = np.clip((grey - background) / (full_ink - background), 0, 1)
+    strength = np.clip((strength - 0.15) / 0.7, 0, 1)  # removes the grain of the paper
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    return strength[rows[0]:rows[-1] + 1, columns[0]:columns[-1] + 1]
+
+
+def frame_ink(grey: np.ndarray, ink: Mapping[str, Any], tone: str = 'auto') -> np.ndarray:
+    """Frame handwriting as its data set does: light ink on black, fitted into a box and centred.
+
+    Args:
+      grey: uint8 (H, W).
+      ink: the fields of `sources.Ink`.
+      tone: `dark` or `light`, the ink in comparison with its background; `auto` takes the larger part of the border as
+        background.
 
     Returns:
-      uint8 (size, size, 1). A picture of one nearly even grey comes out black.
+      uint8 (size, size, 1), black if the picture has almost a single grey value.
     """
-    size, box = ink['size'], ink['box']
+    size = ink['size']
     canvas = np.zeros((size, size, 1), np.uint8)
-    if grey.min() == grey.max():
+    crop = _crop_ink(grey, tone)
+    if crop is None:
         return canvas
-    light = grey > _otsu(grey)
-    border = np.concatenate([light[0], light[-1], light[:, 0], light[:, -1]])
-    ink_is_light = border.mean() < 0.5 if ink_is == 'auto' else ink_is == 'light'
-    mask = light if ink_is_light else ~light
-    ground, full = np.median(grey[~mask]), np.percentile(grey[mask], 95 if ink_is_light else 5)
-    if abs(full - ground) < 16:  # nothing but paper
-        return canvas
-    strength = np.clip((grey - ground) / (full - ground), 0, 1)
-    strength = np.clip((strength - 0.15) / 0.7, 0, 1)  # paper is never quite even
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    crop = strength[rows[0]:rows[-1] + 1, columns[0]:columns[-1] + 1]
-    scale = box / max(crop.shape)
+    scale = ink['box'] / max(crop.shape)
     height, width = (max(1, round(side * scale)) for side in crop.shape)
-    small = np.asarray(Image.fromarray((crop * 255).astype(np.uint8)).resize((width, height),
-                                                                             Image.Resampling.BOX)).astype(np.float64)
+    crop_image = Image.fromarray((crop * 255).astype(np.uint8))
+    resized = np.asarray(crop_image.resize((width, height), Image.Resampling.BOX)).astype(np.float64)
     top, left = (size - height) / 2, (size - width) / 2
-    if ink['by_mass'] and small.sum():
-        top = size / 2 - (small.sum(1) @ (np.arange(height) + 0.5)) / small.sum()
-        left = size / 2 - (small.sum(0) @ (np.arange(width) + 0.5)) / small.sum()
-    y, x = (int(np.clip(round(v), 0, size - side)) for v, side in ((top, height), (left, width)))
-    canvas[y:y + height, x:x + width, 0] = small
+    if ink['by_mass'] and resized.sum():
+        top = size / 2 - (resized.sum(1) @ (np.arange(height) + 0.5)) / resized.sum()
+        left = size / 2 - (resized.sum(0) @ (np.arange(width) + 0.5)) / resized.sum()
+    y = int(np.clip(round(top), 0, size - height))
+    x = int(np.clip(round(left), 0, size - width))
+    canvas[y:y + height, x:x + width, 0] = resized
     return canvas
 
 
-def load(path: str | os.PathLike, info: Mapping[str, Any], how: str = 'crop', ink_is: str = 'auto') -> np.ndarray:
-    """A picture file as the network's input before normalisation.
+def load(path: str | os.PathLike, info: Mapping[str, Any], resize_mode: str = 'crop', tone: str = 'auto') -> np.ndarray:
+    """Return a picture file as the network's input before augmentation and normalisation.
 
     Args:
-      path: of a PNG, JPEG or whatever Pillow reads, of any size.
-      info: `data.json` of the workdir.
-      how: `config.data.resize`; of photographs.
-      ink_is: see `frame_ink`; of handwriting.
+      path: of a file in any format that Pillow reads, of any size.
+      info: the content of the workdir's `data.json`.
+      resize_mode: how photographs are resized; see `config.data.resize`.
+      tone: of handwriting; see `frame_ink`.
 
     Returns:
       uint8 (H, W, C).
 
     Raises:
-      UserError: the file is missing or no picture.
+      UserError: the file is missing or not a picture.
     """
     height, width, channels = info['image_shape']
     if info['ink']:
-        framed = frame_ink(read(path, 'L'), info['ink'], ink_is)
+        framed = frame_ink(read(path, 'L'), info['ink'], tone)
         if not framed.any():
-            log.warning('%s: no handwriting found in it', os.fspath(path))
-        return np.broadcast_to(resize(framed, (height, width), how), (height, width, channels))
+            log.warning('%s: no handwriting found', os.fspath(path))
+        return np.broadcast_to(resize(framed, (height, width), resize_mode), (height, width, channels))
     image = read(path, 'L' if channels == 1 else 'RGB')
-    return resize(image.reshape(*image.shape[:2], channels), (height, width), how)
+    return resize(image.reshape(*image.shape[:2], channels), (height, width), resize_mode)
