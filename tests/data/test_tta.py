@@ -1,4 +1,4 @@
-"""Test-time augmentation equals airbench's evaluation, written in NumPy."""
+"""Test-time augmentation equals the evaluation of airbench, written in NumPy."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -11,34 +11,35 @@ IMAGES = np.random.default_rng(0).uniform(size=(3, 8, 10, 2)).astype(np.float32)
 
 
 def logits(x):
-    """Of some network that looks at places."""
+    """Return the logits of a network that is not invariant to flips and shifts."""
     weights = np.random.default_rng(1).normal(size=(8, 10, 2, 4))
     return np.tensordot(np.tanh(np.asarray(x) - 0.5), weights, 3)
 
 
-def mean(text):
+def mean_logits(text):
     return sum(weight * logits(x) for weight, x in tta.parse(text)(jnp.asarray(IMAGES)))
 
 
-def mirrored(x):
+def flip_logits(x):
+    """Return the mean logits of images and their mirror images."""
     return 0.5 * logits(x) + 0.5 * logits(x[:, :, ::-1])
 
 
-def test_flip_is_the_image_and_its_mirror():
-    np.testing.assert_allclose(mean('flip'), mirrored(IMAGES), rtol=1e-5)
+def test_flip_averages_over_the_image_and_its_mirror_image():
+    np.testing.assert_allclose(mean_logits('flip'), flip_logits(IMAGES), rtol=1e-5)
 
 
 @pytest.mark.parametrize('pixels', [1, 2])
-def test_flip_shift_is_that_of_airbench(pixels):
+def test_flip_shift_equals_airbench(pixels):
     padded = np.pad(IMAGES, ((0, 0), (pixels, pixels), (pixels, pixels), (0, 0)), mode='reflect')
     shifted = [padded[:, :8, :10], padded[:, 2 * pixels:2 * pixels + 8, 2 * pixels:2 * pixels + 10]]
-    expected = 0.5 * mirrored(IMAGES) + 0.5 * np.mean([mirrored(x) for x in shifted], 0)
-    np.testing.assert_allclose(mean(f'flip_shift({pixels})'), expected, rtol=1e-5)
-    assert np.abs(mean('flip') - expected).max() > 1e-2
+    expected = 0.5 * flip_logits(IMAGES) + 0.5 * np.mean([flip_logits(x) for x in shifted], 0)
+    np.testing.assert_allclose(mean_logits(f'flip_shift({pixels})'), expected, rtol=1e-5)
+    assert np.abs(mean_logits('flip') - expected).max() > 1e-2
 
 
 @pytest.mark.parametrize('text', tta.names()[1:])
-def test_weights_add_up(text):
+def test_weights_add_up_to_1(text):
     assert sum(weight for weight, _ in tta.parse(text)(jnp.asarray(IMAGES))) == 1
 
 
@@ -48,12 +49,12 @@ def test_weights_add_up(text):
     ('flip_shift(0)', 'flip_shift.pixels: expected a whole number of at least 1, got 0'),
     ('flip_shift(pixel=1)', "unknown argument of test-time augmentation flip_shift 'pixel'; nearest: pixels"),
 ])
-def test_what_is_wrong_is_told_in_one_line(text, line):
+def test_an_invalid_string_is_reported(text, line):
     with pytest.raises(UserError, match=line):
         tta.parse(text)
 
 
-def test_a_shift_as_large_as_the_image_is_told():
+def test_a_shift_as_large_as_the_image_is_refused():
     with pytest.raises(UserError, match=r'flip_shift\(8\): images of 8 x 10 are too small'):
         tta.parse('flip_shift(8)')(jnp.asarray(IMAGES))
 
