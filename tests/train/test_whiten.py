@@ -1,4 +1,4 @@
-"""Whitening filters: what they make of the images' patches has no correlation."""
+"""Whitening filters: their outputs over the images' patches are uncorrelated."""
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ from jaxcnn.train import whiten
 
 @pytest.fixture(scope='module')
 def images():
-    """Neighbours and channels are alike, as in photographs."""
+    """Images whose neighbouring pixels and channels are correlated, as in photographs."""
     noise = np.random.default_rng(0).normal(size=(60, 14, 12, 3))
     smooth = noise + np.roll(noise, 1, 1) + 0.7 * np.roll(noise, 1, 2)
     return (smooth @ [[1, 0.5, 0.3], [0.2, 1, 0.4], [0.1, 0.3, 1]]).astype(np.float32)
@@ -24,26 +24,26 @@ def outputs(images, kernel):
         images, kernel, (1, 1), 'VALID', dimension_numbers=('NHWC', 'HWIO', 'NHWC'), precision='highest'))
 
 
-def test_outputs_are_white_and_then_negated(images):
+def test_outputs_are_white_and_followed_by_their_negatives(images):
     kernel = whiten.filters(images, 2, 2, 24, 1e-6)
     assert kernel.shape == (2, 2, 3, 24)
     np.testing.assert_array_equal(kernel[..., 12:], -kernel[..., :12])
-    seen = outputs(images, kernel)[..., :12].reshape(-1, 12)
-    np.testing.assert_allclose(seen.T @ seen / len(seen), np.eye(12), atol=1e-3)
+    filtered = outputs(images, kernel)[..., :12].reshape(-1, 12)
+    np.testing.assert_allclose(filtered.T @ filtered / len(filtered), np.eye(12), atol=1e-3)
 
 
-def test_epsilon_holds_back_what_varies_little(images):
-    seen = outputs(images, whiten.filters(images, 2, 2, 24, 0.5))[..., :12].reshape(-1, 12)
-    moments = seen.T @ seen / len(seen)
-    raw = outputs(images, np.eye(12).reshape(2, 2, 3, 12)).reshape(-1, 12)
-    values = np.sort(np.linalg.eigvalsh(raw.T @ raw / len(raw)))[::-1]
-    np.testing.assert_allclose(np.diag(moments), values / (values + 0.5), rtol=1e-3)
+def test_epsilon_reduces_outputs_of_small_variance(images):
+    filtered = outputs(images, whiten.filters(images, 2, 2, 24, 0.5))[..., :12].reshape(-1, 12)
+    moments = filtered.T @ filtered / len(filtered)
+    patches = outputs(images, np.eye(12).reshape(2, 2, 3, 12)).reshape(-1, 12)
+    eigenvalues = np.sort(np.linalg.eigvalsh(patches.T @ patches / len(patches)))[::-1]
+    np.testing.assert_allclose(np.diag(moments), eigenvalues / (eigenvalues + 0.5), rtol=1e-3)
     assert np.abs(moments - np.diag(np.diag(moments))).max() < 1e-3
 
 
-def test_fewer_features_are_the_largest_and_more_stay_as_drawn(images):
-    all_of, few = whiten.filters(images, 2, 2, 24, 1e-3), whiten.filters(images, 2, 2, 9, 1e-3)
-    np.testing.assert_array_equal(few, np.concatenate([all_of[..., :4], -all_of[..., :4]], -1))
+def test_fewer_filters_are_the_largest_and_further_features_stay_as_drawn(images):
+    largest = whiten.filters(images, 2, 2, 24, 1e-3)[..., :4]
+    np.testing.assert_array_equal(whiten.filters(images, 2, 2, 9, 1e-3), np.concatenate([largest, -largest], -1))
     network = models.create('shallow_cnn', widths=(300, 4, 4, 4), hidden=4)
     params = jax.tree.map(np.asarray, jax.jit(network.init)(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))['params'])
     after = whiten.initializer(WhitenConfig('Conv_0/kernel'), params, lambda count: images[:count])(params)
@@ -56,12 +56,12 @@ def test_fewer_features_are_the_largest_and_more_stay_as_drawn(images):
 
 @pytest.mark.parametrize(('match', 'line'), [
     ('kernle', r"config\.whiten\.match: 'kernle' matches no parameter; nearest: .*kernel"),
-    ('kernel', r"config\.whiten\.match: 'kernel' is found in 6 parameters, and must name one: Conv_0/kernel, "),
+    ('kernel', r"config\.whiten\.match: 'kernel' matches 6 parameters, and must match one: Conv_0/kernel, "),
     ('Conv_1/kernel', r'config\.whiten\.match: Conv_1/kernel has shape \(3, 3, 4, 4\); it must be .* 3 channels'),
     ('Dense_0/kernel', r'config\.whiten\.match: Dense_0/kernel has shape'),
     ('(', r"config\.whiten\.match: '\(' is no regular expression"),
 ])
-def test_a_kernel_that_is_not_the_first_convolutions_is_told(images, match, line):
+def test_a_pattern_that_does_not_match_the_first_kernel_alone_is_an_error(images, match, line):
     network = models.create('shallow_cnn', widths=(4, 4, 4, 4), hidden=4)
     shapes = jax.eval_shape(lambda: network.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3))))['params']
     with pytest.raises(UserError, match=line):
