@@ -1,14 +1,14 @@
-"""JAX's persistent compilation cache, whose entries are written whole, and removed where they are damaged.
+"""JAX's persistent compilation cache, with entries that are written atomically and removed when they are damaged.
 
-JAX writes an entry in place, so a process that is killed meanwhile leaves a part of it, and it never replaces an entry: each
-later start would warn about it and compile the program again. JAX has no public interface for this.
+JAX writes entries in place and never replaces one. A process that is killed while it writes leaves an incomplete entry, and
+each later run would warn about it and compile the program again. JAX has no public interface to change this.
 """
 
 import contextlib
-import functools
 import logging
 import os
 import secrets
+from typing import Any
 
 from jax._src import compilation_cache
 from jax._src.compilation_cache import decompress_executable
@@ -17,49 +17,56 @@ from jax._src.lru_cache import LRUCache
 log = logging.getLogger('jaxcnn')
 
 
-@functools.cache
-def _warn_once(message: str) -> None:
-    log.warning(message)
+class AtomicCache(LRUCache):
+    """JAX's cache with atomic writes, unless its size is limited or it is on a remote file system: then JAX writes entries.
 
+    Each instance warns once of damaged entries, and once of each reason for which entries cannot be written.
+    """
 
-class WholeEntries(LRUCache):
-    """The cache in a local folder; with `jax_compilation_cache_max_size`, or on a remote file system, JAX writes entries."""
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self._warnings: set[str] = set()
 
-    def _file(self, key: str) -> str:
+    def _warn_once(self, message: str) -> None:
+        if message not in self._warnings:
+            self._warnings.add(message)
+            log.warning('%s: %s', self.path, message)
+
+    def _entry_path(self, key: str) -> str:
         return os.path.join(str(self.path), f'{key}-cache')
 
     def get(self, key: str) -> bytes | None:
-        """The entry of `key`; None without one, and where it was damaged."""
+        """Return the entry of a key; None if there is none or it is damaged."""
         value: bytes | None = super().get(key)
         if value is None:
             return None
         try:
             decompress_executable(value)
         except Exception:  # of zlib or zstandard
-            _warn_once(f'{self.path}: damaged entries of the compilation cache are removed, and compiled anew')
+            self._warn_once('damaged entries of the compilation cache are removed, and their programs compiled again')
             with contextlib.suppress(OSError):
-                os.remove(self._file(key))
+                os.remove(self._entry_path(key))
             return None
         return value
 
     def put(self, key: str, value: bytes) -> None:
-        """Writes an entry under a temporary name and renames it; one that is there, which could not be used, is replaced."""
+        """Write an entry under a temporary name and rename it, which replaces an entry that could not be loaded."""
         if self.eviction_enabled or '://' in str(self.path):
             super().put(key, value)
             return
-        temporary = f'{self._file(key)}.{secrets.token_hex(4)}.tmp'
+        temporary = f'{self._entry_path(key)}.{secrets.token_hex(4)}.tmp'
         try:
             try:
                 with open(temporary, 'xb') as f:
                     f.write(value)
-                os.replace(temporary, self._file(key))
+                os.replace(temporary, self._entry_path(key))
             finally:
                 with contextlib.suppress(FileNotFoundError):
                     os.remove(temporary)
         except OSError as e:
-            _warn_once(f'{self.path}: compiled programs are not kept: {e.strerror}')
+            self._warn_once(f'compiled programs cannot be cached: {e.strerror}')
 
 
 def install() -> None:
-    """Makes JAX use `WholeEntries`, from the next time on that it opens its cache."""
-    compilation_cache.LRUCache = WholeEntries  # type: ignore[misc]
+    """Make JAX use `AtomicCache` when it next opens its cache."""
+    compilation_cache.LRUCache = AtomicCache  # type: ignore[misc]
