@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxcnn import config as cfg
-from jaxcnn import metrics, models, optim, tasks
+from jaxcnn import metrics, models, optim, plugins, registry, tasks
 from jaxcnn.data import augment, normalize, sources, tta
 from jaxcnn.errors import UserError, name_field
 from jaxcnn.models import Network
@@ -58,8 +58,22 @@ class Experiment:
         return metrics.displayed(self.task.metrics.values(), self.task.num_classes)
 
 
-def check(config: cfg.Config) -> None:
-    """Raise a UserError for names and arguments that are in no registry, before any work is done."""
+def check(config: cfg.Config) -> cfg.Config:
+    """Import the plugins of a config, and check the names and arguments that it chooses, before any work is done.
+
+    Returns:
+      The config with the versions and checksums of its plugins, and with the installed plugins that it uses.
+
+    Raises:
+      UserError: A plugin cannot be imported, or a name or an argument is unknown.
+    """
+    config = dataclasses.replace(config, plugins=plugins.load(config.plugins))
+    with registry.record_used_modules() as used_modules:
+        _check_names(config)
+    return dataclasses.replace(config, plugins=plugins.with_installed(config.plugins, used_modules))
+
+
+def _check_names(config: cfg.Config) -> None:
     tasks.check(config)
     kind = tasks.find(config.task).kind
     if config.data.name not in sources.names(kind):  # another prepared TFDS set, perhaps

@@ -57,7 +57,7 @@ def _load(plugin: Plugin, field: str, workdir: str | None) -> Plugin:
         loaded = Plugin(source, _version(source), _checksum(_files_of_module(module)))
     else:
         path = _find_file(plugin, field, workdir)
-        loaded = Plugin(source, '', _checksum(_files_of_script(path)))
+        loaded = Plugin(os.path.abspath(source), '', _checksum(_files_of_script(path)))
         _import_file(path, loaded.sha256, field)
     if plugin.sha256 and plugin.sha256 != loaded.sha256:
         versions = f' (version {plugin.version} then, {loaded.version} now)' if plugin.version != loaded.version else ''
@@ -187,8 +187,33 @@ def save_copies(plugins: Sequence[Plugin], workdir: str) -> None:
                 shutil.copyfile(file, os.path.join(workdir, FOLDER, os.path.basename(file)))
 
 
-def from_entry_points(used_modules: set[str]) -> tuple[Plugin, ...]:
-    """Return the installed plugins among whose modules, or those of their packages, are `used_modules`."""
+def with_installed(plugins: tuple[Plugin, ...], used_modules: set[str]) -> tuple[Plugin, ...]:
+    """Return the plugins of a config, and the installed ones that registered an object which the config uses.
+
+    Args:
+      plugins: of the config, loaded.
+      used_modules: the modules that define the objects which the config uses.
+    """
+    sources = {plugin.source for plugin in plugins}
     packages = {module.partition('.')[0] for module in used_modules}
-    sources = [entry_point.module for entry_point in importlib.metadata.entry_points(group=registry.ENTRY_POINTS)]
-    return tuple(_load(Plugin(source), 'config.plugins', None) for source in sources if source.partition('.')[0] in packages)
+    installed = [entry_point.module for entry_point in importlib.metadata.entry_points(group=registry.ENTRY_POINTS)]
+    return (*plugins, *(_load(Plugin(source), 'config.plugins', None) for source in dict.fromkeys(installed)
+                        if source not in sources and source.partition('.')[0] in packages))
+
+
+def check_unchanged(recorded: Sequence[Plugin], plugins: Sequence[Plugin], workdir: str) -> None:
+    """Raise a UserError if a run would continue with other plugins than it began with.
+
+    Args:
+      recorded: the plugins in the workdir.
+      plugins: those that are loaded now.
+      workdir: for the message.
+    """
+    old, new = ({_module_name(plugin.source): plugin for plugin in group} for group in (recorded, plugins))
+    for name in sorted({*old, *new}):
+        plugin = (old.get(name) or new[name]).source
+        what = 'is new' if name not in old else 'is missing' if name not in new else (
+            'has changed' if old[name].sha256 != new[name].sha256 else None)
+        if what is not None:
+            raise UserError(f'the plugin {plugin!r} {what} since the run in {workdir!r} began', field='config.plugins',
+                            hint='a run resumes with the code that it began with; use a new workdir for other code')

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from jaxcnn import config as cfg
-from jaxcnn import data, experiment
+from jaxcnn import data, experiment, plugins
 from jaxcnn.data import feed, normalize
 from jaxcnn.data.checks import check_images
 from jaxcnn.errors import UserError
@@ -42,6 +42,7 @@ def load_run(workdir: str, checkpoint: str | int = 'best') -> 'Run':
     if not os.path.isdir(workdir):
         raise UserError(f'workdir {workdir!r} does not exist')
     config = read_config(workdir)
+    plugins.load(config.plugins, workdir)
     info_path = os.path.join(workdir, 'data.json')
     info = read_json(info_path)
     if not isinstance(info, dict) or not set(info) >= _INFO_FIELDS:

@@ -205,18 +205,22 @@ def _draw_per_class(split: Split, per_class: int, kind: TargetKind, seed: int) -
     return split.subset(np.sort(np.concatenate(drawn)))
 
 
-def load(config: DataConfig, kind: TargetKind = LABEL) -> Dataset:
+def load(config: DataConfig, kind: TargetKind = LABEL, source: sources.Source | None = None) -> Dataset:
     """Return the data set of a config. Its decoded images are read from the cache, or decoded into it.
 
     Args:
       config: names the data set, and says how its images are resized and split.
       kind: kind of targets that the task needs.
+      source: of the images, instead of the one that the config names.
 
     Raises:
       UserError: the data set is unknown, missing or broken, its splits differ in shape, or it has too few images for a
         validation split.
     """
-    source = sources.find(config, kind)
+    if source is None:
+        source = sources.find(config, kind)
+    elif source.kind != kind:
+        raise UserError(f'the data has {source.kind.description}, but config.task needs {kind.description}', field='data')
     meta, parts = cache.open_cache(source, config)
     splits = {}
     for name, part in parts.items():

@@ -7,6 +7,7 @@ A source names the splits of a data set and gives random access to their example
 import contextlib
 import dataclasses
 import functools
+import hashlib
 import json
 import os
 import re
@@ -16,11 +17,14 @@ from typing import Any, Protocol
 import numpy as np
 
 from jaxcnn.config import DataConfig
-from jaxcnn.data.targets import LABEL, TargetKind
+from jaxcnn.data.checks import check_class_names, check_images, check_label_sets, check_labels, number_classes
+from jaxcnn.data.targets import LABEL, LABELS, TargetKind
 from jaxcnn.errors import UserError, name_field, unknown
 from jaxcnn.registry import Registry
 
 Example = dict[str, Any]
+Arrays = tuple[Any, Any]  # images and labels
+IN_MEMORY = 'in_memory'  # name of the data set of a run whose data is handed over from Python
 
 
 class Examples(Protocol):
@@ -48,6 +52,45 @@ class Ink:
 
 
 @dataclasses.dataclass(frozen=True)
+class InMemoryExamples:
+    """The examples of a split in memory.
+
+    Attributes:
+      images: uint8 (N, H, W, C).
+      targets: one array (N, ...) for each target, by name.
+    """
+
+    images: np.ndarray
+    targets: Mapping[str, np.ndarray]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Example:
+        return {'image': self.images[index], **{name: values[index] for name, values in self.targets.items()}}
+
+    @classmethod
+    def from_arrays(cls, images_name: str, images: np.ndarray, labels_name: str, labels: np.ndarray,
+                    kind: TargetKind = LABEL) -> 'InMemoryExamples':
+        """Return the examples of two arrays, after checking them.
+
+        Args:
+          images_name: name of the images, for errors.
+          images: uint8 (N, H, W) or (N, H, W, C).
+          labels_name: name of the labels, for errors.
+          labels: integers (N,), or zeros and ones (N, classes) for several classes for each image.
+          kind: which of the two the labels are.
+
+        Raises:
+          UserError: an array has another type or shape; the message holds the conversion.
+        """
+        images = check_images(images_name, images)
+        if kind is LABELS:
+            return cls(images, {'labels': check_label_sets(labels_name, labels, len(images))})
+        return cls(images, {'label': check_labels(labels_name, labels, len(images))})
+
+
+@dataclasses.dataclass(frozen=True)
 class Source:
     """A data set whose files are listed but not yet decoded.
 
@@ -68,6 +111,90 @@ class Source:
     ink: Ink | None = None
     val_fraction: float = 0.1
     kind: TargetKind = LABEL
+
+    @classmethod
+    def from_arrays(cls, train: Arrays, val: Arrays | None = None, test: Arrays | None = None,
+                    class_names: Sequence[str] | None = None) -> 'Source':
+        """Return the data set of arrays in memory.
+
+        Args:
+          train: the images, uint8 (N, H, W) or (N, H, W, C), and their labels: integers (N,) or, for several classes for
+            each image, zeros and ones (N, classes).
+          val: of the validation split; None: a part of the training images is held out.
+          test: of the test split; None: there is none.
+          class_names: by label; the numbers by default.
+
+        Raises:
+          UserError: an array has another type or shape; the message holds the conversion.
+        """
+        kind: TargetKind = LABEL
+        splits: dict[str, InMemoryExamples] = {}
+        for split, arrays in (('train', train), ('val', val), ('test', test)):
+            if arrays is None:
+                continue
+            if not isinstance(arrays, (tuple, list)) or len(arrays) != 2:
+                raise UserError(f'expected (images, labels), got {type(arrays).__name__}', field=split)
+            images, labels = map(np.asarray, arrays)
+            kind = LABELS if split == 'train' and labels.ndim == 2 else kind
+            splits[split] = InMemoryExamples.from_arrays(f'{split} images', images, f'{split} labels', labels, kind)
+        return cls.from_examples(IN_MEMORY, 'the arrays', splits, class_names, kind)
+
+    @classmethod
+    def from_examples(cls, name: str, location: str, splits: Mapping[str, InMemoryExamples],
+                      class_names: Sequence[str] | np.ndarray | None = None, kind: TargetKind = LABEL) -> 'Source':
+        """Return the data set of examples in memory.
+
+        Args:
+          name: of the data set.
+          location: where the examples come from, for messages.
+          splits: the examples by split.
+          class_names: by label; the numbers by default.
+          kind: of the targets.
+
+        Raises:
+          UserError: class names and labels do not fit together, or there is only one class.
+        """
+        names = _number_names(splits, kind) if class_names is None else check_class_names(np.asarray(class_names))
+        _check_classes(splits, names, kind)
+        if len(names) < 2 and kind is LABEL:
+            raise UserError('holds only one class; a classifier needs two or more', field=location)
+        digest = hashlib.sha256()
+        for split, examples in splits.items():
+            for array in (examples.images, *examples.targets.values()):
+                digest.update(f'{split} {array.dtype} {array.shape}'.encode())
+                digest.update(np.ascontiguousarray(array).data)
+        return cls(location, key={'source': name, 'content': digest.hexdigest(), 'names': [*names]},
+                   splits={split: functools.partial(splits.__getitem__, split) for split in splits},
+                   class_names=lambda: names, kind=kind)
+
+
+def _number_names(splits: Mapping[str, InMemoryExamples], kind: TargetKind) -> list[str]:
+    """Return the names of classes that have none: the numbers from 0 to the largest label.
+
+    Raises:
+      UserError: the largest label is too large for the number of a class.
+    """
+    if kind is LABELS:
+        return [str(label) for label in range(splits['train'].targets['labels'].shape[1])]
+    largest = max(int(examples.targets['label'].max(initial=0)) for examples in splits.values())
+    num_images = len(splits['train'])
+    if largest >= max(1000, num_images):  # probably numbers with another meaning; so many names might not fit in memory
+        raise UserError(f'the largest label is {largest}, with {num_images} training images, but labels must number the '
+                        'classes from 0', hint=number_classes('labels'))
+    return [str(label) for label in range(largest + 1)]
+
+
+def _check_classes(splits: Mapping[str, InMemoryExamples], names: Sequence[str], kind: TargetKind) -> None:
+    """Raise a UserError if labels (N, classes) do not match the class names."""
+    if kind is not LABELS:
+        return
+    for name in names:
+        if ';' in name:
+            raise UserError(f'class_names: {name!r} holds a semicolon, which separates the classes of an image in tables')
+    for split, examples in splits.items():
+        num_classes = examples.targets['labels'].shape[1]
+        if num_classes != len(names):
+            raise UserError(f'the {split} labels have {num_classes} classes, but there are {len(names)} class names')
 
 
 SourceFactory = Callable[[DataConfig], Source]
@@ -116,25 +243,6 @@ def find(config: DataConfig, kind: TargetKind = LABEL) -> Source:
         raise error
     with name_field('config.data.dir'):
         return factory(config)
-
-
-@dataclasses.dataclass(frozen=True)
-class InMemoryExamples:
-    """The examples of a split in memory.
-
-    Attributes:
-      images: uint8 (N, H, W, C).
-      targets: one array (N, ...) for each target, by name.
-    """
-
-    images: np.ndarray
-    targets: Mapping[str, np.ndarray]
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> Example:
-        return {'image': self.images[index], **{name: values[index] for name, values in self.targets.items()}}
 
 
 def stratified_split(strata: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:

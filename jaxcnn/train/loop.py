@@ -18,7 +18,7 @@ import ml_collections
 import numpy as np
 
 from jaxcnn import config as cfg
-from jaxcnn import experiment
+from jaxcnn import experiment, plugins
 from jaxcnn.cache_folder import cache_folder
 from jaxcnn.errors import Diverged, UserError, from_os_error
 from jaxcnn.metrics import Measurement
@@ -108,6 +108,7 @@ class TrainingRun:
         if self.chief:
             if extends:
                 extend.archive_results(folder)
+            plugins.save_copies(setup.config.plugins, folder)
             workdir.write_json(os.path.join(folder, 'config.json'), cfg.to_dict(setup.config))
             workdir.write_json(data_path, setup.dataset.info())
         if newest:
@@ -403,8 +404,8 @@ def train_and_evaluate(config: cfg.Config | ml_collections.ConfigDict | Mapping[
       UserError: what the person can put right: the config, the data, the workdir; `Diverged`: a loss that is not finite.
       Interrupted: SIGTERM, SIGINT or SIGHUP came; the state of the step that was under way is saved.
     """
-    config = cfg.parse(config)
-    parallel.run_on_all_processes(lambda: experiment.check(config))
+    parsed = cfg.parse(config)
+    config = parallel.run_on_all_processes(lambda: experiment.check(parsed))
     with signals.stop_on_signals(end_process) as stop, contextlib.ExitStack() as resources:
         parallel.run_on_all_processes(lambda: resources.enter_context(workdir.claim(folder, config, extends)))
         try:

@@ -13,6 +13,7 @@ from typing import IO, Any
 import jax
 
 from jaxcnn import config as cfg
+from jaxcnn import plugins
 from jaxcnn.errors import UserError, name_file
 from jaxcnn.locks import LockedError, holder_has_ended, lock
 
@@ -95,7 +96,9 @@ def claim(workdir: str, config: cfg.Config, extend: bool = False) -> Iterator[No
                 with contextlib.suppress(FileNotFoundError):
                     os.remove(os.path.join(workdir, name))
         elif os.path.exists(path):
-            changed = cfg.differences(read_config(workdir), config)
+            recorded = read_config(workdir)
+            plugins.check_unchanged(recorded.plugins, config.plugins, workdir)
+            changed = cfg.differences(recorded, config)
             extends = all(change.field in EXTENDED for change in changed)
             if changed and not (extend and extends):
                 hint = ' (train.py --extend continues it where its steps so far stay the same)' if extends else ''

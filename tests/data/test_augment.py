@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jaxcnn.data import augment
-from jaxcnn.data.augment import erase, geometry, registry
+from jaxcnn.data.augment import erase, geometry
 from jaxcnn.errors import UserError
 
 HEIGHT, WIDTH = 5, 7
@@ -141,9 +141,7 @@ def test_an_empty_pipeline_is_none(text):
     assert augment.parse_pipeline(text) is None
 
 
-def test_a_registered_augmentation_is_known_by_its_name(monkeypatch):
-    monkeypatch.setattr(registry, 'AUGMENTATIONS', dict(registry.AUGMENTATIONS))
-
+def test_a_registered_augmentation_is_known_by_its_name(new_registrations):
     @augment.register
     def darken(factor):
         return lambda key, image: image * factor

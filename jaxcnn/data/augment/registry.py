@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from jaxcnn.config import bind, parse_calls
 from jaxcnn.errors import UserError, unknown
+from jaxcnn.registry import Registry
 
 Op = Callable[[jax.Array, jax.Array], jax.Array]
 Examples = dict[str, jax.Array]  # a batch: `image` (N, H, W, C), and the targets of the task by name, (N, ...) each
@@ -58,13 +59,13 @@ class ByEpoch:
 
 
 AnyOp = Op | Mix | Attack | ByEpoch
-AUGMENTATIONS: dict[str, Callable[..., AnyOp]] = {}  # functions from arguments to an op, by name
+AUGMENTATIONS: Registry[Callable[..., AnyOp]] = Registry('augmentation')  # functions from arguments to an op
 _DETERMINISTIC: set[str] = set()
 
 
 def register(factory: Callable[..., Any]) -> Callable[..., Any]:
     """Make an augmentation known to pipeline strings under the name of the function."""
-    AUGMENTATIONS[factory.__name__] = factory
+    AUGMENTATIONS.add(factory.__name__, factory)
     return factory
 
 
@@ -76,12 +77,12 @@ def register_deterministic(factory: Callable[..., Any]) -> Callable[..., Any]:
 
 def names(deterministic: bool = False) -> list[str]:
     """Return the names of the augmentations, or only of the deterministic ones."""
-    return sorted(_DETERMINISTIC if deterministic else AUGMENTATIONS)
+    return sorted(_DETERMINISTIC) if deterministic else AUGMENTATIONS.names()
 
 
 def describe(name: str) -> str:
     """Return the call of an augmentation with its arguments and defaults, and its docstring below."""
-    factory = AUGMENTATIONS[name]
+    factory = AUGMENTATIONS.get(name)
     arguments = ', '.join(str(p.replace(annotation=p.empty)) for p in inspect.signature(factory).parameters.values())
     return f'{name}({arguments})\n{textwrap.indent(inspect.getdoc(factory) or "", "    ")}\n'
 
@@ -228,11 +229,9 @@ def parse_pipeline(text: str, deterministic: bool = False) -> Pipeline | None:
     field = f'config.data.{"eval_augment" if deterministic else "augment"}'
     ops = []
     for name, args, kwargs in parse_calls(text, field):
-        if name not in AUGMENTATIONS:
-            raise unknown('augmentation', name, names())
+        factory = AUGMENTATIONS.get(name)
         if deterministic and name not in _DETERMINISTIC:
             choices = ', '.join(names(deterministic=True))
             raise UserError(f'{name} is random', hint=f'evaluation takes the deterministic augmentations {choices}')
-        factory = AUGMENTATIONS[name]
         ops.append(factory(**bind(factory, args, kwargs, f'augmentation {name}')))
     return Pipeline(text, tuple(ops))
