@@ -2,6 +2,7 @@
 
     run = load_run('runs/digits')
     probabilities = run.predict(images)
+    maps = run.features(images, 'stage2')
     accuracy = run.evaluate('test')['test_accuracy']
 """
 
@@ -17,14 +18,14 @@ from jaxcnn import config as cfg
 from jaxcnn import data, experiment, plugins
 from jaxcnn.data import feed, normalize
 from jaxcnn.data.checks import check_images
-from jaxcnn.errors import UserError
+from jaxcnn.errors import UserError, unknown
 from jaxcnn.experiment import Experiment
 from jaxcnn.metrics import Measurement
 from jaxcnn.train import parallel
 from jaxcnn.train.checkpoint import Checkpoints
 from jaxcnn.train.evaluate import Evaluator
 from jaxcnn.train.state import Weights, init_weights, variables
-from jaxcnn.train.workdir import read_config, read_json
+from jaxcnn.train.workdir import read_config, read_json, read_metrics
 
 _INFO_FIELDS = {'class_names', 'image_shape', 'sizes', 'mean', 'std', 'ink', 'class_counts', 'targets'}
 
@@ -162,26 +163,68 @@ class Run:
             return task.predict(preprocessor.outputs(apply, images))
         return jax.jit(predict)
 
-    def evaluator(self, split: str, data_dir: str = '') -> 'SplitEvaluator':
+    def features(self, images: np.ndarray, name: str | None = None) -> Any:
+        """Return the feature maps of images, without test-time augmentation.
+
+        Args:
+          images: as for `predict`.
+          name: of one feature map; None: all of them.
+
+        Returns:
+          The feature map (N, H, W, C), or a dict of all of them by name, in the order of computation.
+
+        Raises:
+          UserError: The images have another dtype or shape, or there is no such feature map.
+        """
+        images = check_images('images', images, self.info['image_shape'], self.config.data.resize)
+        known = jax.eval_shape(self._features, self.variables, images)
+        if name is not None and name not in known:
+            raise unknown('feature map', name, known)
+        maps = {known_name: np.asarray(x) for known_name, x in self._features(self.variables, images).items()}
+        return maps if name is None else maps[name]
+
+    @functools.cached_property
+    def _features(self) -> Any:
+        network, preprocessor = self.experiment.network, self.experiment.preprocessor
+
+        def features(variables: Any, images: jax.Array) -> Any:
+            return network.apply(variables, preprocessor(images), train=False, features=True)[1]
+        return jax.jit(features)
+
+    @property
+    def history(self) -> list[dict[str, float]]:
+        """The rows of `metrics.jsonl`: what was logged and evaluated, each with its `step`."""
+        return read_metrics(self.workdir)
+
+    def evaluator(self, split: str, data_dir: str = '', source: data.Source | None = None) -> 'SplitEvaluator':
         """Return a function that evaluates weights on one split of the run's data.
 
         Args:
           split: `train`, `val` or `test`.
           data_dir: another `config.data.dir` than in training.
+          source: the data, if it was handed over from Python in training.
 
         Raises:
           UserError: There is no such split, or the data is missing or differs from that of the training.
         """
         config = cfg.parse(cfg.override(cfg.to_dict(self.config), [f'data.dir={data_dir}'] if data_dir else []))
-        dataset = data.load(config.data, self.experiment.task.kind)
+        dataset = data.load(config.data, self.experiment.task.kind, source)
         if split not in dataset.splits:
             raise UserError(f'no split {split!r}; there are: {", ".join(dataset.splits)}')
         dataset.check_same(self.info, self.workdir)
         return SplitEvaluator(self.experiment, dataset, split)
 
-    def evaluate(self, split: str) -> dict[str, float]:
-        """Return the metrics of one split of the run's data by their names, such as `test_accuracy`; see `evaluator`."""
-        _, values = self.evaluator(split)(self.weights)
+    def evaluate(self, split: str, data: data.Source | None = None) -> dict[str, float]:
+        """Return the metrics of one split of the run's data by their names, such as `test_accuracy`.
+
+        Args:
+          split: `train`, `val` or `test`.
+          data: the data, if it was handed over from Python in training.
+
+        Raises:
+          UserError: See `evaluator`.
+        """
+        _, values = self.evaluator(split, source=data)(self.weights)
         return {measurement.name: value for measurement, value in values.items()}
 
 

@@ -2,7 +2,7 @@
 
 from jaxcnn.data import arrays, layouts, table_layouts
 from jaxcnn.data.dataset import Dataset, load
-from jaxcnn.data.sources import names
+from jaxcnn.data.sources import Source, names
 from jaxcnn.data.split import Split
 
-__all__ = ['Dataset', 'Split', 'arrays', 'layouts', 'load', 'names', 'table_layouts']
+__all__ = ['Dataset', 'Source', 'Split', 'arrays', 'layouts', 'load', 'names', 'table_layouts']
