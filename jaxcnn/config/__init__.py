@@ -1,7 +1,7 @@
 """The config of a run: its schema, checking, config files with the command line's assignments, and literals in strings."""
 
 from jaxcnn.config.literals import bind, parse_call, parse_calls
-from jaxcnn.config.overrides import load, override
+from jaxcnn.config.overrides import find_config_file, load, override, shipped_configs
 from jaxcnn.config.parse import Difference, differences, make, parse, parse_duration, to_dict
 from jaxcnn.config.schema import (
     UNITS,
@@ -21,29 +21,8 @@ from jaxcnn.config.schema import (
 )
 
 __all__ = [
-    'UNITS',
-    'CheckpointConfig',
-    'Choice',
-    'Config',
-    'DataConfig',
-    'Difference',
-    'Duration',
-    'EvalConfig',
-    'GroupConfig',
-    'LookaheadConfig',
-    'OptimConfig',
-    'ParallelConfig',
-    'Plugin',
-    'SwitchConfig',
-    'WhitenConfig',
-    'bind',
-    'differences',
-    'load',
-    'make',
-    'override',
-    'parse',
-    'parse_call',
-    'parse_calls',
-    'parse_duration',
-    'to_dict',
+    'CheckpointConfig', 'Choice', 'Config', 'DataConfig', 'Difference', 'Duration', 'EvalConfig', 'GroupConfig',
+    'LookaheadConfig', 'OptimConfig', 'ParallelConfig', 'Plugin', 'SwitchConfig', 'UNITS', 'WhitenConfig', 'bind',
+    'differences', 'find_config_file', 'load', 'make', 'override', 'parse', 'parse_call', 'parse_calls', 'parse_duration',
+    'shipped_configs', 'to_dict',
 ]

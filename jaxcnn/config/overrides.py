@@ -1,6 +1,7 @@
 """Config files, and assignments to their fields on the command line."""
 
 import dataclasses
+import importlib.metadata
 import importlib.util
 import os
 from collections.abc import Mapping, Sequence
@@ -81,12 +82,14 @@ def _parse_text(kind: Any, text: str) -> Any:
 def load(path: str | os.PathLike, assignments: Sequence[str] = ()) -> Config:
     """Return the config of a file with `get_config()`, after the assignments of the command line.
 
+    Args:
+      path: of the file, or the name of a config that comes with jaxcnn, such as `digits_lenet5`.
+      assignments: see `override`.
+
     Raises:
       UserError: the file is missing or defines no config, or the config is wrong (see `parse` and `override`).
     """
-    path = os.fspath(path)
-    if not os.path.isfile(path):
-        raise unknown('config file', path, _config_files(os.path.dirname(path) or '.', 'configs'))
+    path = find_config_file(os.fspath(path))
     fields = parse(_run_config_file(path))
     fields = dataclasses.replace(fields, plugins=tuple(_beside(path, plugin) for plugin in fields.plugins))
     stem = os.path.splitext(os.path.basename(path))[0]
@@ -100,9 +103,32 @@ def _beside(path: str, plugin: Plugin) -> Plugin:
     return dataclasses.replace(plugin, source=os.path.abspath(file)) if os.path.isfile(file) else plugin
 
 
+def find_config_file(path: str) -> str:
+    """Return the path of a config file, which is given by its path or, if it comes with jaxcnn, by its name.
+
+    Raises:
+      UserError: there is no such file.
+    """
+    if os.path.isfile(path):
+        return path
+    shipped = {os.path.splitext(os.path.basename(file))[0]: file for file in shipped_configs()}
+    if path in shipped:
+        return shipped[path]
+    raise unknown('config file', path, [*_config_files(os.path.dirname(path) or '.', 'configs'), *shipped])
+
+
+def shipped_configs() -> list[str]:
+    """Return the paths of the configs that come with jaxcnn, in the clone or in the installed package."""
+    root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    if os.path.isfile(os.path.join(root, 'pyproject.toml')):
+        return _config_files(os.path.join(root, 'configs'))
+    files = importlib.metadata.files('jaxcnn') or []
+    return sorted(os.path.normpath(file.locate()) for file in files if file.parts[-3:-1] == ('jaxcnn', 'configs'))
+
+
 def _config_files(*folders: str) -> list[str]:
-    return [os.path.normpath(os.path.join(folder, name)) for folder in set(folders) if os.path.isdir(folder)
-            for name in os.listdir(folder) if name.endswith('.py')]
+    return sorted(os.path.normpath(os.path.join(folder, name)) for folder in set(folders) if os.path.isdir(folder)
+                  for name in os.listdir(folder) if name.endswith('.py'))
 
 
 def _run_config_file(path: str) -> Any:

@@ -139,7 +139,7 @@ def _configure_logging() -> None:
 
 
 def main(parser: argparse.ArgumentParser, run: Callable[[argparse.Namespace], int | None],
-         arguments: Sequence[str] | None = None) -> None:
+         arguments: Sequence[str] | None = None, needs_jax: bool = True) -> None:
     """Parse the command line, start JAX, call `run` with the flags, and exit with its exit code.
 
     The exit code is 2 after a `UserError`, which is printed as one line, and 128 plus its number after a signal.
@@ -148,6 +148,7 @@ def main(parser: argparse.ArgumentParser, run: Callable[[argparse.Namespace], in
       parser: the flags of the command. One called `--config` allows `--config.a.b=VALUE`, which `args.overrides` holds.
       run: the command; None means exit code 0.
       arguments: the command line; by default that of the process.
+      needs_jax: whether JAX is started.
     """
     prepare_streams()
     if arguments is None:
@@ -156,9 +157,11 @@ def main(parser: argparse.ArgumentParser, run: Callable[[argparse.Namespace], in
     args = _parse_arguments(parser, sys.argv[1:] if arguments is None else arguments)
     _configure_logging()
     try:
-        start_jax(args)
-        import jax
-        log.setLevel(logging.INFO if jax.process_index() == 0 else logging.WARNING)
+        log.setLevel(logging.INFO)
+        if needs_jax:
+            start_jax(args)
+            import jax
+            log.setLevel(logging.INFO if jax.process_index() == 0 else logging.WARNING)
         code = run(args)
         sys.stdout.flush()
     except StdoutError as e:

@@ -1,0 +1,166 @@
+"""Show the cost of networks: parameters, multiply-adds and memory in training. For networks that are named, also show the
+output shape and the receptive field of each layer. Networks are traced, and nothing is computed."""
+
+import argparse
+import concurrent.futures
+import dataclasses
+import functools
+import json
+import multiprocessing
+import os
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from jaxcnn import cli
+
+if TYPE_CHECKING:
+    from jaxcnn.analysis.complexity import Cost
+
+os.environ['JAX_PLATFORMS'] = 'cpu'  # also for worker processes, so that they take no memory of an accelerator
+
+
+def cost_of(name: str, args: argparse.Namespace) -> 'Cost | str':
+    """Return the cost of a network, or an error message if the images are too small for it."""
+    from jaxcnn import models
+    from jaxcnn.analysis import complexity
+    from jaxcnn.errors import UserError
+    (height, width, channels), classes = models.create(name).published_for()
+    if args.image_size is not None:
+        height = width = args.image_size
+    network = models.create(name, classes if args.num_classes is None else args.num_classes)
+    if height < network.min_image_size():
+        return f'{name} needs images of at least {network.min_image_size()} pixels, got {height}'
+    try:
+        return complexity.cost(network, (height, width, channels), args.batch_size,
+                               dict.fromkeys([*complexity.OPTIMIZERS, args.optimizer]))
+    except UserError as e:
+        raise UserError(f'{name}: {e}') from e
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command with its parsed arguments, and return its exit code."""
+    from jaxcnn import models
+    from jaxcnn.analysis import figures
+    from jaxcnn.errors import UserError, unknown
+    for name in args.names:
+        if name not in models.names():
+            raise unknown('model', name, models.names())
+    for flag in ('image_size', 'batch_size', 'num_classes'):
+        if getattr(args, flag) is not None and getattr(args, flag) < 1:
+            raise UserError(f'--{flag}: expected at least 1, got {getattr(args, flag)}')
+    names = list(dict.fromkeys(args.names)) or sorted(models.names(), key=natural_order)
+    costs = {}
+    for name, result in costs_of(names, args).items():
+        if not isinstance(result, str):
+            costs[name] = result
+        elif args.names:
+            raise UserError(result)
+        else:
+            cli.log.warning('skipped: %s', result)
+    if not costs:
+        raise UserError(f'--image_size: {args.image_size} is too small for every network')
+    if args.figure:
+        try:
+            figures.cost_scatter(costs, args.figure)
+        except (OSError, ValueError) as e:
+            raise UserError(f'--figure: {args.figure} cannot be written: {e}') from e
+    with_layers = args.layers or bool(args.names)
+    if args.json:
+        print(json.dumps({name: {k: v for k, v in dataclasses.asdict(cost).items() if with_layers or k != 'layers'}
+                          for name, cost in costs.items()}))
+        return 0
+    print_networks(costs, args)
+    if with_layers:
+        for name, cost in costs.items():
+            print_layers(name, cost)
+    return 0
+
+
+def natural_order(name: str) -> list[int | str]:
+    """Return a key that sorts numbers in names by value, so that `resnet18` comes before `resnet101`."""
+    return [int(part) if part.isdecimal() else part for part in re.split(r'(\d+)', name)]
+
+
+def costs_of(names: list[str], args: argparse.Namespace) -> 'dict[str, Cost | str]':
+    """Return `cost_of` each network by name, computed in several processes if there are more than four."""
+    from jaxcnn.data import workers
+    results = {names[0]: cost_of(names[0], args)}  # before processes start, so that wrong flags are reported at once
+    others = names[1:]
+    processes = min(os.cpu_count() or 1, (len(names) + 3) // 4)
+    if processes == 1:
+        results.update((name, cost_of(name, args)) for name in others)
+        return results
+    with concurrent.futures.ProcessPoolExecutor(processes, multiprocessing.get_context('spawn'),
+                                                workers.initializer()) as pool:
+        with workers.block_stop_signals():
+            other_results = pool.map(functools.partial(cost_of, args=args), others)
+        try:
+            results.update(zip(others, other_results, strict=True))
+        except KeyboardInterrupt:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return results
+
+
+def print_networks(costs: 'dict[str, Cost]', args: argparse.Namespace) -> None:
+    """Print a table with a row for each network."""
+    optimizers = next(iter(costs.values())).training_memory
+    rows = [['', 'image', 'classes', 'parameters', 'multiply-adds', 'activations', *optimizers]]
+    for name, cost in costs.items():
+        rows.append([name, 'x'.join(map(str, cost.image_shape)), str(cost.num_classes), f'{cost.parameters:,}',
+                     f'{cost.multiply_adds:,}', format_bytes(cost.activation_memory),
+                     *map(format_bytes, cost.training_memory.values())])
+    print_table(rows)
+    print(f'\nmultiply-adds are for one image; memory is for training with a batch of {args.batch_size}: activations alone, '
+          'and in total by optimizer')
+    for name, cost in costs.items():
+        if cost.auxiliary_parameters and args.names:
+            print(f'{name}: training has {cost.auxiliary_parameters:,} more parameters, in auxiliary classifiers')
+
+
+def print_layers(name: str, cost: 'Cost') -> None:
+    """Print a table with a row for each layer of a network."""
+    rows = [[name, 'output', 'parameters', 'multiply-adds', 'field', 'jump', 'padding', 'start']]
+    for layer in cost.layers:
+        padding = '' if layer.padding is None else format_pair([format_pair(p) for p in layer.padding])
+        rows.append([layer.name, 'x'.join(map(str, layer.shape)), f'{layer.parameters:,}', f'{layer.multiply_adds:,}',
+                     format_pair(['all' if n is None else n for n in layer.field]), format_pair(layer.jump), padding,
+                     format_pair(['' if n is None else f'{n:g}' for n in layer.start])])
+    print()
+    print_table(rows)
+
+
+def format_pair(values: Sequence[object]) -> str:
+    """Return two values separated by a comma, or one if they are equal."""
+    return ','.join(map(str, values if len(set(values)) > 1 else values[:1]))
+
+
+def format_bytes(count: int) -> str:
+    """Return a number of bytes in MiB or GiB."""
+    return f'{count / 2 ** 30:,.2f} GiB' if count >= 2 ** 30 else f'{count / 2 ** 20:,.1f} MiB'
+
+
+def print_table(rows: list[list[str]]) -> None:
+    """Print aligned columns, the first two to the left and the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = [cell.ljust(width) if i < 2 else cell.rjust(width)
+                 for i, (cell, width) in enumerate(zip(row, widths, strict=True))]
+        print('  '.join(cells).rstrip())
+
+
+def main() -> None:
+    """Run the command with the arguments of the process."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('names', nargs='*', metavar='NAME', help='networks (default: all)')
+    parser.add_argument('--image_size', type=int,
+                        help='height and width of images in pixels (default: those the network was published for)')
+    parser.add_argument('--batch_size', type=int, default=32, help='images in a training step (default: 32)')
+    parser.add_argument('--num_classes', type=int, help='number of classes (default: that the network was published for)')
+    parser.add_argument('--optimizer', default='sgd', help='optimizer whose memory is shown beside the usual ones, such '
+                        'as adamw or sgd(momentum=0.9, nesterov=True)')
+    parser.add_argument('--layers', action='store_true', help='show the layers even if no network is named')
+    parser.add_argument('--json', action='store_true', help='print a JSON object with the costs by name; memory is in bytes')
+    parser.add_argument('--figure', metavar='FILE.png', help='draw parameters and multiply-adds of the networks')
+    cli.main(parser, run)

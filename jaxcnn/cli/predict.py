@@ -1,0 +1,158 @@
+"""Predict the classes of image files with a trained network, and print their probabilities."""
+
+import argparse
+import csv
+import dataclasses
+import os
+import unicodedata
+from collections.abc import Iterator, Sequence
+from concurrent import futures
+from typing import TYPE_CHECKING
+
+from jaxcnn import cli
+from jaxcnn.errors import UserError, as_text, counted
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from jaxcnn.run import Run
+    from jaxcnn.tasks import Task
+
+BATCH_SIZE = 64
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command with its parsed arguments, and return its exit code."""
+    from jaxcnn.run import load_run
+    for path in filter(None, (args.csv, args.submission)):
+        if not os.access(os.path.dirname(os.path.abspath(path)), os.W_OK):
+            raise UserError(f'{path}: its folder is missing or cannot be written')
+    ids = submission_ids(args.images) if args.submission else {}
+    loaded_run = load_run(args.workdir, args.checkpoint)
+    if args.ink != 'auto' and not loaded_run.info['ink']:
+        raise UserError(f'--ink: {args.ink}: this network was trained on {loaded_run.info["name"]!r}, whose images are used '
+                        'as they are; handwriting is located only for mnist and digits')
+    task = loaded_run.experiment.task
+    if args.threshold is not None:
+        task = with_threshold(task, args.threshold)
+    _ = loaded_run.weights  # errors in the checkpoint come before those in images
+    predictions = list(predict(loaded_run, args))
+    if args.csv and predictions:
+        cells = [task.row(prediction) for _, prediction in predictions]
+        write_table(args.csv, ['image', *cells[0]],
+                    [[path, *row.values()] for (path, _), row in zip(predictions, cells, strict=True)])
+    if args.submission and predictions:
+        write_submission(args.submission, ids, {path: task.category(prediction) for path, prediction in predictions})
+    for path, prediction in predictions:  # after the tables, which are complete even if standard output cannot be written
+        print(f'{as_text(path)}: {task.describe(prediction)}')
+    return 0 if len(predictions) == len(args.images) else 2
+
+
+def predict(run: 'Run', args: argparse.Namespace) -> 'Iterator[tuple[str, np.ndarray]]':
+    """Yield the path and the prediction of each image; images that cannot be read are logged and skipped."""
+    import numpy as np
+
+    from jaxcnn.data import picture
+
+    def load(path: str) -> np.ndarray | UserError:
+        try:
+            return picture.load(path, run.info, run.config.data.resize, args.ink)
+        except UserError as e:
+            return e
+
+    for start in range(0, len(args.images), BATCH_SIZE):
+        batch_paths = args.images[start:start + BATCH_SIZE]
+        with futures.ThreadPoolExecutor() as pool:
+            loaded = [*pool.map(load, batch_paths)]
+        paths, images = [], []
+        for path, image in zip(batch_paths, loaded, strict=True):
+            if isinstance(image, UserError):
+                cli.log.error('error: %s', image)
+            else:
+                paths.append(path)
+                images.append(image)
+        if images:
+            # batches have one shape, so that the network is compiled once
+            padded = np.zeros((min(BATCH_SIZE, len(args.images)), *run.info['image_shape']), np.uint8)
+            padded[:len(images)] = images
+            yield from zip(paths, run.predict(padded), strict=False)
+
+
+def with_threshold(task: 'Task', threshold: float) -> 'Task':
+    """Return the task with another threshold.
+
+    Raises:
+      UserError: The task has no threshold, or the threshold is not between 0 and 1.
+    """
+    if 'threshold' not in {field.name for field in dataclasses.fields(task)}:
+        raise UserError(f'the task {task.name!r} of this run has no threshold', field='--threshold',
+                        hint='leave the flag out; it is for runs of config.task=multilabel')
+    try:
+        return dataclasses.replace(task, threshold=threshold)  # type: ignore[call-arg]
+    except UserError as e:
+        e.field = '--threshold'
+        raise
+
+
+def submission_ids(paths: Sequence[str]) -> dict[str, str]:
+    """Return the Id of each image by its path: the file's name without its extension.
+
+    Raises:
+      UserError: Two images have the same Id.
+    """
+    ids: dict[str, str] = {}
+    path_by_id: dict[str, str] = {}
+    for path in paths:
+        name = os.path.splitext(os.path.basename(path))[0]
+        normalized = unicodedata.normalize('NFC', name)
+        if other := path_by_id.get(normalized):
+            if other == path:
+                raise UserError(f'--submission: {as_text(path)} is given twice, but a table has one row for each Id')
+            raise UserError(f'--submission: {as_text(other)} and {as_text(path)} have the same Id, {as_text(name)!r}, but a '
+                            'table has one row for each Id: predict them in two calls, or rename one')
+        ids[path], path_by_id[normalized] = name, path
+    return ids
+
+
+def write_submission(path: str, ids: dict[str, str], categories: dict[str, str]) -> None:
+    """Write a table with the columns Id and Category; images without a prediction have an empty Category.
+
+    Args:
+      path: the CSV file.
+      ids: the Id of each image by its path.
+      categories: the predicted category by the path of the image.
+    """
+    write_table(path, ['Id', 'Category'], [[name, categories.get(image_path, '')] for image_path, name in ids.items()])
+    unread = [as_text(image_path) for image_path in ids if image_path not in categories]
+    if unread:
+        cli.log.warning('%s: %d of %d images cannot be read and have an empty Category: %s%s', path, len(unread), len(ids),
+                        ', '.join(unread[:5]), ', ...' * (len(unread) > 5))
+
+
+def write_table(path: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Write a CSV file. It replaces an existing file only when it is complete."""
+    try:
+        with open(f'{path}.tmp', 'w', newline='', encoding='utf-8', errors='surrogateescape') as f:
+            csv.writer(f).writerows([columns, *rows])
+        os.replace(f'{path}.tmp', path)
+    except OSError as e:
+        raise UserError(f'{path}: cannot be written: {e.strerror}') from e
+    cli.log.info('%s: %s', counted(len(rows), 'prediction'), path)
+
+
+def main() -> None:
+    """Run the command with the arguments of the process."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('--workdir', required=True, help='folder of the run')
+    parser.add_argument('--checkpoint', default='best', help='best, latest or a step (default: best)')
+    parser.add_argument('--csv', default='', metavar='FILE', help='also write the predictions to this CSV file')
+    parser.add_argument('--submission', default='', metavar='FILE',
+                        help='also write a table for a homework or contest, with the columns Id (the name of the image file '
+                        'without its extension) and Category')
+    parser.add_argument('--threshold', type=float,
+                        help='for multilabel runs: the probability from which a class is predicted (default: '
+                        'config.task.threshold)')
+    parser.add_argument('--ink', default='auto', choices=('auto', 'dark', 'light'),
+                        help='handwriting: whether it is darker or lighter than the background (default: detected)')
+    parser.add_argument('images', nargs='+', metavar='IMAGE', help='image files of any size, such as PNG or JPEG')
+    cli.main(parser, run)
