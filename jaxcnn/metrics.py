@@ -112,7 +112,12 @@ class Measurement:
     @property
     def name(self) -> str:
         """The key in a run's metrics and summary."""
-        return '_'.join([self.split, *['ema'] * self.ema, *['tta'] * self.tta, self.metric.name])
+        return f'{self.split}_{self.name_in_split}'
+
+    @property
+    def name_in_split(self) -> str:
+        """The name without the split, as in `ema_accuracy`."""
+        return '_'.join([*['ema'] * self.ema, *['tta'] * self.tta, self.metric.name])
 
     @property
     def title(self) -> str:

@@ -75,7 +75,7 @@ def test_the_error_for_a_metrics_file_that_cannot_be_written_names_it(tmp_path, 
     monkeypatch.setattr(workdir, 'open', open_full_when_appending, raising=False)
     log = MetricsLog(str(tmp_path), 0)
     with pytest.raises(OSError, match='No space left') as error:
-        log.write(1, {'train_loss': 1.0})
+        log.write(1, 0.5, 'train', {'loss': 1.0})
     assert error.value.filename == '/dev/full'
 
 

@@ -1,4 +1,4 @@
-"""The end of a run: its best checkpoint, the summary, the report."""
+"""The end of a run: its best checkpoint, its summary and its report."""
 
 import dataclasses
 import importlib.metadata
@@ -12,6 +12,7 @@ import jax
 
 import jaxcnn
 from jaxcnn.experiment import Experiment
+from jaxcnn.metrics import Measurement
 from jaxcnn.tasks import Accumulated
 from jaxcnn.train import workdir
 from jaxcnn.train.checkpoint import Checkpoints
@@ -24,12 +25,12 @@ def best_state(checkpoints: Checkpoints, template: TrainState, last_step: int) -
     """Return the step and the state of the best checkpoint that is not damaged.
 
     Args:
-      checkpoints: of the run.
-      template: shapes and types of the state.
-      last_step: at which the run has ended.
+      checkpoints: checkpoints of the run.
+      template: shapes and dtypes of the state.
+      last_step: step at which the run has ended.
 
     Returns:
-      `last_step` and None where that is the best one, or where no checkpoint was evaluated.
+      The step and the state, or `last_step` and None if that is the best step or no checkpoint was evaluated.
     """
     damaged: list[int] = []
     while (best := checkpoints.best_step(exclude=damaged)) not in (None, last_step):
@@ -42,30 +43,30 @@ def best_state(checkpoints: Checkpoints, template: TrainState, last_step: int) -
     return last_step, None
 
 
-def summarize(experiment: Experiment, folder: str, row: Mapping[str, float], step: int, best_step: int,
+def summarize(experiment: Experiment, folder: str, values: Mapping[Measurement, float], step: int, best_step: int,
               num_devices: int) -> dict[str, Any]:
-    """Return what `summary.json` holds, but for what the loop has measured of its own.
+    """Return the content of `summary.json`, without the durations and the memory that the loop measures.
 
-    A metric without `ema` in its name is by the weights that the run's metric judges.
+    Metrics without `ema` in their names are those of the weights by which the best checkpoint is selected.
 
     Args:
-      experiment: of the run.
+      experiment: experiment of the run.
       folder: the workdir.
-      row: the metrics of the best checkpoint by the names of their measurements.
-      step: at which the run has ended.
-      best_step: the step of the best checkpoint.
-      num_devices: of the run.
+      values: metrics of the best checkpoint by their measurements.
+      step: step at which the run has ended.
+      best_step: step of the best checkpoint.
+      num_devices: number of devices of the run.
     """
     config, task = experiment.config, experiment.task
-    train_rows = [r for r in workdir.read_metrics(folder) if 'train_loss' in r]
-    last = {name: train_rows[-1][f'train_{name}'] if train_rows else None for name in task.train_metrics}
-    measured = {m.name: row.get(m.name if m.ema else dataclasses.replace(m, ema=experiment.best.ema).name)
+    train_rows = [row for row in workdir.read_metrics(folder) if 'train_loss' in row]
+    train_values = {name: train_rows[-1][f'train_{name}'] if train_rows else None for name in task.train_metrics}
+    measured = {m.name: values.get(m if m.ema else dataclasses.replace(m, ema=experiment.best.ema))
                 for m in experiment.measurements(tta=experiment.preprocessor.tta is not None).values()}
     versions = {name: importlib.metadata.version(name) for name in ('jax', 'jaxlib', 'flax', 'optax', 'numpy')}
     return {
         'name': config.name, 'task': task.name, 'model': config.model.name, 'dataset': config.data.name,
         'num_classes': task.num_classes, 'seed': config.seed, 'steps': step, 'epochs': experiment.timeline.epoch(step),
-        **{f'train_{name}': value for name, value in last.items()},
+        **{f'train_{name}': value for name, value in train_values.items()},
         **measured,
         'best_step': best_step,
         'device': jax.devices()[0].device_kind, 'num_devices': num_devices,
@@ -78,11 +79,11 @@ def write_results(experiment: Experiment, folder: str, summary: Mapping[str, Any
     """Write `summary.json`, and the report with its figures.
 
     Args:
-      experiment: of the run.
+      experiment: experiment of the run.
       folder: the workdir.
-      summary: of the run.
-      split: the part that the report shows in detail.
-      accumulated: the evaluation of that part.
+      summary: summary of the run.
+      split: the split that the report shows in detail.
+      accumulated: what the task has accumulated over that split.
     """
     from jaxcnn.analysis.report import write_report
     workdir.write_json(os.path.join(folder, 'summary.json'), summary)

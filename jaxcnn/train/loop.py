@@ -1,10 +1,9 @@
-"""The training loop: dispatches steps, logs, evaluates, saves and resumes.
+"""The training loop: it dispatches steps, logs, evaluates, saves and resumes.
 
-It waits for the device where figures are due, and where `RUN_AHEAD` dispatches, or as many as there is memory for, are under
-way: metrics stay there until a logged interval is over, and are fetched after the next steps have been dispatched.
+The loop waits for the device only where values are due and where enough dispatches are under way. Scalars stay on the device
+until a logged interval is over, and are fetched after the next steps have been dispatched.
 """
 
-import collections
 import contextlib
 import dataclasses
 import math
@@ -21,60 +20,53 @@ from jaxcnn import config as cfg
 from jaxcnn import experiment, plugins
 from jaxcnn.cache_folder import cache_folder
 from jaxcnn.errors import Diverged, UserError, from_os_error
-from jaxcnn.metrics import Measurement
+from jaxcnn.metrics import LOSS, Measurement
 from jaxcnn.tasks import Accumulated
 from jaxcnn.timeline import Phase, displayed_epoch
 from jaxcnn.train import extend, parallel, signals, workdir
 from jaxcnn.train.checkpoint import Checkpoints
+from jaxcnn.train.dispatch import Dispatch, DispatchQueue, dispatch_end
 from jaxcnn.train.finish import best_state, summarize, write_results
-from jaxcnn.train.progress import Progress
+from jaxcnn.train.progress import ProgressDisplay
 from jaxcnn.train.run_progress import RunProgress
 from jaxcnn.train.setup import Setup
 from jaxcnn.train.state import TrainState, variables
 
-RUN_AHEAD = 4  # dispatches in flight
-MOST_AHEAD = 1 << 31  # bytes of temporary memory, which a CPU gives to all of them beside the one that is running
-
-
-@dataclasses.dataclass
-class _Dispatch:
-    """Steps that were handed to the device, and their scalars there."""
-
-    start: int
-    count: int
-    images: int
-    scalars: Any
-    logs: bool  # a logged interval ends in it
-
 
 class TrainingRun:
-    """One run: the loop over its steps. As a context manager it is opened, and whatever was opened is closed.
+    """A run: the loop over its steps. It must be entered as a context manager, which closes what it has opened.
+
+    Args:
+      config: config of the run.
+      folder: the workdir.
+      stop: says whether a signal has asked the run to stop.
 
     Attributes:
-      setup: what the run is made of.
-      state: after `step` steps.
-      checkpoints: of the run.
-      progress: what the loop remembers beside the state.
-      watched: the split that is evaluated while the run trains.
-      chief: whether this process writes the run's files.
+      setup: the objects that the run needs.
+      step: number of steps that are dispatched.
+      state: state after these steps.
+      dispatches: dispatches whose scalars are not recorded yet.
+      checkpoints: checkpoints of the run.
+      progress: progress that checkpoints save beside the state.
+      monitored_split: the split that is evaluated during training.
+      is_main_process: whether this process writes the files of the run.
     """
 
     def __init__(self, config: cfg.Config, folder: str, stop: signals.StopRequest):
-        self.started = self._counted = time.monotonic()
+        self._start_time = self._wall_seconds_until = time.monotonic()
         self.setup = Setup(config, folder)
         self._stop = stop
         self._resources = contextlib.ExitStack()
-        self.watched = 'val' if 'val' in self.setup.dataset.splits else 'test'
-        self.chief = jax.process_index() == 0
+        self.monitored_split = 'val' if 'val' in self.setup.dataset.splits else 'test'
+        self.is_main_process = jax.process_index() == 0
         self.progress = RunProgress()
-        self.last_evaluation: dict[str, float] | None = None
-        self._display = Progress(self.setup.timeline.total, self._displayed_epoch(self.setup.timeline.total))
-        self._pending: collections.deque[_Dispatch] = collections.deque()
-        self._clock = 0.0
+        self.dispatches = DispatchQueue()
+        self._display = ProgressDisplay(self.setup.timeline.total, self._displayed_epoch(self.setup.timeline.total))
+        self._last_metrics: dict[str, float] | None = None  # of the last evaluation
+        self._timed_until = 0.0
         self._interval_images, self._interval_seconds = 0, 0.0
-        self._asked = self._logged = 0
+        self._num_stop_checks = 0
         self._compiled: set[tuple[Phase, int]] = set()
-        self._ahead = RUN_AHEAD
 
     def __enter__(self) -> 'TrainingRun':
         with contextlib.ExitStack() as resources:
@@ -86,116 +78,120 @@ class TrainingRun:
         self._resources.close()
 
     def _open(self, resources: contextlib.ExitStack) -> None:
-        """Restore the newest whole checkpoint, or begin; open the logs."""
+        """Restore the newest undamaged checkpoint or make the initial state, and open the logs."""
         setup, folder = self.setup, self.setup.folder
         setup.check_batch_norm()
         template, data_path = setup.template, os.path.join(folder, 'data.json')
         if os.path.exists(data_path):
             setup.dataset.check_same(workdir.read_json(data_path), folder)
-        extends = extend.check_run(folder, setup.config, setup.timeline.num_train)
+        is_extended = extend.check_run(folder, setup.config, setup.timeline.num_train)
         self.checkpoints = Checkpoints(folder, setup.config.checkpoint, setup.experiment.best)
         resources.callback(self.checkpoints.close)
         resources.callback(setup.feed.close)
         newest = next(self.checkpoints.undamaged(template), None)
-        damaged = [s for s in self.checkpoints.steps() if s > (newest[0] if newest else 0)]
-        steps = parallel.process_allgather(newest[0] if newest else 0)  # and all have looked before one is moved
-        if len(set(steps)) > 1:
-            raise UserError(f'the processes do not see the same checkpoints in {folder!r}: they would go on from steps '
-                            f'{", ".join(map(str, steps))}; it must be a folder that all of them share')
-        if not newest and (unreadable := self.checkpoints.steps()):
-            raise UserError(f'none of the checkpoints in {folder!r}, {", ".join(map(str, unreadable))}, can be read: '
-                            'they are damaged, or of another version, as is told above; a new workdir begins anew')
-        if self.chief:
-            if extends:
+        self.step = newest[0] if newest else 0
+        damaged_steps = [step for step in self.checkpoints.steps() if step > self.step]
+        self._check_restored_step(newest is not None)
+        if self.is_main_process:
+            if is_extended:
                 extend.archive_results(folder)
             plugins.save_copies(setup.config.plugins, folder)
             workdir.write_json(os.path.join(folder, 'config.json'), cfg.to_dict(setup.config))
             workdir.write_json(data_path, setup.dataset.info())
         if newest:
-            step, host_state, progress = newest
+            _, host_state, progress = newest
             self.state = setup.backend.replicate(setup.add_optimizer_stages(host_state))
             self.progress = RunProgress(**progress)
-            self._display.say(f'resuming {folder} from step {step} of {setup.timeline.total}')
+            self._display.log(f'resuming {folder} from step {self.step} of {setup.timeline.total}')
         else:
-            step = 0
-            unit = setup.config.optim.accumulate * setup.backend.num_devices
-            if rounding := setup.timeline.rounding_message(unit):
-                self._display.say(rounding)
+            batch_size_divisor = setup.config.optim.accumulate * setup.backend.num_devices
+            if message := setup.timeline.rounding_message(batch_size_divisor):
+                self._display.log(message)
             self.state = setup.initial_state()
-        for later in damaged:
-            self.checkpoints.discard(later)
-        self.step, self._saved = step, (step, self.progress.evaluated_step == step)
-        self._stop.saved_step = step
-        self.metrics_log = workdir.MetricsLog(folder, step) if self.chief else None
+        for step in damaged_steps:
+            self.checkpoints.discard(step)
+        self._saved = (self.step, self.progress.evaluated_step == self.step)
+        self._stop.saved_step = self.step
+        self.metrics_log = workdir.MetricsLog(folder, self.step) if self.is_main_process else None
         if self.metrics_log:
             resources.callback(self.metrics_log.close)
-        if not newest and self.chief:
+        if not newest and self.is_main_process:
             setup.draw_first_batch(self.state)
+
+    def _check_restored_step(self, is_restored: bool) -> None:
+        """Raise a UserError if processes restore different checkpoints, or if there are checkpoints but none can be read.
+
+        When it returns, all processes have looked at the checkpoints, so that damaged ones can be moved.
+        """
+        folder = self.setup.folder
+        process_steps = parallel.process_allgather(self.step)
+        if len(set(process_steps)) > 1:
+            raise UserError('the processes see different checkpoints in this workdir and would resume from the steps '
+                            f'{", ".join(map(str, process_steps))}', field=folder, hint='they must share the folder')
+        unreadable = [] if is_restored else self.checkpoints.steps()
+        if unreadable:
+            raise UserError(f'none of the checkpoints in {folder!r}, {", ".join(map(str, unreadable))}, can be read: they '
+                            'are damaged or of another version, see above', hint='use a new workdir')
 
     # the loop
 
     def train(self) -> None:
-        """Trains to the end of the run.
+        """Train to the end of the run.
 
         Raises:
           Interrupted: a signal came; the state is saved.
-          Diverged: the loss is not finite.
+          Diverged: the loss or a parameter is not finite.
           UserError: a file could not be written.
         """
-        every, timeline = self.setup.config.checkpoint.every or self.setup.config.eval.every, self.setup.timeline
+        config, timeline = self.setup.config, self.setup.timeline
+        save_every = config.checkpoint.every or config.eval.every
         while True:
-            if self.progress.evaluated_step != self.step and timeline.is_multiple(self.step, self.setup.config.eval.every):
+            if self.progress.evaluated_step != self.step and timeline.is_multiple(self.step, config.eval.every):
                 self._evaluate()
-            finished = self.step == timeline.total or self._out_of_patience()
-            stopping = self._stopping()
-            better = self.progress.evaluated_step == self.step and self.progress.evaluations_since_best == 0
-            if stopping or finished or (better and self.watched == 'val') or timeline.is_multiple(self.step, every):
+            is_finished = self.step == timeline.total or self._is_out_of_patience()
+            is_stopped = self.should_stop()
+            is_best = self.progress.evaluated_step == self.step and self.progress.evaluations_since_best == 0
+            if is_stopped or is_finished or (is_best and self.monitored_split == 'val') or timeline.is_multiple(
+                    self.step, save_every):
                 self._save()
-            if finished:
+            if is_finished:
                 break
-            if stopping:
+            if is_stopped:
                 self.checkpoints.wait()
                 raise signals.Interrupted(self._stop.signum, self.step)
-            self.advance(every)
+            self.advance(save_every)
         self.checkpoints.wait()
 
-    def _stopping(self) -> bool:
-        """Whether a signal came; several processes agree on it, every tenth time they are asked."""
+    def should_stop(self) -> bool:
+        """Return whether a signal has asked the run to stop. Several processes agree on it in every tenth call."""
         if jax.process_count() == 1:
             return self._stop.acknowledge()
-        self._asked += 1
-        if self._asked % 10:
+        self._num_stop_checks += 1
+        if self._num_stop_checks % 10:
             return False
-        if heard := int(parallel.process_allgather(self._stop.signum).max()):  # 0 would undo a signal that came meanwhile
-            self._stop.signum = heard
-        return self._stop.acknowledge() if heard else False
+        signum = int(parallel.process_allgather(self._stop.signum).max())
+        if not signum:  # without an assignment, which would undo a signal that came meanwhile
+            return False
+        self._stop.signum = signum
+        return self._stop.acknowledge()
 
-    def _out_of_patience(self) -> bool:
+    def _is_out_of_patience(self) -> bool:
         patience = self.setup.config.checkpoint.patience
         return 0 < patience <= self.progress.evaluations_since_best
 
     def advance(self, save_every: cfg.Duration) -> None:
-        """Dispatch the next steps, and take in the scalars of steps that are over."""
-        end = self.planned_end(save_every)
+        """Dispatch the next steps, and record the scalars of earlier ones that are due."""
+        setup = self.setup
+        end = dispatch_end(setup.timeline, self.step, setup.steps_per_dispatch, [setup.config.eval.every, save_every],
+                           setup.variable_length)
         inputs = self._next_inputs(end)
         program = self._compiled_program(inputs)
         self._dispatch(program, inputs, end)
-        self._drain_due()
-
-    def planned_end(self, save_every: cfg.Duration) -> int:
-        """Return the step at which the next dispatch ends.
-
-        A dispatch holds `steps_per_dispatch` steps. Where an evaluation, a checkpoint or another phase comes before that
-        many, it holds as many as there are until then on a CPU with the data on it, and elsewhere a single one, by a second
-        program. Where dispatches begin depends on the step alone, so that a resumed run repeats them.
-        """
-        timeline, step, chunk = self.setup.timeline, self.step, self.setup.steps_per_dispatch
-        end = min(step // chunk * chunk + chunk, timeline.phase_end(step),
-                  timeline.next_multiple(step, self.setup.config.eval.every), timeline.next_multiple(step, save_every))
-        return end if end - step == chunk or self.setup.variable_length else step + 1
+        for dispatch in self.dispatches.pop_due(lambda: self._display.is_due):
+            self._record(dispatch)
 
     def _next_inputs(self, end: int) -> tuple:
-        """Return what the program takes for the steps up to `end`; where the data fails, the state is saved first."""
+        """Return the program's arguments for the steps up to `end`; if the data fails, the state is saved first."""
         try:
             return self.setup.inputs(self.step, end - self.step)
         except Exception:
@@ -203,206 +199,184 @@ class TrainingRun:
                 try:
                     self._save()
                     self.checkpoints.wait()
-                except UserError as e:  # a full disk, perhaps, which is the cause of both
-                    self._display.say(str(e))
+                except UserError as e:  # perhaps a full disk, which is the cause of both errors
+                    self._display.log(str(e))
             raise
 
     def _compiled_program(self, inputs: tuple) -> jax.stages.Wrapped:
-        """Return the program of the phase, compiled for the number of steps that `inputs` are for."""
+        """Return the program of the phase, compiled for the number of steps of `inputs`."""
         phase = self.setup.timeline.phase(self.step)
         program = self.setup.program(phase)
-        kind = (phase, len(inputs[2]))
-        if kind in self._compiled:
+        offsets = inputs[2]
+        key = (phase, len(offsets))
+        if key in self._compiled:
             return program
-        self._compiled.add(kind)
+        self._compiled.add(key)
         self.drain()
         self.checkpoints.wait()  # a signal may end the process while it compiles
-        compiled = program.lower(self.state, *inputs).compile()  # later calls find it
+        compiled = program.lower(self.state, *inputs).compile()  # calls of the program find it in the cache
         if jax.default_backend() == 'cpu':
-            temporary = getattr(compiled.memory_analysis(), 'temp_size_in_bytes', 0)
-            self._ahead = min(self._ahead, MOST_AHEAD // max(1, temporary))
-        parallel.process_allgather(0)  # the slowest of several processes
-        self._clock = time.monotonic()
-        self._display.say(f'step {self.step}: compiled, {self._clock - self.started:.1f} s after the start')
+            self.dispatches.limit_memory(getattr(compiled.memory_analysis(), 'temp_size_in_bytes', 0))
+        parallel.process_allgather(0)  # wait for the slowest process
+        self._timed_until = time.monotonic()
+        self._display.log(f'step {self.step}: compiled, {self._timed_until - self._start_time:.1f} s after the start')
         return program
 
     def _dispatch(self, program: jax.stages.Wrapped, inputs: tuple, end: int) -> None:
-        """Hand the steps up to `end` to the device, which may have `self._ahead` dispatches waiting."""
+        """Hand the steps up to `end` to the device."""
         timeline, step = self.setup.timeline, self.step
         self.state, scalars = program(self.state, *inputs)
         self.step, self._stop.unsaved = end, True
-        logs = timeline.next_logged(step) <= end
-        self._pending.append(_Dispatch(step, end - step, timeline.examples(end) - timeline.examples(step), scalars, logs))
-        if len(self._pending) > self._ahead:
-            jax.block_until_ready(self._pending[-self._ahead - 1].scalars)
+        num_images = timeline.examples(end) - timeline.examples(step)
+        self.dispatches.append(Dispatch(step, end - step, num_images, scalars, timeline.next_logged(step) <= end))
 
-    def _drain_due(self) -> None:
-        """Take in the scalars of dispatches in whose intervals something is to be logged, or displayed by now.
-
-        Those of the newest dispatch wait until the next one is under way, so that the device never waits for the host.
-        """
-        newest = self._pending[-1]
-        while self._pending and self._pending[0].start < self._logged:
-            self._drain_one()
-        if newest.logs:
-            self._logged = newest.start + newest.count
-        while self._display.due and self._pending and all(x.is_ready() for x in self._pending[0].scalars.values()):
-            self._drain_one()
-
-    def _interrupted(self) -> bool:
-        """Whether a signal came that this process may heed by itself."""
+    def _is_interrupted(self) -> bool:
+        """Return whether a signal came and this process may stop without asking others."""
         return bool(self._stop) and jax.process_count() == 1
 
     def drain(self) -> None:
-        """Waits for all dispatched steps and takes in their metrics."""
-        while self._pending:
-            self._drain_one()
+        """Wait for all dispatched steps, and record their scalars."""
+        while self.dispatches:
+            self._record(self.dispatches.popleft())
 
-    def _drain_one(self) -> None:
-        """Fetches the metrics of the oldest dispatch; writes a row where an interval ends."""
-        done = self._pending.popleft()
-        values = self.setup.backend.fetch(done.scalars)
-        rates = values.pop('learning_rate')
+    def _record(self, dispatch: Dispatch) -> None:
+        """Fetch the scalars of a dispatch, and log their means where an interval ends."""
+        timeline, progress = self.setup.timeline, self.progress
+        values = self.setup.backend.fetch(dispatch.scalars)
+        learning_rates = values.pop('learning_rate')
         now = time.monotonic()
-        seconds, self._clock = now - self._clock, now
-        self.progress.timed_images += done.images
-        self.progress.timed_seconds += seconds
-        self._interval_images += done.images
+        seconds, self._timed_until = now - self._timed_until, now
+        progress.timed_images += dispatch.num_images
+        progress.timed_seconds += seconds
+        self._interval_images += dispatch.num_images
         self._interval_seconds += seconds
-        bad = np.flatnonzero(~np.isfinite(values['loss']))
-        if len(bad):
-            self._stop_for_nan(done.start + int(bad[0]), float(values['loss'][bad[0]]))
-        p = self.progress
-        rate, overall = self._interval_images / self._interval_seconds, p.timed_images / p.timed_seconds
-        for i in range(done.count):
-            p.interval_steps += 1
-            for name, of_steps in values.items():
-                p.interval_sums[name] = p.interval_sums.get(name, 0.0) + float(of_steps[i])
-            step = done.start + i + 1
-            means = {f'train_{name}': total / p.interval_steps for name, total in p.interval_sums.items()}
-            if done.logs and self.setup.timeline.next_logged(step - 1) == step:
+        rate = self._interval_images / self._interval_seconds
+        not_finite = np.flatnonzero(~np.isfinite(values['loss']))
+        if len(not_finite):
+            first = int(not_finite[0])
+            self._raise_diverged(f'the loss at step {dispatch.start + first} is {float(values["loss"][first])}')
+        for i, step in enumerate(range(dispatch.start + 1, dispatch.end + 1)):
+            means = progress.add_step({name: float(of_steps[i]) for name, of_steps in values.items()})
+            if dispatch.is_logged and timeline.next_logged(step - 1) == step:
                 if self.metrics_log:
-                    self.metrics_log.write(step, {'epoch': self.setup.timeline.epoch(step), **means,
-                                                  'learning_rate': float(rates[i]),
-                                                  'images_per_second': rate})
-                p.interval_steps, p.interval_sums = 0, {}
+                    self.metrics_log.write(step, timeline.epoch(step), 'train', means,
+                                           learning_rate=float(learning_rates[i]), images_per_second=rate)
+                progress.start_interval()
                 self._interval_images, self._interval_seconds = 0, 0.0
-        left = (self.setup.timeline.examples(self.setup.timeline.total) - self.setup.timeline.examples(step)) / overall
-        task_means = {name: means[f'train_{name}'] for name in values if name != 'grad_norm'}
-        self._display.show(step, self._displayed_epoch(step), task_means, rate, left, done.logs)
+        overall_rate = progress.timed_images / progress.timed_seconds
+        seconds_left = (timeline.examples(timeline.total) - timeline.examples(dispatch.end)) / overall_rate
+        task_means = {name: mean for name, mean in means.items() if name != 'grad_norm'}
+        self._display.show(dispatch.end, self._displayed_epoch(dispatch.end), task_means, rate, seconds_left,
+                           dispatch.is_logged)
 
     def _displayed_epoch(self, step: int) -> float:
         return displayed_epoch(self.setup.timeline.epoch(step), self.setup.config.duration)
 
-    def _stop_for_nan(self, step: int, value: float, what: str = 'the loss at') -> None:
+    def _raise_diverged(self, message: str) -> None:
         self.checkpoints.wait()
-        kept = self.checkpoints.steps()
-        raise Diverged(f'{what} step {step} is {value}: training stopped; ' + (
-            f'the last good checkpoint is step {kept[-1]}' if kept else 'there is no checkpoint yet') +
-            '. A lower config.optim.learning_rate or config.optim.clip_norm may help')
+        steps = self.checkpoints.steps()
+        checkpoint = f'the last good checkpoint is step {steps[-1]}' if steps else 'there is no checkpoint yet'
+        raise Diverged(f'{message}: training stopped; {checkpoint}',
+                       hint='a lower config.optim.learning_rate or config.optim.clip_norm may help')
 
     def evaluate(self, state: TrainState, split: str,
-                 tta: bool = False) -> tuple[dict[str, float], dict[bool, Accumulated]] | None:
-        """Return the metrics of a split by the names of their measurements, and what the task has accumulated, without and
-        with (True) the moving average; None where a signal came. `tta`: also with test-time augmentation."""
-        row, accumulated, task = {}, {}, self.setup.experiment.task
-        for ema, placed in variables(state).items():
-            for augmented in (False, True) if tta else (False,):
-                result = self.setup.evaluator(placed, split, self._interrupted, augmented)
-                if result is None:
-                    return None
-                for name, value in task.compute(result).items():
-                    row[Measurement(split, task.metrics[name], ema, augmented).name] = value
-                if not augmented:
-                    accumulated[ema] = result
-        return row, accumulated
+                 tta: bool = False) -> tuple[dict[Measurement, float], dict[bool, Accumulated]] | None:
+        """Return the metrics of a split and what the task has accumulated, or None; see `Evaluator.measure`."""
+        return self.setup.evaluator.measure(variables(state), split, self._is_interrupted, tta)
 
     def _evaluate(self) -> None:
-        while self._pending and not self._interrupted():
-            self._drain_one()
-        evaluated = self.evaluate(self.state, self.watched)
+        """Evaluate the monitored split, log its metrics, and update what depends on them."""
+        setup, split = self.setup, self.monitored_split
+        while self.dispatches and not self._is_interrupted():
+            self._record(self.dispatches.popleft())
+        evaluated = self.evaluate(self.state, split)
         if evaluated is None:
             return
-        row, _ = evaluated
-        for name, value in row.items():
+        values, _ = evaluated
+        for measurement, value in values.items():
             if not math.isfinite(value):
-                self._stop_for_nan(self.step, value, f'{name} after')
-        self.last_evaluation = row
+                self._raise_diverged(f'{measurement.name} after step {self.step} is {value}')
+        self._last_metrics = {measurement.name: value for measurement, value in values.items()}
         if self.metrics_log:
-            self.metrics_log.write(self.step, {'epoch': self.setup.timeline.epoch(self.step), **row})
-        stage = self.setup.timeline.phase(min(self.step, self.setup.timeline.total - 1)).stage
-        if self.watched == 'val':
-            best, optimizer = self.setup.experiment.best, self.setup.experiment.optimizer
-            self.progress.observe(row[best.name], best.metric)
+            self.metrics_log.write(self.step, setup.timeline.epoch(self.step), split,
+                                   {measurement.name_in_split: value for measurement, value in values.items()})
+        if split == 'val':
+            best, optimizer = setup.experiment.best, setup.experiment.optimizer
+            self.progress.observe(values[best], best.metric)
+            stage = setup.timeline.phase(min(self.step, setup.timeline.total - 1)).stage
             if optimizer.observes(stage):
-                opt_state = optimizer.observe(self.setup.backend.fetch(self.state.opt_state), stage, row['val_loss'])
-                self.state = self.state.replace(opt_state=self.setup.backend.replicate(jax.device_get(opt_state)))
+                val_loss = values[Measurement('val', LOSS)]
+                opt_state = optimizer.observe(setup.backend.fetch(self.state.opt_state), stage, val_loss)
+                self.state = self.state.replace(opt_state=setup.backend.replicate(jax.device_get(opt_state)))
         self.progress.evaluated_step = self.step
-        experiment = self.setup.experiment
-        hidden = {m.name for m in experiment.measurements(tta=False).values() if not experiment.informs(m.metric)}
-        self._display.say(f'step {self.step}: ' + '  '.join(f'{k} {v:.4f}' for k, v in row.items() if k not in hidden))
-        self._clock = time.monotonic()
+        shown = [f'{measurement.name} {value:.4f}' for measurement, value in values.items()
+                 if setup.experiment.informs(measurement.metric)]
+        self._display.log(f'step {self.step}: {"  ".join(shown)}')
+        self._timed_until = time.monotonic()
 
     def _save(self) -> None:
-        evaluated = self.progress.evaluated_step == self.step
-        if self._saved == (self.step, evaluated):
+        """Save a checkpoint, unless that of this step is saved already."""
+        is_evaluated = self.progress.evaluated_step == self.step
+        if self._saved == (self.step, is_evaluated):
             return
         self.drain()
         state = self.setup.backend.fetch(self.state)
         if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params)):
-            self._stop_for_nan(self.step, math.nan, 'a parameter after')
+            self._raise_diverged(f'a parameter after step {self.step} is nan or infinite')
         now = time.monotonic()
-        self.progress.wall_seconds += now - self._counted
-        self._counted = now
-        self.progress.look_at_memory()
-        self.checkpoints.save(self.step, state, dataclasses.asdict(self.progress),
-                              self.last_evaluation if evaluated and self.watched == 'val' else None)
+        self.progress.wall_seconds += now - self._wall_seconds_until
+        self._wall_seconds_until = now
+        self.progress.record_memory()
+        metrics = self._last_metrics if is_evaluated and self.monitored_split == 'val' else None
+        self.checkpoints.save(self.step, state, dataclasses.asdict(self.progress), metrics)
         if self.metrics_log:
             self.metrics_log.flush()
-        self._saved = (self.step, evaluated)
+        self._saved = (self.step, is_evaluated)
         self._stop.saved_step, self._stop.unsaved = self.step, False
-        self._clock = time.monotonic()
+        self._timed_until = time.monotonic()
 
     def finish(self) -> dict[str, Any] | None:
-        """Evaluate the best checkpoint on every part, write the report, and return the summary; None where a signal came."""
+        """Evaluate the best checkpoint on all splits, write the report, and return the summary; None if a signal came."""
         setup, experiment = self.setup, self.setup.experiment
-        best, state = best_state(self.checkpoints, setup.template, self.step)
-        placed = self.state if state is None else setup.backend.replicate(state)
-        row: dict[str, float] = {}
+        best_step, host_state = best_state(self.checkpoints, setup.template, self.step)
+        state = self.state if host_state is None else setup.backend.replicate(host_state)
+        values: dict[Measurement, float] = {}
         for split in ('val', 'test'):
             if split in setup.dataset.splits:
-                evaluated = self.evaluate(placed, split, tta=experiment.preprocessor.tta is not None)
+                evaluated = self.evaluate(state, split, tta=experiment.preprocessor.tta is not None)
                 if evaluated is None:
                     return None
-                row.update(evaluated[0])
-                accumulated, reported_split = evaluated[1][experiment.best.ema], split
-        self.progress.look_at_memory()
-        summary = {**summarize(experiment, setup.folder, row, self.step, best, setup.backend.num_devices),
+                split_values, accumulated_by_ema = evaluated
+                values.update(split_values)
+                reported_split, accumulated = split, accumulated_by_ema[experiment.best.ema]
+        self.progress.record_memory()
+        summary = {**summarize(experiment, setup.folder, values, self.step, best_step, setup.backend.num_devices),
                    'params': sum(math.prod(p.shape) for p in jax.tree.leaves(setup.template.params)),
                    **self.progress.summary()}
-        if self.chief:
+        if self.is_main_process:
             write_results(experiment, setup.folder, summary, reported_split, accumulated)
         return summary
 
 
 def train_and_evaluate(config: cfg.Config | ml_collections.ConfigDict | Mapping[str, Any], folder: str, *,
                        extends: bool = False, end_process: bool = False) -> dict[str, Any]:
-    """Trains, or goes on with the run in the workdir, and evaluates it.
+    """Train a network and evaluate it, or resume the run in the workdir.
 
     Args:
-      config: of the run.
-      folder: the workdir; made where it is missing.
-      extends: the run there may be continued with a longer `config.duration`, and with further stages in
-        `config.optim.switch`, where it then equals a run that was started so.
-      end_process: a signal may end the process, as a command's own: see `signals.stop_on_signals`.
+      config: config of the run.
+      folder: the workdir, which is created if it is missing.
+      extends: whether the run in the workdir may be continued with a longer `config.duration` and with further stages in
+        `config.optim.switch`. It then equals a run that was started with them.
+      end_process: whether a signal may end the process, which is a command's own; see `signals.stop_on_signals`.
 
     Returns:
-      The summary, as it is in `summary.json`: accuracies in [0, 1], of the best checkpoint by
-      `config.checkpoint.metric`; what was not measured is None.
+      The summary, as in `summary.json`. It holds the metrics of the best checkpoint by `config.checkpoint.metric`, where
+      accuracies are in [0, 1] and what was not measured is None.
 
     Raises:
-      UserError: what the person can put right: the config, the data, the workdir; `Diverged`: a loss that is not finite.
-      Interrupted: SIGTERM, SIGINT or SIGHUP came; the state of the step that was under way is saved.
+      UserError: the config, the data or the workdir cannot be used. `Diverged` is raised if the loss or a parameter is not
+        finite.
+      Interrupted: SIGTERM, SIGINT or SIGHUP came, and the state after the steps under way is saved.
     """
     parsed = cfg.parse(config)
     config = parallel.run_on_all_processes(lambda: experiment.check(parsed))
@@ -413,7 +387,7 @@ def train_and_evaluate(config: cfg.Config | ml_collections.ConfigDict | Mapping[
                 run.train()
                 summary = run.finish()
                 signum = int(parallel.process_allgather(stop.signum).max())
-                if summary is None or signum:  # what comes after, another seed, is not to begin
+                if summary is None or signum:  # a further run, such as that of the next seed, must not start
                     raise signals.Interrupted(signum, run.step)
                 return summary
         except OSError as e:
@@ -421,5 +395,5 @@ def train_and_evaluate(config: cfg.Config | ml_collections.ConfigDict | Mapping[
         except jax.errors.JaxRuntimeError as e:
             if 'RESOURCE_EXHAUSTED' not in str(e):
                 raise
-            raise UserError('the device has not enough memory: a smaller config.batch_size, a larger '
+            raise UserError('the device has not enough memory', hint='a smaller config.batch_size, a larger '
                             'config.optim.accumulate or config.data.placement=host may help') from e

@@ -1,4 +1,4 @@
-"""What a run shows: one line that is rewritten on a terminal, one line an interval elsewhere."""
+"""Display of a run's progress: one line that is rewritten on a terminal, and one line for each logged interval elsewhere."""
 
 import contextlib
 import logging
@@ -10,62 +10,70 @@ from collections.abc import Mapping
 log = logging.getLogger('jaxcnn')
 
 
-def _clock(seconds: float) -> str:
+def _format_time(seconds: float) -> str:
     minutes, seconds = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f'{hours}:{minutes:02d}:{seconds:02d}' if hours else f'{minutes}:{seconds:02d}'
 
 
-class Progress:
+class ProgressDisplay:
     """The progress line.
 
     Args:
-      total: steps of the run.
-      epochs: epochs of the run.
+      total_steps: number of steps of the run.
+      total_epochs: number of epochs of the run.
     """
 
-    def __init__(self, total: int, epochs: float):
-        self._total, self._epochs = total, epochs
-        self._terminal = sys.stderr is not None and sys.stderr.isatty()
-        self._shown = 0.0
+    def __init__(self, total_steps: int, total_epochs: float):
+        self._total_steps, self._total_epochs = total_steps, total_epochs
+        self._is_terminal = sys.stderr is not None and sys.stderr.isatty()
+        self._shown_time = 0.0
 
     @property
-    def due(self) -> bool:
-        """Whether a terminal's line is old enough to be written anew."""
-        return self._terminal and time.monotonic() - self._shown > 0.5
+    def is_due(self) -> bool:
+        """Whether the line on a terminal should be rewritten."""
+        return self._is_terminal and time.monotonic() - self._shown_time > 0.5
 
     def show(self, step: int, epoch: float, scalars: Mapping[str, float], rate: float, seconds_left: float,
-             interval: bool) -> None:
-        """Show where the run stands: the means of its scalars; `interval`: this is a logged interval's end.
+             ends_interval: bool) -> None:
+        """Show the progress of the run.
 
-        A terminal's line is rewritten at most ten times a second, and at the last step.
+        The line on a terminal is rewritten at most ten times a second, and at the last step.
+
+        Args:
+          step: number of steps that are done.
+          epoch: number of epochs that are done.
+          scalars: means of the training scalars.
+          rate: images per second.
+          seconds_left: expected time until the end of the run.
+          ends_interval: whether a logged interval ends; only then a line is shown if there is no terminal.
         """
-        recent = time.monotonic() - self._shown < 0.1 and step < self._total
-        if recent if self._terminal else not interval:
+        was_just_shown = time.monotonic() - self._shown_time < 0.1 and step < self._total_steps
+        if was_just_shown if self._is_terminal else not ends_interval:
             return
         means = '  '.join(f'{name.replace("_", " ")} {value:.4f}' for name, value in scalars.items())
-        line = (f'epoch {epoch:.2f}/{self._epochs:.4g}  step {step}/{self._total}  {means}  {rate:,.0f} images/s  '
-                f'{_clock(seconds_left)} left')
-        if self._terminal:
-            self._rewrite(line[:_columns() - 1])  # a line of full width would wrap on some terminals
-            self._shown = time.monotonic()
+        line = (f'epoch {epoch:.2f}/{self._total_epochs:.4g}  step {step}/{self._total_steps}  {means}  '
+                f'{rate:,.0f} images/s  {_format_time(seconds_left)} left')
+        if self._is_terminal:
+            self._rewrite(line[:_terminal_width() - 1])  # a line of full width would wrap on some terminals
+            self._shown_time = time.monotonic()
         else:
             log.info(line)
 
-    def say(self, text: str) -> None:
-        """A line of its own, which stays."""
-        if self._terminal:
+    def log(self, text: str) -> None:
+        """Log a line that is not rewritten."""
+        if self._is_terminal:
             self._rewrite('')
         log.info(text)
 
     def _rewrite(self, line: str) -> None:
-        with contextlib.suppress(OSError):  # a terminal that is closed must not stop the run
+        with contextlib.suppress(OSError):  # a closed terminal must not stop the run
             sys.stderr.write(f'\r\x1b[K{line}')
             sys.stderr.flush()
 
 
-def _columns() -> int:
-    """Width of the terminal; 80 where it does not say."""
+def _terminal_width() -> int:
+    """Return the width of the terminal, or 80 if it is unknown."""
     try:
         return os.get_terminal_size(sys.stderr.fileno()).columns or 80
     except (OSError, ValueError):

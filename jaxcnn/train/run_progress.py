@@ -1,6 +1,7 @@
-"""What the training loop remembers beside the state."""
+"""The progress of the training loop that checkpoints save beside the state."""
 
 import dataclasses
+from collections.abc import Mapping
 
 from jaxcnn import memory
 from jaxcnn.metrics import Metric
@@ -8,7 +9,18 @@ from jaxcnn.metrics import Metric
 
 @dataclasses.dataclass
 class RunProgress:
-    """What the loop remembers beside the state; saved with each checkpoint."""
+    """The progress of the training loop. A checkpoint holds it under the names of these fields.
+
+    Attributes:
+      evaluated_step: step of the last evaluation; -1 if there was none.
+      best_value: best validation value of the checkpoint metric so far.
+      evaluations_since_best: number of evaluations since then.
+      interval_steps: number of steps since training scalars were last logged.
+      interval_sums: sums of the training scalars over these steps.
+      timed_images, timed_seconds: images and duration of all training, without compilation, evaluation and saving.
+      wall_seconds: duration of the run, in all its processes.
+      peak_host_bytes, peak_device_bytes: peak memory.
+    """
 
     evaluated_step: int = -1
     best_value: float | None = None
@@ -23,24 +35,35 @@ class RunProgress:
 
     @property
     def images_per_second(self) -> float | None:
-        """Of all training, compilation, evaluation and saving left out; None before anything was timed."""
+        """The rate of all training, without compilation, evaluation and saving; None before anything was timed."""
         return self.timed_images / self.timed_seconds if self.timed_seconds else None
 
-    def look_at_memory(self) -> None:
-        """Takes in what this process has held at most; processes before it may have held more."""
+    def add_step(self, scalars: Mapping[str, float]) -> dict[str, float]:
+        """Add the scalars of a step to the interval, and return their means over the interval."""
+        self.interval_steps += 1
+        for name, value in scalars.items():
+            self.interval_sums[name] = self.interval_sums.get(name, 0.0) + value
+        return {name: total / self.interval_steps for name, total in self.interval_sums.items()}
+
+    def start_interval(self) -> None:
+        """Start a new interval, after training scalars were logged."""
+        self.interval_steps, self.interval_sums = 0, {}
+
+    def record_memory(self) -> None:
+        """Update the peak memory with that of this process; an earlier process of the run may have had a higher one."""
         host, device = memory.peak_bytes()
         self.peak_host_bytes = max(self.peak_host_bytes, host)
         if device is not None:
             self.peak_device_bytes = max(self.peak_device_bytes or 0, device)
 
     def summary(self) -> dict[str, float | None]:
-        """Return the part of a run's summary that tells its times and its memory."""
+        """Return the durations and the peak memory for the summary of the run."""
         return {'images_per_second': self.images_per_second, 'train_seconds': self.timed_seconds,
                 'wall_seconds': self.wall_seconds, 'peak_host_bytes': self.peak_host_bytes,
                 'peak_device_bytes': self.peak_device_bytes}
 
     def observe(self, value: float, metric: Metric) -> None:
-        """Count an evaluation."""
+        """Record the validation value of the checkpoint metric at an evaluation."""
         if metric.improves(value, self.best_value):
             self.best_value, self.evaluations_since_best = value, 0
         else:

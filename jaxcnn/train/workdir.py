@@ -1,4 +1,4 @@
-"""The folder of a run: its lock, its config, its metrics and its small files."""
+"""The workdir of a run: its lock, its config, its metrics and its other small files."""
 
 import contextlib
 import dataclasses
@@ -7,7 +7,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import IO, Any
 
 import jax
@@ -22,7 +22,7 @@ _LOCK = '.lock'
 
 
 def write_json(path: str, value: Any) -> None:
-    """Writes JSON under a temporary name and renames it, so that no reader sees half of it."""
+    """Write a JSON file under a temporary name and rename it, so that readers never see an incomplete file."""
     temporary = f'{path}.tmp'
     with name_file(path), open(temporary, 'w', encoding='utf-8') as f:
         json.dump(value, f, indent=2)
@@ -33,25 +33,25 @@ def write_json(path: str, value: Any) -> None:
 
 
 def read_json(path: str) -> Any:
-    """The content of a JSON file.
+    """Return the content of a JSON file of a run.
 
     Raises:
-      UserError: it is missing or damaged.
+      UserError: the file is missing or damaged.
     """
     try:
         with open(path, encoding='utf-8') as f:
             return json.load(f)
     except FileNotFoundError:
-        raise UserError(f'{os.path.dirname(path) or "."}: holds no run (no {os.path.basename(path)})') from None
+        raise UserError(f'holds no run (no {os.path.basename(path)})', field=os.path.dirname(path) or '.') from None
     except (OSError, ValueError) as e:
-        raise UserError(f'{path}: cannot be read: {e}; put it back, or use a new workdir') from e
+        raise UserError(f'cannot be read: {e}', field=path, hint='restore the file, or use a new workdir') from e
 
 
 def read_config(workdir: str) -> cfg.Config:
-    """Return the config of the run in `workdir`.
+    """Return the config of the run in a workdir.
 
     Raises:
-      UserError: The file is missing or damaged, or another version of jaxcnn wrote it.
+      UserError: the file is missing or damaged, or another version of jaxcnn wrote it.
     """
     path = os.path.join(workdir, 'config.json')
     fields = read_json(path)
@@ -62,28 +62,31 @@ def read_config(workdir: str) -> cfg.Config:
                         'workdir') from e
 
 
-EXTENDED = ('config.duration', 'config.optim.switch')  # what an extension may change
+EXTENDED = ('config.duration', 'config.optim.switch')  # fields that an extension may change
 
 
 @contextlib.contextmanager
 def claim(workdir: str, config: cfg.Config, extend: bool = False) -> Iterator[None]:
-    """Holds the workdir for this run alone. A run that has left no checkpoint, as one that diverged early, is forgotten.
+    """Lock a workdir for a run in the block.
+
+    A previous run in the workdir that has no checkpoint, for example because it diverged early, is removed.
 
     Args:
-      workdir: made where it is missing.
-      config: of the run.
-      extend: the config's fields in `EXTENDED` may differ from those of the run there.
+      workdir: the workdir, which is created if it is missing.
+      config: config of the run.
+      extend: whether the fields in `EXTENDED` may differ from those of the run in the workdir.
 
     Raises:
-      UserError: another run has it, it cannot be written, or it holds a run whose config would give another result.
+      UserError: another run has locked the workdir, it cannot be written, or it holds a run whose config gives another
+        result.
     """
-    if jax.process_index():  # the first process does it for all
+    if jax.process_index():  # the first process locks it for all
         yield
         return
-    with contextlib.ExitStack() as held:
+    with contextlib.ExitStack() as resources:
         try:
             os.makedirs(os.path.join(workdir, 'figures'), exist_ok=True)
-            held.enter_context(lock(os.path.join(workdir, _LOCK)))
+            resources.enter_context(lock(os.path.join(workdir, _LOCK)))
         except LockedError as e:
             raise UserError(f'workdir {workdir!r} is in use by another run ({e})') from None
         except OSError as e:
@@ -91,96 +94,111 @@ def claim(workdir: str, config: cfg.Config, extend: bool = False) -> Iterator[No
         path = os.path.join(workdir, 'config.json')
         if not _has_result(workdir):
             if os.path.exists(path):
-                log.info('the run in %s has left no checkpoint: it begins anew', workdir)
-            for name in ('config.json', 'data.json'):  # without the former, normalisation is fitted anew, too
+                log.info('the run in %s has no checkpoint, so it starts again', workdir)
+            for name in ('config.json', 'data.json'):  # without config.json, normalisation is also fitted again
                 with contextlib.suppress(FileNotFoundError):
                     os.remove(os.path.join(workdir, name))
         elif os.path.exists(path):
             recorded = read_config(workdir)
             plugins.check_unchanged(recorded.plugins, config.plugins, workdir)
-            changed = cfg.differences(recorded, config)
-            extends = all(change.field in EXTENDED for change in changed)
-            if changed and not (extend and extends):
-                hint = ' (train.py --extend continues it where its steps so far stay the same)' if extends else ''
-                raise UserError(f'workdir {workdir!r} holds a run with another config; use its config or a new '
-                                f'workdir{hint}. Changed: {"; ".join(map(str, changed))}')
+            changes = cfg.differences(recorded, config)
+            is_extension = all(change.field in EXTENDED for change in changes)
+            if changes and not (extend and is_extension):
+                option = ' (train.py --extend continues it if its steps so far stay the same)' if is_extension else ''
+                raise UserError(f'workdir {workdir!r} holds a run with another config', hint='use its config or a new '
+                                f'workdir{option}. Changed: {"; ".join(map(str, changes))}')
         yield
 
 
 def has_ended(workdir: str) -> bool:
-    """Whether the process of the run has ended, complete or not; False where it is on another host: nobody can tell."""
+    """Return whether the process of the run has ended, at its last step or before; False for a process of another host."""
     return holder_has_ended(os.path.join(workdir, _LOCK))
 
 
 def _has_result(workdir: str) -> bool:
-    """Whether a run has left a checkpoint, be it damaged, or has ended."""
-    return os.path.exists(os.path.join(workdir, 'summary.json')) or any(
-        name.isdecimal() for end in ('', '.replaced', '.damaged')
-        if os.path.isdir(folder := os.path.join(workdir, f'checkpoints{end}')) for name in os.listdir(folder))
+    """Return whether a run in the workdir has finished or has a checkpoint, which may be damaged."""
+    if os.path.exists(os.path.join(workdir, 'summary.json')):
+        return True
+    folders = [os.path.join(workdir, f'checkpoints{suffix}') for suffix in ('', '.replaced', '.damaged')]
+    return any(name.isdecimal() for folder in folders if os.path.isdir(folder) for name in os.listdir(folder))
 
 
-_FLUSH = 30.0  # seconds in which scalars for TensorBoard may wait
+_FLUSH_INTERVAL = 30.0  # seconds after which scalars for TensorBoard are flushed
 
 
 @dataclasses.dataclass
 class MetricsLog:
-    """`metrics.jsonl` and TensorBoard scalars; what lies after the step that a run resumes from is taken back.
+    """The metrics of a run, in `metrics.jsonl` and as TensorBoard scalars.
 
-    Without `tensorboardX.SummaryWriter`, whose thread a full disk ends, so that the run waits for it ever after.
+    Rows after the step from which the run resumes are removed, and TensorBoard hides its later events.
+
+    `tensorboardX.SummaryWriter` is not used: a full disk ends its thread, and then the run would wait for it forever.
+
+    Args:
+      workdir: the workdir.
+      step: step from which the run resumes, or 0.
     """
 
     workdir: str
     step: int
     _file: IO[str] = dataclasses.field(init=False)
-    _board: Any = dataclasses.field(init=False)
-    _flushed: float = 0.0
+    _events: Any = dataclasses.field(init=False)
+    _flush_time: float = 0.0
 
     def __post_init__(self) -> None:
         from tensorboardX.event_file_writer import EventsWriter
         from tensorboardX.proto.event_pb2 import SessionLog
         path = os.path.join(self.workdir, 'metrics.jsonl')
-        kept = [json.dumps(row) + '\n' for row in read_metrics(self.workdir) if row['step'] <= self.step]
+        lines = [json.dumps(row) + '\n' for row in read_metrics(self.workdir) if row['step'] <= self.step]
         temporary = f'{path}.tmp'
         with name_file(path), open(temporary, 'w', encoding='utf-8') as f:
-            f.writelines(kept)
+            f.writelines(lines)
         os.replace(temporary, path)
         self._file = open(path, 'a', encoding='utf-8')  # noqa: SIM115 (closed by close())
         with name_file(self.workdir):
-            self._board = EventsWriter(os.path.join(self.workdir, 'events'))
-            self._event(self.step + 1, session_log=SessionLog(status=SessionLog.START))
+            self._events = EventsWriter(os.path.join(self.workdir, 'events'))
+            self._write_event(self.step + 1, session_log=SessionLog(status=SessionLog.START))
 
-    def _event(self, step: int, **content: Any) -> None:
+    def _write_event(self, step: int, **content: Any) -> None:
         from tensorboardX.proto.event_pb2 import Event
-        self._board.write_event(Event(wall_time=time.time(), step=step, **content))
+        self._events.write_event(Event(wall_time=time.time(), step=step, **content))
 
-    def write(self, step: int, row: dict[str, float]) -> None:
-        """One line, and one scalar for each figure."""
+    def write(self, step: int, epoch: float, split: str, metrics: Mapping[str, float], **scalars: float) -> None:
+        """Write one row, and one TensorBoard scalar for each finite value.
+
+        Args:
+          step: number of steps that are done.
+          epoch: number of epochs that are done.
+          split: split of the metrics.
+          metrics: metrics of the split by name. The row calls them `<split>_<name>`, and TensorBoard `<split>/<name>`.
+          **scalars: values that do not belong to a split.
+        """
         from tensorboardX.summary import scalar
+        row = {'epoch': epoch, **{f'{split}_{name}': value for name, value in metrics.items()}, **scalars}
         with name_file(self._file.name):
             self._file.write(json.dumps({'step': step, **row}) + '\n')
             self._file.flush()
-        for name, value in row.items():
-            if not math.isfinite(value):  # TensorBoard has no place for it
-                continue
-            part, _, rest = name.partition('_')
-            self._event(step, summary=scalar(f'{part}/{rest}' if part in ('train', 'val', 'test') else name, value))
-        if time.monotonic() - self._flushed > _FLUSH:
+        tags = {'epoch': epoch, **{f'{split}/{name}': value for name, value in metrics.items()}, **scalars}
+        for tag, value in tags.items():
+            if math.isfinite(value):  # TensorBoard cannot show other values
+                self._write_event(step, summary=scalar(tag, value))
+        if time.monotonic() - self._flush_time > _FLUSH_INTERVAL:
             self.flush()
 
     def flush(self) -> None:
-        """Brings the scalars to the disk; the lines are there already."""
+        """Write the TensorBoard scalars to the disk; the rows are there already."""
         with name_file(self.workdir):
-            self._board.flush()
-        self._flushed = time.monotonic()
+            self._events.flush()
+        self._flush_time = time.monotonic()
 
     def close(self) -> None:
-        """Writes out what is pending."""
-        with name_file(self.workdir), contextlib.closing(self._board):
+        """Write what is pending, and close the files."""
+        with name_file(self.workdir), contextlib.closing(self._events):
             self._file.close()
 
 
 def read_metrics(workdir: str) -> list[dict[str, float]]:
-    """The rows of `metrics.jsonl`; a last line that a crash cut short is left out."""
+    """Return the rows of `metrics.jsonl`, without a last line that is incomplete because of a crash."""
     rows = []
     with contextlib.suppress(FileNotFoundError), open(os.path.join(workdir, 'metrics.jsonl'), encoding='utf-8') as f:
         for line in f:

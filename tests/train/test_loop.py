@@ -1,4 +1,4 @@
-"""Whole runs, in this process, at a small size."""
+"""Complete small runs in this process."""
 
 import glob
 import json
@@ -20,10 +20,12 @@ from jaxcnn.errors import UserError
 from jaxcnn.optim import make_optimizer, path_mask
 from jaxcnn.run import load_run
 from jaxcnn.timeline import Timeline
-from jaxcnn.train import loop, parallel, train_and_evaluate
+from jaxcnn.train import dispatch, parallel, train_and_evaluate
 from jaxcnn.train.checkpoint import Checkpoints
+from jaxcnn.train.evaluate import Evaluator
 from jaxcnn.train.loop import TrainingRun
 from jaxcnn.train.run_progress import RunProgress
+from jaxcnn.train.setup import Setup
 from jaxcnn.train.signals import Interrupted, StopRequest
 from jaxcnn.train.step import gather, image_keys, step_keys
 from jaxcnn.train.workdir import read_metrics
@@ -36,13 +38,13 @@ SUMMARY = {'name', 'model', 'dataset', 'seed', 'steps', 'epochs', 'params', 'tra
 
 
 @pytest.mark.parametrize('path', sorted(glob.glob(os.path.join(ROOT, 'configs', '*.py'))))
-def test_every_config_of_ours_names_what_there_is(path):
+def test_each_config_of_the_repository_is_valid(path):
     config = cfg.load(path)
     experiment.check(config)
     network = models.create(config.model.name, 10, **config.model.args)
     image = jnp.zeros((1, *network.published_for()[0]))
     params = jax.eval_shape(lambda: network.init(jax.random.key(0), image))['params']
-    jax.eval_shape(make_optimizer(config.optim, Timeline(config, 50_000)).init, params)  # finds groups and masks
+    jax.eval_shape(make_optimizer(config.optim, Timeline(config, 50_000)).init, params)  # checks groups and masks
     if config.whiten:
         path_mask(config.whiten.match, '')(params)
 
@@ -52,7 +54,7 @@ def shared_folder(tmp_path_factory):
     return tmp_path_factory.mktemp('runs')
 
 
-def test_a_run_leaves_what_a_person_relies_on(small, shared_folder, monkeypatch):
+def test_a_run_writes_its_summary_report_metrics_and_checkpoints(small, shared_folder, monkeypatch):
     monkeypatch.undo()
     folder = str(shared_folder / 'run')
     fields = dict(duration=dict(steps=60), log_every=dict(steps=7), eval={'every': dict(steps=20)}, data={'augment': ''},
@@ -60,7 +62,7 @@ def test_a_run_leaves_what_a_person_relies_on(small, shared_folder, monkeypatch)
     summary = train_and_evaluate(small(**fields), folder)
     assert set(summary) >= SUMMARY
     assert None not in [summary[k] for k in SUMMARY]
-    assert summary['test_accuracy'] > 0.3, 'it learns more than chance'
+    assert summary['test_accuracy'] > 0.3, 'better than chance'
     assert 1 << 27 < summary['peak_host_bytes'] < 1 << 36
     with open(os.path.join(folder, 'summary.json')) as f:
         assert json.load(f) == summary
@@ -90,30 +92,30 @@ def test_a_run_leaves_what_a_person_relies_on(small, shared_folder, monkeypatch)
     assert values['test_ema_accuracy'] == pytest.approx(summary['test_ema_accuracy'])
 
 
-def test_the_statistics_are_those_of_the_training_part(small, shared_folder):
+def test_statistics_are_those_of_the_training_split(small, shared_folder):
     run = TrainingRun(cfg.parse(small()), str(shared_folder), StopRequest())
     train = run.setup.dataset.splits['train']
     pixels = train.take(np.arange(len(train))) / 255
     np.testing.assert_allclose(run.setup.dataset.mean, pixels.mean((0, 1, 2)), rtol=1e-9)
     np.testing.assert_allclose(run.setup.dataset.std, pixels.std((0, 1, 2)), rtol=1e-9)
-    seen = np.asarray(run.setup.experiment.preprocessor(train.take(np.arange(len(train)))))
-    assert abs(seen.mean()) < 1e-3
-    assert abs(seen.std() - 1) < 1e-3
+    inputs = np.asarray(run.setup.experiment.preprocessor(train.take(np.arange(len(train)))))
+    assert abs(inputs.mean()) < 1e-3
+    assert abs(inputs.std() - 1) < 1e-3
 
 
-def test_what_is_fitted_to_the_training_part_is_kept_with_the_run(small, tmp_path):
+def test_fitted_normalisation_is_stored_with_the_run(small, tmp_path):
     folder, path = str(tmp_path), tmp_path / 'normalize.npz'
     config = small(duration=dict(steps=10), data={
         'normalize': 'gcn(2)|zca(0.01)', 'image_size': 18, 'eval_augment': 'center_crop(16)', 'augment': 'random_crop(16)'})
     run = TrainingRun(cfg.parse(config), folder, StopRequest())
     train = run.setup.dataset.splits['train']
-    seen = np.asarray(run.setup.experiment.preprocessor(train.take(np.arange(len(train))))).reshape(len(train), 256)
-    values = np.linalg.eigvalsh(np.cov(seen, rowvar=False))
-    np.testing.assert_allclose(values[-10:], 1, atol=0.05)  # white, but for what varies less than epsilon
-    assert values[-1] < 1.01
-    kept = path.read_bytes()
+    inputs = np.asarray(run.setup.experiment.preprocessor(train.take(np.arange(len(train))))).reshape(len(train), 256)
+    eigenvalues = np.linalg.eigvalsh(np.cov(inputs, rowvar=False))
+    np.testing.assert_allclose(eigenvalues[-10:], 1, atol=0.05)  # components of little variance are smaller
+    assert eigenvalues[-1] < 1.01
+    fitted = path.read_bytes()
     summary = train_and_evaluate(config, folder)
-    assert path.read_bytes() == kept
+    assert path.read_bytes() == fitted
     trained = load_run(folder)
     _, measured = trained.evaluator('test')(trained.load_weights(trained.find_step('best')))
     assert {m.name: value for m, value in measured.items()}['test_loss'] == pytest.approx(summary['test_loss'], rel=1e-6)
@@ -122,55 +124,55 @@ def test_what_is_fitted_to_the_training_part_is_kept_with_the_run(small, tmp_pat
         load_run(folder)
 
 
-def test_where_the_data_fails_the_state_is_saved_and_the_run_continues_there(small, tmp_path, monkeypatch):
+def test_an_error_of_the_data_saves_the_state_and_the_run_continues_from_it(small, tmp_path, monkeypatch):
     config = small(data={'placement': 'host'})
     batch = TrainFeed.batch
 
-    def failing(self, step, count):
+    def fail_at_step_7(self, step, count):
         if step == 7:
             raise UserError('a worker process was killed')
         return batch(self, step, count)
     with monkeypatch.context() as patch:
-        patch.setattr(TrainFeed, 'batch', failing)
+        patch.setattr(TrainFeed, 'batch', fail_at_step_7)
         with pytest.raises(UserError, match='a worker process was killed'):
             train_and_evaluate(config, str(tmp_path / 'failed'))
     assert load_run(str(tmp_path / 'failed')).steps() == [7]
     train_and_evaluate(config, str(tmp_path / 'failed'))
-    train_and_evaluate(config, str(tmp_path / 'whole'))
+    train_and_evaluate(config, str(tmp_path / 'uninterrupted'))
     states = [{part: array.tobytes() for part, array in golden.read_state(str(tmp_path / name), 20).items()}
-              for name in ('failed', 'whole')]
+              for name in ('failed', 'uninterrupted')]
     assert states[0] == states[1]
 
 
-def test_what_a_start_that_failed_was_fitted_to_is_not_kept(small, tmp_path):
+def test_normalisation_of_a_failed_start_is_fitted_again(small, tmp_path):
     wrong = small(data={'normalize': 'gcn(5)|standardize'}, optim={'groups': [dict(match='nowhere', rate=2.0)]})
     with pytest.raises(UserError, match='nowhere'):
         train_and_evaluate(wrong, str(tmp_path))
-    left = (tmp_path / 'normalize.npz').read_bytes()
+    failed = (tmp_path / 'normalize.npz').read_bytes()
     (tmp_path / 'new').mkdir()
     for folder in (tmp_path, tmp_path / 'new'):
         TrainingRun(cfg.parse(small(data={'normalize': 'gcn(1)|standardize'})), str(folder), StopRequest())
-    assert left != (tmp_path / 'normalize.npz').read_bytes() == (tmp_path / 'new' / 'normalize.npz').read_bytes()
+    assert failed != (tmp_path / 'normalize.npz').read_bytes() == (tmp_path / 'new' / 'normalize.npz').read_bytes()
 
 
-def test_a_whole_run_in_one_dispatch_logs_as_one_of_single_steps_does(small, tmp_path):
+def test_logs_do_not_depend_on_the_steps_per_dispatch(small, tmp_path):
     fields = dict(data={'val_fraction': 0.0, 'augment': 'alternating_flip'}, eval={'every': dict(fraction=1.0)},
                   log_every=dict(steps=7))
     summaries, rows = [], []
-    for chunk, placement in ((1, 'device'), (8, 'device'), (8, 'host'), (64, 'device')):  # of 20 steps
-        folder, fields['data']['placement'] = str(tmp_path / f'{chunk}{placement}'), placement
-        summaries.append(train_and_evaluate(small(**fields, parallel={'steps_per_dispatch': chunk}), folder))
+    for steps_per_dispatch, placement in ((1, 'device'), (8, 'device'), (8, 'host'), (64, 'device')):  # of 20 steps
+        folder, fields['data']['placement'] = str(tmp_path / f'{steps_per_dispatch}{placement}'), placement
+        summaries.append(train_and_evaluate(small(**fields, parallel={'steps_per_dispatch': steps_per_dispatch}), folder))
         rows.append([{k: v for k, v in row.items() if k != 'images_per_second'} for row in read_metrics(folder)])
     assert [row['step'] for row in rows[0]] == [7, 14, 20, 20]
-    for summary, found in zip(summaries, rows, strict=True):
+    for summary, run_rows in zip(summaries, rows, strict=True):
         assert summary['test_loss'] == pytest.approx(summaries[0]['test_loss'], rel=1e-4)
         assert summary['images_per_second'] * summary['train_seconds'] == pytest.approx(20 * 32)  # every step is timed
         assert summary['train_seconds'] < summary['wall_seconds']
-        for row, expected in zip(found, rows[0], strict=True):
+        for row, expected in zip(run_rows, rows[0], strict=True):
             assert row == pytest.approx(expected, rel=1e-4)
 
 
-def test_the_first_batch_is_drawn_as_the_network_sees_it(small, tmp_path, monkeypatch):
+def test_figure_of_the_first_batch_shows_the_augmented_images(small, tmp_path, monkeypatch):
     drawn = {}
     monkeypatch.undo()
     monkeypatch.setattr('jaxcnn.analysis.figures.image_grid', lambda images, *_: drawn.setdefault('images', images))
@@ -186,7 +188,7 @@ def test_the_first_batch_is_drawn_as_the_network_sees_it(small, tmp_path, monkey
         np.testing.assert_allclose(drawn['images'][:32], examples['image'], atol=1e-6)
 
 
-def test_figures_with_test_time_augmentation_stand_beside_those_without(small, tmp_path):
+def test_metrics_with_test_time_augmentation_are_added_to_those_without(small, tmp_path):
     folder = str(tmp_path)
     summary = train_and_evaluate(small(eval={'tta': 'flip_shift'}, optim={'ema_decay': 0.9}), folder)
     trained = load_run(folder)
@@ -199,23 +201,23 @@ def test_figures_with_test_time_augmentation_stand_beside_those_without(small, t
         assert summary[m.name] == pytest.approx(value, rel=1e-6)
     assert abs(summary['test_tta_loss'] - summary['test_loss']) > 1e-4
     test = data.load(trained.config.data).splits['test']
-    right = trained.predict(test.take(np.arange(len(test)))).argmax(1) == test.targets['label']
-    assert right.mean() == pytest.approx(summary['test_tta_accuracy'])
+    correct = trained.predict(test.take(np.arange(len(test)))).argmax(1) == test.targets['label']
+    assert correct.mean() == pytest.approx(summary['test_tta_accuracy'])
     with pytest.raises(UserError, match=r'images must be uint8 \(N, 16, 16, 1\), got .*\(255 \* images\)'):
         trained.predict(test.take(np.arange(3)) / 255)
     assert trained.predict(test.take(np.arange(0))).shape == (0, 10)
     assert not any('tta' in name for row in read_metrics(folder) for name in row)
 
 
-def test_it_stops_early_and_stays_stopped(small, tmp_path):
+def test_a_run_stops_early_and_is_not_continued(small, tmp_path):
     config = small(duration=dict(steps=200), eval={'every': dict(steps=5)}, checkpoint={'patience': 2},
                    optim={'learning_rate': 1e-12, 'optimizer': 'sgd'}, freeze_bn=dict(steps=1))
     summary = train_and_evaluate(config, str(tmp_path))
-    assert summary['steps'] == 15  # the first is the best there ever is; two more are not better
+    assert summary['steps'] == 15  # the first evaluation is the best, and two more are not better
     assert train_and_evaluate(config, str(tmp_path))['steps'] == 15
 
 
-def test_patience_counts_evaluations_that_are_not_better():
+def test_evaluations_since_the_best_one_are_counted():
     progress = RunProgress()
     for value, count in ((0.5, 0), (0.5, 1), (0.6, 0), (0.1, 1), (0.2, 2)):
         progress.observe(value, metrics.of_targets('label')['accuracy'])
@@ -226,7 +228,7 @@ def test_patience_counts_evaluations_that_are_not_better():
         assert progress.evaluations_since_best == count
 
 
-def test_without_a_validation_part_the_last_checkpoint_is_the_best(small, tmp_path):
+def test_without_a_validation_split_the_last_checkpoint_is_the_best(small, tmp_path):
     summary = train_and_evaluate(small(data={'val_fraction': 0.0}), str(tmp_path))
     assert summary['val_accuracy'] is None
     assert summary['best_step'] == 20 == load_run(str(tmp_path)).find_step('best')
@@ -245,12 +247,12 @@ def test_the_moving_average_of_bfloat16_parameters_is_in_float32(small, tmp_path
     model = dict(name='shallow_cnn', widths=(4, 4, 8, 8), hidden=16, dropout=0.0, param_dtype='bfloat16')
     summary = train_and_evaluate(small(model=model, optim={'ema_decay': 0.999}), str(tmp_path))
     state = load_run(str(tmp_path)).load_weights(20)
-    assert np.dtype(jnp.bfloat16) in {leaf.dtype for leaf in jax.tree.leaves(state.params)}  # all but BatchNorm's
+    assert np.dtype(jnp.bfloat16) in {leaf.dtype for leaf in jax.tree.leaves(state.params)}  # all but those of BatchNorm
     assert {leaf.dtype for leaf in jax.tree.leaves(state.ema)} == {np.dtype(np.float32)}
     assert np.isfinite(summary['test_ema_loss'])
 
 
-def test_batch_size_optimizer_and_statistics_change_at_their_moments(small, tmp_path):
+def test_batch_size_optimizer_and_batch_norm_change_at_their_steps(small, tmp_path):
     config = cfg.parse(small(
         duration=dict(steps=30), batch_schedule=[(dict(steps=10), 64)], freeze_bn=dict(steps=25), log_every=dict(steps=1),
         optim={'optimizer': 'adam', 'learning_rate': 1e-3, 'schedule': 'constant',
@@ -274,50 +276,54 @@ def test_batch_size_optimizer_and_statistics_change_at_their_moments(small, tmp_
 
 
 @pytest.mark.parametrize('backend', ['sharded', 'pmap'])
-def test_evaluation_counts_every_image_once_on_eight_devices(small, tmp_path, backend):
-    figures = {}
+def test_evaluation_on_eight_devices_counts_every_image_once(small, tmp_path, backend):
+    results = {}
     for devices, batch_size in ((1, 359), (1, 100), (8, 100)):
         config = cfg.parse(small(parallel={'devices': devices, 'backend': backend}, eval={'batch_size': batch_size}))
         run = TrainingRun(config, str(tmp_path), StopRequest())
         state = run.setup.backend.init(run.setup.init_fn(), 0)
-        row, accumulated = run.evaluate(state, 'test')
+        values, accumulated = run.evaluate(state, 'test')
         confusion = accumulated[False].sums['confusion']
         assert confusion.sum() == 359
         np.testing.assert_array_equal(confusion.sum(1), run.setup.dataset.class_counts('test'))
-        figures[devices, batch_size] = row
-    first, *others = figures.values()
+        results[devices, batch_size] = {m.name: value for m, value in values.items()}
+    first, *others = results.values()
     for other in others:
         assert other == pytest.approx(first, rel=1e-5)
 
 
-def test_evaluation_is_asked_to_stop_while_it_computes(small, tmp_path):
+def test_evaluation_can_be_stopped_while_the_device_computes(small, tmp_path):
+    completed, completed_at_calls = [], []
+
     class Sums:
         def __init__(self, number):
             self.number = number
 
         def block_until_ready(self):
-            through.append(self.number)
+            completed.append(self.number)
 
-    through, asked = [], []
+    class Backend(parallel.Sharded):
+        def compile_eval(self, fn):
+            return lambda *_: (Sums(len(completed_at_calls)), {})
 
-    def stop():
-        asked.append(list(through))
-        return len(asked) == 5
+    def should_stop():
+        completed_at_calls.append(list(completed))
+        return len(completed_at_calls) == 5
 
-    evaluator = TrainingRun(cfg.parse(small(eval={'batch_size': 32})), str(tmp_path), StopRequest()).setup.evaluator
-    evaluator._steps[False] = lambda *_: (Sums(len(asked)), {})
-    assert evaluator(None, 'test', stop) is None
-    assert asked == [[], [], [1], [1, 2], [1, 2, 3]]
+    setup = Setup(cfg.parse(small(eval={'batch_size': 32})), str(tmp_path))
+    evaluator = Evaluator(setup.experiment, setup.dataset, Backend(jax.devices()[:1]), setup.on_device)
+    assert evaluator(None, 'test', should_stop) is None
+    assert completed_at_calls == [[], [], [1], [1, 2], [1, 2, 3]]
 
 
-def test_a_signal_while_the_report_is_written_ends_what_comes_after(small, tmp_path, monkeypatch):
+def test_a_signal_while_the_report_is_written_is_raised_after_it(small, tmp_path, monkeypatch):
     write = report.write_report
 
-    def write_slowly(*arguments):
+    def write_after_signal(*arguments):
         os.kill(os.getpid(), signal.SIGINT)
         write(*arguments)
 
-    monkeypatch.setattr(report, 'write_report', write_slowly)
+    monkeypatch.setattr(report, 'write_report', write_after_signal)
     with pytest.raises(Interrupted) as error:
         train_and_evaluate(small(), str(tmp_path))
     assert error.value.signum == signal.SIGINT
@@ -326,24 +332,25 @@ def test_a_signal_while_the_report_is_written_ends_what_comes_after(small, tmp_p
     assert train_and_evaluate(small(), str(tmp_path))['steps'] == 20
 
 
-def test_a_signal_that_comes_while_the_processes_agree_is_not_forgotten(small, tmp_path, monkeypatch):
-    run = TrainingRun(cfg.parse(small()), str(tmp_path), StopRequest())
-    heard = []
+def test_a_signal_that_comes_while_the_processes_agree_is_not_lost(small, tmp_path, monkeypatch):
+    stop = StopRequest()
+    run = TrainingRun(cfg.parse(small()), str(tmp_path), stop)
+    gathered = []
 
     def process_allgather(value):
-        heard.append(value)
-        run._stop.signum = signal.SIGTERM  # while this process waits for the others
+        gathered.append(value)
+        stop.signum = signal.SIGTERM  # comes while this process waits for the others
         return np.array([value, 0])
 
     monkeypatch.setattr(jax, 'process_count', lambda: 2)
     monkeypatch.setattr(parallel, 'process_allgather', process_allgather)
-    assert [run._stopping() for _ in range(20)] == [False] * 19 + [True]
-    assert heard == [0, signal.SIGTERM]
-    assert run._stop.acknowledged
+    assert [run.should_stop() for _ in range(20)] == [False] * 19 + [True]
+    assert gathered == [0, signal.SIGTERM]
+    assert stop.acknowledged
 
 
 @pytest.mark.parametrize('backend', ['sharded', pytest.param('pmap', marks=pytest.mark.slow)])
-def test_a_plateau_lowers_the_rate_of_a_run(small, tmp_path, backend):
+def test_a_plateau_lowers_the_learning_rate_of_a_run(small, tmp_path, backend):
     train_and_evaluate(small(freeze_bn=dict(steps=1), eval={'every': dict(steps=5)}, parallel={'backend': backend}, optim={
         'optimizer': 'sgd', 'learning_rate': 1e-9, 'schedule': dict(name='plateau', patience=1, factor=0.5)}), str(tmp_path))
     rates = [row['learning_rate'] for row in read_metrics(str(tmp_path)) if 'learning_rate' in row]
@@ -351,7 +358,7 @@ def test_a_plateau_lowers_the_rate_of_a_run(small, tmp_path, backend):
     assert rates[-1] < 0.6e-9
 
 
-def test_figures_of_the_average_are_told_where_the_metric_is_its_own(small, tmp_path):
+def test_summary_has_the_metrics_of_the_average_if_it_selects_the_best_checkpoint(small, tmp_path):
     summary = train_and_evaluate(small(optim={'ema_decay': 0.9}, checkpoint={'metric': 'val_ema_accuracy'},
                                        eval={'tta': 'flip', 'every': dict(steps=10)}), str(tmp_path))
     trained = load_run(str(tmp_path))
@@ -368,41 +375,40 @@ def test_figures_of_the_average_are_told_where_the_metric_is_its_own(small, tmp_
     np.testing.assert_array_equal(trained.predict(images), predictions)
 
 
-def test_checkpoints_of_which_none_can_be_read_stop_the_run_and_stay(small, tmp_path):
+def test_a_run_of_which_no_checkpoint_can_be_read_is_an_error_and_is_not_changed(small, tmp_path):
     settings = small(eval={'every': dict(steps=10)})
     train_and_evaluate(settings, str(tmp_path))
     rows = read_metrics(str(tmp_path))
     for path in glob.glob(str(tmp_path / 'checkpoints' / '*' / 'state' / '**'), recursive=True):
         if os.path.isfile(path):
             os.remove(path)
-    there = sorted(os.listdir(tmp_path / 'checkpoints'))
+    names = sorted(os.listdir(tmp_path / 'checkpoints'))
     with pytest.raises(UserError, match=r'none of the checkpoints in .*, 10, 20, can be read'):
         train_and_evaluate(settings, str(tmp_path))
-    assert sorted(os.listdir(tmp_path / 'checkpoints')) == there
+    assert sorted(os.listdir(tmp_path / 'checkpoints')) == names
     assert read_metrics(str(tmp_path)) == rows
 
 
-@pytest.mark.parametrize(('most', 'ahead'), [(1, 0), (1 << 60, loop.RUN_AHEAD)])
-def test_fewer_dispatches_wait_where_their_memory_is_much(small, tmp_path, monkeypatch, most, ahead):
-    monkeypatch.setattr(loop, 'MOST_AHEAD', most)
+def test_fewer_dispatches_wait_if_they_need_much_memory(small, tmp_path, monkeypatch):
+    monkeypatch.setattr(dispatch, 'MAX_WAITING_BYTES', 1)
     os.mkdir(tmp_path / 'figures')
-    run = TrainingRun(cfg.parse(small(log_every=dict(steps=20))), str(tmp_path), StopRequest())
-    with run:
+    with TrainingRun(cfg.parse(small(log_every=dict(steps=20))), str(tmp_path), StopRequest()) as run:
         for _ in range(8):
             run.advance(cfg.Duration('steps', 1000))
-            assert all(done.scalars['loss'].is_ready() for done in list(run._pending)[:max(0, len(run._pending) - ahead)])
-        assert run._ahead == ahead
+            assert all(x.is_ready() for x in jax.tree.leaves(run.state))
+        assert run.dispatches.max_waiting == 0
         run.drain()
+        assert len(run.dispatches) == 0
 
 
-def test_all_processes_set_the_same_damaged_checkpoints_aside(small, tmp_path, monkeypatch):
+def test_all_processes_discard_the_same_damaged_checkpoints(small, tmp_path, monkeypatch):
     train_and_evaluate(small(), str(tmp_path))
     newest = tmp_path / 'checkpoints' / '20'
     (newest / 'progress' / 'metadata').write_text('{')
     run, discarded = TrainingRun(cfg.parse(small()), str(tmp_path), StopRequest()), []
 
     def process_allgather(value):
-        shutil.rmtree(newest, ignore_errors=True)  # the first process is already past it, and has moved it
+        shutil.rmtree(newest, ignore_errors=True)  # the first process has moved it already
         return np.array([value])
 
     monkeypatch.setattr(parallel, 'process_allgather', process_allgather)
@@ -421,7 +427,7 @@ def test_all_processes_set_the_same_damaged_checkpoints_aside(small, tmp_path, m
     (dict(data={'name': 'digit'}), 'unknown data set .digit.; nearest: digits'),
     (dict(eval={'tta': 'flop'}), 'unknown test-time augmentation .flop.; nearest: flip'),
 ])
-def test_wrong_names_stop_a_run_before_there_is_a_workdir(small, tmp_path, fields, line):
+def test_unknown_names_are_errors_before_there_is_a_workdir(small, tmp_path, fields, line):
     with pytest.raises(UserError, match=line):
         train_and_evaluate(small(**fields), str(tmp_path / 'run'))
     assert not (tmp_path / 'run').exists()

@@ -1,4 +1,4 @@
-"""The progress line on a terminal."""
+"""The progress display on a terminal."""
 
 import io
 import os
@@ -18,14 +18,14 @@ class Terminal(io.StringIO):
 
 
 @pytest.mark.parametrize(('columns', 'width'), [(80, 79), (40, 39), (0, 79), (400, None)])
-def test_the_line_is_cut_to_the_terminal_and_rewritten_ten_times_a_second(monkeypatch, columns, width):
+def test_line_is_cut_to_the_terminal_and_rewritten_ten_times_a_second(monkeypatch, columns, width):
     terminal, clock = Terminal(), [100.0]
     monkeypatch.setattr(sys, 'stderr', terminal)
     monkeypatch.setattr(os, 'get_terminal_size', lambda descriptor: os.terminal_size((columns, 24)))
     monkeypatch.setattr(progress.time, 'monotonic', lambda: clock[0])
-    line = progress.Progress(1000, 10.0)
+    display = progress.ProgressDisplay(1000, 10.0)
     for step in range(1, 1001):
-        line.show(step, step / 100, {'loss': 0.5, 'accuracy': 0.5}, 123456.0, 3600.0, False)
+        display.show(step, step / 100, {'loss': 0.5, 'accuracy': 0.5}, 123456.0, 3600.0, False)
         clock[0] += 1 / 128  # a second is 128 steps
     lines = terminal.getvalue().split('\r\x1b[K')[1:]
     assert len(lines) == 1 + 1000 // 13 + (1000 % 13 != 1)  # every 13th from the first on, and the last
@@ -34,13 +34,13 @@ def test_the_line_is_cut_to_the_terminal_and_rewritten_ten_times_a_second(monkey
         assert 'step 1000/1000' in lines[-1]
 
 
-def test_a_terminal_that_is_gone_does_not_stop_the_run(monkeypatch):
+def test_a_closed_terminal_does_not_stop_the_run(monkeypatch):
     terminal = Terminal()
     monkeypatch.setattr(sys, 'stderr', terminal)
-    line = progress.Progress(10, 1.0)
+    display = progress.ProgressDisplay(10, 1.0)
 
-    def gone(text):
+    def fail(text):
         raise OSError('Input/output error')
-    monkeypatch.setattr(terminal, 'write', gone)
-    line.show(10, 1.0, {'loss': 0.5, 'accuracy': 0.5}, 1.0, 0.0, True)
-    line.say('saved')
+    monkeypatch.setattr(terminal, 'write', fail)
+    display.show(10, 1.0, {'loss': 0.5, 'accuracy': 0.5}, 1.0, 0.0, True)
+    display.log('saved')

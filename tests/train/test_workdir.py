@@ -1,4 +1,4 @@
-"""The folder of a run: its lock, its config, its metrics and its small files."""
+"""The workdir of a run: its lock, its config, its metrics and its other small files."""
 
 import json
 import os
@@ -13,12 +13,12 @@ from jaxcnn.errors import UserError
 from jaxcnn.train import workdir
 from jaxcnn.train.workdir import MetricsLog, claim, read_config, read_json, read_metrics, write_json
 
-HOLDER = '''
+LOCKING_PROGRAM = '''
 import sys
 from jaxcnn import config
 from jaxcnn.train.workdir import claim
 with claim(sys.argv[1], config.parse({})):
-    print('holding', flush=True)
+    print('locked', flush=True)
     sys.stdin.read()
 '''
 
@@ -27,28 +27,28 @@ def parse(**fields):
     return cfg.parse(fields)
 
 
-def content(folder):
-    """Every file of a folder but the lock, with its bytes."""
+def read_files(folder):
+    """Return the content of each file of a folder but the lock."""
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob('*') if p.is_file() and p.name != '.lock'}
 
 
 def claim_once(folder, **fields):
     with claim(str(folder), parse(**fields)):
-        write_json(str(folder / 'config.json'), cfg.to_dict(parse(**fields)))  # as a run does, once all is checked
+        write_json(str(folder / 'config.json'), cfg.to_dict(parse(**fields)))  # as a run does after its checks
         (folder / 'checkpoints' / '1').mkdir(parents=True, exist_ok=True)
 
 
 # claiming
 
 
-def test_a_claimed_workdir_holds_its_config(tmp_path):
+def test_a_claimed_workdir_can_be_claimed_again_with_its_config(tmp_path):
     settings = parse(seed=3, optim={'warmup': {'epochs': 0.5}, 'switch': [{'at': {'steps': 7}}]},
                      batch_schedule=[({'steps': 5}, 64)], model={'name': 'shallow_cnn', 'widths': (1, 2, 3, 4)})
     with claim(str(tmp_path / 'a' / 'run'), settings):
         write_json(str(tmp_path / 'a' / 'run' / 'config.json'), cfg.to_dict(settings))
         assert cfg.differences(read_config(str(tmp_path / 'a' / 'run')), settings) == []
         assert json.loads((tmp_path / 'a' / 'run' / 'config.json').read_text())['seed'] == 3
-    with claim(str(tmp_path / 'a' / 'run'), settings):  # and lets itself be claimed again
+    with claim(str(tmp_path / 'a' / 'run'), settings):
         pass
 
 
@@ -62,38 +62,38 @@ def test_a_run_of_an_earlier_version_is_refused_with_the_new_name_of_the_field(t
         read_config(str(tmp_path))
 
 
-def test_a_second_holder_in_another_process_is_refused(tmp_path):
-    with subprocess.Popen([sys.executable, '-c', HOLDER, str(tmp_path)], stdin=subprocess.PIPE,
+def test_a_workdir_that_another_process_has_claimed_is_refused(tmp_path):
+    with subprocess.Popen([sys.executable, '-c', LOCKING_PROGRAM, str(tmp_path)], stdin=subprocess.PIPE,
                           stdout=subprocess.PIPE, text=True) as holder:
-        assert holder.stdout.readline() == 'holding\n'
-        before = content(tmp_path)
+        assert holder.stdout.readline() == 'locked\n'
+        before = read_files(tmp_path)
         with pytest.raises(UserError, match=rf'in use by another run \(process {holder.pid}\)') as error:
             claim_once(tmp_path)
         assert repr(str(tmp_path)) in str(error.value)
-        assert content(tmp_path) == before
+        assert read_files(tmp_path) == before
         holder.stdin.close()
         assert holder.wait() == 0
     claim_once(tmp_path)
 
 
-def test_a_killed_holder_leaves_the_workdir_free(tmp_path):
-    with subprocess.Popen([sys.executable, '-c', HOLDER, str(tmp_path)], stdin=subprocess.PIPE,
+def test_a_killed_process_releases_the_workdir(tmp_path):
+    with subprocess.Popen([sys.executable, '-c', LOCKING_PROGRAM, str(tmp_path)], stdin=subprocess.PIPE,
                           stdout=subprocess.PIPE, text=True) as holder:
-        assert holder.stdout.readline() == 'holding\n'
+        assert holder.stdout.readline() == 'locked\n'
         holder.kill()
         holder.wait()
     claim_once(tmp_path)
 
 
-def test_an_error_within_lets_go_of_the_workdir(tmp_path):
+def test_an_error_in_the_block_releases_the_workdir(tmp_path):
     with pytest.raises(RuntimeError), claim(str(tmp_path), parse()):
         raise RuntimeError
     claim_once(tmp_path)
 
 
-def test_a_changed_config_is_refused_with_the_changed_fields(tmp_path):
+def test_another_config_is_refused_with_the_changed_fields(tmp_path):
     claim_once(tmp_path, seed=1, model='lenet5')
-    before = content(tmp_path)
+    before = read_files(tmp_path)
     with pytest.raises(UserError) as error:
         claim_once(tmp_path, seed=2, model={'name': 'lenet5', 'dropout': 0.25}, duration={'epochs': 3},
                    optim={'learning_rate': 0.5}, log_every={'steps': 10})
@@ -104,21 +104,21 @@ def test_a_changed_config_is_refused_with_the_changed_fields(tmp_path):
         assert change in message
     assert 'batch_size' not in message
     assert '\n' not in message
-    assert content(tmp_path) == before
+    assert read_files(tmp_path) == before
 
 
-FREE = {  # another value of every field that cannot change the result
+HARMLESS = {  # another value of each field that cannot change the result
     'name': {'name': 'renamed'}, 'dir': {'data': {'dir': '/elsewhere'}}, 'cache_dir': {'data': {'cache_dir': '/x'}},
     'placement': {'data': {'placement': 'host'}}, 'workers': {'data': {'workers': 2}},
     'batch_size': {'eval': {'batch_size': 100}}, 'every': {'checkpoint': {'every': {'steps': 3}}},
     'keep': {'checkpoint': {'keep': 5}}}
 
 
-@pytest.mark.parametrize('field', FREE)
-def test_a_field_that_cannot_change_the_result_may_differ(tmp_path, field):
+@pytest.mark.parametrize('field', HARMLESS)
+def test_a_field_that_does_not_change_the_result_may_differ(tmp_path, field):
     claim_once(tmp_path)
-    claim_once(tmp_path, **FREE[field])
-    assert read_config(str(tmp_path)) == parse(**FREE[field])  # and is kept
+    claim_once(tmp_path, **HARMLESS[field])
+    assert read_config(str(tmp_path)) == parse(**HARMLESS[field])
 
 
 @pytest.mark.parametrize('fields', [
@@ -126,13 +126,13 @@ def test_a_field_that_cannot_change_the_result_may_differ(tmp_path, field):
     {'data': {'val_fraction': 0.2}}, {'data': {'split_seed': 1}}, {'optim': {'ema_decay': 0.9}},
     {'parallel': {'backend': 'pmap'}}, {'eval': {'every': {'epochs': 2}}}, {'checkpoint': {'metric': 'val_loss'}},
     {'freeze_bn': {'epochs': 1}}])
-def test_a_field_that_can_change_the_result_may_not(tmp_path, fields):
+def test_a_field_that_changes_the_result_may_not_differ(tmp_path, fields):
     claim_once(tmp_path)
     with pytest.raises(UserError, match='Changed: config'):
         claim_once(tmp_path, **fields)
 
 
-def test_a_run_without_a_checkpoint_does_not_block_its_workdir(tmp_path):
+def test_a_run_without_a_checkpoint_is_removed(tmp_path):
     claim_once(tmp_path, seed=1)
     (tmp_path / 'data.json').write_text('of other data')
     (tmp_path / 'checkpoints' / '1').rmdir()
@@ -143,27 +143,27 @@ def test_a_run_without_a_checkpoint_does_not_block_its_workdir(tmp_path):
 
 
 @pytest.mark.parametrize('result', ['checkpoints/3', 'checkpoints.damaged/3', 'checkpoints.replaced/3', 'summary.json'])
-def test_a_run_that_has_left_anything_else_blocks_its_workdir(tmp_path, result):
+def test_a_run_with_a_result_is_not_removed(tmp_path, result):
     claim_once(tmp_path, seed=1)
     (tmp_path / 'checkpoints' / '1').rmdir()
     (tmp_path / result).mkdir(parents=True)
-    before = content(tmp_path)
+    before = read_files(tmp_path)
     with pytest.raises(UserError, match='Changed: config'):
         claim_once(tmp_path, seed=2)
-    assert content(tmp_path) == before
+    assert read_files(tmp_path) == before
 
 
 @pytest.mark.parametrize('folder', ['file', 'file/run', '/proc/nowhere/run'])
-def test_a_workdir_that_cannot_be_written_is_named(tmp_path, folder):
-    (tmp_path / 'file').write_text('kept')
+def test_a_workdir_that_cannot_be_written_is_named_in_the_error(tmp_path, folder):
+    (tmp_path / 'file').write_text('content')
     with pytest.raises(UserError, match=r'workdir .* cannot be written') as error:
         claim_once(tmp_path / folder)
     assert str(tmp_path / folder) in str(error.value)
-    assert (tmp_path / 'file').read_text() == 'kept'
+    assert (tmp_path / 'file').read_text() == 'content'
 
 
 @pytest.mark.parametrize('damaged', ['', '{"seed": 1', '[]', '{"seeed": 1}', '\x00\x00'])
-def test_a_damaged_config_is_told_and_left_alone(tmp_path, damaged):
+def test_a_damaged_config_is_an_error_and_is_not_changed(tmp_path, damaged):
     claim_once(tmp_path)
     (tmp_path / 'config.json').write_text(damaged)
     with pytest.raises(UserError):
@@ -171,10 +171,10 @@ def test_a_damaged_config_is_told_and_left_alone(tmp_path, damaged):
     assert (tmp_path / 'config.json').read_text() == damaged
 
 
-# small files
+# JSON files
 
 
-def test_written_json_is_read_back(tmp_path):
+def test_json_is_written_and_read(tmp_path):
     path = str(tmp_path / 'a.json')
     for value in ({'a': [1, 2.5, None, 'ä']}, {'b': 1}):
         write_json(path, value)
@@ -182,46 +182,46 @@ def test_written_json_is_read_back(tmp_path):
     assert os.listdir(tmp_path) == ['a.json']
 
 
-class Failing:
-    """A value that JSON cannot hold."""
+class Unserializable:
+    """A value that JSON cannot represent."""
 
 
-@pytest.mark.parametrize('fail', ['value', 'disk'])
-def test_a_write_that_fails_leaves_the_file_as_it_was(tmp_path, monkeypatch, fail):
+@pytest.mark.parametrize('cause', ['value', 'disk'])
+def test_a_failed_write_does_not_change_the_file(tmp_path, monkeypatch, cause):
     path = str(tmp_path / 'a.json')
-    write_json(path, {'whole': True})
+    write_json(path, {'old': True})
 
-    def full(*args):
+    def fail(*args):
         raise OSError(28, 'No space left on device')
 
-    if fail == 'disk':
-        monkeypatch.setattr(workdir.os, 'fsync', full)
+    if cause == 'disk':
+        monkeypatch.setattr(workdir.os, 'fsync', fail)
     with pytest.raises((TypeError, OSError)):
-        write_json(path, {'a': 1, 'b': Failing() if fail == 'value' else 2})
-    assert read_json(path) == {'whole': True}
+        write_json(path, {'a': 1, 'b': Unserializable() if cause == 'value' else 2})
+    assert read_json(path) == {'old': True}
 
 
-def test_a_reader_never_sees_half_a_file(tmp_path, monkeypatch):
-    """At the moment of the rename the new content is whole on the disk, and the old is still in place."""
-    path, seen, replace = str(tmp_path / 'a.json'), [], os.replace
+def test_a_reader_never_sees_an_incomplete_file(tmp_path, monkeypatch):
+    """At the moment of the rename, the new file is complete and the old one is still in place."""
+    path, contents, replace = str(tmp_path / 'a.json'), [], os.replace
     write_json(path, {'version': 1})
 
-    def watched(source, target):
-        seen.append((read_json(source), read_json(target)))
+    def record_and_replace(source, target):
+        contents.append((read_json(source), read_json(target)))
         replace(source, target)
 
-    monkeypatch.setattr(workdir.os, 'replace', watched)
+    monkeypatch.setattr(workdir.os, 'replace', record_and_replace)
     write_json(path, {'version': 2, 'long': list(range(10000))})
-    assert seen == [({'version': 2, 'long': list(range(10000))}, {'version': 1})]
+    assert contents == [({'version': 2, 'long': list(range(10000))}, {'version': 1})]
 
 
-def test_a_missing_file_tells_that_there_is_no_run(tmp_path):
+def test_a_missing_file_means_that_there_is_no_run(tmp_path):
     with pytest.raises(UserError, match=r'holds no run \(no config\.json\)') as error:
         read_config(str(tmp_path))
     assert str(tmp_path) in str(error.value)
 
 
-def test_a_damaged_file_is_named(tmp_path):
+def test_a_damaged_file_is_named_in_the_error(tmp_path):
     (tmp_path / 'data.json').write_text('{"a": ')
     with pytest.raises(UserError, match=r'data\.json: cannot be read'):
         read_json(str(tmp_path / 'data.json'))
@@ -231,46 +231,46 @@ def test_a_damaged_file_is_named(tmp_path):
 
 
 def rows(*steps):
-    return [{'step': step, 'train_loss': step / 8} for step in steps]
+    return [{'step': step, 'epoch': step / 4, 'train_loss': step / 8} for step in steps]
 
 
 def write_rows(folder, *steps, resumed_from=0):
     log = MetricsLog(str(folder), resumed_from)
-    for row in rows(*steps):
-        log.write(row['step'], {'train_loss': row['train_loss']})
+    for step in steps:
+        log.write(step, step / 4, 'train', {'loss': step / 8})
     log.close()
 
 
-def test_metrics_are_one_line_a_step(tmp_path):
+def test_metrics_are_one_line_for_each_step(tmp_path):
     write_rows(tmp_path, 5, 10)
     lines = (tmp_path / 'metrics.jsonl').read_text().splitlines()
     assert [json.loads(line) for line in lines] == rows(5, 10) == read_metrics(str(tmp_path))
 
 
-def test_rows_reach_the_disk_as_they_are_written(tmp_path):
+def test_rows_are_written_immediately(tmp_path):
     log = MetricsLog(str(tmp_path), 0)
-    log.write(5, {'train_loss': 5 / 8})
+    log.write(5, 5 / 4, 'train', {'loss': 5 / 8})
     assert read_metrics(str(tmp_path)) == rows(5)
     log.close()
 
 
-def test_rows_after_the_resumed_step_are_taken_back(tmp_path):
+def test_rows_after_the_resumed_step_are_removed(tmp_path):
     write_rows(tmp_path, 5, 10, 15, 20)
     log = MetricsLog(str(tmp_path), 10)
     assert read_metrics(str(tmp_path)) == rows(5, 10)
-    log.write(15, {'train_loss': 15 / 8})
+    log.write(15, 15 / 4, 'train', {'loss': 15 / 8})
     log.close()
     assert read_metrics(str(tmp_path)) == rows(5, 10, 15)
 
 
-def test_a_run_from_the_beginning_takes_all_rows_back(tmp_path):
+def test_a_run_from_the_beginning_removes_all_rows(tmp_path):
     write_rows(tmp_path, 5, 10)
     write_rows(tmp_path, resumed_from=0)
     assert read_metrics(str(tmp_path)) == []
 
 
 @pytest.mark.parametrize('end', ['{"step": 15, "train_lo', '{"step": 1', '{', '\x00\x00\x00', '{"step": 15}}'])
-def test_a_line_that_a_crash_cut_short_is_taken_back(tmp_path, end):
+def test_an_incomplete_last_line_is_removed(tmp_path, end):
     write_rows(tmp_path, 5, 10)
     with open(tmp_path / 'metrics.jsonl', 'a') as f:
         f.write(end)
@@ -284,35 +284,52 @@ def test_a_workdir_without_metrics_has_no_rows(tmp_path):
     assert read_metrics(str(tmp_path)) == []
 
 
-def events(path):
-    """The TensorBoard events of a file: records of length, checksum, content, checksum."""
+def read_events(path):
+    """Yield the TensorBoard events of a file, whose records are length, checksum, content and checksum."""
     from tensorboardX.proto.event_pb2 import Event
-    data, at = path.read_bytes(), 0
-    while at < len(data):
-        length, = struct.unpack_from('<Q', data, at)
-        yield Event.FromString(data[at + 12:at + 12 + length])
-        at += 16 + length
+    data, offset = path.read_bytes(), 0
+    while offset < len(data):
+        length, = struct.unpack_from('<Q', data, offset)
+        yield Event.FromString(data[offset + 12:offset + 12 + length])
+        offset += 16 + length
 
 
-def test_a_run_that_begins_again_purges_all_and_a_save_writes_the_scalars_out(tmp_path):
+def start_steps(events):
+    """Return the steps of session starts: TensorBoard hides earlier events of these steps and later ones."""
+    return [event.step for event in events if event.session_log.status == event.session_log.START]
+
+
+def test_a_run_from_the_beginning_hides_all_events_and_flush_writes_the_scalars(tmp_path):
     log = MetricsLog(str(tmp_path), 0)
-    log.write(5, {'train_loss': 1.0})
-    log.write(6, {'train_loss': 1.0})
+    log.write(5, 0.5, 'train', {'loss': 1.0})
+    log.write(6, 0.6, 'train', {'loss': 1.0})
     log.flush()
-    found = list(events(next(tmp_path.glob('events.out.tfevents.*'))))
+    events = list(read_events(next(tmp_path.glob('events.out.tfevents.*'))))
     log.close()
-    assert [event.step for event in found if event.session_log.status == event.session_log.START] == [1]
-    assert [event.step for event in found for _ in event.summary.value] == [5, 6]
+    assert start_steps(events) == [1]
+    assert [event.step for event in events for value in event.summary.value if value.tag == 'train/loss'] == [5, 6]
 
 
-def test_every_figure_is_a_tensorboard_scalar_and_a_resumed_run_purges_what_lies_after_its_step(tmp_path):
+def test_a_resumed_run_hides_the_events_after_its_step(tmp_path):
     write_rows(tmp_path, 5, 10, 15)
-    first, = tmp_path.glob('events.out.tfevents.*')
-    first.rename(tmp_path / 'first')  # two within a second would share one name
+    path, = tmp_path.glob('events.out.tfevents.*')
+    path.rename(tmp_path / 'first')  # two files of the same second would have the same name
     write_rows(tmp_path, 15, 20, resumed_from=10)
-    second, = tmp_path.glob('events.out.tfevents.*')
-    found = [[(value.tag, event.step, value.simple_value) for event in events(path) for value in event.summary.value]
-             for path in (tmp_path / 'first', second)]
-    assert found == [[('train/loss', step, step / 8) for step in steps] for steps in ((5, 10, 15), (15, 20))]
-    starts = [event.step for event in events(second) if event.session_log.status == event.session_log.START]
-    assert starts == [11]  # TensorBoard hides earlier events of this step and later
+    path, = tmp_path.glob('events.out.tfevents.*')
+    scalars = [[(event.step, value.simple_value) for event in read_events(p) for value in event.summary.value
+                if value.tag == 'train/loss'] for p in (tmp_path / 'first', path)]
+    assert scalars == [[(step, step / 8) for step in steps] for steps in ((5, 10, 15), (15, 20))]
+    assert start_steps(read_events(path)) == [11]
+
+
+def test_metrics_are_named_by_their_split_and_infinite_ones_have_no_tensorboard_scalar(tmp_path):
+    log = MetricsLog(str(tmp_path), 0)
+    log.write(5, 0.5, 'train', {'loss': 1.0, 'grad_norm': float('inf')}, learning_rate=0.25)
+    log.write(5, 0.5, 'val', {'ema_top5': 0.75, 'test_like': 0.125})
+    log.close()
+    assert read_metrics(str(tmp_path)) == [
+        {'step': 5, 'epoch': 0.5, 'train_loss': 1.0, 'train_grad_norm': float('inf'), 'learning_rate': 0.25},
+        {'step': 5, 'epoch': 0.5, 'val_ema_top5': 0.75, 'val_test_like': 0.125}]
+    path, = tmp_path.glob('events.out.tfevents.*')
+    scalars = {value.tag: value.simple_value for event in read_events(path) for value in event.summary.value}
+    assert scalars == {'epoch': 0.5, 'train/loss': 1.0, 'learning_rate': 0.25, 'val/ema_top5': 0.75, 'val/test_like': 0.125}
