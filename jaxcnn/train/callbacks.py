@@ -23,7 +23,7 @@ class Callback:
         """Is called after each evaluation, with its metrics by name, such as `val_accuracy`."""
 
     def on_checkpoint(self, step: int, path: str) -> None:
-        """Is called when a checkpoint has been handed over to be written to the folder `path`."""
+        """Is called after each checkpoint, which is complete in the folder `path`. The run waits for it to be written."""
 
     def on_end(self, summary: Mapping[str, Any]) -> None:
         """Is called when the run is complete, with what is in `summary.json`."""
@@ -45,6 +45,10 @@ class Callbacks(Callback):
                 raise UserError(f'expected an instance of a subclass of jaxcnn.Callback, got {callback!r}',
                                 field=f'callbacks[{i}]')
         self._callbacks = tuple(callbacks)
+
+    def uses(self, method: str) -> bool:
+        """Return whether a callback overrides a method."""
+        return any(getattr(type(callback), method) is not getattr(Callback, method) for callback in self._callbacks)
 
     def _call(self, method: str, *arguments: Any) -> None:
         for callback in self._callbacks:

@@ -9,7 +9,7 @@ import dataclasses
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -19,11 +19,14 @@ import numpy as np
 from jaxcnn import config as cfg
 from jaxcnn import experiment, plugins
 from jaxcnn.cache_folder import cache_folder
+from jaxcnn.data import Source
+from jaxcnn.data.sources import IN_MEMORY
 from jaxcnn.errors import Diverged, UserError, from_os_error
 from jaxcnn.metrics import LOSS, Measurement
 from jaxcnn.tasks import Accumulated
 from jaxcnn.timeline import Phase, displayed_epoch
 from jaxcnn.train import extend, parallel, signals, workdir
+from jaxcnn.train.callbacks import Callback, Callbacks
 from jaxcnn.train.checkpoint import Checkpoints
 from jaxcnn.train.dispatch import Dispatch, DispatchQueue, dispatch_end
 from jaxcnn.train.finish import best_state, summarize, write_results
@@ -40,6 +43,8 @@ class TrainingRun:
       config: config of the run.
       folder: the workdir.
       stop: says whether a signal has asked the run to stop.
+      source: the data; None: what the config names.
+      callbacks: see `callbacks.Callback`.
 
     Attributes:
       setup: the objects that the run needs.
@@ -52,13 +57,15 @@ class TrainingRun:
       is_main_process: whether this process writes the files of the run.
     """
 
-    def __init__(self, config: cfg.Config, folder: str, stop: signals.StopRequest):
+    def __init__(self, config: cfg.Config, folder: str, stop: signals.StopRequest, source: Source | None = None,
+                 callbacks: Sequence[Callback] = ()):
         self._start_time = self._wall_seconds_until = time.monotonic()
-        self.setup = Setup(config, folder)
+        self.setup = Setup(config, folder, source)
         self._stop = stop
         self._resources = contextlib.ExitStack()
         self.monitored_split = 'val' if 'val' in self.setup.dataset.splits else 'test'
         self.is_main_process = jax.process_index() == 0
+        self._callbacks = Callbacks(callbacks if self.is_main_process else ())
         self.progress = RunProgress()
         self.dispatches = DispatchQueue()
         self._display = ProgressDisplay(self.setup.timeline.total, self._displayed_epoch(self.setup.timeline.total))
@@ -117,6 +124,7 @@ class TrainingRun:
             resources.callback(self.metrics_log.close)
         if not newest and self.is_main_process:
             setup.draw_first_batch(self.state)
+        self._callbacks.on_begin(setup.config, folder, self.step)
 
     def _check_restored_step(self, is_restored: bool) -> None:
         """Raise a UserError if processes restore different checkpoints, or if there are checkpoints but none can be read.
@@ -259,8 +267,9 @@ class TrainingRun:
             means = progress.add_step({name: float(of_steps[i]) for name, of_steps in values.items()})
             if dispatch.is_logged and timeline.next_logged(step - 1) == step:
                 if self.metrics_log:
-                    self.metrics_log.write(step, timeline.epoch(step), 'train', means,
-                                           learning_rate=float(learning_rates[i]), images_per_second=rate)
+                    row = self.metrics_log.write(step, timeline.epoch(step), 'train', means,
+                                                 learning_rate=float(learning_rates[i]), images_per_second=rate)
+                    self._callbacks.on_log(step, row)
                 progress.start_interval()
                 self._interval_images, self._interval_seconds = 0, 0.0
         overall_rate = progress.timed_images / progress.timed_seconds
@@ -300,6 +309,7 @@ class TrainingRun:
         if self.metrics_log:
             self.metrics_log.write(self.step, setup.timeline.epoch(self.step), split,
                                    {measurement.name_in_split: value for measurement, value in values.items()})
+        self._callbacks.on_evaluate(self.step, self._last_metrics)
         if split == 'val':
             best, optimizer = setup.experiment.best, setup.experiment.optimizer
             self.progress.observe(values[best], best.metric)
@@ -331,6 +341,9 @@ class TrainingRun:
         self.checkpoints.save(self.step, state, dataclasses.asdict(self.progress), metrics)
         if self.metrics_log:
             self.metrics_log.flush()
+        if self._callbacks.uses('on_checkpoint'):
+            self.checkpoints.wait()
+            self._callbacks.on_checkpoint(self.step, os.path.join(self.checkpoints.folder, str(self.step)))
         self._saved = (self.step, is_evaluated)
         self._stop.saved_step, self._stop.unsaved = self.step, False
         self._timed_until = time.monotonic()
@@ -355,16 +368,20 @@ class TrainingRun:
                    **self.progress.summary()}
         if self.is_main_process:
             write_results(experiment, setup.folder, summary, reported_split, accumulated)
+        self._callbacks.on_end(summary)
         return summary
 
 
 def train_and_evaluate(config: cfg.Config | ml_collections.ConfigDict | Mapping[str, Any], folder: str, *,
-                       extends: bool = False, end_process: bool = False) -> dict[str, Any]:
+                       data: Source | None = None, callbacks: Sequence[Callback] = (), extends: bool = False,
+                       end_process: bool = False) -> dict[str, Any]:
     """Train a network and evaluate it, or resume the run in the workdir.
 
     Args:
       config: config of the run.
       folder: the workdir, which is created if it is missing.
+      data: the data, instead of what `config.data` names; see `Source.from_arrays`.
+      callbacks: are called as the run trains; see `Callback`.
       extends: whether the run in the workdir may be continued with a longer `config.duration` and with further stages in
         `config.optim.switch`. It then equals a run that was started with them.
       end_process: whether a signal may end the process, which is a command's own; see `signals.stop_on_signals`.
@@ -379,11 +396,13 @@ def train_and_evaluate(config: cfg.Config | ml_collections.ConfigDict | Mapping[
       Interrupted: SIGTERM, SIGINT or SIGHUP came, and the state after the steps under way is saved.
     """
     parsed = cfg.parse(config)
+    if data is not None:
+        parsed = dataclasses.replace(parsed, data=dataclasses.replace(parsed.data, name=IN_MEMORY, dir=''))
     config = parallel.run_on_all_processes(lambda: experiment.check(parsed))
     with signals.stop_on_signals(end_process) as stop, contextlib.ExitStack() as resources:
         parallel.run_on_all_processes(lambda: resources.enter_context(workdir.claim(folder, config, extends)))
         try:
-            with parallel.run_on_all_processes(lambda: TrainingRun(config, folder, stop)) as run:
+            with parallel.run_on_all_processes(lambda: TrainingRun(config, folder, stop, data, callbacks)) as run:
                 run.train()
                 summary = run.finish()
                 signum = int(parallel.process_allgather(stop.signum).max())

@@ -26,7 +26,8 @@ class ProgressDisplay:
 
     def __init__(self, total_steps: int, total_epochs: float):
         self._total_steps, self._total_epochs = total_steps, total_epochs
-        self._is_terminal = sys.stderr is not None and sys.stderr.isatty()
+        self._in_notebook = 'ipykernel' in sys.modules
+        self._is_terminal = self._in_notebook or (sys.stderr is not None and sys.stderr.isatty())
         self._shown_time = 0.0
 
     @property
@@ -56,6 +57,8 @@ class ProgressDisplay:
                 f'{rate:,.0f} images/s  {_format_time(seconds_left)} left')
         if self._is_terminal:
             self._rewrite(line[:_terminal_width() - 1])  # a line of full width would wrap on some terminals
+            if self._in_notebook and step == self._total_steps:
+                print(flush=True)
             self._shown_time = time.monotonic()
         else:
             log.info(line)
@@ -67,6 +70,9 @@ class ProgressDisplay:
         log.info(text)
 
     def _rewrite(self, line: str) -> None:
+        if self._in_notebook:  # where standard error has a red background, and the line cannot be erased
+            print(f'\r{line.ljust(150 * bool(line))}', end='', flush=True)
+            return
         with contextlib.suppress(OSError):  # a closed terminal must not stop the run
             sys.stderr.write(f'\r\x1b[K{line}')
             sys.stderr.flush()

@@ -24,6 +24,11 @@ from jaxcnn.train.step import TrainStep, image_gradient, image_keys, many_steps,
 class Setup:
     """The objects that a training run needs.
 
+    Args:
+      config: config of the run.
+      folder: workdir of the run.
+      source: the data; None: what the config names.
+
     Attributes:
       config: config of the run.
       folder: workdir of the run.
@@ -41,10 +46,10 @@ class Setup:
       UserError: the data cannot be used, or fields of the config do not go together.
     """
 
-    def __init__(self, config: cfg.Config, folder: str):
+    def __init__(self, config: cfg.Config, folder: str, source: data.Source | None = None):
         self.config, self.folder = config, folder
         kind = tasks.find(config.task).kind
-        self.dataset = parallel.run_on_all_processes(lambda: data.load(config.data, kind))
+        self.dataset = parallel.run_on_all_processes(lambda: data.load(config.data, kind, source))
         train = self.dataset.splits['train']
         self.experiment = experiment.build(config, self.dataset.info(), self._fit_normalizers)
         self.timeline = self.experiment.timeline

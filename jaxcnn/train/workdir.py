@@ -163,8 +163,9 @@ class MetricsLog:
         from tensorboardX.proto.event_pb2 import Event
         self._events.write_event(Event(wall_time=time.time(), step=step, **content))
 
-    def write(self, step: int, epoch: float, split: str, metrics: Mapping[str, float], **scalars: float) -> None:
-        """Write one row, and one TensorBoard scalar for each finite value.
+    def write(self, step: int, epoch: float, split: str, metrics: Mapping[str, float],
+              **scalars: float) -> dict[str, float]:
+        """Write one row, and one TensorBoard scalar for each finite value. Return the row.
 
         Args:
           step: number of steps that are done.
@@ -184,6 +185,7 @@ class MetricsLog:
                 self._write_event(step, summary=scalar(tag, value))
         if time.monotonic() - self._flush_time > _FLUSH_INTERVAL:
             self.flush()
+        return row
 
     def flush(self) -> None:
         """Write the TensorBoard scalars to the disk; the rows are there already."""
