@@ -25,9 +25,10 @@ def restart_with_retained_memory() -> None:
     if gpu and os.environ.get('JAX_PLATFORMS') != 'cpu':
         return
     tunables = os.environ.get('GLIBC_TUNABLES', '')
-    # a script, and not for example a notebook that calls this function
+    # a script or `python -m jaxcnn.cli`, and not for example a notebook that calls this function
     is_script = sys.orig_argv[-len(sys.argv):] == sys.argv and os.path.isfile(sys.argv[0])
-    if not is_script or 'glibc.malloc' in tunables or _MARKER in os.environ:
+    is_module = sys.orig_argv[-len(sys.argv) - 1:] == ['-m', 'jaxcnn.cli', *sys.argv[1:]]
+    if not (is_script or is_module) or 'glibc.malloc' in tunables or _MARKER in os.environ:
         return
     with contextlib.suppress(OSError):
         with open('/sys/kernel/mm/transparent_hugepage/enabled', encoding='utf-8') as f:

@@ -15,6 +15,7 @@ COMMANDS = {
     'augment': 'draw what augmentation makes of images',
     'cache': 'list or clear the caches of decoded images and compiled programs',
     'multiprocess': 'start several processes of one command on this machine',
+    'benchmark': 'measure speed, as ratios to that of peers',
 }
 
 
@@ -33,7 +34,7 @@ def main() -> None:
         print(f'error: {unknown("command", name, COMMANDS)}', file=sys.stderr)
         sys.exit(2)
     sys.argv = [f'jaxcnn {name}', *arguments]
-    importlib.import_module(f'jaxcnn.cli.{name}').main()
+    sys.exit(importlib.import_module(f'jaxcnn.cli.{name}').main())
 
 
 if __name__ == '__main__':

@@ -80,9 +80,9 @@ def test_the_peer_takes_every_op_as_a_config_writes_it(text, monkeypatch):
     pytest.importorskip('torch')
     from PIL import Image
     monkeypatch.syspath_prepend('launch')
-    name, fields = importlib.import_module('benchmarks.data').peer_op(text, 16)
+    name, fields = importlib.import_module('jaxcnn.benchmarks.data').peer_op(text, 16)
     pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
-    peer = runpy.run_path('launch/benchmarks/torch_peer/pictures.py')
+    peer = runpy.run_path('jaxcnn/benchmarks/torch_peer/pictures.py')
     images = peer['Images']({'array': '', 'files': ['a'], 'ops': []}, 16)
     actual = np.asarray(getattr(images, name)(Image.fromarray(pixels), **fields))
     assert actual.shape == (16, 16, 3)
@@ -97,7 +97,7 @@ def test_the_peer_takes_every_op_as_a_config_writes_it(text, monkeypatch):
 @pytest.mark.torch
 def test_the_peer_finds_its_parts():
     pytest.importorskip('torch')
-    done = subprocess.run([sys.executable, 'launch/benchmarks/torch_peer', 'train_step', '--help'], capture_output=True)
+    done = subprocess.run([sys.executable, 'jaxcnn/benchmarks/torch_peer', 'train_step', '--help'], capture_output=True)
     assert (done.returncode, done.stderr) == (0, b'')
 
 
@@ -133,7 +133,7 @@ def test_airbench_runs_unchanged_without_a_gpu(tmp_path):
     for part, count in (('train', 1024), ('test', 10)):
         np.save(tmp_path / f'{part}_images.npy', np.random.default_rng(0).integers(0, 256, (count, 32, 32, 3), np.uint8))
         np.save(tmp_path / f'{part}_labels.npy', np.arange(count) % 10)
-    done = subprocess.run([sys.executable, 'launch/benchmarks/torch_peer', 'train', 'airbench94', '32', '1024',
+    done = subprocess.run([sys.executable, 'jaxcnn/benchmarks/torch_peer', 'train', 'airbench94', '32', '1024',
                            '--epochs=1', f'--folder={tmp_path}'], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout.splitlines()[-1])
@@ -173,7 +173,7 @@ ENTRY %main (x: bf16[8,4], y: pred[]) -> (f32[16,4], pred[]) {
 @pytest.fixture
 def memory_traffic(monkeypatch):
     monkeypatch.syspath_prepend('launch')
-    return importlib.import_module('benchmarks.measure').memory_traffic
+    return importlib.import_module('jaxcnn.benchmarks.measure').memory_traffic
 
 
 def test_memory_traffic_is_what_operations_read_and_write(memory_traffic):

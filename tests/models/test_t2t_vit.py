@@ -133,7 +133,7 @@ def test_stochastic_depth_leaves_out_the_last_block_for_some_images_and_never_th
 def test_logits_are_those_of_pytorch_with_the_same_weights(tokens, side, splits):
     torch = pytest.importorskip('torch')
     torch.manual_seed(0)
-    peer = runpy.run_path('launch/benchmarks/torch_peer/networks.py')
+    peer = runpy.run_path('jaxcnn/benchmarks/torch_peer/networks.py')
     token_class = peer['Performer' if tokens == 'performer' else 'TokenTransformer']
     torch_network = peer['T2TViT'](5, token_class, splits, **SMALL).eval()
     for i, one in enumerate(torch_network.tokens):

@@ -6,7 +6,8 @@ import statistics
 import sys
 from collections.abc import Iterator
 
-from benchmarks.measure import (
+from jaxcnn import memory
+from jaxcnn.benchmarks.measure import (
     Table,
     TorchPeer,
     images_per_second,
@@ -17,7 +18,6 @@ from benchmarks.measure import (
     on_cpu,
     require_torch,
 )
-from jaxcnn import memory
 from jaxcnn.errors import unknown
 
 Cases = list[tuple[str, int, int, dict]]  # network, image size, batch size, fields

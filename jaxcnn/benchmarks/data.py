@@ -15,8 +15,16 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks.measure import LAUNCH, Table, TorchPeer, clean_environment, images_per_second, require_torch, table
 from jaxcnn import config
+from jaxcnn.benchmarks.measure import (
+    TRAIN_COMMAND,
+    Table,
+    TorchPeer,
+    clean_environment,
+    images_per_second,
+    require_torch,
+    table,
+)
 from jaxcnn.errors import UserError, unknown
 
 PEER_OPS = ('flip_lr', 'pad_crop', 'random_resized_crop', 'auto_augment')
@@ -40,8 +48,8 @@ def peer_op(text: str, size: int) -> tuple[str, dict]:
 
 def peak_memory(*arguments: str) -> float:
     """Return the peak memory of `train.py` in 20 steps, in MB, without mapped files. It is sampled 50 times a second."""
-    script, peak = os.path.join(LAUNCH, 'train.py'), 0.0
-    command = [sys.executable, script, *arguments, '--config.duration.steps=20', '--config.optim.warmup=None',
+    peak = 0.0
+    command = [*TRAIN_COMMAND, *arguments, '--config.duration.steps=20', '--config.optim.warmup=None',
                '--config.log_every.steps=20']
     process = subprocess.Popen(command, env=clean_environment(), stderr=subprocess.PIPE, text=True)
 

@@ -17,8 +17,8 @@ from collections.abc import Callable
 
 from jaxcnn.errors import UserError
 
-LAUNCH = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-TORCH_PEER = os.path.join(LAUNCH, 'benchmarks', 'torch_peer')
+TRAIN_COMMAND = [sys.executable, '-m', 'jaxcnn.cli', 'train']
+TORCH_PEER = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'torch_peer')
 
 
 def machine() -> dict:

@@ -9,13 +9,22 @@ import tempfile
 import time
 from collections.abc import Iterator
 
-from benchmarks.measure import LAUNCH, TORCH_PEER, Table, TorchPeer, clean_environment, on_cpu, require_torch, table
 from jaxcnn import config
+from jaxcnn.benchmarks.measure import (
+    TORCH_PEER,
+    TRAIN_COMMAND,
+    Table,
+    TorchPeer,
+    clean_environment,
+    on_cpu,
+    require_torch,
+    table,
+)
 from jaxcnn.errors import UserError
 
 
 def train_command(args: argparse.Namespace, workdir: str) -> list[str]:
-    return [sys.executable, os.path.join(LAUNCH, 'train.py'), f'--config={args.config}', f'--workdir={workdir}',
+    return [*TRAIN_COMMAND, f'--config={args.config}', f'--workdir={workdir}',
             *(f'--config.{o}' for o in args.overrides)]
 
 
