@@ -1,4 +1,4 @@
-"""Draws what augmentation makes of pictures: a row for each op of a pipeline; see `jaxcnn/cli/augment.py`."""
+"""Draw augmented pictures; see `jaxcnn/cli/augment.py`."""
 
 from jaxcnn.cli.augment import main
 

@@ -1,13 +1,23 @@
-"""Draws what augmentation makes of pictures: a row for each op of a pipeline, and one for all of it.
+"""Draw augmented pictures: a row for each op of a pipeline, and a row for the pipeline.
 
-Without a pipeline, a row for each op there is. Ops that attack a network, and a run's own pipeline and images, need the run:
---workdir.
+Without a pipeline, every op is drawn. With --workdir, the pipeline and the images are those of a run, and ops may attack its
+network.
 """
 
 import argparse
+import dataclasses
 import os
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from jaxcnn import cli
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from jaxcnn.data import augment
+    from jaxcnn.run import Run
+    from jaxcnn.tasks import Task
 
 EXAMPLES = (
     'pad_crop(16)', 'random_crop(96)', 'center_crop(96)', 'random_resized_crop(128)', 'scale_jitter(128, (128, 256))',
@@ -21,94 +31,159 @@ EXAMPLES = (
 )
 
 
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A row of the figure: a pipeline, and the text above it."""
+
+    heading: str
+    pipeline: 'augment.Pipeline'
+
+
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """What the pipelines are applied to, and the task and network that they need.
+
+    Attributes:
+      images: uint8 (H, W, C); the first one is augmented, and mixed with the last one.
+      targets: of the images, by name.
+      task: mixes the targets and gives images their titles.
+      gradient: of the network's loss with respect to images; None without a run.
+    """
+
+    images: 'Sequence[np.ndarray]'
+    targets: 'Mapping[str, np.ndarray]'
+    task: 'Task'
+    gradient: 'augment.Gradient | None' = None
+
+
+def inputs_of_pictures(args: argparse.Namespace) -> Inputs:
+    """Return the pictures of --images, or two photographs, with two made-up classes."""
+    import numpy as np
+
+    from jaxcnn import config, tasks
+    from jaxcnn.data import decode, picture
+    if args.images:
+        pixels = [picture.read(path, 'RGB') for path in args.images]
+    else:
+        from sklearn.datasets import load_sample_images
+        pixels = load_sample_images().images
+    images = [decode.resize(image, (args.size, args.size), 'crop') for image in pixels]
+    task = tasks.create(config.parse({}), ['first', 'second'], [1, 1], 2)
+    return Inputs(images, {'label': np.arange(len(images))}, task)
+
+
+def inputs_of_run(args: argparse.Namespace, loaded: 'Run') -> Inputs:
+    """Return the pictures of --images with the labels that the network predicts, or two training images of the run."""
+    import numpy as np
+
+    from jaxcnn import data
+    from jaxcnn.data import picture
+    from jaxcnn.train.step import image_gradient
+    task, settings = loaded.experiment.task, loaded.config.data
+    gradient = image_gradient(loaded.experiment.network, loaded.experiment.preprocessor, task, loaded.variables)
+    if args.images:
+        images = [picture.load(path, loaded.info, settings.resize) for path in args.images]
+        return Inputs(images, task.targets_of(loaded.predict(np.stack(images))), task, gradient)
+    train = data.load(settings, task.kind).splits['train']
+    positions = np.random.default_rng(args.seed).permutation(len(train))[:2]
+    return Inputs(list(train.take(positions)), train.take_targets(positions), task, gradient)
+
+
+def rows_of(text: str, has_network: bool, is_default: bool) -> list[Row]:
+    """Return a row for each op of a pipeline, and one for the pipeline, unless the last op's row shows all of it.
+
+    Args:
+      text: the pipeline.
+      has_network: whether there is a network to attack. The row of an attack begins with the ops before it, which may change
+        the size of images to what the network takes.
+      is_default: the pipeline is the list of all examples: attacks without a network are left out, and there is no row for
+        the pipeline.
+
+    Raises:
+      UserError: the pipeline attacks a network, but there is none.
+    """
+    from jaxcnn.data import augment
+    from jaxcnn.errors import UserError
+    pipeline = augment.parse_pipeline(text)
+    assert pipeline is not None
+    texts = [part.strip() for part in text.split('|')]
+    rows, attacks = [], []
+    for i, op in enumerate(pipeline.ops):
+        start = 0 if isinstance(op, augment.Attack) and has_network else i
+        row = Row('|'.join(texts[start:i + 1]), augment.Pipeline(texts[i], pipeline.ops[start:i + 1]))
+        if row.pipeline.has_attack and not has_network:
+            attacks.append(row.heading)
+        else:
+            rows.append(row)
+    if attacks and not is_default:
+        raise UserError(f'{attacks[0]} attacks a network', hint='name a run with --workdir, whose network is attacked')
+    if attacks:
+        cli.log.info('skipped: %s; they attack a network, which --workdir names', ', '.join(attacks))
+    if len(rows) > 1 and rows[-1].pipeline.ops != pipeline.ops and not is_default:
+        rows.append(Row(text, pipeline))
+    return rows
+
+
+def augment_images(row: Row, inputs: Inputs, draws: int, seed: int) -> 'tuple[list[np.ndarray], list[str]]':
+    """Return the first image and its augmented versions with their titles.
+
+    Every other row of the batch holds the image with which the next one is mixed.
+    """
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from jaxcnn.train.state import run_once
+    first, last = (jnp.asarray(inputs.images[i], jnp.float32) / 255 for i in (0, -1))
+    examples = {'image': jnp.stack([last, first] * draws)}
+    for name, values in inputs.targets.items():
+        examples[name] = jnp.concatenate([jnp.asarray(values[[-1, 0]])] * draws)
+    keys = jnp.repeat(jax.random.split(jax.random.key(seed), draws), 2, 0)
+
+    def augment_batch(keys: jax.Array, examples: dict) -> dict:
+        return row.pipeline.batch(keys, examples, inputs.task, lambda x: jnp.roll(x, 1, 0), inputs.gradient)
+    results = jax.jit(augment_batch, compiler_options=run_once())(keys, examples)
+    augmented = {name: np.asarray(values)[1::2] for name, values in results.items()}
+    images = augmented.pop('image')
+    titles = [''] * draws
+    if row.pipeline.num_mixes:
+        titles = [inputs.task.title({name: values[i] for name, values in augmented.items()}) for i in range(draws)]
+    return [np.asarray(first), *images], ['original', *titles]
+
+
 def run(args: argparse.Namespace) -> int:
     """Run the command with its parsed arguments, and return its exit code."""
     if args.ops:
         from jaxcnn.data import augment
         print('\n'.join(map(augment.describe, augment.names())), end='')
         return 0
-    import jax
-    import jax.numpy as jnp
-    import numpy as np
-
-    from jaxcnn import config, data, tasks
     from jaxcnn.analysis.figures import image_grid
-    from jaxcnn.data import augment, decode, picture
     from jaxcnn.errors import UserError, counted
     from jaxcnn.run import load_run
-    from jaxcnn.train.state import run_once
-    from jaxcnn.train.step import image_gradient
-    for name, value, least in (('--draws', args.draws, 1), ('--size', args.size, 8)):
-        if value < least:
-            raise UserError(f'{name}: expected at least {least}, got {value}')
+    for name, value, minimum in (('--draws', args.draws, 1), ('--size', args.size, 8)):
+        if value < minimum:
+            raise UserError(f'expected at least {minimum}, got {value}', field=name)
     if len(args.images) > 2:
-        raise UserError(f'--images: expected one or two, got {len(args.images)}')
-    if args.workdir:
-        trained = load_run(args.workdir)
-        text = args.pipeline.strip() or trained.config.data.augment.strip()
+        raise UserError(f'expected one or two, got {len(args.images)}', field='--images')
+    text = args.pipeline.strip()
+    loaded = load_run(args.workdir) if args.workdir else None
+    if loaded:
+        text = text or loaded.config.data.augment.strip()
         if not text:
-            raise UserError(f'the run in {args.workdir!r} augments nothing: name a pipeline')
-        task = trained.experiment.task
-    else:
-        text = args.pipeline.strip() or '|'.join(EXAMPLES)
-        task = tasks.create(config.parse({}), ['first', 'second'], [1, 1], 2)
-    parts = augment.parse_pipeline(text)
-    assert parts is not None
-    gradient = None
-    if args.workdir:
-        gradient = image_gradient(trained.experiment.network, trained.experiment.preprocessor, task,
-                                  trained.variables)
-    texts = [part.strip() for part in text.split('|')]
-    rows = []
-    for i, op in enumerate(parts.ops):  # each alone, but an attack after what comes before it, which may change the size
-        start = 0 if isinstance(op, augment.Attack) and args.workdir else i
-        rows.append(('|'.join(texts[start:i + 1]), augment.Pipeline(texts[i], parts.ops[start:i + 1])))
-    if gradient is None and parts.has_attack:
-        attacks = [part for part, row in rows if row.has_attack]
-        if args.pipeline.strip():
-            raise UserError(f'{attacks[0]} attacks a network: --workdir names the run whose network it is')
-        cli.log.info('left out, as they attack a network, which --workdir names: %s', ', '.join(attacks))
-        rows = [row for row in rows if row[0] not in attacks]
-    if len(rows) > 1 and rows[-1][1].ops != parts.ops and text != '|'.join(EXAMPLES):
-        rows.append((text, parts))
-
-    if args.images:
-        def load(path: str) -> np.ndarray:
-            if args.workdir:
-                return picture.load(path, trained.info, trained.config.data.resize)
-            return decode.resize(picture.read(path, 'RGB'), (args.size, args.size), 'crop')
-        images = [load(path) for path in args.images]
-        targets = (task.targets_of(trained.predict(np.stack(images))) if args.workdir else
-                   {'label': np.arange(len(images))})
-    elif args.workdir:
-        train = data.load(trained.config.data, task.kind).splits['train']
-        positions = np.random.default_rng(args.seed).permutation(len(train))[:2]
-        images, targets = list(train.take(positions)), train.take_targets(positions)
-    else:
-        from sklearn.datasets import load_sample_images
-        images = [decode.resize(image, (args.size, args.size), 'crop') for image in load_sample_images().images]
-        targets = {'label': np.arange(2)}
-    first, second = (jnp.asarray(image, jnp.float32) / 255 for image in (images[0], images[-1]))
-
-    keys = jax.random.split(jax.random.key(args.seed), args.draws)
-    both = jnp.stack([second, first] * args.draws)
-    examples = {'image': both, **{name: jnp.concatenate([jnp.asarray(values[[-1, 0]])] * args.draws)
-                                  for name, values in targets.items()}}
+            raise UserError(f'the run in {args.workdir!r} has no augmentation', hint='name a pipeline')
+    rows = rows_of(text or '|'.join(EXAMPLES), bool(loaded), is_default=not text)
+    inputs = inputs_of_run(args, loaded) if loaded else inputs_of_pictures(args)
     tiles, titles = [], []
-    for _, row in rows:
-        def augment_batch(keys: jax.Array, examples: dict, row: augment.Pipeline = row) -> dict:
-            return row.batch(keys, examples, task, lambda x: jnp.roll(x, 1, 0), gradient)
-        drawn = jax.jit(augment_batch, compiler_options=run_once())(jnp.repeat(keys, 2, 0), examples)
-        augmented = {name: np.asarray(values)[1::2] for name, values in drawn.items()}
-        tiles += [np.asarray(first), *augmented.pop('image')]
-        titles += ['as it is', *(task.title({name: values[i] for name, values in augmented.items()}) if row.num_mixes else ''
-                                 for i in range(args.draws))]
+    for row in rows:
+        images, image_titles = augment_images(row, inputs, args.draws, args.seed)
+        tiles += images
+        titles += image_titles
     path = args.out or os.path.join(args.workdir, 'figures', 'augmentations.png')
     try:
         os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-        image_grid(tiles, titles, path, columns=args.draws + 1, headings=[part for part, _ in rows])
-    except (OSError, ValueError) as e:  # the latter for a format that is not known
-        raise UserError(f'{path}: cannot be written: {getattr(e, "strerror", None) or e}') from e
+        image_grid(tiles, titles, path, columns=args.draws + 1, headings=[row.heading for row in rows])
+    except (OSError, ValueError) as e:  # ValueError for an unknown format
+        raise UserError(f'cannot be written: {getattr(e, "strerror", None) or e}', field=path) from e
     print(f'{counted(len(rows), "row")}: {path}')
     return 0
 
@@ -117,16 +192,16 @@ def main() -> None:
     """Run the command with the arguments of the process."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('pipeline', nargs='?', default='',
-                        help="as in config.data.augment: 'random_resized_crop(96)|flip_lr' (default: every op)")
-    parser.add_argument('--ops', action='store_true', help='tell every op and its arguments, and draw nothing')
+                        help="as in config.data.augment, for example 'random_resized_crop(96)|flip_lr' (default: every op)")
+    parser.add_argument('--ops', action='store_true', help='print every op with its arguments, and draw nothing')
     parser.add_argument('--images', nargs='+', default=[], metavar='IMAGE',
-                        help='a picture, and one to mix it with, else itself; of a run, labelled as its network sees them '
-                        '(default: two photographs, or two images of the run)')
-    parser.add_argument('--workdir', default='', help='a run: its pipeline, training images and, for attacks, its network')
+                        help='the picture to augment, and one to mix it with; with --workdir, they get the labels that the '
+                        'network predicts (default: two photographs, or two training images of the run)')
+    parser.add_argument('--workdir', default='', help='a run, whose pipeline, training images and network are used')
     parser.add_argument('--size', type=int, default=128,
-                        help='pictures are brought to this square, in pixels (default: 128)')
-    parser.add_argument('--draws', type=int, default=7, help='columns (default: 7)')
-    parser.add_argument('--seed', type=int, default=0, help='of all draws (default: 0)')
+                        help='side in pixels of the square to which pictures are resized (default: 128)')
+    parser.add_argument('--draws', type=int, default=7, help='number of augmented images in each row (default: 7)')
+    parser.add_argument('--seed', type=int, default=0, help='seed of all random numbers (default: 0)')
     parser.add_argument('--out', default='', metavar='FILE',
-                        help='(default: figures/augmentations.png, in the workdir where there is one)')
+                        help='the figure to write (default: figures/augmentations.png, in the workdir if there is one)')
     cli.main(parser, run)

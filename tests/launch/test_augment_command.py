@@ -1,4 +1,4 @@
-"""`launch/augment.py`, as a person runs it."""
+"""Tests of the command `launch/augment.py`."""
 
 import numpy as np
 import pytest
@@ -11,22 +11,22 @@ pytestmark = pytest.mark.launch
 
 @pytest.mark.slow
 def test_every_op_that_needs_no_network_is_drawn(command, tmp_path):
-    path = tmp_path / 'made' / 'all.png'
+    path = tmp_path / 'new' / 'all.png'
     code, out, err = command('augment', f'--out={path}', '--size=128', '--draws=1')
     assert code == 0, err
     assert out == [f'{len(augment.names()) + 1 - 2} rows: {path}']  # two policies of auto_augment, no fgsm, no pgd
-    assert any('left out' in line and 'fgsm' in line and 'pgd' in line for line in err)
+    assert any('skipped' in line and 'fgsm' in line and 'pgd' in line for line in err)
     assert np.asarray(Image.open(path)).std() > 30
 
 
-def test_every_op_is_told_with_its_arguments(command):
+def test_ops_are_listed_with_their_arguments(command):
     code, out, err = command('augment', '--ops', fresh=True)
     assert code == 0, err
     assert [line.partition('(')[0] for line in out if line and not line.startswith(' ')] == augment.names()
     assert 'random_resized_crop(size, scale=(0.08, 1.0), ratio=(0.75, 1.3333333333333333))' in out
 
 
-def test_a_run_shows_its_network_attacked(command, tmp_path, tiny_run):
+def test_the_network_of_a_run_is_attacked(command, tmp_path, tiny_run):
     path = tmp_path / 'a.png'
     code, out, err = command('augment', 'fgsm(0.3)|mixup(1)', f'--workdir={tiny_run}', f'--out={path}', '--draws=2')
     assert code == 0, err
@@ -40,7 +40,7 @@ def test_a_run_shows_its_network_attacked(command, tmp_path, tiny_run):
 
 @pytest.mark.parametrize(('arguments', 'line'), [
     (['flip_rl'], "unknown augmentation 'flip_rl'; nearest: flip_lr"),
-    (['fgsm(0.1)'], 'fgsm(0.1) attacks a network: --workdir names the run whose network it is'),
+    (['fgsm(0.1)'], 'fgsm(0.1) attacks a network; name a run with --workdir, whose network is attacked'),
     (['flip_lr', '--images', 'no_such.png'], 'no_such.png: no such file'),
     (['random_crop(500)'], 'random_crop(500): images of 128 x 128 are smaller than 500 x 500'),
     (['flip_lr', '--images', 'a', 'b', 'c'], '--images: expected one or two, got 3'),
@@ -48,7 +48,7 @@ def test_a_run_shows_its_network_attacked(command, tmp_path, tiny_run):
     (['flip_lr', '--workdir=/no/such'], "workdir '/no/such' does not exist"),
     (['flip_lr', '--out=/proc/a.png'], '/proc/a.png: cannot be written'),
 ])
-def test_what_is_wrong_is_told_in_one_line(command, arguments, line):
+def test_an_invalid_argument_is_reported_in_one_line(command, arguments, line):
     code, _, err = command('augment', *arguments)
     assert code == 2
     assert len(err) == 1
