@@ -126,12 +126,14 @@ def _import_module(name: str, field: str) -> ModuleType:
 
 
 def _failed(source: str, error: Exception, field: str) -> UserError:
-    """Return the error for a plugin that raises one, with the line where it does."""
+    """Return the error for a plugin that raises one, with the file and the line where it does."""
     if isinstance(error, UserError):
         return UserError(str(error), field=f'{field}: {source}')
-    line = next((frame.lineno for frame in reversed(traceback.extract_tb(error.__traceback__))
-                 if os.path.abspath(frame.filename) == os.path.abspath(source)), getattr(error, 'lineno', None))
-    place = f'{source}, line {line}' if line else source
+    folder = os.path.dirname(os.path.abspath(source))
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if os.path.dirname(frame.filename) == folder]
+    place = f'{frames[-1].filename}, line {frames[-1].lineno}' if frames else source
+    if isinstance(error, SyntaxError):
+        place = f'{error.filename}, line {error.lineno}'
     return UserError(f'{type(error).__name__}: {" ".join(str(error).split())}', field=f'{field}: {place}')
 
 

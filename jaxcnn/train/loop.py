@@ -319,9 +319,9 @@ class TrainingRun:
                 opt_state = optimizer.observe(setup.backend.fetch(self.state.opt_state), stage, val_loss)
                 self.state = self.state.replace(opt_state=setup.backend.replicate(jax.device_get(opt_state)))
         self.progress.evaluated_step = self.step
-        shown = [f'{measurement.name} {value:.4f}' for measurement, value in values.items()
+        texts = [f'{measurement.name} {value:.4f}' for measurement, value in values.items()
                  if setup.experiment.informs(measurement.metric)]
-        self._display.log(f'step {self.step}: {"  ".join(shown)}')
+        self._display.log(f'step {self.step}: {"  ".join(texts)}')
         self._timed_until = time.monotonic()
 
     def _save(self) -> None:
