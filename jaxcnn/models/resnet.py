@@ -31,8 +31,8 @@ class ResNet(Network):
 
     Pre-activation puts BatchNorm and ReLU before the convolutions and nothing after the sum; a last BatchNorm and ReLU
     follow the last stage. Shortcuts other than the identity start after the block's first activation, and projections have
-    no BatchNorm. The ImageNet stem keeps its BatchNorm and ReLU; the small stem is a convolution alone, as in the paper's
-    networks for CIFAR.
+    no BatchNorm. The ImageNet stem keeps its BatchNorm and ReLU, unless `stem_norm` is False, as in timm's `resnetv2_50`.
+    The small stem is a convolution alone, as in the paper's networks for CIFAR.
 
     Attributes:
       blocks: number of blocks in each stage.
@@ -41,6 +41,7 @@ class ResNet(Network):
       groups: groups of the 3x3 convolutions in bottlenecks (the cardinality of ResNeXt).
       group_width: features of each group in the first stage; 0 stands for `width / groups`.
       stem: `imagenet`, 7x7 with stride 2 and pooling; or `small`, 3x3 without either, for images of 32 or 64 pixels.
+      stem_norm: apply BatchNorm and ReLU after the convolution of the ImageNet stem; False is for pre-activation only.
       shortcut: `A`, `B`, `C` or `none`.
       preact: use pre-activation.
       zero_init: the scale of each block's last BatchNorm starts at 0, so that a block starts as its shortcut (Goyal et al.
@@ -53,6 +54,7 @@ class ResNet(Network):
     groups: int = 1
     group_width: int = 0
     stem: str = 'imagenet'
+    stem_norm: bool = True
     shortcut: str = 'B'
     preact: bool = False
     zero_init: bool = False
@@ -66,6 +68,9 @@ class ResNet(Network):
             raise unknown('shortcut', self.shortcut, SHORTCUTS)
         if self.preact and self.shortcut == 'none':
             raise UserError("preact=True needs a shortcut of 'A', 'B' or 'C', got 'none'")
+        if not self.stem_norm and not (self.preact and self.stem == 'imagenet'):
+            raise UserError("stem_norm=False needs preact=True and stem='imagenet', "
+                            f'got preact={self.preact} and stem={self.stem!r}')
         if self.zero_init and (self.preact or self.shortcut == 'none'):
             raise UserError("zero_init=True needs preact=False and a shortcut of 'A', 'B' or 'C', "
                             f'got preact={self.preact} and shortcut={self.shortcut!r}')
@@ -88,7 +93,10 @@ class ResNet(Network):
         """See `Network.forward`; the feature maps are `stem`, before pooling, `stage1`, `stage2` and so on, and with
         pre-activation `activation`, after the last ReLU."""
         if self.stem == 'imagenet':
-            x = maps['stem'] = self.conv_norm(x, train, self.width, 7, 2)
+            if self.stem_norm:
+                x = maps['stem'] = self.conv_norm(x, train, self.width, 7, 2)
+            else:
+                x = maps['stem'] = self.conv(self.width, 7, 2, use_bias=False)(x)
             x = max_pool(x, 3, 2, padding=1)
         elif self.preact:
             x = maps['stem'] = self.conv(self.width, 3, use_bias=False)(x)

@@ -153,6 +153,7 @@ PUBLISHED = [
     ('resnet18', {}, 11_689_512), ('resnet34', {}, 21_797_672), ('resnet50', {}, 25_557_032), ('resnet101', {}, 44_549_160),
     ('resnet152', {}, 60_192_808), ('resnext50_32x4d', {}, 25_028_904), ('resnext101_32x8d', {}, 88_791_336),
     ('preresnet18', {}, 11_687_848), ('preresnet34', {}, 21_796_008), ('preresnet50', {}, 25_549_480),
+    ('preresnet18', {'stem_norm': False}, 11_687_720),
     ('preresnet101', {}, 44_541_608), ('preresnet152', {}, 60_185_256),
     ('mobilenet_v1', {}, 4_231_976), ('mobilenet_v1', {'multiplier': 0.25}, 470_072),
     ('mobilenet_v1', {'multiplier': 0.5}, 1_331_592), ('mobilenet_v1', {'multiplier': 0.75}, 2_585_560),

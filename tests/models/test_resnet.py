@@ -75,6 +75,7 @@ def test_maps_are_the_stem_and_the_stages_and_what_follows_pre_activation():
     stages = {'stage1': (16, 12, 32), 'stage2': (8, 6, 64), 'stage3': (4, 3, 128), 'stage4': (2, 2, 256)}
     assert maps() == {'stem': (32, 24, 8), **stages}
     assert maps(preact=True) == {'stem': (32, 24, 8), **stages, 'activation': (2, 2, 256)}
+    assert maps(preact=True, stem_norm=False) == maps(preact=True)
     assert maps(stem='small', blocks=(1, 1)) == {'stem': (64, 48, 8), 'stage1': (64, 48, 32), 'stage2': (32, 24, 64)}
 
 
@@ -156,6 +157,15 @@ def test_without_its_body_a_pre_activated_block_of_the_same_shape_is_the_identit
                                atol=1e-5)
 
 
+def test_a_stem_without_norm_is_a_convolution_alone():
+    network, _, images = drawn(preact=True)
+    network = network.clone(stem='imagenet', stem_norm=False)
+    variables = network.init(jax.random.key(0), images)
+    expected = jax.lax.conv_general_dilated(images, variables['params']['Conv_0']['kernel'], (2, 2), [(3, 3)] * 2,
+                                            dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
+    np.testing.assert_allclose(maps_of(network, variables, images)['stem'], expected, rtol=1e-4, atol=1e-4)
+
+
 # ---- what is refused
 
 
@@ -165,6 +175,7 @@ def test_without_its_body_a_pre_activated_block_of_the_same_shape_is_the_identit
     ('resnet18', {'shortcut': None}, r'model resnet18: shortcut must be of type str, got None'),
     ('preresnet18', {'shortcut': 'none'}, r"preact=True needs a shortcut of 'A', 'B' or 'C', got 'none'"),
     ('resnet50', {'width': 100, 'groups': 8}, r'8 groups do not divide 100 features'),
+    ('resnet18', {'stem_norm': False}, r"stem_norm=False needs preact=True and stem='imagenet', got preact=False and"),
     ('resnet34', {'group_width': 4}, r'groups and group_width need bottleneck=True, got groups=1 and group_width=4'),
     ('resnet20_cifar', {'blocks': (3, -3, 3)}, r'blocks must be positive integers, got \(3, -3, 3\)'),
     ('resnet20_cifar', {'blocks': ()}, r'blocks must be positive integers, got \(\)'),
