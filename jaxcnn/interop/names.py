@@ -1,0 +1,339 @@
+"""Names of parameters in torchvision's and timm's networks, for the networks of the zoo; PyTorch is not needed.
+
+The layers of the zoo's networks are numbered in the order in which they are created: `Conv_0`, `Conv_1`, ..., `BatchNorm_0`,
+..., `Dense_0`, .... A `Naming` lists the names that another library gives the same layers, in the same order.
+"""
+
+import contextlib
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+from jaxcnn import models
+from jaxcnn.errors import UserError
+from jaxcnn.interop.layout import Pair
+from jaxcnn.models import Network
+from jaxcnn.models.alexnet import AlexNet
+from jaxcnn.models.googlenet import GoogLeNet
+from jaxcnn.models.inception import InceptionResNetV2, InceptionV3, InceptionV4
+from jaxcnn.models.mobilenet import MobileNetV1
+from jaxcnn.models.resnet import ResNet
+from jaxcnn.models.vgg import VGG
+
+
+@dataclasses.dataclass
+class Naming:
+    """Names of the layers of a network in another library, such as `layer1.0.conv1`.
+
+    Attributes:
+      source: the networks that have these names, for messages.
+      required: fields that a jaxcnn network must have to compute the same function.
+      convs, norms, denses: names of the convolutions, BatchNorm layers and dense layers, in the order in which the jaxcnn
+        network creates them.
+      flattened: for dense layers that take a flattened map, the number of its channels.
+      auxiliary: names of the layers of auxiliary classifiers, which not all files have.
+    """
+
+    source: str
+    required: dict[str, Any] = dataclasses.field(default_factory=dict)
+    convs: list[str] = dataclasses.field(default_factory=list)
+    norms: list[str] = dataclasses.field(default_factory=list)
+    denses: list[str] = dataclasses.field(default_factory=list)
+    flattened: dict[str, int] = dataclasses.field(default_factory=dict)
+    auxiliary: set[str] = dataclasses.field(default_factory=set)
+
+    def add(self, conv: str, norm: str = '') -> None:
+        """Append a convolution and the BatchNorm layer that follows it."""
+        self.convs.append(conv)
+        if norm:
+            self.norms.append(norm)
+
+    def add_units(self, prefix: str, units: Iterable[str], norm: bool = True) -> None:
+        """Append convolutions `<unit>.conv` with the BatchNorm layers `<unit>.bn`."""
+        for unit in units:
+            self.add(f'{prefix}{unit}.conv', f'{prefix}{unit}.bn' if norm else '')
+
+    @property
+    def layers(self) -> list[str]:
+        """The names of all layers."""
+        return [*self.convs, *self.norms, *self.denses]
+
+    def layer_paths(self) -> dict[str, str]:
+        """Return the Flax name of each layer by its name in the other library."""
+        return {name: f'{kind}_{i}' for kind, names in (('Conv', self.convs), ('BatchNorm', self.norms),
+                                                        ('Dense', self.denses)) for i, name in enumerate(names)}
+
+
+# ---- ResNet
+
+
+def _resnet(network: ResNet) -> Iterable[Naming]:
+    """ResNet and ResNeXt of torchvision and of timm; with pre-activation, timm's `resnetv2_50` and its relatives."""
+    preact = network.preact
+    naming = Naming("timm's resnetv2 networks" if preact else "torchvision's and timm's ResNets",
+                    {'shortcut': 'B', 'bn_epsilon': 1e-5, **({'stem_norm': False} if preact else {})})
+    naming.add('stem.conv' if preact else 'conv1', '' if preact else 'bn1')
+    channels = network.width
+    for stage, count in enumerate(network.blocks):
+        features = (network.width << stage) * (4 if network.bottleneck else 1)
+        for i in range(count):
+            block = f'stages.{stage}.blocks.{i}' if preact else f'layer{stage + 1}.{i}'
+            projected = (stage > 0 and i == 0) or channels != features
+            body = range(1, 4 if network.bottleneck else 3)
+            if preact:
+                for k in body:
+                    naming.add(f'{block}.conv{k}', f'{block}.norm{k}')
+                if projected:
+                    naming.add(f'{block}.downsample.conv')
+            else:
+                if projected:
+                    naming.add(f'{block}.downsample.0', f'{block}.downsample.1')
+                for k in body:
+                    naming.add(f'{block}.conv{k}', f'{block}.bn{k}')
+            channels = features
+    if preact:
+        naming.norms.append('norm')
+    naming.denses.append('head.fc' if preact else 'fc')
+    yield naming
+
+
+# ---- networks with dense layers
+
+
+def _vgg(network: VGG) -> Iterable[Naming]:
+    """VGG of torchvision and of timm, without and with BatchNorm."""
+    required: dict[str, Any] = {'lrn': False, 'pointwise': False, **({'bn_epsilon': 1e-5} if network.batch_norm else {})}
+    for source, denses in (("torchvision's VGGs", ['classifier.0', 'classifier.3', 'classifier.6']),
+                           ("timm's VGGs", ['pre_logits.fc1', 'pre_logits.fc2', 'head.fc'])):
+        naming = Naming(source, required, denses=denses, flattened={denses[0]: network.stages[-1][-1]})
+        index = 0
+        for stage in network.stages:
+            for _ in stage:
+                naming.add(f'features.{index}', f'features.{index + 1}' if network.batch_norm else '')
+                index += 3 if network.batch_norm else 2
+            index += 1
+        yield naming
+
+
+def _alexnet(network: AlexNet) -> Iterable[Naming]:
+    """AlexNet of torchvision, which is that of Krizhevsky 2014, "One weird trick for parallelizing convolutional neural
+    networks"."""
+    required = {'widths': (64, 192, 384, 256, 256), 'stem': ((11, 4, 2), (5, 1, 2)), 'lrn': False, 'groups': 1}
+    yield Naming("torchvision's AlexNet", required, convs=[f'features.{i}' for i in (0, 3, 6, 8, 10)],
+                 denses=['classifier.1', 'classifier.4', 'classifier.6'], flattened={'classifier.1': network.widths[-1]})
+
+
+# ---- Inception
+
+
+def _googlenet(network: GoogLeNet) -> Iterable[Naming]:
+    """GoogLeNet of torchvision, which has BatchNorm and 3x3 convolutions in the third branch."""
+    naming = Naming("torchvision's GoogLeNet", {'batch_norm': True, 'torchvision': True, 'bn_epsilon': 1e-3},
+                    denses=['fc'])
+    naming.add_units('', ('conv1', 'conv2', 'conv3'))
+    for stage, count in enumerate(network.blocks):
+        for i in range(count):
+            naming.add_units(f'inception{stage + 3}{_letter(i)}.', (
+                'branch1', 'branch2.0', 'branch2.1', 'branch3.0', 'branch3.1', 'branch4.1'))
+    if network.aux_weight:
+        for k in (1, 2)[:1 if network.blocks[1] < 4 else 2]:
+            naming.add_units('', [f'aux{k}.conv'])
+            naming.denses += [f'aux{k}.fc1', f'aux{k}.fc2']
+            naming.flattened[f'aux{k}.fc1'] = network.width(128)
+            naming.auxiliary |= {f'aux{k}.conv.conv', f'aux{k}.conv.bn', f'aux{k}.fc1', f'aux{k}.fc2'}
+    yield naming
+
+
+_V3_BLOCKS = (
+    ('branch1x1', 'branch5x5_1', 'branch5x5_2', 'branch3x3dbl_1', 'branch3x3dbl_2', 'branch3x3dbl_3', 'branch_pool'),
+    ('branch1x1', *(f'branch7x7_{i}' for i in (1, 2, 3)), *(f'branch7x7dbl_{i}' for i in (1, 2, 3, 4, 5)), 'branch_pool'),
+    ('branch1x1', 'branch3x3_1', 'branch3x3_2a', 'branch3x3_2b', 'branch3x3dbl_1', 'branch3x3dbl_2', 'branch3x3dbl_3a',
+     'branch3x3dbl_3b', 'branch_pool'))
+_V3_REDUCTIONS = (('branch3x3', 'branch3x3dbl_1', 'branch3x3dbl_2', 'branch3x3dbl_3'),
+                  ('branch3x3_1', 'branch3x3_2', *(f'branch7x7x3_{i}' for i in (1, 2, 3, 4))))
+
+
+def _inception_v3(network: InceptionV3) -> Iterable[Naming]:
+    """Inception v3 of torchvision and of timm."""
+    naming = Naming("torchvision's and timm's Inception v3", {'bn_epsilon': 1e-3}, denses=['fc'])
+    naming.add_units('Conv2d_', ('1a_3x3', '2a_3x3', '2b_3x3', '3b_1x1', '4a_3x3'))
+    for stage, count in enumerate(network.blocks):
+        for i in range(count):  # the letter `a` is that of the reduction before the stage
+            naming.add_units(f'Mixed_{stage + 5}{_letter(i + 1)}.', _V3_BLOCKS[stage])
+        if stage < 2:
+            naming.add_units(f'Mixed_{stage + 6}a.', _V3_REDUCTIONS[stage])
+    if network.aux_weight:
+        naming.add_units('AuxLogits.', ('conv0', 'conv1'))
+        naming.denses.append('AuxLogits.fc')
+        naming.auxiliary = {name for name in naming.layers if name.startswith('AuxLogits.')}
+    yield naming
+
+
+_V4_BLOCKS = (
+    ('branch0', 'branch1.0', 'branch1.1', 'branch2.0', 'branch2.1', 'branch2.2', 'branch3.1'),
+    ('branch0', *(f'branch1.{i}' for i in range(3)), *(f'branch2.{i}' for i in range(5)), 'branch3.1'),
+    ('branch0', 'branch1_0', 'branch1_1a', 'branch1_1b', 'branch2_0', 'branch2_1', 'branch2_2', 'branch2_3a', 'branch2_3b',
+     'branch3.1'))
+_V4_REDUCTIONS = (('branch0', 'branch1.0', 'branch1.1', 'branch1.2'),
+                  ('branch0.0', 'branch0.1', *(f'branch1.{i}' for i in range(4))))
+
+
+def _inception_v4(network: InceptionV4) -> Iterable[Naming]:
+    """Inception v4 of timm."""
+    naming = Naming("timm's Inception v4", {'bn_epsilon': 1e-3}, denses=['last_linear'])
+    naming.add_units('features.', ('0', '1', '2', '3.conv', '4.branch0.0', '4.branch0.1',
+                                   *(f'4.branch1.{i}' for i in range(4)), '5.conv'))
+    index = itertools.count(6)
+    for stage, count in enumerate(network.blocks):
+        for _ in range(count):
+            naming.add_units(f'features.{next(index)}.', _V4_BLOCKS[stage])
+        if stage < 2:
+            naming.add_units(f'features.{next(index)}.', _V4_REDUCTIONS[stage])
+    yield naming
+
+
+_RES_BLOCKS = (('branch0', 'branch1.0', 'branch1.1', 'branch2.0', 'branch2.1', 'branch2.2'),
+               *(('branch0', 'branch1.0', 'branch1.1', 'branch1.2'),) * 2)
+_RES_REDUCTIONS = (('branch0', 'branch1.0', 'branch1.1', 'branch1.2'),
+                   ('branch0.0', 'branch0.1', 'branch1.0', 'branch1.1', 'branch2.0', 'branch2.1', 'branch2.2'))
+
+
+def _inception_resnet_v2(network: InceptionResNetV2) -> Iterable[Naming]:
+    """Inception-ResNet v2 of timm, whose last block without ReLU is named `block8`."""
+    naming = Naming("timm's Inception-ResNet v2", {'bn_epsilon': 1e-3}, denses=['classif'])
+    naming.add_units('conv2d_', ('1a', '2a', '2b', '3b', '4a'))
+    naming.add_units('mixed_5b.', (*_RES_BLOCKS[0], 'branch3.1'))
+    for stage, count in enumerate(network.blocks):
+        for i in range(count):
+            last = (stage, i) == (2, count - 1)
+            block = 'block8' if last else f'{("repeat", "repeat_1", "repeat_2")[stage]}.{i}'
+            naming.add(f'{block}.conv2d')  # the network creates it before the branches that it projects
+            naming.add_units(f'{block}.', _RES_BLOCKS[stage])
+        if stage < 2:
+            naming.add_units(f'mixed_{stage + 6}a.', _RES_REDUCTIONS[stage])
+    naming.add_units('', ('conv2d_7b',))
+    yield naming
+
+
+def _letter(index: int) -> str:
+    return chr(ord('a') + index)
+
+
+# ---- MobileNet
+
+
+def _mobilenet_v1(network: MobileNetV1) -> Iterable[Naming]:
+    """MobileNet v1 of timm, which has ReLU6."""
+    naming = Naming("timm's MobileNet v1", {'activation': 'relu6', 'bn_epsilon': 1e-5}, denses=['classifier'])
+    naming.add('conv_stem', 'bn1')
+    for stage, count in enumerate((1, 2, 2, 6, 2)):
+        for i in range(count):
+            block = f'blocks.{stage}.{i}'
+            naming.add(f'{block}.conv_dw', f'{block}.bn1')
+            naming.add(f'{block}.conv_pw', f'{block}.bn2')
+    yield naming
+
+
+NAMINGS: dict[type[Network], Callable[[Any], Iterable[Naming]]] = {
+    ResNet: _resnet, VGG: _vgg, AlexNet: _alexnet, GoogLeNet: _googlenet, InceptionV3: _inception_v3,
+    InceptionV4: _inception_v4, InceptionResNetV2: _inception_resnet_v2, MobileNetV1: _mobilenet_v1,
+}
+
+
+def namings(network: Network) -> list[Naming]:
+    """Return the namings that are known for a network; none for a network of another class than those of `NAMINGS`."""
+    known = next((NAMINGS[base] for base in type(network).__mro__ if base in NAMINGS), None)
+    return list(known(network)) if known else []
+
+
+# ---- matching
+
+
+@dataclasses.dataclass(frozen=True)
+class Match:
+    """The naming that fits the names of a file best.
+
+    Attributes:
+      naming: the naming.
+      prefix: what precedes all names in the file, such as `module.`.
+      count: number of layers whose weight the file has.
+    """
+
+    naming: Naming
+    prefix: str
+    count: int
+
+
+def match_names(network: Network, names: Iterable[str]) -> Match:
+    """Return the naming, and the prefix, with which most layers of a network are in a file.
+
+    Args:
+      network: the jaxcnn network.
+      names: names of the arrays of the file, such as `module.layer1.0.conv1.weight`.
+
+    Raises:
+      UserError: No naming is known for the network, or none fits a name of the file.
+    """
+    candidates = namings(network)
+    if not candidates:
+        known = sorted(name for name, other in _zoo() if namings(other))
+        raise UserError(f'the names of parameters in PyTorch are not known for a {type(network).__name__}',
+                        hint=f'they are for {", ".join(known)}; for others see jaxcnn.interop.torch.from_torch')
+    layers = {name.removesuffix('.weight') for name in names if name.endswith('.weight')}
+    best = max((_best_prefix(naming, layers) for naming in candidates), key=lambda match: match.count)
+    if not best.count:
+        examples = ', '.join(sorted(layers)[:3]) or 'none'
+        raise UserError(f'no layer has a name that {candidates[0].source} have, such as {candidates[0].convs[0]}; the '
+                        f"file's layers are {examples}, ...", hint=describe_file(names))
+    return best
+
+
+def _zoo() -> Iterator[tuple[str, Network]]:
+    """Yield the name of each registered network and the network with its default fields."""
+    for name in models.names():
+        with contextlib.suppress(UserError):  # a network may need a field that has no default
+            yield name, models.create(name)
+
+
+def _best_prefix(naming: Naming, layers: set[str]) -> Match:
+    first = naming.convs[0]
+    prefixes = {'', *(layer.removesuffix(first) for layer in layers if layer.endswith(f'.{first}'))}
+    counts = {prefix: sum(prefix + name in layers for name in naming.layers) for prefix in sorted(prefixes, key=len)}
+    prefix = max(counts, key=lambda p: counts[p])
+    return Match(naming, prefix, counts[prefix])
+
+
+def describe_file(names: Iterable[str]) -> str | None:
+    """Return the network of the zoo whose layers have the names of a file, as advice, or None."""
+    layers = {name.removesuffix('.weight') for name in names if name.endswith('.weight')}
+    scores: dict[str, float] = {}
+    for name, network in _zoo():
+        for naming in namings(network):
+            match = _best_prefix(naming, layers)
+            scores[name] = max(scores.get(name, 0.0), match.count / len(layers | set(naming.layers)))
+    name = max(scores, key=lambda name: scores[name])
+    return f'its names are those of {name}' if scores[name] > 0.5 else None
+
+
+def check_required(network: Network, naming: Naming) -> None:
+    """Raise a UserError if the network computes another function than the networks with these names."""
+    different = {field: value for field, value in naming.required.items() if getattr(network, field) != value}
+    if different:
+        fields = ', '.join(f'{field}={value!r}' for field, value in different.items())
+        current = ', '.join(f'{field}={getattr(network, field)!r}' for field in different)
+        raise UserError(f'{naming.source} have {fields}, and this network has {current}',
+                        hint='set these fields in config.model')
+
+
+def pair_by_name(naming: Naming, params: Mapping[str, Any], prefix: str = '') -> list[Pair]:
+    """Return the pairs of layers of a network and of a file.
+
+    Args:
+      naming: the names in the file.
+      params: the network's parameters, or their shapes.
+      prefix: what precedes all names in the file.
+    """
+    return [Pair((path,), prefix + name, naming.flattened.get(name),
+                 tuple(params[path]['kernel'].shape) if 'kernel' in params[path] else ())
+            for name, path in naming.layer_paths().items()]

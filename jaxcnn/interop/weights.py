@@ -1,0 +1,221 @@
+"""Reading parameters from `.safetensors` files and from PyTorch's `.pth` files as NumPy arrays, and as Flax variables.
+
+    network = jaxcnn.models.create('resnet50', num_classes=1000)
+    variables = load_variables(network, read_safetensors('resnet50.safetensors'), (224, 224, 3))
+"""
+
+import dataclasses
+import logging
+import pickle
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxcnn.errors import UserError
+from jaxcnn.interop.layout import leaves
+from jaxcnn.interop.names import Naming, check_required, describe_file, match_names, pair_by_name
+from jaxcnn.models import Network
+
+log = logging.getLogger('jaxcnn')
+
+STATE_DICT_KEYS = ('state_dict', 'model', 'model_state_dict', 'net', 'network', 'weights', 'params', 'module')
+EMA_KEYS = ('state_dict_ema', 'model_ema', 'ema_state_dict', 'model_ema_state_dict', 'ema', 'ema_model', 'params_ema')
+IGNORED = ('num_batches_tracked', 'n_averaged')  # counters of PyTorch's layers and averages
+
+
+# ---- files
+
+
+def read_safetensors(path: str) -> dict[str, np.ndarray]:
+    """Return the arrays of a `.safetensors` file by name.
+
+    Raises:
+      UserError: The package safetensors is not installed; the file is missing, damaged, or has a type that NumPy lacks.
+    """
+    try:
+        from safetensors import SafetensorError, safe_open
+    except ImportError:
+        raise UserError('reading .safetensors needs the package safetensors, which is not installed', field=path,
+                        hint='pip install safetensors==0.8.0') from None
+    import ml_dtypes  # noqa: F401 (gives NumPy the type bfloat16)
+    _check_file(path)
+    try:
+        with safe_open(path, framework='numpy') as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
+    except (SafetensorError, OSError, ValueError) as e:
+        raise UserError(f'is truncated, damaged, or no .safetensors file: {_one_line(e)}', field=path) from e
+    except (TypeError, KeyError, AttributeError) as e:
+        raise UserError(f'holds a type of number that NumPy lacks: {_one_line(e)}', field=path,
+                        hint='convert the file to float32') from e
+
+
+def read_torch(path: str, ema: bool | None = None) -> dict[str, np.ndarray]:
+    """Return the arrays of a PyTorch state dict by name.
+
+    Nothing but tensors and plain containers is unpickled (`weights_only=True`). Training checkpoints are searched for the
+    state dict under the keys `state_dict`, `model` and others, and for averaged parameters under `state_dict_ema`,
+    `model_ema` and others.
+
+    Args:
+      path: file that `torch.save` wrote.
+      ema: whether to read averaged parameters; None: if the file has them.
+
+    Raises:
+      UserError: PyTorch is not installed; the file is missing or damaged, or holds something else than a state dict.
+    """
+    try:
+        import torch
+    except ImportError:
+        raise UserError('reading a PyTorch file needs PyTorch, which is not installed', field=path,
+                        hint='pip install torch, or convert the file to .safetensors, which needs no PyTorch') from None
+    _check_file(path)
+    try:
+        content = torch.load(path, map_location='cpu', weights_only=True)
+    except pickle.UnpicklingError as e:
+        if 'Unsupported' in str(e) or 'allowed global' in str(e):
+            raise UserError('holds Python objects, such as a whole pickled module, beside tensors', field=path,
+                            hint='write torch.save(module.state_dict(), path) where the module can be loaded') from e
+        raise UserError(f'is truncated, damaged, or no PyTorch file: {_one_line(e)}', field=path) from e
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError) as e:
+        raise UserError(f'is truncated, damaged, or no PyTorch file: {_one_line(e)}', field=path) from e
+    state_dict = _find_state_dict(content, path, ema)
+    return {name: _to_numpy(tensor) for name, tensor in state_dict.items() if hasattr(tensor, 'detach')}
+
+
+def _check_file(path: str) -> None:
+    try:
+        with open(path, 'rb'):
+            pass
+    except OSError as e:
+        raise UserError(e.strerror or str(e), field=path) from e
+
+
+def _one_line(error: Exception) -> str:
+    return ' '.join(str(error).split())[:150] or type(error).__name__
+
+
+def _to_numpy(tensor: Any) -> np.ndarray:
+    tensor = tensor.detach().cpu()
+    array: np.ndarray = (tensor.float() if tensor.is_floating_point() else tensor).numpy()
+    return array
+
+
+def _is_state_dict(value: Any) -> bool:
+    return isinstance(value, Mapping) and any(hasattr(item, 'detach') and item.ndim for item in value.values())
+
+
+def _find_state_dict(content: Any, path: str, ema: bool | None) -> Mapping[str, Any]:
+    """Return the state dict in the content of a file; see `read_torch`."""
+    if _is_state_dict(content):
+        if ema:
+            raise UserError('is a plain state dict without averaged parameters', field=path,
+                            hint='leave out config.init.ema')
+        return content
+    keys = list(content) if isinstance(content, Mapping) else []
+    averaged, trained = ([key for key in known if key in keys and _is_state_dict(content[key])]
+                         for known in (EMA_KEYS, STATE_DICT_KEYS))
+    if ema and not averaged:
+        raise UserError(f'has no averaged parameters (its keys are {", ".join(map(str, keys))})', field=path,
+                        hint='leave out config.init.ema')
+    others = [key for key in keys if _is_state_dict(content[key])]
+    candidates = (averaged if ema is not False else []) + trained + (others if len(others) == 1 else [])
+    if not candidates:
+        listed = f', but the keys {", ".join(map(str, keys[:8]))}' if keys else f', but a {type(content).__name__}'
+        raise UserError(f'holds no state dict{listed}', field=path,
+                        hint='write torch.save(module.state_dict(), path)')
+    log.info('%s: reading the state dict under the key %r', path, candidates[0])
+    return content[candidates[0]]
+
+
+# ---- Flax variables
+
+
+@dataclasses.dataclass(frozen=True)
+class NamedArrays:
+    """Arrays of a file in the layout of a network.
+
+    Attributes:
+      arrays: by the path of the network's variable, such as `params/Conv_0/kernel`.
+      origins: the name of each of them in the file.
+      unused: the shapes of the file's other arrays, by name.
+      optional: paths of variables that a file may lack, those of auxiliary classifiers.
+      naming: the names that the file has.
+      expected: the name that each variable of the network would have in the file.
+    """
+
+    arrays: dict[str, np.ndarray]
+    origins: dict[str, str]
+    unused: dict[str, tuple[int, ...]]
+    optional: frozenset[str]
+    naming: Naming
+    expected: dict[str, str]
+
+
+def arrange(network: Network, tensors: Mapping[str, np.ndarray], shapes: Mapping[str, Any]) -> NamedArrays:
+    """Arrange arrays with torchvision's or timm's names as the variables of a network.
+
+    Arrays whose shape differs from the network's are returned in Flax's layout, too.
+
+    Args:
+      network: a network of the zoo.
+      tensors: arrays in PyTorch's layouts, by name.
+      shapes: the network's variables, or their shapes.
+
+    Raises:
+      UserError: The names are not those of such a network; its fields let it compute another function; or a layer has an
+        array, such as a bias, that the network's layer lacks.
+    """
+    match = match_names(network, tensors)
+    check_required(network, match.naming)
+    arrays, origins, expected, optional = {}, {}, {}, set()
+    pairs = pair_by_name(match.naming, shapes['params'], match.prefix)
+    for pair in pairs:
+        variables = {collection: shapes.get(collection, {}).get(pair.flax_path[0], {}) for collection in shapes}
+        for leaf in leaves(pair, tensors):
+            path = '/'.join((leaf.collection, *leaf.path))
+            if leaf.path[-1] not in variables.get(leaf.collection, {}):
+                raise UserError(f'the file has {leaf.torch_name}, and {pair.flax_path[0]} of {type(network).__name__} has '
+                                f'no {leaf.path[-1]}', hint=describe_file(tensors))
+            arrays[path], origins[path] = leaf.to_flax(tensors[leaf.torch_name]), leaf.torch_name
+        names = {'kernel': 'weight', 'scale': 'weight', 'bias': 'bias', 'mean': 'running_mean', 'var': 'running_var'}
+        for collection, layer in variables.items():
+            for name in layer:
+                path = f'{collection}/{pair.flax_path[0]}/{name}'
+                expected[path] = f'{pair.torch_name}.{names[name]}'
+                if pair.torch_name.removeprefix(match.prefix) in match.naming.auxiliary:
+                    optional.add(path)
+    used = set(origins.values())
+    unused = {name: tuple(tensor.shape) for name, tensor in tensors.items()
+              if name not in used and name.rpartition('.')[2] not in IGNORED}
+    return NamedArrays(arrays, origins, unused, frozenset(optional), match.naming, expected)
+
+
+def load_variables(network: Network, tensors: Mapping[str, np.ndarray],
+                   image_shape: tuple[int, int, int]) -> dict[str, Any]:
+    """Return the variables of a network, `{'params': ..., 'batch_stats': ...}`, from arrays with torchvision's or timm's
+    names, which `read_safetensors` and `read_torch` return.
+
+    Args:
+      network: a network of the zoo, whose variables must all be among the arrays.
+      tensors: arrays in PyTorch's layouts, by name.
+      image_shape: (H, W, C) of the images.
+
+    Raises:
+      UserError: See `arrange`; or an array is missing or has another shape.
+    """
+    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    shapes = {'batch_stats': {}, **jax.eval_shape(network.init, jax.random.key(0), images)}
+    named = arrange(network, tensors, shapes)
+
+    def value(path: Any, shape: Any) -> jax.Array:
+        name = '/'.join(key.key for key in path)
+        if name not in named.arrays:
+            raise UserError(f'the arrays lack {named.expected[name]}, for {name}', hint=describe_file(tensors))
+        array = named.arrays[name]
+        if array.shape != shape.shape:
+            raise UserError(f'the shape of {name} must be {shape.shape}, got {array.shape} from {named.origins[name]}')
+        return jnp.asarray(array, shape.dtype)
+    return jax.tree_util.tree_map_with_path(value, shapes)
