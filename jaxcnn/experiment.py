@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxcnn import config as cfg
-from jaxcnn import metrics, models, optim, plugins, registry, tasks
+from jaxcnn import initialize, metrics, models, optim, plugins, registry, tasks
 from jaxcnn.data import augment, normalize, sources, tta
 from jaxcnn.errors import UserError, name_field
 from jaxcnn.models import Network
@@ -85,6 +85,7 @@ def _check_names(config: cfg.Config) -> None:
             raise UserError(f'cannot be set; {reason}', field=f'config.model.{field}')
     with name_field('config.model'):
         models.create(config.model.name, **config.model.args)
+    initialize.check(config.init)
     with name_field('config.data.augment'):
         augment.parse_pipeline(config.data.augment)
     with name_field('config.data.eval_augment'):

@@ -169,6 +169,32 @@ class EvalConfig:
 
 
 @dataclass(frozen=True)
+class InitConfig:
+    """Initial weights from elsewhere. Exactly one of `run`, `torch`, `safetensors` and `variables` says from where.
+
+    Parameters and BatchNorm statistics are taken by name. Those of a head with another number of classes, and excluded ones,
+    keep the values that are drawn at random. A resumed run does not read the weights again.
+    """
+
+    run: str = _field('', 'workdir of another run')
+    checkpoint: str = _field('best', 'checkpoint of `run`: best, latest or a step')
+    torch: str = _field('', 'PyTorch file with a state dict, whose names are those of torchvision or timm; it is read by '
+                        'PyTorch')
+    safetensors: str = _field('', '.safetensors file with the names of torchvision or timm; PyTorch is not needed')
+    variables: bool = _field(False, 'whether the weights are passed to the training function from Python')
+    ema: bool | None = _field(None, "whether to take moving averages. None: of a run, if they are what its metric judges; "
+                              'of a PyTorch file, if it has them')
+    include: str = _field('', "regular expression searched in 'path/of/parameter' of this network; only the parameters and "
+                          'statistics that match are taken. Empty: all')
+    exclude: str = _field('', 'regular expression for parameters and statistics that are not taken. Empty: none')
+    rename: tuple[tuple[str, str], ...] = _field(
+        (), "pairs (regular expression, replacement) that turn the name of a parameter of this network into that of the "
+        "source, as in (('^Conv_2/', 'Conv_1/'),); the first that matches a name is applied to it")
+    checksum: str = _field('', 'SHA-256 checksum that the weights must have; a run records it in its config.json',
+                           affects_result=False)
+
+
+@dataclass(frozen=True)
 class WhitenConfig:
     """Initialisation of the first convolution with whitening filters, computed from training images."""
 
@@ -215,6 +241,7 @@ class Config:
     loss: Choice = _field(Choice('cross_entropy'), 'what is minimised; see jaxcnn.losses.names(), with its arguments. bce '
                           'is averaged over classes, so that its gradient shrinks with their number')
     model: Choice = _field(Choice('lenet5'), 'see jaxcnn.models.names(), with its fields')
+    init: InitConfig | None = _field(None, 'weights to start from')
     whiten: WhitenConfig | None = _field(None, 'whitening filters for the first convolution')
     data: DataConfig = _field(DataConfig, 'the data')
     optim: OptimConfig = _field(OptimConfig, 'the optimisation')

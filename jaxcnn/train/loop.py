@@ -17,7 +17,7 @@ import ml_collections
 import numpy as np
 
 from jaxcnn import config as cfg
-from jaxcnn import experiment, plugins
+from jaxcnn import experiment, initialize, plugins
 from jaxcnn.cache_folder import cache_folder
 from jaxcnn.data import Source
 from jaxcnn.data.sources import IN_MEMORY
@@ -45,6 +45,7 @@ class TrainingRun:
       stop: says whether a signal has asked the run to stop.
       source: the data; None: what the config names.
       callbacks: see `callbacks.Callback`.
+      initial_variables: see `Setup`.
 
     Attributes:
       setup: the objects that the run needs.
@@ -58,9 +59,9 @@ class TrainingRun:
     """
 
     def __init__(self, config: cfg.Config, folder: str, stop: signals.StopRequest, source: Source | None = None,
-                 callbacks: Sequence[Callback] = ()):
+                 callbacks: Sequence[Callback] = (), initial_variables: Mapping[str, Any] | None = None):
         self._start_time = self._wall_seconds_until = time.monotonic()
-        self.setup = Setup(config, folder, source)
+        self.setup = Setup(config, folder, source, initial_variables)
         self._stop = stop
         self._resources = contextlib.ExitStack()
         self.monitored_split = 'val' if 'val' in self.setup.dataset.splits else 'test'
@@ -99,12 +100,19 @@ class TrainingRun:
         self.step = newest[0] if newest else 0
         damaged_steps = [step for step in self.checkpoints.steps() if step > self.step]
         self._check_restored_step(newest is not None)
+        initial_weights = None if newest else setup.initial_weights
+        config = initialize.with_recorded_checksum(setup.config, folder)
+        if initial_weights:
+            config = initialize.with_checksum(config, initial_weights.checksum)
+        setup.check_initial_variables(config)
         if self.is_main_process:
             if is_extended:
                 extend.archive_results(folder)
             plugins.save_copies(setup.config.plugins, folder)
-            workdir.write_json(os.path.join(folder, 'config.json'), cfg.to_dict(setup.config))
+            workdir.write_json(os.path.join(folder, 'config.json'), cfg.to_dict(config))
             workdir.write_json(data_path, setup.dataset.info())
+            if initial_weights:
+                initialize.write_table(initial_weights, folder)
         if newest:
             _, host_state, progress = newest
             self.state = setup.backend.replicate(setup.add_optimizer_stages(host_state))
@@ -374,7 +382,8 @@ class TrainingRun:
 
 def train_and_evaluate(config: cfg.Config | ml_collections.ConfigDict | Mapping[str, Any], folder: str, *,
                        data: Source | None = None, callbacks: Sequence[Callback] = (), extends: bool = False,
-                       end_process: bool = False) -> dict[str, Any]:
+                       end_process: bool = False,
+                       initial_variables: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Train a network and evaluate it, or resume the run in the workdir.
 
     Args:
@@ -385,6 +394,7 @@ def train_and_evaluate(config: cfg.Config | ml_collections.ConfigDict | Mapping[
       extends: whether the run in the workdir may be continued with a longer `config.duration` and with further stages in
         `config.optim.switch`. It then equals a run that was started with them.
       end_process: whether a signal may end the process, which is a command's own; see `signals.stop_on_signals`.
+      initial_variables: variables of the network to start from, `{'params': ..., 'batch_stats': ...}`; see `config.init`.
 
     Returns:
       The summary, as in `summary.json`. It holds the metrics of the best checkpoint by `config.checkpoint.metric`, where
@@ -395,14 +405,15 @@ def train_and_evaluate(config: cfg.Config | ml_collections.ConfigDict | Mapping[
         finite.
       Interrupted: SIGTERM, SIGINT or SIGHUP came, and the state after the steps under way is saved.
     """
-    parsed = cfg.parse(config)
+    parsed = initialize.with_variables(cfg.parse(config), initial_variables)
     if data is not None:
         parsed = dataclasses.replace(parsed, data=dataclasses.replace(parsed.data, name=IN_MEMORY, dir=''))
     config = parallel.run_on_all_processes(lambda: experiment.check(parsed))
     with signals.stop_on_signals(end_process) as stop, contextlib.ExitStack() as resources:
         parallel.run_on_all_processes(lambda: resources.enter_context(workdir.claim(folder, config, extends)))
         try:
-            with parallel.run_on_all_processes(lambda: TrainingRun(config, folder, stop, data, callbacks)) as run:
+            with parallel.run_on_all_processes(
+                    lambda: TrainingRun(config, folder, stop, data, callbacks, initial_variables)) as run:
                 run.train()
                 summary = run.finish()
                 signum = int(parallel.process_allgather(stop.signum).max())

@@ -126,9 +126,10 @@ class Sharded:
         """Return stacked batches split over the devices, given this process's rows: each array (steps, b, ...)."""
         return self._shard(batches, self._stacked_rows)
 
-    def init(self, fn: Callable, seed: int) -> Any:
-        """Return `fn(seed)`, replicated on all devices."""
-        return jax.jit(fn, out_shardings=self._replicated, compiler_options=run_once())(np.uint32(seed))
+    def init(self, fn: Callable, seed: int, *host_arrays: Any) -> Any:
+        """Return `fn(seed, *host_arrays)`, replicated on all devices."""
+        return jax.jit(fn, out_shardings=self._replicated, compiler_options=run_once())(
+            np.uint32(seed), *host_arrays)
 
     def compile_train(self, fn: Callable) -> jax.stages.Wrapped:
         """Compile `step.many_steps`; the state is donated."""
@@ -186,9 +187,10 @@ class Pmap:
         num_local = len(self._local_devices)
         return jax.tree.map(lambda x: x.reshape(len(x), num_local, -1, *x.shape[2:]).swapaxes(0, 1), batches)
 
-    def init(self, fn: Callable, seed: int) -> Any:
-        """Return `fn(seed)`, replicated on all devices."""
-        return self.replicate(jax.device_get(jax.jit(fn, compiler_options=run_once())(np.uint32(seed))))
+    def init(self, fn: Callable, seed: int, *host_arrays: Any) -> Any:
+        """Return `fn(seed, *host_arrays)`, replicated on all devices."""
+        return self.replicate(jax.device_get(jax.jit(fn, compiler_options=run_once())(
+            np.uint32(seed), *host_arrays)))
 
     def compile_train(self, fn: Callable) -> jax.stages.Wrapped:
         """Compile `step.many_steps`; the state is donated."""

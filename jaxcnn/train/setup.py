@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from jaxcnn import config as cfg
-from jaxcnn import data, experiment, tasks
+from jaxcnn import data, experiment, initialize, tasks
 from jaxcnn.data import feed, normalize
 from jaxcnn.errors import UserError
 from jaxcnn.timeline import Phase
@@ -28,6 +28,7 @@ class Setup:
       config: config of the run.
       folder: workdir of the run.
       source: the data; None: what the config names.
+      initial_variables: variables of the network to start from, for `config.init.variables`.
 
     Attributes:
       config: config of the run.
@@ -46,8 +47,10 @@ class Setup:
       UserError: the data cannot be used, or fields of the config do not go together.
     """
 
-    def __init__(self, config: cfg.Config, folder: str, source: data.Source | None = None):
+    def __init__(self, config: cfg.Config, folder: str, source: data.Source | None = None,
+                 initial_variables: Mapping[str, Any] | None = None):
         self.config, self.folder = config, folder
+        self._initial_variables = initial_variables
         kind = tasks.find(config.task).kind
         self.dataset = parallel.run_on_all_processes(lambda: data.load(config.data, kind, source))
         train = self.dataset.splits['train']
@@ -87,7 +90,7 @@ class Setup:
         parallel.run_on_all_processes(write)
         return normalize.read(path, ops)
 
-    def init_fn(self, transform_params: Callable[[Any], Any] = lambda params: params) -> Callable[[jax.Array], TrainState]:
+    def init_fn(self, transform_params: Callable[[Any], Any] = lambda params: params) -> Callable[..., TrainState]:
         """Return the pure function from a seed to the initial state.
 
         Args:
@@ -146,7 +149,38 @@ class Setup:
         init = self.init_fn()
         if self.config.whiten:
             init = self.init_fn(whiten.initializer(self.config.whiten, self.template.params, self._sample_images))
-        return self.backend.init(init, self.config.seed)
+        if self.initial_weights is None:
+            return self.backend.init(init, self.config.seed)
+        arrays = self.initial_weights.arrays
+        del self.initial_weights  # so that their memory can be freed
+        return self.backend.init(lambda seed, arrays: init(seed, arrays=arrays), self.config.seed, arrays)
+
+    @functools.cached_property
+    def initial_weights(self) -> initialize.InitialWeights | None:
+        """The weights that `config.init` names; None without it. They are read when they are first needed.
+
+        Raises:
+          UserError: they cannot be used; or the processes read different ones.
+        """
+        config = initialize.with_recorded_checksum(self.config, self.folder)
+        if config.init is None:
+            return None
+        shapes = {'params': self.template.params, 'batch_stats': self.template.batch_stats}
+        weights = parallel.run_on_all_processes(lambda: initialize.load_initial_weights(
+            config, self.experiment.network, shapes, self.experiment.image_shape, self.experiment.info['class_names'],
+            self._initial_variables))
+        if len(set(parallel.process_allgather(int(weights.checksum[:7], 16)))) > 1:
+            raise UserError('the processes read different weights', field='config.init')
+        return weights
+
+    def check_initial_variables(self, recorded_config: cfg.Config) -> None:
+        """Raise a UserError if the variables that are passed from Python are not those that the run started from."""
+        if self._initial_variables is None or recorded_config.init is None:
+            return
+        if (checksum := initialize.checksum(self._initial_variables)) != recorded_config.init.checksum:
+            raise UserError(f'the run in {self.folder!r} started from variables with the checksum '
+                            f'{recorded_config.init.checksum}, got ones with {checksum}', field='config.init.variables',
+                            hint='pass the same variables, or use a new workdir')
 
     def add_optimizer_stages(self, state: TrainState) -> TrainState:
         """Return a restored state with the initial optimizer states of stages by which the run has been extended since."""

@@ -1,6 +1,7 @@
 """The training state: one plain pytree of arrays."""
 
-from collections.abc import Callable
+import types
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax
@@ -8,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxcnn import initialize
 from jaxcnn.config import OptimConfig
 from jaxcnn.errors import UserError
 from jaxcnn.optim import Optimizer
@@ -53,7 +55,8 @@ class Weights:
 
 
 def init_weights(network: nn.Module, image_shape: tuple[int, ...], seed: Any, ema: bool,
-                 transform_params: Callable[[Any], Any] = lambda params: params) -> Weights:
+                 transform_params: Callable[[Any], Any] = lambda params: params,
+                 arrays: Mapping[str, Any] = types.MappingProxyType({})) -> Weights:
     """Return the weights before the first step. This is a pure function of the seed.
 
     Args:
@@ -62,6 +65,7 @@ def init_weights(network: nn.Module, image_shape: tuple[int, ...], seed: Any, em
       seed: integer scalar.
       ema: whether to return moving averages, which start at the initial weights.
       transform_params: maps the parameters that are drawn at random to the initial ones.
+      arrays: arrays by their path in the variables, which replace those that are drawn at random.
 
     Raises:
       UserError: the network returns a map of scores instead of one row of logits for each image.
@@ -73,6 +77,7 @@ def init_weights(network: nn.Module, image_shape: tuple[int, ...], seed: Any, em
         raise UserError("training needs one row of logits for each image, and 'dense_conv' gives a map of scores "
                         f'{logits.shape[1:]}', field='config.model.head',
                         hint="train with head='dense', which has the same parameters")
+    variables = initialize.replace_arrays(variables, arrays)
     params, batch_stats = transform_params(variables['params']), variables.get('batch_stats', {})
     # in float32, because averages move by less than bfloat16 resolves
     averages = jax.tree.map(lambda x: jnp.array(x, jnp.float32), (params, batch_stats)) if ema else None
@@ -80,15 +85,16 @@ def init_weights(network: nn.Module, image_shape: tuple[int, ...], seed: Any, em
 
 
 def init_state(network: nn.Module, optimizer: Optimizer, image_shape: tuple[int, ...], seed: Any,
-               optim: OptimConfig, transform_params: Callable[[Any], Any] = lambda params: params) -> TrainState:
+               optim: OptimConfig, transform_params: Callable[[Any], Any] = lambda params: params,
+               arrays: Mapping[str, Any] = types.MappingProxyType({})) -> TrainState:
     """Return the state before the first step. This is a pure function of the seed.
 
     Args:
-      network, image_shape, seed, transform_params: see `init_weights`.
+      network, image_shape, seed, transform_params, arrays: see `init_weights`.
       optimizer: optimizer of the run.
       optim: says whether there are moving averages and look-ahead's slow parameters; both start at the initial weights.
     """
-    weights = init_weights(network, image_shape, seed, bool(optim.ema_decay), transform_params)
+    weights = init_weights(network, image_shape, seed, bool(optim.ema_decay), transform_params, arrays)
     slow = jax.tree.map(jnp.copy, (weights.params, weights.batch_stats)) if optim.lookahead else None
     return TrainState(jnp.zeros((), jnp.int32), weights.params, weights.batch_stats, optimizer.init(weights.params),
                       weights.ema, slow)

@@ -1,0 +1,405 @@
+"""Start training from other weights: those of a run, of a file, or from Python (`config.init`).
+
+`load_initial_weights` reads the weights and matches them by name with the variables of a network. Names are those of the
+network, such as `Conv_0/kernel` and `BatchNorm_0/mean`.
+"""
+
+import collections
+import dataclasses
+import hashlib
+import logging
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxcnn import config as cfg
+from jaxcnn.errors import UserError, name_field, unknown
+from jaxcnn.interop import weights
+from jaxcnn.models import Network
+from jaxcnn.optim import path_mask, path_name
+
+log = logging.getLogger('jaxcnn')
+
+FILE_NAME = 'init.json'  # in the workdir
+SOURCES = ('run', 'torch', 'safetensors', 'variables')
+_COLLECTIONS = ('params', 'batch_stats')
+_LOGGED = 6  # parameters that a line of the log names
+
+
+@dataclasses.dataclass(frozen=True)
+class Parameter:
+    """A parameter or a BatchNorm statistic in the table of what was taken.
+
+    Attributes:
+      name: its name in the network, such as `Conv_0/kernel`; for what was not used, its name in the source.
+      shape: its shape.
+      source: the name in the source of a parameter that was taken.
+      reason: why a parameter was not taken.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    source: str = ''
+    reason: str = ''
+
+
+@dataclasses.dataclass(frozen=True)
+class InitialWeights:
+    """Weights to start from, and the table of what was taken.
+
+    Attributes:
+      source: what they were read from, for people.
+      checksum: SHA-256 checksum of the file, or of the variables of a run or from Python.
+      arrays: the arrays that were taken, by the path of the variable, such as `params/Conv_0/kernel`.
+      taken: parameters and statistics that start from these weights.
+      left: those that keep the values that are drawn at random.
+      unused: arrays of the source that no parameter takes.
+    """
+
+    source: str
+    checksum: str
+    arrays: dict[str, np.ndarray]
+    taken: tuple[Parameter, ...]
+    left: tuple[Parameter, ...]
+    unused: tuple[Parameter, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the table and the checksum as `init.json` holds them."""
+        def rows(parameters: Iterable[Parameter]) -> list[dict[str, Any]]:
+            return [{key: value for key, value in dataclasses.asdict(p).items() if value or key in ('name', 'shape')}
+                    for p in parameters]
+        return {'source': self.source, 'checksum': self.checksum, 'taken': rows(self.taken), 'left': rows(self.left),
+                'unused': rows(self.unused)}
+
+    def summary(self) -> list[str]:
+        """Return the table as a few lines for the log."""
+        lines = [f'starting from {self.source}: {len(self.taken)} of {len(self.taken) + len(self.left)} parameters and '
+                 'statistics taken']
+        if self.left:
+            lines.append(f'  left at their initialisation: {_enumerate(self.left)}')
+        if self.unused:
+            lines.append(f'  not used: {_enumerate(self.unused)}')
+        return lines
+
+
+def _enumerate(parameters: Sequence[Parameter]) -> str:
+    items = [f'{p.name} {p.shape}{f" ({p.reason})" if p.reason else ""}' for p in parameters[:_LOGGED]]
+    more = len(parameters) - len(items)
+    return ', '.join(items) + (f' and {more} more (see {FILE_NAME})' if more else '')
+
+
+def report_lines(workdir: str) -> list[str]:
+    """Return the lines of a report's section on the initial weights of the run in `workdir`; none if it has none."""
+    from jaxcnn.train.workdir import read_json
+    path = os.path.join(workdir, FILE_NAME)
+    if not os.path.exists(path):
+        return []
+    table = read_json(path)
+    lines = [f'Training started from {table["source"]} (checksum `{table["checksum"]}`).', '',
+             '| | parameters and statistics | numbers |', '|---|---|---|']
+    for title, key in (('taken', 'taken'), ('left at their initialisation', 'left'), ('not used', 'unused')):
+        lines.append(f'| {title} | {len(table[key])} | {sum(int(np.prod(row["shape"])) for row in table[key]):,} |')
+    rows = [(row, title) for title, key in (('left', 'left'), ('not used', 'unused')) for row in table[key]]
+    if rows:
+        lines += ['', '| name | shape | |', '|---|---|---|']
+        lines += [f'| `{row["name"]}` | {"x".join(map(str, row["shape"]))} | {title}{": " * bool(row.get("reason"))}'
+                  f'{row.get("reason", "")} |' for row, title in rows[:20]]
+    return [*lines, '', f'The complete table is in `{FILE_NAME}`.']
+
+
+# ---- the config
+
+
+def check(init: cfg.InitConfig | None) -> None:
+    """Raise a UserError unless the fields of `config.init` fit together. No file is read."""
+    if init is None:
+        return
+    sources = [name for name in SOURCES if getattr(init, name)]
+    if len(sources) != 1:
+        given = ' and '.join(sources) if sources else 'none of them'
+        raise UserError(f'exactly one of {", ".join(SOURCES)} must be set, got {given}', field='config.init',
+                        hint="for example init=dict(run='runs/a') or init=dict(safetensors='resnet18.safetensors')")
+    for field, fits in (('checkpoint', bool(init.run) or init.checkpoint == 'best'),
+                        ('ema', init.ema is None or bool(init.run or init.torch))):
+        if not fits:
+            raise UserError(f'got {getattr(init, field)!r}, which has no meaning for config.init.{sources[0]}',
+                            field=f'config.init.{field}')
+    patterns = {'include': init.include, 'exclude': init.exclude,
+                **{f'rename[{i}]': pattern for i, (pattern, _) in enumerate(init.rename)}}
+    for field, pattern in patterns.items():
+        try:
+            re.compile(pattern)
+        except re.error as e:
+            raise UserError(f'{pattern!r} is no regular expression: {e}', field=f'config.init.{field}') from e
+
+
+def with_variables(config: cfg.Config, variables: Mapping[str, Any] | None) -> cfg.Config:
+    """Return the config of a run that starts from variables that are passed from Python, if there are any.
+
+    Raises:
+      UserError: `config.init` says to start from something else.
+    """
+    if variables is None:
+        return config
+    init = config.init or cfg.InitConfig()
+    other = next((name for name in ('run', 'torch', 'safetensors') if getattr(init, name)), None)
+    if other:
+        raise UserError(f'got {getattr(init, other)!r}, and variables are passed from Python, too',
+                        field=f'config.init.{other}', hint='use one of them')
+    return dataclasses.replace(config, init=dataclasses.replace(init, variables=True))
+
+
+def with_checksum(config: cfg.Config, checksum: str) -> cfg.Config:
+    """Return the config with the checksum of the initial weights, as `config.json` records it."""
+    if config.init is None:
+        return config
+    return dataclasses.replace(config, init=dataclasses.replace(config.init, checksum=checksum))
+
+
+def with_recorded_checksum(config: cfg.Config, workdir: str) -> cfg.Config:
+    """Return the config of a run with the checksum that its `config.json` records; unchanged for a run that begins."""
+    from jaxcnn.train.workdir import read_config
+    if config.init is None or not os.path.exists(os.path.join(workdir, 'config.json')):
+        return config
+    recorded = read_config(workdir).init
+    return config if recorded is None else with_checksum(config, recorded.checksum)
+
+
+def write_table(weights: InitialWeights, workdir: str) -> None:
+    """Log the table of what was taken in short, and write it to `init.json` in the workdir."""
+    from jaxcnn.train.workdir import write_json
+    for line in weights.summary():
+        log.info('%s', line)
+    write_json(os.path.join(workdir, FILE_NAME), weights.to_dict())
+
+
+# ---- sources
+
+
+@dataclasses.dataclass
+class _Source:
+    """Arrays in the layout of a network.
+
+    Attributes:
+      title: what they were read from.
+      checksum: see `InitialWeights`.
+      arrays: by path, such as `params/Conv_0/kernel`.
+      origins: the name in the source of each array.
+      unused: shapes of arrays that belong to no layer of the network, by name.
+      optional: paths that the source may lack; None if it may lack any.
+      expected: names that variables would have in the source, by path.
+      hint: advice if the source does not fit the network.
+    """
+
+    title: str
+    checksum: str
+    arrays: dict[str, np.ndarray]
+    origins: dict[str, str]
+    unused: dict[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
+    optional: frozenset[str] | None = None
+    expected: dict[str, str] = dataclasses.field(default_factory=dict)
+    hint: str | None = None
+
+
+def _flatten(tree: Any) -> dict[str, Any]:
+    return {path_name(path): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
+
+
+def _name(path: str) -> str:
+    """Return a parameter's name, as configs write it, from its path, which begins with the collection."""
+    return path.partition('/')[2]
+
+
+def checksum(variables: Mapping[str, Any]) -> str:
+    """Return the SHA-256 checksum of the names, shapes, types and values of variables."""
+    digest = hashlib.sha256()
+    for path, leaf in sorted(_flatten({name: variables.get(name, {}) for name in _COLLECTIONS}).items()):
+        array = np.ascontiguousarray(leaf)
+        digest.update(f'{path}{array.dtype}{array.shape}'.encode())
+        digest.update(array.reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
+
+
+def _file_checksum(path: str) -> str:
+    try:
+        with open(path, 'rb') as file:
+            return hashlib.file_digest(file, 'sha256').hexdigest()
+    except OSError as e:
+        raise UserError(e.strerror or str(e), field=path) from e
+
+
+def _from_variables(variables: Any, title: str) -> _Source:
+    if not isinstance(variables, Mapping) or 'params' not in variables:
+        raise UserError("expected variables of a network, a dict with 'params' and, with BatchNorm, 'batch_stats'; got "
+                        f'{f"the keys {list(variables)}" if isinstance(variables, Mapping) else type(variables).__name__}')
+    variables = {name: variables[name] for name in _COLLECTIONS if name in variables}
+    arrays = {path: np.asarray(leaf) for path, leaf in _flatten(variables).items()}
+    return _Source(title, checksum(variables), arrays, {path: _name(path) for path in arrays})
+
+
+def _from_run(config: cfg.Config, init: cfg.InitConfig, class_names: Sequence[str]) -> _Source:
+    from jaxcnn.run import load_run  # which imports the training that calls this module
+    from jaxcnn.train.state import variables
+    with name_field('config.init.run'):
+        run = load_run(init.run)
+    with name_field('config.init.checkpoint'):
+        step = run.find_step(init.checkpoint)
+        variables_by_ema = variables(run.load_weights(step))
+    ema = run.experiment.best.ema if init.ema is None else init.ema
+    if ema not in variables_by_ema:
+        raise UserError(f'the run in {init.run!r} has no moving averages', field='config.init.ema')
+    if run.config.model.name == config.model.name:
+        for change in cfg.differences(run.config.model, config.model, field='config.model'):
+            log.warning('the network of the run in %s has another field: %s', init.run, change)
+    names = list(run.info['class_names'])
+    if len(names) == len(class_names) and names != list(class_names):
+        log.warning('the run in %s has as many, but other classes: its head is taken, too, unless config.init.exclude '
+                    'matches it', init.run)
+    return _from_variables(variables_by_ema[ema], f'{init.run}, checkpoint {step}{", moving averages" if ema else ""}')
+
+
+def _from_file(init: cfg.InitConfig, network: Network, shapes: Mapping[str, Any]) -> _Source:
+    path = init.torch or init.safetensors
+    tensors = weights.read_torch(path, init.ema) if init.torch else weights.read_safetensors(path)
+    named = weights.arrange(network, tensors, shapes)
+    return _Source(path, _file_checksum(path), named.arrays, named.origins, named.unused, named.optional, named.expected,
+                   weights.describe_file(tensors))
+
+
+def _head_paths(network: Network, image_shape: tuple[int, int, int]) -> set[str]:
+    """Return the paths of the variables whose shape depends on the number of classes."""
+    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    shapes, other_shapes = (
+        _flatten(jax.eval_shape(network.clone(num_classes=network.num_classes + extra).init, jax.random.key(0), images))
+        for extra in (0, 1))
+    return {path for path, leaf in shapes.items() if leaf.shape != other_shapes[path].shape}
+
+
+# ---- matching
+
+
+def load_initial_weights(config: cfg.Config, network: Network, shapes: Mapping[str, Any], image_shape: tuple[int, int, int],
+                         class_names: Sequence[str] = (), variables: Mapping[str, Any] | None = None) -> InitialWeights:
+    """Read the weights that `config.init` names and match them with the variables of a network.
+
+    Args:
+      config: config of the run, whose `init` is not None.
+      network: network of the run.
+      shapes: `{'params': ..., 'batch_stats': ...}` of the network, or their shapes.
+      image_shape: (H, W, C) of the images that the network takes.
+      class_names: classes of the run's data.
+      variables: variables that are passed from Python, for `config.init.variables`.
+
+    Raises:
+      UserError: The source is missing, damaged, of another network, or has another checksum than `config.init.checksum`; a
+        pattern matches no parameter; a shape outside of the head differs; or nothing is taken.
+    """
+    init = config.init
+    assert init is not None
+    field = next(name for name in SOURCES if getattr(init, name))
+    with name_field(f'config.init.{field}'):
+        if init.run:
+            source = _from_run(config, init, class_names)
+        elif not init.variables:
+            source = _from_file(init, network, shapes)
+        elif variables is None:
+            raise UserError('expected variables, which are passed to the training function from Python')
+        else:
+            source = _from_variables(variables, 'variables passed from Python')
+    if init.checksum and init.checksum != source.checksum:
+        raise UserError(f'{source.title} has the checksum {source.checksum}, expected {init.checksum}',
+                        field='config.init.checksum', hint='the weights have changed since')
+    with name_field(f'config.init.{field}'):
+        return _match(init, source, _flatten(shapes), _head_paths(network, image_shape))
+
+
+def _match(init: cfg.InitConfig, source: _Source, targets: Mapping[str, Any], head: set[str]) -> InitialWeights:
+    """Return the weights of a source for the network whose variables are `targets`, by path."""
+    names = {path: _name(path) for path in targets}
+    included = _matches(init.include, names, 'include', everything=True)
+    excluded = _matches(init.exclude, names, 'exclude', everything=False)
+    renamed = _rename(init, names)
+    taken, left, arrays, missing, mismatched = [], [], {}, [], []
+    for path in sorted(targets, key=lambda path: not path.startswith('params/')):  # errors name parameters first
+        target = targets[path]
+        source_path = renamed.get(path, path)
+        array, shape = source.arrays.get(source_path), tuple(target.shape)
+        if path not in included or path in excluded:
+            left.append(Parameter(names[path], shape, reason='excluded' if path in excluded else 'not included'))
+        elif array is None:
+            if path in renamed:
+                raise unknown('parameter of the source', _name(source_path), map(_name, source.arrays),
+                              'config.init.rename')
+            if source.optional is not None and path not in source.optional and path not in head:
+                missing.append(path)
+            left.append(Parameter(names[path], shape, reason='not in the source'))
+        elif array.shape == shape:
+            arrays[path] = array
+            taken.append(Parameter(names[path], shape, source.origins[source_path]))
+        elif path in head:
+            left.append(Parameter(names[path], shape, reason=f'a head of another size, {array.shape} in the source'))
+        else:
+            mismatched.append(path)
+    if mismatched:
+        raise _shape_error(source, targets, mismatched, renamed)
+    if missing:
+        raise UserError(f'{source.title} lacks {len(missing)} of the {len(targets)} parameters and statistics of this '
+                        f'network, such as {source.expected[missing[0]]} for {names[missing[0]]}',
+                        hint=f"{source.hint or 'it may be of another network'}; config.init.exclude leaves parameters at "
+                        'their initialisation')
+    if not taken:
+        reasons = collections.Counter(parameter.reason for parameter in left)
+        raise UserError(f'matches nothing: none of the {len(targets)} parameters and statistics of this network is taken '
+                        f'from {source.title}', hint=', '.join(f'{count} {reason}' for reason, count in reasons.items()))
+    used = {renamed.get(path, path) for path in arrays}
+    unused = [Parameter(source.origins[path], array.shape) for path, array in source.arrays.items() if path not in used]
+    unused += [Parameter(name, shape) for name, shape in source.unused.items()]
+    return InitialWeights(source.title, source.checksum, arrays, tuple(taken), tuple(left), tuple(unused))
+
+
+def _shape_error(source: _Source, targets: Mapping[str, Any], paths: Sequence[str],
+                 renamed: Mapping[str, str]) -> UserError:
+    """Return the error for variables that have another shape in the source; it names a kernel if there is one."""
+    path = next((path for path in paths if path.endswith('/kernel')), paths[0])
+    source_path, name = renamed.get(path, path), _name(path)
+    origin, layer = source.origins[source_path], name.rpartition('/')[0]
+    origin = '' if origin == name else f' ({origin})'
+    more = f', and {len(paths) - 1} more differ' if len(paths) > 1 else ''
+    return UserError(f'{name} has shape {tuple(targets[path].shape)} in this network and {source.arrays[source_path].shape} '
+                     f'in {source.title}{origin}{more}', hint=f"{source.hint or 'the source may be of another network'}; "
+                     f"config.init.exclude='^{re.escape(layer)}/' leaves this layer at its initialisation")
+
+
+def _matches(pattern: str, names: Mapping[str, str], field: str, everything: bool) -> set[str]:
+    """Return the paths whose names a pattern matches; for an empty pattern all paths or none."""
+    if not pattern:
+        return set(names) if everything else set()
+    mask = path_mask(pattern, f'config.init.{field}')(dict.fromkeys(names.values(), 0))
+    return {path for path, name in names.items() if mask[name]}
+
+
+def _rename(init: cfg.InitConfig, names: Mapping[str, str]) -> dict[str, str]:
+    """Return the paths in the source of variables that have another name there."""
+    renamed: dict[str, str] = {}
+    for i, (pattern, replacement) in enumerate(init.rename):
+        for path in _matches(pattern, names, f'rename[{i}]', everything=True) - set(renamed):
+            collection = path.partition('/')[0]
+            try:
+                renamed[path] = f'{collection}/{re.sub(pattern, replacement, names[path])}'
+            except (re.error, IndexError) as e:
+                raise UserError(f'{replacement!r} is no replacement for {pattern!r}: {e}',
+                                field=f'config.init.rename[{i}]') from e
+    return renamed
+
+
+def replace_arrays(variables: Mapping[str, Any], arrays: Mapping[str, Any]) -> dict[str, Any]:
+    """Return variables with the arrays of `InitialWeights.arrays` in place of those of the same path; types are kept."""
+    def replace(path: Any, leaf: jax.Array) -> jax.Array:
+        name = path_name(path)
+        return jnp.array(arrays[name], leaf.dtype) if name in arrays else leaf
+    return jax.tree_util.tree_map_with_path(replace, dict(variables))

@@ -1,0 +1,260 @@
+"""Training that starts from other weights."""
+
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxcnn import config as cfg
+from jaxcnn import initialize, models
+from jaxcnn.errors import UserError
+from jaxcnn.initialize import load_initial_weights
+from jaxcnn.interop import names, weights
+from jaxcnn.run import load_run
+from jaxcnn.train import train_and_evaluate
+
+IMAGE = (16, 16, 3)
+
+
+def variables_of(network, seed=0, image_shape=IMAGE):
+    images = jnp.zeros((1, *image_shape))
+    return {'batch_stats': {}, **jax.jit(network.init)(jax.random.key(seed), images)}
+
+
+def shallow(classes=10, **fields):
+    return models.create('shallow_cnn', classes, widths=(2, 2, 3, 3), hidden=4, conv_implementation='xla', **fields)
+
+
+def vgg(stages, classes=3):
+    return models.create('vgg11', classes, stages=stages, hidden=4, conv_implementation='xla')
+
+
+def load(network, image_shape=IMAGE, *, variables=None, fields=None, **init):
+    config = cfg.parse({'init': {**({} if variables is None else {'variables': True}), **init, **(fields or {})}})
+    initialize.check(config.init)
+    shapes = jax.eval_shape(lambda: {'batch_stats': {}, **network.init(jax.random.key(0), jnp.zeros((1, *image_shape)))})
+    return load_initial_weights(config, network, shapes, image_shape, variables=variables)
+
+
+def names_of(parameters):
+    return {p.name for p in parameters}
+
+
+# ---- matching
+
+
+def test_a_head_of_another_size_and_excluded_parameters_keep_their_initialisation():
+    source, network = variables_of(shallow(10)), shallow(7)
+    initial = load(network, variables=source, exclude='^Conv_0/|BatchNorm_1/(mean|var)')
+    reasons = {p.name: p.reason for p in initial.left}
+    assert reasons == {'Conv_0/kernel': 'excluded', 'BatchNorm_1/mean': 'excluded', 'BatchNorm_1/var': 'excluded',
+                       'Dense_1/kernel': 'a head of another size, (4, 10) in the source',
+                       'Dense_1/bias': 'a head of another size, (10,) in the source'}
+    assert names_of(initial.unused) == set(reasons)
+    drawn = variables_of(network, seed=1)
+    start = initialize.replace_arrays(drawn, initial.arrays)
+    np.testing.assert_array_equal(start['params']['Conv_0']['kernel'], drawn['params']['Conv_0']['kernel'])
+    np.testing.assert_array_equal(start['params']['Conv_1']['kernel'], source['params']['Conv_1']['kernel'])
+    assert start['params']['Dense_1']['kernel'].shape == (4, 7)
+    line, left, _ = initial.summary()
+    assert line == 'starting from variables passed from Python: 19 of 24 parameters and statistics taken'
+    assert left.startswith('  left at their initialisation: Conv_0/kernel (7, 7, 3, 2) (excluded), Dense_1/')
+
+
+def test_include_takes_what_matches_alone_and_checksums_tell_weights_apart():
+    source = variables_of(shallow())
+    initial = load(shallow(), variables=source, include='kernel$', exclude='Dense')
+    assert names_of(initial.taken) == {f'Conv_{i}/kernel' for i in range(4)}
+    assert {p.reason for p in initial.left} == {'not included', 'excluded'}
+    assert load(shallow(), variables=source, checksum=initial.checksum).checksum == initial.checksum
+    with pytest.raises(UserError, match=r'^config\.init\.checksum: variables passed from Python has the checksum .*, '
+                       f'expected {initial.checksum}; the weights have changed since$'):
+        load(shallow(), variables=variables_of(shallow(), seed=1), checksum=initial.checksum)
+
+
+def test_a_deep_vgg_starts_from_the_convolutions_and_dense_layers_of_a_shallow_one():
+    """As in section 3.1.1 of the paper of VGG, whose network A has one convolution in each of the first two stages."""
+    shallow_source = variables_of(vgg(((2,), (3,), (4, 4), (5, 5))))
+    deep = vgg(((2, 2), (3, 3), (4, 4, 4, 4), (5, 5, 5, 5)))
+    initial = load(deep, variables=shallow_source, include='^(Conv_[0245]|Dense_.)/',
+                   rename=[['^Conv_2/', 'Conv_1/'], ['^Conv_4/', 'Conv_2/'], ['^Conv_5/', 'Conv_3/']])
+    assert {p.name: p.source for p in initial.taken if p.name.endswith('kernel')} == {
+        'Conv_0/kernel': 'Conv_0/kernel', 'Conv_2/kernel': 'Conv_1/kernel', 'Conv_4/kernel': 'Conv_2/kernel',
+        'Conv_5/kernel': 'Conv_3/kernel', **{f'Dense_{i}/kernel': f'Dense_{i}/kernel' for i in range(3)}}
+    np.testing.assert_array_equal(initial.arrays['params/Conv_4/kernel'], shallow_source['params']['Conv_2']['kernel'])
+    assert names_of(initial.unused) == {f'Conv_{i}/{name}' for i in (4, 5) for name in ('kernel', 'bias')}
+
+
+def test_averages_are_drawn_from_the_initial_weights_and_arrays_are_copied():
+    from jaxcnn.train.state import init_weights
+    network, source = shallow(param_dtype='bfloat16'), variables_of(shallow())
+    arrays = load(network, variables=source).arrays
+    state = jax.jit(lambda arrays: init_weights(network, IMAGE, np.uint32(1), ema=True, arrays=arrays))(arrays)
+    kernel, average = state.params['Conv_2']['kernel'], state.ema[0]['Conv_2']['kernel']
+    assert (kernel.dtype, average.dtype) == (jnp.bfloat16, jnp.float32)
+    np.testing.assert_array_equal(kernel, source['params']['Conv_2']['kernel'].astype(jnp.bfloat16))
+    np.testing.assert_array_equal(average, kernel.astype(jnp.float32))
+
+
+@pytest.fixture
+def resnet_file(tmp_path):
+    """Writes a `.safetensors` file with torchvision's names for a network: `resnet_file(network, drop='fc')`."""
+    save = pytest.importorskip('safetensors.numpy').save_file
+
+    def write(network, drop=None, **more):
+        variables = variables_of(network, image_shape=(32, 32, 3))
+        pairs = names.pair_by_name(names.namings(network)[0], variables['params'])
+        arrays = {}
+        for pair in pairs:
+            for collection, name, torch_name in (('params', 'kernel', 'weight'), ('params', 'scale', 'weight'),
+                                                 ('params', 'bias', 'bias'), ('batch_stats', 'mean', 'running_mean'),
+                                                 ('batch_stats', 'var', 'running_var')):
+                if name in (layer := variables[collection].get(pair.flax_path[0], {})):
+                    array = np.asarray(layer[name])
+                    array = array.transpose((3, 2, 0, 1) if array.ndim == 4 else None) if name == 'kernel' else array
+                    arrays[f'{pair.torch_name}.{torch_name}'] = np.ascontiguousarray(array)
+        arrays = {name: array for name, array in arrays.items() if drop is None or not name.startswith(drop)}
+        save({**arrays, **more}, str(tmp_path / 'weights.safetensors'))
+        return str(tmp_path / 'weights.safetensors'), variables
+    return write
+
+
+def resnet(classes=5, **fields):
+    return models.create('resnet18', classes, **{'blocks': (1, 1), 'width': 2, 'conv_implementation': 'xla', **fields})
+
+
+def test_a_file_with_torchvisions_names_gives_its_parameters_and_their_names(resnet_file):
+    path, variables = resnet_file(resnet(), extra=np.zeros(3, np.float32))
+    initial = load(resnet(7), (32, 32, 3), safetensors=path)
+    by_name = {p.name: p for p in initial.taken}
+    assert by_name['Conv_3/kernel'].source == 'layer2.0.downsample.0.weight'
+    assert by_name['BatchNorm_3/mean'].source == 'layer2.0.downsample.1.running_mean'
+    np.testing.assert_array_equal(initial.arrays['params/Conv_3/kernel'], variables['params']['Conv_3']['kernel'])
+    assert names_of(initial.left) == {'Dense_0/kernel', 'Dense_0/bias'}
+    assert {p.name: p.shape for p in initial.unused} == {'extra': (3,), 'fc.weight': (4, 5), 'fc.bias': (5,)}
+
+
+# ---- mistakes
+
+
+def one_line(error):
+    assert '\n' not in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize(('init', 'line'), [
+    ({}, r'^config\.init: exactly one of run, torch, safetensors, variables must be set, got none of them; for example '),
+    ({'run': 'a', 'torch': 'b.pth'}, r'must be set, got run and torch'),
+    ({'torch': 'b.pth', 'checkpoint': '3'}, r"^config\.init\.checkpoint: got '3', which has no meaning for config\.init\."),
+    ({'safetensors': 'b', 'ema': True}, r'^config\.init\.ema: got True, which has no meaning for config\.init\.safetensors'),
+    ({'run': 'a', 'include': '('}, r"^config\.init\.include: '\(' is no regular expression"),
+    ({'run': 'a', 'weights': 'x'}, r'unknown field .config\.init\.weights'),
+    ({'run': '/nowhere'}, r"^config\.init\.run: workdir '/nowhere' does not exist"),
+    ({'torch': '/nowhere.pth'}, r'^config\.init\.torch: /nowhere\.pth: (reading a PyTorch|No such file)'),
+    ({'variables': True}, r'^config\.init\.variables: expected variables, which are passed to the training function')])
+def test_a_wrong_init_gives_one_line(init, line):
+    with pytest.raises(UserError, match=line) as error:
+        load(shallow(), fields=init)
+    one_line(error)
+
+
+@pytest.mark.parametrize(('source', 'init', 'line'), [
+    (shallow(), {'include': 'Konv'}, r"^config\.init\.include: 'Konv' matches no parameter; "),
+    (shallow(), {'exclude': '.'}, r'^config\.init\.variables: matches nothing: none of the 24 .*; 24 excluded$'),
+    (shallow(), {'rename': [['^Conv_1/', 'Conv_7/']]}, r"^config\.init\.rename: unknown parameter of the source "
+     r"'Conv_7/kernel'; nearest: Conv_"),
+    (shallow(), {'rename': [['^Conv_1/', r'\2']]}, r"^config\.init\.rename\[0\]: '\\\\2' is no replacement for"),
+    (vgg(((2,), (3,))), {}, r'^config\.init\.variables: Conv_0/kernel has shape \(7, 7, 3, 2\) in this network and '
+     r'\(3, 3, 3, 2\) in variables passed from Python, and \d+ more differ; the source may be of another network; '
+     r"config\.init\.exclude='\^Conv_0/' leaves this layer at its initialisation$")])
+def test_weights_that_do_not_fit_give_one_line(source, init, line):
+    with pytest.raises(UserError, match=line) as error:
+        load(shallow(), variables=variables_of(source), **init)
+    one_line(error)
+
+
+def test_a_file_of_another_network_gives_one_line(resnet_file):
+    path, _ = resnet_file(resnet(), drop='layer2')
+    with pytest.raises(UserError, match=r'^config\.init\.safetensors: .*weights\.safetensors lacks 15 of the 32 parameters '
+                       r'and statistics of this network, such as layer2\.0\.') as error:
+        load(resnet(), (32, 32, 3), safetensors=path)
+    one_line(error)
+    assert len(load(resnet(), (32, 32, 3), safetensors=path, include='_[012]/', exclude='Dense').taken) == 15
+    path, _ = resnet_file(resnet())
+    with pytest.raises(UserError, match=r'Conv_2/kernel has shape \(1, 1, 2, 2\) in this network and \(3, 3, 2, 2\) in .*'):
+        load(resnet(bottleneck=True), (32, 32, 3), safetensors=path, exclude='Conv_(0|3)/')
+    with pytest.raises(UserError, match=r'^config\.init\.safetensors: no layer has a name that torchvision'):
+        load(vgg(((2,), (3,))), safetensors=path)
+    path, _ = resnet_file(resnet(), **{'conv1.bias': np.zeros(2, np.float32)})
+    with pytest.raises(UserError, match=r'the file has conv1\.bias, and Conv_0 of ResNet has no bias'):
+        load(resnet(), (32, 32, 3), safetensors=path)
+
+
+# ---- runs
+
+
+def leaves(tree):
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree.leaves_with_path(tree)}
+
+
+def test_a_run_starts_from_another_freezes_it_and_resumes_without_it(small, tmp_path, no_pictures):
+    source, folder = str(tmp_path / 'source'), tmp_path / 'run'
+    optim = {'ema_decay': 0.5, 'l2': 1e-3, 'weight_decay': 1e-3}
+    train_and_evaluate(small(duration={'steps': 10}, optim=optim, checkpoint={'metric': 'val_ema_accuracy'}), source)
+    config = small(optim={**optim, 'groups': [{'match': '^(Conv|BatchNorm|Dense_0)', 'rate': 0.0}]}, seed=1,
+                   freeze_bn={'steps': 0}, init={'run': source, 'exclude': '^Dense_1/'})
+    train_and_evaluate(config, str(folder))
+    before = leaves(load_run(source).variables)
+    run = load_run(str(folder))
+    after = leaves(run.variables)
+    for name, value in before.items():
+        same = np.array_equal(value, after[name])
+        assert same is ('Dense_1' not in name), name
+
+    record, table = (json.loads((folder / name).read_text()) for name in ('config.json', 'init.json'))
+    assert record['init']['run'] == source
+    assert record['init']['checksum'] == table['checksum'] == initialize.checksum(load_run(source).variables)
+    assert table['source'] == f'{source}, checkpoint 10, moving averages'
+    assert [row['name'] for row in table['left']] == ['Dense_1/bias', 'Dense_1/kernel']
+    section = '\n'.join(initialize.report_lines(str(folder)))
+    assert '| taken | 22 |' in section
+    assert '| `Dense_1/kernel` | 16x10 | left: excluded |' in section
+
+    expected, config_json = leaves(run.variables), (folder / 'config.json').read_bytes()
+    shutil.rmtree(source)
+    shutil.rmtree(folder / 'checkpoints' / '20')
+    train_and_evaluate(config, str(folder))
+    resumed = leaves(load_run(str(folder)).variables)
+    assert all(np.array_equal(expected[name], resumed[name]) for name in expected)
+    assert (folder / 'config.json').read_bytes() == config_json
+    with pytest.raises(UserError, match=r'Changed: config\.init\.exclude: .\^Dense_1/. -> .Dense.'):
+        train_and_evaluate({**config.to_dict(), 'init': {'run': source, 'exclude': 'Dense'}}, str(folder))
+    with pytest.raises(UserError, match=r"^config\.init\.run: workdir '.*source' does not exist"):
+        train_and_evaluate(config, str(tmp_path / 'other'))
+
+
+def test_a_run_starts_from_variables_of_python(small, tmp_path, no_pictures):
+    config = small(duration={'steps': 2}, eval={'every': {'steps': 2}},
+                   optim={'groups': [{'match': '.', 'rate': 0.0}]}, freeze_bn={'steps': 0})
+    network = models.create('shallow_cnn', 10, widths=(4, 4, 8, 8), hidden=16)
+    variables = jax.tree.map(np.array, variables_of(network, seed=5, image_shape=(16, 16, 1)))
+    untouched = jax.tree.map(np.copy, variables)
+    folder = tmp_path / 'run'
+    train_and_evaluate(config, str(folder), initial_variables=variables)
+    jax.tree.map(np.testing.assert_array_equal, variables, untouched)
+    jax.tree.map(np.testing.assert_array_equal, load_run(str(folder)).variables, variables)
+    assert json.loads((folder / 'config.json').read_text())['init']['variables'] is True
+    train_and_evaluate(config, str(folder), initial_variables=variables)  # resumes
+    with pytest.raises(UserError, match=r'^config\.init\.variables: the run in .* started from variables with the checksum'):
+        train_and_evaluate(config, str(folder), initial_variables=variables_of(network, seed=6, image_shape=(16, 16, 1)))
+    with pytest.raises(UserError, match=r"^config\.init\.run: got 'a', and variables are passed from Python, too; use one"):
+        train_and_evaluate({**config.to_dict(), 'init': {'run': 'a'}}, str(folder), initial_variables=variables)
+
+
+def test_loading_variables_from_arrays_names_what_is_missing():
+    network = resnet()
+    with pytest.raises(UserError, match=r'^the arrays lack bn1\.running_mean, for batch_stats/BatchNorm_0/mean$'):
+        weights.load_variables(network, {'conv1.weight': np.zeros((2, 3, 7, 7), np.float32)}, (32, 32, 3))
