@@ -8,6 +8,7 @@ from jaxcnn.errors import UserError, unknown
 from jaxcnn.models import (
     airbench,
     alexnet,
+    efficientnet,
     googlenet,
     inception,
     leedl,
@@ -26,7 +27,8 @@ __all__ = ['Network', 'create', 'names', 'register']
 
 _MODELS: Registry[tuple[type[Network], dict[str, Any]]] = Registry('model')
 for _family in (
-        lenet, shallow, alexnet, vgg, nin, leedl, googlenet, inception, resnet, mobilenet, t2t_vit, airbench):
+        lenet, shallow, alexnet, vgg, nin, leedl, googlenet, inception, resnet, mobilenet, efficientnet,
+        t2t_vit, airbench):
     for _name, (_class, _fields) in _family.MODELS.items():
         _MODELS.add(_name, (_class, _fields), _class)
 

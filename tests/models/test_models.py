@@ -29,6 +29,8 @@ SMALL = {
     'AirBench': {'widths': (4, 6, 8)},
     'LeeDL': {'widths': (4, 6, 4), 'hidden': (8, 6, 5)},
     'MobileNetV1': {'multiplier': 0.25},
+    'InvertedResidualNetwork': {'multiplier': 0.25, 'blocks': (1, 2, 1, 1, 1, 1, 1), 'stem': 'small', 'drop_connect': 0.0,
+                                'dropout': 0.2},
     'ResNet': {'blocks': (1, 1), 'width': 8},
     'resnext': {'blocks': (1, 1), 'width': 8, 'groups': 2, 'group_width': 4},
     'T2TViT': {'depth': 1, 'embed': 12, 'heads': 3, 'token_dim': 8, 'token_dropout': 0.0, 'splits': ((7, 4, 2), (3, 2, 1))},
@@ -38,7 +40,8 @@ SMALL = {
 SIZE = 32
 # networks that take long to compile and resemble another one; tests that compile them are marked as slow
 SLOW = {'bn_inception', 'inception_resnet_v1', 'inception_resnet_v2', 'googlenet', 'inception_v3', 'inception_v4', 'zfnet',
-        'resnext101_32x8d', 'airbench96', 'resnet110_cifar', 'preresnet101', 'resnet152', 'preresnet152', 'alexnet_grouped'}
+        'resnext101_32x8d', 'airbench96', 'resnet110_cifar', 'preresnet101', 'resnet152', 'preresnet152', 'alexnet_grouped',
+        *(f'efficientnet_lite{i}' for i in range(5))}
 
 
 def mark_slow(names, *more):
@@ -157,6 +160,10 @@ PUBLISHED = [
     ('preresnet101', {}, 44_541_608), ('preresnet152', {}, 60_185_256),
     ('mobilenet_v1', {}, 4_231_976), ('mobilenet_v1', {'multiplier': 0.25}, 470_072),
     ('mobilenet_v1', {'multiplier': 0.5}, 1_331_592), ('mobilenet_v1', {'multiplier': 0.75}, 2_585_560),
+    ('mobilenet_v2', {}, 3_504_872), ('mobilenet_v2', {'multiplier': 0.75}, 2_636_424),
+    ('mobilenet_v2', {'multiplier': 1.4}, 6_108_776),
+    ('efficientnet_lite0', {}, 4_652_008), ('efficientnet_lite1', {}, 5_416_680), ('efficientnet_lite2', {}, 6_092_072),
+    ('efficientnet_lite3', {}, 8_197_096), ('efficientnet_lite4', {}, 13_006_568),
     ('alexnet', {}, 62_378_344), ('zfnet', {}, 62_357_608), ('vgg11', {}, 132_863_336), ('vgg11_lrn', {}, 132_863_336),
     ('vgg13', {}, 133_047_848), ('vgg16_c', {}, 133_638_952), ('vgg16', {}, 138_357_544), ('vgg19', {}, 143_667_240),
     ('vgg16_bn', {}, 138_365_992), ('vgg19_bn', {}, 143_678_248), ('nin_cifar', {}, 966_986),
@@ -178,7 +185,7 @@ PUBLISHED = [
 @pytest.mark.parametrize(('name', 'fields', 'parameters'), [
     pytest.param(*row, marks=pytest.mark.slow) if row[0] in (
         'resnet101', 'resnet152', 'preresnet101', 'preresnet152', 'resnext101_32x8d', 'resnet110_cifar', 'inception_v4',
-        'inception_resnet_v2') else row for row in PUBLISHED])
+        'inception_resnet_v2', 'efficientnet_lite2', 'efficientnet_lite3') else row for row in PUBLISHED])
 def test_parameters_are_as_many_as_published(name, fields, parameters):
     (height, width, channels), classes = models.create(name).published_for()
     fields = {'num_classes': classes, 'size': height, **fields}
@@ -265,7 +272,7 @@ def test_a_step_of_gradient_descent_lowers_the_loss_and_moves_every_parameter(na
 
 @pytest.mark.parametrize('kind', mark_slow(
     network_kinds(), 'airbench94', 'alexnet', 'googlenet_bn', 'leedl_cnn', 'lenet5', 'lenet_mnist', 'mobilenet_v1',
-    'nin_cifar', 'preresnet18', 'resnet18', 'shallow_cnn', 't2t_vit_14', 'vgg11', 'vgg11_bn'))
+    'mobilenet_v2', 'nin_cifar', 'preresnet18', 'resnet18', 'shallow_cnn', 't2t_vit_14', 'vgg11', 'vgg11_bn'))
 def test_with_rematerialisation_and_on_four_devices_gradients_are_the_same(kind):
     network, remat = create(kind, dropout=0.0), create(kind, dropout=0.0, remat=True)
     side = side_of(network)
@@ -283,8 +290,8 @@ def test_with_rematerialisation_and_on_four_devices_gradients_are_the_same(kind)
 
 
 @pytest.mark.parametrize('kind', mark_slow(
-    network_kinds(), 'alexnet', 'googlenet_bn', 'leedl_cnn', 'lenet_mnist', 'mobilenet_v1', 'nin_cifar', 't2t_vit_14',
-    'vgg11', 'vgg11_bn'))
+    network_kinds(), 'alexnet', 'googlenet_bn', 'leedl_cnn', 'lenet_mnist', 'mobilenet_v1', 'mobilenet_v2', 'nin_cifar',
+    't2t_vit_14', 'vgg11', 'vgg11_bn'))
 def test_statistics_types_and_dropout(kind):
     """Statistics change in training and only there, and not when they are frozen; bfloat16 is near float32; dropout draws
     in training alone."""
@@ -340,8 +347,8 @@ def deviation(kernel_init, shape):
 
 
 @pytest.mark.parametrize('name', mark_slow(
-    deepest_networks(), 'airbench95', 'alexnet', 'googlenet_bn', 'leedl_cnn', 'mobilenet_v1', 'nin_imagenet', 'preresnet34',
-    'resnext50_32x4d', 't2t_vit_14', 'vgg11_lrn', 'vgg16_c', 'vgg16_c_bn', 'vgg19_bn'))
+    deepest_networks(), 'airbench95', 'alexnet', 'googlenet_bn', 'leedl_cnn', 'mobilenet_v1', 'mobilenet_v2', 'nin_imagenet',
+    'preresnet34', 'resnext50_32x4d', 't2t_vit_14', 'vgg11_lrn', 'vgg16_c', 'vgg16_c_bn', 'vgg19_bn'))
 def test_activations_neither_vanish_nor_explode_through_depth(name):
     """As training starts: with the kernels' first values, and the batch's statistics."""
     unscaled = {'logit_scale': 1.0} if name.startswith('airbench') else {}  # whose logits are small by design
