@@ -16,6 +16,7 @@ from jaxcnn.models import (
     mobilenet,
     nin,
     resnet,
+    sequential,
     shallow,
     t2t_vit,
     vgg,
@@ -28,7 +29,7 @@ __all__ = ['Network', 'create', 'names', 'register']
 _MODELS: Registry[tuple[type[Network], dict[str, Any]]] = Registry('model')
 for _family in (
         lenet, shallow, alexnet, vgg, nin, leedl, googlenet, inception, resnet, mobilenet, efficientnet,
-        t2t_vit, airbench):
+        t2t_vit, airbench, sequential):
     for _name, (_class, _fields) in _family.MODELS.items():
         _MODELS.add(_name, (_class, _fields), _class)
 

@@ -254,6 +254,17 @@ class Network(nn.Module):
         """Return the smallest height and width, in pixels, of images that the network accepts."""
         return 1
 
+    def check_image(self, shape: Sequence[int]) -> None:
+        """Check that the network accepts images of a shape (H, W, C).
+
+        Raises:
+          UserError: The images are smaller than `min_image_size`.
+        """
+        smallest = self.min_image_size()
+        if min(shape[:2]) < smallest:
+            raise UserError(f'{type(self).__name__} needs images of at least {smallest} x {smallest} pixels, '
+                            f'got {shape[0]} x {shape[1]}')
+
     def published_for(self) -> tuple[tuple[int, int, int], int]:
         """Return the image shape (H, W, C) and the number of classes for which the network was published."""
         return (224, 224, 3), 1000
@@ -285,14 +296,11 @@ class Network(nn.Module):
           of the auxiliary classifiers. With `features`, a pair of that and of a dict of feature maps (N, H', W', C').
 
         Raises:
-          UserError: The images are smaller than `min_image_size`, or not of shape (N, H, W, C).
+          UserError: The images are not of shape (N, H, W, C), or see `check_image`.
         """
         if x.ndim != 4:
             raise UserError(f'{type(self).__name__} takes images (N, H, W, C), got an array of shape {x.shape}')
-        smallest = self.min_image_size()
-        if min(x.shape[1:3]) < smallest:
-            raise UserError(f'{type(self).__name__} needs images of at least {smallest} x {smallest} pixels, '
-                            f'got {x.shape[1]} x {x.shape[2]}')
+        self.check_image(x.shape[1:])
         maps: Maps = {}
         output = self.forward(x, train, maps)
         return (output, maps) if features else output

@@ -31,6 +31,7 @@ SMALL = {
     'MobileNetV1': {'multiplier': 0.25},
     'InvertedResidualNetwork': {'multiplier': 0.25, 'blocks': (1, 2, 1, 1, 1, 1, 1), 'stem': 'small', 'drop_connect': 0.0,
                                 'dropout': 0.2},
+    'Sequential': {'layers': 'conv(6)|norm|relu|max_pool(2)|conv(8)|norm|relu|flatten|dense(16)|relu|dropout|dense'},
     'ResNet': {'blocks': (1, 1), 'width': 8},
     'resnext': {'blocks': (1, 1), 'width': 8, 'groups': 2, 'group_width': 4},
     'T2TViT': {'depth': 1, 'embed': 12, 'heads': 3, 'token_dim': 8, 'token_dropout': 0.0, 'splits': ((7, 4, 2), (3, 2, 1))},
