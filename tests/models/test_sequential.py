@@ -4,11 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jaxcnn.inspect.complexity import cost
 
 from jaxcnn import models
 from jaxcnn.config import parse_calls
 from jaxcnn.errors import UserError
-from jaxcnn.inspect.complexity import cost
 from jaxcnn.models.layers import ACTIVATIONS, Network
 from jaxcnn.models.sequential_layers import LAYERS
 from jaxcnn.ops.lrn import local_response_norm
