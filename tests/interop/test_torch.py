@@ -249,9 +249,10 @@ def test_pairs_are_in_the_order_of_execution_and_flattened_maps_are_turned():
     assert_close(Small(num_classes=10).apply(variables, images), run(module, images))
 
 
-def test_the_readmes_example_runs_in_the_environment_that_is_tested():
+def test_the_example_in_the_docs_runs_in_the_environment_that_is_tested():
     root = pathlib.Path(__file__).parents[2]
-    section = (root / 'README.md').read_text('utf-8').split('## Weights from PyTorch, and back')[1].split('\n## ')[0]
+    page = (root / 'docs' / 'pytorch.md').read_text('utf-8')
+    section = page.split('## Weights from PyTorch, and back')[1].split('\n## ')[0]
     command, example = re.findall(r'^```\w*\n(.*?)^```$', section, re.DOTALL | re.MULTILINE)
     pins = re.fullmatch(r'pip install (torch==.*)\n', command).group(1).split()
     assert set(pins) <= set((root / '.ci' / 'run').read_text('utf-8').split())
