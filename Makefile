@@ -1,10 +1,10 @@
-# `make train`, `make test`, `make test_all`; PYTHON=python3.12 make ... for another interpreter.
+# `make train`, `make test`, `make test_all`, `make docs`; PYTHON=python3.12 make ... for another interpreter.
 PYTHON ?= python3
 BIN := .venv/bin
 WORKDIR ?= runs/digits
 PYTEST := $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 
-.PHONY: train test test_all lint environment clean
+.PHONY: train test test_all lint docs environment clean
 
 train: environment
 	$(BIN)/python launch/train.py --config=configs/digits_lenet5.py --workdir=$(WORKDIR)
@@ -20,6 +20,17 @@ lint: environment
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+# the documentation as a web site, in site/; a broken link stops it
+docs: environment .venv/.docs
+	$(BIN)/python docs/write_config_tables.py
+	$(BIN)/mkdocs build --strict --quiet
+	@echo site/index.html
+
+.venv/.docs: pyproject.toml .venv/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements.txt \
+		--config-settings editable_mode=compat --editable '.[docs]'
+	touch $@
+
 environment: .venv/.installed
 
 .venv/.installed: requirements.txt pyproject.toml
@@ -30,4 +41,4 @@ environment: .venv/.installed
 	touch $@
 
 clean:
-	rm -rf .venv runs build dist *.egg-info
+	rm -rf .venv runs build dist site *.egg-info
