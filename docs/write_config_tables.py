@@ -25,6 +25,7 @@ GROUPS: dict[str, tuple[type, str]] = {
     'config.eval': (schema.EvalConfig, 'Evaluation'),
     'config.checkpoint': (schema.CheckpointConfig, 'Checkpoints'),
     'config.parallel': (schema.ParallelConfig, 'Devices'),
+    'config.plugins': (schema.Plugin, 'Plugins'),
 }
 
 
