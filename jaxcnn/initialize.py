@@ -95,7 +95,7 @@ def _enumerate(parameters: Sequence[Parameter]) -> str:
 
 def report_lines(workdir: str) -> list[str]:
     """Return the lines of a report's section on the initial weights of the run in `workdir`; none if it has none."""
-    from jaxcnn.train.workdir import read_json
+    from jaxcnn.training.workdir import read_json
     path = os.path.join(workdir, FILE_NAME)
     if not os.path.exists(path):
         return []
@@ -163,7 +163,7 @@ def with_checksum(config: cfg.Config, checksum: str) -> cfg.Config:
 
 def with_recorded_checksum(config: cfg.Config, workdir: str) -> cfg.Config:
     """Return the config of a run with the checksum that its `config.json` records; unchanged for a run that begins."""
-    from jaxcnn.train.workdir import read_config
+    from jaxcnn.training.workdir import read_config
     if config.init is None or not os.path.exists(os.path.join(workdir, 'config.json')):
         return config
     recorded = read_config(workdir).init
@@ -172,7 +172,7 @@ def with_recorded_checksum(config: cfg.Config, workdir: str) -> cfg.Config:
 
 def write_table(weights: InitialWeights, workdir: str) -> None:
     """Log the table of what was taken in short, and write it to `init.json` in the workdir."""
-    from jaxcnn.train.workdir import write_json
+    from jaxcnn.training.workdir import write_json
     for line in weights.summary():
         log.info('%s', line)
     write_json(os.path.join(workdir, FILE_NAME), weights.to_dict())
@@ -244,7 +244,7 @@ def _from_variables(variables: Any, title: str) -> _Source:
 
 def _from_run(config: cfg.Config, init: cfg.InitConfig, class_names: Sequence[str]) -> _Source:
     from jaxcnn.run import load_run  # which imports the training that calls this module
-    from jaxcnn.train.state import variables
+    from jaxcnn.training.state import variables
     with name_field('config.init.run'):
         run = load_run(init.run)
     with name_field('config.init.checkpoint'):

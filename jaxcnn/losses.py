@@ -8,7 +8,7 @@ import functools
 import inspect
 import math
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -24,12 +24,21 @@ F = TypeVar('F', bound=Callable[..., jax.Array])
 _LOSSES: Registry[tuple[Callable[..., jax.Array], tuple[str, ...]]] = Registry('loss')
 
 
-def register(*targets: str) -> Callable[[F], F]:
-    """Make a function known to `config.loss` under its name.
+def register(*targets: Any) -> Any:
+    """Make a function known to `config.loss` under its name, as a decorator.
+
+        @register
+        def my_loss(logits, targets): ...
+
+        @register('label', 'labels')
+        def my_loss(logits, targets): ...
 
     Args:
-      *targets: the kinds of targets that it takes: `label`, one class for each image; `labels`, several.
+      *targets: the kinds of targets that it takes: `label`, one class for each image (the default); `labels`, several.
     """
+    if len(targets) == 1 and callable(targets[0]):
+        return register('label')(targets[0])
+
     def add(loss: F) -> F:
         _LOSSES.add(loss.__name__, (loss, targets), loss)
         return loss

@@ -21,11 +21,11 @@ from jaxcnn.data.checks import check_images
 from jaxcnn.errors import UserError, unknown
 from jaxcnn.experiment import Experiment
 from jaxcnn.metrics import Measurement
-from jaxcnn.train import parallel
-from jaxcnn.train.checkpoint import Checkpoints
-from jaxcnn.train.evaluate import Evaluator
-from jaxcnn.train.state import Weights, init_weights, variables
-from jaxcnn.train.workdir import read_config, read_json, read_metrics
+from jaxcnn.training import parallel
+from jaxcnn.training.checkpoint import Checkpoints
+from jaxcnn.training.evaluate import Evaluator
+from jaxcnn.training.state import Weights, init_weights, variables
+from jaxcnn.training.workdir import read_config, read_json, read_metrics
 
 _INFO_FIELDS = {'class_names', 'image_shape', 'sizes', 'mean', 'std', 'ink', 'class_counts', 'targets'}
 

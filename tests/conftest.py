@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from jaxcnn import config, memory, registry
 from jaxcnn.analysis import figures
 from jaxcnn.ops import native
-from jaxcnn.train.setup import Setup
+from jaxcnn.training.setup import Setup
 
 memory.collect_garbage_less_often()  # as the commands do
 

@@ -11,8 +11,8 @@ from jaxcnn import errors
 from jaxcnn.config import DataConfig
 from jaxcnn.data import cache, sources
 from jaxcnn.errors import Diverged, UserError, counted, from_os_error, name_field, name_file
-from jaxcnn.train import loop, train_and_evaluate, workdir
-from jaxcnn.train.workdir import MetricsLog
+from jaxcnn.training import loop, train, workdir
+from jaxcnn.training.workdir import MetricsLog
 
 FULL = OSError(errno.ENOSPC, 'No space left on device')
 
@@ -65,7 +65,7 @@ def test_a_full_disk_elsewhere_is_not_blamed_on_the_workdir(small, tmp_path, mon
         raise error
     monkeypatch.setattr(loop, 'TrainingRun', fail)
     with pytest.raises(UserError, match=f'^{error.filename or ""}.*No space left') as raised:
-        train_and_evaluate(small(), str(tmp_path / 'run'))
+        train(small(), str(tmp_path / 'run'))
     assert str(tmp_path) not in str(raised.value)
 
 

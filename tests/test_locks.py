@@ -13,7 +13,7 @@ from jaxcnn import config as cfg
 from jaxcnn import locks
 from jaxcnn.errors import UserError
 from jaxcnn.locks import LockedError, lock
-from jaxcnn.train.workdir import claim
+from jaxcnn.training.workdir import claim
 
 
 @pytest.fixture(params=[errno.ENOLCK, errno.EOPNOTSUPP])

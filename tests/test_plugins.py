@@ -11,41 +11,39 @@ from jaxcnn import plugins
 from jaxcnn.config import Plugin
 from jaxcnn.errors import UserError
 from jaxcnn.run import load_run
-from jaxcnn.train import train_and_evaluate
+from jaxcnn.training import train
 
 pytestmark = pytest.mark.usefixtures('no_pictures', 'new_registrations')
 NETWORK = '''
 import own_layers
-from jaxcnn import losses, models, optim
-from jaxcnn.data import augment, sources
-import numpy as np, optax
+import jaxcnn, numpy as np, optax
+from jaxcnn import losses
 
-@models.register(name='own_wide', width=6)
-@models.register
-class OwnNet(models.Network):
+@jaxcnn.register_model(name='own_wide', width=6)
+@jaxcnn.register_model
+class OwnNet(jaxcnn.Network):
     width: int = 4
 
     def forward(self, x, train, maps):
         maps['conv'] = own_layers.double(self.norm(self.conv(self.width, 3)(x), train))
         return self.dense(self.num_classes)(maps['conv'].mean((1, 2)))
 
-@losses.register('label')
+@jaxcnn.register_loss
 def own_loss(logits, targets, factor=1.0):
     return factor * losses.cross_entropy(logits, targets)
 
-@augment.register
+@jaxcnn.register_augmentation
 def darken(factor):
     return lambda key, image: image * factor
 
-@optim.register
+@jaxcnn.register_optimizer
 def own_sgd(learning_rate):
     return optax.sgd(learning_rate)
 
+@jaxcnn.register_dataset
 def own_data(config):
     images = np.random.default_rng(0).integers(0, 255, (90, 8, 8, 1)).astype(np.uint8)
-    return sources.Source.from_arrays(train=(images[:60], np.arange(60) % 3), test=(images[60:], np.arange(30) % 3))
-
-sources.register('own_data', own_data)
+    return jaxcnn.Dataset.from_arrays(train=(images[:60], np.arange(60) % 3), test=(images[60:], np.arange(30) % 3))
 '''
 
 
@@ -63,17 +61,17 @@ def test_what_a_plugin_registers_trains_resumes_and_predicts_until_it_changes(sm
     settings = small(plugins=[str(plugin)], model=dict(name='own_wide'), loss=dict(name='own_loss', factor=2.0),
                      data=dict(name='own_data', image_size=0, augment='darken(0.5)|flip_lr'), batch_size=20,
                      optim=dict(optimizer='own_sgd', learning_rate=0.01), duration=dict(steps=2))
-    summary = train_and_evaluate(settings, folder)
+    summary = train(settings, folder)
     run = load_run(folder)
     recorded, = run.config.plugins
     assert (recorded.source, len(recorded.sha256)) == (str(plugin), 16)
     assert run.evaluate('test')['test_loss'] == pytest.approx(summary['test_loss'])
     assert run.features(np.zeros((2, 8, 8, 1), np.uint8), 'conv').shape == (2, 8, 8, 6)
-    assert train_and_evaluate(settings, folder)['test_loss'] == summary['test_loss']
+    assert train(settings, folder)['test_loss'] == summary['test_loss']
 
     (tmp_path / 'own_layers.py').write_text('def double(x):\n    return 3 * x\n')
     with pytest.raises(UserError, match=r'config\.plugins: the plugin .*own_things\.py.* has changed since the run in'):
-        train_and_evaluate(settings, folder)
+        train(settings, folder)
     assert load_run(folder).evaluate('test')['test_loss'] == pytest.approx(summary['test_loss'])  # by its copy
     assert 'has changed; the copy in' in caplog.text
     plugin.unlink()

@@ -6,12 +6,12 @@ import pytest
 from jaxcnn import data
 from jaxcnn.errors import UserError
 from jaxcnn.run import load_run
-from jaxcnn.train import train_and_evaluate
+from jaxcnn.training import train
 
 
 @pytest.mark.usefixtures('no_pictures')
 def test_run_predicts_and_evaluates_as_the_training_did(small, tmp_path):
-    summary = train_and_evaluate(small(), str(tmp_path))
+    summary = train(small(), str(tmp_path))
     run = load_run(str(tmp_path))
     expected = {name: summary[name] for name in ('test_loss', 'test_accuracy', 'test_top5')}
     assert run.evaluate('test') == pytest.approx(expected, rel=1e-6)

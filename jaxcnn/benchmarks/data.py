@@ -78,9 +78,9 @@ def compare(args: argparse.Namespace) -> Table:
 
     from jaxcnn import experiment
     from jaxcnn.data import cache, image_files, sources
-    from jaxcnn.train.loop import TrainingRun
-    from jaxcnn.train.signals import StopRequest
-    from jaxcnn.train.step import gather
+    from jaxcnn.training.loop import TrainingRun
+    from jaxcnn.training.signals import StopRequest
+    from jaxcnn.training.step import gather
     settings = {p: config.load(args.config, [*args.overrides, f'data.placement={p}', 'duration.steps=100000000'])
                 for p in ('device', 'host')}
     experiment.check(settings['host'])

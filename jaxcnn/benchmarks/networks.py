@@ -44,8 +44,8 @@ class JaxcnnStep:
         from jaxcnn.preprocessing import Preprocessor
         from jaxcnn.tasks import create
         from jaxcnn.timeline import Timeline
-        from jaxcnn.train.state import init_state, variables
-        from jaxcnn.train.step import TrainStep
+        from jaxcnn.training.state import init_state, variables
+        from jaxcnn.training.step import TrainStep
         network = models.create(name, num_classes=10, **fields)
         settings = parse({'batch_size': batch, 'duration': {'steps': 10 ** 6}})
         descent = OptimConfig(optimizer=Choice('sgd', {'momentum': 0.9}), learning_rate=0.01, l2=1e-4)

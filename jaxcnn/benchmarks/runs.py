@@ -41,7 +41,7 @@ def train(args: argparse.Namespace) -> Iterator[Table]:
     import numpy as np
 
     from jaxcnn.data.dataset import load
-    from jaxcnn.train.workdir import read_json
+    from jaxcnn.training.workdir import read_json
     settings = load_config(args)
     name, data, airbench = settings.model.name, settings.data, settings.data.name == 'cifar10'
     if data.image_size or (not airbench and (
@@ -96,8 +96,8 @@ def checkpoint(args: argparse.Namespace) -> Table:
     from jaxcnn import models, optim
     from jaxcnn.config import CheckpointConfig, Choice, OptimConfig, parse
     from jaxcnn.timeline import Timeline
-    from jaxcnn.train.checkpoint import Checkpoints
-    from jaxcnn.train.state import init_state
+    from jaxcnn.training.checkpoint import Checkpoints
+    from jaxcnn.training.state import init_state
     name, torch = args.models or 'resnet50', 'torch' in args.peers.split(',')
     if torch:
         require_torch(args.torch_python)
@@ -137,8 +137,8 @@ def loop(args: argparse.Namespace) -> Table:
     import jax
 
     from jaxcnn import experiment
-    from jaxcnn.train.loop import TrainingRun
-    from jaxcnn.train.signals import StopRequest
+    from jaxcnn.training.loop import TrainingRun
+    from jaxcnn.training.signals import StopRequest
     settings = config.load(args.config, [*args.overrides, 'duration.steps=100000000', 'eval.every.fraction=1'])
     experiment.check(settings)
     with tempfile.TemporaryDirectory() as folder:

@@ -105,7 +105,7 @@ def start_jax(args: argparse.Namespace) -> None:
     except (RuntimeError, AssertionError) as e:  # AssertionError: JAX is installed without that platform
         raise UserError(f'JAX finds no device (JAX_PLATFORMS={os.environ.get("JAX_PLATFORMS", "")!r}): '
                         f'{str(e) or "it is installed without that platform"}') from e
-    from jaxcnn.train.parallel import use_compilation_cache
+    from jaxcnn.training.parallel import use_compilation_cache
     use_compilation_cache()
 
 

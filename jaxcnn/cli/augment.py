@@ -78,7 +78,7 @@ def inputs_of_run(args: argparse.Namespace, loaded: 'Run') -> Inputs:
 
     from jaxcnn import data
     from jaxcnn.data import picture
-    from jaxcnn.train.step import image_gradient
+    from jaxcnn.training.step import image_gradient
     task, settings = loaded.experiment.task, loaded.config.data
     gradient = image_gradient(loaded.experiment.network, loaded.experiment.preprocessor, task, loaded.variables)
     if args.images:
@@ -133,7 +133,7 @@ def augment_images(row: Row, inputs: Inputs, draws: int, seed: int) -> 'tuple[li
     import jax.numpy as jnp
     import numpy as np
 
-    from jaxcnn.train.state import run_once
+    from jaxcnn.training.state import run_once
     first, last = (jnp.asarray(inputs.images[i], jnp.float32) / 255 for i in (0, -1))
     examples = {'image': jnp.stack([last, first] * draws)}
     for name, values in inputs.targets.items():

@@ -66,7 +66,7 @@ def evaluate(run: 'Run', evaluator: 'SplitEvaluator', step: int, args: argparse.
 
 def watch(run: 'Run', evaluator: 'SplitEvaluator', args: argparse.Namespace) -> int:
     """Evaluate each new checkpoint until the run is complete; return the exit code."""
-    from jaxcnn.train.workdir import has_ended, read_json
+    from jaxcnn.training.workdir import has_ended, read_json
     cli.log.info('evaluating new checkpoints every %g s until the run is complete', args.interval)
     evaluated_step, summary_path = -1, os.path.join(args.workdir, 'summary.json')
 

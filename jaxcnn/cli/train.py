@@ -35,7 +35,7 @@ def log_summary(summary: dict, settings: config.Config, workdir: str) -> None:
 
 def read_summaries(settings: config.Config, workdir: str) -> dict[int, dict]:
     """Return the summaries of all complete runs with this config by seed, including those of earlier commands."""
-    from jaxcnn.train.workdir import read_config, read_json
+    from jaxcnn.training.workdir import read_config, read_json
     summaries = {}
     for path in glob.glob(os.path.join(glob.escape(workdir), 'seed*', 'summary.json')):
         folder = os.path.dirname(path)
@@ -54,7 +54,7 @@ def report_seeds(summaries: dict[int, dict], settings: config.Config, workdir: s
     """Log the mean, standard deviation, minimum and maximum of each metric over seeds, and write them to `seeds.json`."""
     import jax
 
-    from jaxcnn.train.workdir import write_json
+    from jaxcnn.training.workdir import write_json
     statistics_by_name = {}
     for name in metrics.measurements(metrics_of(settings).values(), ('test', 'val'), ema=True, tta=True):
         values = [summary[name] for summary in summaries.values() if summary.get(name) is not None]
@@ -78,13 +78,13 @@ def run(args: argparse.Namespace) -> int:
     if args.seeds < 1:
         raise UserError(f'--seeds: expected at least 1, got {args.seeds}')
     config.load(args.config, [*args.overrides, f'seed={settings.seed + args.seeds - 1}'])  # checks the last seed
-    from jaxcnn.train import train_and_evaluate
-    from jaxcnn.train.signals import Interrupted
+    from jaxcnn.training import train
+    from jaxcnn.training.signals import Interrupted
     diverged = []
     for seed in range(settings.seed, settings.seed + args.seeds):
         workdir = os.path.join(args.workdir, f'seed{seed}') if args.seeds > 1 else args.workdir
         try:
-            summary = train_and_evaluate(dataclasses.replace(settings, seed=seed), workdir, extends=args.extend,
+            summary = train(dataclasses.replace(settings, seed=seed), workdir, extends=args.extend,
                                          end_process=True)
         except Interrupted as e:
             cli.log.warning('%s', e)

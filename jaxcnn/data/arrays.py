@@ -12,7 +12,7 @@ import numpy as np
 from jaxcnn.config import DataConfig
 from jaxcnn.data.image_files import SPLITS, existing_path, log
 from jaxcnn.data.sources import IN_MEMORY, InMemoryExamples, Source, register
-from jaxcnn.data.targets import LABEL, LABELS, TargetKind
+from jaxcnn.data.targets import KINDS, LABEL, LABELS, TargetKind
 from jaxcnn.errors import UserError, name_field
 
 
@@ -111,8 +111,8 @@ def _read_idx(path: str) -> np.ndarray:
     return array.reshape(shape)
 
 
-register('arrays', arrays)
-register('arrays', functools.partial(arrays, kind=LABELS), LABELS)
-register('idx', idx)
-register(IN_MEMORY, _refuse_in_memory)
-register(IN_MEMORY, _refuse_in_memory, LABELS)
+register(arrays)
+register(functools.partial(arrays, kind=LABELS), name='arrays', targets='labels')
+register(idx)
+for _targets in KINDS:
+    register(_refuse_in_memory, name=IN_MEMORY, targets=_targets)

@@ -113,4 +113,4 @@ def _read_tab_separated(root: str, name: str, num_cells: int) -> list[list[str]]
 
 
 for _layout in (folder, flat, tiny_imagenet):
-    register(_layout.__name__, _layout)
+    register(_layout)

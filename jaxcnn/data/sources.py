@@ -18,7 +18,7 @@ import numpy as np
 
 from jaxcnn.config import DataConfig
 from jaxcnn.data.checks import check_class_names, check_images, check_label_sets, check_labels, number_classes
-from jaxcnn.data.targets import LABEL, LABELS, TargetKind
+from jaxcnn.data.targets import KINDS, LABEL, LABELS, TargetKind
 from jaxcnn.errors import UserError, name_field, unknown
 from jaxcnn.registry import Registry
 
@@ -201,15 +201,27 @@ SourceFactory = Callable[[DataConfig], Source]
 _FACTORIES: Registry[SourceFactory] = Registry('data set')
 
 
-def register(name: str, factory: SourceFactory, kind: TargetKind = LABEL) -> None:
-    """Make a data set, or a layout of files, known to `config.data.name`.
+def register(factory: Any = None, *, name: str | None = None, targets: str = LABEL.name) -> Any:
+    """Make a data set, or a layout of files, known to `config.data.name`, as a decorator of its function.
+
+        @register
+        def my_data(config): ...
 
     Args:
-      name: its name. A name can have one factory for each kind of targets.
-      factory: a function that returns the source of a config.
-      kind: the kind of the targets of its examples.
+      factory: a function that returns the `Source` of a `DataConfig`.
+      name: its name in configs; that of the function by default. A name can have one function for each kind of targets.
+      targets: the kind of targets of its examples: `label`, one class for each image; `labels`, several.
+
+    Raises:
+      UserError: the kind of targets is unknown, or the name is taken.
     """
-    _FACTORIES.add(_key(name, kind), factory, getattr(factory, 'func', factory))
+    if targets not in KINDS:
+        raise unknown('kind of targets', targets, KINDS)
+
+    def add(factory: Any) -> Any:
+        _FACTORIES.add(_key(name or factory.__name__, KINDS[targets]), factory, getattr(factory, 'func', factory))
+        return factory
+    return add if factory is None else add(factory)
 
 
 def _key(name: str, kind: TargetKind) -> str:
@@ -383,7 +395,7 @@ def _tfds_factory(name: str, ink: Ink | None = None) -> SourceFactory:
     return make_source
 
 
-register('digits', _digits)
-register('mnist', _tfds_factory('mnist', ink=Ink(28, 20, by_mass=True)))
+register(_digits, name='digits')
+register(_tfds_factory('mnist', ink=Ink(28, 20, by_mass=True)), name='mnist')
 for _name in ('cifar10', 'cifar100', 'fashion_mnist', 'svhn_cropped', 'imagenet2012'):
-    register(_name, _tfds_factory(_name))
+    register(_tfds_factory(_name), name=_name)

@@ -266,5 +266,5 @@ def _indicator_rows(table: _Table, default_split: str, class_columns: Mapping[in
         yield _make_row(table, default_split, line, cells, tuple(classes))
 
 
-register('csv', single_label_table)
-register('csv', multilabel_table, LABELS)
+register(single_label_table, name='csv')
+register(multilabel_table, name='csv', targets='labels')

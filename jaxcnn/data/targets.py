@@ -117,3 +117,4 @@ class ClassLabels(TargetKind):
 
 
 LABEL, LABELS = ClassLabel(), ClassLabels()
+KINDS: dict[str, TargetKind] = {kind.name: kind for kind in (LABEL, LABELS)}

@@ -21,7 +21,7 @@ from jaxcnn.errors import UserError
 from jaxcnn.interop.graph import Layer, flax_layers, forward_hooks, intercept_outputs, random_images, torch_layers
 from jaxcnn.interop.layout import Pair, leaves
 from jaxcnn.models import Network
-from jaxcnn.train.state import run_once
+from jaxcnn.training.state import run_once
 
 if TYPE_CHECKING:
     import torch

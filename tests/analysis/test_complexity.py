@@ -18,7 +18,7 @@ from jaxcnn.errors import UserError
 from jaxcnn.losses import cross_entropy
 from jaxcnn.models.layers import Network
 from jaxcnn.ops.pool import avg_pool, max_pool
-from jaxcnn.train.state import run_once
+from jaxcnn.training.state import run_once
 
 
 def layers(network, *shape, batch=2):

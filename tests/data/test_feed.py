@@ -16,7 +16,7 @@ from jaxcnn.data import cache, dataset, feed, workers
 from jaxcnn.data.dataset import Split, channel_statistics
 from jaxcnn.errors import UserError
 from jaxcnn.timeline import Timeline
-from jaxcnn.train import parallel
+from jaxcnn.training import parallel
 
 
 def timeline(count, batch_size=32, schedule=(), **duration):
@@ -160,7 +160,7 @@ KILLED_RUN = '''
 import os, signal, sys
 from multiprocessing import active_children
 from jaxcnn import config
-from jaxcnn.train.setup import Setup
+from jaxcnn.training.setup import Setup
 setup = Setup(config.parse(config.make(data=dict(name='digits', placement='host', workers=2))), sys.argv[1])
 setup.feed.batch(0, 1)
 print(*[child.pid for child in active_children()], flush=True)

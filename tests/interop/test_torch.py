@@ -20,9 +20,9 @@ from jaxcnn.losses import cross_entropy
 from jaxcnn.optim import make_optimizer
 from jaxcnn.preprocessing import Preprocessor
 from jaxcnn.timeline import Timeline
-from jaxcnn.train import whiten
-from jaxcnn.train.state import init_state, run_once
-from jaxcnn.train.step import TrainStep
+from jaxcnn.training import whiten
+from jaxcnn.training.state import init_state, run_once
+from jaxcnn.training.step import TrainStep
 
 torch = pytest.importorskip('torch')
 pytest.importorskip('pytorchcv')

@@ -25,8 +25,8 @@ from jaxcnn.config import load as load_config
 from jaxcnn.data.sources import find
 from jaxcnn.errors import as_text
 from jaxcnn.run import load_run
-from jaxcnn.train import train_and_evaluate
-from jaxcnn.train.workdir import claim
+from jaxcnn.training import train
+from jaxcnn.training.workdir import claim
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 pytestmark = pytest.mark.launch
@@ -236,7 +236,7 @@ def test_two_processes_train_as_one_and_where_they_are_stopped_go_on_to_the_same
               for name in ('whole', 'stopped')]
     assert states[0] == states[1]
     alone = load_config(config, ['optim.schedule=constant', 'duration.steps=20', 'parallel.devices=2'])
-    train_and_evaluate(alone, str(tmp_path / 'one'))
+    train(alone, str(tmp_path / 'one'))
     two, one = ([json.loads(line) for line in (tmp_path / name / 'metrics.jsonl').read_text().splitlines()]
                 for name in ('whole', 'one'))
     rows = [(a, b) for a, b in zip(two, one, strict=False) if 'train_loss' in b]

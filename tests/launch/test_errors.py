@@ -13,7 +13,7 @@ from PIL import Image
 from jaxcnn import config
 from jaxcnn.errors import UserError
 from jaxcnn.run import load_run
-from jaxcnn.train import train_and_evaluate
+from jaxcnn.training import train
 
 pytestmark = pytest.mark.launch
 
@@ -92,7 +92,7 @@ def test_a_device_that_is_not_there_is_told(tiny_config, command, tmp_path, snap
 def test_other_wrong_configs_are_told_before_any_work(tiny_config, tmp_path, snapshot, kind):
     assignments, parts = ALSO_WRONG[kind]
     with pytest.raises(UserError) as error:
-        train_and_evaluate(config.load(tiny_config, assignments), str(tmp_path / 'run'))
+        train(config.load(tiny_config, assignments), str(tmp_path / 'run'))
     for part in parts:
         assert part in str(error.value)
     assert not snapshot(tmp_path), 'a workdir with a config would refuse the corrected one'

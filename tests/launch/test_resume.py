@@ -13,7 +13,7 @@ import golden
 import pytest
 
 from jaxcnn.run import load_run
-from jaxcnn.train import workdir
+from jaxcnn.training import workdir
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 KILLS = int(os.environ.get('JAXCNN_KILLS', '1'))  # JAXCNN_KILLS=10 for a longer trial

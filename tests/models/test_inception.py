@@ -12,7 +12,7 @@ import pytest
 from jaxcnn import models
 from jaxcnn.errors import UserError
 from jaxcnn.models import inception
-from jaxcnn.train.state import run_once
+from jaxcnn.training.state import run_once
 
 
 def create(name, **fields):

@@ -12,7 +12,7 @@ import pytest
 from jaxcnn import models
 from jaxcnn.errors import UserError
 from jaxcnn.models.mobilenet import round_features
-from jaxcnn.train.state import run_once
+from jaxcnn.training.state import run_once
 
 LITE_SIZES = (224, 240, 260, 280, 300)
 

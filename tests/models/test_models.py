@@ -17,7 +17,7 @@ from jaxcnn.errors import UserError
 from jaxcnn.losses import cross_entropy
 from jaxcnn.models.inception import Inception
 from jaxcnn.models.layers import ACTIVATIONS, INITIALIZERS, Conv, activation, initializer
-from jaxcnn.train.state import run_once
+from jaxcnn.training.state import run_once
 
 # fields that keep a network small here, where its published size would take long: of a name, or of all of a class
 SMALL = {

@@ -14,7 +14,7 @@ from jaxcnn.models import alexnet, vgg
 from jaxcnn.models.plain import spatial_pyramid
 from jaxcnn.ops.lrn import local_response_norm
 from jaxcnn.ops.pool import max_pool
-from jaxcnn.train.state import run_once
+from jaxcnn.training.state import run_once
 
 WIDTHS = {'widths': (4, 6, 8, 6, 4), 'hidden': 8}
 STAGES = {'stages': ((4, 4), (6, 6, 6)), 'hidden': 8}

@@ -13,7 +13,7 @@ from jaxcnn.models.layers import ACTIVATIONS, Network
 from jaxcnn.models.sequential_layers import LAYERS
 from jaxcnn.ops.lrn import local_response_norm
 from jaxcnn.ops.pool import avg_pool, max_pool
-from jaxcnn.train.state import run_once
+from jaxcnn.training.state import run_once
 
 
 def sequential(layers, num_classes=10, **fields):

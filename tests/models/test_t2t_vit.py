@@ -13,7 +13,7 @@ import pytest
 from jaxcnn import models
 from jaxcnn.errors import UserError
 from jaxcnn.models import t2t_vit
-from jaxcnn.train.state import run_once
+from jaxcnn.training.state import run_once
 
 SMALL = {'depth': 2, 'embed': 12, 'heads': 3, 'token_dim': 8}
 SPLITS_64 = ((7, 2, 3), (3, 2, 1), (3, 2, 1))

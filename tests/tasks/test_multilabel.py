@@ -20,7 +20,7 @@ from jaxcnn.data.sources import stratified_split
 from jaxcnn.data.targets import LABELS
 from jaxcnn.errors import UserError
 from jaxcnn.run import load_run
-from jaxcnn.train import train_and_evaluate
+from jaxcnn.training import train
 
 NAMES = ['cat', 'dog', 'owl']
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -196,7 +196,7 @@ def test_a_run_learns_what_each_image_shows_and_is_evaluated_and_predicted(tmp_p
     fields = small(data=dict(name='arrays', dir=str(tmp_path / 'a.npz'), image_size=0, augment='mixup(0.2, 0.5)'),
                    duration=dict(steps=40), parallel=dict(devices=2, backend=backend), eval=dict(every=dict(steps=20)))
     folder = str(tmp_path / 'run')
-    summary = train_and_evaluate({**fields.to_dict(), 'task': 'multilabel', 'loss': 'bce'}, folder)
+    summary = train({**fields.to_dict(), 'task': 'multilabel', 'loss': 'bce'}, folder)
     assert summary['test_mean_average_precision'] > 0.95
     trained = load_run(folder)
     state = trained.load_weights(trained.find_step('best'))

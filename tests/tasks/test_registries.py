@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jaxcnn import losses, metrics
-from jaxcnn.train import train_and_evaluate
+from jaxcnn.training import train
 
 
 def test_a_registered_loss_and_metric_need_nothing_else(small, tmp_path, no_pictures, new_registrations):
@@ -24,7 +24,7 @@ def test_a_registered_loss_and_metric_need_nothing_else(small, tmp_path, no_pict
     def confidence(logits, labels):
         return jnp.take_along_axis(logits, labels[:, None], 1)[:, 0]
 
-    summary = train_and_evaluate(small(loss=dict(name='scaled_cross_entropy', factor=3.0, reduction='sum'),
+    summary = train(small(loss=dict(name='scaled_cross_entropy', factor=3.0, reduction='sum'),
                                        checkpoint=dict(metric='val_balanced_accuracy')), str(tmp_path))
     rows = [json.loads(line) for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()]
     best = max((row for row in rows if 'val_loss' in row), key=lambda row: (row['val_balanced_accuracy'], row['step']))
@@ -35,5 +35,5 @@ def test_a_registered_loss_and_metric_need_nothing_else(small, tmp_path, no_pict
     assert f'| test balanced accuracy | {100 * summary["test_balanced_accuracy"]:.2f} % |' in report
     assert f'| test confidence | {summary["test_confidence"]:.4f} |' in report
     assert 'by `val_balanced_accuracy`' in report
-    plain = train_and_evaluate(small(), str(tmp_path / 'plain'))
+    plain = train(small(), str(tmp_path / 'plain'))
     assert summary['train_loss'] > 1.5 * plain['train_loss']

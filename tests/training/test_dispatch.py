@@ -5,8 +5,8 @@ import pytest
 from jaxcnn import config as cfg
 from jaxcnn.config import Duration
 from jaxcnn.timeline import Timeline
-from jaxcnn.train import dispatch
-from jaxcnn.train.dispatch import Dispatch, DispatchQueue, dispatch_end
+from jaxcnn.training import dispatch
+from jaxcnn.training.dispatch import Dispatch, DispatchQueue, dispatch_end
 
 
 def dispatch_ends(total, steps_per_dispatch, boundaries=(), variable_length=True, first=0, **fields):

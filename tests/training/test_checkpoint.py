@@ -15,8 +15,8 @@ import pytest
 from jaxcnn import config as cfg
 from jaxcnn import metrics
 from jaxcnn.errors import UserError
-from jaxcnn.train.checkpoint import Checkpoints, fingerprint
-from jaxcnn.train.state import TrainState, Weights
+from jaxcnn.training.checkpoint import Checkpoints, fingerprint
+from jaxcnn.training.state import TrainState, Weights
 
 PROGRESS = {'evaluated_step': 3, 'best_value': 0.5, 'evaluations_since_best': 3, 'interval_steps': 3,
             'interval_sums': {'loss': 1.25}, 'wall_seconds': 3.5}

@@ -20,15 +20,15 @@ from jaxcnn.errors import UserError
 from jaxcnn.optim import make_optimizer, path_mask
 from jaxcnn.run import load_run
 from jaxcnn.timeline import Timeline
-from jaxcnn.train import dispatch, parallel, train_and_evaluate
-from jaxcnn.train.checkpoint import Checkpoints
-from jaxcnn.train.evaluate import Evaluator
-from jaxcnn.train.loop import TrainingRun
-from jaxcnn.train.run_progress import RunProgress
-from jaxcnn.train.setup import Setup
-from jaxcnn.train.signals import Interrupted, StopRequest
-from jaxcnn.train.step import gather, image_keys, step_keys
-from jaxcnn.train.workdir import read_metrics
+from jaxcnn.training import dispatch, parallel, train
+from jaxcnn.training.checkpoint import Checkpoints
+from jaxcnn.training.evaluate import Evaluator
+from jaxcnn.training.loop import TrainingRun
+from jaxcnn.training.run_progress import RunProgress
+from jaxcnn.training.setup import Setup
+from jaxcnn.training.signals import Interrupted, StopRequest
+from jaxcnn.training.step import gather, image_keys, step_keys
+from jaxcnn.training.workdir import read_metrics
 
 pytestmark = pytest.mark.usefixtures('no_pictures')
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -59,7 +59,7 @@ def test_a_run_writes_its_summary_report_metrics_and_checkpoints(small, shared_f
     folder = str(shared_folder / 'run')
     fields = dict(duration=dict(steps=60), log_every=dict(steps=7), eval={'every': dict(steps=20)}, data={'augment': ''},
                   optim={'ema_decay': 0.9, 'schedule': 'cosine', 'learning_rate': 0.1, 'warmup': dict(steps=10)})
-    summary = train_and_evaluate(small(**fields), folder)
+    summary = train(small(**fields), folder)
     assert set(summary) >= SUMMARY
     assert None not in [summary[k] for k in SUMMARY]
     assert summary['test_accuracy'] > 0.3, 'better than chance'
@@ -108,13 +108,14 @@ def test_fitted_normalisation_is_stored_with_the_run(small, tmp_path):
     config = small(duration=dict(steps=10), data={
         'normalize': 'gcn(2)|zca(0.01)', 'image_size': 18, 'eval_augment': 'center_crop(16)', 'augment': 'random_crop(16)'})
     run = TrainingRun(cfg.parse(config), folder, StopRequest())
-    train = run.setup.dataset.splits['train']
-    inputs = np.asarray(run.setup.experiment.preprocessor(train.take(np.arange(len(train))))).reshape(len(train), 256)
+    train_split = run.setup.dataset.splits['train']
+    images = train_split.take(np.arange(len(train_split)))
+    inputs = np.asarray(run.setup.experiment.preprocessor(images)).reshape(len(images), 256)
     eigenvalues = np.linalg.eigvalsh(np.cov(inputs, rowvar=False))
     np.testing.assert_allclose(eigenvalues[-10:], 1, atol=0.05)  # components of little variance are smaller
     assert eigenvalues[-1] < 1.01
     fitted = path.read_bytes()
-    summary = train_and_evaluate(config, folder)
+    summary = train(config, folder)
     assert path.read_bytes() == fitted
     trained = load_run(folder)
     _, measured = trained.evaluator('test')(trained.load_weights(trained.find_step('best')))
@@ -135,10 +136,10 @@ def test_an_error_of_the_data_saves_the_state_and_the_run_continues_from_it(smal
     with monkeypatch.context() as patch:
         patch.setattr(TrainFeed, 'batch', fail_at_step_7)
         with pytest.raises(UserError, match='a worker process was killed'):
-            train_and_evaluate(config, str(tmp_path / 'failed'))
+            train(config, str(tmp_path / 'failed'))
     assert load_run(str(tmp_path / 'failed')).steps() == [7]
-    train_and_evaluate(config, str(tmp_path / 'failed'))
-    train_and_evaluate(config, str(tmp_path / 'uninterrupted'))
+    train(config, str(tmp_path / 'failed'))
+    train(config, str(tmp_path / 'uninterrupted'))
     states = [{part: array.tobytes() for part, array in golden.read_state(str(tmp_path / name), 20).items()}
               for name in ('failed', 'uninterrupted')]
     assert states[0] == states[1]
@@ -147,7 +148,7 @@ def test_an_error_of_the_data_saves_the_state_and_the_run_continues_from_it(smal
 def test_normalisation_of_a_failed_start_is_fitted_again(small, tmp_path):
     wrong = small(data={'normalize': 'gcn(5)|standardize'}, optim={'groups': [dict(match='nowhere', rate=2.0)]})
     with pytest.raises(UserError, match='nowhere'):
-        train_and_evaluate(wrong, str(tmp_path))
+        train(wrong, str(tmp_path))
     failed = (tmp_path / 'normalize.npz').read_bytes()
     (tmp_path / 'new').mkdir()
     for folder in (tmp_path, tmp_path / 'new'):
@@ -161,7 +162,7 @@ def test_logs_do_not_depend_on_the_steps_per_dispatch(small, tmp_path):
     summaries, rows = [], []
     for steps_per_dispatch, placement in ((1, 'device'), (8, 'device'), (8, 'host'), (64, 'device')):  # of 20 steps
         folder, fields['data']['placement'] = str(tmp_path / f'{steps_per_dispatch}{placement}'), placement
-        summaries.append(train_and_evaluate(small(**fields, parallel={'steps_per_dispatch': steps_per_dispatch}), folder))
+        summaries.append(train(small(**fields, parallel={'steps_per_dispatch': steps_per_dispatch}), folder))
         rows.append([{k: v for k, v in row.items() if k != 'images_per_second'} for row in read_metrics(folder)])
     assert [row['step'] for row in rows[0]] == [7, 14, 20, 20]
     for summary, run_rows in zip(summaries, rows, strict=True):
@@ -190,7 +191,7 @@ def test_figure_of_the_first_batch_shows_the_augmented_images(small, tmp_path, m
 
 def test_metrics_with_test_time_augmentation_are_added_to_those_without(small, tmp_path):
     folder = str(tmp_path)
-    summary = train_and_evaluate(small(eval={'tta': 'flip_shift'}, optim={'ema_decay': 0.9}), folder)
+    summary = train(small(eval={'tta': 'flip_shift'}, optim={'ema_decay': 0.9}), folder)
     trained = load_run(folder)
     state = trained.load_weights(trained.find_step('best'))
     count, measured = trained.evaluator('test')(state)
@@ -212,9 +213,9 @@ def test_metrics_with_test_time_augmentation_are_added_to_those_without(small, t
 def test_a_run_stops_early_and_is_not_continued(small, tmp_path):
     config = small(duration=dict(steps=200), eval={'every': dict(steps=5)}, checkpoint={'patience': 2},
                    optim={'learning_rate': 1e-12, 'optimizer': 'sgd'}, freeze_bn=dict(steps=1))
-    summary = train_and_evaluate(config, str(tmp_path))
+    summary = train(config, str(tmp_path))
     assert summary['steps'] == 15  # the first evaluation is the best, and two more are not better
-    assert train_and_evaluate(config, str(tmp_path))['steps'] == 15
+    assert train(config, str(tmp_path))['steps'] == 15
 
 
 def test_evaluations_since_the_best_one_are_counted():
@@ -229,7 +230,7 @@ def test_evaluations_since_the_best_one_are_counted():
 
 
 def test_without_a_validation_split_the_last_checkpoint_is_the_best(small, tmp_path):
-    summary = train_and_evaluate(small(data={'val_fraction': 0.0}), str(tmp_path))
+    summary = train(small(data={'val_fraction': 0.0}), str(tmp_path))
     assert summary['val_accuracy'] is None
     assert summary['best_step'] == 20 == load_run(str(tmp_path)).find_step('best')
     assert [r['step'] for r in read_metrics(str(tmp_path)) if 'test_loss' in r] == [10, 20]
@@ -238,14 +239,14 @@ def test_without_a_validation_split_the_last_checkpoint_is_the_best(small, tmp_p
 
 def test_a_bfloat16_run_keeps_float32_parameters_and_statistics(small, tmp_path):
     model = dict(name='shallow_cnn', widths=(4, 4, 8, 8), hidden=16, dropout=0.0, dtype='bfloat16')
-    train_and_evaluate(small(model=model), str(tmp_path))
+    train(small(model=model), str(tmp_path))
     state = load_run(str(tmp_path)).load_weights(20)
     assert {leaf.dtype for leaf in jax.tree.leaves((state.params, state.batch_stats))} == {np.dtype(np.float32)}
 
 
 def test_the_moving_average_of_bfloat16_parameters_is_in_float32(small, tmp_path):
     model = dict(name='shallow_cnn', widths=(4, 4, 8, 8), hidden=16, dropout=0.0, param_dtype='bfloat16')
-    summary = train_and_evaluate(small(model=model, optim={'ema_decay': 0.999}), str(tmp_path))
+    summary = train(small(model=model, optim={'ema_decay': 0.999}), str(tmp_path))
     state = load_run(str(tmp_path)).load_weights(20)
     assert np.dtype(jnp.bfloat16) in {leaf.dtype for leaf in jax.tree.leaves(state.params)}  # all but those of BatchNorm
     assert {leaf.dtype for leaf in jax.tree.leaves(state.ema)} == {np.dtype(np.float32)}
@@ -325,11 +326,11 @@ def test_a_signal_while_the_report_is_written_is_raised_after_it(small, tmp_path
 
     monkeypatch.setattr(report, 'write_report', write_after_signal)
     with pytest.raises(Interrupted) as error:
-        train_and_evaluate(small(), str(tmp_path))
+        train(small(), str(tmp_path))
     assert error.value.signum == signal.SIGINT
     assert (tmp_path / 'report.md').exists()
     monkeypatch.undo()
-    assert train_and_evaluate(small(), str(tmp_path))['steps'] == 20
+    assert train(small(), str(tmp_path))['steps'] == 20
 
 
 def test_a_signal_that_comes_while_the_processes_agree_is_not_lost(small, tmp_path, monkeypatch):
@@ -351,7 +352,7 @@ def test_a_signal_that_comes_while_the_processes_agree_is_not_lost(small, tmp_pa
 
 @pytest.mark.parametrize('backend', ['sharded', pytest.param('pmap', marks=pytest.mark.slow)])
 def test_a_plateau_lowers_the_learning_rate_of_a_run(small, tmp_path, backend):
-    train_and_evaluate(small(freeze_bn=dict(steps=1), eval={'every': dict(steps=5)}, parallel={'backend': backend}, optim={
+    train(small(freeze_bn=dict(steps=1), eval={'every': dict(steps=5)}, parallel={'backend': backend}, optim={
         'optimizer': 'sgd', 'learning_rate': 1e-9, 'schedule': dict(name='plateau', patience=1, factor=0.5)}), str(tmp_path))
     rates = [row['learning_rate'] for row in read_metrics(str(tmp_path)) if 'learning_rate' in row]
     assert rates[0] == pytest.approx(1e-9)
@@ -359,7 +360,7 @@ def test_a_plateau_lowers_the_learning_rate_of_a_run(small, tmp_path, backend):
 
 
 def test_summary_has_the_metrics_of_the_average_if_it_selects_the_best_checkpoint(small, tmp_path):
-    summary = train_and_evaluate(small(optim={'ema_decay': 0.9}, checkpoint={'metric': 'val_ema_accuracy'},
+    summary = train(small(optim={'ema_decay': 0.9}, checkpoint={'metric': 'val_ema_accuracy'},
                                        eval={'tta': 'flip', 'every': dict(steps=10)}), str(tmp_path))
     trained = load_run(str(tmp_path))
     state = trained.load_weights(trained.find_step('best'))
@@ -377,14 +378,14 @@ def test_summary_has_the_metrics_of_the_average_if_it_selects_the_best_checkpoin
 
 def test_a_run_of_which_no_checkpoint_can_be_read_is_an_error_and_is_not_changed(small, tmp_path):
     settings = small(eval={'every': dict(steps=10)})
-    train_and_evaluate(settings, str(tmp_path))
+    train(settings, str(tmp_path))
     rows = read_metrics(str(tmp_path))
     for path in glob.glob(str(tmp_path / 'checkpoints' / '*' / 'state' / '**'), recursive=True):
         if os.path.isfile(path):
             os.remove(path)
     names = sorted(os.listdir(tmp_path / 'checkpoints'))
     with pytest.raises(UserError, match=r'none of the checkpoints in .*, 10, 20, can be read'):
-        train_and_evaluate(settings, str(tmp_path))
+        train(settings, str(tmp_path))
     assert sorted(os.listdir(tmp_path / 'checkpoints')) == names
     assert read_metrics(str(tmp_path)) == rows
 
@@ -402,7 +403,7 @@ def test_fewer_dispatches_wait_if_they_need_much_memory(small, tmp_path, monkeyp
 
 
 def test_all_processes_discard_the_same_damaged_checkpoints(small, tmp_path, monkeypatch):
-    train_and_evaluate(small(), str(tmp_path))
+    train(small(), str(tmp_path))
     newest = tmp_path / 'checkpoints' / '20'
     (newest / 'progress' / 'metadata').write_text('{')
     run, discarded = TrainingRun(cfg.parse(small()), str(tmp_path), StopRequest()), []
@@ -429,5 +430,5 @@ def test_all_processes_discard_the_same_damaged_checkpoints(small, tmp_path, mon
 ])
 def test_unknown_names_are_errors_before_there_is_a_workdir(small, tmp_path, fields, line):
     with pytest.raises(UserError, match=line):
-        train_and_evaluate(small(**fields), str(tmp_path / 'run'))
+        train(small(**fields), str(tmp_path / 'run'))
     assert not (tmp_path / 'run').exists()

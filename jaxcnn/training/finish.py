@@ -14,9 +14,9 @@ import jaxcnn
 from jaxcnn.experiment import Experiment
 from jaxcnn.metrics import Measurement
 from jaxcnn.tasks import Accumulated
-from jaxcnn.train import workdir
-from jaxcnn.train.checkpoint import Checkpoints
-from jaxcnn.train.state import TrainState
+from jaxcnn.training import workdir
+from jaxcnn.training.checkpoint import Checkpoints
+from jaxcnn.training.state import TrainState
 
 log = logging.getLogger('jaxcnn')
 

@@ -8,7 +8,7 @@ import pytest
 # a second signal is sent repeatedly, because on a busy machine two signals may count as one
 PROGRAM = '''
 import os, signal, sys, time
-from jaxcnn.train import signals
+from jaxcnn.training import signals
 signals.ACKNOWLEDGE_TIMEOUT, signals.SAME_SIGNAL_SECONDS = {timeout}, 0.2
 
 def send(signum):

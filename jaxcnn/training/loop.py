@@ -25,15 +25,15 @@ from jaxcnn.errors import Diverged, UserError, from_os_error
 from jaxcnn.metrics import LOSS, Measurement
 from jaxcnn.tasks import Accumulated
 from jaxcnn.timeline import Phase, displayed_epoch
-from jaxcnn.train import extend, parallel, signals, workdir
-from jaxcnn.train.callbacks import Callback, Callbacks
-from jaxcnn.train.checkpoint import Checkpoints
-from jaxcnn.train.dispatch import Dispatch, DispatchQueue, dispatch_end
-from jaxcnn.train.finish import best_state, summarize, write_results
-from jaxcnn.train.progress import ProgressDisplay
-from jaxcnn.train.run_progress import RunProgress
-from jaxcnn.train.setup import Setup
-from jaxcnn.train.state import TrainState, variables
+from jaxcnn.training import extend, parallel, signals, workdir
+from jaxcnn.training.callbacks import Callback, Callbacks
+from jaxcnn.training.checkpoint import Checkpoints
+from jaxcnn.training.dispatch import Dispatch, DispatchQueue, dispatch_end
+from jaxcnn.training.finish import best_state, summarize, write_results
+from jaxcnn.training.progress import ProgressDisplay
+from jaxcnn.training.run_progress import RunProgress
+from jaxcnn.training.setup import Setup
+from jaxcnn.training.state import TrainState, variables
 
 
 class TrainingRun:
@@ -380,7 +380,7 @@ class TrainingRun:
         return summary
 
 
-def train_and_evaluate(config: cfg.Config | ml_collections.ConfigDict | Mapping[str, Any], folder: str, *,
+def train(config: cfg.Config | ml_collections.ConfigDict | Mapping[str, Any], folder: str, *,
                        data: Source | None = None, callbacks: Sequence[Callback] = (), extends: bool = False,
                        end_process: bool = False,
                        initial_variables: Mapping[str, Any] | None = None) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from jaxcnn.train import progress
+from jaxcnn.training import progress
 
 
 class Terminal(io.StringIO):

@@ -7,8 +7,8 @@ from sklearn.datasets import load_digits
 from jaxcnn.data import Source
 from jaxcnn.errors import UserError
 from jaxcnn.run import load_run
-from jaxcnn.train import Callback, train_and_evaluate
-from jaxcnn.train.workdir import read_metrics
+from jaxcnn.training import Callback, train
+from jaxcnn.training.workdir import read_metrics
 
 pytestmark = pytest.mark.usefixtures('no_pictures')
 
@@ -52,9 +52,9 @@ def test_callbacks_see_what_is_logged_and_one_that_fails_leaves_the_last_checkpo
     settings, folder = small(data={'augment': ''}, log_every=dict(steps=20)), str(tmp_path)
     first, second = Recorder(), Recorder()
     with pytest.raises(UserError, match=r'^callback Failing\.on_evaluate: raised ValueError: no way$'):
-        train_and_evaluate(settings, folder, data=source, callbacks=[first, Failing()])
+        train(settings, folder, data=source, callbacks=[first, Failing()])
     assert load_run(folder).steps() == [10]
-    summary = train_and_evaluate(settings, folder, data=source, callbacks=[second])
+    summary = train(settings, folder, data=source, callbacks=[second])
     assert [call[:2] for call in first.calls[:3]] == [('begin', 0), ('log', 9), ('evaluate', 10)]
     assert [call[0] for call in second.calls] == ['begin', 'log', 'log', 'evaluate', 'checkpoint', 'end']
     rows = {(row['step'], 'train_loss' in row): row for row in read_metrics(folder)}
@@ -86,4 +86,4 @@ def test_arrays_that_cannot_be_used_are_an_error(arrays, line):
 
 def test_a_callback_must_be_one(small, tmp_path):
     with pytest.raises(UserError, match=r'callbacks\[0\]: expected an instance of a subclass of jaxcnn\.Callback, got '):
-        train_and_evaluate(small(), str(tmp_path), callbacks=[print])
+        train(small(), str(tmp_path), callbacks=[print])

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import pytest
 from jax._src import compilation_cache as jax_cache
 
-from jaxcnn.train import compilation_cache
-from jaxcnn.train.compilation_cache import AtomicCache
-from jaxcnn.train.parallel import use_compilation_cache
+from jaxcnn.training import compilation_cache
+from jaxcnn.training.compilation_cache import AtomicCache
+from jaxcnn.training.parallel import use_compilation_cache
 
 
 @pytest.fixture

@@ -10,13 +10,13 @@ import pytest
 
 from jaxcnn import config as cfg
 from jaxcnn.errors import UserError
-from jaxcnn.train import workdir
-from jaxcnn.train.workdir import MetricsLog, claim, read_config, read_json, read_metrics, write_json
+from jaxcnn.training import workdir
+from jaxcnn.training.workdir import MetricsLog, claim, read_config, read_json, read_metrics, write_json
 
 LOCKING_PROGRAM = '''
 import sys
 from jaxcnn import config
-from jaxcnn.train.workdir import claim
+from jaxcnn.training.workdir import claim
 with claim(sys.argv[1], config.parse({})):
     print('locked', flush=True)
     sys.stdin.read()

@@ -7,9 +7,9 @@ import pytest
 from jaxcnn import config
 from jaxcnn.errors import UserError
 from jaxcnn.timeline import Timeline
-from jaxcnn.train import parallel
-from jaxcnn.train.loop import TrainingRun, train_and_evaluate
-from jaxcnn.train.signals import StopRequest
+from jaxcnn.training import parallel
+from jaxcnn.training.loop import TrainingRun, train
+from jaxcnn.training.signals import StopRequest
 
 pytestmark = pytest.mark.usefixtures('no_pictures')
 
@@ -96,7 +96,7 @@ TINY = dict(model=dict(name='resnet20_cifar', width=4), data={'image_size': 4, '
     (dict(batch_size=4, parallel={'devices': 4, 'bn_sync': False, 'backend': 'pmap'}), r'a batch of 4 on 4 devices')])
 def test_statistics_of_one_value_are_refused_before_training(small, tmp_path, fields, line):
     with pytest.raises(UserError, match=line) as error:
-        train_and_evaluate(small(**{**TINY, **fields}), str(tmp_path))
+        train(small(**{**TINY, **fields}), str(tmp_path))
     assert '\n' not in str(error.value)
     assert not (tmp_path / 'config.json').exists()
 

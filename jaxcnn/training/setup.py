@@ -15,10 +15,10 @@ from jaxcnn import data, experiment, initialize, tasks
 from jaxcnn.data import feed, normalize
 from jaxcnn.errors import UserError
 from jaxcnn.timeline import Phase
-from jaxcnn.train import parallel, whiten
-from jaxcnn.train.evaluate import Evaluator
-from jaxcnn.train.state import TrainState, init_state, variables
-from jaxcnn.train.step import TrainStep, image_gradient, image_keys, many_steps, step_keys
+from jaxcnn.training import parallel, whiten
+from jaxcnn.training.evaluate import Evaluator
+from jaxcnn.training.state import TrainState, init_state, variables
+from jaxcnn.training.step import TrainStep, image_gradient, image_keys, many_steps, step_keys
 
 
 class Setup:

@@ -7,9 +7,9 @@ import pytest
 
 from jaxcnn import config as cfg
 from jaxcnn.errors import UserError
-from jaxcnn.train import train_and_evaluate
-from jaxcnn.train.extend import check, check_run
-from jaxcnn.train.workdir import claim, read_json, read_metrics, write_json
+from jaxcnn.training import train
+from jaxcnn.training.extend import check, check_run
+from jaxcnn.training.workdir import claim, read_json, read_metrics, write_json
 
 RESTART = [dict(at=dict(steps=10), schedule='cosine', learning_rate=0.02, optimizer='adam')]
 LONGER = {
@@ -27,9 +27,9 @@ def test_an_extended_run_equals_one_that_was_started_longer(small, tmp_path, no_
                   checkpoint=dict(keep=5))
     longer = cfg.make(**{**short.to_dict(), 'duration': dict(steps=20), 'optim': {**short.optim.to_dict(), **more}})
     extended, straight = str(tmp_path / 'extended'), str(tmp_path / 'straight')
-    first = train_and_evaluate(short, extended)
-    summary = train_and_evaluate(longer, extended, extends=True)
-    expected = train_and_evaluate(longer, straight)
+    first = train(short, extended)
+    summary = train(longer, extended, extends=True)
+    expected = train(longer, straight)
     varies = {'images_per_second', 'train_seconds', 'wall_seconds', 'peak_host_bytes'}
     assert {k: v for k, v in summary.items() if k not in varies} == {k: v for k, v in expected.items() if k not in varies}
     rows = [[{k: v for k, v in row.items() if k not in varies} for row in read_metrics(f)] for f in (extended, straight)]
@@ -40,7 +40,7 @@ def test_an_extended_run_equals_one_that_was_started_longer(small, tmp_path, no_
             name: states[1][name].tobytes() for name in states[0]}
     assert states[0].keys() == states[1].keys()
     assert read_json(f'{extended}/summary.step10.json') == first
-    train_and_evaluate(longer, extended)  # from now on it is a run of the longer config
+    train(longer, extended)  # from now on it is a run of the longer config
 
 
 def configs(old, new):
@@ -105,11 +105,11 @@ def test_what_would_have_begun_alike_is_allowed_and_the_schedule_told(kind):
 
 def test_a_refused_extension_leaves_the_workdir_as_it_was(small, tmp_path, no_pictures):
     settings = small(duration=dict(steps=10))
-    train_and_evaluate(settings, str(tmp_path))
+    train(settings, str(tmp_path))
     before = {p: p.read_bytes() for p in tmp_path.rglob('*') if p.is_file() and p.name != '.lock'}
     settings.duration = dict(steps=20)
     with pytest.raises(UserError, match=r'config\.optim\.schedule: a run of 20 steps has a learning rate'):
-        train_and_evaluate(settings, str(tmp_path), extends=True)
+        train(settings, str(tmp_path), extends=True)
     assert {p: p.read_bytes() for p in tmp_path.rglob('*') if p.is_file() and p.name != '.lock'} == before
 
 

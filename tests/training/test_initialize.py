@@ -14,7 +14,7 @@ from jaxcnn.errors import UserError
 from jaxcnn.initialize import load_initial_weights
 from jaxcnn.interop import names, weights
 from jaxcnn.run import load_run
-from jaxcnn.train import train_and_evaluate
+from jaxcnn.training import train
 
 IMAGE = (16, 16, 3)
 
@@ -89,7 +89,7 @@ def test_a_deep_vgg_starts_from_the_convolutions_and_dense_layers_of_a_shallow_o
 
 
 def test_averages_are_drawn_from_the_initial_weights_and_arrays_are_copied():
-    from jaxcnn.train.state import init_weights
+    from jaxcnn.training.state import init_weights
     network, source = shallow(param_dtype='bfloat16'), variables_of(shallow())
     arrays = load(network, variables=source).arrays
     state = jax.jit(lambda arrays: init_weights(network, IMAGE, np.uint32(1), ema=True, arrays=arrays))(arrays)
@@ -203,10 +203,10 @@ def leaves(tree):
 def test_a_run_starts_from_another_freezes_it_and_resumes_without_it(small, tmp_path, no_pictures):
     source, folder = str(tmp_path / 'source'), tmp_path / 'run'
     optim = {'ema_decay': 0.5, 'l2': 1e-3, 'weight_decay': 1e-3}
-    train_and_evaluate(small(duration={'steps': 10}, optim=optim, checkpoint={'metric': 'val_ema_accuracy'}), source)
+    train(small(duration={'steps': 10}, optim=optim, checkpoint={'metric': 'val_ema_accuracy'}), source)
     config = small(optim={**optim, 'groups': [{'match': '^(Conv|BatchNorm|Dense_0)', 'rate': 0.0}]}, seed=1,
                    freeze_bn={'steps': 0}, init={'run': source, 'exclude': '^Dense_1/'})
-    train_and_evaluate(config, str(folder))
+    train(config, str(folder))
     before = leaves(load_run(source).variables)
     run = load_run(str(folder))
     after = leaves(run.variables)
@@ -226,14 +226,14 @@ def test_a_run_starts_from_another_freezes_it_and_resumes_without_it(small, tmp_
     expected, config_json = leaves(run.variables), (folder / 'config.json').read_bytes()
     shutil.rmtree(source)
     shutil.rmtree(folder / 'checkpoints' / '20')
-    train_and_evaluate(config, str(folder))
+    train(config, str(folder))
     resumed = leaves(load_run(str(folder)).variables)
     assert all(np.array_equal(expected[name], resumed[name]) for name in expected)
     assert (folder / 'config.json').read_bytes() == config_json
     with pytest.raises(UserError, match=r'Changed: config\.init\.exclude: .\^Dense_1/. -> .Dense.'):
-        train_and_evaluate({**config.to_dict(), 'init': {'run': source, 'exclude': 'Dense'}}, str(folder))
+        train({**config.to_dict(), 'init': {'run': source, 'exclude': 'Dense'}}, str(folder))
     with pytest.raises(UserError, match=r"^config\.init\.run: workdir '.*source' does not exist"):
-        train_and_evaluate(config, str(tmp_path / 'other'))
+        train(config, str(tmp_path / 'other'))
 
 
 def test_a_run_starts_from_variables_of_python(small, tmp_path, no_pictures):
@@ -243,15 +243,15 @@ def test_a_run_starts_from_variables_of_python(small, tmp_path, no_pictures):
     variables = jax.tree.map(np.array, variables_of(network, seed=5, image_shape=(16, 16, 1)))
     untouched = jax.tree.map(np.copy, variables)
     folder = tmp_path / 'run'
-    train_and_evaluate(config, str(folder), initial_variables=variables)
+    train(config, str(folder), initial_variables=variables)
     jax.tree.map(np.testing.assert_array_equal, variables, untouched)
     jax.tree.map(np.testing.assert_array_equal, load_run(str(folder)).variables, variables)
     assert json.loads((folder / 'config.json').read_text())['init']['variables'] is True
-    train_and_evaluate(config, str(folder), initial_variables=variables)  # resumes
+    train(config, str(folder), initial_variables=variables)  # resumes
     with pytest.raises(UserError, match=r'^config\.init\.variables: the run in .* started from variables with the checksum'):
-        train_and_evaluate(config, str(folder), initial_variables=variables_of(network, seed=6, image_shape=(16, 16, 1)))
+        train(config, str(folder), initial_variables=variables_of(network, seed=6, image_shape=(16, 16, 1)))
     with pytest.raises(UserError, match=r"^config\.init\.run: got 'a', and variables are passed from Python, too; use one"):
-        train_and_evaluate({**config.to_dict(), 'init': {'run': 'a'}}, str(folder), initial_variables=variables)
+        train({**config.to_dict(), 'init': {'run': 'a'}}, str(folder), initial_variables=variables)
 
 
 def test_loading_variables_from_arrays_names_what_is_missing():

@@ -18,8 +18,8 @@ from jaxcnn.losses import cross_entropy
 from jaxcnn.optim import make_optimizer
 from jaxcnn.preprocessing import Preprocessor
 from jaxcnn.timeline import Timeline
-from jaxcnn.train.state import init_state, run_once, variables
-from jaxcnn.train.step import TrainStep, gather, many_steps, step_keys
+from jaxcnn.training.state import init_state, run_once, variables
+from jaxcnn.training.step import TrainStep, gather, many_steps, step_keys
 
 SHAPE = (16, 16, 1)
 KEY = jax.random.key(3)

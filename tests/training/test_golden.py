@@ -33,5 +33,5 @@ def recorded_values(values):
 
 @pytest.mark.parametrize('name', ['digits', 'small_set'])
 def test_golden_run_gives_the_recorded_figures(tmp_path, name, no_pictures):
-    values = recorded_values(golden.read(golden.train(str(tmp_path), [name])[name]))
+    values = recorded_values(golden.read(golden.train_runs(str(tmp_path), [name])[name]))
     assert {part: values[part] for part in RECORDED[name]} == pytest.approx(RECORDED[name], rel=1e-4)

@@ -22,7 +22,7 @@ from jaxcnn.models import Network
 from jaxcnn.optim import Optimizer
 from jaxcnn.preprocessing import Preprocessor
 from jaxcnn.tasks import Task
-from jaxcnn.train.state import TrainState, variables
+from jaxcnn.training.state import TrainState, variables
 
 Batch = dict[str, jax.Array]
 Scalars = dict[str, jax.Array]

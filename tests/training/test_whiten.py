@@ -8,7 +8,7 @@ import pytest
 from jaxcnn import models
 from jaxcnn.config import WhitenConfig
 from jaxcnn.errors import UserError
-from jaxcnn.train import whiten
+from jaxcnn.training import whiten
 
 
 @pytest.fixture(scope='module')

@@ -19,7 +19,7 @@ from jaxcnn import config as cfg
 from jaxcnn.cache_folder import cache_folder
 from jaxcnn.errors import UserError
 from jaxcnn.timeline import Timeline
-from jaxcnn.train.state import run_once
+from jaxcnn.training.state import run_once
 
 AXIS = 'batch'
 T = TypeVar('T')
@@ -46,7 +46,7 @@ def _copy_first_shards(tree: Any) -> Any:
 def use_compilation_cache() -> None:
     """Cache compiled programs in `$JAXCNN_CACHE` or `~/.cache/jaxcnn`, unless JAX is configured to use another folder."""
     with contextlib.suppress(ImportError):  # a version of JAX with another implementation of its cache
-        from jaxcnn.train import compilation_cache
+        from jaxcnn.training import compilation_cache
         compilation_cache.install()
     if not jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
         jax.config.update('jax_compilation_cache_dir', os.path.join(cache_folder(), 'xla'))

@@ -23,8 +23,8 @@ from jaxcnn import sealed
 from jaxcnn.errors import UserError
 from jaxcnn.metrics import Measurement
 from jaxcnn.optim import path_name
-from jaxcnn.train.parallel import process_allgather
-from jaxcnn.train.state import TrainState, Weights
+from jaxcnn.training.parallel import process_allgather
+from jaxcnn.training.state import TrainState, Weights
 
 log = logging.getLogger('jaxcnn')
 

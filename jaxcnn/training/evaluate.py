@@ -12,8 +12,8 @@ from jaxcnn.data.dataset import Dataset
 from jaxcnn.experiment import Experiment
 from jaxcnn.metrics import Measurement
 from jaxcnn.tasks import Accumulated
-from jaxcnn.train.parallel import Backend
-from jaxcnn.train.step import eval_step
+from jaxcnn.training.parallel import Backend
+from jaxcnn.training.step import eval_step
 
 
 class Evaluator:

@@ -12,8 +12,8 @@ from jaxcnn import config as cfg
 from jaxcnn import optim
 from jaxcnn.errors import UserError
 from jaxcnn.timeline import Timeline
-from jaxcnn.train import workdir
-from jaxcnn.train.checkpoint import Checkpoints
+from jaxcnn.training import workdir
+from jaxcnn.training.checkpoint import Checkpoints
 
 log = logging.getLogger('jaxcnn')
 
