@@ -121,5 +121,7 @@ def build(config: cfg.Config, info: Mapping[str, Any], fit: Fit) -> Experiment:
     network = models.create(config.model.name, **task.model_fields, **config.model.args)
     preprocessor = Preprocessor.from_config(config.data, info['mean'], info['std'], fit, tta.parse(config.eval.tta))
     image_shape = preprocessor.shape(tuple(info['image_shape']))
+    with name_field('config.model'):
+        network.check_image(image_shape)
     return Experiment(config, info, task, network, preprocessor, optimizer, timeline, image_shape,
                       tasks.best_measurement(config, task))
