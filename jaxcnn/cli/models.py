@@ -1,5 +1,6 @@
-"""Show the cost of networks: parameters, multiply-adds and memory in training. For networks that are named, also show the
-output shape and the receptive field of each layer. Networks are traced, and nothing is computed."""
+"""Show the cost of networks: parameters, multiply-adds and memory in training. For networks given by name, also show the
+output shape and the receptive field of each layer. Networks are traced, not computed. A name that contains '|' is the layers
+of a `sequential` network, such as 'conv(32)|relu|flatten|dense'."""
 
 import argparse
 import concurrent.futures
@@ -25,12 +26,15 @@ def cost_of(name: str, args: argparse.Namespace) -> 'Cost | str':
     from jaxcnn import models
     from jaxcnn.analysis import complexity
     from jaxcnn.errors import UserError
-    (height, width, channels), classes = models.create(name).published_for()
+    model, fields = ('sequential', {'layers': name}) if '|' in name else (name, {})
+    (height, width, channels), classes = models.create(model, **fields).published_for()
     if args.image_size is not None:
         height = width = args.image_size
-    network = models.create(name, classes if args.num_classes is None else args.num_classes)
-    if height < network.min_image_size():
-        return f'{name} needs images of at least {network.min_image_size()} pixels, got {height}'
+    network = models.create(model, classes if args.num_classes is None else args.num_classes, **fields)
+    try:
+        network.check_image((height, width, channels))
+    except UserError as e:
+        return f'{name}: {e}'
     try:
         return complexity.cost(network, (height, width, channels), args.batch_size,
                                dict.fromkeys([*complexity.OPTIMIZERS, args.optimizer]))
@@ -44,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     from jaxcnn.analysis import figures
     from jaxcnn.errors import UserError, unknown
     for name in args.names:
-        if name not in models.names():
+        if name not in models.names() and '|' not in name:
             raise unknown('model', name, models.names())
     for flag in ('image_size', 'batch_size', 'num_classes'):
         if getattr(args, flag) is not None and getattr(args, flag) < 1:
@@ -75,6 +79,11 @@ def run(args: argparse.Namespace) -> int:
         for name, cost in costs.items():
             print_layers(name, cost)
     return 0
+
+
+def display_name(name: str) -> str:
+    """Return the name of a network for a table, which is short for one that is given by its layers."""
+    return name if len(name) <= 40 else f'{name[:37]}...'
 
 
 def natural_order(name: str) -> list[int | str]:
@@ -108,7 +117,7 @@ def print_networks(costs: 'dict[str, Cost]', args: argparse.Namespace) -> None:
     optimizers = next(iter(costs.values())).training_memory
     rows = [['', 'image', 'classes', 'parameters', 'multiply-adds', 'activations', *optimizers]]
     for name, cost in costs.items():
-        rows.append([name, 'x'.join(map(str, cost.image_shape)), str(cost.num_classes), f'{cost.parameters:,}',
+        rows.append([display_name(name), 'x'.join(map(str, cost.image_shape)), str(cost.num_classes), f'{cost.parameters:,}',
                      f'{cost.multiply_adds:,}', format_bytes(cost.activation_memory),
                      *map(format_bytes, cost.training_memory.values())])
     print_table(rows)
@@ -121,7 +130,7 @@ def print_networks(costs: 'dict[str, Cost]', args: argparse.Namespace) -> None:
 
 def print_layers(name: str, cost: 'Cost') -> None:
     """Print a table with a row for each layer of a network."""
-    rows = [[name, 'output', 'parameters', 'multiply-adds', 'field', 'jump', 'padding', 'start']]
+    rows = [[display_name(name), 'output', 'parameters', 'multiply-adds', 'field', 'jump', 'padding', 'start']]
     for layer in cost.layers:
         padding = '' if layer.padding is None else format_pair([format_pair(p) for p in layer.padding])
         rows.append([layer.name, 'x'.join(map(str, layer.shape)), f'{layer.parameters:,}', f'{layer.multiply_adds:,}',

@@ -15,6 +15,15 @@ def test_named_networks_are_shown_layer_by_layer(command):
     assert ['max_pool_2', '6x6x256', '0', '0', '195', '32', '0', '33.5'] in [line.split() for line in out]
 
 
+def test_a_network_given_by_its_layers_is_shown(command):
+    layers = 'conv(8)|norm|relu|max_pool(2)|conv(8, 5, padding=0)|flatten|dense'
+    code, out, err = command('models', layers, '--image_size=16', '--num_classes=3')
+    assert (code, err) == (0, [])
+    rows = [line.split() for line in out]
+    assert ['Conv_1', '4x4x8', '1,608', str(f'{16 * 25 * 64:,}'), '12', '2', '0', '5'] in rows
+    assert ['Dense_0', '3', '387', '384', '18', '2', '8'] in rows
+
+
 def test_json_and_a_figure(command, tmp_path):
     code, out, err = command('models', 'lenet5', '--json', '--batch_size=4', '--optimizer=adamw',
                              f'--figure={tmp_path / "a.png"}')
@@ -27,7 +36,9 @@ def test_json_and_a_figure(command, tmp_path):
 
 
 @pytest.mark.parametrize(('arguments', 'parts'), [
-    (['resnet19'], ["'resnet19'", 'resnet18']), (['shallow_cnn', '--image_size=8'], ['shallow_cnn', '16', '8']),
+    (['resnet19'], ["'resnet19'", 'resnet18']), (['conv(8)|dense'], ['layer 2, dense', 'flatten']),
+    (['max_pool(4)|max_pool(4)|flatten|dense', '--image_size=8'], ['16 x 16', '8 x 8', 'layer 2, max_pool']),
+    (['shallow_cnn', '--image_size=8'], ['shallow_cnn', '16', '8']),
     (['lenet5', '--image_size=-3'], ['--image_size', '-3']), (['lenet5', '--batch_size=0'], ['--batch_size', '0']),
     (['lenet5', '--optimizer=adm'], ["'adm'", 'adam']),
     (['lenet5', '--figure=/proc/no/a.png'], ['--figure', '/proc/no/a.png']),
