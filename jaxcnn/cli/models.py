@@ -11,7 +11,7 @@ import multiprocessing
 import os
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jaxcnn import cli
 
@@ -26,7 +26,9 @@ def cost_of(name: str, args: argparse.Namespace) -> 'Cost | str':
     from jaxcnn import models
     from jaxcnn.analysis import complexity
     from jaxcnn.errors import UserError
-    model, fields = ('sequential', {'layers': name}) if '|' in name else (name, {})
+    model, fields = name, dict[str, Any]()
+    if '|' in name:
+        model, fields = 'sequential', {'layers': name}
     (height, width, channels), classes = models.create(model, **fields).published_for()
     if args.image_size is not None:
         height = width = args.image_size
