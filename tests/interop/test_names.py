@@ -24,11 +24,15 @@ STATE_DICTS = [
     ('googlenet_bn', {'torchvision': True}, 305, '2427a29a83d52f93'),
     ('inception_v3', {}, 484, '76490ece85f51212'), ('inception_v3', {'aux_weight': 0.0}, 472, '55f00267ae6d6eb3'),
     ('inception_v4', {}, 747, '5bb595eb5b3d9f24'), ('inception_resnet_v2', {}, 1102, '38e0de6768fb7347'),
+    ('mobilenet_v2', {}, 262, '6058c23a258ebccc'), ('mobilenet_v2', {'timm': True}, 262, '1c822c7464ea1ba8'),
+    ('efficientnet_lite0', {'timm': True}, 247, '56cc7ec8dc49dc96'),
+    ('efficientnet_lite4', {'timm': True}, 457, '7e5793c7ff4d962c'),
     ('mobilenet_v1', {'activation': 'relu6'}, 137, '4825c499cf7ae5cf'),
 ]
 
 
-SLOW = {'resnet50', 'resnext50_32x4d', 'preresnet50', 'vgg19', 'inception_v4', 'inception_resnet_v2'}
+SLOW = {'resnet50', 'resnext50_32x4d', 'preresnet50', 'vgg19', 'inception_v4', 'inception_resnet_v2',
+        'efficientnet_lite4'}
 
 
 def shapes_of(name, **fields):
@@ -99,6 +103,7 @@ def test_a_prefix_of_all_names_is_found(prefix):
     ('mobilenet_v1', {}, r"timm's MobileNet v1 have activation='relu6', and this network has activation='relu'"),
     ('alexnet', {}, r"AlexNet have widths=\(64, 192, 384, 256, 256\), stem=\(\(11, 4, 2\), \(5, 1, 2\)\), lrn=False, and"),
     ('googlenet', {}, r"GoogLeNet have batch_norm=True, torchvision=True, and this"),
+    ('efficientnet_lite0', {'bn_epsilon': 1e-5}, r'have bn_epsilon=0\.001, and this network has bn_epsilon=1e-05'),
     ('preresnet50', {}, r"timm's resnetv2 networks have stem_norm=False, and"),
     ('vgg11_bn', {'bn_epsilon': 1e-3}, r'VGGs have bn_epsilon=1e-05, and this network has bn_epsilon=0\.001')])
 def test_a_network_that_computes_another_function_is_refused(name, fields, line):
