@@ -21,6 +21,7 @@ GROUPS: dict[str, tuple[type, str]] = {
     'config.optim.switch': (schema.SwitchConfig, 'Later stages'),
     'config.optim.groups': (schema.GroupConfig, 'Parameter groups'),
     'config.optim.lookahead': (schema.LookaheadConfig, 'Look-ahead'),
+    'config.init': (schema.InitConfig, 'Initial weights'),
     'config.whiten': (schema.WhitenConfig, 'Whitening'),
     'config.eval': (schema.EvalConfig, 'Evaluation'),
     'config.checkpoint': (schema.CheckpointConfig, 'Checkpoints'),
