@@ -23,7 +23,7 @@ lint: environment
 # the documentation as a web site, in site/; a broken link stops it
 docs: environment .venv/.docs
 	$(BIN)/python docs/write_config_tables.py
-	$(BIN)/mkdocs build --strict --quiet
+	$(BIN)/mkdocs build --strict
 	@echo site/index.html
 
 .venv/.docs: pyproject.toml .venv/.installed
