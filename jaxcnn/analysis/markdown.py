@@ -1,7 +1,13 @@
-"""Text and figures as Markdown."""
+"""Text and figures as Markdown, and Markdown as an HTML page."""
 
+import base64
+import html
 import os
 import re
+from collections.abc import Iterable
+
+from markdown_it import MarkdownIt
+from markdown_it.token import Token
 
 from jaxcnn.errors import printable
 
@@ -16,3 +22,47 @@ def figure(folder: str, name: str) -> str:
     if not os.path.exists(os.path.join(folder, f'{name}.png')):
         return 'This figure could not be drawn.'
     return f'![{name.replace("_", " ")}](figures/{name}.png)'
+
+
+_PAGE = '''<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style>
+body {{ max-width: 60em; margin: 2em auto; padding: 0 1em; font: 16px/1.5 system-ui, sans-serif; color: #222; }}
+table {{ border-collapse: collapse; }}
+th, td {{ padding: 0.2em 0.8em; border-bottom: 1px solid #ddd; text-align: left; }}
+img {{ max-width: 100%; }}
+pre {{ padding: 0.8em; background: #f5f5f5; overflow-x: auto; }}
+</style>
+</head>
+<body>
+{body}</body>
+</html>
+'''
+
+
+def to_html(text: str, title: str, folder: str) -> str:
+    """Return Markdown as an HTML page that needs no other file.
+
+    Args:
+      text: the Markdown, with tables.
+      title: of the page.
+      folder: to which the paths of its PNG images are relative. The page holds the images that exist.
+    """
+    parser = MarkdownIt('commonmark', {'html': False}).enable('table')
+    tokens = parser.parse(text)
+    for token in _all_tokens(tokens):
+        path = os.path.join(folder, str(token.attrGet('src'))) if token.type == 'image' else ''
+        if os.path.isfile(path):
+            with open(path, 'rb') as f:
+                token.attrSet('src', f'data:image/png;base64,{base64.b64encode(f.read()).decode()}')
+    return _PAGE.format(title=html.escape(title), body=parser.renderer.render(tokens, parser.options, {}))
+
+
+def _all_tokens(tokens: Iterable[Token]) -> Iterable[Token]:
+    for token in tokens:
+        yield token
+        yield from _all_tokens(token.children or ())

@@ -8,7 +8,7 @@ from typing import Any
 
 from jaxcnn import config as cfg
 from jaxcnn.analysis import figures
-from jaxcnn.analysis.markdown import escape, figure
+from jaxcnn.analysis.markdown import escape, figure, to_html
 from jaxcnn.data import layouts
 from jaxcnn.errors import counted, name_file
 from jaxcnn.experiment import Experiment
@@ -21,7 +21,7 @@ _SPLIT_NAMES = {'test': 'test', 'val': 'validation'}
 
 def write_report(workdir: str, experiment: Experiment, summary: Mapping[str, Any], rows: Sequence[Mapping[str, float]],
                  split: str, accumulated: Accumulated) -> None:
-    """Write `report.md` and its figures into the workdir.
+    """Write `report.md`, its figures, and `report.html`, which holds them, into the workdir.
 
     Args:
       workdir: the folder of the run.
@@ -47,9 +47,12 @@ def write_report(workdir: str, experiment: Experiment, summary: Mapping[str, Any
         '```', _changed_fields(config), '```', '',
         '## Versions', '', '```', json.dumps(summary['versions']), '```', '',
     ]
-    path = os.path.join(workdir, 'report.md')
-    with name_file(path), open(path, 'w', encoding='utf-8') as f:
-        f.write('\n'.join(lines))
+    text = '\n'.join(lines)
+    title = f'{summary["model"]} on {_data_name(config.data)}'
+    for name, content in (('report.md', text), ('report.html', to_html(text, title, workdir))):
+        path = os.path.join(workdir, name)
+        with name_file(path), open(path, 'w', encoding='utf-8') as f:
+            f.write(content)
 
 
 def _introduction(experiment: Experiment, summary: Mapping[str, Any]) -> list[str]:

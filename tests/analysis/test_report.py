@@ -1,5 +1,6 @@
 """The figures show their data, and the report contains the results of the summary."""
 
+import base64
 import os
 import re
 import subprocess
@@ -400,6 +401,17 @@ def test_report_shows_existing_figures(write, tmp_path):
         assert f'](figures/{name}.png)' in text
         assert count_colors(tmp_path / 'figures' / f'{name}.png') > 20
     assert '](figures/first_batch.png)' in text
+
+
+def test_html_report_holds_its_figures_and_shows_what_the_markdown_does(write, tmp_path):
+    write()
+    page = (tmp_path / 'report.html').read_text()
+    sources = re.findall(r'<img src="([^"]*)"', page)
+    assert sources
+    assert all(source.startswith('data:image/png;base64,') for source in sources)
+    assert base64.b64decode(sources[0].split(',')[1]) == (tmp_path / 'figures' / 'curves.png').read_bytes()
+    rows = [line for line in (tmp_path / 'report.md').read_text().splitlines() if line.startswith('| test accuracy')]
+    assert f'<td>{rows[0].split("|")[2].strip()}</td>' in page
 
 
 def test_errors_in_figures_are_warnings(write, monkeypatch, caplog):
