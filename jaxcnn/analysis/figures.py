@@ -115,8 +115,18 @@ def warn_on_error(path: str) -> Iterator[None]:
     """Log an error in drawing the figure at `path` as a warning, because it is no reason to end a run."""
     try:
         yield
+    except ModuleNotFoundError as e:
+        if e.name != 'matplotlib':
+            raise
+        _warn_of_missing_matplotlib()
     except Exception as e:
         log.warning('%s could not be drawn: %s: %s', path, type(e).__name__, ' '.join(str(e).split())[:300])
+
+
+@functools.cache
+def _warn_of_missing_matplotlib() -> None:
+    """Log once that there are no figures."""
+    log.warning("no figures are drawn, because matplotlib is not installed: pip install 'jaxcnn[plots]'")
 
 
 def _shortened(text: str, max_length: int = 24) -> str:

@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
+import importlib.util
 import json
 import os
 import re
@@ -373,6 +374,10 @@ def _tfds_factory(name: str, ink: Ink | None = None) -> SourceFactory:
         if version is None:
             raise UserError(f'data set {name!r} is not prepared in {root!r}',
                             hint=f"prepare it once: pip install 'jaxcnn[prepare]' && {prepare}")
+        for library in ('tensorflow_datasets', 'array_record'):
+            if importlib.util.find_spec(library) is None:
+                raise UserError(f'data set {name!r} is read by {library}, which is not installed',
+                                hint="pip install 'jaxcnn[tfds]'")
         path = os.path.join(root, name, version)
         files = sorted(os.listdir(path))
         if not any('array_record' in f for f in files):

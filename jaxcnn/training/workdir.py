@@ -146,8 +146,6 @@ class MetricsLog:
     _flush_time: float = 0.0
 
     def __post_init__(self) -> None:
-        from tensorboardX.event_file_writer import EventsWriter
-        from tensorboardX.proto.event_pb2 import SessionLog
         path = os.path.join(self.workdir, 'metrics.jsonl')
         lines = [json.dumps(row) + '\n' for row in read_metrics(self.workdir) if row['step'] <= self.step]
         temporary = f'{path}.tmp'
@@ -155,6 +153,13 @@ class MetricsLog:
             f.writelines(lines)
         os.replace(temporary, path)
         self._file = open(path, 'a', encoding='utf-8')  # noqa: SIM115 (closed by close())
+        self._events = None
+        try:
+            from tensorboardX.event_file_writer import EventsWriter
+            from tensorboardX.proto.event_pb2 import SessionLog
+        except ModuleNotFoundError:
+            log.info("no events for TensorBoard are written: pip install 'jaxcnn[tensorboard]'")
+            return
         with name_file(self.workdir):
             self._events = EventsWriter(os.path.join(self.workdir, 'events'))
             self._write_event(self.step + 1, session_log=SessionLog(status=SessionLog.START))
@@ -174,11 +179,13 @@ class MetricsLog:
           metrics: metrics of the split by name. The row calls them `<split>_<name>`, and TensorBoard `<split>/<name>`.
           **scalars: values that do not belong to a split.
         """
-        from tensorboardX.summary import scalar
         row = {'epoch': epoch, **{f'{split}_{name}': value for name, value in metrics.items()}, **scalars}
         with name_file(self._file.name):
             self._file.write(json.dumps({'step': step, **row}) + '\n')
             self._file.flush()
+        if self._events is None:
+            return row
+        from tensorboardX.summary import scalar
         tags = {'epoch': epoch, **{f'{split}/{name}': value for name, value in metrics.items()}, **scalars}
         for tag, value in tags.items():
             if math.isfinite(value):  # TensorBoard cannot show other values
@@ -189,13 +196,14 @@ class MetricsLog:
 
     def flush(self) -> None:
         """Write the TensorBoard scalars to the disk; the rows are there already."""
-        with name_file(self.workdir):
-            self._events.flush()
+        if self._events is not None:
+            with name_file(self.workdir):
+                self._events.flush()
         self._flush_time = time.monotonic()
 
     def close(self) -> None:
         """Write what is pending, and close the files."""
-        with name_file(self.workdir), contextlib.closing(self._events):
+        with name_file(self.workdir), contextlib.closing(self._events) if self._events else contextlib.nullcontext():
             self._file.close()
 
 
