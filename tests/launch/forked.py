@@ -7,12 +7,21 @@ import resource
 import runpy
 import sys
 
-LIBRARIES = ['jaxcnn.analysis.figures', 'jaxcnn.run']
+LIBRARIES = ['jaxcnn.analysis.figures', 'jaxcnn.run', 'jaxcnn.training']
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 
+def skip_figures() -> None:
+    """Let runs draw no figures, which take seconds of each."""
+    from jaxcnn.analysis import figures
+    from jaxcnn.training.setup import Setup
+    Setup.draw_first_batch = lambda *_: None
+    for name in ('curves', 'confusion_matrix'):
+        setattr(figures, name, lambda *_, **__: None)
+
+
 def main(argv: list[str], environment: dict[str, str], file_limit: int, outputs: list[str]) -> None:
-    """Becomes `python argv...`, but for what happens at an interpreter's end.
+    """Becomes `python argv...`, but for figures of runs and what happens at an interpreter's end.
 
     Args:
       argv: the script and its arguments.
@@ -30,4 +39,5 @@ def main(argv: list[str], environment: dict[str, str], file_limit: int, outputs:
     os.environ.update(environment)
     sys.argv = argv
     sys.path.insert(0, os.path.dirname(argv[0]))
+    skip_figures()
     runpy.run_path(argv[0], run_name='__main__')

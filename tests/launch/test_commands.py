@@ -25,7 +25,6 @@ from jaxcnn.config import load as load_config
 from jaxcnn.data.sources import find
 from jaxcnn.errors import as_text
 from jaxcnn.run import load_run
-from jaxcnn.training import train
 from jaxcnn.training.workdir import claim
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -46,14 +45,18 @@ def environment(devices=1):
     return {**os.environ, 'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}'}
 
 
-def command(name, *arguments):
+def command_line(name, *arguments):
     return [sys.executable, os.path.join('launch', f'{name}.py'), *map(str, arguments)]
 
 
-def run(name, *arguments, devices=1):
-    done = subprocess.run(command(name, *arguments), cwd=ROOT, env=environment(devices), capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done
+@pytest.fixture(scope='module')
+def run(command):
+    """Runs a command in a forked process to its successful end: `run('train', ...)` returns its output and error lines."""
+    def run_command(name, *arguments, devices=1):
+        code, out, err = command(name, *arguments, devices=devices)
+        assert code == 0, '\n'.join(err)
+        return out, err
+    return run_command
 
 
 @pytest.fixture(scope='module')
@@ -65,89 +68,89 @@ def config(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def watched_run(config, tmp_path_factory):
-    """A run's folder, what it printed, and what `evaluate --watch` printed beside it."""
+    """The workdir of a run, its log, and what `evaluate --watch` printed during the run."""
     folder = tmp_path_factory.mktemp('watched')
-    watcher = subprocess.Popen(command('evaluate', f'--workdir={folder}', '--watch', '--interval=0.2', '--json'),
+    watcher = subprocess.Popen(command_line('evaluate', f'--workdir={folder}', '--watch', '--interval=0.2', '--json'),
                                cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    done = run('train', f'--config={config}', f'--workdir={folder}')
+    trained = subprocess.run(command_line('train', f'--config={config}', f'--workdir={folder}'), cwd=ROOT, env=environment(),
+                             capture_output=True, text=True)
+    assert trained.returncode == 0, trained.stderr
     out, errors = watcher.communicate()
     assert watcher.returncode == 0, errors
-    return folder, done, [json.loads(line) for line in out.splitlines()]
+    return folder, trained.stderr, [json.loads(line) for line in out.splitlines()]
 
 
 def test_train_ends_with_the_accuracy_and_the_paths(watched_run):
-    folder, done, _ = watched_run
-    assert 'test accuracy' in done.stderr
-    assert str(folder / 'report.md') in done.stderr
-    assert 'images/s' in done.stderr
-    assert 'left' in done.stderr
+    folder, log, _ = watched_run
+    assert 'test accuracy' in log
+    assert str(folder / 'report.md') in log
+    assert 'images/s' in log
+    assert 'left' in log
     assert (folder / 'report.md').read_text().startswith('# shallow_cnn on digits\n\nName of the run: tiny.\n')
 
 
-def test_several_seeds_are_runs_of_their_own_and_their_figures_together(config, tmp_path):
-    few = ['--config.duration.steps=20', '--config.eval.tta=flip']
-    done = run('train', f'--config={config}', f'--workdir={tmp_path}', '--seeds=2', '--config.seed=3', *few)
+def test_seeds_are_separate_runs_with_common_statistics(config, run, tmp_path):
+    flags = ['--config.duration.steps=20', '--config.eval.tta=flip']
+    _, log = run('train', f'--config={config}', f'--workdir={tmp_path}', '--seeds=2', '--config.seed=3', *flags)
     runs = [json.loads((tmp_path / f'seed{seed}' / 'summary.json').read_text()) for seed in (3, 4)]
     assert [r['seed'] for r in runs] == [3, 4]
     assert runs[0]['test_loss'] != runs[1]['test_loss']
-    found = json.loads((tmp_path / 'seeds.json').read_text())
-    assert found['seeds'] == [3, 4]
+    statistics = json.loads((tmp_path / 'seeds.json').read_text())
+    assert statistics['seeds'] == [3, 4]
     for name in ('test_accuracy', 'test_tta_accuracy', 'test_loss', 'val_accuracy'):
         values = [r[name] for r in runs]
-        assert found[name]['values'] == values
-        assert found[name]['mean'] == pytest.approx(np.mean(values))
-        assert found[name]['std'] == pytest.approx(np.std(values, ddof=1))
-        assert (found[name]['min'], found[name]['max']) == (min(values), max(values))
-    assert 'test_accuracy of 2 seeds: mean ' in done.stderr
-    # a copy, one of another seed than its folder says, a damaged one and one of another config are not of them
+        assert statistics[name]['values'] == values
+        assert statistics[name]['mean'] == pytest.approx(np.mean(values))
+        assert statistics[name]['std'] == pytest.approx(np.std(values, ddof=1))
+        assert (statistics[name]['min'], statistics[name]['max']) == (min(values), max(values))
+    assert 'test_accuracy of 2 seeds: mean ' in '\n'.join(log)
+    # runs that do not count: a copy, another seed than the folder says, a damaged one, another config
     for other in ('seed3_old', 'seed7', 'seed8', 'seed9'):
         shutil.copytree(tmp_path / 'seed3', tmp_path / other)
         (tmp_path / other / 'summary.json').write_text(json.dumps({**runs[0], 'test_loss': -1.0}))
     (tmp_path / 'seed8' / 'config.json').write_text('{')
     settings = json.loads((tmp_path / 'seed9' / 'config.json').read_text())
     (tmp_path / 'seed9' / 'config.json').write_text(json.dumps({**settings, 'seed': 9, 'batch_size': 16}))
-    done = run('train', f'--config={config}', f'--workdir={tmp_path}', '--seeds=2', '--config.seed=2', *few)
-    assert 'skipped: ' in done.stderr
-    found = json.loads((tmp_path / 'seeds.json').read_text())
-    assert found['seeds'] == [2, 3, 4]
-    assert found['test_loss']['values'][1:] == [r['test_loss'] for r in runs]
+    _, log = run('train', f'--config={config}', f'--workdir={tmp_path}', '--seeds=2', '--config.seed=2', *flags)
+    assert 'skipped: ' in '\n'.join(log)
+    statistics = json.loads((tmp_path / 'seeds.json').read_text())
+    assert statistics['seeds'] == [2, 3, 4]
+    assert statistics['test_loss']['values'][1:] == [r['test_loss'] for r in runs]
     alone = tmp_path / 'alone'
-    run('train', f'--config={config}', f'--workdir={alone}', '--config.seed=4', *few)
+    run('train', f'--config={config}', f'--workdir={alone}', '--config.seed=4', *flags)
     assert json.loads((alone / 'summary.json').read_text())['test_loss'] == runs[1]['test_loss']
 
 
-def test_seeds_that_diverge_are_counted_and_the_others_go_on(config, tmp_path):
-    done = subprocess.run(command('train', f'--config={config}', f'--workdir={tmp_path}', '--seeds=2',
-                                  '--config.optim.learning_rate=1e30'),
-                          cwd=ROOT, env=environment(), capture_output=True, text=True)
-    assert done.returncode == 2
-    lines = done.stderr.splitlines()
+def test_seeds_that_diverge_are_counted_and_the_others_go_on(config, command, tmp_path):
+    code, _, lines = command('train', f'--config={config}', f'--workdir={tmp_path}', '--seeds=2',
+                             '--config.optim.learning_rate=1e30')
+    assert code == 2
     assert [sum(line.startswith(f'seed {seed}: ') for line in lines) for seed in (0, 1)] == [1, 1]
     assert lines[-1] == 'error: 2 of 2 seeds diverged: 0, 1'
     assert json.loads((tmp_path / 'seeds.json').read_text()) == {'seeds': []}
 
 
-def test_watch_tells_of_checkpoints_until_the_run_is_complete(watched_run):
-    folder, _, seen = watched_run
-    steps = [row['step'] for row in seen]
+def test_watch_evaluates_checkpoints_until_the_run_is_complete(watched_run):
+    folder, _, rows = watched_run
+    steps = [row['step'] for row in rows]
     assert steps[-1] == 60
     assert steps == sorted(set(steps))
     assert set(steps) <= {20, 40, 60}
     with open(folder / 'summary.json') as f:
         summary = json.load(f)
     if summary['best_step'] == 60:
-        assert seen[-1]['accuracy'] == pytest.approx(summary['test_accuracy'])
-    assert seen[-1]['count'] == 359
+        assert rows[-1]['accuracy'] == pytest.approx(summary['test_accuracy'])
+    assert rows[-1]['count'] == 359
 
 
-def test_evaluate_counts_every_image_on_any_number_of_devices(watched_run):
+def test_evaluate_counts_every_image_on_any_number_of_devices(watched_run, run):
     folder, _, _ = watched_run
-    rows = [json.loads(run('evaluate', f'--workdir={folder}', '--split=train', '--json', devices=n).stdout) for n in (1, 8)]
+    rows = [json.loads(run('evaluate', f'--workdir={folder}', '--split=train', '--json', devices=n)[0][0]) for n in (1, 8)]
     assert [r['count'] for r in rows] == [1294, 1294]
     assert rows[0]['accuracy'] == rows[1]['accuracy']
 
 
-def test_predict_reads_pictures_of_digits_in_any_form(watched_run, tmp_path):
+def test_predict_reads_pictures_of_digits_in_any_form(watched_run, run, tmp_path):
     folder, _, _ = watched_run
     examples = find(DataConfig(name='digits')).splits['test']()
     paths, labels = [], []
@@ -162,7 +165,7 @@ def test_predict_reads_pictures_of_digits_in_any_form(watched_run, tmp_path):
         Image.fromarray(page.clip(0, 255).astype(np.uint8)).convert('RGB').save(paths[-1])
         labels.append(str(label))
     tables = f'--csv={tmp_path / "out.csv"}', f'--submission={tmp_path / "sub.csv"}'
-    done = run('predict', f'--workdir={folder}', *tables, *paths)
+    lines, _ = run('predict', f'--workdir={folder}', *tables, *paths)
     with open(tmp_path / 'out.csv', errors='surrogateescape') as f:
         rows = list(csv.DictReader(f))
     with open(tmp_path / 'sub.csv', errors='surrogateescape') as f:
@@ -172,7 +175,7 @@ def test_predict_reads_pictures_of_digits_in_any_form(watched_run, tmp_path):
     right = np.mean([r['class_1'] == label for r, label in zip(rows, labels, strict=True)])
     with open(folder / 'summary.json') as f:
         assert right > json.load(f)['test_accuracy'] - 0.15
-    for row, line in zip(rows, done.stdout.splitlines(), strict=True):
+    for row, line in zip(rows, lines, strict=True):
         probabilities = [float(row[f'probability_{k}']) for k in range(1, 6)]
         assert probabilities == sorted(probabilities, reverse=True)
         assert sum(probabilities) <= 1.00001
@@ -182,13 +185,13 @@ def test_predict_reads_pictures_of_digits_in_any_form(watched_run, tmp_path):
 def test_watch_ends_where_the_run_was_killed(config, tmp_path):
     flags = [f'--config={config}', f'--workdir={tmp_path}', '--config.duration.steps=9999',
              '--config.checkpoint.every.steps=10']
-    process = subprocess.Popen(command('train', *flags), cwd=ROOT, env=environment(), stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(command_line('train', *flags), cwd=ROOT, env=environment(), stderr=subprocess.DEVNULL)
     while not any(path.name.isdecimal() for path in tmp_path.glob('checkpoints/*')):
         assert process.poll() is None
         time.sleep(0.05)
     process.kill()
     process.wait()
-    done = subprocess.run(command('evaluate', f'--workdir={tmp_path}', '--watch', '--interval=0.1'), cwd=ROOT,
+    done = subprocess.run(command_line('evaluate', f'--workdir={tmp_path}', '--watch', '--interval=0.1'), cwd=ROOT,
                           env=environment(), capture_output=True, text=True)
     assert done.returncode == 1, done.stderr
     assert 'has ended before it was complete, after checkpoint ' in done.stderr.splitlines()[-1]
@@ -196,11 +199,11 @@ def test_watch_ends_where_the_run_was_killed(config, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_train_as_one_with_two_devices_by_pmap(config, tmp_path):
+def test_two_processes_train_as_one_with_two_devices_by_pmap(config, run, tmp_path):
     flags = [f'--config={config}', '--config.parallel.backend=pmap', '--config.data.placement=host',
              '--config.duration.steps=20']
     subprocess.run([sys.executable, 'launch/multiprocess.py', '-n', '2', '--',
-                    *command('train', *flags, f'--workdir={tmp_path / "two"}')],
+                    *command_line('train', *flags, f'--workdir={tmp_path / "two"}')],
                    cwd=ROOT, env=environment(), check=True)
     run('train', *flags, f'--workdir={tmp_path / "one"}', devices=2)
     two, one = (load_run(str(tmp_path / n)).load_weights(20) for n in ('two', 'one'))
@@ -212,16 +215,16 @@ def test_two_processes_train_as_one_with_two_devices_by_pmap(config, tmp_path):
 PROXY = {'http_proxy': 'http://127.0.0.1:9', 'https_proxy': 'http://127.0.0.1:9'}
 
 
-def test_two_processes_train_as_one_and_where_they_are_stopped_go_on_to_the_same_bits(config, tmp_path):
-    flags = [f'--config={config}', '--config.optim.schedule=constant']
+def test_two_processes_train_as_one_and_resume_to_the_same_bits(config, run, tmp_path):
+    flags = [f'--config={config}', '--config.optim.schedule=constant', '--config.eval.every.steps=60']
 
     def begin(name):
-        return subprocess.Popen([sys.executable, 'launch/multiprocess.py', '-n', '2', '--', *command(
-            'train', *flags, '--config.duration.steps=200', f'--workdir={tmp_path / name}')],
+        return subprocess.Popen([sys.executable, 'launch/multiprocess.py', '-n', '2', '--', *command_line(
+            'train', *flags, '--config.duration.steps=120', f'--workdir={tmp_path / name}')],
             cwd=ROOT, env={**environment(), **PROXY}, stderr=subprocess.PIPE, text=True)
-    whole = begin('whole')
-    told = whole.communicate()[1]
-    assert whole.returncode == 0, told
+    uninterrupted = begin('uninterrupted')
+    log = uninterrupted.communicate()[1]
+    assert uninterrupted.returncode == 0, log
     stopped = begin('stopped')
     metrics = tmp_path / 'stopped' / 'metrics.jsonl'
     while not (metrics.exists() and metrics.read_text()):
@@ -229,16 +232,15 @@ def test_two_processes_train_as_one_and_where_they_are_stopped_go_on_to_the_same
         time.sleep(0.02)
     stopped.send_signal(signal.SIGTERM)
     assert 'stopped by SIGTERM at step' in stopped.communicate()[1]
-    assert load_run(str(tmp_path / 'stopped')).find_step('latest') < 200
+    assert load_run(str(tmp_path / 'stopped')).find_step('latest') < 120
     again = begin('stopped')
     assert 'resuming' in again.communicate()[1]
-    states = [{part: array.tobytes() for part, array in golden.read_state(str(tmp_path / name), 200).items()}
-              for name in ('whole', 'stopped')]
+    states = [{part: array.tobytes() for part, array in golden.read_state(str(tmp_path / name), 120).items()}
+              for name in ('uninterrupted', 'stopped')]
     assert states[0] == states[1]
-    alone = load_config(config, ['optim.schedule=constant', 'duration.steps=20', 'parallel.devices=2'])
-    train(alone, str(tmp_path / 'one'))
+    run('train', *flags, '--config.duration.steps=20', f'--workdir={tmp_path / "one"}', devices=2)
     two, one = ([json.loads(line) for line in (tmp_path / name / 'metrics.jsonl').read_text().splitlines()]
-                for name in ('whole', 'one'))
+                for name in ('uninterrupted', 'one'))
     rows = [(a, b) for a, b in zip(two, one, strict=False) if 'train_loss' in b]
     assert [[row['step'] for row in pair] for pair in rows] == [[10, 10], [20, 20]]
     for a, b in rows:
@@ -252,16 +254,15 @@ def test_where_one_of_two_processes_fails_the_other_does_not_wait(config, tmp_pa
     has no data, while 0 would fit the normalisation to them."""
     pixels = np.random.default_rng(0).integers(0, 256, (40, 28, 28, 1), np.uint8)
     write_tfds(tmp_path / '0', 'mnist', dict.fromkeys(('train', 'test'), (pixels, np.arange(40) % 10)))
-    flags = ['--config.data.name=mnist', '--config.data.normalize=gcn'] if failing else []
+    flags = [f'--config={config}', f'--workdir={tmp_path / "run"}', '--num_processes=2']
+    flags += ['--config.data.name=mnist', '--config.data.normalize=gcn'] if failing else []
     with socket.socket() as s:
         s.bind(('127.0.0.1', 0))
         address = f'127.0.0.1:{s.getsockname()[1]}'
-    workdir = tmp_path / 'run'
-    with contextlib.nullcontext() if failing else claim(str(workdir), load_config(config)):
-        both = [subprocess.Popen(command('train', f'--config={config}', f'--workdir={workdir}', f'--coordinator={address}',
-                                         '--num_processes=2', f'--process_id={i}', *flags), cwd=ROOT,
-                                 env={**environment(), 'TFDS_DATA_DIR': str(tmp_path / str(i))}, stderr=subprocess.PIPE,
-                                 text=True) for i in range(2)]
+    with contextlib.nullcontext() if failing else claim(str(tmp_path / 'run'), load_config(config)):
+        both = [subprocess.Popen(
+            command_line('train', *flags, f'--coordinator={address}', f'--process_id={i}'), cwd=ROOT, text=True,
+            stderr=subprocess.PIPE, env={**environment(), 'TFDS_DATA_DIR': str(tmp_path / str(i))}) for i in range(2)]
         told = [p.communicate()[1].splitlines() for p in both]
     assert [p.returncode for p in both] == [2, 2]
     assert ['is in use by another run', "'mnist'"][failing] in told[failing][-1]
@@ -333,8 +334,8 @@ def test_gpus_that_do_not_divide_are_told():
 def test_a_terminal_shows_one_progress_line(config, tmp_path):
     ours, theirs = pty.openpty()
     termios.tcsetwinsize(theirs, (24, 200))
-    process = subprocess.Popen(command('train', f'--config={config}', f'--workdir={tmp_path}', '--config.duration.steps=30'),
-                               cwd=ROOT, env=environment(), stderr=theirs, stdout=theirs)
+    arguments = [f'--config={config}', f'--workdir={tmp_path}', '--config.duration.steps=30']
+    process = subprocess.Popen(command_line('train', *arguments), cwd=ROOT, env=environment(), stderr=theirs, stdout=theirs)
     os.close(theirs)
     shown = b''
     while True:

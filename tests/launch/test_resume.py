@@ -23,14 +23,14 @@ CONFIG = '''
 from jaxcnn.config import make
 
 def get_config():
-    return make(duration=dict(steps=70), batch_size=32,
+    return make(duration=dict(steps=60), batch_size=32,
                 model=dict(name='shallow_cnn', widths=(8, 8, 16, 16), hidden=16),
                 data=dict(name='digits', image_size=16,
                           augment='pad_crop(1)|alternating_flip|mixup(0.2)|cutout(4)',
                           normalize='gcn|zca', balance='sampling'),
                 optim=dict(optimizer='adam', learning_rate=3e-3, schedule='plateau', ema_decay=0.9,
                            lookahead=dict(every=4, ramp=1.0),
-                           groups=[dict(match='Conv_0', until=dict(steps=45)), dict(match='Dense_0', optimizer='muon'),
+                           groups=[dict(match='Conv_0', until=dict(steps=30)), dict(match='Dense_0', optimizer='muon'),
                                    dict(match='bias', rate=4.0), dict(match='Dense_1/kernel', rate=0.0)],
                            switch=[dict(at=dict(steps=30), optimizer=dict(name='sgd', momentum=0.9),
                                         learning_rate=0.01)]),

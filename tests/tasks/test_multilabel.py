@@ -4,7 +4,6 @@ import csv
 import dataclasses
 import json
 import os
-import runpy
 
 import jax
 import jax.numpy as jnp
@@ -171,7 +170,7 @@ def test_class_weights_are_pytorchs_pos_weight():
 
 
 def test_predict_takes_another_threshold():
-    with_threshold = runpy.run_path(os.path.join(ROOT, 'launch', 'predict.py'))['with_threshold']
+    from jaxcnn.cli.predict import with_threshold
     task, prediction = task_of(), np.array([0.4, 0.2, 0.9])
     assert task.category(prediction) == 'owl'
     assert with_threshold(task, 0.3).category(prediction) == 'cat;owl'

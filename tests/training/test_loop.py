@@ -160,7 +160,7 @@ def test_logs_do_not_depend_on_the_steps_per_dispatch(small, tmp_path):
     fields = dict(data={'val_fraction': 0.0, 'augment': 'alternating_flip'}, eval={'every': dict(fraction=1.0)},
                   log_every=dict(steps=7))
     summaries, rows = [], []
-    for steps_per_dispatch, placement in ((1, 'device'), (8, 'device'), (8, 'host'), (64, 'device')):  # of 20 steps
+    for steps_per_dispatch, placement in ((1, 'device'), (8, 'host'), (64, 'device')):  # of 20 steps
         folder, fields['data']['placement'] = str(tmp_path / f'{steps_per_dispatch}{placement}'), placement
         summaries.append(train(small(**fields, parallel={'steps_per_dispatch': steps_per_dispatch}), folder))
         rows.append([{k: v for k, v in row.items() if k != 'images_per_second'} for row in read_metrics(folder)])
@@ -255,14 +255,15 @@ def test_the_moving_average_of_bfloat16_parameters_is_in_float32(small, tmp_path
 
 def test_batch_size_optimizer_and_batch_norm_change_at_their_steps(small, tmp_path):
     config = cfg.parse(small(
-        duration=dict(steps=30), batch_schedule=[(dict(steps=10), 64)], freeze_bn=dict(steps=25), log_every=dict(steps=1),
+        duration=dict(steps=24), batch_schedule=[(dict(steps=10), 64)], freeze_bn=dict(steps=20), log_every=dict(steps=1),
+        data={'augment': ''},
         optim={'optimizer': 'adam', 'learning_rate': 1e-3, 'schedule': 'constant',
                'switch': [dict(at=dict(steps=20), optimizer='sgd', learning_rate=0.5)]}))
     run = TrainingRun(config, str(tmp_path), StopRequest())
     os.mkdir(tmp_path / 'figures')
     with run:
         stats = {}
-        while run.step < 30:
+        while run.step < 24:
             run.advance(cfg.Duration('steps', 1000))
             stats[run.step] = jax.tree.leaves(run.setup.backend.fetch(run.state.batch_stats))
         run.drain()
@@ -272,8 +273,8 @@ def test_batch_size_optimizer_and_batch_norm_change_at_their_steps(small, tmp_pa
     images = len(run.setup.dataset.splits['train'])
     assert rows[10]['epoch'] == pytest.approx(10 * 32 / images)
     assert rows[11]['epoch'] == pytest.approx((10 * 32 + 64) / images)
-    assert all(np.any(a != b) for a, b in zip(stats[25], stats[24], strict=True))
-    assert all(np.all(a == b) for a, b in zip(stats[30], stats[25], strict=True))
+    assert all(np.any(a != b) for a, b in zip(stats[20], stats[19], strict=True))
+    assert all(np.all(a == b) for a, b in zip(stats[24], stats[20], strict=True))
 
 
 @pytest.mark.parametrize('backend', ['sharded', 'pmap'])
