@@ -93,25 +93,6 @@ def _enumerate(parameters: Sequence[Parameter]) -> str:
     return ', '.join(items) + (f' and {more} more (see {FILE_NAME})' if more else '')
 
 
-def report_lines(workdir: str) -> list[str]:
-    """Return the lines of a report's section on the initial weights of the run in `workdir`; none if it has none."""
-    from jaxcnn.training.workdir import read_json
-    path = os.path.join(workdir, FILE_NAME)
-    if not os.path.exists(path):
-        return []
-    table = read_json(path)
-    lines = [f'Training started from {table["source"]} (checksum `{table["checksum"]}`).', '',
-             '| | parameters and statistics | numbers |', '|---|---|---|']
-    for title, key in (('taken', 'taken'), ('left at their initialisation', 'left'), ('not used', 'unused')):
-        lines.append(f'| {title} | {len(table[key])} | {sum(int(np.prod(row["shape"])) for row in table[key]):,} |')
-    rows = [(row, title) for title, key in (('left', 'left'), ('not used', 'unused')) for row in table[key]]
-    if rows:
-        lines += ['', '| name | shape | |', '|---|---|---|']
-        lines += [f'| `{row["name"]}` | {"x".join(map(str, row["shape"]))} | {title}{": " * bool(row.get("reason"))}'
-                  f'{row.get("reason", "")} |' for row, title in rows[:20]]
-    return [*lines, '', f'The complete table is in `{FILE_NAME}`.']
-
-
 # ---- the config
 
 
@@ -193,7 +174,7 @@ class _Source:
       unused: shapes of arrays that belong to no layer of the network, by name.
       optional: paths that the source may lack; None if it may lack any.
       expected: names that variables would have in the source, by path.
-      hint: advice if the source does not fit the network.
+      names: names of all arrays of a file, from which an error tells the network that it is of.
     """
 
     title: str
@@ -203,7 +184,11 @@ class _Source:
     unused: dict[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
     optional: frozenset[str] | None = None
     expected: dict[str, str] = dataclasses.field(default_factory=dict)
-    hint: str | None = None
+    names: tuple[str, ...] = ()
+
+    def describe(self) -> str:
+        """Return advice for a source that does not fit the network."""
+        return weights.describe_file(self.names) or 'it may be of another network'
 
 
 def _flatten(tree: Any) -> dict[str, Any]:
@@ -268,7 +253,7 @@ def _from_file(init: cfg.InitConfig, network: Network, shapes: Mapping[str, Any]
     tensors = weights.read_torch(path, init.ema) if init.torch else weights.read_safetensors(path)
     named = weights.arrange(network, tensors, shapes)
     return _Source(path, _file_checksum(path), named.arrays, named.origins, named.unused, named.optional, named.expected,
-                   weights.describe_file(tensors))
+                   tuple(tensors))
 
 
 def _head_paths(network: Network, image_shape: tuple[int, int, int]) -> set[str]:
@@ -350,8 +335,8 @@ def _match(init: cfg.InitConfig, source: _Source, targets: Mapping[str, Any], he
     if missing:
         raise UserError(f'{source.title} lacks {len(missing)} of the {len(targets)} parameters and statistics of this '
                         f'network, such as {source.expected[missing[0]]} for {names[missing[0]]}',
-                        hint=f"{source.hint or 'it may be of another network'}; config.init.exclude leaves parameters at "
-                        'their initialisation')
+                        hint=f'{source.describe()}; config.init.exclude leaves parameters at their '
+                        'initialisation')
     if not taken:
         reasons = collections.Counter(parameter.reason for parameter in left)
         raise UserError(f'matches nothing: none of the {len(targets)} parameters and statistics of this network is taken '
@@ -371,7 +356,7 @@ def _shape_error(source: _Source, targets: Mapping[str, Any], paths: Sequence[st
     origin = '' if origin == name else f' ({origin})'
     more = f', and {len(paths) - 1} more differ' if len(paths) > 1 else ''
     return UserError(f'{name} has shape {tuple(targets[path].shape)} in this network and {source.arrays[source_path].shape} '
-                     f'in {source.title}{origin}{more}', hint=f"{source.hint or 'the source may be of another network'}; "
+                     f'in {source.title}{origin}{more}', hint=f'{source.describe()}; '
                      f"config.init.exclude='^{re.escape(layer)}/' leaves this layer at its initialisation")
 
 

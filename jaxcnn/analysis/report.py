@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,10 +13,12 @@ from jaxcnn.analysis.markdown import escape, figure, to_html
 from jaxcnn.data import layouts
 from jaxcnn.errors import counted, name_file
 from jaxcnn.experiment import Experiment
+from jaxcnn.initialize import FILE_NAME as INITIAL_WEIGHTS
 from jaxcnn.metrics import LOSS, Measurement
 from jaxcnn.tasks import Accumulated
 from jaxcnn.timeline import displayed_epoch
 
+_MAX_ROWS = 20  # of the table of initial weights
 _SPLIT_NAMES = {'test': 'test', 'val': 'validation'}
 
 
@@ -41,6 +44,7 @@ def write_report(workdir: str, experiment: Experiment, summary: Mapping[str, Any
         *_introduction(experiment, summary),
         '| | |', '|---|---|', *_table_of_metrics(experiment, summary), *_table_of_resources(summary), '',
         '## Curves', '', figure(folder, 'curves'), '',
+        *_initial_weights(workdir),
         *(line for section in sections for line in (f'## {section.title}', '', *section.lines, '')),
         '## The first training batch, augmented, not normalised', '', figure(folder, 'first_batch'), '',
         '## Config', '', 'Fields that differ from their defaults (all of them: `config.json`):', '',
@@ -75,6 +79,29 @@ def _introduction(experiment: Experiment, summary: Mapping[str, Any]) -> list[st
         f'Results are those of {checkpoint}{without_tta}.', '',
         *([f'Skipped images, which could not be read: {", ".join(skipped)}.', ''] if skipped else []),
     ]
+
+
+def _initial_weights(workdir: str) -> list[str]:
+    """Return the section on the weights that the run started from; nothing if it started from random ones."""
+    path = os.path.join(workdir, INITIAL_WEIGHTS)
+    if not os.path.exists(path):
+        return []
+    with open(path, encoding='utf-8') as file:
+        table = json.load(file)
+    titles = {'taken': 'taken', 'left': 'left at their initialisation', 'unused': 'not used'}
+    lines = [
+        '## Initial weights', '', f'The run started from {escape(table["source"])}, SHA-256 `{table["checksum"]}`.', '',
+        '| | parameters and statistics | numbers |', '|---|---|---|',
+        *(f'| {title} | {len(table[key])} | {sum(math.prod(row["shape"]) for row in table[key]):,} |'
+          for key, title in titles.items()), '']
+    rows = [(row, titles[key]) for key in ('left', 'unused') for row in table[key]]
+    if rows:
+        lines += ['| name | shape | |', '|---|---|---|']
+        for row, title in rows[:_MAX_ROWS]:
+            shape, reason = ' x '.join(map(str, row['shape'])), row.get('reason')
+            lines.append(f'| {escape(row["name"])} | {shape} | {title}{f": {escape(reason)}" if reason else ""} |')
+        lines.append('')
+    return [*lines, f'`{INITIAL_WEIGHTS}` holds the complete table.', '']
 
 
 def _data_name(config: cfg.DataConfig) -> str:

@@ -367,6 +367,8 @@ def _best_prefix(naming: Naming, layers: set[str]) -> Match:
 def describe_file(names: Iterable[str]) -> str | None:
     """Return the network of the zoo whose layers have the names of a file, as advice, or None."""
     layers = {name.removesuffix('.weight') for name in names if name.endswith('.weight')}
+    if not layers:
+        return None
     scores: dict[str, float] = {}
     for name, network in _zoo():
         for naming in namings(network):

@@ -168,7 +168,7 @@ def test_a_wrong_init_gives_one_line(init, line):
      r"'Conv_7/kernel'; nearest: Conv_"),
     (shallow(), {'rename': [['^Conv_1/', r'\2']]}, r"^config\.init\.rename\[0\]: '\\\\2' is no replacement for"),
     (vgg(((2,), (3,))), {}, r'^config\.init\.variables: Conv_0/kernel has shape \(7, 7, 3, 2\) in this network and '
-     r'\(3, 3, 3, 2\) in variables passed from Python, and \d+ more differ; the source may be of another network; '
+     r'\(3, 3, 3, 2\) in variables passed from Python, and \d+ more differ; it may be of another network; '
      r"config\.init\.exclude='\^Conv_0/' leaves this layer at its initialisation$")])
 def test_weights_that_do_not_fit_give_one_line(source, init, line):
     with pytest.raises(UserError, match=line) as error:
@@ -219,9 +219,10 @@ def test_a_run_starts_from_another_freezes_it_and_resumes_without_it(small, tmp_
     assert record['init']['checksum'] == table['checksum'] == initialize.checksum(load_run(source).variables)
     assert table['source'] == f'{source}, checkpoint 10, moving averages'
     assert [row['name'] for row in table['left']] == ['Dense_1/bias', 'Dense_1/kernel']
-    section = '\n'.join(initialize.report_lines(str(folder)))
-    assert '| taken | 22 |' in section
-    assert '| `Dense_1/kernel` | 16x10 | left: excluded |' in section
+    report = (folder / 'report.md').read_text()
+    assert '| taken | 22 |' in report
+    assert '| Dense_1/kernel | 16 x 10 | left at their initialisation: excluded |' in report
+    assert '## Initial weights' not in (tmp_path / 'source' / 'report.md').read_text()
 
     expected, config_json = leaves(run.variables), (folder / 'config.json').read_bytes()
     shutil.rmtree(source)
