@@ -252,6 +252,10 @@ def _from_file(init: cfg.InitConfig, network: Network, shapes: Mapping[str, Any]
     path = init.torch or init.safetensors
     tensors = weights.read_torch(path, init.ema) if init.torch else weights.read_safetensors(path)
     named = weights.arrange(network, tensors, shapes)
+    if named.surplus and not init.include:
+        error = weights.surplus_error(named, tensors)
+        error.add_hint("config.init.include='.' takes what fits")
+        raise error
     return _Source(path, _file_checksum(path), named.arrays, named.origins, named.unused, named.optional, named.expected,
                    tuple(tensors))
 
@@ -333,8 +337,9 @@ def _match(init: cfg.InitConfig, source: _Source, targets: Mapping[str, Any], he
     if mismatched:
         raise _shape_error(source, targets, mismatched, renamed)
     if missing:
+        example = next((path for path in missing if path.endswith('/kernel')), missing[0])
         raise UserError(f'{source.title} lacks {len(missing)} of the {len(targets)} parameters and statistics of this '
-                        f'network, such as {source.expected[missing[0]]} for {names[missing[0]]}',
+                        f'network, such as {source.expected[example]} for {names[example]}',
                         hint=f'{source.describe()}; config.init.exclude leaves parameters at their '
                         'initialisation')
     if not taken:

@@ -364,18 +364,22 @@ def _best_prefix(naming: Naming, layers: set[str]) -> Match:
     return Match(naming, prefix, counts[prefix])
 
 
-def describe_file(names: Iterable[str]) -> str | None:
-    """Return the network of the zoo whose layers have the names of a file, as advice, or None."""
+def find_network(names: Iterable[str]) -> tuple[str, set[str]] | None:
+    """Return the network of the zoo that has the names of a file, and the names of its layers; None if none fits."""
     layers = {name.removesuffix('.weight') for name in names if name.endswith('.weight')}
-    if not layers:
-        return None
-    scores: dict[str, float] = {}
-    for name, network in _zoo():
+    best_score, best = 0.5, None
+    for name, network in _zoo() if layers else ():
         for naming in namings(network):
             match = _best_prefix(naming, layers)
-            scores[name] = max(scores.get(name, 0.0), match.count / len(layers | set(naming.layers)))
-    name = max(scores, key=lambda name: scores[name])
-    return f'its names are those of {name}' if scores[name] > 0.5 else None
+            if (score := match.count / len(layers | set(naming.layers))) > best_score:
+                best_score, best = score, (name, {match.prefix + layer for layer in naming.layers})
+    return best
+
+
+def describe_file(names: Iterable[str]) -> str | None:
+    """Return advice that says whose names a file has, or None if no network of the zoo has them."""
+    network = find_network(names)
+    return f"the file's names are those of {network[0]}" if network else None
 
 
 def check_required(network: Network, naming: Naming) -> None:

@@ -7,7 +7,8 @@
 import dataclasses
 import logging
 import pickle
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -16,13 +17,14 @@ import numpy as np
 
 from jaxcnn.errors import UserError
 from jaxcnn.interop.layout import leaves
-from jaxcnn.interop.names import Naming, check_required, describe_file, match_names, pair_by_name
+from jaxcnn.interop.names import Naming, check_required, describe_file, find_network, match_names, pair_by_name
 from jaxcnn.models import Network
 
 log = logging.getLogger('jaxcnn')
 
 STATE_DICT_KEYS = ('state_dict', 'model', 'model_state_dict', 'net', 'network', 'weights', 'params', 'module')
 EMA_KEYS = ('state_dict_ema', 'model_ema', 'ema_state_dict', 'model_ema_state_dict', 'ema', 'ema_model', 'params_ema')
+_AUXILIARY = re.compile(r'(.*\.)?(aux\d|AuxLogits)\.')  # auxiliary classifiers, which a network need not have
 IGNORED = ('num_batches_tracked', 'n_averaged')  # counters of PyTorch's layers and averages
 
 
@@ -94,7 +96,7 @@ def _check_file(path: str) -> None:
 
 
 def _one_line(error: Exception) -> str:
-    return ' '.join(str(error).split())[:150] or type(error).__name__
+    return ' '.join(str(error).split()).partition('. ')[0][:150] or type(error).__name__
 
 
 def _to_numpy(tensor: Any) -> np.ndarray:
@@ -141,6 +143,7 @@ class NamedArrays:
       arrays: by the path of the network's variable, such as `params/Conv_0/kernel`.
       origins: the name of each of them in the file.
       unused: the shapes of the file's other arrays, by name.
+      surplus: names of those that belong to another network of the zoo, which fits the file better.
       optional: paths of variables that a file may lack, those of auxiliary classifiers.
       naming: the names that the file has.
       expected: the name that each variable of the network would have in the file.
@@ -149,6 +152,7 @@ class NamedArrays:
     arrays: dict[str, np.ndarray]
     origins: dict[str, str]
     unused: dict[str, tuple[int, ...]]
+    surplus: list[str]
     optional: frozenset[str]
     naming: Naming
     expected: dict[str, str]
@@ -190,7 +194,22 @@ def arrange(network: Network, tensors: Mapping[str, np.ndarray], shapes: Mapping
     used = set(origins.values())
     unused = {name: tuple(tensor.shape) for name, tensor in tensors.items()
               if name not in used and name.rpartition('.')[2] not in IGNORED}
-    return NamedArrays(arrays, origins, unused, frozenset(optional), match.naming, expected)
+    surplus = _find_surplus(unused, tensors, {pair.torch_name for pair in pairs})
+    return NamedArrays(arrays, origins, unused, surplus, frozenset(optional), match.naming, expected)
+
+
+def _find_surplus(unused: Mapping[str, tuple[int, ...]], names: Iterable[str], layers: set[str]) -> list[str]:
+    kernels = [name for name, shape in unused.items() if len(shape) > 1 and name.endswith('.weight')]
+    network = find_network(names) if kernels else None
+    if network is None or network[1] <= layers:
+        return []
+    return [name for name in kernels if name.removesuffix('.weight') in network[1] and not _AUXILIARY.match(name)]
+
+
+def surplus_error(named: NamedArrays, names: Iterable[str]) -> UserError:
+    """Return the error for a file with the layers of a larger network."""
+    return UserError(f'{len(named.surplus)} layers of the file, such as {named.surplus[0]}, are not in this network',
+                     hint=describe_file(names))
 
 
 def load_variables(network: Network, tensors: Mapping[str, np.ndarray],
@@ -209,6 +228,8 @@ def load_variables(network: Network, tensors: Mapping[str, np.ndarray],
     images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     shapes = {'batch_stats': {}, **jax.eval_shape(network.init, jax.random.key(0), images)}
     named = arrange(network, tensors, shapes)
+    if named.surplus:
+        raise surplus_error(named, tensors)
 
     def value(path: Any, shape: Any) -> jax.Array:
         name = '/'.join(key.key for key in path)

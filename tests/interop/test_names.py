@@ -116,7 +116,23 @@ def test_a_network_that_computes_another_function_is_refused(name, fields, line)
 def test_weights_of_another_network_are_refused_and_their_network_is_named():
     vgg = {f'{name}.weight': np.zeros(()) for name in names.namings(models.create('vgg11'))[0].layers}
     with pytest.raises(UserError, match=r"no layer has a name that torchvision's and timm's ResNets have, such as conv1; "
-                       r"the file's layers are classifier\.0, classifier\.3, .*; its names are those of vgg11$"):
+                       r"the file's layers are classifier\.0, classifier\.3, .*; the file's names are those of vgg11$"):
         names.match_names(models.create('resnet18'), vgg)
     with pytest.raises(UserError, match='are not known for a LeNet5; they are for alexnet, '):
         names.match_names(models.create('lenet5'), vgg)
+
+
+def test_layers_of_a_larger_network_are_refused_and_auxiliary_classifiers_are_not():
+    network, shapes = shapes_of('vgg11', stages=((2,), (3,), (4, 4), (4, 4)), hidden=4)
+    deep, deep_shapes = shapes_of('vgg11', stages=((2,), (3,), (4, 4), (4, 4), (4, 4)), hidden=4)
+    arrays = arrays_of(deep, deep_shapes)
+    assert weights.arrange(deep, arrays, deep_shapes).surplus == []
+    assert weights.arrange(network, arrays, shapes).surplus == ['features.16.weight', 'features.18.weight']
+    with pytest.raises(UserError, match=r'^2 layers of the file, such as features\.16\.weight, are not in this network; the '
+                       r"file's names are those of vgg11$"):
+        weights.load_variables(network, arrays, (224, 224, 3))
+    network, shapes = shapes_of('inception_v3', multiplier=0.02, aux_weight=0.0)
+    with_aux = models.create('inception_v3', multiplier=0.02)
+    arrays = arrays_of(network, shapes) | {f'{name}.weight': np.zeros((2, 2)) for name in
+                                           names.namings(with_aux)[0].auxiliary}
+    assert weights.arrange(network, arrays, shapes).surplus == []
