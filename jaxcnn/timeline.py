@@ -39,12 +39,18 @@ class Timeline:
       config: the config of the run.
       num_train: number of training images.
 
+    Attributes:
+      config, num_train: the arguments.
+      total: number of steps of the run.
+      stages: the first step of each stage.
+      phases: the phases, in order.
+
     Raises:
       UserError: a stage or a batch size begins outside the run, or not after the one before it.
     """
 
     def __init__(self, config: Config, num_train: int):
-        self._config = config
+        self.config = config
         self.num_train = num_train
         self._next_multiples: dict[Duration, tuple[int, int]] = {}  # (a, b): the answer for all steps from a to b - 1 is b
         self._next_logged = (0, 0)  # likewise
@@ -97,8 +103,8 @@ class Timeline:
         if not value:
             return 0
         if unit == 'fraction':
-            unit, value = self._config.duration.unit, value * self._config.duration.value
-            if self._config.duration.unit == 'fraction':
+            unit, value = self.config.duration.unit, value * self.config.duration.value
+            if self.config.duration.unit == 'fraction':
                 raise UserError('the length of the run cannot be a fraction of itself', field='config.duration')
         if unit == 'steps':
             return max(1, math.ceil(value - 1e-9))
@@ -112,7 +118,7 @@ class Timeline:
         Args:
           multiple: number of which batch sizes must be multiples.
         """
-        duration, examples, epochs = self._config.duration, self.examples(self.total), self.epoch(self.total)
+        duration, examples, epochs = self.config.duration, self.examples(self.total), self.epoch(self.total)
         if duration.unit != 'epochs' or epochs <= 1.05 * duration.value:
             return ''
         exact, size = duration.value * self.num_train, self._batch_sizes[-1].size
@@ -140,7 +146,7 @@ class Timeline:
         begin, end = self._next_multiples.get(every, (0, 0))
         if begin <= step < end:
             return end
-        run = self._config.duration
+        run = self.config.duration
         fraction = (self.epoch(step) if run.unit == 'epochs' else step) / run.value
         passed = {'steps': step, 'epochs': self.epoch(step), 'fraction': fraction}[every.unit]
         count = max(0, math.floor(passed / every.value) - 1)
@@ -163,7 +169,7 @@ class Timeline:
         """
         begin, end = self._next_logged
         if not begin <= step < end:
-            every, epochs = self._config.log_every, math.floor(self.epoch(step))
+            every, epochs = self.config.log_every, math.floor(self.epoch(step))
             epoch_start = self.steps(Duration('epochs', epochs)) if epochs else 0
             epoch_end = self.next_multiple(step, Duration('epochs', 1))
             has_multiple = self.next_multiple(epoch_start, every) <= epoch_end

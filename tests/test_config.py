@@ -73,13 +73,13 @@ def test_make_refuses_what_parse_refuses():
     ({'data': {'balance': 'sampled'}}, r"config\.data\.balance: .*'sampled'; nearest: sampling"),
     ({'parallel': {'backend': 'jit'}}, r"config\.parallel\.backend: .*'jit'; known: pmap, sharded"),
 ])
-def test_an_unknown_name_is_told_with_the_nearest(fields, line):
+def test_an_unknown_name_is_reported_with_the_nearest(fields, line):
     with pytest.raises(UserError, match=line) as error:
         parse(fields)
     one_line(error)
 
 
-def test_a_renamed_field_is_told_by_its_new_name():
+def test_a_renamed_field_is_reported_by_its_new_name():
     line = r'^config\.eval\.views is now config\.eval\.tta$'
     with pytest.raises(UserError, match=line):
         parse({'eval': {'views': 'flip'}})
@@ -108,7 +108,7 @@ def test_a_renamed_field_is_told_by_its_new_name():
     ({'batch_schedule': [[{'epochs': 3}, 2.5]]}, r'config\.batch_schedule\[0\]\[1\]: expected a whole number'),
     (None, r'config: expected a group of fields, got None'),
 ])
-def test_a_wrong_type_is_told_with_field_and_value(fields, line):
+def test_a_wrong_type_is_reported_with_field_and_value(fields, line):
     with pytest.raises(UserError, match=line) as error:
         parse(fields)
     one_line(error)
@@ -304,7 +304,7 @@ def test_an_assignment_leaves_the_given_config_alone():
     ('data=mnist data.val_fraction=0', r"config\.data: expected a group of fields, got 'mnist'"),
     ('batch_size=__import__("os").getpid()', r'config\.batch_size: expected a whole number'),
 ])
-def test_a_wrong_assignment_is_told(assignment, line):
+def test_a_wrong_assignment_is_reported(assignment, line):
     with pytest.raises(UserError, match=line) as error:
         cfg.override({}, assignment.split())
     one_line(error)
@@ -345,7 +345,7 @@ def test_a_config_file_that_fails_is_named_in_one_line(tmp_path, text, line):
     one_line(error)
 
 
-def test_a_missing_config_file_is_told_with_its_neighbours(tmp_path):
+def test_a_missing_config_file_is_reported_with_its_neighbours(tmp_path):
     write(tmp_path / 'mnist_lenet.py', '')
     with pytest.raises(UserError, match=r'unknown config file .*mnist_lent\.py.*nearest: .*mnist_lenet\.py'):
         cfg.load(str(tmp_path / 'mnist_lent.py'))
@@ -424,7 +424,7 @@ def no_home(request, tmp_path, monkeypatch):
     cache_folder.temporary_cache_folder.cache_clear()
 
 
-def test_without_a_home_caches_go_to_a_temporary_folder_which_is_told_once(no_home, tmp_path, caplog):
+def test_without_a_home_caches_go_to_a_temporary_folder_which_is_reported_once(no_home, tmp_path, caplog):
     folder = cache_folder.cache_folder()
     assert cache_folder.cache_folder() == folder == str(tmp_path / 'tmp' / f'jaxcnn-{os.getuid()}')
     assert os.stat(folder).st_mode & 0o777 == 0o700

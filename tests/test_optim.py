@@ -67,14 +67,14 @@ def make(steps=20, **fields):
     ({'optimizer': {'name': 'muon', 'muon_weight_dimension_numbers': 1}},
      r"unknown argument of optimizer muon 'muon_weight_dimension_numbers'"),
 ])
-def test_what_makes_no_optimizer_is_told_in_one_line(fields, line):
+def test_what_makes_no_optimizer_is_reported_in_one_line(fields, line):
     with pytest.raises(UserError, match=line) as error:
         make(**fields)
     assert '\n' not in str(error.value)
 
 
 @pytest.mark.parametrize('decay', ['l2', 'weight_decay'])
-def test_a_mask_that_is_found_in_no_parameter_is_told(decay):
+def test_a_mask_that_is_found_in_no_parameter_is_reported(decay):
     optimizer = make(**{decay: 0.1}, decay_mask='kernle')
     with pytest.raises(UserError, match=r"config\.optim\.decay_mask: 'kernle' matches no parameter; nearest: .*kernel"):
         optimizer.init({'Dense_0': {'kernel': jnp.ones(2), 'bias': jnp.ones(2)}})
@@ -341,7 +341,7 @@ def test_a_group_has_its_own_optimizer():
     chex.assert_trees_all_close(after, kernels_only(adam, sgd, grads), rtol=2e-5, atol=1e-6)
 
 
-def test_a_group_that_is_no_parameter_is_told():
+def test_a_group_that_is_no_parameter_is_reported():
     with pytest.raises(UserError, match=r"groups\[0\]\.match: 'kernle' matches no parameter; nearest: .*kernel"):
         make(groups=({'match': 'kernle'},)).init(START)
 
@@ -429,7 +429,7 @@ def test_what_a_stage_leaves_out_stays_as_in_the_one_before_but_for_the_warm_up(
     np.testing.assert_allclose(rates(2, (12, 19)), [0.01, 0.01], rtol=1e-5)
 
 
-def test_the_rate_told_is_the_rate_applied():
+def test_the_reported_rate_is_the_rate_applied():
     optimizer = make(steps=6, optimizer='sgd', learning_rate=0.1, schedule='cosine', warmup={'steps': 2})
     ones = [jax.tree.map(np.ones_like, START)] * 6
     after, state = trained(optimizer, ones)
@@ -504,6 +504,6 @@ def test_a_registered_optimizer_is_named_as_the_others_are(new_registrations):
 @pytest.mark.parametrize(('fields', 'told'), [
     ({'optimizer': 'adamw'}, True), ({'optimizer': 'adamw', 'weight_decay': 0.1}, False), ({'optimizer': 'adam'}, False),
     ({'optimizer': 'adam', 'switch': [dict(optimizer='lion')]}, True)])
-def test_an_optimizer_named_for_its_decay_without_any_is_told(fields, told, caplog):
+def test_an_optimizer_named_for_its_decay_without_any_is_reported(fields, told, caplog):
     optim.check(parse({'optim': fields}).optim)
     assert ('without weight decay' in caplog.text) == told

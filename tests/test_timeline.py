@@ -40,8 +40,8 @@ def first_step_at(t, duration):
     """The smallest number of steps, at least 1, after which `duration` has passed, found by counting."""
     unit, value = duration.unit, duration.value
     if unit == 'fraction':
-        whole = t._config.duration
-        unit, value = whole.unit, value * whole.value
+        length = t.config.duration
+        unit, value = length.unit, value * length.value
     images, step, sizes = 0, 0, batch_sizes(t)
     while True:
         passed = step if unit == 'steps' else images / t.num_train
@@ -57,12 +57,12 @@ def test_examples_count_the_batches(run):
 
 
 def test_a_run_in_epochs_passes_each_image_that_often_and_no_batch_more(run):
-    if run._config.duration.unit == 'epochs':
-        needed = run._config.duration.value * run.num_train
+    if run.config.duration.unit == 'epochs':
+        needed = run.config.duration.value * run.num_train
         assert run.examples(run.total) >= needed - 1e-6
         assert run.examples(run.total - 1) < needed
     else:
-        assert run.total == run._config.duration.value
+        assert run.total == run.config.duration.value
 
 
 def test_epochs_are_passed_images_over_their_number(run):
@@ -128,7 +128,7 @@ def test_multiples_are_those_of_counting(run, every):
 
 @pytest.mark.parametrize('every', EVERY, ids=str)
 def test_an_interval_of_metrics_ends_at_each_multiple_and_in_each_epoch(run, every):
-    t = timeline(run.num_train, **{**config.to_dict(run._config), 'log_every': config.to_dict(every)})
+    t = timeline(run.num_train, **{**config.to_dict(run.config), 'log_every': config.to_dict(every)})
     logged = [step for step in range(1, t.total + 1) if t.next_logged(step - 1) == step]
     assert set(logged) >= multiples(t, every)
     ends = sorted({first_step_at(t, Duration('epochs', n + 1)) for n in range(int(t.epoch(t.total)))})
@@ -190,7 +190,7 @@ def test_freezing_may_begin_with_the_run(unit):
     ({'batch_schedule': (({'epochs': 12}, 20),)}, r'config\.batch_schedule\[0\]: begins at step 120, but'),
     ({'duration': {'fraction': 0.5}}, r'config\.duration: the length of the run cannot be a fraction of itself'),
 ])
-def test_moments_out_of_order_are_told(fields, line):
+def test_moments_out_of_order_are_reported(fields, line):
     with pytest.raises(UserError, match=line) as error:
         timeline(**fields)
     assert '\n' not in str(error.value)

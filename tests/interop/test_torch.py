@@ -521,19 +521,19 @@ def test_images_have_three_sizes():
         bridge.from_torch(Small(num_classes=10), shallow(), (8, 8))
 
 
-def test_variables_of_another_network_are_told_in_one_line():
+def test_variables_of_another_network_are_reported_in_one_line():
     module, network = shallow(), Small(num_classes=10)
     variables = bridge.from_torch(network, module, (8, 8, 3))
     with pytest.raises(UserError, match=r'variables have no batch_stats/BatchNorm_0/mean, whose shape is \('):
         bridge.to_torch(network, {'params': variables['params']}, module, (8, 8, 3))
 
 
-def test_a_module_without_auxiliary_classifiers_is_told_the_field():
+def test_a_module_without_auxiliary_classifiers_is_reported_the_field():
     with pytest.raises(UserError, match='where TorchNetwork has nothing; create the network with aux_weight=0'):
         bridge.pair_layers(WithAuxiliary(num_classes=5), with_auxiliary(False), (8, 8, 3))
 
 
-def test_a_state_dict_of_another_module_is_told_in_one_line():
+def test_a_state_dict_of_another_module_is_reported_in_one_line():
     with pytest.raises(UserError, match=r'state_dict: .*size mismatch') as e:
         bridge.from_torch(Small(num_classes=10), shallow(), (8, 8, 3), shallow(last=7).state_dict())
     assert '\n' not in str(e.value)

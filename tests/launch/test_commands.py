@@ -323,7 +323,7 @@ def test_a_command_works_whatever_its_streams_are(tmp_path, redirection, code, e
         assert (tmp_path / 'written.out').read_text() == 'caf\\xe9\n'
 
 
-def test_gpus_that_do_not_divide_are_told():
+def test_gpus_that_do_not_divide_are_reported():
     done = subprocess.run([sys.executable, 'launch/multiprocess.py', '-n', '2', '--', sys.executable, '-V'],
                           cwd=ROOT, capture_output=True, text=True,
                           env={**os.environ, 'JAX_PLATFORMS': '', 'CUDA_VISIBLE_DEVICES': '0,1,2'})

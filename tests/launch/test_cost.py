@@ -43,7 +43,7 @@ def test_json_and_a_figure(command, tmp_path):
     (['lenet5', '--optimizer=adm'], ["'adm'", 'adam']),
     (['lenet5', '--figure=/proc/no/a.png'], ['--figure', '/proc/no/a.png']),
 ])
-def test_what_is_wrong_is_told_in_one_line(command, arguments, parts):
+def test_what_is_wrong_is_reported_in_one_line(command, arguments, parts):
     code, out, err = command('models', *arguments)
     assert (code, out, len(err)) == (2, [], 1)
     assert all(part in err[0] for part in parts)

@@ -84,7 +84,7 @@ def test_a_wrong_config_stops_before_any_work(tiny_config, command, tmp_path, sn
     assert not snapshot(tmp_path), 'a workdir with a config would refuse the corrected one'
 
 
-def test_a_device_that_is_not_there_is_told(tiny_config, command, tmp_path, snapshot, monkeypatch):
+def test_a_device_that_is_not_there_is_reported(tiny_config, command, tmp_path, snapshot, monkeypatch):
     monkeypatch.setenv('JAX_PLATFORMS', 'rocket')
     result = command('train', f'--config={tiny_config}', f'--workdir={tmp_path / "run"}', fresh=True)
     assert_told(result, 'no device', "'rocket'")
@@ -92,7 +92,7 @@ def test_a_device_that_is_not_there_is_told(tiny_config, command, tmp_path, snap
 
 
 @pytest.mark.parametrize('kind', ALSO_WRONG)
-def test_other_wrong_configs_are_told_before_any_work(tiny_config, tmp_path, snapshot, kind):
+def test_other_wrong_configs_are_reported_before_any_work(tiny_config, tmp_path, snapshot, kind):
     assignments, parts = ALSO_WRONG[kind]
     with pytest.raises(UserError) as error:
         train(config.load(tiny_config, assignments), str(tmp_path / 'run'))
@@ -101,21 +101,21 @@ def test_other_wrong_configs_are_told_before_any_work(tiny_config, tmp_path, sna
     assert not snapshot(tmp_path), 'a workdir with a config would refuse the corrected one'
 
 
-def test_a_batch_that_does_not_divide_over_the_devices_is_told(tiny_config, command, tmp_path, snapshot):
+def test_a_batch_that_does_not_divide_over_the_devices_is_reported(tiny_config, command, tmp_path, snapshot):
     result = command('train', f'--config={tiny_config}', f'--workdir={tmp_path / "run"}', '--config.batch_size=60',
                      devices=8)
     assert_told(result, 'config.batch_size', '60', '8 devices', '56', '64')
     assert not snapshot(tmp_path)
 
 
-def test_a_missing_data_folder_is_told_with_the_command_that_prepares_it(tiny_config, command, tmp_path, snapshot):
+def test_a_missing_data_folder_is_reported_with_the_command_that_prepares_it(tiny_config, command, tmp_path, snapshot):
     result = command('train', f'--config={tiny_config}', f'--workdir={tmp_path / "run"}', '--config.data.name=mnist',
                      f'--config.data.dir={tmp_path / "nowhere"}')
     assert_told(result, str(tmp_path / 'nowhere'), 'config.data.dir', 'tfds build mnist')
     assert not snapshot(tmp_path)
 
 
-def test_a_missing_config_file_is_told_with_the_nearest(command, tmp_path):
+def test_a_missing_config_file_is_reported_with_the_nearest(command, tmp_path):
     result = command('train', '--config=configs/digits_lenet.py', f'--workdir={tmp_path / "run"}')
     assert_told(result, "'configs/digits_lenet.py'", 'configs/digits_lenet5.py')
     assert not (tmp_path / 'run').exists()
@@ -194,13 +194,13 @@ def test_a_full_disk_ends_the_run_with_one_line_and_keeps_the_earlier_checkpoint
 # evaluate and predict
 
 
-def test_an_unknown_split_is_told_with_those_there_are(tiny_run, command, snapshot):
+def test_an_unknown_split_is_reported_with_those_there_are(tiny_run, command, snapshot):
     before = snapshot(tiny_run)
     assert_told(command('evaluate', f'--workdir={tiny_run}', '--split=tset'), "'tset'", 'train, val, test')
     assert snapshot(tiny_run) == before
 
 
-def test_an_unknown_checkpoint_is_told_with_those_there_are(tiny_run):
+def test_an_unknown_checkpoint_is_reported_with_those_there_are(tiny_run):
     trained = load_run(str(tiny_run))
     for which in ('newest', '3', '-4', '4.0', '²', ''):
         with pytest.raises(UserError, match='best, latest, 2, 4') as error:
@@ -208,14 +208,14 @@ def test_an_unknown_checkpoint_is_told_with_those_there_are(tiny_run):
         assert repr(which) in str(error.value)
 
 
-def test_evaluating_a_folder_without_a_run_is_told(command, tmp_path):
+def test_evaluating_a_folder_without_a_run_is_reported(command, tmp_path):
     with pytest.raises(UserError, match='nowhere'):
         load_run(str(tmp_path / 'nowhere'))
     assert_told(command('evaluate', f'--workdir={tmp_path}'), str(tmp_path), 'no run')
     assert list(tmp_path.iterdir()) == []
 
 
-def test_data_that_is_elsewhere_or_other_data_is_told(copy_of_run, command):
+def test_data_that_is_elsewhere_or_other_data_is_reported(copy_of_run, command):
     info = json.loads((copy_of_run / 'data.json').read_text())
     (copy_of_run / 'data.json').write_text(json.dumps({**info, 'mean': [0.5]}))
     with pytest.raises(UserError, match=r'config\.data\.dir: the data is not what .*run. was trained on'):
@@ -229,7 +229,7 @@ def test_data_that_is_elsewhere_or_other_data_is_told(copy_of_run, command):
     assert_told(told, 'error: --data_dir: ', "in '/nor/this'")
 
 
-def test_a_picture_that_is_none_is_told(tiny_run, command, tmp_path, snapshot):
+def test_a_picture_that_is_none_is_reported(tiny_run, command, tmp_path, snapshot):
     (tmp_path / 'notes.txt').write_text('a shopping list')
     Image.linear_gradient('L').save(tmp_path / 'good.png')
     before = snapshot(tiny_run)
@@ -265,7 +265,7 @@ def test_a_submission_has_one_row_for_each_image(tiny_run, command, tmp_path):
     assert [bool(category) for _, category in rows] == [True, False, True, True]
 
 
-def test_a_workdir_without_a_checkpoint_is_told(copy_of_run, command, tmp_path):
+def test_a_workdir_without_a_checkpoint_is_reported(copy_of_run, command, tmp_path):
     Image.new('L', (30, 30), 255).save(tmp_path / 'good.png')
     for path in (copy_of_run / 'checkpoints').iterdir():
         shutil.rmtree(path)

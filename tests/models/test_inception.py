@@ -276,7 +276,7 @@ def test_all_logits_of_googlenet_are_those_of_pytorch_with_the_same_weights(batc
     ('inception_v4', {'multiplier': 0.0}, r'multiplier must be above 0, got 0\.0'),
     ('inception_v4', {'blocks': [4, 7]}, r'blocks must be three positive integers, got \(4, 7\)'),
     ('bn_inception', {'blocks': [2, 0, 2]}, r'blocks must be three positive integers, got \(2, 0, 2\)')])
-def test_what_makes_no_network_is_told_in_one_line(name, fields, line):
+def test_what_makes_no_network_is_reported_in_one_line(name, fields, line):
     with pytest.raises(UserError, match=line) as error:
         models.create(name, **fields)
     assert '\n' not in str(error.value)

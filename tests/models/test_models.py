@@ -233,7 +233,7 @@ def test_logits_maps_and_types_for_images_of_one_channel_that_are_not_square(nam
             shapes(network, smallest - 1, smallest, 3)
 
 
-def test_an_image_without_its_batch_is_told():
+def test_an_image_without_its_batch_is_reported():
     with pytest.raises(UserError, match=r'LeNet5 takes images \(N, H, W, C\), got an array of shape \(32, 32, 1\)'):
         models.create('lenet5').init(jax.random.key(0), np.zeros((32, 32, 1), np.float32))
 
@@ -514,7 +514,7 @@ def test_every_kernel_is_drawn_as_named_and_every_bias_is_zero(name, monkeypatch
     ('lenet5', {'num_classes': 'ten'}, r'num_classes'),
     ('lenet5', {'kernel_init': 'normal("a")'}, r'initialiser'),
 ])
-def test_what_makes_no_network_is_told_in_one_line(name, fields, line):
+def test_what_makes_no_network_is_reported_in_one_line(name, fields, line):
     with pytest.raises(UserError, match=line) as error:
         models.create(name, **fields)
     assert '\n' not in str(error.value)
@@ -525,7 +525,7 @@ def test_widths_may_be_a_list_as_json_has_them():
     assert create('vgg16_bn', stages=[[4, 4], [8]]).stages == ((4, 4), (8,))
 
 
-def test_an_image_too_small_to_halve_four_times_is_told():
+def test_an_image_too_small_to_halve_four_times_is_reported():
     assert shapes(create('shallow_cnn'), 16, 17, 1)
     with pytest.raises(UserError, match=r'ShallowCNN needs images of at least 16 x 16 pixels, got 15 x 16'):
         shapes(create('shallow_cnn'), 15, 16, 1)

@@ -336,7 +336,7 @@ def test_the_logits_of_nin_are_means_of_maps_without_negative_values(name):
     ('nin_imagenet', {'dropped': 4}, r'dropped must be in \[0, 4\), got 4'),
     ('leedl_cnn', {'widths': ()}, r'widths and hidden must be positive integers, got \(\)'),
     ('leedl_cnn', {'hidden': (8, 0)}, r'widths and hidden must be positive integers')])
-def test_what_makes_no_plain_network_is_told_in_one_line(name, fields, line):
+def test_what_makes_no_plain_network_is_reported_in_one_line(name, fields, line):
     with pytest.raises(UserError, match=line) as error:
         models.create(name, **fields)
     assert '\n' not in str(error.value)

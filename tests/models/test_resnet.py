@@ -180,7 +180,7 @@ def test_a_stem_without_norm_is_a_convolution_alone():
     ('resnet20_cifar', {'blocks': (3, -3, 3)}, r'blocks must be positive integers, got \(3, -3, 3\)'),
     ('resnet20_cifar', {'blocks': ()}, r'blocks must be positive integers, got \(\)'),
     ('resnext50_32x4d', {'group_width': -4}, r'group_width at least 0, got 64, 32 and -4')])
-def test_what_makes_no_residual_network_is_told_in_one_line(name, fields, line):
+def test_what_makes_no_residual_network_is_reported_in_one_line(name, fields, line):
     with pytest.raises(UserError, match=line) as error:
         models.create(name, **fields)
     assert '\n' not in str(error.value)

@@ -189,7 +189,7 @@ def test_logits_are_those_of_pytorch_with_the_same_weights(tokens, side, splits)
     ({'splits': [7, 4, 2]}, r'splits must be .* got \(7, 4, 2\)'),
     ({'splits': [[7, 4]]}, r'splits must be .* got \(\(7, 4\),\)'), ({'splits': [[3, 2, 3]]}, r'padding less than size'),
     ({'splits': [[3, 0, 1]]}, r'size and stride positive')])
-def test_what_makes_no_network_is_told_in_one_line(fields, line):
+def test_what_makes_no_network_is_reported_in_one_line(fields, line):
     with pytest.raises(UserError, match=line) as error:
         models.create('t2t_vit_14', **fields)
     assert '\n' not in str(error.value)

@@ -382,7 +382,7 @@ def run_on_a_full_disk(folder, steps):
 
 
 @pytest.mark.parametrize('steps', [(3, 4), (2,)], ids=['later ones', 'the newest anew'])
-def test_a_save_that_fails_is_told_and_keeps_the_checkpoints_before(tmp_path, steps):
+def test_a_save_that_fails_is_reported_and_keeps_the_checkpoints_before(tmp_path, steps):
     lines = run_on_a_full_disk(tmp_path, steps)
     assert len(lines) == len(steps)
     for line in lines:

@@ -98,7 +98,7 @@ ALLOWED = {
 
 
 @pytest.mark.parametrize('kind', ALLOWED)
-def test_what_would_have_begun_alike_is_allowed_and_the_schedule_told(kind):
+def test_what_would_have_begun_alike_is_allowed_and_the_schedule_described(kind):
     old, new, step, told = ALLOWED[kind]
     assert re.search(told, check(*configs(old, new), num_train=100, step=step))
 

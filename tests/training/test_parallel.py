@@ -152,7 +152,7 @@ def test_placements_and_workers_give_the_same_bits(small, tmp_path):
             np.testing.assert_array_equal(a, b)
 
 
-def test_a_batch_that_does_not_divide_is_told_with_the_nearest_sizes(small):
+def test_a_batch_that_does_not_divide_is_reported_with_the_nearest_sizes(small):
     timeline = Timeline(config.parse(small(batch_size=100)), 1000)
     with pytest.raises(UserError, match=r'config.batch_size: 100 .* 8 devices .* nearest: 96 or 112'):
         parallel.check_batch_sizes(timeline, 2, 8)
