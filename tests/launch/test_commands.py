@@ -220,7 +220,7 @@ def test_two_processes_train_as_one_and_resume_to_the_same_bits(config, run, tmp
 
     def begin(name):
         return subprocess.Popen([sys.executable, 'launch/multiprocess.py', '-n', '2', '--', *command_line(
-            'train', *flags, '--config.duration.steps=120', f'--workdir={tmp_path / name}')],
+            'train', *flags, '--config.duration.steps=60', f'--workdir={tmp_path / name}')],
             cwd=ROOT, env={**environment(), **PROXY}, stderr=subprocess.PIPE, text=True)
     uninterrupted = begin('uninterrupted')
     log = uninterrupted.communicate()[1]
@@ -232,10 +232,10 @@ def test_two_processes_train_as_one_and_resume_to_the_same_bits(config, run, tmp
         time.sleep(0.02)
     stopped.send_signal(signal.SIGTERM)
     assert 'stopped by SIGTERM at step' in stopped.communicate()[1]
-    assert load_run(str(tmp_path / 'stopped')).find_step('latest') < 120
+    assert load_run(str(tmp_path / 'stopped')).find_step('latest') < 60
     again = begin('stopped')
     assert 'resuming' in again.communicate()[1]
-    states = [{part: array.tobytes() for part, array in golden.read_state(str(tmp_path / name), 120).items()}
+    states = [{part: array.tobytes() for part, array in golden.read_state(str(tmp_path / name), 60).items()}
               for name in ('uninterrupted', 'stopped')]
     assert states[0] == states[1]
     run('train', *flags, '--config.duration.steps=20', f'--workdir={tmp_path / "one"}', devices=2)
