@@ -100,6 +100,8 @@ class TrainingRun:
         self.step = newest[0] if newest else 0
         damaged_steps = [step for step in self.checkpoints.steps() if step > self.step]
         self._check_restored_step(newest is not None)
+        # before any file is written, because both may need weights that cannot be read
+        restored_state = setup.add_optimizer_stages(newest[1]) if newest else None
         initial_weights = None if newest else setup.initial_weights
         config = initialize.with_recorded_checksum(setup.config, folder)
         if initial_weights:
@@ -114,9 +116,8 @@ class TrainingRun:
             if initial_weights:
                 initialize.write_table(initial_weights, folder)
         if newest:
-            _, host_state, progress = newest
-            self.state = setup.backend.replicate(setup.add_optimizer_stages(host_state))
-            self.progress = RunProgress(**progress)
+            self.state = setup.backend.replicate(restored_state)
+            self.progress = RunProgress(**newest[2])
             self._display.log(f'resuming {folder} from step {self.step} of {setup.timeline.total}')
         else:
             batch_size_divisor = setup.config.optim.accumulate * setup.backend.num_devices
