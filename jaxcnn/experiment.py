@@ -67,7 +67,8 @@ def check(config: cfg.Config) -> cfg.Config:
     Raises:
       UserError: A plugin cannot be imported, or a name or an argument is unknown.
     """
-    config = dataclasses.replace(config, plugins=plugins.load(config.plugins))
+    loaded = plugins.load([cfg.Plugin(plugin.source) for plugin in config.plugins])  # whatever a run recorded of them
+    config = dataclasses.replace(config, plugins=loaded)
     with registry.record_used_modules() as used_modules:
         _check_names(config)
     return dataclasses.replace(config, plugins=plugins.with_installed(config.plugins, used_modules))
@@ -76,9 +77,7 @@ def check(config: cfg.Config) -> cfg.Config:
 def _check_names(config: cfg.Config) -> None:
     tasks.check(config)
     kind = tasks.find(config.task).kind
-    if config.data.name not in sources.names(kind):  # another prepared TFDS set, perhaps
-        with name_field('config.data.name'):
-            sources.find(config.data, kind)
+    sources.find_factory(config.data, kind)
     for field, reason in (('num_classes', 'it is the number of classes of the data set'),
                           ('bn_axis', 'config.parallel says over which devices'), ('bn_frozen', 'see config.freeze_bn')):
         if field in config.model.args:

@@ -6,6 +6,7 @@ runs its code, so a workdir is to be trusted as a program is.
 """
 
 import ast
+import dataclasses
 import hashlib
 import importlib
 import importlib.metadata
@@ -43,10 +44,13 @@ def load(plugins: Sequence[Plugin], workdir: str | None = None) -> tuple[Plugin,
     Raises:
       UserError: A plugin is missing, raises an exception, or is not what the run recorded.
     """
+    plugins = [dataclasses.replace(plugin, source=os.path.expanduser(plugin.source)) for plugin in plugins]
     names = [_module_name(plugin.source) for plugin in plugins]
     for i, name in enumerate(names):
         if name in names[:i]:
             raise UserError(f'{plugins[i].source!r} has the same name as another plugin', field=f'config.plugins[{i}]')
+    for name in [name for name in _loaded_files if name not in names]:  # those of another config
+        _forget_file(name)
     return tuple(_load(plugin, f'config.plugins[{i}]', workdir) for i, plugin in enumerate(plugins))
 
 
@@ -73,7 +77,7 @@ def _find_file(plugin: Plugin, field: str, workdir: str | None) -> str:
     if exists and (not plugin.sha256 or _checksum(_files_of_script(source)) == plugin.sha256):
         return source
     if workdir is not None:
-        copy = os.path.join(workdir, FOLDER, os.path.basename(source))
+        copy = os.path.join(_folder_of_copies(workdir, source), os.path.basename(source))
         if os.path.isfile(copy):
             log.warning('%s: %s %s; the copy in %s is used', field, source, 'has changed' if exists else 'is missing', copy)
             return copy
@@ -88,30 +92,40 @@ def _module_name(source: str) -> str:
     return f'jaxcnn_plugin_{os.path.splitext(os.path.basename(source))[0]}' if is_file(source) else source
 
 
+def _forget_file(name: str) -> None:
+    """Undo what the module of a file has registered."""
+    registry.forget(name)
+    _loaded_files.pop(name, None)
+
+
 def _import_file(path: str, sha256: str, field: str) -> None:
+    import cloudpickle
     name = _module_name(path)
     if _loaded_files.get(name) == sha256:
         return
+    _forget_file(name)
     folder = os.path.dirname(os.path.abspath(path))
-    for other in _files_of_script(path)[1:]:  # those of another version of the plugin must not be found
-        sys.modules.pop(os.path.splitext(os.path.basename(other))[0], None)
+    files_beside = [os.path.relpath(file, folder) for file in _files_of_script(path)[1:]]
+    names_beside = {file.split(os.sep)[0].removesuffix('.py') for file in files_beside}
+    for module_name in list(sys.modules):
+        if module_name.partition('.')[0] in names_beside:  # of another version of the plugin
+            del sys.modules[module_name]
+    sys.path[:] = [folder, *(entry for entry in sys.path if entry != folder)]  # also for imports inside functions, later
     spec = importlib.util.spec_from_file_location(name, os.path.abspath(path))
     assert spec is not None
     assert spec.loader is not None
     module = sys.modules[name] = importlib.util.module_from_spec(spec)  # dataclasses look their module up
-    sys.path.insert(0, folder)
     try:
         spec.loader.exec_module(module)
     except Exception as e:
         del sys.modules[name]
         raise _failed(path, e, field) from e
-    finally:
-        sys.path.remove(folder)
+    cloudpickle.register_pickle_by_value(module)  # worker processes cannot import it
     _loaded_files[name] = sha256
 
 
 def _import_module(name: str, field: str) -> ModuleType:
-    sys.path.insert(0, os.getcwd())  # as `python -m` does
+    sys.path[:] = [os.getcwd(), *(entry for entry in sys.path if entry != os.getcwd())]  # as `python -m` does
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as e:
@@ -121,8 +135,6 @@ def _import_module(name: str, field: str) -> ModuleType:
         raise _failed(name, e, field) from e
     except Exception as e:
         raise _failed(name, e, field) from e
-    finally:
-        sys.path.remove(os.getcwd())
 
 
 def _failed(source: str, error: Exception, field: str) -> UserError:
@@ -138,8 +150,9 @@ def _failed(source: str, error: Exception, field: str) -> UserError:
 
 
 def _files_of_script(path: str) -> list[str]:
-    """Return a file and the files beside it that it imports, directly or not."""
-    folder, files, queue = os.path.dirname(os.path.abspath(path)), [], [os.path.abspath(path)]
+    """Return a file, and the files and packages beside it that it imports, directly or not."""
+    path = os.path.abspath(path)
+    folder, files, queue = os.path.dirname(path), [], [path]
     while queue:
         file = queue.pop(0)
         if file in files or not os.path.isfile(file):
@@ -152,9 +165,15 @@ def _files_of_script(path: str) -> list[str]:
             continue  # its import says what is wrong
         for node in ast.walk(tree):
             imported = ([alias.name for alias in node.names] if isinstance(node, ast.Import) else
-                        [node.module] if isinstance(node, ast.ImportFrom) and node.module else [])
-            queue += [os.path.join(folder, f'{name.partition(".")[0]}.py') for name in imported]
+                        [node.module] if isinstance(node, ast.ImportFrom) and node.module and not node.level else [])
+            for name in imported:
+                base = os.path.join(folder, name.partition('.')[0])
+                queue += [f'{base}.py', *_python_files(base)]
     return files
+
+
+def _python_files(folder: str) -> list[str]:
+    return sorted(os.path.join(parent, name) for parent, _, names in os.walk(folder) for name in names if is_file(name))
 
 
 def _files_of_module(module: ModuleType) -> list[str]:
@@ -162,8 +181,7 @@ def _files_of_module(module: ModuleType) -> list[str]:
     top = sys.modules[module.__name__.partition('.')[0]]
     if not hasattr(top, '__path__'):
         return [str(module.__file__)]
-    return sorted(os.path.join(folder, name) for root in top.__path__ for folder, _, names in os.walk(root)
-                  for name in names if is_file(name))
+    return [file for root in top.__path__ for file in _python_files(root)]
 
 
 def _checksum(files: Sequence[str]) -> str:
@@ -180,13 +198,22 @@ def _version(module: str) -> str:
     return importlib.metadata.version(packages[0]) if packages else ''
 
 
+def _folder_of_copies(workdir: str, source: str) -> str:
+    return os.path.join(workdir, FOLDER, os.path.splitext(os.path.basename(source))[0])
+
+
 def save_copies(plugins: Sequence[Plugin], workdir: str) -> None:
     """Copy the files of a run's plugins into its workdir, where prediction finds them if they move or change."""
     for plugin in plugins:
-        if is_file(plugin.source) and os.path.isfile(plugin.source):
-            os.makedirs(os.path.join(workdir, FOLDER), exist_ok=True)
-            for file in _files_of_script(plugin.source):
-                shutil.copyfile(file, os.path.join(workdir, FOLDER, os.path.basename(file)))
+        if not is_file(plugin.source) or not os.path.isfile(plugin.source):
+            continue
+        folder = os.path.dirname(os.path.abspath(plugin.source))
+        for file in _files_of_script(plugin.source):
+            copy = os.path.join(_folder_of_copies(workdir, plugin.source), os.path.relpath(file, folder))
+            if os.path.abspath(copy) != file:
+                os.makedirs(os.path.dirname(copy), exist_ok=True)
+                shutil.copyfile(file, f'{copy}.tmp')
+                os.replace(f'{copy}.tmp', copy)
 
 
 def with_installed(plugins: tuple[Plugin, ...], used_modules: set[str]) -> tuple[Plugin, ...]:

@@ -45,9 +45,15 @@ def record_used_modules() -> Iterator[set[str]]:
         _used = before
 
 
+def forget(module: str) -> None:
+    """Remove what a module has registered from all registries."""
+    for registry in _registries:
+        registry.forget(module)
+
+
 @contextlib.contextmanager
 def undo_registrations() -> Iterator[None]:
-    """Forget at the end of the block what was registered in it, as tests need."""
+    """Restore all registries at the end of the block, as tests need."""
     before = [(registry, registry.copy()) for registry in _registries]
     try:
         yield
@@ -73,7 +79,7 @@ class Registry(Generic[T]):
         """Register an object.
 
         Args:
-          name: by which configs choose it.
+          name: the name that configs use.
           value: the object.
           definition: the class or function that defines it; `value` itself by default.
 
@@ -83,8 +89,8 @@ class Registry(Generic[T]):
         """
         definition = value if definition is None else definition
         if name in self._objects and _identity(self._definitions[name]) != _identity(definition):
-            raise UserError(f'the {self.kind} {name!r} is registered twice: by {_place(self._definitions[name])} and by '
-                            f'{_place(definition)}')
+            locations = ' and by '.join(map(_describe_location, (self._definitions[name], definition)))
+            raise UserError(f'the {self.kind} {name!r} is registered twice: by {locations}')
         self._objects[name], self._definitions[name] = value, definition
 
     def __contains__(self, name: object) -> bool:
@@ -108,6 +114,11 @@ class Registry(Generic[T]):
             _used.add(self._definitions[name].__module__)
         return self._objects[name]
 
+    def forget(self, module: str) -> None:
+        """Remove the objects that a module defines."""
+        for name in [name for name, definition in self._definitions.items() if definition.__module__ == module]:
+            del self._objects[name], self._definitions[name]
+
     def names(self) -> list[str]:
         """Return the registered names in order."""
         return sorted(self._objects)
@@ -129,7 +140,7 @@ def _identity(definition: Any) -> tuple[str, str]:
     return definition.__module__, definition.__qualname__
 
 
-def _place(definition: Any) -> str:
+def _describe_location(definition: Any) -> str:
     """Return where a class or a function is defined, for errors: its file and name."""
     try:
         file = inspect.getsourcefile(definition)

@@ -7,29 +7,30 @@ import sys
 import numpy as np
 import pytest
 
-from jaxcnn import plugins
-from jaxcnn.config import Plugin
+from jaxcnn import data, models, plugins
+from jaxcnn.config import DataConfig, Plugin
+from jaxcnn.data import decode
 from jaxcnn.errors import UserError
 from jaxcnn.run import load_run
 from jaxcnn.training import train
 
 pytestmark = pytest.mark.usefixtures('no_pictures', 'new_registrations')
 NETWORK = '''
-import own_layers
+import my_layers
 import jaxcnn, numpy as np, optax
 from jaxcnn import losses
 
-@jaxcnn.register_model(name='own_wide', width=6)
+@jaxcnn.register_model(name='my_wide', width=6)
 @jaxcnn.register_model
-class OwnNet(jaxcnn.Network):
+class MyNet(jaxcnn.Network):
     width: int = 4
 
     def forward(self, x, train, maps):
-        maps['conv'] = own_layers.double(self.norm(self.conv(self.width, 3)(x), train))
+        maps['conv'] = my_layers.double(self.norm(self.conv(self.width, 3)(x), train))
         return self.dense(self.num_classes)(maps['conv'].mean((1, 2)))
 
 @jaxcnn.register_loss
-def own_loss(logits, targets, factor=1.0):
+def my_loss(logits, targets, factor=1.0):
     return factor * losses.cross_entropy(logits, targets)
 
 @jaxcnn.register_augmentation
@@ -37,11 +38,11 @@ def darken(factor):
     return lambda key, image: image * factor
 
 @jaxcnn.register_optimizer
-def own_sgd(learning_rate):
+def my_sgd(learning_rate):
     return optax.sgd(learning_rate)
 
 @jaxcnn.register_dataset
-def own_data(config):
+def my_data(config):
     images = np.random.default_rng(0).integers(0, 255, (90, 8, 8, 1)).astype(np.uint8)
     return jaxcnn.Dataset.from_arrays(train=(images[:60], np.arange(60) % 3), test=(images[60:], np.arange(30) % 3))
 '''
@@ -50,17 +51,17 @@ def own_data(config):
 @pytest.fixture
 def plugin(tmp_path):
     """The path of a plugin that imports a file beside it."""
-    (tmp_path / 'own_layers.py').write_text('def double(x):\n    return 2 * x\n')
-    path = tmp_path / 'own_things.py'
+    (tmp_path / 'my_layers.py').write_text('def double(x):\n    return 2 * x\n')
+    path = tmp_path / 'my_things.py'
     path.write_text(NETWORK)
     return path
 
 
 def test_what_a_plugin_registers_trains_resumes_and_predicts_until_it_changes(small, plugin, tmp_path, caplog):
     folder = str(tmp_path / 'run')
-    settings = small(plugins=[str(plugin)], model=dict(name='own_wide'), loss=dict(name='own_loss', factor=2.0),
-                     data=dict(name='own_data', image_size=0, augment='darken(0.5)|flip_lr'), batch_size=20,
-                     optim=dict(optimizer='own_sgd', learning_rate=0.01), duration=dict(steps=2))
+    settings = small(plugins=[str(plugin)], model=dict(name='my_wide'), loss=dict(name='my_loss', factor=2.0),
+                     data=dict(name='my_data', image_size=0, augment='darken(0.5)|flip_lr'), batch_size=20,
+                     optim=dict(optimizer='my_sgd', learning_rate=0.01), duration=dict(steps=2))
     summary = train(settings, folder)
     run = load_run(folder)
     recorded, = run.config.plugins
@@ -69,18 +70,78 @@ def test_what_a_plugin_registers_trains_resumes_and_predicts_until_it_changes(sm
     assert run.features(np.zeros((2, 8, 8, 1), np.uint8), 'conv').shape == (2, 8, 8, 6)
     assert train(settings, folder)['test_loss'] == summary['test_loss']
 
-    (tmp_path / 'own_layers.py').write_text('def double(x):\n    return 3 * x\n')
-    with pytest.raises(UserError, match=r'config\.plugins: the plugin .*own_things\.py.* has changed since the run in'):
+    (tmp_path / 'my_layers.py').write_text('def double(x):\n    return 3 * x\n')
+    with pytest.raises(UserError, match=r'config\.plugins: the plugin .*my_things\.py.* has changed since the run in'):
         train(settings, folder)
     assert load_run(folder).evaluate('test')['test_loss'] == pytest.approx(summary['test_loss'])  # by its copy
     assert 'has changed; the copy in' in caplog.text
     plugin.unlink()
     assert load_run(folder).evaluate('test')['test_loss'] == pytest.approx(summary['test_loss'])
     shutil.rmtree(tmp_path / 'run' / 'plugins')
-    with pytest.raises(UserError, match=r"config\.plugins\[0\]: unknown plugin file '.*own_things\.py'"):
+    with pytest.raises(UserError, match=r"config\.plugins\[0\]: unknown plugin file '.*my_things\.py'"):
         load_run(folder)
     with pytest.raises(UserError, match=r'the plugin .* is missing since the run in'):
         plugins.check_unchanged([recorded], [], folder)
+
+
+def test_a_plugin_may_be_of_several_files_and_each_of_them_counts(tmp_path):
+    loaded = []
+    for name in ('a', 'b'):  # their helpers have the same names
+        (tmp_path / name / 'layers').mkdir(parents=True)
+        (tmp_path / name / 'helper.py').write_text(f'value = {name!r}\n')
+        (tmp_path / name / 'layers' / '__init__.py').write_text('')
+        (tmp_path / name / 'layers' / 'deep.py').write_text(f'value = {name!r}\n')
+        path = tmp_path / name / f'{name}_plugin.py'
+        path.write_text('import helper\nfrom layers.deep import value\n\n'
+                        'def late():\n    import other\n    return other.value\n')
+        (tmp_path / name / 'other.py').write_text(f'value = {name!r}\n')
+        loaded.append(plugins.load([Plugin(str(path))])[0])
+        module = sys.modules[f'jaxcnn_plugin_{name}_plugin']
+        assert (module.helper.value, module.value, module.late()) == (name,) * 3
+    plugins.save_copies(loaded, str(tmp_path / 'run'))
+    shutil.move(tmp_path / 'a', tmp_path / 'elsewhere')
+    assert plugins.load(loaded[:1], str(tmp_path / 'run')) == tuple(loaded[:1])
+    (tmp_path / 'b' / 'layers' / 'deep.py').write_text('value = 1\n')
+    with pytest.raises(UserError, match=r'has changed since the run was trained'):
+        plugins.load(loaded[1:])
+
+
+def test_a_plugin_of_another_config_is_forgotten_and_one_that_failed_is_loaded_anew(tmp_path):
+    text = 'import jaxcnn\n@jaxcnn.register_model\nclass Net(jaxcnn.Network):\n    version: int = {}\n'
+    for name in ('first.py', 'second.py'):  # two runs in one process, whose networks have the same name
+        (tmp_path / name).write_text(text.format(1))
+        plugins.load([Plugin(str(tmp_path / name))])
+        assert models.create('Net').version == 1
+    (tmp_path / 'second.py').write_text(text.format(2) + 'raise ValueError\n')
+    with pytest.raises(UserError, match='ValueError'):
+        plugins.load([Plugin(str(tmp_path / 'second.py'))])
+    (tmp_path / 'second.py').write_text(text.format(1))
+    plugins.load([Plugin(str(tmp_path / 'second.py'))])
+    assert models.create('Net').version == 1
+    plugins.load([])
+    assert 'Net' not in models.names()
+
+
+def test_worker_processes_decode_the_examples_of_a_plugin(tmp_path, monkeypatch):
+    monkeypatch.setattr(decode, 'PROCESS_THRESHOLD', 20)
+    (tmp_path / 'large.py').write_text('''
+import jaxcnn, numpy as np
+
+class Examples:
+    def __len__(self):
+        return 40
+
+    def __getitem__(self, index):
+        return {'image': np.full((4, 4, 1), index, np.uint8), 'label': index % 2}
+
+@jaxcnn.register_dataset
+def large(config):
+    return jaxcnn.Dataset('here', key={'source': 'large'}, splits={'train': Examples, 'test': Examples},
+                          class_names=lambda: ['even', 'odd'])
+''')
+    plugins.load([Plugin(str(tmp_path / 'large.py'))])
+    test = data.load(DataConfig(name='large', cache_dir=str(tmp_path))).splits['test']
+    np.testing.assert_array_equal(test.take(np.arange(40))[:, 0, 0, 0], np.arange(40))
 
 
 @pytest.mark.parametrize(('text', 'line'), [
@@ -112,17 +173,19 @@ def test_installed_plugins_are_loaded_for_an_unknown_name_and_recorded(tmp_path)
     package = tmp_path / 'zoo_of_mine'
     package.mkdir()
     (package / '__init__.py').write_text('')
-    (package / 'networks.py').write_text('from jaxcnn import models\n@models.register\nclass ZooNet(models.Network): ...\n')
+    (package / 'networks.py').write_text('import jaxcnn\n\n@jaxcnn.register_model\nclass ZooNet(jaxcnn.Network): ...\n\n'
+                                         '@jaxcnn.register_dataset\ndef zoo_data(config):\n    raise AssertionError\n')
     metadata = tmp_path / 'zoo_of_mine-1.2.dist-info'
     metadata.mkdir()
     (metadata / 'METADATA').write_text('Metadata-Version: 2.1\nName: zoo-of-mine\nVersion: 1.2\n')
     (metadata / 'top_level.txt').write_text('zoo_of_mine\n')
     (metadata / 'entry_points.txt').write_text('[jaxcnn.plugins]\nzoo = zoo_of_mine.networks\n')
     script = ('from jaxcnn import config, experiment\n'
-              'for model in ("lenet5", "ZooNet"):\n'
-              '    print(*experiment.check(config.parse({"model": model})).plugins)\n')
+              'for fields in ({}, {"model": "ZooNet"}, {"data": {"name": "zoo_data"}}, {"data": {"name": "zoo_data"}}):\n'
+              '    print(*experiment.check(config.parse(fields)).plugins)\n')
     done = subprocess.run([sys.executable, '-c', script], env={'PYTHONPATH': f'{tmp_path}:{":".join(sys.path)}'},
                           capture_output=True, text=True, check=True)
     lines = done.stdout.splitlines()
     assert lines[0] == ''
-    assert lines[1].startswith("Plugin(source='zoo_of_mine.networks', version='1.2', sha256='")
+    assert all(line.startswith("Plugin(source='zoo_of_mine.networks', version='1.2', sha256='") for line in lines[1:])
+    assert len(lines) == 4

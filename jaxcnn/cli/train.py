@@ -34,8 +34,16 @@ def log_summary(summary: dict, settings: config.Config, workdir: str) -> None:
 
 
 def read_summaries(settings: config.Config, workdir: str) -> dict[int, dict]:
-    """Return the summaries of all complete runs with this config by seed, including those of earlier commands."""
+    """Return the summaries of all complete runs with this config by seed, including those of earlier commands.
+
+    Runs with other plugins or initial weights than that of the first seed of this command are not among them.
+    """
     from jaxcnn.training.workdir import read_config, read_json
+
+    def checksums(run_config: config.Config) -> tuple[list[str], str]:
+        return [plugin.sha256 for plugin in run_config.plugins], run_config.init.checksum if run_config.init else ''
+    first_folder = os.path.join(workdir, f'seed{settings.seed}')
+    first = read_config(first_folder) if os.path.exists(os.path.join(first_folder, 'config.json')) else settings
     summaries = {}
     for path in glob.glob(os.path.join(glob.escape(workdir), 'seed*', 'summary.json')):
         folder = os.path.dirname(path)
@@ -43,7 +51,9 @@ def read_summaries(settings: config.Config, workdir: str) -> dict[int, dict]:
         if not seed.isdecimal():
             continue
         try:
-            if not config.differences(dataclasses.replace(settings, seed=int(seed)), read_config(folder)):
+            recorded = read_config(folder)
+            is_equal = not config.differences(dataclasses.replace(settings, seed=int(seed)), recorded)
+            if is_equal and checksums(recorded) == checksums(first):
                 summaries[int(seed)] = read_json(path)
         except UserError as e:
             cli.log.warning('skipped: %s', e)
@@ -84,8 +94,7 @@ def run(args: argparse.Namespace) -> int:
     for seed in range(settings.seed, settings.seed + args.seeds):
         workdir = os.path.join(args.workdir, f'seed{seed}') if args.seeds > 1 else args.workdir
         try:
-            summary = train(dataclasses.replace(settings, seed=seed), workdir, extends=args.extend,
-                                         end_process=True)
+            summary = train(dataclasses.replace(settings, seed=seed), workdir, extend=args.extend, end_process=True)
         except Interrupted as e:
             cli.log.warning('%s', e)
             return 128 + e.signum

@@ -1,5 +1,6 @@
 """Config files, and assignments to their fields on the command line."""
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import importlib.util
@@ -122,7 +123,9 @@ def shipped_configs() -> list[str]:
     root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     if os.path.isfile(os.path.join(root, 'pyproject.toml')):
         return _config_files(os.path.join(root, 'configs'))
-    files = importlib.metadata.files('jaxcnn') or []
+    files: list = []
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        files = importlib.metadata.files('jaxcnn') or []
     return sorted(os.path.normpath(file.locate()) for file in files if file.parts[-3:-1] == ('jaxcnn', 'configs'))
 
 

@@ -236,24 +236,32 @@ def names(kind: TargetKind | None = None) -> list[str]:
     return sorted({name for kind_name, name in keys if kind is None or kind_name == kind.name})
 
 
-def find(config: DataConfig, kind: TargetKind = LABEL) -> Source:
-    """Return the source called `config.name`: a registered one, or any prepared TFDS classification data set.
+def find_factory(config: DataConfig, kind: TargetKind = LABEL) -> SourceFactory:
+    """Return the function that makes the source called `config.name`: a registered one, or any prepared TFDS data set.
 
     Raises:
-      UserError: the name is unknown, the data is missing, or its examples have another kind of targets.
+      UserError: the name is unknown, or its examples have another kind of targets.
     """
     root = _tfds_root(config)
     if (key := _key(config.name, kind)) in _FACTORIES:
-        factory = _FACTORIES.get(key)
-    elif config.name in names() or kind is not LABEL:
+        return _FACTORIES.get(key)
+    if config.name in names() or kind is not LABEL:
         raise UserError(f'{config.name!r} does not have {kind.description}, which config.task needs',
                         field='config.data.name', hint=f'these have: {", ".join(names(kind))}')
-    elif re.fullmatch(r'[a-z][a-z0-9_]*(/[\w.]+)?', config.name) and os.path.isdir(os.path.join(root, config.name)):
-        factory = _tfds_factory(config.name)
-    else:
-        error = unknown('data set', config.name, names(), 'config.data.name')
-        error.add_hint(f'any other TFDS set must be prepared in {root!r} (config.data.dir)')
-        raise error
+    if re.fullmatch(r'[a-z][a-z0-9_]*(/[\w.]+)?', config.name) and os.path.isdir(os.path.join(root, config.name)):
+        return _tfds_factory(config.name)
+    error = unknown('data set', config.name, names(), 'config.data.name')
+    error.add_hint(f'any other TFDS set must be prepared in {root!r} (config.data.dir)')
+    raise error
+
+
+def find(config: DataConfig, kind: TargetKind = LABEL) -> Source:
+    """Return the source called `config.name`; see `find_factory`.
+
+    Raises:
+      UserError: there is no such source, or its data is missing.
+    """
+    factory = find_factory(config, kind)
     with name_field('config.data.dir'):
         return factory(config)
 

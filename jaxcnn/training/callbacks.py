@@ -3,40 +3,43 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
+
 from jaxcnn import config as cfg
 from jaxcnn.errors import UserError
+from jaxcnn.training.parallel import run_on_all_processes
 
 
 class Callback:
     """What a run calls; a subclass overrides the methods that it needs.
 
-    They are called by process 0 alone. An exception in one of them stops the run, whose last checkpoint stays.
+    Process 0 alone calls them. An exception in one of them stops the run, whose last checkpoint stays.
     """
 
     def on_begin(self, config: cfg.Config, workdir: str, step: int) -> None:
-        """Is called before the first step; `step` is 0, or the one from which a run resumes."""
+        """Called before the first step. `step` is 0, or the step from which a run resumes."""
 
     def on_log(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Is called at the end of each logged interval, `config.log_every`, with what is written to `metrics.jsonl`."""
+        """Called at the end of each logged interval, `config.log_every`, with what is written to `metrics.jsonl`."""
 
     def on_evaluate(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Is called after each evaluation, with its metrics by name, such as `val_accuracy`."""
+        """Called after each evaluation, with its metrics by name, such as `val_accuracy`."""
 
     def on_checkpoint(self, step: int, path: str) -> None:
-        """Is called after each checkpoint, which is complete in the folder `path`. The run waits for it to be written."""
+        """Called after each checkpoint, which is complete in the folder `path`. The run waits for it to be written."""
 
     def on_end(self, summary: Mapping[str, Any]) -> None:
-        """Is called when the run is complete, with what is in `summary.json`."""
+        """Called when the run is complete, with what is in `summary.json`."""
 
 
-class Callbacks(Callback):
-    """Several callbacks as one, in their order.
+class CallbackList:
+    """The callbacks of a run, which process 0 calls in their order.
 
     Args:
       callbacks: the callbacks.
 
     Raises:
-      UserError: One of them has no such methods; when a method is called, it has raised an exception.
+      UserError: One of them is no callback.
     """
 
     def __init__(self, callbacks: Sequence[Callback]):
@@ -45,13 +48,35 @@ class Callbacks(Callback):
                 raise UserError(f'expected an instance of a subclass of jaxcnn.Callback, got {callback!r}',
                                 field=f'callbacks[{i}]')
         self._callbacks = tuple(callbacks)
+        self._log_error: UserError | None = None
 
     def uses(self, method: str) -> bool:
         """Return whether a callback overrides a method."""
         return any(getattr(type(callback), method) is not getattr(Callback, method) for callback in self._callbacks)
 
+    def on_log(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Call `on_log` of each callback. Several processes do not log together, so there `call` raises its error."""
+        try:
+            self._call('on_log', step, scalars)
+        except UserError as e:
+            if jax.process_count() == 1:
+                raise
+            self._log_error = e
+
+    def call(self, method: str, *arguments: Any) -> None:
+        """Call a method of each callback, at a point that all processes reach.
+
+        Raises:
+          UserError: A method has raised an exception. It is raised in all processes.
+        """
+        def run() -> None:
+            if self._log_error:
+                raise self._log_error
+            self._call(method, *arguments)
+        run_on_all_processes(run)
+
     def _call(self, method: str, *arguments: Any) -> None:
-        for callback in self._callbacks:
+        for callback in self._callbacks if jax.process_index() == 0 else ():
             try:
                 getattr(callback, method)(*arguments)
             except UserError:
@@ -59,23 +84,3 @@ class Callbacks(Callback):
             except Exception as e:
                 raise UserError(f'raised {type(e).__name__}: {" ".join(str(e).split())}',
                                 field=f'callback {type(callback).__name__}.{method}') from e
-
-    def on_begin(self, config: cfg.Config, workdir: str, step: int) -> None:
-        """Call all of them."""
-        self._call('on_begin', config, workdir, step)
-
-    def on_log(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Call all of them."""
-        self._call('on_log', step, scalars)
-
-    def on_evaluate(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Call all of them."""
-        self._call('on_evaluate', step, metrics)
-
-    def on_checkpoint(self, step: int, path: str) -> None:
-        """Call all of them."""
-        self._call('on_checkpoint', step, path)
-
-    def on_end(self, summary: Mapping[str, Any]) -> None:
-        """Call all of them."""
-        self._call('on_end', summary)

@@ -25,15 +25,17 @@ from jaxcnn.errors import Diverged, UserError, from_os_error
 from jaxcnn.metrics import LOSS, Measurement
 from jaxcnn.tasks import Accumulated
 from jaxcnn.timeline import Phase, displayed_epoch
-from jaxcnn.training import extend, parallel, signals, workdir
-from jaxcnn.training.callbacks import Callback, Callbacks
+from jaxcnn.training import parallel, signals
+from jaxcnn.training.callbacks import Callback, CallbackList
 from jaxcnn.training.checkpoint import Checkpoints
 from jaxcnn.training.dispatch import Dispatch, DispatchQueue, dispatch_end
+from jaxcnn.training.extend import archive_results, check_run
 from jaxcnn.training.finish import best_state, summarize, write_results
 from jaxcnn.training.progress import ProgressDisplay
 from jaxcnn.training.run_progress import RunProgress
 from jaxcnn.training.setup import Setup
 from jaxcnn.training.state import TrainState, variables
+from jaxcnn.training.workdir import MetricsLog, claim, read_json, write_json
 
 
 class TrainingRun:
@@ -66,7 +68,7 @@ class TrainingRun:
         self._resources = contextlib.ExitStack()
         self.monitored_split = 'val' if 'val' in self.setup.dataset.splits else 'test'
         self.is_main_process = jax.process_index() == 0
-        self._callbacks = Callbacks(callbacks if self.is_main_process else ())
+        self._callbacks = CallbackList(callbacks)
         self.progress = RunProgress()
         self.dispatches = DispatchQueue()
         self._display = ProgressDisplay(self.setup.timeline.total, self._displayed_epoch(self.setup.timeline.total))
@@ -91,8 +93,8 @@ class TrainingRun:
         setup.check_batch_norm()
         template, data_path = setup.template, os.path.join(folder, 'data.json')
         if os.path.exists(data_path):
-            setup.dataset.check_same(workdir.read_json(data_path), folder)
-        is_extended = extend.check_run(folder, setup.config, setup.timeline.num_train)
+            setup.dataset.check_same(read_json(data_path), folder)
+        is_extended = check_run(folder, setup.config, setup.timeline.num_train)
         self.checkpoints = Checkpoints(folder, setup.config.checkpoint, setup.experiment.best)
         resources.callback(self.checkpoints.close)
         resources.callback(setup.feed.close)
@@ -109,10 +111,10 @@ class TrainingRun:
         setup.check_initial_variables(config)
         if self.is_main_process:
             if is_extended:
-                extend.archive_results(folder)
+                archive_results(folder)
             plugins.save_copies(setup.config.plugins, folder)
-            workdir.write_json(os.path.join(folder, 'config.json'), cfg.to_dict(config))
-            workdir.write_json(data_path, setup.dataset.info())
+            write_json(os.path.join(folder, 'config.json'), cfg.to_dict(config))
+            write_json(data_path, setup.dataset.info())
             if initial_weights:
                 initialize.write_table(initial_weights, folder)
         if newest:
@@ -128,12 +130,12 @@ class TrainingRun:
             self.checkpoints.discard(step)
         self._saved = (self.step, self.progress.evaluated_step == self.step)
         self._stop.saved_step = self.step
-        self.metrics_log = workdir.MetricsLog(folder, self.step) if self.is_main_process else None
+        self.metrics_log = MetricsLog(folder, self.step) if self.is_main_process else None
         if self.metrics_log:
             resources.callback(self.metrics_log.close)
         if not newest and self.is_main_process:
             setup.draw_first_batch(self.state)
-        self._callbacks.on_begin(setup.config, folder, self.step)
+        self._callbacks.call('on_begin', setup.config, folder, self.step)
 
     def _check_restored_step(self, is_restored: bool) -> None:
         """Raise a UserError if processes restore different checkpoints, or if there are checkpoints but none can be read.
@@ -318,7 +320,7 @@ class TrainingRun:
         if self.metrics_log:
             self.metrics_log.write(self.step, setup.timeline.epoch(self.step), split,
                                    {measurement.name_in_split: value for measurement, value in values.items()})
-        self._callbacks.on_evaluate(self.step, self._last_metrics)
+        self._callbacks.call('on_evaluate', self.step, self._last_metrics)
         if split == 'val':
             best, optimizer = setup.experiment.best, setup.experiment.optimizer
             self.progress.observe(values[best], best.metric)
@@ -352,7 +354,7 @@ class TrainingRun:
             self.metrics_log.flush()
         if self._callbacks.uses('on_checkpoint'):
             self.checkpoints.wait()
-            self._callbacks.on_checkpoint(self.step, os.path.join(self.checkpoints.folder, str(self.step)))
+            self._callbacks.call('on_checkpoint', self.step, os.path.join(self.checkpoints.folder, str(self.step)))
         self._saved = (self.step, is_evaluated)
         self._stop.saved_step, self._stop.unsaved = self.step, False
         self._timed_until = time.monotonic()
@@ -377,22 +379,21 @@ class TrainingRun:
                    **self.progress.summary()}
         if self.is_main_process:
             write_results(experiment, setup.folder, summary, reported_split, accumulated)
-        self._callbacks.on_end(summary)
+        self._callbacks.call('on_end', summary)
         return summary
 
 
-def train(config: cfg.Config | ml_collections.ConfigDict | Mapping[str, Any], folder: str, *,
-                       data: Source | None = None, callbacks: Sequence[Callback] = (), extends: bool = False,
-                       end_process: bool = False,
-                       initial_variables: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def train(config: cfg.Config | ml_collections.ConfigDict | Mapping[str, Any], workdir: str, *,
+          data: Source | None = None, callbacks: Sequence[Callback] = (), extend: bool = False, end_process: bool = False,
+          initial_variables: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Train a network and evaluate it, or resume the run in the workdir.
 
     Args:
       config: config of the run.
-      folder: the workdir, which is created if it is missing.
+      workdir: folder of the run, which is created if it is missing.
       data: the data, instead of what `config.data` names; see `Source.from_arrays`.
       callbacks: are called as the run trains; see `Callback`.
-      extends: whether the run in the workdir may be continued with a longer `config.duration` and with further stages in
+      extend: whether the run in the workdir may be continued with a longer `config.duration` and with further stages in
         `config.optim.switch`. It then equals a run that was started with them.
       end_process: whether a signal may end the process, which is a command's own; see `signals.stop_on_signals`.
       initial_variables: variables of the network to start from, `{'params': ..., 'batch_stats': ...}`; see `config.init`.
@@ -411,10 +412,10 @@ def train(config: cfg.Config | ml_collections.ConfigDict | Mapping[str, Any], fo
         parsed = dataclasses.replace(parsed, data=dataclasses.replace(parsed.data, name=IN_MEMORY, dir=''))
     config = parallel.run_on_all_processes(lambda: experiment.check(parsed))
     with signals.stop_on_signals(end_process) as stop, contextlib.ExitStack() as resources:
-        parallel.run_on_all_processes(lambda: resources.enter_context(workdir.claim(folder, config, extends)))
+        parallel.run_on_all_processes(lambda: resources.enter_context(claim(workdir, config, extend)))
         try:
             with parallel.run_on_all_processes(
-                    lambda: TrainingRun(config, folder, stop, data, callbacks, initial_variables)) as run:
+                    lambda: TrainingRun(config, workdir, stop, data, callbacks, initial_variables)) as run:
                 run.train()
                 summary = run.finish()
                 signum = int(parallel.process_allgather(stop.signum).max())
@@ -422,7 +423,7 @@ def train(config: cfg.Config | ml_collections.ConfigDict | Mapping[str, Any], fo
                     raise signals.Interrupted(signum, run.step)
                 return summary
         except OSError as e:
-            raise from_os_error(e, folder, cache_folder(config.data.cache_dir)) from e
+            raise from_os_error(e, workdir, cache_folder(config.data.cache_dir)) from e
         except jax.errors.JaxRuntimeError as e:
             if 'RESOURCE_EXHAUSTED' not in str(e):
                 raise

@@ -57,16 +57,17 @@ class ProgressDisplay:
                 f'{rate:,.0f} images/s  {_format_time(seconds_left)} left')
         if self._is_terminal:
             self._rewrite(line[:_terminal_width() - 1])  # a line of full width would wrap on some terminals
-            if self._in_notebook and step == self._total_steps:
-                print(flush=True)
             self._shown_time = time.monotonic()
         else:
             log.info(line)
 
     def log(self, text: str) -> None:
         """Log a line that is not rewritten."""
-        if self._is_terminal:
+        if self._in_notebook and self._shown_time:
+            print(flush=True)
+        elif self._is_terminal:
             self._rewrite('')
+        self._shown_time = 0.0
         log.info(text)
 
     def _rewrite(self, line: str) -> None:

@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import os
+import shutil
 import time
 from collections.abc import Iterator, Mapping
 from typing import IO, Any
@@ -95,7 +96,8 @@ def claim(workdir: str, config: cfg.Config, extend: bool = False) -> Iterator[No
         if not _has_result(workdir):
             if os.path.exists(path):
                 log.info('the run in %s has no checkpoint, so it starts again', workdir)
-            for name in ('config.json', 'data.json'):  # without config.json, normalisation is also fitted again
+            shutil.rmtree(os.path.join(workdir, plugins.FOLDER), ignore_errors=True)
+            for name in ('config.json', 'data.json', 'init.json'):  # without config.json, normalisation is also fitted again
                 with contextlib.suppress(FileNotFoundError):
                     os.remove(os.path.join(workdir, name))
         elif os.path.exists(path):

@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jaxcnn.inspect.complexity import cost
 
 from jaxcnn import models
+from jaxcnn.analysis.complexity import cost
 from jaxcnn.config import parse_calls
 from jaxcnn.errors import UserError
 from jaxcnn.models.layers import ACTIVATIONS, Network

@@ -28,7 +28,7 @@ def test_an_extended_run_equals_one_that_was_started_longer(small, tmp_path, no_
     longer = cfg.make(**{**short.to_dict(), 'duration': dict(steps=20), 'optim': {**short.optim.to_dict(), **more}})
     extended, straight = str(tmp_path / 'extended'), str(tmp_path / 'straight')
     first = train(short, extended)
-    summary = train(longer, extended, extends=True)
+    summary = train(longer, extended, extend=True)
     expected = train(longer, straight)
     varies = {'images_per_second', 'train_seconds', 'wall_seconds', 'peak_host_bytes'}
     assert {k: v for k, v in summary.items() if k not in varies} == {k: v for k, v in expected.items() if k not in varies}
@@ -109,7 +109,7 @@ def test_a_refused_extension_leaves_the_workdir_as_it_was(small, tmp_path, no_pi
     before = {p: p.read_bytes() for p in tmp_path.rglob('*') if p.is_file() and p.name != '.lock'}
     settings.duration = dict(steps=20)
     with pytest.raises(UserError, match=r'config\.optim\.schedule: a run of 20 steps has a learning rate'):
-        train(settings, str(tmp_path), extends=True)
+        train(settings, str(tmp_path), extend=True)
     assert {p: p.read_bytes() for p in tmp_path.rglob('*') if p.is_file() and p.name != '.lock'} == before
 
 
