@@ -74,8 +74,8 @@ class DataConfig:
     eval_augment: str = _field('', "the same for evaluation, of deterministic ops, such as 'resize(64)|center_crop(56)'; "
                                'both pipelines must give images of the same size')
     normalize: str = _field('standardize', 'normalisation after augmentation: standardize (per channel, by the statistics '
-                            "of the training split), standardize_pixels, gcn, zca or several as in 'gcn|zca(0.1)'; none: "
-                            '[0, 1]')
+                            'of the training split), standardize(mean, std) (by constants for pixels in [0, 1]), '
+                            "standardize_pixels, gcn, zca or several as in 'gcn|zca(0.1)'; none: [0, 1]")
     placement: str = _field('auto', 'device: the split is stored on the accelerator; host: Grain feeds it; auto: by its '
                             'size', choices=('auto', 'device', 'host'), affects_result=False)
     workers: int = _field(0, 'number of Grain worker processes for host placement; 0: threads only', minimum=0,

@@ -2,7 +2,7 @@
 
 `config.data.normalize` names one op, or several separated by `|`, as in `'gcn|zca(0.1)'`. Each op is fitted on the training
 images as the ops before it return them; the images are preprocessed as in evaluation, not augmented. `none` leaves pixels in
-[0, 1].
+[0, 1]. `standardize(0.5, 0.25)` is not fitted: it uses this mean and standard deviation, as pretrained weights require.
 """
 
 import dataclasses
@@ -63,6 +63,23 @@ class _Standardize:
 
 
 @dataclasses.dataclass(frozen=True)
+class _StandardizeByConstants(_Standardize):
+    """Standardisation by constants, of which each has one value, or one for each channel."""
+
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+
+    def fit(self, images: Images) -> dict[str, np.ndarray]:
+        channels = next(iter(images())).shape[-1]
+        for name, values in (('mean', self.mean), ('std', self.std)):
+            if len(values) not in (1, channels):
+                raise UserError(f'standardize.{name}: got {len(values)} values for images with {channels} '
+                                f'channel{"s" * (channels > 1)}', field='config.data.normalize',
+                                hint='give a number, or one for each channel')
+        return {'mean': np.asarray(self.mean, np.float32), 'std': np.asarray(self.std, np.float32)}
+
+
+@dataclasses.dataclass(frozen=True)
 class _ContrastNormalization:
     s: float
     epsilon: float
@@ -115,9 +132,25 @@ class _ZcaWhitening:
         return jnp.matmul(x, matrix, precision=jax.lax.Precision.HIGHEST)
 
 
-def standardize() -> Normalizer:
-    """Give each channel mean 0 and standard deviation 1 over the training split."""
-    return _Standardize()
+def _constants(name: str, value: float | tuple[float, ...] | None, minimum: float) -> tuple[float, ...]:
+    """Return the values of an argument of `standardize`, which is a number or one for each channel."""
+    if value is None or value == ():
+        raise UserError('needs both constants, as in standardize(0.5, 0.25)', field=f'standardize.{name}')
+    values = tuple(value) if isinstance(value, (tuple, list)) else (value,)
+    for number in values:
+        check_number('standardize', minimum, 1, **{name: number})
+    return values
+
+
+def standardize(mean: float | tuple[float, ...] | None = None, std: float | tuple[float, ...] | None = None) -> Normalizer:
+    """Give each channel mean 0 and standard deviation 1 over the training split, or compute `(x - mean) / std`.
+
+    Args:
+      mean, std: constants for pixels in [0, 1], each a number or one for each channel. Both are given, or none.
+    """
+    if mean is None and std is None:
+        return _Standardize()
+    return _StandardizeByConstants(mean=_constants('mean', mean, 0), std=_constants('std', std, 1e-6))
 
 
 def standardize_pixels() -> Normalizer:

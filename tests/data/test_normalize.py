@@ -39,6 +39,8 @@ def zca(x, epsilon, train):
 @pytest.mark.parametrize(('text', 'expected'), [
     ('none', lambda x, train: x),
     ('standardize', lambda x, train: (x - train.mean((0, 1, 2))) / train.std((0, 1, 2))),
+    ('standardize(0.4, 0.3)', lambda x, train: (x - 0.4) / 0.3),
+    ('standardize(mean=(0.5, 0.4, 0.3), std=0.2)', lambda x, train: (x - [0.5, 0.4, 0.3]) / 0.2),
     ('standardize_pixels', lambda x, train: (x - train.mean(0)) / train.std(0)),
     ('gcn', lambda x, train: gcn(x)),
     ('gcn(2, epsilon=0.5, lam=0.01)', lambda x, train: gcn(x, 2, 0.5, 0.01)),
@@ -93,6 +95,11 @@ def test_the_fitted_statistics_are_written_and_read(images, tmp_path):
     ('standardise', "unknown normalisation 'standardise'; nearest: standardize"),
     ('zca|whiten', "unknown normalisation 'whiten'; known: gcn, none, standardize"),
     ('gcn(-1)', 'gcn.s: expected a number of at least 0, got -1'),
+    ('standardize(0.5)', 'standardize.std: needs both constants, as in standardize(0.5, 0.25)'),
+    ('standardize(std=1)', 'standardize.mean: needs both constants'),
+    ('standardize(0.5, (1, 0, 1))', 'standardize.std: expected a number between 1e-06 and 1, got 0'),
+    ('standardize(127, 128)', 'standardize.mean: expected a number between 0 and 1, got 127'),
+    ('standardize("a", 1)', "standardize.mean: expected a number between 0 and 1, got 'a'"),
     ('zca(0)', 'zca.epsilon: expected a number of at least 1e-12, got 0'),
     ('zca(eps=1)', "unknown argument of normalisation zca 'eps'; nearest: epsilon"),
     ('', "config.data.normalize: '' is not a name"),
@@ -102,6 +109,11 @@ def test_an_invalid_string_is_reported(text, line):
     with pytest.raises(UserError) as error:
         normalize.parse(text)
     assert line in str(error.value)
+
+
+def test_constants_for_other_channels_are_refused():
+    with pytest.raises(UserError, match=r'^config\.data\.normalize: standardize\.std: got 3 values for images with 1 '):
+        fit('standardize(0.5, (0.2, 0.2, 0.2))', np.zeros((2, 4, 4, 1), np.float32))
 
 
 def test_zca_refuses_images_that_are_too_large():
