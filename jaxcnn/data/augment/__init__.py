@@ -9,7 +9,7 @@ in this order, each with its own key. There are four kinds of ops:
 - a `ByEpoch` op, which depends on the epoch.
 
 To add an augmentation, write a function from its arguments to such an op, and put `@register` above it, or
-`@register_deterministic` if it draws no random numbers.
+`@register(deterministic=True)` if it draws no random numbers.
 """
 
 from jaxcnn.data.augment import adversarial, color, erase, geometry, mixing, policies
@@ -26,9 +26,7 @@ from jaxcnn.data.augment.registry import (
     names,
     parse_pipeline,
     register,
-    register_deterministic,
 )
 
 __all__ = ['AUGMENTATIONS', 'Attack', 'ByEpoch', 'Gradient', 'Mix', 'Op', 'Pipeline', 'TargetMixer', 'adversarial', 'color',
-           'describe', 'erase', 'geometry', 'mixing', 'names', 'parse_pipeline', 'policies', 'register',
-           'register_deterministic']
+           'describe', 'erase', 'geometry', 'mixing', 'names', 'parse_pipeline', 'policies', 'register']

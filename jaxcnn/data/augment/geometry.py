@@ -18,7 +18,6 @@ from jaxcnn.data.augment.registry import (
     check_range,
     check_whole_number,
     register,
-    register_deterministic,
 )
 from jaxcnn.errors import UserError
 
@@ -41,7 +40,7 @@ def _crop(image: jax.Array, top: jax.Array | int, left: jax.Array | int, height:
     return jax.lax.dynamic_slice(image, (top, left, 0), (height, width, image.shape[-1]))
 
 
-@register_deterministic
+@register(deterministic=True)
 def pad(pixels: int, mode: str = 'constant') -> Op:
     """Pad each side.
 
@@ -83,7 +82,7 @@ def random_crop(size: int) -> Op:
     return apply
 
 
-@register_deterministic
+@register(deterministic=True)
 def center_crop(size: int) -> Op:
     """Crop `size` x `size` pixels from the centre; an odd margin is one pixel smaller at the top or on the left."""
     check_whole_number('center_crop', size=size)
@@ -95,7 +94,7 @@ def center_crop(size: int) -> Op:
     return apply
 
 
-@register_deterministic
+@register(deterministic=True)
 def resize(size: int) -> Op:
     """Resize images to `size` x `size` pixels, without keeping their proportions."""
     check_whole_number('resize', size=size)

@@ -5,7 +5,7 @@ import math
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -59,30 +59,51 @@ class ByEpoch:
 
 
 AnyOp = Op | Mix | Attack | ByEpoch
-AUGMENTATIONS: Registry[Callable[..., AnyOp]] = Registry('augmentation')  # functions from arguments to an op
-_DETERMINISTIC: set[str] = set()
+Factory = Callable[..., AnyOp]  # from arguments to an op
 
 
-def register(factory: Callable[..., Any]) -> Callable[..., Any]:
-    """Make an augmentation known to pipeline strings under the name of the function."""
-    AUGMENTATIONS.add(factory.__name__, factory)
-    return factory
+class Augmentation(NamedTuple):
+    """A registered augmentation.
+
+    Attributes:
+      factory: a function from the arguments of the augmentation to its op.
+      deterministic: whether the op draws no random numbers.
+    """
+
+    factory: Factory
+    deterministic: bool
 
 
-def register_deterministic(factory: Callable[..., Any]) -> Callable[..., Any]:
-    """Register an augmentation that draws no random numbers, so that evaluation may use it."""
-    _DETERMINISTIC.add(factory.__name__)
-    return register(factory)
+AUGMENTATIONS: Registry[Augmentation] = Registry('augmentation')
+
+
+def register(factory: Any = None, *, deterministic: bool = False) -> Any:
+    """Make an augmentation known to pipeline strings under the name of its function, as a decorator.
+
+        @register
+        def brightness(amount): ...
+
+    Args:
+      factory: a function from the arguments of the augmentation to its op.
+      deterministic: whether the op draws no random numbers, so that evaluation may use it.
+
+    Raises:
+      UserError: another augmentation has this name.
+    """
+    def add(factory: Any) -> Any:
+        AUGMENTATIONS.add(factory.__name__, Augmentation(factory, deterministic), factory)
+        return factory
+    return add if factory is None else add(factory)
 
 
 def names(deterministic: bool = False) -> list[str]:
     """Return the names of the augmentations, or only of the deterministic ones."""
-    return sorted(_DETERMINISTIC) if deterministic else AUGMENTATIONS.names()
+    return sorted(name for name, augmentation in AUGMENTATIONS.items() if augmentation.deterministic or not deterministic)
 
 
 def describe(name: str) -> str:
     """Return the call of an augmentation with its arguments and defaults, and its docstring below."""
-    factory = AUGMENTATIONS.get(name)
+    factory = AUGMENTATIONS.get(name).factory
     arguments = ', '.join(str(p.replace(annotation=p.empty)) for p in inspect.signature(factory).parameters.values())
     return f'{name}({arguments})\n{textwrap.indent(inspect.getdoc(factory) or "", "    ")}\n'
 
@@ -229,8 +250,8 @@ def parse_pipeline(text: str, deterministic: bool = False) -> Pipeline | None:
     field = f'config.data.{"eval_augment" if deterministic else "augment"}'
     ops = []
     for name, args, kwargs in parse_calls(text, field):
-        factory = AUGMENTATIONS.get(name)
-        if deterministic and name not in _DETERMINISTIC:
+        factory, is_deterministic = AUGMENTATIONS.get(name)
+        if deterministic and not is_deterministic:
             choices = ', '.join(names(deterministic=True))
             raise UserError(f'{name} is random', hint=f'evaluation takes the deterministic augmentations {choices}')
         ops.append(factory(**bind(factory, args, kwargs, f'augmentation {name}')))
