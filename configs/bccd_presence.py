@@ -1,7 +1,7 @@
 """Which kinds of blood cells an image of BCCD shows: a shallow CNN with an output for each kind.
 
 The data is a folder with `train.csv`, `val.csv` and `test.csv`, whose column `label` names the kinds, as in `RBC;WBC`:
-`--config.data.dir=DIR` (README, "Several classes for each image").
+`--config.data.dir=DIR` (docs/data.md, "Several classes for each image").
 
 Result: a mean average precision of 83.04 % on the 72 test images, seed 0 (docs/results.md). Nearly every image shows red and
 white cells; of platelets, which are small, the average precision is 58.7 %, little more than the 54 % of images that show

@@ -1,6 +1,6 @@
 """airbench94 on CIFAR-10 as its paper has it, 9.9 epochs of SGD (Jordan 2024, arXiv 2404.00498); `cifar10_fast` is faster.
 
-    python launch/train.py --config=configs/cifar10_airbench94.py --workdir=runs/airbench94 --config.data.dir=DIR
+    jaxcnn train --config=cifar10_airbench94 --workdir=runs/airbench94 --config.data.dir=DIR
 
 DIR holds TFDS data sets (or set TFDS_DATA_DIR). On a GPU add `--config.model.dtype=bfloat16`, and
 `--config.parallel.steps_per_dispatch=484` for the whole run in one dispatch. All 50,000 images are trained on, and the test

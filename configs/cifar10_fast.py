@@ -1,6 +1,6 @@
 """airbench94 on CIFAR-10 by Muon, 8 epochs: 94 % in little time (Jordan et al. 2024; network and data: arXiv 2404.00498).
 
-    python launch/train.py --config=configs/cifar10_fast.py --workdir=runs/fast --config.data.dir=DIR
+    jaxcnn train --config=cifar10_fast --workdir=runs/fast --config.data.dir=DIR
 
 DIR holds TFDS data sets (or set TFDS_DATA_DIR). On a GPU add `--config.model.dtype=bfloat16`, and
 `--config.parallel.steps_per_dispatch=200` for the whole run in one dispatch. All 50,000 images are trained on, and the test

@@ -1,6 +1,6 @@
 """ResNet-18 with the small stem on CIFAR-10, 30 epochs: Muon (Jordan et al. 2024), cutout, six views of a test image.
 
-    python launch/train.py --config=configs/cifar10_resnet18.py --workdir=runs/resnet18 --config.data.dir=DIR
+    jaxcnn train --config=cifar10_resnet18 --workdir=runs/resnet18 --config.data.dir=DIR
 
 DIR holds TFDS data sets (or set TFDS_DATA_DIR). On a GPU add `--config.model.dtype=bfloat16`; on two CPU cores an epoch
 took 20 minutes, so try `--config.duration.epochs=3`. All 50,000 images are trained on, and the test images are looked at

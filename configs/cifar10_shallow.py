@@ -1,6 +1,6 @@
 """`shallow_cnn` on CIFAR-10, 30 epochs.
 
-    python launch/train.py --config=configs/cifar10_shallow.py --workdir=runs/cifar10 --config.data.dir=DIR
+    jaxcnn train --config=cifar10_shallow --workdir=runs/cifar10 --config.data.dir=DIR
 
 DIR holds TFDS data sets (or set TFDS_DATA_DIR). Result: 88.31 % test, seed 0, 2 CPU cores,
 jax 0.10.2 (docs/results.md).

@@ -1,6 +1,6 @@
 """`shallow_cnn` on CIFAR-10, 30 epochs, as well as it can: Muon (Jordan et al. 2024) and six views of a test image.
 
-    python launch/train.py --config=configs/cifar10_shallow_best.py --workdir=runs/cifar10_best --config.data.dir=DIR
+    jaxcnn train --config=cifar10_shallow_best --workdir=runs/cifar10_best --config.data.dir=DIR
 
 DIR holds TFDS data sets (or set TFDS_DATA_DIR). All 50,000 images are trained on, and the test images are looked at once, at
 the end. The rates are those of the first try, not searched for. Aim: 91 %. Result: 91.31 %, and 92.25 % by six views, seed

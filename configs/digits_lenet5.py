@@ -1,6 +1,6 @@
 """LeNet-5 on scikit-learn's handwritten digits, brought to 32x32: a whole run in well under a minute.
 
-    python launch/train.py --config=configs/digits_lenet5.py --workdir=runs/digits
+    jaxcnn train --config=digits_lenet5 --workdir=runs/digits
 
 Result: 98.89 % on the 359 test images, seed 0, 2 CPU cores, jax 0.10.2 (docs/results.md).
 """

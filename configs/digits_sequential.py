@@ -1,6 +1,6 @@
 """A network written as a string, on scikit-learn's handwritten digits in their own 8x8 pixels.
 
-    python launch/train.py --config=configs/digits_sequential.py --workdir=runs/sequential
+    jaxcnn train --config=digits_sequential --workdir=runs/sequential
 
 Change the layers here or on the command line: `--config.model.layers='flatten|dense'`. Result: 98.61 % on the 359 test
 images, seed 0, 2 CPU cores, jax 0.10.2.

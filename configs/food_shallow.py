@@ -1,7 +1,7 @@
 """`shallow_cnn` on the food-classification homework: `training/<label>_<id>.jpg`, `validation/...`, `testing/<id>.jpg`.
 
-    python launch/train.py --config=configs/food_shallow.py --workdir=runs/food --config.data.dir=food-11
-    python launch/predict.py --workdir=runs/food food-11/testing/*.jpg --submission=submission.csv
+    jaxcnn train --config=food_shallow --workdir=runs/food --config.data.dir=food-11
+    jaxcnn predict --workdir=runs/food food-11/testing/*.jpg --submission=submission.csv
 
 Testing images carry no labels, so the figures are of the validation part. Result, on 880 of
 the homework's images: 50.00 % validation, 50.00 % test, seed 0, 2 CPU cores (docs/results.md).

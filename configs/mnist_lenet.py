@@ -1,6 +1,6 @@
 """`lenet_mnist` on MNIST, 5 epochs.
 
-    python launch/train.py --config=configs/mnist_lenet.py --workdir=runs/mnist --config.data.dir=DIR
+    jaxcnn train --config=mnist_lenet --workdir=runs/mnist --config.data.dir=DIR
 
 DIR holds TFDS data sets (or set TFDS_DATA_DIR). Result: 99.39 % test, seed 0, 2 CPU cores, jax 0.10.2
 (docs/results.md).

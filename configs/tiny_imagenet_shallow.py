@@ -1,6 +1,6 @@
 """`shallow_cnn` on Tiny-ImageNet, from its own folders, 20 epochs.
 
-    python launch/train.py --config=configs/tiny_imagenet_shallow.py --workdir=runs/tiny --config.data.dir=DIR
+    jaxcnn train --config=tiny_imagenet_shallow --workdir=runs/tiny --config.data.dir=DIR
 
 DIR holds `tiny-imagenet-200`, as it is unpacked from the official archive. Result: 20 epochs
 not yet measured; two, on 20,000 of the images, 5.58 % test, seed 0, 2 CPU cores (docs/results.md).

@@ -18,7 +18,7 @@ def restart_with_retained_memory() -> None:
     """Restart this command with a C library that keeps freed memory, in pages of 2 MiB if Linux offers them on request.
 
     On the CPU, XLA allocates its temporary memory anew in each step, gigabytes for a large network. To get it from the
-    system each time takes a tenth to a third of a step (docs/performance.md). The C library reads its settings when a
+    system each time takes a tenth to a third of a step (docs/performance-log.md). The C library reads its settings when a
     process starts, so only a new process can have others. Nothing is done for a GPU, whose memory is not the host's.
     """
     gpu = os.path.exists('/dev/nvidiactl') and importlib.util.find_spec('jax_plugins')
@@ -43,7 +43,7 @@ def collect_garbage_less_often() -> None:
     """Make Python search for reference cycles less often.
 
     Most objects that importing and tracing create stay alive, and searching them takes a twelfth of a short run
-    (docs/performance.md).
+    (docs/performance-log.md).
     """
     gc.set_threshold(50_000, 20, 10)
 

@@ -1,1 +1,1 @@
-"""The measurements of `launch/benchmark.py`."""
+"""The measurements of the command `jaxcnn benchmark`."""

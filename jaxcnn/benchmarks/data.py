@@ -47,7 +47,7 @@ def peer_op(text: str, size: int) -> tuple[str, dict]:
 
 
 def peak_memory(*arguments: str) -> float:
-    """Return the peak memory of `train.py` in 20 steps, in MB, without mapped files. It is sampled 50 times a second."""
+    """Return the peak memory of `jaxcnn train` in 20 steps, in MB, without mapped files. It is sampled 50 times a second."""
     peak = 0.0
     command = [*TRAIN_COMMAND, *arguments, '--config.duration.steps=20', '--config.optim.warmup=None',
                '--config.log_every.steps=20']
@@ -69,7 +69,7 @@ def peak_memory(*arguments: str) -> float:
         if ' step 20/20 ' in line:
             process.kill()
             return peak
-    raise UserError(f'train.py ended with {process.wait()}: {last_line}')
+    raise UserError(f'jaxcnn train ended with {process.wait()}: {last_line}')
 
 
 def compare(args: argparse.Namespace) -> Table:

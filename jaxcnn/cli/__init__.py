@@ -1,4 +1,4 @@
-"""The entry point of the commands in `launch/`: flags, start of JAX, exit codes, errors as one line."""
+"""The entry point of the commands: flags, start of JAX, exit codes, errors as one line."""
 
 import argparse
 import errno

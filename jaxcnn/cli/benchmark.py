@@ -1,14 +1,14 @@
 """Measure speed, as ratios within one run on one machine.
 
-    python launch/benchmark.py train_step [--models shallow_cnn,resnet18,...] [--peers torch,compiled,jax,xla]
-    python launch/benchmark.py eval [--models ...] [--peers ...]
-    python launch/benchmark.py data --config=configs/cifar10_shallow.py [--peers torch]
-    python launch/benchmark.py train --config=configs/mnist_lenet.py [--config.model=lenet5 --config.duration.epochs=2]
-    python launch/benchmark.py train --config=configs/cifar10_fast.py
-    python launch/benchmark.py checkpoint [--models resnet50] [--peers torch]
-    python launch/benchmark.py loop --config=configs/mnist_lenet.py [--config.a.b=VALUE ...]
-    python launch/benchmark.py startup --config=configs/digits_lenet5.py
-    python launch/benchmark.py train_step loop --config=configs/cifar10_fast.py --write=docs/performance.md \\
+    jaxcnn benchmark train_step [--models shallow_cnn,resnet18,...] [--peers torch,compiled,jax,xla]
+    jaxcnn benchmark eval [--models ...] [--peers ...]
+    jaxcnn benchmark data --config=cifar10_shallow [--peers torch]
+    jaxcnn benchmark train --config=mnist_lenet [--config.model=lenet5 --config.duration.epochs=2]
+    jaxcnn benchmark train --config=cifar10_fast
+    jaxcnn benchmark checkpoint [--models resnet50] [--peers torch]
+    jaxcnn benchmark loop --config=mnist_lenet [--config.a.b=VALUE ...]
+    jaxcnn benchmark startup --config=digits_lenet5
+    jaxcnn benchmark train_step loop --config=cifar10_fast --write=docs/performance.md \\
         --config.model.dtype=bfloat16
 
 Several benchmarks may be given. --write puts the table of each into a Markdown file, in the place of its previous version.
@@ -25,20 +25,20 @@ data: images/s of a config's training images, augmented and normalised, from eit
 PyTorch DataLoader with one worker per core that does the same with PIL (pad_crop, random_resized_crop, flip_lr,
 auto_augment); and the fraction of the training step that they take. For images in files also: a first epoch, which builds
 the cache, against the DataLoader that reads the files; building the cache against PIL in as many processes; and the memory
-of `train.py` in 20 steps, with all images and with one of each class.
+of `jaxcnn train` in 20 steps, with all images and with one of each class.
 
-train: the time of `train.py` from the command to the report, and of its training steps without compilation, and the ratio
-of PyTorch's to it; and the accuracy of both. Each round has another seed. Decoded images and compiled programs come from the
-caches if an earlier run left them there. A LeNet on MNIST is compared with a plain script with a DataLoader (without workers
-and with one per core). Any network on CIFAR-10 is compared with `train94` of airbench==0.1.8, 9.9 epochs of 48 batches of
-1024 (on a CPU in float32), each with its own recipe. airbench's time includes its whitening filters; jaxcnn's, on a GPU,
-includes the choice of cuDNN's algorithms, which airbench makes before it starts the clock.
+train: the time of `jaxcnn train` from the command to the report, and of its training steps without compilation, and the
+ratio of PyTorch's to it; and the accuracy of both. Each round has another seed. Decoded images and compiled programs come
+from the caches if an earlier run left them there. A LeNet on MNIST is compared with a plain script with a DataLoader
+(without workers and with one per core). Any network on CIFAR-10 is compared with `train94` of airbench==0.1.8, 9.9 epochs of
+48 batches of 1024 (on a CPU in float32), each with its own recipe. airbench's time includes its whitening filters; jaxcnn's,
+on a GPU, includes the choice of cuDNN's algorithms, which airbench makes before it starts the clock.
 
 checkpoint: seconds to save a network's state with SGD's momentum to the disk, to hand it over (while the loop waits) and to
 read it, beside torch.save and torch.load of the same.
 
-loop: images/s of the training loop of `train.py` (feeding, logging, progress), and their ratio to those of the bare compiled
-step on one batch on the device. Both are measured in turns.
+loop: images/s of the training loop of `jaxcnn train` (feeding, logging, progress), and their ratio to those of the bare
+compiled step on one batch on the device. Both are measured in turns.
 
 startup: seconds from the command to its first finished step, with an empty and with a full compilation cache.
 """
@@ -94,7 +94,8 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # its child processes end with it
     os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')  # PyTorch's process shares the GPU
     parser.add_argument('what', nargs='+', choices=BENCHMARKS)
-    parser.add_argument('--config', default='', help='configs/NAME.py, for data, train, loop and startup')
+    parser.add_argument('--config', default='', help='for data, train, loop and startup: a config file, or the name of a '
+                        'config that comes with jaxcnn')
     parser.add_argument('--models', default='', help='networks for train_step, eval and checkpoint, separated by commas')
     parser.add_argument('--peers', default='torch,compiled', help='see above (default: torch,compiled)')
     parser.add_argument('--torch_python', default=sys.executable, help='a Python with PyTorch (default: this one)')

@@ -46,7 +46,7 @@ def make_evaluator(run: 'Run', args: argparse.Namespace) -> 'SplitEvaluator':
             if args.data_dir:
                 e.field = '--data_dir'
             else:
-                e.add_hint('evaluate.py --data_dir names another folder')
+                e.add_hint('--data_dir names another folder')
         raise
 
 

@@ -1,6 +1,6 @@
-"""Starts several processes of one command on this machine, connected by jax.distributed.
+"""Start several processes of one command on this machine, connected by jax.distributed.
 
-    python launch/multiprocess.py -n 2 -- python launch/train.py --config=configs/digits_lenet5.py --workdir=runs/two
+    jaxcnn multiprocess -n 2 -- jaxcnn train --config=digits_lenet5 --workdir=runs/two
 
 The GPUs of the machine, or those in CUDA_VISIBLE_DEVICES, are divided evenly. SIGTERM, SIGINT and SIGHUP are forwarded.
 If one process fails, the others are stopped a second later. The exit code is that of the first process that fails.

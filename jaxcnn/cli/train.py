@@ -118,7 +118,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog='Any field of the config can be set: --config.optim.learning_rate=0.05 '
         '--config.duration.epochs=3 (jaxcnn/config/schema.py lists all fields).')
-    parser.add_argument('--config', required=True, help='config file, configs/NAME.py')
+    parser.add_argument('--config', required=True, help='a config file, or the name of a config that comes with jaxcnn '
+                        '(jaxcnn configs lists them)')
     parser.add_argument('--workdir', required=True, help='folder of the run')
     parser.add_argument('--seeds', type=int, default=1, metavar='N',
                         help='train N runs, with config.seed and the seeds after it, in folders seed0, seed1, ... of the '

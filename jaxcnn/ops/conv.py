@@ -93,7 +93,7 @@ def add_bias(y: jax.Array, bias: jax.Array) -> jax.Array:
     """Add a bias (C,) to y (N, H, W, C); its gradient is summed in float32 at least, even where y is bfloat16.
 
     On the CPU the gradient of up to 16 biases is summed by a matrix product, because XLA's sum takes 2 to 7 times as long
-    (docs/performance.md).
+    (docs/performance-log.md).
     """
     if jax.default_backend() != 'cpu' or len(bias) > 16 or y.dtype != jnp.float32 or not y.size:
         sum_dtype = jnp.promote_types(y.dtype, jnp.float32)

@@ -36,7 +36,7 @@ class Geometry:
 
     def is_small_product(self, a: jax.Array) -> bool:
         """Return whether it is a matrix product so small that XLA computes it faster than oneDNN, which reorders its kernel
-        at each call (docs/performance.md)."""
+        at each call (docs/performance-log.md)."""
         return (self.kernel[:2] == (1, 1) and self.x[:2] == self.y[:2] and self.groups == 1 and a.dtype == jnp.float32 and
                 len(a) * self.x[0] * self.x[1] <= 4096)
 

@@ -1,7 +1,7 @@
 """Convolutions and their gradients as sums over the taps of the kernel, in plain JAX: for a CPU without oneDNN.
 
 Where XLA's CPU convolutions are slow, they are written here as matrix products and multiply-adds of shifted images. Forward
-and input gradient of dense kernels larger than 1x1 are left to XLA (measurements in docs/performance.md).
+and input gradient of dense kernels larger than 1x1 are left to XLA (measurements in docs/performance-log.md).
 """
 
 import dataclasses

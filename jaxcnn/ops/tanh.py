@@ -1,7 +1,7 @@
 """The hyperbolic tangent, fast on a CPU.
 
 On the CPU, XLA computes tanh slowly where it is fused with another operation, such as a bias. The rational function of
-degrees 13 and 6 that XLA uses for an unfused tanh (Eigen's) is 2 to 8 times as fast (docs/performance.md).
+degrees 13 and 6 that XLA uses for an unfused tanh (Eigen's) is 2 to 8 times as fast (docs/performance-log.md).
 """
 
 import functools

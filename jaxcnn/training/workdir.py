@@ -106,7 +106,7 @@ def claim(workdir: str, config: cfg.Config, extend: bool = False) -> Iterator[No
             changes = cfg.differences(recorded, config)
             is_extension = all(change.field in EXTENDED for change in changes)
             if changes and not (extend and is_extension):
-                option = ' (train.py --extend continues it if its steps so far stay the same)' if is_extension else ''
+                option = ' (jaxcnn train --extend continues it if its steps so far stay the same)' if is_extension else ''
                 raise UserError(f'workdir {workdir!r} holds a run with another config', hint='use its config or a new '
                                 f'workdir{option}. Changed: {"; ".join(map(str, changes))}')
         yield

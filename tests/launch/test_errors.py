@@ -224,7 +224,7 @@ def test_data_that_is_elsewhere_or_other_data_is_reported(copy_of_run, command):
     settings['data'].update(name='eurosat', dir='/no/such')
     (copy_of_run / 'config.json').write_text(json.dumps(settings))
     told = command('evaluate', f'--workdir={copy_of_run}')
-    assert_told(told, "must be prepared in '/no/such' (config.data.dir); evaluate.py --data_dir names another folder")
+    assert_told(told, "must be prepared in '/no/such' (config.data.dir); --data_dir names another folder")
     told = command('evaluate', f'--workdir={copy_of_run}', '--data_dir=/nor/this')
     assert_told(told, 'error: --data_dir: ', "in '/nor/this'")
 

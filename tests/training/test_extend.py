@@ -126,7 +126,7 @@ def test_a_longer_config_is_claimed_by_an_extension_alone_and_others_never(tmp_p
     (tmp_path / 'checkpoints' / '1').mkdir(parents=True)
     write_json(str(tmp_path / 'config.json'), cfg.to_dict(cfg.parse({})))
     longer = cfg.parse({'duration': {'epochs': 20}})
-    with pytest.raises(UserError, match=r'train\.py --extend continues it if'), claim(str(tmp_path), longer):
+    with pytest.raises(UserError, match=r'jaxcnn train --extend continues it if'), claim(str(tmp_path), longer):
         pass
     with claim(str(tmp_path), longer, extend=True):
         pass

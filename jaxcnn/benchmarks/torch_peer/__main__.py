@@ -1,10 +1,10 @@
-"""PyTorch's side of `benchmark.py`: the same networks in PyTorch, in a process that measures on request.
+"""PyTorch's side of `jaxcnn benchmark`: the same networks in PyTorch, in a process that measures on request.
 
-    python launch/benchmarks/torch_peer train_step resnet18 32 64 [--compile] [--device=cuda --dtype=bfloat16]
-    python launch/benchmarks/torch_peer data IMAGES.json 64 128
-    python launch/benchmarks/torch_peer checkpoint resnet50 224 0 --folder=DIR
-    python launch/benchmarks/torch_peer train lenet5 28 128 --folder=DIR --epochs=2 --workers=2
-    python launch/benchmarks/torch_peer train airbench94 32 1024 --folder=DIR
+    python jaxcnn/benchmarks/torch_peer train_step resnet18 32 64 [--compile] [--device=cuda --dtype=bfloat16]
+    python jaxcnn/benchmarks/torch_peer data IMAGES.json 64 128
+    python jaxcnn/benchmarks/torch_peer checkpoint resnet50 224 0 --folder=DIR
+    python jaxcnn/benchmarks/torch_peer train lenet5 28 128 --folder=DIR --epochs=2 --workers=2
+    python jaxcnn/benchmarks/torch_peer train airbench94 32 1024 --folder=DIR
 
 `train` is a plain script: a DataLoader over the images in DIR, epochs, a test after each; for airbench94 it is the paper's
 own program. The last line of its output is JSON: the accuracy on the test images and the seconds of the training steps.

@@ -18,7 +18,7 @@ struct Convolution {
   int64_t n, h, w, c, out_h, out_w;
   int64_t stride, pad_top, pad_left;
 
-  // Whether these kernels can be used and are faster than oneDNN's (docs/performance.md).
+  // Whether these kernels can be used and are faster than oneDNN's (docs/performance-log.md).
   bool IsFaster(bool kernel_gradient) const { return kHasFma && c % kLanes == 0 && (stride == 1 || kernel_gradient); }
 
   // Computes y from x, at stride 1. With `flip` the kernel is rotated by 180 degrees.

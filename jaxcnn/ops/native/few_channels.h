@@ -150,7 +150,7 @@ struct Convolution {
   int64_t pad_top, pad_left;
 
   PaddedImages Padded() const { return {h, w, c, pad_top, pad_left, out_h + kh - 1, out_w + kw - 1}; }
-  // Whether these kernels can be used and are faster than oneDNN's (docs/performance.md).
+  // Whether these kernels can be used and are faster than oneDNN's (docs/performance-log.md).
   bool IsFaster() const {
     return kHasFma && n >= kLanes / 2 && c <= 8 && features <= 16 &&
            std::max(Padded().size(), out_w * features * kLanes) <= 1 << 18;

@@ -106,7 +106,7 @@ struct Convolution {
   }
   int64_t band_size() const { return ((band_rows() - 1) * stride + 3) * band_row_stride(); }
 
-  // Whether these kernels can be used and are, on the whole, faster than oneDNN's and Winograd's (docs/performance.md).
+  // Whether these kernels can be used and are, on the whole, faster than oneDNN's and Winograd's (docs/performance-log.md).
   bool IsFaster(bool input_gradient) const {
     return kHasFma && group >= 4 && group <= 32 && c % block() == 0 && block() % group == 0 && block() % kLanes == 0 &&
            (stride == 1 || (stride == 2 && !input_gradient)) && band_size() <= 1 << 18;

@@ -2,8 +2,8 @@
 // algorithms for convolutional neural networks"): 36 products for a tile of 4x4 outputs, where the direct sum takes 144.
 //
 // In float32 the error is a few times that of the direct sum. The points 0, 3/4, -3/4, 3/2, -3/2 and infinity have half the
-// error of the customary 0, 1, -1, 2, -2 and infinity (docs/performance.md; on the choice of points: Barabasz et al. 2020,
-// "Error analysis and improving the accuracy of Winograd convolution for deep neural networks").
+// error of the customary 0, 1, -1, 2, -2 and infinity (docs/performance-log.md; on the choice of points: Barabasz et al.
+// 2020, "Error analysis and improving the accuracy of Winograd convolution for deep neural networks").
 
 #pragma once
 
@@ -139,7 +139,7 @@ struct Convolution {
   int64_t tile_columns() const { return (out_w + 3) / 4; }
   int64_t tiles() const { return n * tile_rows() * tile_columns(); }
   int64_t columns() const { return RoundUpToPanel(features); }
-  // Whether it can be done in this way, in 150 MB of memory, and is faster than the direct sum (docs/performance.md).
+  // Whether it can be done in this way, in 150 MB of memory, and is faster than the direct sum (docs/performance-log.md).
   bool IsFaster() const {
     return kHasFma && c % kLanes == 0 && features % kLanes == 0 && std::min(c, features) >= 32 && c * features <= 1 << 20 &&
            tiles() >= 32;
