@@ -240,13 +240,9 @@ class SplitEvaluator:
     def __call__(self, weights: Weights) -> tuple[int, dict[Measurement, float]]:
         """Return the number of images, and the metrics of the parameters, of their moving averages, and of both with
         test-time augmentation, as far as the run has these."""
-        num_images, values, task = 0, {}, self._experiment.task
-        for ema, ema_variables in variables(weights).items():
-            placed = self._backend.replicate(ema_variables)
-            for tta in (False, True) if self._experiment.preprocessor.tta else (False,):
-                accumulated = self._evaluator(placed, self._split, tta=tta)
-                assert accumulated is not None
-                num_images = round(float(accumulated.sums['count']))
-                for name, value in task.compute(accumulated).items():
-                    values[Measurement(self._split, task.metrics[name], ema, tta)] = value
-        return num_images, values
+        variables_by_ema = {ema: self._backend.replicate(values) for ema, values in variables(weights).items()}
+        tta = self._experiment.preprocessor.tta is not None
+        result = self._evaluator.measure(variables_by_ema, self._split, lambda: False, tta)
+        assert result is not None  # None only if it is stopped
+        measurements, accumulated_by_ema = result
+        return round(float(accumulated_by_ema[False].sums['count'])), measurements
