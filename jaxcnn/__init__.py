@@ -52,8 +52,8 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
-    module, *name_there = _MODULES[name]
-    value = globals()[name] = getattr(importlib.import_module(f'{__name__}.{module}'), *(name_there or [name]))
+    module, *attribute = _MODULES[name]
+    value = globals()[name] = getattr(importlib.import_module(f'{__name__}.{module}'), *(attribute or [name]))
     return value
 
 

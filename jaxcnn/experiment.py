@@ -27,12 +27,12 @@ class Experiment:
       config: of the run.
       info: what is known of the data; see `Dataset.info`.
       task: what the network's outputs mean.
-      network: without the settings of a phase.
+      network: the network; each phase clones it with its BatchNorm settings.
       preprocessor: of images.
       optimizer: of all stages.
       timeline: the steps of the run.
       image_shape: height, width and channels of what the network sees.
-      best: what the best checkpoint is the best by.
+      best: the measurement that selects the best checkpoint.
     """
 
     config: cfg.Config

@@ -99,7 +99,7 @@ class Measurement:
 
     Attributes:
       split: `train`, `val` or `test`.
-      metric: which.
+      metric: the metric.
       ema: by the moving average of the parameters.
       tta: with test-time augmentation.
     """

@@ -434,8 +434,8 @@ def test_the_reported_rate_is_the_rate_applied():
     ones = [jax.tree.map(np.ones_like, START)] * 6
     after, state = trained(optimizer, ones)
     bias = np.array([START['dense']['bias'][0]] + [p['dense']['bias'][0] for p in after])
-    told = [float(optimizer.learning_rate(state, jnp.int32(n), 0)) for n in range(6)]
-    np.testing.assert_allclose(-np.diff(bias), told, rtol=1e-4, atol=1e-7)
+    reported = [float(optimizer.learning_rate(state, jnp.int32(n), 0)) for n in range(6)]
+    np.testing.assert_allclose(-np.diff(bias), reported, rtol=1e-4, atol=1e-7)
 
 
 # ---- plateau
@@ -501,9 +501,9 @@ def test_a_registered_optimizer_is_named_as_the_others_are(new_registrations):
         make(optimizer=dict(name='sign', scael=2.0))
 
 
-@pytest.mark.parametrize(('fields', 'told'), [
+@pytest.mark.parametrize(('fields', 'warns'), [
     ({'optimizer': 'adamw'}, True), ({'optimizer': 'adamw', 'weight_decay': 0.1}, False), ({'optimizer': 'adam'}, False),
     ({'optimizer': 'adam', 'switch': [dict(optimizer='lion')]}, True)])
-def test_an_optimizer_named_for_its_decay_without_any_is_reported(fields, told, caplog):
+def test_an_optimizer_named_for_its_decay_without_any_is_reported(fields, warns, caplog):
     optim.check(parse({'optim': fields}).optim)
-    assert ('without weight decay' in caplog.text) == told
+    assert ('without weight decay' in caplog.text) == warns

@@ -75,10 +75,10 @@ def train(args: argparse.Namespace) -> Iterator[Table]:
                 seconds = time.perf_counter() - began
                 if done.returncode:
                     raise UserError(f'{side} ended with {done.returncode}; its output is above')
-                said = (read_json(os.path.join(workdir, 'summary.json')) if side == 'train.py' else
-                        json.loads(done.stdout.splitlines()[-1]))
-                for what, value in {'whole command': seconds, 'training steps alone': said['train_seconds'],
-                                    'test accuracy': said.get('test_tta_accuracy', said['test_accuracy'])}.items():
+                summary = (read_json(os.path.join(workdir, 'summary.json')) if side == 'train.py' else
+                           json.loads(done.stdout.splitlines()[-1]))
+                for what, value in {'whole command': seconds, 'training steps alone': summary['train_seconds'],
+                                    'test accuracy': summary.get('test_tta_accuracy', summary['test_accuracy'])}.items():
                     values.setdefault(f'{what}, {side}', []).append(value)
                     print(f'seed {seed}: {what}, {side}: {value:.4f}', file=sys.stderr, flush=True)
             ratios = {}

@@ -92,14 +92,14 @@ def load(path: str | os.PathLike, assignments: Sequence[str] = ()) -> Config:
     """
     path = find_config_file(os.fspath(path))
     fields = parse(_run_config_file(path))
-    fields = dataclasses.replace(fields, plugins=tuple(_beside(path, plugin) for plugin in fields.plugins))
+    fields = dataclasses.replace(fields, plugins=tuple(_resolve_plugin_path(path, plugin) for plugin in fields.plugins))
     stem = os.path.splitext(os.path.basename(path))[0]
     tree = override(fields, assignments)
     return parse({**tree, 'name': tree['name'] or stem})
 
 
-def _beside(path: str, plugin: Plugin) -> Plugin:
-    """Return a plugin that a config file names, whose file is looked for in the folder of the config first."""
+def _resolve_plugin_path(path: str, plugin: Plugin) -> Plugin:
+    """Return the plugin with the absolute path of its file, if the file is in the folder of the config."""
     file = os.path.join(os.path.dirname(path), plugin.source)
     return dataclasses.replace(plugin, source=os.path.abspath(file)) if os.path.isfile(file) else plugin
 

@@ -185,8 +185,8 @@ class InitConfig:
                         'PyTorch')
     safetensors: str = _field('', '.safetensors file with the names of torchvision or timm; PyTorch is not needed')
     variables: bool = _field(False, 'whether the weights are passed to the training function from Python')
-    ema: bool | None = _field(None, "whether to take moving averages. None: of a run, if they are what its metric judges; "
-                              'of a PyTorch file, if it has them')
+    ema: bool | None = _field(None, 'whether to take moving averages. None: for a run, if `config.checkpoint.metric` is one '
+                              'of theirs; for a PyTorch file, if it has them')
     include: str = _field('', "regular expression searched in 'path/of/parameter' of this network; only the parameters and "
                           'statistics that match are taken. Empty: all')
     exclude: str = _field('', 'regular expression for parameters and statistics that are not taken. Empty: none')

@@ -209,10 +209,10 @@ def find(choice: cfg.Choice) -> type[Task]:
     """
     task = _TASKS.get(choice.name, 'config.task')
     inherited = inspect.signature(Task).parameters
-    own_arguments = {name: p for name, p in inspect.signature(task).parameters.items() if name not in inherited}
+    task_arguments = {name: p for name, p in inspect.signature(task).parameters.items() if name not in inherited}
     for name in choice.args:
-        if name not in own_arguments:
-            raise unknown(f'argument of task {choice.name}', name, own_arguments, field='config.task')
+        if name not in task_arguments:
+            raise unknown(f'argument of task {choice.name}', name, task_arguments, field='config.task')
     return task
 
 

@@ -263,10 +263,10 @@ def test_where_one_of_two_processes_fails_the_other_does_not_wait(config, tmp_pa
         both = [subprocess.Popen(
             command_line('train', *flags, f'--coordinator={address}', f'--process_id={i}'), cwd=ROOT, text=True,
             stderr=subprocess.PIPE, env={**environment(), 'TFDS_DATA_DIR': str(tmp_path / str(i))}) for i in range(2)]
-        told = [p.communicate()[1].splitlines() for p in both]
+        errors = [p.communicate()[1].splitlines() for p in both]
     assert [p.returncode for p in both] == [2, 2]
-    assert ['is in use by another run', "'mnist'"][failing] in told[failing][-1]
-    assert f'process {failing} failed; its output gives the reason' in told[1 - failing][-1]
+    assert ['is in use by another run', "'mnist'"][failing] in errors[failing][-1]
+    assert f'process {failing} failed; its output gives the reason' in errors[1 - failing][-1]
 
 
 @pytest.mark.parametrize(('given', 'n', 'shares'), [('0,1,2,3', 2, ['0,1', '2,3']), ('5,GPU-ab', 2, ['5', 'GPU-ab']),

@@ -134,7 +134,7 @@ def test_a_reader_outlives_checkpoints_that_go_while_it_looks(tmp_path):
     assert len(seen) > 5
 
 
-@pytest.mark.parametrize(('change', 'told'), [
+@pytest.mark.parametrize(('change', 'message'), [
     (lambda s: s.replace(step=np.int64(0)), r'another optimisation: step is \(\) int32 in the checkpoint and \(\) int64'),
     (lambda s: s.replace(ema=None), r'another optimisation: ema/dense/bias is \(7,\) bfloat16 in .* missing in the run'),
     (lambda s: s.replace(params={'dense': {'kernel': np.zeros((7, 300), np.float32), 'bias': s.params['dense']['bias']}}),
@@ -142,11 +142,11 @@ def test_a_reader_outlives_checkpoints_that_go_while_it_looks(tmp_path):
     (lambda s: s.replace(params={'other': s.params['dense']}), r'another network: params/other/bias is missing in the'),
     (lambda s: s.replace(opt_state=()), r'another optimisation: opt_state/0/0/count is \(\) int32 in .* missing')],
     ids=['type', 'missing part', 'shape', 'name', 'optimizer'])
-def test_a_state_of_another_structure_is_refused_with_the_first_array_that_differs(two, change, told):
+def test_a_state_of_another_structure_is_refused_with_the_first_array_that_differs(two, change, message):
     checkpoints = Checkpoints(str(two), cfg.CheckpointConfig(), ACCURACY, read_only=True)
-    with pytest.raises(UserError, match=f'^checkpoint 2 in .* is of {told}'):
+    with pytest.raises(UserError, match=f'^checkpoint 2 in .* is of {message}'):
         checkpoints.read(2, change(TEMPLATE))
-    with pytest.raises(UserError, match=told):  # it is not passed over as a damaged one would be
+    with pytest.raises(UserError, match=message):  # unlike a damaged checkpoint, it is not skipped
         next(checkpoints.undamaged(change(TEMPLATE)))
     checkpoints.close()
 

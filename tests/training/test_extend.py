@@ -71,8 +71,8 @@ REFUSED = {
 
 @pytest.mark.parametrize('kind', REFUSED)
 def test_what_would_not_be_the_run_that_it_claims_to_be_is_refused(kind):
-    old, new, told = REFUSED[kind]
-    with pytest.raises(UserError, match=told) as error:
+    old, new, message = REFUSED[kind]
+    with pytest.raises(UserError, match=message) as error:
         check(*configs(old, new), num_train=100, step=40)
     assert '\n' not in str(error.value)
 
@@ -99,8 +99,8 @@ ALLOWED = {
 
 @pytest.mark.parametrize('kind', ALLOWED)
 def test_what_would_have_begun_alike_is_allowed_and_the_schedule_described(kind):
-    old, new, step, told = ALLOWED[kind]
-    assert re.search(told, check(*configs(old, new), num_train=100, step=step))
+    old, new, step, message = ALLOWED[kind]
+    assert re.search(message, check(*configs(old, new), num_train=100, step=step))
 
 
 def test_a_refused_extension_leaves_the_workdir_as_it_was(small, tmp_path, no_pictures):
