@@ -4,20 +4,18 @@ A source names the splits of a data set and gives random access to their example
 `dataset.load` reads each example once, into the cache (`cache.py`).
 """
 
-import contextlib
 import dataclasses
 import functools
 import hashlib
-import importlib.util
-import json
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
 from jaxcnn.config import DataConfig
+from jaxcnn.data import tfds
 from jaxcnn.data.checks import check_class_names, check_images, check_label_sets, check_labels, number_classes
 from jaxcnn.data.targets import KINDS, LABEL, LABELS, TargetKind
 from jaxcnn.errors import UserError, name_field, unknown
@@ -308,103 +306,18 @@ def _digits(config: DataConfig) -> Source:
                   class_names=lambda: [str(i) for i in range(10)], ink=Ink(8, 8, by_mass=False))
 
 
-@dataclasses.dataclass(frozen=True)
-class _TfdsExamples:
-    data_source: Any  # what `tfds.data_source` returns for a split
-
-    def __len__(self) -> int:
-        return len(self.data_source)
-
-    def __getitem__(self, index: int) -> Example:
-        example = self.data_source[index]
-        return {'image': example['image'], 'label': example['label']}
-
-
-@dataclasses.dataclass(frozen=True)
-class _TfdsFolder:
-    """The folder of one version of a prepared TFDS data set, which holds `dataset_info.json`."""
-
-    path: str
-
-    @contextlib.contextmanager
-    def _raise_user_errors(self) -> Iterator[None]:
-        try:
-            yield
-        except Exception as e:  # TFDS raises many kinds of errors for damaged files
-            reason = f'{type(e).__name__}: {" ".join(str(e).split())[:200]}'
-            raise UserError(f'cannot be read as a TFDS data set: {reason}', field=self.path) from e
-
-    @functools.cached_property
-    def _builder(self) -> Any:
-        import tensorflow_datasets as tfds
-        return tfds.builder_from_directory(self.path)
-
-    def split_names(self) -> list[str]:
-        """Return the names of the splits."""
-        try:
-            with open(os.path.join(self.path, 'dataset_info.json'), encoding='utf-8') as f:
-                return [split['name'] for split in json.load(f)['splits']]
-        except (OSError, ValueError, KeyError, TypeError) as e:
-            raise UserError(f'cannot be read as a TFDS data set: dataset_info.json: {e}', field=self.path) from e
-
-    def read(self, split: str) -> _TfdsExamples:
-        """Return the examples of a split."""
-        with self._raise_user_errors():
-            return _TfdsExamples(self._builder.as_data_source(split=split))
-
-    def class_names(self) -> Sequence[str]:
-        """Return the names of the classes in the order of their labels."""
-        with self._raise_user_errors():
-            features = dict(self._builder.info.features.items())
-        if not hasattr(features.get('label'), 'names'):
-            raise UserError(f'has no class label to train on; its features are: {", ".join(sorted(features))}',
-                            field=self.path)
-        return features['label'].names
-
-
 def _tfds_root(config: DataConfig) -> str:
     return os.path.expanduser(config.dir or os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets')
 
 
-def _newest_version(folder: str) -> str | None:
-    """Return the newest version of a prepared TFDS data set, the name of a folder in `folder`; None if there is none."""
-    entries = os.listdir(folder) if os.path.isdir(folder) else []
-    versions = [entry for entry in entries if os.path.isfile(os.path.join(folder, entry, 'dataset_info.json'))]
-    return max(versions, key=lambda version: [int(n) if n.isdigit() else 0 for n in version.split('.')], default=None)
-
-
 def _tfds_factory(name: str, ink: Ink | None = None) -> SourceFactory:
-    """Return the factory of a prepared TFDS data set. It is read through `tfds.data_source`, without TensorFlow."""
+    """Return the factory of a prepared TFDS data set."""
     def make_source(config: DataConfig) -> Source:
-        root = _tfds_root(config)
-        prepare = f'tfds build {name} --file_format=array_record --data_dir={root}'
-        version = _newest_version(os.path.join(root, name))
-        if version is None:
-            raise UserError(f'data set {name!r} is not prepared in {root!r}',
-                            hint=f"prepare it once: pip install 'jaxcnn[prepare]' && {prepare}")
-        for library in ('tensorflow_datasets', 'array_record'):
-            if importlib.util.find_spec(library) is None:
-                raise UserError(f'data set {name!r} is read by {library}, which is not installed',
-                                hint="pip install 'jaxcnn[tfds]'")
-        path = os.path.join(root, name, version)
-        files = sorted(os.listdir(path))
-        if not any('array_record' in f for f in files):
-            raise UserError('holds no ArrayRecord files', field=path, hint=f'prepare it again: {prepare}')
-        stats = [os.stat(os.path.join(path, f)) for f in files]
-        folder = _TfdsFolder(path)
-        split_names = folder.split_names()
-        if 'train' not in split_names:
-            raise UserError(f'has no split train; its splits are: {", ".join(split_names) or "none"}', field=path)
-        # networks are tested on 'validation' if there is no split 'test' or, as in ImageNet, it has no labels
-        candidates = ('validation',) if name.startswith('imagenet2012') else ('test', 'validation')
-        test = next((split for split in candidates if split in split_names), None)
-        val = 'validation' if test == 'test' and 'validation' in split_names else None
-        tfds_names = {'train': 'train', 'val': val, 'test': test}
-        return Source(path, key={'source': f'tfds:{name}', 'version': version,
-                                 'files': [[f, s.st_size, s.st_mtime_ns] for f, s in zip(files, stats, strict=True)]},
-                      splits={split: functools.partial(folder.read, tfds_name)
-                              for split, tfds_name in tfds_names.items() if tfds_name},
-                      class_names=folder.class_names, ink=ink)
+        prepared = tfds.find_prepared(name, _tfds_root(config))
+        return Source(prepared.path, key={'source': f'tfds:{name}', 'version': prepared.version, 'files': prepared.files()},
+                      splits={split: functools.partial(prepared.read, tfds_name)
+                              for split, tfds_name in prepared.splits().items()},
+                      class_names=prepared.class_names, ink=ink)
     return make_source
 
 
