@@ -9,9 +9,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxcnn import config as cfg
-from jaxcnn import initialize, metrics, models, optim, plugins, registry, tasks
+from jaxcnn import metrics, models, optim, plugins, registry, tasks
 from jaxcnn.data import augment, normalize, sources, tta
 from jaxcnn.errors import UserError, name_field
+from jaxcnn.interop import pretrained
 from jaxcnn.models import Network
 from jaxcnn.optim import Optimizer
 from jaxcnn.preprocessing import Fit, Preprocessor
@@ -84,7 +85,10 @@ def _check_names(config: cfg.Config) -> None:
             raise UserError(f'cannot be set; {reason}', field=f'config.model.{field}')
     with name_field('config.model'):
         models.create(config.model.name, **config.model.args)
-    initialize.check(config.init)
+    cfg.check_init(config.init)
+    if config.init and config.init.pretrained:
+        with name_field('config.init.pretrained'):
+            pretrained.find(config.init.pretrained)
     with name_field('config.data.augment'):
         augment.parse_pipeline(config.data.augment)
     with name_field('config.data.eval_augment'):

@@ -13,10 +13,10 @@ from jaxcnn.analysis.markdown import escape, figure, to_html
 from jaxcnn.data import layouts
 from jaxcnn.errors import counted, name_file
 from jaxcnn.experiment import Experiment
-from jaxcnn.initialize import FILE_NAME as INITIAL_WEIGHTS
 from jaxcnn.metrics import LOSS, Measurement
 from jaxcnn.tasks import Accumulated
 from jaxcnn.timeline import displayed_epoch
+from jaxcnn.training.initialize import FILE_NAME as INITIAL_WEIGHTS
 
 _MAX_ROWS = 20  # of the table of initial weights
 _SPLIT_NAMES = {'test': 'test', 'val': 'validation'}

@@ -2,7 +2,7 @@
 
 from jaxcnn.config.literals import bind, parse_call, parse_calls
 from jaxcnn.config.overrides import find_config_file, load, override, shipped_configs
-from jaxcnn.config.parse import Difference, differences, make, parse, parse_duration, to_dict
+from jaxcnn.config.parse import INIT_SOURCES, Difference, check_init, differences, make, parse, parse_duration, to_dict
 from jaxcnn.config.schema import (
     UNITS,
     CheckpointConfig,
@@ -22,6 +22,7 @@ from jaxcnn.config.schema import (
 )
 
 __all__ = [
+    'INIT_SOURCES',
     'UNITS',
     'CheckpointConfig',
     'Choice',
@@ -39,6 +40,7 @@ __all__ = [
     'SwitchConfig',
     'WhitenConfig',
     'bind',
+    'check_init',
     'differences',
     'find_config_file',
     'load',

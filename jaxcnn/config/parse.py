@@ -7,6 +7,7 @@ that checks the types and the ranges of the fields.
 
 import dataclasses
 import math
+import re
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -14,9 +15,10 @@ from typing import Any
 
 import ml_collections
 
-from jaxcnn.config.schema import RENAMED_FIELDS, UNITS, Choice, Config, Duration, Plugin
+from jaxcnn.config.schema import RENAMED_FIELDS, UNITS, Choice, Config, Duration, InitConfig, Plugin
 from jaxcnn.errors import UserError, unknown
 
+INIT_SOURCES = ('run', 'pretrained', 'torch', 'safetensors', 'variables')  # fields of `config.init`, of which one is set
 _SCALARS = {bool: 'True or False', int: 'a whole number', float: 'a number', str: 'a string'}
 
 
@@ -171,6 +173,29 @@ def parse(fields: Mapping[str, Any] | ml_collections.ConfigDict | Config) -> Con
         raise UserError('stopping early needs a validation split: config.data.val_fraction above 0',
                         field='config.checkpoint.patience')
     return config
+
+
+def check_init(init: InitConfig | None) -> None:
+    """Raise a UserError unless the fields of `config.init` fit together. No file is read."""
+    if init is None:
+        return
+    sources = [name for name in INIT_SOURCES if getattr(init, name)]
+    if len(sources) != 1:
+        given = ' and '.join(sources) if sources else 'none of them'
+        raise UserError(f'exactly one of {", ".join(INIT_SOURCES)} must be set, got {given}', field='config.init',
+                        hint="for example init=dict(run='runs/a') or init=dict(safetensors='resnet18.safetensors')")
+    for field, fits in (('checkpoint', bool(init.run) or init.checkpoint == 'best'),
+                        ('ema', init.ema is None or bool(init.run or init.torch))):
+        if not fits:
+            raise UserError(f'got {getattr(init, field)!r}, which has no meaning for config.init.{sources[0]}',
+                            field=f'config.init.{field}')
+    patterns = {'include': init.include, 'exclude': init.exclude,
+                **{f'rename[{i}]': pattern for i, (pattern, _) in enumerate(init.rename)}}
+    for field, pattern in patterns.items():
+        try:
+            re.compile(pattern)
+        except re.error as e:
+            raise UserError(f'{pattern!r} is no regular expression: {e}', field=f'config.init.{field}') from e
 
 
 def to_dict(value: Any) -> Any:

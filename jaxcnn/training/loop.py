@@ -17,7 +17,7 @@ import ml_collections
 import numpy as np
 
 from jaxcnn import config as cfg
-from jaxcnn import experiment, initialize, plugins
+from jaxcnn import experiment, plugins
 from jaxcnn.cache_folder import cache_folder
 from jaxcnn.data import Source
 from jaxcnn.data.sources import IN_MEMORY
@@ -25,7 +25,7 @@ from jaxcnn.errors import Diverged, UserError, from_os_error
 from jaxcnn.metrics import LOSS, Measurement
 from jaxcnn.tasks import Accumulated
 from jaxcnn.timeline import Phase, displayed_epoch
-from jaxcnn.training import parallel, signals
+from jaxcnn.training import initialize, parallel, signals
 from jaxcnn.training.callbacks import Callback, CallbackList
 from jaxcnn.training.checkpoint import Checkpoints
 from jaxcnn.training.dispatch import Dispatch, DispatchQueue, dispatch_end

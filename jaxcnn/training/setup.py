@@ -11,11 +11,11 @@ import jax
 import numpy as np
 
 from jaxcnn import config as cfg
-from jaxcnn import data, experiment, initialize, tasks
+from jaxcnn import data, experiment, tasks
 from jaxcnn.data import feed, normalize
 from jaxcnn.errors import UserError
 from jaxcnn.timeline import Phase
-from jaxcnn.training import parallel, whiten
+from jaxcnn.training import initialize, parallel, whiten
 from jaxcnn.training.evaluate import Evaluator
 from jaxcnn.training.state import TrainState, init_state, variables
 from jaxcnn.training.step import TrainStep, image_gradient, image_keys, many_steps, step_keys

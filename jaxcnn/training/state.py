@@ -9,10 +9,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxcnn import initialize
 from jaxcnn.config import OptimConfig
 from jaxcnn.errors import UserError
-from jaxcnn.optim import Optimizer
+from jaxcnn.optim import Optimizer, path_name
 
 
 def run_once() -> dict[str, bool | int | str]:
@@ -77,11 +76,19 @@ def init_weights(network: nn.Module, image_shape: tuple[int, ...], seed: Any, em
         raise UserError("training needs one row of logits for each image, and 'dense_conv' gives a map of scores "
                         f'{logits.shape[1:]}', field='config.model.head',
                         hint="train with head='dense', which has the same parameters")
-    variables = initialize.replace_arrays(variables, arrays)
+    variables = replace_arrays(variables, arrays)
     params, batch_stats = transform_params(variables['params']), variables.get('batch_stats', {})
     # in float32, because averages move by less than bfloat16 resolves
     averages = jax.tree.map(lambda x: jnp.array(x, jnp.float32), (params, batch_stats)) if ema else None
     return Weights(params, batch_stats, averages)
+
+
+def replace_arrays(variables: Mapping[str, Any], arrays: Mapping[str, Any]) -> dict[str, Any]:
+    """Return variables with arrays in place of those with the same path, such as `params/Conv_0/kernel`; dtypes stay."""
+    def replace(path: Any, leaf: jax.Array) -> jax.Array:
+        name = path_name(path)
+        return jnp.array(arrays[name], leaf.dtype) if name in arrays else leaf
+    return jax.tree_util.tree_map_with_path(replace, dict(variables))
 
 
 def init_state(network: nn.Module, optimizer: Optimizer, image_shape: tuple[int, ...], seed: Any,

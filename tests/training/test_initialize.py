@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 
 from jaxcnn import config as cfg
-from jaxcnn import initialize, models
+from jaxcnn import models
 from jaxcnn.errors import UserError
-from jaxcnn.initialize import load_initial_weights
 from jaxcnn.interop import names, weights
 from jaxcnn.run import load_run
-from jaxcnn.training import train
+from jaxcnn.training import initialize, train
+from jaxcnn.training.initialize import load_initial_weights
+from jaxcnn.training.state import init_weights, replace_arrays
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 IMAGE = (16, 16, 3)
@@ -37,7 +38,7 @@ def vgg(stages, classes=3):
 
 def load(network, image_shape=IMAGE, *, variables=None, fields=None, **init):
     config = cfg.parse({'init': {**({} if variables is None else {'variables': True}), **init, **(fields or {})}})
-    initialize.check(config.init)
+    cfg.check_init(config.init)
     shapes = jax.eval_shape(lambda: {'batch_stats': {}, **network.init(jax.random.key(0), jnp.zeros((1, *image_shape)))})
     return load_initial_weights(config, network, shapes, image_shape, variables=variables)
 
@@ -58,7 +59,7 @@ def test_a_head_of_another_size_and_excluded_parameters_keep_their_initialisatio
                        'Dense_1/bias': 'a head of another size, (10,) in the source'}
     assert names_of(initial.unused) == set(reasons)
     drawn = variables_of(network, seed=1)
-    start = initialize.replace_arrays(drawn, initial.arrays)
+    start = replace_arrays(drawn, initial.arrays)
     np.testing.assert_array_equal(start['params']['Conv_0']['kernel'], drawn['params']['Conv_0']['kernel'])
     np.testing.assert_array_equal(start['params']['Conv_1']['kernel'], source['params']['Conv_1']['kernel'])
     assert start['params']['Dense_1']['kernel'].shape == (4, 7)
@@ -92,7 +93,6 @@ def test_a_deep_vgg_starts_from_the_convolutions_and_dense_layers_of_a_shallow_o
 
 
 def test_averages_are_drawn_from_the_initial_weights_and_arrays_are_copied():
-    from jaxcnn.training.state import init_weights
     network, source = shallow(param_dtype='bfloat16'), variables_of(shallow())
     arrays = load(network, variables=source).arrays
     state = jax.jit(lambda arrays: init_weights(network, IMAGE, np.uint32(1), ema=True, arrays=arrays))(arrays)

@@ -22,11 +22,13 @@ from jaxcnn.errors import UserError, name_field, unknown
 from jaxcnn.interop import pretrained, weights
 from jaxcnn.models import Network
 from jaxcnn.optim import path_mask, path_name
+from jaxcnn.run import load_run
+from jaxcnn.training import state
+from jaxcnn.training.workdir import read_config, write_json
 
 log = logging.getLogger('jaxcnn')
 
 FILE_NAME = 'init.json'  # in the workdir
-SOURCES = ('run', 'pretrained', 'torch', 'safetensors', 'variables')
 _COLLECTIONS = ('params', 'batch_stats')
 _LOGGED = 6  # parameters that a line of the log names
 
@@ -96,32 +98,6 @@ def _enumerate(parameters: Sequence[Parameter]) -> str:
 # ---- the config
 
 
-def check(init: cfg.InitConfig | None) -> None:
-    """Raise a UserError unless the fields of `config.init` fit together. No file is read."""
-    if init is None:
-        return
-    sources = [name for name in SOURCES if getattr(init, name)]
-    if len(sources) != 1:
-        given = ' and '.join(sources) if sources else 'none of them'
-        raise UserError(f'exactly one of {", ".join(SOURCES)} must be set, got {given}', field='config.init',
-                        hint="for example init=dict(run='runs/a') or init=dict(safetensors='resnet18.safetensors')")
-    for field, fits in (('checkpoint', bool(init.run) or init.checkpoint == 'best'),
-                        ('ema', init.ema is None or bool(init.run or init.torch))):
-        if not fits:
-            raise UserError(f'got {getattr(init, field)!r}, which has no meaning for config.init.{sources[0]}',
-                            field=f'config.init.{field}')
-    if init.pretrained:
-        with name_field('config.init.pretrained'):
-            pretrained.find(init.pretrained)
-    patterns = {'include': init.include, 'exclude': init.exclude,
-                **{f'rename[{i}]': pattern for i, (pattern, _) in enumerate(init.rename)}}
-    for field, pattern in patterns.items():
-        try:
-            re.compile(pattern)
-        except re.error as e:
-            raise UserError(f'{pattern!r} is no regular expression: {e}', field=f'config.init.{field}') from e
-
-
 def with_variables(config: cfg.Config, variables: Mapping[str, Any] | None) -> cfg.Config:
     """Return the config of a run that starts from variables that are passed from Python, if there are any.
 
@@ -131,7 +107,7 @@ def with_variables(config: cfg.Config, variables: Mapping[str, Any] | None) -> c
     if variables is None:
         return config
     init = config.init or cfg.InitConfig()
-    other = next((name for name in SOURCES if name != 'variables' and getattr(init, name)), None)
+    other = next((name for name in cfg.INIT_SOURCES if name != 'variables' and getattr(init, name)), None)
     if other:
         raise UserError(f'got {getattr(init, other)!r}, and variables are passed from Python, too',
                         field=f'config.init.{other}', hint='use one of them')
@@ -147,7 +123,6 @@ def with_checksum(config: cfg.Config, checksum: str) -> cfg.Config:
 
 def with_recorded_checksum(config: cfg.Config, workdir: str) -> cfg.Config:
     """Return the config of a run with the checksum that its `config.json` records; unchanged for a run that begins."""
-    from jaxcnn.training.workdir import read_config
     if config.init is None or not os.path.exists(os.path.join(workdir, 'config.json')):
         return config
     recorded = read_config(workdir).init
@@ -156,7 +131,6 @@ def with_recorded_checksum(config: cfg.Config, workdir: str) -> cfg.Config:
 
 def write_table(weights: InitialWeights, workdir: str) -> None:
     """Log the table of what was taken in short, and write it to `init.json` in the workdir."""
-    from jaxcnn.training.workdir import write_json
     for line in weights.summary():
         log.info('%s', line)
     write_json(os.path.join(workdir, FILE_NAME), weights.to_dict())
@@ -231,13 +205,11 @@ def _from_variables(variables: Any, title: str) -> _Source:
 
 
 def _from_run(config: cfg.Config, init: cfg.InitConfig, class_names: Sequence[str]) -> _Source:
-    from jaxcnn.run import load_run  # which imports the training that calls this module
-    from jaxcnn.training.state import variables
     with name_field('config.init.run'):
         run = load_run(init.run)
     with name_field('config.init.checkpoint'):
         step = run.find_step(init.checkpoint)
-        variables_by_ema = variables(run.load_weights(step))
+        variables_by_ema = state.variables(run.load_weights(step))
     ema = run.experiment.best.ema if init.ema is None else init.ema
     if ema not in variables_by_ema:
         raise UserError(f'the run in {init.run!r} has no moving averages', field='config.init.ema')
@@ -294,7 +266,7 @@ def load_initial_weights(config: cfg.Config, network: Network, shapes: Mapping[s
     """
     init = config.init
     assert init is not None
-    field = next(name for name in SOURCES if getattr(init, name))
+    field = next(name for name in cfg.INIT_SOURCES if getattr(init, name))
     if init.pretrained and 'standardize(' not in config.data.normalize:
         log.warning('config.data.normalize is %r, but the pretrained weights %s were trained with %r', config.data.normalize,
                     init.pretrained, pretrained.find(init.pretrained).normalize)
@@ -392,11 +364,3 @@ def _rename(init: cfg.InitConfig, names: Mapping[str, str]) -> dict[str, str]:
                 raise UserError(f'{replacement!r} is no replacement for {pattern!r}: {e}',
                                 field=f'config.init.rename[{i}]') from e
     return renamed
-
-
-def replace_arrays(variables: Mapping[str, Any], arrays: Mapping[str, Any]) -> dict[str, Any]:
-    """Return variables with the arrays of `InitialWeights.arrays` in place of those of the same path; types are kept."""
-    def replace(path: Any, leaf: jax.Array) -> jax.Array:
-        name = path_name(path)
-        return jnp.array(arrays[name], leaf.dtype) if name in arrays else leaf
-    return jax.tree_util.tree_map_with_path(replace, dict(variables))
