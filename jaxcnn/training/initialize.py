@@ -177,8 +177,15 @@ def _name(path: str) -> str:
     return path.partition('/')[2]
 
 
-def checksum(variables: Mapping[str, Any]) -> str:
-    """Return the SHA-256 checksum of the names, shapes, types and values of variables."""
+def checksum(variables: Any) -> str:
+    """Return the SHA-256 checksum of the names, shapes, types and values of the variables of a network.
+
+    Raises:
+      UserError: they are no variables, but for example parameters alone.
+    """
+    if not isinstance(variables, Mapping) or 'params' not in variables:
+        raise UserError("expected variables of a network, a dict with 'params' and, with BatchNorm, 'batch_stats'; got "
+                        f'{f"the keys {list(variables)}" if isinstance(variables, Mapping) else type(variables).__name__}')
     digest = hashlib.sha256()
     for path, leaf in sorted(_flatten({name: variables.get(name, {}) for name in _COLLECTIONS}).items()):
         array = np.ascontiguousarray(leaf)
@@ -196,12 +203,10 @@ def _file_checksum(path: str) -> str:
 
 
 def _from_variables(variables: Any, title: str) -> _Source:
-    if not isinstance(variables, Mapping) or 'params' not in variables:
-        raise UserError("expected variables of a network, a dict with 'params' and, with BatchNorm, 'batch_stats'; got "
-                        f'{f"the keys {list(variables)}" if isinstance(variables, Mapping) else type(variables).__name__}')
+    digest = checksum(variables)
     variables = {name: variables[name] for name in _COLLECTIONS if name in variables}
     arrays = {path: np.asarray(leaf) for path, leaf in _flatten(variables).items()}
-    return _Source(title, checksum(variables), arrays, {path: _name(path) for path in arrays})
+    return _Source(title, digest, arrays, {path: _name(path) for path in arrays})
 
 
 def _from_run(config: cfg.Config, init: cfg.InitConfig, class_names: Sequence[str]) -> _Source:

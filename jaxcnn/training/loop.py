@@ -102,13 +102,16 @@ class TrainingRun:
         self.step = newest[0] if newest else 0
         damaged_steps = [step for step in self.checkpoints.steps() if step > self.step]
         self._check_restored_step(newest is not None)
-        # before any file is written, because both may need weights that cannot be read
-        restored_state = setup.add_optimizer_stages(newest[1]) if newest else None
-        initial_weights = None if newest else setup.initial_weights
         config = initialize.with_recorded_checksum(setup.config, folder)
-        if initial_weights:
-            config = initialize.with_checksum(config, initial_weights.checksum)
-        setup.check_initial_variables(config)
+        # before any file is written, because both may need weights that cannot be read
+        if newest:
+            setup.check_initial_variables(config)
+            restored_state = setup.add_optimizer_stages(newest[1], config)
+            initial_weights = None
+        else:
+            initial_weights = setup.read_initial_weights(config)
+            if initial_weights:
+                config = initialize.with_checksum(config, initial_weights.checksum)
         if self.is_main_process:
             if is_extended:
                 archive_results(folder)
@@ -125,7 +128,7 @@ class TrainingRun:
             batch_size_divisor = setup.config.optim.accumulate * setup.backend.num_devices
             if message := setup.timeline.rounding_message(batch_size_divisor):
                 self._display.log(message)
-            self.state = setup.initial_state()
+            self.state = setup.initial_state(initial_weights)
         for step in damaged_steps:
             self.checkpoints.discard(step)
         self._saved = (self.step, self.progress.evaluated_step == self.step)

@@ -13,7 +13,7 @@ import numpy as np
 from jaxcnn import config as cfg
 from jaxcnn import data, experiment, tasks
 from jaxcnn.data import feed, normalize
-from jaxcnn.errors import UserError
+from jaxcnn.errors import UserError, name_field
 from jaxcnn.timeline import Phase
 from jaxcnn.training import initialize, parallel, whiten
 from jaxcnn.training.evaluate import Evaluator
@@ -144,25 +144,28 @@ class Setup:
                 {'params': template.params, 'batch_stats': template.batch_stats},
                 jax.ShapeDtypeStruct((1, *self.experiment.image_shape), np.float32))
 
-    def initial_state(self) -> TrainState:
-        """Return the state before the first step, on the devices."""
+    def initial_state(self, weights: initialize.InitialWeights | None) -> TrainState:
+        """Return the state before the first step, on the devices.
+
+        Args:
+          weights: weights that replace those that are drawn at random; see `read_initial_weights`.
+        """
         init = self.init_fn()
         if self.config.whiten:
             init = self.init_fn(whiten.initializer(self.config.whiten, self.template.params, self._sample_images))
-        if self.initial_weights is None:
+        if weights is None:
             return self.backend.init(init, self.config.seed)
-        arrays = self.initial_weights.arrays
-        del self.initial_weights  # so that their memory can be freed
-        return self.backend.init(lambda seed, arrays: init(seed, arrays=arrays), self.config.seed, arrays)
+        return self.backend.init(lambda seed, arrays: init(seed, arrays=arrays), self.config.seed, weights.arrays)
 
-    @functools.cached_property
-    def initial_weights(self) -> initialize.InitialWeights | None:
-        """The weights that `config.init` names; None without it. They are read when they are first needed.
+    def read_initial_weights(self, config: cfg.Config) -> initialize.InitialWeights | None:
+        """Return the weights that `config.init` names, or None without it.
+
+        Args:
+          config: config of the run, with the checksum that the weights must have if its `config.json` records one.
 
         Raises:
           UserError: they cannot be used; or the processes read different ones.
         """
-        config = initialize.with_recorded_checksum(self.config, self.folder)
         if config.init is None:
             return None
         shapes = {'params': self.template.params, 'batch_stats': self.template.batch_stats}
@@ -173,21 +176,37 @@ class Setup:
             raise UserError('the processes read different weights', field='config.init')
         return weights
 
-    def check_initial_variables(self, recorded_config: cfg.Config) -> None:
-        """Raise a UserError if the variables that are passed from Python are not those that the run started from."""
-        if self._initial_variables is None or recorded_config.init is None:
-            return
-        if (checksum := initialize.checksum(self._initial_variables)) != recorded_config.init.checksum:
-            raise UserError(f'the run in {self.folder!r} started from variables with the checksum '
-                            f'{recorded_config.init.checksum}, got ones with {checksum}', field='config.init.variables',
-                            hint='pass the same variables, or use a new workdir')
+    def check_initial_variables(self, config: cfg.Config) -> None:
+        """Check that the variables passed from Python are those that the run to resume started from.
 
-    def add_optimizer_stages(self, state: TrainState) -> TrainState:
-        """Return a restored state with the initial optimizer states of stages by which the run has been extended since."""
+        Args:
+          config: config of the run, with the checksum that its `config.json` records.
+
+        Raises:
+          UserError: they have another checksum, or are no variables of a network.
+        """
+        if self._initial_variables is None or config.init is None:
+            return
+        with name_field('config.init.variables'):
+            checksum = initialize.checksum(self._initial_variables)
+            if checksum != config.init.checksum:
+                raise UserError(f'the run in {self.folder!r} started from variables with the checksum '
+                                f'{config.init.checksum}, got ones with {checksum}',
+                                hint='pass the same variables, or use a new workdir')
+
+    def add_optimizer_stages(self, state: TrainState, config: cfg.Config) -> TrainState:
+        """Return a restored state with the initial optimizer states of stages by which the run has been extended since.
+
+        Their initial states depend on the initial parameters, so the weights that `config.init` names are read again.
+
+        Args:
+          state: the restored state.
+          config: config of the run; see `read_initial_weights`.
+        """
         num_missing = len(self.experiment.optimizer.stages) - len(state.opt_state)
         if not num_missing:
             return state
-        initial = self.backend.fetch(self.initial_state())
+        initial = self.backend.fetch(self.initial_state(self.read_initial_weights(config)))
         return dataclasses.replace(state, opt_state=(*state.opt_state, *initial.opt_state[-num_missing:]))
 
     def _sample_images(self, count: int) -> np.ndarray:

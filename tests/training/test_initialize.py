@@ -265,6 +265,8 @@ def test_a_run_starts_from_variables_of_python(small, tmp_path, no_pictures):
     train(config, str(folder), initial_variables=variables)  # resumes
     with pytest.raises(UserError, match=r'^config\.init\.variables: the run in .* started from variables with the checksum'):
         train(config, str(folder), initial_variables=variables_of(network, seed=6, image_shape=(16, 16, 1)))
+    with pytest.raises(UserError, match=r"^config\.init\.variables: expected variables of a network, .*; got the keys"):
+        train(config, str(folder), initial_variables=variables['params'])
     with pytest.raises(UserError, match=r"^config\.init\.run: got 'a', and variables are passed from Python, too; use one"):
         train({**config.to_dict(), 'init': {'run': 'a'}}, str(folder), initial_variables=variables)
 
