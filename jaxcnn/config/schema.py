@@ -174,7 +174,8 @@ class InitConfig:
     where.
 
     Parameters and BatchNorm statistics are taken by name. Those of a head with another number of classes, and excluded ones,
-    keep the values that are drawn at random. A resumed run does not read the weights again.
+    keep the values that are drawn at random. A resumed run does not read the weights again, unless it is extended
+    with a further stage in `config.optim.switch`, whose optimizer starts from them.
     """
 
     run: str = _field('', 'workdir of another run')
