@@ -267,7 +267,8 @@ def load_initial_weights(config: cfg.Config, network: Network, shapes: Mapping[s
 
     Raises:
       UserError: The source is missing, damaged, of another network, or has another checksum than `config.init.checksum`; a
-        pattern matches no parameter; a shape outside of the head differs; or nothing is taken.
+        pattern matches no parameter; a shape outside of the head differs; nothing is taken; or a kernel that is taken is the
+        one that `config.whiten` initialises.
     """
     init = config.init
     assert init is not None
@@ -288,7 +289,20 @@ def load_initial_weights(config: cfg.Config, network: Network, shapes: Mapping[s
         raise UserError(f'{source.title} has the checksum {source.checksum}, expected {init.checksum}',
                         field='config.init.checksum', hint='the weights have changed since')
     with name_field(f'config.init.{field}'):
-        return _match(init, source, _flatten(shapes), _head_paths(network, image_shape))
+        initial = _match(init, source, _flatten(shapes), _head_paths(network, image_shape))
+    if config.whiten:
+        _check_whitening(config.whiten, initial, shapes['params'])
+    return initial
+
+
+def _check_whitening(whiten: cfg.WhitenConfig, initial: InitialWeights, params: Any) -> None:
+    """Raise a UserError if whitening filters would replace a kernel that is taken."""
+    is_whitened = _flatten(path_mask(whiten.match, 'config.whiten.match')(params))
+    for parameter in initial.taken:
+        if is_whitened.get(parameter.name):
+            layer = re.escape(parameter.name.rpartition('/')[0])
+            raise UserError(f'{parameter.name}, which starts from {initial.source}, also gets whitening filters',
+                            field='config.whiten', hint=f"config.init.exclude='^{layer}/' leaves it to config.whiten")
 
 
 def _match(init: cfg.InitConfig, source: _Source, targets: Mapping[str, Any], head: set[str]) -> InitialWeights:

@@ -36,8 +36,9 @@ def vgg(stages, classes=3):
     return models.create('vgg11', classes, stages=stages, hidden=4, conv_implementation='xla')
 
 
-def load(network, image_shape=IMAGE, *, variables=None, fields=None, **init):
-    config = cfg.parse({'init': {**({} if variables is None else {'variables': True}), **init, **(fields or {})}})
+def load(network, image_shape=IMAGE, *, variables=None, fields=None, config=None, **init):
+    init = {**({} if variables is None else {'variables': True}), **init, **(fields or {})}
+    config = cfg.parse({'init': init, **(config or {})})
     cfg.check_init(config.init)
     shapes = jax.eval_shape(lambda: {'batch_stats': {}, **network.init(jax.random.key(0), jnp.zeros((1, *image_shape)))})
     return load_initial_weights(config, network, shapes, image_shape, variables=variables)
@@ -77,6 +78,14 @@ def test_include_takes_what_matches_alone_and_checksums_tell_weights_apart():
     with pytest.raises(UserError, match=r'^config\.init\.checksum: variables passed from Python has the checksum .*, '
                        f'expected {initial.checksum}; the weights have changed since$'):
         load(shallow(), variables=variables_of(shallow(), seed=1), checksum=initial.checksum)
+
+
+def test_a_kernel_that_is_taken_gets_no_whitening_filters():
+    source, config = variables_of(shallow()), {'whiten': {'match': '^Conv_0/kernel'}}
+    with pytest.raises(UserError, match=r'^config\.whiten: Conv_0/kernel, which starts from variables passed from Python, '
+                       r"also gets whitening filters; config\.init\.exclude='\^Conv_0/' leaves it to config\.whiten$"):
+        load(shallow(), variables=source, config=config)
+    assert 'Conv_0/kernel' in names_of(load(shallow(), variables=source, config=config, exclude='^Conv_0/').left)
 
 
 def test_a_deep_vgg_starts_from_the_convolutions_and_dense_layers_of_a_shallow_one():
