@@ -7,6 +7,7 @@ The layers of the zoo's networks are numbered in the order in which they are cre
 import contextlib
 import dataclasses
 import itertools
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -399,7 +400,24 @@ def pair_by_name(naming: Naming, params: Mapping[str, Any], prefix: str = '') ->
       naming: the names in the file.
       params: the network's parameters, or their shapes.
       prefix: what precedes all names in the file.
+
+    Raises:
+      UserError: The network has other layers, for example because it is of a subclass.
     """
+    _check_layers(naming, params)
     return [Pair((path,), prefix + name, naming.flattened.get(name),
                  tuple(params[path]['kernel'].shape) if 'kernel' in params[path] else ())
             for name, path in naming.layer_paths().items()]
+
+
+def _check_layers(naming: Naming, params: Mapping[str, Any]) -> None:
+    """Raise a UserError unless the network has as many numbered layers of each kind as there are names."""
+    paths = naming.layer_paths().values()
+    missing = [path for path in paths if path not in params]
+    if missing:
+        raise UserError(f'this network has no {missing[0]}, which {naming.source} have')
+    further = [path for path in params if re.fullmatch(r'(Conv|BatchNorm|Dense)_\d+', path) and path not in paths]
+    if further:
+        raise UserError(f'this network has {further[0]}, which {naming.source} do not have',
+                        hint="in a subclass, give further layers names, as in name='extra', and the others keep their "
+                        'numbers')

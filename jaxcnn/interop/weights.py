@@ -234,7 +234,8 @@ def load_variables(network: Network, tensors: Mapping[str, np.ndarray],
     def value(path: Any, shape: Any) -> jax.Array:
         name = '/'.join(key.key for key in path)
         if name not in named.arrays:
-            raise UserError(f'the arrays lack {named.expected[name]}, for {name}', hint=describe_file(tensors))
+            expected = named.expected.get(name, 'an array')
+            raise UserError(f'the arrays lack {expected}, for {name}', hint=describe_file(tensors))
         array = named.arrays[name]
         if array.shape != shape.shape:
             raise UserError(f'the shape of {name} must be {shape.shape}, got {array.shape} from {named.origins[name]}')

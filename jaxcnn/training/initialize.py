@@ -336,8 +336,9 @@ def _match(init: cfg.InitConfig, source: _Source, targets: Mapping[str, Any], he
         raise _shape_error(source, targets, mismatched, renamed)
     if missing:
         example = next((path for path in missing if path.endswith('/kernel')), missing[0])
+        expected = source.expected.get(example, 'an array')
         raise UserError(f'{source.title} lacks {len(missing)} of the {len(targets)} parameters and statistics of this '
-                        f'network, such as {source.expected[example]} for {names[example]}',
+                        f'network, such as {expected} for {names[example]}',
                         hint=f'{source.describe()}; config.init.exclude leaves parameters at their '
                         'initialisation')
     if not taken:

@@ -14,6 +14,7 @@ from jaxcnn import config as cfg
 from jaxcnn import models
 from jaxcnn.errors import UserError
 from jaxcnn.interop import names, weights
+from jaxcnn.models.resnet import ResNet
 from jaxcnn.run import load_run
 from jaxcnn.training import initialize, train
 from jaxcnn.training.initialize import load_initial_weights
@@ -214,6 +215,35 @@ def test_a_file_of_another_network_gives_one_line(resnet_file):
     path, _ = resnet_file(resnet(), **{'conv1.bias': np.zeros(2, np.float32)})
     with pytest.raises(UserError, match=r'the file has conv1\.bias, and Conv_0 of ResNet has no bias'):
         load(resnet(), (32, 32, 3), safetensors=path)
+
+
+class ScaledResNet(ResNet):
+    def forward(self, x, train, maps):
+        return super().forward(x, train, maps) * self.param('gain', jax.nn.initializers.ones, ())
+
+
+class DenseResNet(ResNet):
+    def forward(self, x, train, maps):
+        return self.dense(self.num_classes)(x.mean((1, 2)))
+
+
+class DeepResNet(ResNet):
+    def forward(self, x, train, maps):
+        return super().forward(self.conv(3, 1)(x), train, maps)
+
+
+@pytest.mark.parametrize(('kind', 'line'), [
+    (ScaledResNet, r'weights\.safetensors lacks 1 of the 33 .*, such as an array for gain; .*config\.init\.exclude'),
+    (DenseResNet, r"this network has no Conv_0, which torchvision's and timm's ResNets have$"),
+    (DeepResNet, r"this network has Conv_6, which .* ResNets do not have; in a subclass, .* name='extra', and")])
+def test_a_subclass_with_other_layers_gives_one_line(resnet_file, kind, line):
+    path, _ = resnet_file(resnet())
+    network = kind(num_classes=5, blocks=(1, 1), width=2, conv_implementation='xla')
+    with pytest.raises(UserError, match=rf'^config\.init\.safetensors: .*{line}') as error:
+        load(network, (32, 32, 3), safetensors=path)
+    one_line(error)
+    if kind is ScaledResNet:
+        assert names_of(load(network, (32, 32, 3), safetensors=path, exclude='gain').left) == {'gain'}
 
 
 # ---- runs
