@@ -211,7 +211,7 @@ def _from_variables(variables: Any, title: str) -> _Source:
 
 def _from_run(config: cfg.Config, init: cfg.InitConfig, class_names: Sequence[str]) -> _Source:
     with name_field('config.init.run'):
-        run = load_run(init.run)
+        run = load_run(os.path.expanduser(init.run))
     with name_field('config.init.checkpoint'):
         step = run.find_step(init.checkpoint)
         variables_by_ema = state.variables(run.load_weights(step))
@@ -229,7 +229,7 @@ def _from_run(config: cfg.Config, init: cfg.InitConfig, class_names: Sequence[st
 
 
 def _from_file(init: cfg.InitConfig, network: Network, shapes: Mapping[str, Any]) -> _Source:
-    path = pretrained.find_file(init.pretrained) if init.pretrained else init.torch or init.safetensors
+    path = pretrained.find_file(init.pretrained) if init.pretrained else os.path.expanduser(init.torch or init.safetensors)
     tensors = weights.read_safetensors(path) if init.safetensors else weights.read_torch(path, init.ema)
     named = weights.arrange(network, tensors, shapes)
     if named.surplus and not init.include:
