@@ -41,7 +41,7 @@ def read_safetensors(path: str) -> dict[str, np.ndarray]:
         from safetensors import SafetensorError, safe_open
     except ImportError:
         raise UserError('reading .safetensors needs the package safetensors, which is not installed', field=path,
-                        hint='pip install safetensors==0.8.0') from None
+                        hint="pip install 'jaxcnn[safetensors]'") from None
     import ml_dtypes  # noqa: F401 (gives NumPy the type bfloat16)
     _check_file(path)
     try:

@@ -5,6 +5,7 @@ import sys
 import jax
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from jaxcnn import models
 from jaxcnn.errors import UserError
@@ -21,9 +22,8 @@ def one_line(error):
 
 @pytest.fixture
 def safetensors_file(tmp_path):
-    numpy = pytest.importorskip('safetensors.numpy')
     path = str(tmp_path / 'weights.safetensors')
-    numpy.save_file({'a': np.arange(6, dtype=np.float32).reshape(2, 3), 'b': np.ones(2, np.float16)}, path)
+    save_file({'a': np.arange(6, dtype=np.float32).reshape(2, 3), 'b': np.ones(2, np.float16)}, path)
     return path
 
 
@@ -31,8 +31,7 @@ def test_safetensors_are_read_by_name_also_in_bfloat16(safetensors_file, tmp_pat
     arrays = weights.read_safetensors(safetensors_file)
     np.testing.assert_array_equal(arrays['a'], np.arange(6).reshape(2, 3))
     assert arrays['b'].dtype == np.float16
-    numpy = pytest.importorskip('safetensors.numpy')
-    numpy.save_file({'c': np.asarray(jax.numpy.array([1.5, -2], 'bfloat16'))}, str(tmp_path / 'c.safetensors'))
+    save_file({'c': np.asarray(jax.numpy.array([1.5, -2], 'bfloat16'))}, str(tmp_path / 'c.safetensors'))
     np.testing.assert_array_equal(weights.read_safetensors(str(tmp_path / 'c.safetensors'))['c'].astype(float), [1.5, -2])
 
 
@@ -48,7 +47,8 @@ def test_a_safetensors_file_that_cannot_be_read_gives_one_line(safetensors_file,
     with pytest.raises(UserError, match=r'missing\.safetensors: No such file or directory'):
         weights.read_safetensors(str(tmp_path / 'missing.safetensors'))
     monkeypatch.setitem(sys.modules, 'safetensors', None)
-    with pytest.raises(UserError, match=r'needs the package safetensors, which is not installed; pip install safetensors=='):
+    with pytest.raises(UserError, match=r'needs the package safetensors, which is not installed; pip install '
+                       r"'jaxcnn\[safetensors\]'$"):
         weights.read_safetensors(safetensors_file)
 
 

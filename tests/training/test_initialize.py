@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from jaxcnn import config as cfg
 from jaxcnn import models
@@ -115,8 +116,6 @@ def test_averages_are_drawn_from_the_initial_weights_and_arrays_are_copied():
 @pytest.fixture
 def resnet_file(tmp_path):
     """Writes a `.safetensors` file with torchvision's names for a network: `resnet_file(network, drop='fc')`."""
-    save = pytest.importorskip('safetensors.numpy').save_file
-
     def write(network, drop=None, **more):
         variables = variables_of(network, image_shape=(32, 32, 3))
         pairs = names.pair_by_name(names.namings(network)[0], variables['params'])
@@ -130,7 +129,7 @@ def resnet_file(tmp_path):
                     array = array.transpose((3, 2, 0, 1) if array.ndim == 4 else None) if name == 'kernel' else array
                     arrays[f'{pair.torch_name}.{torch_name}'] = np.ascontiguousarray(array)
         arrays = {name: array for name, array in arrays.items() if drop is None or not name.startswith(drop)}
-        save({**arrays, **more}, str(tmp_path / 'weights.safetensors'))
+        save_file({**arrays, **more}, str(tmp_path / 'weights.safetensors'))
         return str(tmp_path / 'weights.safetensors'), variables
     return write
 
