@@ -13,7 +13,7 @@ Names are imported when they are first used.
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = '0.1.0'
+from jaxcnn.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from jaxcnn.config import make as make_config

@@ -10,13 +10,13 @@ from typing import Any
 
 import jax
 
-import jaxcnn
 from jaxcnn.experiment import Experiment
 from jaxcnn.metrics import Measurement
 from jaxcnn.tasks import Accumulated
 from jaxcnn.training import workdir
 from jaxcnn.training.checkpoint import Checkpoints
 from jaxcnn.training.state import TrainState
+from jaxcnn.version import __version__
 
 log = logging.getLogger('jaxcnn')
 
@@ -70,7 +70,7 @@ def summarize(experiment: Experiment, folder: str, values: Mapping[Measurement, 
         **measured,
         'best_step': best_step,
         'device': jax.devices()[0].device_kind, 'num_devices': num_devices,
-        'versions': {'jaxcnn': jaxcnn.__version__, 'python': platform.python_version(), **versions},
+        'versions': {'jaxcnn': __version__, 'python': platform.python_version(), **versions},
     }
 
 
