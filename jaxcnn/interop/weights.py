@@ -17,7 +17,8 @@ import numpy as np
 
 from jaxcnn.errors import UserError
 from jaxcnn.interop.layout import leaves
-from jaxcnn.interop.names import Naming, check_required, describe_file, find_network, match_names, pair_by_name
+from jaxcnn.interop.matching import check_required, describe_file, find_network, match_names, pair_by_name
+from jaxcnn.interop.names import Naming
 from jaxcnn.models import Network
 
 log = logging.getLogger('jaxcnn')

@@ -9,7 +9,7 @@ import pytest
 
 from jaxcnn import models
 from jaxcnn.errors import UserError
-from jaxcnn.interop import names, weights
+from jaxcnn.interop import matching, names, weights
 
 ALEXNET = {'widths': (64, 192, 384, 256, 256), 'stem': ((11, 4, 2), (5, 1, 2)), 'lrn': False}
 TIMM = {'stem_norm': False}
@@ -61,8 +61,8 @@ def test_names_and_shapes_are_those_of_the_other_librarys_state_dict(name, field
     fields, timm = {key: value for key, value in fields.items() if key != 'timm'}, 'timm' in fields
     network, shapes = shapes_of(name, **fields)
     naming = names.namings(network)[-1 if timm else 0]
-    names.check_required(network, naming)
-    named = torch_shapes(names.pair_by_name(naming, shapes['params']), shapes)
+    matching.check_required(network, naming)
+    named = torch_shapes(matching.pair_by_name(naming, shapes['params']), shapes)
     assert len(named) == len(jax.tree.leaves(shapes)) == count
     lines = sorted(f'{name} {shape}' for name, shape in named.items())
     assert hashlib.blake2b('\n'.join(lines).encode(), digest_size=8).hexdigest() == digest
@@ -72,7 +72,7 @@ def arrays_of(network, shapes, prefix=''):
     """Random arrays with the names and layouts of the other library."""
     rng = np.random.default_rng(0)
     naming = names.namings(network)[0]
-    named = torch_shapes(names.pair_by_name(naming, shapes['params'], prefix), shapes)
+    named = torch_shapes(matching.pair_by_name(naming, shapes['params'], prefix), shapes)
     return {name: rng.normal(size=shape).astype(np.float32) for name, shape in named.items()}
 
 
@@ -91,7 +91,7 @@ def test_kernels_are_transposed_and_flattened_maps_are_reordered():
 def test_a_prefix_of_all_names_is_found(prefix):
     network, shapes = shapes_of('resnet18', blocks=(1, 1), width=4)
     arrays = {**arrays_of(network, shapes, prefix), f'{prefix}bn1.num_batches_tracked': np.int64(3), 'other': np.zeros(2)}
-    assert names.match_names(network, arrays).prefix == prefix
+    assert matching.match_names(network, arrays).prefix == prefix
     named = weights.arrange(network, arrays, shapes)
     assert len(named.arrays) == len(jax.tree.leaves(shapes))
     assert named.unused == {'other': (2,)}
@@ -109,7 +109,7 @@ def test_a_prefix_of_all_names_is_found(prefix):
 def test_a_network_that_computes_another_function_is_refused(name, fields, line):
     network = models.create(name, **fields)
     with pytest.raises(UserError, match=line) as error:
-        names.check_required(network, names.namings(network)[0])
+        matching.check_required(network, names.namings(network)[0])
     assert '\n' not in str(error.value)
 
 
@@ -117,9 +117,9 @@ def test_weights_of_another_network_are_refused_and_their_network_is_named():
     vgg = {f'{name}.weight': np.zeros(()) for name in names.namings(models.create('vgg11'))[0].layers}
     with pytest.raises(UserError, match=r"no layer has a name that torchvision's and timm's ResNets have, such as conv1; "
                        r"the file's layers are classifier\.0, classifier\.3, .*; the file's names are those of vgg11$"):
-        names.match_names(models.create('resnet18'), vgg)
+        matching.match_names(models.create('resnet18'), vgg)
     with pytest.raises(UserError, match='are not known for a LeNet5; they are for alexnet, '):
-        names.match_names(models.create('lenet5'), vgg)
+        matching.match_names(models.create('lenet5'), vgg)
 
 
 def test_layers_of_a_larger_network_are_refused_and_auxiliary_classifiers_are_not():

@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 from jaxcnn import config as cfg
 from jaxcnn import models
 from jaxcnn.errors import UserError
-from jaxcnn.interop import names, weights
+from jaxcnn.interop import matching, names, weights
 from jaxcnn.models.resnet import ResNet
 from jaxcnn.run import load_run
 from jaxcnn.training import initialize, train
@@ -118,7 +118,7 @@ def resnet_file(tmp_path):
     """Writes a `.safetensors` file with torchvision's names for a network: `resnet_file(network, drop='fc')`."""
     def write(network, drop=None, **more):
         variables = variables_of(network, image_shape=(32, 32, 3))
-        pairs = names.pair_by_name(names.namings(network)[0], variables['params'])
+        pairs = matching.pair_by_name(names.namings(network)[0], variables['params'])
         arrays = {}
         for pair in pairs:
             for collection, name, torch_name in (('params', 'kernel', 'weight'), ('params', 'scale', 'weight'),
