@@ -16,6 +16,7 @@ import optax
 
 from jaxcnn import config as cfg
 from jaxcnn.config import bind
+from jaxcnn.data.targets import KINDS
 from jaxcnn.errors import UserError, check_bool, name_field, unknown
 from jaxcnn.registry import Registry
 
@@ -38,6 +39,9 @@ def register(*targets: Any) -> Any:
     """
     if len(targets) == 1 and callable(targets[0]):
         return register('label')(targets[0])
+    for kind in targets:
+        if kind not in KINDS:
+            raise unknown('kind of targets', kind, KINDS)
 
     def add(loss: F) -> F:
         _LOSSES.add(loss.__name__, (loss, targets), loss)

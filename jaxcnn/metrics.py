@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxcnn.data.targets import KINDS
+from jaxcnn.errors import unknown
 from jaxcnn.registry import Registry
 
 
@@ -59,6 +61,9 @@ _METRICS: Registry[Metric] = Registry('metric')  # by the kind of targets and th
 
 
 def _register(targets: str, of_split: bool, fields: Mapping[str, Any]) -> Callable[[Callable], Callable]:
+    if targets not in KINDS:
+        raise unknown('kind of targets', str(targets), KINDS)
+
     def add(compute: Callable) -> Callable:
         name = compute.__name__
         metric = Metric(name, compute, of_split=of_split, **{'title': name.replace('_', ' '), **fields})

@@ -83,6 +83,9 @@ def _find_file(plugin: Plugin, field: str, workdir: str | None) -> str:
             return copy
     if exists:
         return source
+    if workdir is not None:
+        raise UserError(f'{source!r} is missing, and so is its copy in {_folder_of_copies(workdir, source)!r}', field=field,
+                        hint='restore the file')
     folder = os.path.dirname(source) or '.'
     files = os.listdir(folder) if os.path.isdir(folder) else []
     raise unknown('plugin file', source, [os.path.join(folder, name) for name in files if is_file(name)], field=field)
@@ -125,6 +128,8 @@ def _import_file(path: str, sha256: str, field: str) -> None:
 
 
 def _import_module(name: str, field: str) -> ModuleType:
+    if not all(part.isidentifier() for part in name.split('.')):
+        raise UserError(f'{name!r} is neither a Python file nor a module', field=field)
     sys.path[:] = [os.getcwd(), *(entry for entry in sys.path if entry != os.getcwd())]  # as `python -m` does
     try:
         return importlib.import_module(name)

@@ -90,7 +90,7 @@ class Registry(Generic[T]):
         definition = value if definition is None else definition
         if name in self._objects and _identity(self._definitions[name]) != _identity(definition):
             locations = ' and by '.join(map(_describe_location, (self._definitions[name], definition)))
-            raise UserError(f'the {self.kind} {name!r} is registered twice: by {locations}')
+            raise UserError(f'the {self.kind} {name!r} is registered twice: by {locations}', hint='rename one of them')
         self._objects[name], self._definitions[name] = value, definition
 
     def __contains__(self, name: object) -> bool:
@@ -109,7 +109,9 @@ class Registry(Generic[T]):
           UserError: The name is unknown.
         """
         if name not in self:
-            raise unknown(self.kind, name, self._objects, field)
+            error = unknown(self.kind, name, self._objects, field)
+            error.add_hint('config.plugins names files that register others')
+            raise error
         if _used is not None:
             _used.add(self._definitions[name].__module__)
         return self._objects[name]

@@ -51,10 +51,13 @@ def load_run(workdir: str, checkpoint: str | int = 'best') -> 'Run':
                         hint='use the version of jaxcnn that it was trained with, or a new workdir')
     fitted_path = os.path.join(workdir, 'normalize.npz')
     built = experiment.build(config, info, lambda normalizers, _: normalize.read(fitted_path, normalizers))
-    return Run(workdir, config, info, built, str(checkpoint))
+    run = Run(workdir, config, info, built, str(checkpoint))
+    if checkpoint not in ('best', 'latest'):
+        run.find_step(str(checkpoint))
+    return run
 
 
-@dataclasses.dataclass(eq=False)
+@dataclasses.dataclass(eq=False, repr=False)
 class Run:
     """A run in its workdir; see `load_run`.
 
@@ -73,6 +76,9 @@ class Run:
     info: dict[str, Any]
     experiment: Experiment
     checkpoint: str = 'best'
+
+    def __repr__(self) -> str:
+        return f'Run({self.workdir!r}, {self.config.model.name} on {self.info["name"]}, checkpoint {self.checkpoint})'
 
     @functools.cached_property
     def checkpoints(self) -> Checkpoints:

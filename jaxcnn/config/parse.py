@@ -102,6 +102,8 @@ def _parse_group(schema: type, value: Any, field: str) -> Any:
     known = fields_of(schema)
     if not isinstance(value, Mapping):
         hint = f'{field}.name={value} names it' if isinstance(value, str) and 'name' in known else None
+        if isinstance(value, str) and 'run' in known:
+            hint = f'dict(run={value!r}) starts from a run'
         raise wrong_value(field, 'a group of fields', value, hint)
     for name in value:
         if name not in known:

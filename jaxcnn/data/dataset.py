@@ -220,7 +220,9 @@ def load(config: DataConfig, kind: TargetKind = LABEL, source: sources.Source | 
     if source is None:
         source = sources.find(config, kind)
     elif source.kind != kind:
-        raise UserError(f'the data has {source.kind.description}, but config.task needs {kind.description}', field='data')
+        raise UserError(f'the data has {source.kind.description}, but config.task needs {kind.description}', field='data',
+                        hint="several classes for each image need task='multilabel' and loss='bce'; labels.argmax(-1) turns "
+                        'one-hot labels into integers')
     meta, parts = cache.open_cache(source, config)
     splits = {}
     for name, part in parts.items():

@@ -134,6 +134,8 @@ class Source:
             if not isinstance(arrays, (tuple, list)) or len(arrays) != 2:
                 raise UserError(f'expected (images, labels), got {type(arrays).__name__}', field=split)
             images, labels = map(np.asarray, arrays)
+            if not len(images):
+                raise UserError('there are no images', field=split)
             kind = LABELS if split == 'train' and labels.ndim == 2 else kind
             splits[split] = InMemoryExamples.from_arrays(f'{split} images', images, f'{split} labels', labels, kind)
         return cls.from_examples(IN_MEMORY, 'the arrays', splits, class_names, kind)
@@ -261,7 +263,11 @@ def find(config: DataConfig, kind: TargetKind = LABEL) -> Source:
     """
     factory = find_factory(config, kind)
     with name_field('config.data.dir'):
-        return factory(config)
+        source = factory(config)
+    if not isinstance(source, Source):
+        raise UserError(f'the function of {config.name!r} returns {type(source).__name__}, and must return a jaxcnn.Dataset',
+                        field='config.data.name')
+    return source
 
 
 def stratified_split(strata: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:

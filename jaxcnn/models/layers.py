@@ -280,7 +280,7 @@ class Network(nn.Module):
         Returns:
           Logits (N, num_classes), or in training a tuple of these and the logits of the auxiliary classifiers.
         """
-        raise NotImplementedError
+        raise UserError(f'the network {type(self).__name__} has no method forward(self, x, train, maps)')
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False, features: bool = False) -> Any:

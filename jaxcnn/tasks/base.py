@@ -113,6 +113,23 @@ class Task(abc.ABC):
     def loss(self, outputs: jax.Array, targets: Targets) -> jax.Array:
         """Return the scalar loss of a batch."""
 
+    @staticmethod
+    def check_rows(what: str, values: jax.Array, outputs: jax.Array) -> jax.Array:
+        """Return values that a registered function has computed, one for each image: (N,).
+
+        Args:
+          what: names the function, for the error.
+          values: the values.
+          outputs: of the network, (N, ...).
+
+        Raises:
+          UserError: The values have another shape.
+        """
+        if jax.numpy.shape(values) != outputs.shape[:1]:
+            raise UserError(f'{what} returns an array of shape {jax.numpy.shape(values)} for {len(outputs)} images; it must '
+                            'return one value for each image, (N,)')
+        return values
+
     @abc.abstractmethod
     def train_scalars(self, outputs: jax.Array, targets: Targets) -> dict[str, jax.Array]:
         """Return the scalars that are logged beside the loss, each a mean over the batch."""
@@ -120,7 +137,7 @@ class Task(abc.ABC):
     def example_losses(self, outputs: jax.Array, targets: Targets) -> jax.Array:
         """Return the loss of each example as evaluation has it: (N,)."""
         target, = (targets[name] for name in self.kind.targets(self.num_classes))
-        return self.eval_loss_function(outputs, target)
+        return self.check_rows('config.loss', self.eval_loss_function(outputs, target), outputs)
 
     def mixable(self, targets: Targets) -> dict[str, jax.Array]:
         """Return targets in the form that `mix` takes, for example the probabilities of classes."""

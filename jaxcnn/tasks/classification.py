@@ -46,7 +46,7 @@ class Classification(Task):
                 labels = labels * of_class
                 weights = labels.sum(-1)
                 labels /= jnp.maximum(weights, 1e-30)[:, None]
-        return (weights * self.loss_function(outputs, labels)).mean()
+        return (weights * self.check_rows('config.loss', self.loss_function(outputs, labels), outputs)).mean()
 
     def train_scalars(self, outputs: jax.Array, targets: Targets) -> dict[str, jax.Array]:
         """Return the accuracy; of a mixed label the largest part counts."""
@@ -73,7 +73,8 @@ class Classification(Task):
                 'confusion': metrics.confusion_counts(outputs, labels, mask)}
         for name, metric in self._example_metrics().items():
             assert metric.compute is not None
-            sums[name] = jnp.where(mask > 0, metric.compute(outputs, labels).astype(jnp.float32), 0).sum()
+            values = self.check_rows(f'the metric {name!r}', metric.compute(outputs, labels), outputs)
+            sums[name] = jnp.where(mask > 0, values.astype(jnp.float32), 0).sum()
         return sums
 
     def compute(self, accumulated: Accumulated) -> dict[str, float]:

@@ -55,7 +55,7 @@ class Multilabel(Task):
         """See `Task`; with class weights, the part of each class grows with its target."""
         labels = targets['labels'].astype(jnp.float32)
         if self.class_weights is None:
-            return self.loss_function(outputs, labels).mean()
+            return self.check_rows('config.loss', self.loss_function(outputs, labels), outputs).mean()
         # each positive counts as often as its class's weight says: PyTorch's `pos_weight`
         arguments = getattr(self.loss_function, 'keywords', {})
         terms = losses.bce_by_class(outputs, labels, **arguments)

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 
 from jaxcnn import config as cfg
-from jaxcnn.errors import UserError
+from jaxcnn.errors import UserError, unknown
 from jaxcnn.training.parallel import run_on_all_processes
 
 
@@ -14,7 +14,17 @@ class Callback:
     """What a run calls; a subclass overrides the methods that it needs.
 
     Process 0 alone calls them. An exception in one of them stops the run, whose last checkpoint stays.
+
+    Raises:
+      UserError: A subclass has a method `on_...` that no run calls.
     """
+
+    def __init_subclass__(cls, **arguments: Any):
+        super().__init_subclass__(**arguments)
+        for name in vars(cls):
+            if name.startswith('on_') and not hasattr(Callback, name):
+                raise unknown('method of a callback', name, [known for known in vars(Callback) if known.startswith('on_')],
+                              field=cls.__name__)
 
     def on_begin(self, config: cfg.Config, workdir: str, step: int) -> None:
         """Called before the first step. `step` is 0, or the step from which a run resumes."""
@@ -43,6 +53,8 @@ class CallbackList:
     """
 
     def __init__(self, callbacks: Sequence[Callback]):
+        if not isinstance(callbacks, (list, tuple)):
+            raise UserError(f'expected a list of callbacks, got {callbacks!r}', field='callbacks')
         for i, callback in enumerate(callbacks):
             if not isinstance(callback, Callback):
                 raise UserError(f'expected an instance of a subclass of jaxcnn.Callback, got {callback!r}',

@@ -282,7 +282,8 @@ def load_initial_weights(config: cfg.Config, network: Network, shapes: Mapping[s
         elif not init.variables:
             source = _from_file(init, network, shapes)
         elif variables is None:
-            raise UserError('expected variables, which are passed to the training function from Python')
+            raise UserError('the run started from variables of Python',
+                            hint='pass them again: train(..., initial_variables=...)')
         else:
             source = _from_variables(variables, 'variables passed from Python')
     if init.checksum and init.checksum != source.checksum:

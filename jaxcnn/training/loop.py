@@ -412,6 +412,9 @@ def train(config: cfg.Config | ml_collections.ConfigDict | Mapping[str, Any], wo
     """
     parsed = initialize.with_variables(cfg.parse(config), initial_variables)
     if data is not None:
+        if not isinstance(data, Source):
+            raise UserError(f'expected a jaxcnn.Dataset, got {type(data).__name__}', field='data',
+                            hint='jaxcnn.Dataset.from_arrays(train=(images, labels), test=(images, labels)) makes one')
         parsed = dataclasses.replace(parsed, data=dataclasses.replace(parsed.data, name=IN_MEMORY, dir=''))
     config = parallel.run_on_all_processes(lambda: experiment.check(parsed))
     with signals.stop_on_signals(end_process) as stop, contextlib.ExitStack() as resources:

@@ -5,12 +5,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from jaxcnn.config import OptimConfig
 from jaxcnn.errors import UserError
+from jaxcnn.models import Network
 from jaxcnn.optim import Optimizer, path_name
 
 
@@ -53,7 +53,7 @@ class Weights:
     ema: Any = None
 
 
-def init_weights(network: nn.Module, image_shape: tuple[int, ...], seed: Any, ema: bool,
+def init_weights(network: Network, image_shape: tuple[int, ...], seed: Any, ema: bool,
                  transform_params: Callable[[Any], Any] = lambda params: params,
                  arrays: Mapping[str, Any] = types.MappingProxyType({})) -> Weights:
     """Return the weights before the first step. This is a pure function of the seed.
@@ -67,15 +67,20 @@ def init_weights(network: nn.Module, image_shape: tuple[int, ...], seed: Any, em
       arrays: arrays by their path in the variables, which replace those that are drawn at random.
 
     Raises:
-      UserError: the network returns a map of scores instead of one row of logits for each image.
+      UserError: the network does not return one row of logits (num_classes,) for each image.
     """
     images = jnp.zeros((1, *image_shape), jnp.float32)
     output, variables = network.init_with_output(jax.random.key(seed), images)
     logits = output[0] if isinstance(output, tuple) else output
-    if logits.ndim != 2:
+    if logits.ndim != 2 and getattr(network, 'head', '') == 'dense_conv':
         raise UserError("training needs one row of logits for each image, and 'dense_conv' gives a map of scores "
                         f'{logits.shape[1:]}', field='config.model.head',
                         hint="train with head='dense', which has the same parameters")
+    if logits.shape[1:] != (network.num_classes,):
+        shape = ', '.join(map(str, ('N', *logits.shape[1:])))
+        raise UserError(f'{type(network).__name__} gives an output of shape ({shape}) for N images, expected '
+                        f'(N, {network.num_classes})', field='config.model',
+                        hint='the last layer has self.num_classes features, as many as the data has classes')
     variables = replace_arrays(variables, arrays)
     params, batch_stats = transform_params(variables['params']), variables.get('batch_stats', {})
     # in float32, because averages move by less than bfloat16 resolves
@@ -91,7 +96,7 @@ def replace_arrays(variables: Mapping[str, Any], arrays: Mapping[str, Any]) -> d
     return jax.tree_util.tree_map_with_path(replace, dict(variables))
 
 
-def init_state(network: nn.Module, optimizer: Optimizer, image_shape: tuple[int, ...], seed: Any,
+def init_state(network: Network, optimizer: Optimizer, image_shape: tuple[int, ...], seed: Any,
                optim: OptimConfig, transform_params: Callable[[Any], Any] = lambda params: params,
                arrays: Mapping[str, Any] = types.MappingProxyType({})) -> TrainState:
     """Return the state before the first step. This is a pure function of the seed.

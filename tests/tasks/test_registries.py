@@ -6,7 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxcnn import losses, metrics
+from jaxcnn import losses, metrics, models
+from jaxcnn.errors import UserError
 from jaxcnn.training import train
 
 
@@ -37,3 +38,45 @@ def test_a_registered_loss_and_metric_need_nothing_else(small, tmp_path, no_pict
     assert 'by `val_balanced_accuracy`' in report
     plain = train(small(), str(tmp_path / 'plain'))
     assert summary['train_loss'] > 1.5 * plain['train_loss']
+
+
+def seven_logits(network, x, train, maps):
+    return x.mean((1, 2, 3))[:, None] * jnp.ones(7)
+
+
+def register_network(**methods):
+    models.register(type('Wrong', (models.Network,), methods))
+
+
+WRONG = dict(model=dict(name='Wrong'))
+
+
+@pytest.mark.parametrize(('register', 'fields', 'line'), [
+    (lambda: register_network(forward=seven_logits), WRONG,
+     r'config\.model: Wrong gives an output of shape \(N, 7\) for N images, expected \(N, 10\)'),
+    (lambda: register_network(forward=lambda network, x, train, maps: x), WRONG, r'of shape \(N, 16, 16, 1\) for N'),
+    (register_network, WRONG, r'the network Wrong has no method forward\(self, x, train, maps\)'),
+    (lambda: losses.register('label')(mean_loss), dict(loss='mean_loss'),
+     r'config\.loss returns an array of shape \(\) for \d+ images; it must return one value for each image'),
+    (lambda: metrics.example_metric('label')(mean_accuracy), {},
+     r"the metric 'mean_accuracy' returns an array of shape \(\)")],
+    ids=['logits', 'map', 'no forward', 'loss', 'metric'])
+def test_a_registered_function_that_returns_a_wrong_shape_is_an_error(
+        small, tmp_path, no_pictures, new_registrations, register, fields, line):
+    register()
+    with pytest.raises(UserError, match=line):
+        train(small(**fields, duration=dict(steps=1)), str(tmp_path))
+
+
+def mean_loss(logits, labels):
+    return losses.cross_entropy(logits, labels).mean()
+
+
+def mean_accuracy(logits, labels):
+    return (logits.argmax(-1) == labels).mean()
+
+
+def test_an_unknown_kind_of_targets_is_an_error():
+    for register in (losses.register, metrics.example_metric, metrics.split_metric):
+        with pytest.raises(UserError, match=r"unknown kind of targets 'lable'; nearest: label"):
+            register('lable')

@@ -84,6 +84,12 @@ def test_arrays_that_cannot_be_used_are_an_error(arrays, line):
     assert '\n' not in str(error.value)
 
 
-def test_a_callback_must_be_one(small, tmp_path):
+def test_a_callback_must_be_one_and_have_known_methods(small, tmp_path):
+    with pytest.raises(UserError, match=r"Misspelled: unknown method of a callback 'on_eval'; nearest: on_evaluate"):
+        type('Misspelled', (Callback,), {'on_eval': lambda self, step, metrics: None})
+    with pytest.raises(UserError, match=r'callbacks: expected a list of callbacks, got None'):
+        train(small(), str(tmp_path), callbacks=None)
+    with pytest.raises(UserError, match=r'data: expected a jaxcnn\.Dataset, got tuple; jaxcnn\.Dataset\.from_arrays'):
+        train(small(), str(tmp_path), data=(np.zeros((4, 8, 8), np.uint8), np.arange(4)))
     with pytest.raises(UserError, match=r'callbacks\[0\]: expected an instance of a subclass of jaxcnn\.Callback, got '):
         train(small(), str(tmp_path), callbacks=[print])

@@ -168,7 +168,7 @@ def one_line(error):
     ({'run': 'a', 'weights': 'x'}, r'unknown field .config\.init\.weights'),
     ({'run': '/nowhere'}, r"^config\.init\.run: workdir '/nowhere' does not exist"),
     ({'torch': '/nowhere.pth'}, r'^config\.init\.torch: /nowhere\.pth: (reading a PyTorch|No such file)'),
-    ({'variables': True}, r'^config\.init\.variables: expected variables, which are passed to the training function')])
+    ({'variables': True}, r'^config\.init\.variables: the run started from variables of Python; pass them again: train')])
 def test_a_wrong_init_gives_one_line(init, line):
     with pytest.raises(UserError, match=line) as error:
         load(shallow(), fields=init)
