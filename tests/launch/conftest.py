@@ -1,4 +1,4 @@
-"""Runs the commands of `launch/` in processes of their own."""
+"""Fixtures that run the commands in processes of their own."""
 
 import multiprocessing
 import os
@@ -22,43 +22,43 @@ def get_config():
 
 @pytest.fixture(scope='session')
 def environment(caches):
-    """Environment of the commands: `environment(devices)`. Caches are those of the session."""
-    def make(devices=1):
+    """A function that returns the environment of a command with so many devices and the caches of the session."""
+    def make_environment(devices=1):
         return {**os.environ, 'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}',
                 'PYTHONWARNINGS': 'ignore::DeprecationWarning'}
-    return make
+    return make_environment
 
 
 @pytest.fixture(scope='session')
 def start(environment):
-    """Starts a command as a person does and does not wait: `start('train', '--workdir=...', devices=8)`."""
-    def begin(name, *arguments, devices=1):
+    """A function that starts a command as a user does, and does not wait: `start('train', '--workdir=...', devices=8)`."""
+    def start_command(name, *arguments, devices=1):
         return subprocess.Popen([sys.executable, f'launch/{name}.py', *map(str, arguments)], cwd=forked.ROOT, text=True,
                                 env=environment(devices), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    return begin
+    return start_command
 
 
 @pytest.fixture(scope='session')
 def command(environment, start, tmp_path_factory):
-    """Runs a command to its end: its exit code, and the lines of its standard output and error.
+    """A function that runs a command and returns its exit code, and the lines of its standard output and error.
 
-    `command('train', '--workdir=...', devices=8)` is forked, for speed; with `fresh=True` it is run as a person does.
+    `command('train', '--workdir=...', devices=8)` is forked, for speed; `fresh=True` runs it as a user does.
     """
     context = multiprocessing.get_context('forkserver')
     context.set_forkserver_preload(forked.LIBRARIES)
 
-    def run(name, *arguments, devices=1, file_limit=0, fresh=False):
+    def run_command(name, *arguments, devices=1, file_limit=0, fresh=False):
         if fresh:
             process = start(name, *arguments, devices=devices)
             out, err = process.communicate()
             return process.returncode, out.splitlines(), err.splitlines()
-        outputs = [tmp_path_factory.mktemp('command') / which for which in ('out', 'err')]
+        outputs = [tmp_path_factory.mktemp('command') / stream for stream in ('out', 'err')]
         process = context.Process(target=forked.main, args=(
             [f'launch/{name}.py', *map(str, arguments)], environment(devices), file_limit, list(map(str, outputs))))
         process.start()
         process.join()
         return process.exitcode, *(path.read_text().splitlines() for path in outputs)
-    return run
+    return run_command
 
 
 @pytest.fixture(scope='session')
@@ -71,7 +71,7 @@ def tiny_config(tmp_path_factory):
 
 @pytest.fixture(scope='session')
 def tiny_run(tiny_config, command, tmp_path_factory):
-    """The workdir of a finished run of that config. Not to be changed: copy it."""
+    """The workdir of a finished run of `tiny_config`; tests that change it copy it."""
     folder = tmp_path_factory.mktemp('runs') / 'tiny'
     code, _, err = command('train', f'--config={tiny_config}', f'--workdir={folder}')
     assert code == 0, '\n'.join(err)
@@ -80,8 +80,8 @@ def tiny_run(tiny_config, command, tmp_path_factory):
 
 @pytest.fixture(scope='session')
 def snapshot():
-    """Every file of a folder but the lock, with its bytes: `snapshot(folder)`."""
-    def take(folder):
+    """A function that returns the content of every file in a folder, except its lock, by path."""
+    def read_files(folder):
         return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob('*'))
                 if p.is_file() and p.name != '.lock'}
-    return take
+    return read_files

@@ -1,5 +1,7 @@
-"""Runs a command in a process that is forked from one with the libraries imported, for speed: most of a command that only
-tells what is wrong is their import."""
+"""Runs a command in a process that is forked from one with the libraries imported, for speed.
+
+A command that only reports an error spends most of its time on these imports.
+"""
 
 import logging
 import os
@@ -12,7 +14,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)
 
 
 def skip_figures() -> None:
-    """Let runs draw no figures, which take seconds of each."""
+    """Keep runs from drawing figures, which takes seconds."""
     from jaxcnn.analysis import figures
     from jaxcnn.training.setup import Setup
     Setup.draw_first_batch = lambda *_: None
@@ -21,19 +23,19 @@ def skip_figures() -> None:
 
 
 def main(argv: list[str], environment: dict[str, str], file_limit: int, outputs: list[str]) -> None:
-    """Becomes `python argv...`, but for figures of runs and what happens at an interpreter's end.
+    """Run a script as `python` would, without the figures of runs and without the end of the interpreter.
 
     Args:
       argv: the script and its arguments.
-      environment: all of it; what Python and JAX read as they start is that of the process forked from.
-      file_limit: bytes that a file may have: writing more fails, as on a full disk; 0: any.
+      environment: the whole environment. What Python and JAX read when they start, they read in the parent process.
+      file_limit: the largest size of a file in bytes; writing more fails, as on a full disk. 0: no limit.
       outputs: files for standard output and error.
     """
     for descriptor, path in enumerate(outputs, 1):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), descriptor)
     if file_limit:
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
-    logging.root.handlers.clear()  # a library's, that a command imports after it has set its own
+    logging.root.handlers.clear()  # a library that the parent has imported set them; a command sets its own before it
     os.chdir(ROOT)
     os.environ.clear()
     os.environ.update(environment)

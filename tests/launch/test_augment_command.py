@@ -1,4 +1,4 @@
-"""Tests of the command `launch/augment.py`."""
+"""Tests of the command `jaxcnn augment`."""
 
 import numpy as np
 import pytest
@@ -26,7 +26,7 @@ def test_ops_are_listed_with_their_arguments(command):
     assert 'random_resized_crop(size, scale=(0.08, 1.0), ratio=(0.75, 1.3333333333333333))' in out
 
 
-def test_the_network_of_a_run_is_attacked(command, tmp_path, tiny_run):
+def test_adversarial_ops_attack_the_network_of_a_run(command, tmp_path, tiny_run):
     path = tmp_path / 'a.png'
     code, out, err = command('augment', 'fgsm(0.3)|mixup(1)', f'--workdir={tiny_run}', f'--out={path}', '--draws=2')
     assert code == 0, err
@@ -34,8 +34,8 @@ def test_the_network_of_a_run_is_attacked(command, tmp_path, tiny_run):
     sheet = np.asarray(Image.open(path).convert('L'), float)
     tile = 96  # of 16 pixels, enlarged
     rows = sheet[6 + 12 + 14 + 12:][:tile]
-    first, attacked = rows[:, 6:6 + tile], rows[:, 6 + tile + 6:6 + 2 * tile + 6]
-    assert 20 < np.abs(first - attacked).mean() < 90
+    original, attacked = rows[:, 6:6 + tile], rows[:, 6 + tile + 6:6 + 2 * tile + 6]
+    assert 20 < np.abs(original - attacked).mean() < 90
 
 
 @pytest.mark.parametrize(('arguments', 'line'), [

@@ -1,4 +1,4 @@
-"""`launch/benchmark.py`: what it writes and refuses. Speed is measured by running it, not by tests."""
+"""Tests of the output and of the errors of `jaxcnn benchmark`; they measure no speed."""
 
 import importlib.util
 import json
@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from tfds_files import write_tfds
 
+from jaxcnn.benchmarks.data import peer_op
+from jaxcnn.benchmarks.measure import memory_traffic
 from jaxcnn.ops import conv
 from jaxcnn.ops.geometry import NHWC
 
@@ -25,10 +27,10 @@ def test_a_benchmark_prints_a_table_and_writes_json(command, tmp_path):
         code, out, err = command('benchmark', 'checkpoint', '--models=lenet5', '--peers=', f'--rounds={rounds}',
                                  f'--json={json_path}', f'--write={page}', fresh=rounds == 1)
         assert code == 0, '\n'.join(err)
-    written = page.read_text()
-    assert written.startswith('# Before\n\nStays.\n\n<!-- ')
-    assert written.endswith('<!-- end -->\n')
-    assert written.count('| save |') == written.count('--rounds=2') == 1
+    content = page.read_text()
+    assert content.startswith('# Before\n\nStays.\n\n<!-- ')
+    assert content.endswith('<!-- end -->\n')
+    assert content.count('| save |') == content.count('--rounds=2') == 1
     figures = json.loads(json_path.read_text())['checkpoint']
     assert figures['bytes'] > 1e6  # parameters and their momentum
     assert all(len(values) == 2 and min(values) > 0 for values in figures['values'].values())
@@ -38,8 +40,8 @@ def test_a_benchmark_prints_a_table_and_writes_json(command, tmp_path):
 
 @pytest.mark.parametrize('benchmarks', [
     {'eval': 64}, pytest.param({'train_step': 128, 'eval': 64}, marks=pytest.mark.slow)], ids=' '.join)
-def test_steps_are_compared_with_the_machine(command, tmp_path, benchmarks):
-    """Of each benchmark, with the number of images in a batch."""
+def test_rates_are_compared_with_the_limits_of_the_machine(command, tmp_path, benchmarks):
+    """`benchmarks` gives the batch size of each benchmark."""
     path = tmp_path / 'figures.json'
     code, out, err = command('benchmark', *benchmarks, '--models=shallow_cnn', '--peers=', '--rounds=1',
                              '--seconds=0.1', f'--json={path}')
@@ -55,7 +57,7 @@ def test_steps_are_compared_with_the_machine(command, tmp_path, benchmarks):
         assert any(line.startswith(f'| {title} |') for line in out)
 
 
-@pytest.mark.parametrize(('arguments', 'parts'), [
+@pytest.mark.parametrize(('arguments', 'fragments'), [
     (['train_step', '--models=resnet19'], ["'resnet19'", 'resnet18']),
     (['eval', '--peers=torhc'], ["'torhc'", 'torch']),
     (['data', '--config=configs/food_shallow.py'], ["augmentation of the PyTorch peer 'color_jitter'", 'flip_lr']),
@@ -67,20 +69,19 @@ def test_steps_are_compared_with_the_machine(command, tmp_path, benchmarks):
     (['eval', '--write=nowhere/page.md'], ['--write', 'nowhere']),
     (['loop', '--config=configs/digits_lenet5.py', '--seconds=0'], ['--seconds', '0.0']),
 ])
-def test_wrong_arguments_give_one_line(command, arguments, parts):
+def test_an_invalid_argument_is_reported_in_one_line(command, arguments, fragments):
     code, out, err = command('benchmark', *arguments)
     assert (code, out, len(err)) == (2, [], 1)
-    assert all(part in err[0] for part in parts)
+    assert all(fragment in err[0] for fragment in fragments)
 
 
 @pytest.mark.torch
 @pytest.mark.parametrize('text', ['flip_lr', 'flip_lr(p=1.0)', 'pad_crop(2)', 'pad_crop(pad=3, mode="reflect")',
                                   'random_resized_crop(16, ratio=(1, 1))', 'auto_augment("cifar10")'])
-def test_the_peer_takes_every_op_as_a_config_writes_it(text, monkeypatch):
+def test_the_pytorch_peer_supports_augmentations_as_configs_write_them(text):
     pytest.importorskip('torch')
     from PIL import Image
-    monkeypatch.syspath_prepend('launch')
-    name, fields = importlib.import_module('jaxcnn.benchmarks.data').peer_op(text, 16)
+    name, fields = peer_op(text, 16)
     pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
     peer = runpy.run_path('jaxcnn/benchmarks/torch_peer/pictures.py')
     images = peer['Images']({'array': '', 'files': ['a'], 'ops': []}, 16)
@@ -95,19 +96,19 @@ def test_the_peer_takes_every_op_as_a_config_writes_it(text, monkeypatch):
 
 
 @pytest.mark.torch
-def test_the_peer_finds_its_parts():
+def test_the_pytorch_peer_imports_its_modules():
     pytest.importorskip('torch')
-    done = subprocess.run([sys.executable, 'jaxcnn/benchmarks/torch_peer', 'train_step', '--help'], capture_output=True)
-    assert (done.returncode, done.stderr) == (0, b'')
+    process = subprocess.run([sys.executable, 'jaxcnn/benchmarks/torch_peer', 'train_step', '--help'], capture_output=True)
+    assert (process.returncode, process.stderr) == (0, b'')
 
 
 @pytest.mark.slow
 @pytest.mark.torch
-def test_a_training_is_compared_with_pytorchs(command, tmp_path):
+def test_a_training_run_is_compared_with_pytorch(command, tmp_path):
     pytest.importorskip('torch')
     rng = np.random.default_rng(0)
-    write_tfds(tmp_path, 'mnist', {part: (rng.integers(0, 256, (count, 28, 28, 1), np.uint8), np.arange(count) % 10)
-                                   for part, count in (('train', 40), ('test', 20))})
+    write_tfds(tmp_path, 'mnist', {split: (rng.integers(0, 256, (count, 28, 28, 1), np.uint8), np.arange(count) % 10)
+                                   for split, count in (('train', 40), ('test', 20))})
     path = tmp_path / 'figures.json'
     code, out, err = command('benchmark', 'train', '--config=configs/mnist_lenet.py', f'--config.data.dir={tmp_path}',
                              '--config.model=lenet5', '--config.duration.epochs=1', '--config.batch_size=8', '--rounds=1',
@@ -130,13 +131,13 @@ def test_a_training_is_compared_with_pytorchs(command, tmp_path):
 def test_airbench_runs_unchanged_without_a_gpu(tmp_path):
     if not importlib.util.find_spec('airbench'):
         pytest.skip('airbench is not installed')
-    for part, count in (('train', 1024), ('test', 10)):
-        np.save(tmp_path / f'{part}_images.npy', np.random.default_rng(0).integers(0, 256, (count, 32, 32, 3), np.uint8))
-        np.save(tmp_path / f'{part}_labels.npy', np.arange(count) % 10)
-    done = subprocess.run([sys.executable, 'jaxcnn/benchmarks/torch_peer', 'train', 'airbench94', '32', '1024',
-                           '--epochs=1', f'--folder={tmp_path}'], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    result = json.loads(done.stdout.splitlines()[-1])
+    for split, count in (('train', 1024), ('test', 10)):
+        np.save(tmp_path / f'{split}_images.npy', np.random.default_rng(0).integers(0, 256, (count, 32, 32, 3), np.uint8))
+        np.save(tmp_path / f'{split}_labels.npy', np.arange(count) % 10)
+    process = subprocess.run([sys.executable, 'jaxcnn/benchmarks/torch_peer', 'train', 'airbench94', '32', '1024',
+                              '--epochs=1', f'--folder={tmp_path}'], capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    result = json.loads(process.stdout.splitlines()[-1])
     assert result['train_seconds'] > 0
     assert 10 * result['test_accuracy'] == pytest.approx(round(10 * result['test_accuracy']))
 
@@ -170,22 +171,16 @@ ENTRY %main (x: bf16[8,4], y: pred[]) -> (f32[16,4], pred[]) {
 '''
 
 
-@pytest.fixture
-def memory_traffic(monkeypatch):
-    monkeypatch.syspath_prepend('launch')
-    return importlib.import_module('jaxcnn.benchmarks.measure').memory_traffic
-
-
-def test_memory_traffic_is_what_operations_read_and_write(memory_traffic):
+def test_memory_traffic_is_the_bytes_that_operations_read_and_write():
     custom_call, fusion, add, all_reduce, all_gather = 64 + 4 + 64, 64 + 128, 3 * 128, 128 + 128, 128 + 256
     assert memory_traffic(PROGRAM) == custom_call + fusion + add + all_reduce + all_gather
 
 
-def test_memory_traffic_includes_native_convolutions_and_is_near_xlas_count_without_them(memory_traffic):
+def test_memory_traffic_includes_native_convolutions_and_agrees_with_xla_otherwise():
     x, kernel = jax.numpy.ones((16, 8, 8, 32)), jax.numpy.ones((3, 3, 32, 32))
     for implementation in ('xla', 'auto'):
-        program = jax.jit(lambda x, k, how=implementation: jax.numpy.tanh(conv.conv_general_dilated(
-            x, k, (1, 1), 'SAME', dimension_numbers=NHWC, implementation=how))).lower(x, kernel).compile()
+        program = jax.jit(lambda x, k, implementation=implementation: jax.numpy.tanh(conv.conv_general_dilated(
+            x, k, (1, 1), 'SAME', dimension_numbers=NHWC, implementation=implementation))).lower(x, kernel).compile()
         assert memory_traffic(program.as_text()) == pytest.approx(4 * x.nbytes + kernel.nbytes, rel=0.1)
         if implementation == 'xla':
             assert memory_traffic(program.as_text()) == pytest.approx(program.cost_analysis()['bytes accessed'], rel=0.1)

@@ -1,4 +1,4 @@
-"""The commands as a person runs them."""
+"""The commands as a user runs them."""
 
 import contextlib
 import csv
@@ -51,7 +51,7 @@ def command_line(name, *arguments):
 
 @pytest.fixture(scope='module')
 def run(command):
-    """Runs a command in a forked process to its successful end: `run('train', ...)` returns its output and error lines."""
+    """A function that runs a command, which must succeed, and returns the lines of its standard output and error."""
     def run_command(name, *arguments, devices=1):
         code, out, err = command(name, *arguments, devices=devices)
         assert code == 0, '\n'.join(err)
@@ -80,7 +80,7 @@ def watched_run(config, tmp_path_factory):
     return folder, trained.stderr, [json.loads(line) for line in out.splitlines()]
 
 
-def test_train_ends_with_the_accuracy_and_the_paths(watched_run):
+def test_train_logs_progress_accuracy_and_the_path_of_the_report(watched_run):
     folder, log, _ = watched_run
     assert 'test accuracy' in log
     assert str(folder / 'report.md') in log
@@ -89,7 +89,7 @@ def test_train_ends_with_the_accuracy_and_the_paths(watched_run):
     assert (folder / 'report.md').read_text().startswith('# shallow_cnn on digits\n\nName of the run: tiny.\n')
 
 
-def test_seeds_are_separate_runs_with_common_statistics(config, run, tmp_path):
+def test_seeds_are_separate_runs_whose_statistics_are_written(config, run, tmp_path):
     flags = ['--config.duration.steps=20', '--config.eval.tta=flip']
     _, log = run('train', f'--config={config}', f'--workdir={tmp_path}', '--seeds=2', '--config.seed=3', *flags)
     runs = [json.loads((tmp_path / f'seed{seed}' / 'summary.json').read_text()) for seed in (3, 4)]
@@ -104,7 +104,7 @@ def test_seeds_are_separate_runs_with_common_statistics(config, run, tmp_path):
         assert statistics[name]['std'] == pytest.approx(np.std(values, ddof=1))
         assert (statistics[name]['min'], statistics[name]['max']) == (min(values), max(values))
     assert 'test_accuracy of 2 seeds: mean ' in '\n'.join(log)
-    # runs that do not count: a copy, another seed than the folder says, a damaged one, another config
+    # runs that are skipped: a copy, one with another seed than its folder says, a damaged one, one with another config
     for other in ('seed3_old', 'seed7', 'seed8', 'seed9'):
         shutil.copytree(tmp_path / 'seed3', tmp_path / other)
         (tmp_path / other / 'summary.json').write_text(json.dumps({**runs[0], 'test_loss': -1.0}))
@@ -121,7 +121,7 @@ def test_seeds_are_separate_runs_with_common_statistics(config, run, tmp_path):
     assert json.loads((alone / 'summary.json').read_text())['test_loss'] == runs[1]['test_loss']
 
 
-def test_seeds_that_diverge_are_counted_and_the_others_go_on(config, command, tmp_path):
+def test_seeds_that_diverge_are_counted_and_do_not_stop_the_others(config, command, tmp_path):
     code, _, lines = command('train', f'--config={config}', f'--workdir={tmp_path}', '--seeds=2',
                              '--config.optim.learning_rate=1e30')
     assert code == 2
@@ -150,15 +150,15 @@ def test_evaluate_counts_every_image_on_any_number_of_devices(watched_run, run):
     assert rows[0]['accuracy'] == rows[1]['accuracy']
 
 
-def test_predict_reads_pictures_of_digits_in_any_form(watched_run, run, tmp_path):
+def test_predict_recognises_digits_at_any_place_on_light_and_dark_images(watched_run, run, tmp_path):
     folder, _, _ = watched_run
     examples = find(DataConfig(name='digits')).splits['test']()
     paths, labels = [], []
     for i in range(40):
         image, label = examples[i]['image'], examples[i]['label']
-        big = np.asarray(Image.fromarray(image[..., 0]).resize((200, 200), Image.Resampling.BICUBIC), np.float64)
+        enlarged = np.asarray(Image.fromarray(image[..., 0]).resize((200, 200), Image.Resampling.BICUBIC), np.float64)
         page = np.zeros((300 + i, 420))
-        page[40:240, 100 + i:300 + i] = big
+        page[40:240, 100 + i:300 + i] = enlarged
         page = 10 + page * 0.9
         page = page if i % 2 else 255 - page
         paths.append(tmp_path / os.fsdecode(b'%d\xe9.%s' % (i, (b'png', b'jpg')[i // 2 % 2])))  # a name that is not UTF-8
@@ -172,9 +172,9 @@ def test_predict_reads_pictures_of_digits_in_any_form(watched_run, run, tmp_path
         expected = [['Id', 'Category'], *([path.stem, row['class_1']] for path, row in zip(paths, rows, strict=True))]
         assert list(csv.reader(f)) == expected
     assert [r['image'] for r in rows] == [str(p) for p in paths]
-    right = np.mean([r['class_1'] == label for r, label in zip(rows, labels, strict=True)])
+    accuracy = np.mean([r['class_1'] == label for r, label in zip(rows, labels, strict=True)])
     with open(folder / 'summary.json') as f:
-        assert right > json.load(f)['test_accuracy'] - 0.15
+        assert accuracy > json.load(f)['test_accuracy'] - 0.15
     for row, line in zip(rows, lines, strict=True):
         probabilities = [float(row[f'probability_{k}']) for k in range(1, 6)]
         assert probabilities == sorted(probabilities, reverse=True)
@@ -182,7 +182,7 @@ def test_predict_reads_pictures_of_digits_in_any_form(watched_run, run, tmp_path
         assert line.startswith(f'{as_text(row["image"])}: {row["class_1"]}  (')
 
 
-def test_watch_ends_where_the_run_was_killed(config, tmp_path):
+def test_watch_fails_after_the_run_is_killed(config, tmp_path):
     flags = [f'--config={config}', f'--workdir={tmp_path}', '--config.duration.steps=9999',
              '--config.checkpoint.every.steps=10']
     process = subprocess.Popen(command_line('train', *flags), cwd=ROOT, env=environment(), stderr=subprocess.DEVNULL)
@@ -191,15 +191,15 @@ def test_watch_ends_where_the_run_was_killed(config, tmp_path):
         time.sleep(0.05)
     process.kill()
     process.wait()
-    done = subprocess.run(command_line('evaluate', f'--workdir={tmp_path}', '--watch', '--interval=0.1'), cwd=ROOT,
-                          env=environment(), capture_output=True, text=True)
-    assert done.returncode == 1, done.stderr
-    assert 'has ended before it was complete, after checkpoint ' in done.stderr.splitlines()[-1]
-    assert done.stdout.startswith('checkpoint ')
+    watcher = subprocess.run(command_line('evaluate', f'--workdir={tmp_path}', '--watch', '--interval=0.1'), cwd=ROOT,
+                             env=environment(), capture_output=True, text=True)
+    assert watcher.returncode == 1, watcher.stderr
+    assert 'has ended before it was complete, after checkpoint ' in watcher.stderr.splitlines()[-1]
+    assert watcher.stdout.startswith('checkpoint ')
 
 
 @pytest.mark.slow
-def test_two_processes_train_as_one_with_two_devices_by_pmap(config, run, tmp_path):
+def test_two_processes_with_pmap_train_as_one_with_two_devices(config, run, tmp_path):
     flags = [f'--config={config}', '--config.parallel.backend=pmap', '--config.data.placement=host',
              '--config.duration.steps=20']
     subprocess.run([sys.executable, 'launch/multiprocess.py', '-n', '2', '--',
@@ -211,21 +211,21 @@ def test_two_processes_train_as_one_with_two_devices_by_pmap(config, run, tmp_pa
     assert np.linalg.norm(flat[0] - flat[1]) / np.linalg.norm(flat[1]) < 1e-5
 
 
-# as clusters have it; nobody listens there
+# clusters set such variables; nothing listens on this port
 PROXY = {'http_proxy': 'http://127.0.0.1:9', 'https_proxy': 'http://127.0.0.1:9'}
 
 
-def test_two_processes_train_as_one_and_resume_to_the_same_bits(config, run, tmp_path):
+def test_two_processes_train_as_one_and_resume_bit_identically(config, run, tmp_path):
     flags = [f'--config={config}', '--config.optim.schedule=constant', '--config.eval.every.steps=60']
 
-    def begin(name):
+    def start_training(name):
         return subprocess.Popen([sys.executable, 'launch/multiprocess.py', '-n', '2', '--', *command_line(
             'train', *flags, '--config.duration.steps=60', f'--workdir={tmp_path / name}')],
             cwd=ROOT, env={**environment(), **PROXY}, stderr=subprocess.PIPE, text=True)
-    uninterrupted = begin('uninterrupted')
+    uninterrupted = start_training('uninterrupted')
     log = uninterrupted.communicate()[1]
     assert uninterrupted.returncode == 0, log
-    stopped = begin('stopped')
+    stopped = start_training('stopped')
     metrics = tmp_path / 'stopped' / 'metrics.jsonl'
     while not (metrics.exists() and metrics.read_text()):
         assert stopped.poll() is None
@@ -233,9 +233,9 @@ def test_two_processes_train_as_one_and_resume_to_the_same_bits(config, run, tmp
     stopped.send_signal(signal.SIGTERM)
     assert 'stopped by SIGTERM at step' in stopped.communicate()[1]
     assert load_run(str(tmp_path / 'stopped')).find_step('latest') < 60
-    again = begin('stopped')
-    assert 'resuming' in again.communicate()[1]
-    states = [{part: array.tobytes() for part, array in golden.read_state(str(tmp_path / name), 60).items()}
+    resumed = start_training('stopped')
+    assert 'resuming' in resumed.communicate()[1]
+    states = [{array_name: array.tobytes() for array_name, array in golden.read_state(str(tmp_path / name), 60).items()}
               for name in ('uninterrupted', 'stopped')]
     assert states[0] == states[1]
     run('train', *flags, '--config.duration.steps=20', f'--workdir={tmp_path / "one"}', devices=2)
@@ -249,9 +249,12 @@ def test_two_processes_train_as_one_and_resume_to_the_same_bits(config, run, tmp
 
 
 @pytest.mark.parametrize('failing', [0, 1])
-def test_where_one_of_two_processes_fails_the_other_does_not_wait(config, tmp_path, failing):
-    """Started by hand, so that nobody ends the other. The workdir is in use, which process 0 alone finds out; or process 1
-    has no data, while 0 would fit the normalisation to them."""
+def test_a_process_stops_when_the_other_one_fails(config, tmp_path, failing):
+    """The processes are started without the launcher, which would stop the other one.
+
+    Process 0 fails because the workdir is in use, which only it checks. Process 1 fails because it finds no data, while
+    process 0 fits the normalisation.
+    """
     pixels = np.random.default_rng(0).integers(0, 256, (40, 28, 28, 1), np.uint8)
     write_tfds(tmp_path / '0', 'mnist', dict.fromkeys(('train', 'test'), (pixels, np.arange(40) % 10)))
     flags = [f'--config={config}', f'--workdir={tmp_path / "run"}', '--num_processes=2']
@@ -260,37 +263,46 @@ def test_where_one_of_two_processes_fails_the_other_does_not_wait(config, tmp_pa
         s.bind(('127.0.0.1', 0))
         address = f'127.0.0.1:{s.getsockname()[1]}'
     with contextlib.nullcontext() if failing else claim(str(tmp_path / 'run'), load_config(config)):
-        both = [subprocess.Popen(
+        processes = [subprocess.Popen(
             command_line('train', *flags, f'--coordinator={address}', f'--process_id={i}'), cwd=ROOT, text=True,
             stderr=subprocess.PIPE, env={**environment(), 'TFDS_DATA_DIR': str(tmp_path / str(i))}) for i in range(2)]
-        errors = [p.communicate()[1].splitlines() for p in both]
-    assert [p.returncode for p in both] == [2, 2]
+        errors = [p.communicate()[1].splitlines() for p in processes]
+    assert [p.returncode for p in processes] == [2, 2]
     assert ['is in use by another run', "'mnist'"][failing] in errors[failing][-1]
     assert f'process {failing} failed; its output gives the reason' in errors[1 - failing][-1]
 
 
-@pytest.mark.parametrize(('given', 'n', 'shares'), [('0,1,2,3', 2, ['0,1', '2,3']), ('5,GPU-ab', 2, ['5', 'GPU-ab']),
-                                                   ('', 2, ['', ''])])
-def test_processes_share_the_gpus_out(given, n, shares):
-    show = 'import os; os.write(1, " ".join(map(os.getenv, ["JAX_PROCESS_ID", "CUDA_VISIBLE_DEVICES"])).encode() + b".")'
-    done = subprocess.run([sys.executable, 'launch/multiprocess.py', '-n', str(n), '--', sys.executable, '-c', show],
-                          cwd=ROOT, check=True, text=True, stdout=subprocess.PIPE,
-                          env={**os.environ, 'JAX_PLATFORMS': '', 'CUDA_VISIBLE_DEVICES': given})
-    assert sorted(done.stdout.split('.')[:-1]) == [f'{i} {share}' for i, share in enumerate(shares)]
+def run_multiprocess(num_processes, *arguments, **variables):
+    """Run `python arguments...` in several processes by the launcher, and return the completed launcher."""
+    return subprocess.run(
+        [sys.executable, 'launch/multiprocess.py', '-n', str(num_processes), '--', sys.executable, *arguments], cwd=ROOT,
+        capture_output=True, text=True, env={**os.environ, **variables})
 
 
-def test_where_one_process_fails_the_launcher_says_which_and_stops_the_others():
-    fail = 'import os, sys, time; sys.exit(3) if os.environ["JAX_PROCESS_ID"] == "1" else time.sleep(3600)'
-    done = subprocess.run([sys.executable, 'launch/multiprocess.py', '-n', '3', '--', sys.executable, '-c', fail],
-                          cwd=ROOT, capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (3, 'process 1 of 3 failed with exit code 3; stopped: 0, 2\n')
-    kill = 'import os; os.kill(os.getpid(), 9)'
-    done = subprocess.run([sys.executable, 'launch/multiprocess.py', '-n', '1', '--', sys.executable, '-c', kill],
-                          cwd=ROOT, capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (137, 'process 0 of 1 was killed by SIGKILL\n')
+@pytest.mark.parametrize(('visible_gpus', 'gpus_by_process'), [
+    ('0,1,2,3', ['0,1', '2,3']), ('5,GPU-ab', ['5', 'GPU-ab']), ('', ['', ''])])
+def test_gpus_are_divided_among_processes(visible_gpus, gpus_by_process):
+    program = 'import os; os.write(1, " ".join(map(os.getenv, ["JAX_PROCESS_ID", "CUDA_VISIBLE_DEVICES"])).encode() + b".")'
+    launcher = run_multiprocess(2, '-c', program, JAX_PLATFORMS='', CUDA_VISIBLE_DEVICES=visible_gpus)
+    assert launcher.returncode == 0, launcher.stderr
+    assert sorted(launcher.stdout.split('.')[:-1]) == [f'{i} {gpus}' for i, gpus in enumerate(gpus_by_process)]
 
 
-PRINTING = '''
+def test_gpus_that_cannot_be_divided_evenly_are_reported():
+    launcher = run_multiprocess(2, '-V', JAX_PLATFORMS='', CUDA_VISIBLE_DEVICES='0,1,2')
+    assert launcher.returncode == 2
+    assert '3 GPUs do not divide over 2 processes' in launcher.stderr
+
+
+def test_the_launcher_names_the_process_that_fails_and_stops_the_others():
+    fail_in_process_1 = 'import os, sys, time; sys.exit(3) if os.environ["JAX_PROCESS_ID"] == "1" else time.sleep(3600)'
+    launcher = run_multiprocess(3, '-c', fail_in_process_1)
+    assert (launcher.returncode, launcher.stderr) == (3, 'process 1 of 3 failed with exit code 3; stopped: 0, 2\n')
+    launcher = run_multiprocess(1, '-c', 'import os; os.kill(os.getpid(), 9)')
+    assert (launcher.returncode, launcher.stderr) == (137, 'process 0 of 1 was killed by SIGKILL\n')
+
+
+PRINTING_COMMAND = '''
 import argparse, os, sys
 from jaxcnn import cli
 
@@ -310,41 +322,34 @@ cli.main(parser, run)
 @pytest.mark.parametrize(('redirection', 'code', 'error'), [
     ('<&- >&- 2>&-', 0, ''), ('> /dev/full', 2, 'error: standard output cannot be written: No space left on device'),
     ('| true', 0, ''), ('> "$1.out"', 0, 'noise of a library')], ids=['closed', 'full', 'a pipe that ends', 'ASCII'])
-def test_a_command_works_whatever_its_streams_are(tmp_path, redirection, code, error):
+def test_a_command_works_with_unusual_standard_streams(tmp_path, redirection, code, error):
     path = tmp_path / 'written'
     line = f'set -o pipefail; {sys.executable} "$0" "$1" {redirection}'
-    (tmp_path / 'printing.py').write_text(PRINTING)
-    done = subprocess.run(['bash', '-c', line, tmp_path / 'printing.py', path], capture_output=True, text=True, env={
+    (tmp_path / 'printing.py').write_text(PRINTING_COMMAND)
+    process = subprocess.run(['bash', '-c', line, tmp_path / 'printing.py', path], capture_output=True, text=True, env={
         **environment(), 'PYTHONPATH': ROOT, 'LC_ALL': 'C', 'PYTHONUTF8': '0', 'PYTHONCOERCECLOCALE': '0'})
-    assert done.returncode == code, done.stderr
-    assert done.stderr.removeprefix('noise of a library').strip() == error.removeprefix('noise of a library')
+    assert process.returncode == code, process.stderr
+    assert process.stderr.removeprefix('noise of a library').strip() == error.removeprefix('noise of a library')
     assert path.read_text() == ''
     if redirection.startswith('> "'):
         assert (tmp_path / 'written.out').read_text() == 'caf\\xe9\n'
 
 
-def test_gpus_that_do_not_divide_are_reported():
-    done = subprocess.run([sys.executable, 'launch/multiprocess.py', '-n', '2', '--', sys.executable, '-V'],
-                          cwd=ROOT, capture_output=True, text=True,
-                          env={**os.environ, 'JAX_PLATFORMS': '', 'CUDA_VISIBLE_DEVICES': '0,1,2'})
-    assert done.returncode == 2
-    assert '3 GPUs do not divide over 2 processes' in done.stderr
-
-
 def test_a_terminal_shows_one_progress_line(config, tmp_path):
-    ours, theirs = pty.openpty()
-    termios.tcsetwinsize(theirs, (24, 200))
+    controller, terminal = pty.openpty()
+    termios.tcsetwinsize(terminal, (24, 200))
     arguments = [f'--config={config}', f'--workdir={tmp_path}', '--config.duration.steps=30']
-    process = subprocess.Popen(command_line('train', *arguments), cwd=ROOT, env=environment(), stderr=theirs, stdout=theirs)
-    os.close(theirs)
-    shown = b''
+    process = subprocess.Popen(command_line('train', *arguments), cwd=ROOT, env=environment(), stderr=terminal,
+                               stdout=terminal)
+    os.close(terminal)
+    output = b''
     while True:
         try:
-            shown += os.read(ours, 1 << 16)
+            output += os.read(controller, 1 << 16)
         except OSError:  # the other end is closed
             break
     assert process.wait() == 0
-    text = shown.decode()
+    text = output.decode()
     assert '\r\x1b[Kepoch' in text
-    last = text[text.rindex('\r\x1b[Kepoch'):].split('\r\x1b[K')[1]
-    assert all(word in last for word in ('step 30/30', 'loss', 'accuracy', 'images/s', 'left'))
+    last_line = text[text.rindex('\r\x1b[Kepoch'):].split('\r\x1b[K')[1]
+    assert all(word in last_line for word in ('step 30/30', 'loss', 'accuracy', 'images/s', 'left'))

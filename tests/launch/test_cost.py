@@ -1,4 +1,4 @@
-"""`launch/models.py` as a person runs it."""
+"""Tests of the command `jaxcnn models`."""
 
 import json
 
@@ -15,7 +15,7 @@ def test_named_networks_are_shown_layer_by_layer(command):
     assert ['max_pool_2', '6x6x256', '0', '0', '195', '32', '0', '33.5'] in [line.split() for line in out]
 
 
-def test_a_network_given_by_its_layers_is_shown(command):
+def test_a_network_described_by_a_string_is_shown(command):
     layers = 'conv(8)|norm|relu|max_pool(2)|conv(8, 5, padding=0)|flatten|dense'
     code, out, err = command('models', layers, '--image_size=16', '--num_classes=3')
     assert (code, err) == (0, [])
@@ -24,7 +24,7 @@ def test_a_network_given_by_its_layers_is_shown(command):
     assert ['Dense_0', '3', '387', '384', '18', '2', '8'] in rows
 
 
-def test_json_and_a_figure(command, tmp_path):
+def test_costs_are_written_as_json_and_as_a_figure(command, tmp_path):
     code, out, err = command('models', 'lenet5', '--json', '--batch_size=4', '--optimizer=adamw',
                              f'--figure={tmp_path / "a.png"}')
     assert (code, err, len(out)) == (0, [], 1)
@@ -35,7 +35,7 @@ def test_json_and_a_figure(command, tmp_path):
     assert (tmp_path / 'a.png').read_bytes().startswith(b'\x89PNG')
 
 
-@pytest.mark.parametrize(('arguments', 'parts'), [
+@pytest.mark.parametrize(('arguments', 'fragments'), [
     (['resnet19'], ["'resnet19'", 'resnet18']), (['conv(8)|dense'], ['layer 2, dense', 'flatten']),
     (['max_pool(4)|max_pool(4)|flatten|dense', '--image_size=8'], ['16 x 16', '8 x 8', 'layer 2, max_pool']),
     (['shallow_cnn', '--image_size=8'], ['shallow_cnn', '16', '8']),
@@ -43,7 +43,7 @@ def test_json_and_a_figure(command, tmp_path):
     (['lenet5', '--optimizer=adm'], ["'adm'", 'adam']),
     (['lenet5', '--figure=/proc/no/a.png'], ['--figure', '/proc/no/a.png']),
 ])
-def test_what_is_wrong_is_reported_in_one_line(command, arguments, parts):
+def test_an_invalid_argument_is_reported_in_one_line(command, arguments, fragments):
     code, out, err = command('models', *arguments)
     assert (code, out, len(err)) == (2, [], 1)
-    assert all(part in err[0] for part in parts)
+    assert all(fragment in err[0] for fragment in fragments)

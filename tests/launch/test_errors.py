@@ -1,4 +1,4 @@
-"""A person's mistake, and a run that fails, end with one line that tells what to put right, and change no file."""
+"""Invalid input and failing runs end with one line that says how to correct them, and change no file."""
 
 import json
 import re
@@ -24,30 +24,30 @@ def copy_of_run(tiny_run, tmp_path):
     return tmp_path / 'run'
 
 
-def assert_told(result, *parts):
-    """One line on standard error, which holds every part; nothing beside it but that another test builds a cache."""
+def assert_one_line_error(result, *fragments):
+    """Check that a command failed with one line that contains all fragments, besides waiting for a cache of another test."""
     code, out, err = result
     err = [line for line in err if not line.startswith('waiting for process')]
     assert code not in (0, None)
     assert code > 0, f'died of signal {-code}'
     assert len(err) == 1, '\n'.join(err)
     assert 'Traceback' not in err[0]
-    for part in parts:
-        assert part in err[0]
+    for fragment in fragments:
+        assert fragment in err[0]
     assert out == []
 
 
-def assert_last_line(result, *parts):
-    """Where a run had begun: its log, then the one line."""
+def assert_error_in_last_line(result, *fragments):
+    """Check that a run failed after it had begun: the last line of its log is an error that contains all fragments."""
     code, _, err = result
     assert code > 0, f'died of signal {-code}'
     assert 'Traceback' not in '\n'.join(err)
     assert err[-1].startswith('error: ')
-    for part in parts:
-        assert part in err[-1]
+    for fragment in fragments:
+        assert fragment in err[-1]
 
 
-WRONG = {
+INVALID_CONFIGS = {
     'unknown field': (['optim.learning_rat=0.1'], ['config.optim.learning_rat', 'config.optim.learning_rate']),
     'wrong type': (['batch_size=many'], ['config.batch_size', "'many'", 'whole number']),
     'negative duration': (['duration.steps=-3'], ['config.duration.steps', 'positive', '-3']),
@@ -56,7 +56,7 @@ WRONG = {
     'unknown data set': (['data.name=digit'], ['data set', "'digit'", 'digits']),
 }
 
-ALSO_WRONG = {  # told in this process, for speed
+INVALID_CONFIGS_IN_PROCESS = {  # trained in this process, for speed
     'unknown unit': (['duration.hours=2'], ['config.duration', 'hours', 'epochs']),
     'unknown optimizer': (['optim.optimizer=adm'], ['optimizer', "'adm'", 'adam']),
     'unknown schedule': (['optim.schedule=cosin'], ['schedule', "'cosin'", 'cosine']),
@@ -75,77 +75,77 @@ ALSO_WRONG = {  # told in this process, for speed
 }
 
 
-@pytest.mark.parametrize('kind', WRONG)
-def test_a_wrong_config_stops_before_any_work(tiny_config, command, tmp_path, snapshot, kind):
-    assignments, parts = WRONG[kind]
+@pytest.mark.parametrize('kind', INVALID_CONFIGS)
+def test_an_invalid_config_is_reported_before_any_work(tiny_config, command, tmp_path, snapshot, kind):
+    assignments, fragments = INVALID_CONFIGS[kind]
     result = command('train', f'--config={tiny_config}', f'--workdir={tmp_path / "run"}',
                      *(f'--config.{a}' for a in assignments))
-    assert_told(result, *parts)
+    assert_one_line_error(result, *fragments)
     assert not snapshot(tmp_path), 'a workdir with a config would refuse the corrected one'
 
 
-def test_a_device_that_is_not_there_is_reported(tiny_config, command, tmp_path, snapshot, monkeypatch):
+def test_a_missing_device_is_reported(tiny_config, command, tmp_path, snapshot, monkeypatch):
     monkeypatch.setenv('JAX_PLATFORMS', 'rocket')
     result = command('train', f'--config={tiny_config}', f'--workdir={tmp_path / "run"}', fresh=True)
-    assert_told(result, 'no device', "'rocket'")
+    assert_one_line_error(result, 'no device', "'rocket'")
     assert not snapshot(tmp_path)
 
 
-@pytest.mark.parametrize('kind', ALSO_WRONG)
-def test_other_wrong_configs_are_reported_before_any_work(tiny_config, tmp_path, snapshot, kind):
-    assignments, parts = ALSO_WRONG[kind]
+@pytest.mark.parametrize('kind', INVALID_CONFIGS_IN_PROCESS)
+def test_other_invalid_configs_are_reported_before_any_work(tiny_config, tmp_path, snapshot, kind):
+    assignments, fragments = INVALID_CONFIGS_IN_PROCESS[kind]
     with pytest.raises(UserError) as error:
         train(config.load(tiny_config, assignments), str(tmp_path / 'run'))
-    for part in parts:
-        assert part in str(error.value)
+    for fragment in fragments:
+        assert fragment in str(error.value)
     assert not snapshot(tmp_path), 'a workdir with a config would refuse the corrected one'
 
 
-def test_a_batch_that_does_not_divide_over_the_devices_is_reported(tiny_config, command, tmp_path, snapshot):
+def test_a_batch_size_that_the_devices_cannot_share_evenly_is_reported(tiny_config, command, tmp_path, snapshot):
     result = command('train', f'--config={tiny_config}', f'--workdir={tmp_path / "run"}', '--config.batch_size=60',
                      devices=8)
-    assert_told(result, 'config.batch_size', '60', '8 devices', '56', '64')
+    assert_one_line_error(result, 'config.batch_size', '60', '8 devices', '56', '64')
     assert not snapshot(tmp_path)
 
 
 def test_a_missing_data_folder_is_reported_with_the_command_that_prepares_it(tiny_config, command, tmp_path, snapshot):
     result = command('train', f'--config={tiny_config}', f'--workdir={tmp_path / "run"}', '--config.data.name=mnist',
                      f'--config.data.dir={tmp_path / "nowhere"}')
-    assert_told(result, str(tmp_path / 'nowhere'), 'config.data.dir', 'tfds build mnist')
+    assert_one_line_error(result, str(tmp_path / 'nowhere'), 'config.data.dir', 'tfds build mnist')
     assert not snapshot(tmp_path)
 
 
-def test_a_missing_config_file_is_reported_with_the_nearest(command, tmp_path):
+def test_a_missing_config_file_is_reported_with_the_nearest_name(command, tmp_path):
     result = command('train', '--config=configs/digits_lenet.py', f'--workdir={tmp_path / "run"}')
-    assert_told(result, "'configs/digits_lenet.py'", 'configs/digits_lenet5.py')
+    assert_one_line_error(result, "'configs/digits_lenet.py'", 'configs/digits_lenet5.py')
     assert not (tmp_path / 'run').exists()
 
 
-@pytest.mark.parametrize(('text', 'part'), [('def get_config(:\n', 'SyntaxError'), ('x = 1\n', 'get_config')])
-def test_a_file_that_is_no_config_is_named(tmp_path, text, part):
+@pytest.mark.parametrize(('text', 'message'), [('def get_config(:\n', 'SyntaxError'), ('x = 1\n', 'get_config')])
+def test_the_error_for_an_invalid_config_file_names_it(tmp_path, text, message):
     (tmp_path / 'mine.py').write_text(text)
-    with pytest.raises(UserError, match=part) as error:
+    with pytest.raises(UserError, match=message) as error:
         config.load(tmp_path / 'mine.py')
     assert str(tmp_path / 'mine.py') in str(error.value)
 
 
-def test_a_workdir_that_cannot_be_written_is_named(tiny_config, command, tmp_path):
-    (tmp_path / 'file').write_text('kept')
+def test_a_workdir_that_cannot_be_written_is_reported(tiny_config, command, tmp_path):
+    (tmp_path / 'file').write_text('content')
     result = command('train', f'--config={tiny_config}', f'--workdir={tmp_path / "file" / "run"}')
-    assert_told(result, str(tmp_path / 'file' / 'run'), 'cannot be written')
-    assert (tmp_path / 'file').read_text() == 'kept'
+    assert_one_line_error(result, str(tmp_path / 'file' / 'run'), 'cannot be written')
+    assert (tmp_path / 'file').read_text() == 'content'
 
 
-def test_going_on_with_another_model_is_refused_with_the_changed_fields(copy_of_run, tiny_config, command, snapshot):
+def test_resuming_with_another_model_is_refused_with_the_changed_fields(copy_of_run, tiny_config, command, snapshot):
     before = snapshot(copy_of_run)
     result = command('train', f'--config={tiny_config}', f'--workdir={copy_of_run}', '--config.model.hidden=32',
                      '--config.data.workers=1')
-    assert_told(result, str(copy_of_run), 'config.model.hidden: 16 -> 32')
+    assert_one_line_error(result, str(copy_of_run), 'config.model.hidden: 16 -> 32')
     assert 'workers' not in result[2][0]
     assert snapshot(copy_of_run) == before
 
 
-def test_two_runs_in_one_workdir_at_a_time_are_refused(tiny_config, command, start, tmp_path, snapshot):
+def test_a_second_process_in_a_workdir_is_refused(tiny_config, command, start, tmp_path, snapshot):
     folder = tmp_path / 'run'
     first = start('train', f'--config={tiny_config}', f'--workdir={folder}', '--config.duration.steps=1000000')
     try:
@@ -155,27 +155,27 @@ def test_two_runs_in_one_workdir_at_a_time_are_refused(tiny_config, command, sta
         before = (folder / 'config.json').read_bytes()
         result = command('train', f'--config={tiny_config}', f'--workdir={folder}')
         assert first.poll() is None
-        assert_told(result, str(folder), 'in use', str(first.pid))
+        assert_one_line_error(result, str(folder), 'in use', str(first.pid))
         assert (folder / 'config.json').read_bytes() == before
     finally:
         first.kill()
         first.communicate()
 
 
-# runs that fail half-way
+# runs that fail after they have begun
 
 
-@pytest.mark.parametrize('at', [2, 3], ids=['in a training step', 'first seen by an evaluation'])
+@pytest.mark.parametrize('high_rate_step', [2, 3], ids=['in a training step', 'in an evaluation'])
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(
-        tiny_config, command, tmp_path, at):
-    """From step `at` on the learning rate is 1e25 times as high; checkpoints are due at steps 2, 4, ..."""
+        tiny_config, command, tmp_path, high_rate_step):
+    """From step `high_rate_step` on, the learning rate is 1e25 times as high; checkpoints are due at steps 2, 4, ..."""
     folder = tmp_path / 'run'
     result = command('train', f'--config={tiny_config}', f'--workdir={folder}', '--config.duration.steps=40',
-                     f"--config.optim.schedule={{'name': 'step', 'at': [{{'steps': {at}}}], 'factor': 1e25}}")
-    assert_last_line(result, 'config.optim.learning_rate', 'the last good checkpoint is step 2')
-    assert at < int(re.search(r'step (\d+)', result[2][-1]).group(1)) <= at + 3
+                     f"--config.optim.schedule={{'name': 'step', 'at': [{{'steps': {high_rate_step}}}], 'factor': 1e25}}")
+    assert_error_in_last_line(result, 'config.optim.learning_rate', 'the last good checkpoint is step 2')
+    assert high_rate_step < int(re.search(r'step (\d+)', result[2][-1]).group(1)) <= high_rate_step + 3
     trained = load_run(str(folder))
-    assert trained.find_step('latest') == 2, 'a run begun again would go on from the broken state'
+    assert trained.find_step('latest') == 2, 'a resumed run would continue from the broken state'
     state = trained.load_weights(2)
     assert all(np.abs(leaf).max() < 100 for leaf in jax.tree.leaves(state.params))
 
@@ -186,7 +186,7 @@ def test_a_full_disk_ends_the_run_with_one_line_and_keeps_the_earlier_checkpoint
     before = snapshot(copy_of_run / 'checkpoints' / '2')
     limit = max(len(content) for content in before.values()) // 2  # bytes that a file may have
     result = command('train', f'--config={tiny_config}', f'--workdir={copy_of_run}', file_limit=limit)
-    assert_last_line(result, 'checkpoint', str(copy_of_run))
+    assert_error_in_last_line(result, 'checkpoint', str(copy_of_run))
     assert snapshot(copy_of_run / 'checkpoints' / '2') == before
     assert load_run(str(copy_of_run)).checkpoints.steps() == [2]
 
@@ -194,28 +194,28 @@ def test_a_full_disk_ends_the_run_with_one_line_and_keeps_the_earlier_checkpoint
 # evaluate and predict
 
 
-def test_an_unknown_split_is_reported_with_those_there_are(tiny_run, command, snapshot):
+def test_an_unknown_split_is_reported_with_the_available_ones(tiny_run, command, snapshot):
     before = snapshot(tiny_run)
-    assert_told(command('evaluate', f'--workdir={tiny_run}', '--split=tset'), "'tset'", 'train, val, test')
+    assert_one_line_error(command('evaluate', f'--workdir={tiny_run}', '--split=tset'), "'tset'", 'train, val, test')
     assert snapshot(tiny_run) == before
 
 
-def test_an_unknown_checkpoint_is_reported_with_those_there_are(tiny_run):
+def test_an_unknown_checkpoint_is_reported_with_the_available_ones(tiny_run):
     trained = load_run(str(tiny_run))
-    for which in ('newest', '3', '-4', '4.0', '²', ''):
+    for name in ('newest', '3', '-4', '4.0', '²', ''):
         with pytest.raises(UserError, match='best, latest, 2, 4') as error:
-            trained.find_step(which)
-        assert repr(which) in str(error.value)
+            trained.find_step(name)
+        assert repr(name) in str(error.value)
 
 
 def test_evaluating_a_folder_without_a_run_is_reported(command, tmp_path):
     with pytest.raises(UserError, match='nowhere'):
         load_run(str(tmp_path / 'nowhere'))
-    assert_told(command('evaluate', f'--workdir={tmp_path}'), str(tmp_path), 'no run')
+    assert_one_line_error(command('evaluate', f'--workdir={tmp_path}'), str(tmp_path), 'no run')
     assert list(tmp_path.iterdir()) == []
 
 
-def test_data_that_is_elsewhere_or_other_data_is_reported(copy_of_run, command):
+def test_evaluating_on_missing_or_changed_data_is_reported(copy_of_run, command):
     info = json.loads((copy_of_run / 'data.json').read_text())
     (copy_of_run / 'data.json').write_text(json.dumps({**info, 'mean': [0.5]}))
     with pytest.raises(UserError, match=r'config\.data\.dir: the data is not what .*run. was trained on'):
@@ -223,18 +223,18 @@ def test_data_that_is_elsewhere_or_other_data_is_reported(copy_of_run, command):
     settings = json.loads((copy_of_run / 'config.json').read_text())
     settings['data'].update(name='eurosat', dir='/no/such')
     (copy_of_run / 'config.json').write_text(json.dumps(settings))
-    told = command('evaluate', f'--workdir={copy_of_run}')
-    assert_told(told, "must be prepared in '/no/such' (config.data.dir); --data_dir names another folder")
-    told = command('evaluate', f'--workdir={copy_of_run}', '--data_dir=/nor/this')
-    assert_told(told, 'error: --data_dir: ', "in '/nor/this'")
+    result = command('evaluate', f'--workdir={copy_of_run}')
+    assert_one_line_error(result, "must be prepared in '/no/such' (config.data.dir); --data_dir names another folder")
+    result = command('evaluate', f'--workdir={copy_of_run}', '--data_dir=/nor/this')
+    assert_one_line_error(result, 'error: --data_dir: ', "in '/nor/this'")
 
 
-def test_a_picture_that_is_none_is_reported(tiny_run, command, tmp_path, snapshot):
+def test_a_file_that_is_not_an_image_is_reported(tiny_run, command, tmp_path, snapshot):
     (tmp_path / 'notes.txt').write_text('a shopping list')
     Image.linear_gradient('L').save(tmp_path / 'good.png')
     before = snapshot(tiny_run)
-    assert_told(command('predict', f'--workdir={tiny_run}', f'--csv={tmp_path / "all.csv"}', tmp_path / 'notes.txt'),
-                str(tmp_path / 'notes.txt'), 'not a picture')
+    result = command('predict', f'--workdir={tiny_run}', f'--csv={tmp_path / "all.csv"}', tmp_path / 'notes.txt')
+    assert_one_line_error(result, str(tmp_path / 'notes.txt'), 'not a picture')
     paths = [tmp_path / name for name in ('nowhere.png', 'notes.txt', 'good.png')]
     code, out, err = command('predict', f'--workdir={tiny_run}', *paths)
     assert code == 2  # although the last one is predicted
@@ -252,11 +252,11 @@ def test_a_submission_has_one_row_for_each_image(tiny_run, command, tmp_path):
         Image.linear_gradient('L').save(tmp_path / name)
     (tmp_path / 'b' / '9.png').write_text('no picture')
     table = tmp_path / 'table.csv'
-    run = ['predict', f'--workdir={tiny_run}', f'--submission={table}']
-    assert_told(command(*run, tmp_path / 'a/7.png', tmp_path / 'b/8.png', tmp_path / 'b/7.jpg'),
-                f"{tmp_path / 'a/7.png'} and {tmp_path / 'b/7.jpg'} have the same Id, '7'")
+    arguments = ['predict', f'--workdir={tiny_run}', f'--submission={table}']
+    result = command(*arguments, tmp_path / 'a/7.png', tmp_path / 'b/8.png', tmp_path / 'b/7.jpg')
+    assert_one_line_error(result, f"{tmp_path / 'a/7.png'} and {tmp_path / 'b/7.jpg'} have the same Id, '7'")
     assert not table.exists()
-    code, out, err = command(*run, tmp_path / 'b/9.png', tmp_path / 'a/7.png', tmp_path / 'b/8.png')
+    code, out, err = command(*arguments, tmp_path / 'b/9.png', tmp_path / 'a/7.png', tmp_path / 'b/8.png')
     assert code == 2
     assert len(out) == 2
     assert f'1 of 3 images cannot be read and have an empty Category: {tmp_path / "b/9.png"}' in err[-1]
@@ -272,10 +272,11 @@ def test_a_workdir_without_a_checkpoint_is_reported(copy_of_run, command, tmp_pa
     with pytest.raises(UserError, match='no checkpoint yet'):
         load_run(str(copy_of_run)).find_step('best')
     (copy_of_run / 'checkpoints').rmdir()
-    assert_told(command('predict', f'--workdir={copy_of_run}', tmp_path / 'good.png'), str(copy_of_run), 'checkpoint')
+    result = command('predict', f'--workdir={copy_of_run}', tmp_path / 'good.png')
+    assert_one_line_error(result, str(copy_of_run), 'checkpoint')
 
 
-def test_a_damaged_checkpoint_is_named(copy_of_run):
+def test_a_damaged_checkpoint_is_reported(copy_of_run):
     for path in (copy_of_run / 'checkpoints' / '4' / 'state').rglob('*'):
         if path.is_file() and path.stat().st_size > 2000:
             path.write_bytes(path.read_bytes()[:-500])

@@ -1,4 +1,4 @@
-"""A run that is killed and stopped, and begun again with the same command, ends as if nothing had happened."""
+"""A run that is killed, stopped and resumed ends with the same bits as an uninterrupted one."""
 
 import functools
 import json
@@ -16,7 +16,7 @@ from jaxcnn.run import load_run
 from jaxcnn.training import workdir
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-KILLS = int(os.environ.get('JAXCNN_KILLS', '1'))  # JAXCNN_KILLS=10 for a longer trial
+KILLS = int(os.environ.get('JAXCNN_KILLS', '1'))  # JAXCNN_KILLS=10 makes the test more thorough
 pytestmark = pytest.mark.launch
 
 CONFIG = '''
@@ -42,8 +42,8 @@ def get_config():
 
 CHANGES = {
     'one device': {},
-    # dispatches of five steps, and of one where a checkpoint comes before the fifth
-    'otherwise': {'|mixup(0.2)|cutout(4)': '', "balance='sampling'": "balance='sampling', placement='host', workers=1",
+    # dispatches of five steps, or of one step if a checkpoint is due before the fifth
+    'two devices': {'|mixup(0.2)|cutout(4)': '', "balance='sampling'": "balance='sampling', placement='host', workers=1",
                   'ema_decay=0.9': 'accumulate=2', 'every=dict(steps=6)': 'every=dict(steps=12)',
                   'batch_schedule=[(dict(steps=30), 64)], parallel=dict(devices=1)':
                   "freeze_bn=dict(steps=30), parallel=dict(backend='pmap', devices=2, steps_per_dispatch=5)"},
@@ -51,7 +51,7 @@ CHANGES = {
 
 
 def start(optimised, config, name):
-    """Trains in the folder `name` beside the config; `optimised`: with all of XLA's optimisations, as a person does."""
+    """Start a run in the folder `name` beside the config; `optimised`: with all of XLA's optimisations."""
     folder = config.parent / name
     environment = {**os.environ, 'XLA_FLAGS': '--xla_force_host_platform_device_count=2'}
     if optimised:
@@ -71,7 +71,7 @@ def metric_rows(folder, missing=None):
 
 
 def assert_same_state(a, b):
-    """The last checkpoints hold the same bits, those of the optimizer included."""
+    """Check that the last checkpoints of two runs hold the same bits, including the state of the optimizer."""
     states = [{name: array.tobytes() for name, array in golden.read_state(str(folder)).items()} for folder in (a, b)]
     assert states[0] == states[1]
 
@@ -87,58 +87,58 @@ def assert_same_run(a, b):
         assert summaries[0][name] == summaries[1][name]
 
 
-@pytest.fixture(scope='module', params=['one device', pytest.param('otherwise', marks=pytest.mark.slow)])
-def uninterrupted(request, tmp_path_factory):
-    """Folder with the run `whole`, and what begins, or goes on with, another beside it by its name."""
+@pytest.fixture(scope='module', params=['one device', pytest.param('two devices', marks=pytest.mark.slow)])
+def uninterrupted_run(request, tmp_path_factory):
+    """The folder of the run `uninterrupted`, and a function that starts or resumes the run of a name in this folder."""
     folder = tmp_path_factory.mktemp('resume')
     config, text = folder / 'config.py', CONFIG
-    for part, other in CHANGES[request.param].items():
-        assert text.count(part) == 1
-        text = text.replace(part, other)
+    for old, new in CHANGES[request.param].items():
+        assert text.count(old) == 1
+        text = text.replace(old, new)
     config.write_text(text)
-    begin = functools.partial(start, bool(CHANGES[request.param]), config)
-    assert begin('whole').wait() == 0, (folder / 'whole.log').read_text()
-    return folder, begin
+    start_run = functools.partial(start, bool(CHANGES[request.param]), config)
+    assert start_run('uninterrupted').wait() == 0, (folder / 'uninterrupted.log').read_text()
+    return folder, start_run
 
 
 def wait_for_rows(process, folder, count):
-    """Returns whether the process still runs when its metrics have `count` rows."""
+    """Wait until the metrics have `count` rows, and return whether the process still runs."""
     while process.poll() is None and len(metric_rows(folder, missing=[])) < count:
         time.sleep(0.01)
     return process.poll() is None
 
 
-def test_a_run_killed_at_random_moments_and_stopped_ends_bit_identical(uninterrupted):
-    folder, begin = uninterrupted
+def test_a_run_killed_at_random_moments_and_stopped_ends_bit_identical(uninterrupted_run):
+    folder, start_run = uninterrupted_run
     stopped, log = folder / 'stopped', folder / 'stopped.log'
-    rng, total = random.Random(0), len(metric_rows(folder / 'whole'))
-    process = begin('stopped')
-    time.sleep(2)  # it is killed while it starts
+    rng, total = random.Random(0), len(metric_rows(folder / 'uninterrupted'))
+    process = start_run('stopped')
+    time.sleep(2)  # so that it is killed while it starts
     process.kill()
     process.wait()
     rows_at_kills = []
     for _ in range(KILLS):
-        process = begin('stopped')
+        process = start_run('stopped')
         if wait_for_rows(process, stopped, len(metric_rows(stopped, missing=[])) + rng.uniform(0, total / (KILLS + 1))):
             time.sleep(rng.uniform(0, 0.5))
             process.kill()
         if process.wait() == -signal.SIGKILL:
             rows_at_kills.append(len(metric_rows(stopped, missing=[])))
     assert any(0 < rows < total for rows in rows_at_kills), f'rows at kills: {rows_at_kills}'
-    process = begin('stopped')
-    assert wait_for_rows(process, stopped, len(metric_rows(stopped, missing=[])) + 1), 'over before it could be stopped'
+    process = start_run('stopped')
+    assert wait_for_rows(process, stopped, len(metric_rows(stopped, missing=[])) + 1), 'the run ended before it was stopped'
     process.send_signal(signal.SIGTERM)
     assert process.wait() == 128 + signal.SIGTERM
     assert 'stopped by SIGTERM at step' in log.read_text()
-    assert begin('stopped').wait() == 0, log.read_text()
+    assert start_run('stopped').wait() == 0, log.read_text()
     assert 'resuming' in log.read_text()
     assert 'Traceback' not in log.read_text()
-    assert_same_run(folder / 'whole', stopped)
+    assert_same_run(folder / 'uninterrupted', stopped)
 
 
-@pytest.mark.parametrize('uninterrupted', ['one device'], indirect=True, scope='module')
-def test_a_finished_run_started_again_changes_nothing(uninterrupted):
-    folder, begin = uninterrupted
-    before = metric_rows(folder / 'whole')
-    assert begin('whole').wait() == 0
-    assert metric_rows(folder / 'whole') == before
+@pytest.mark.parametrize('uninterrupted_run', ['one device'], indirect=True, scope='module')
+def test_restarting_a_finished_run_changes_nothing(uninterrupted_run):
+    folder, start_run = uninterrupted_run
+    before = metric_rows(folder / 'uninterrupted')
+    assert start_run('uninterrupted').wait() == 0
+    assert metric_rows(folder / 'uninterrupted') == before
