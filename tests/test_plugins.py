@@ -78,7 +78,7 @@ def test_what_a_plugin_registers_trains_resumes_and_predicts_until_it_changes(sm
     plugin.unlink()
     assert load_run(folder).evaluate('test')['test_loss'] == pytest.approx(summary['test_loss'])
     shutil.rmtree(tmp_path / 'run' / 'plugins')
-    with pytest.raises(UserError, match=r"config\.plugins\[0\]: '.*my_things\.py' is missing, and so is its copy in '.*run/plugins"):
+    with pytest.raises(UserError, match=r"\.plugins\[0\]: '.*my_things\.py' is missing, and so is its copy in '.*/plugins"):
         load_run(folder)
     with pytest.raises(UserError, match=r'the plugin .* is missing since the run in'):
         plugins.check_unchanged([recorded], [], folder)

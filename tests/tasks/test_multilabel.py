@@ -181,7 +181,7 @@ def test_predict_takes_another_threshold():
         with_threshold(classification, 0.3)
 
 
-@pytest.mark.parametrize('backend', ['sharded', 'pmap'])
+@pytest.mark.parametrize('backend', ['sharded', pytest.param('pmap', marks=pytest.mark.slow)])
 def test_a_run_learns_what_each_image_shows_and_is_evaluated_and_predicted(tmp_path, no_pictures, small, backend):
     """Each class is a bright square in a corner of its own."""
     rng = np.random.default_rng(0)
