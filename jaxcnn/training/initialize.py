@@ -273,10 +273,10 @@ def load_initial_weights(config: cfg.Config, network: Network, shapes: Mapping[s
     init = config.init
     assert init is not None
     field = next(name for name in cfg.INIT_SOURCES if getattr(init, name))
-    if init.pretrained and 'standardize(' not in config.data.normalize:
-        log.warning('config.data.normalize is %r, but the pretrained weights %s were trained with %r', config.data.normalize,
-                    init.pretrained, pretrained.find(init.pretrained).normalize)
     with name_field(f'config.init.{field}'):
+        if init.pretrained and 'standardize(' not in config.data.normalize:
+            log.warning('config.data.normalize is %r, but the pretrained weights %s were trained with %r',
+                        config.data.normalize, init.pretrained, pretrained.find(init.pretrained).normalize)
         if init.run:
             source = _from_run(config, init, class_names)
         elif not init.variables:

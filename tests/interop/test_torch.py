@@ -552,7 +552,7 @@ def muon_step(weights, speeds, n, rate):
             w.mul_(len(w) ** 0.5 / w.norm()).sub_(rate * x.reshape(w.shape))
 
 
-@pytest.mark.parametrize('by_muon', [False, True])
+@pytest.mark.parametrize('by_muon', [pytest.param(False, marks=pytest.mark.slow), True])
 def test_the_recipes_train_as_airbenchs_programs_do(by_muon):
     """The configs' network, optimizers, groups and look-ahead, beside airbench 0.1.8's as its `train94` has them, and of
     the later program with Muon (but for the rate of the whitening biases, which falls to zero there when they are frozen);

@@ -215,37 +215,55 @@ def test_two_processes_with_pmap_train_as_one_with_two_devices(config, run, tmp_
 PROXY = {'http_proxy': 'http://127.0.0.1:9', 'https_proxy': 'http://127.0.0.1:9'}
 
 
-def test_two_processes_train_as_one_and_resume_bit_identically(config, run, tmp_path):
+@pytest.fixture
+def two_processes(config, tmp_path):
+    """Starts a run of two processes: `two_processes(folder)`; its flags are the attribute `flags`."""
     flags = [f'--config={config}', '--config.optim.schedule=constant', '--config.eval.every.steps=60']
 
     def start_training(name):
         return subprocess.Popen([sys.executable, 'launch/multiprocess.py', '-n', '2', '--', *command_line(
             'train', *flags, '--config.duration.steps=60', f'--workdir={tmp_path / name}')],
             cwd=ROOT, env={**environment(), **PROXY}, stderr=subprocess.PIPE, text=True)
-    uninterrupted = start_training('uninterrupted')
-    log = uninterrupted.communicate()[1]
-    assert uninterrupted.returncode == 0, log
-    stopped = start_training('stopped')
-    metrics = tmp_path / 'stopped' / 'metrics.jsonl'
+    start_training.flags = flags
+    return start_training
+
+
+def stop_and_resume(two_processes, folder):
+    """Trains in the folder, stops the run after its first metrics, and resumes it to its end."""
+    stopped = two_processes(folder.name)
+    metrics = folder / 'metrics.jsonl'
     while not (metrics.exists() and metrics.read_text()):
         assert stopped.poll() is None
         time.sleep(0.02)
     stopped.send_signal(signal.SIGTERM)
     assert 'stopped by SIGTERM at step' in stopped.communicate()[1]
-    assert load_run(str(tmp_path / 'stopped')).find_step('latest') < 60
-    resumed = start_training('stopped')
+    assert load_run(str(folder)).find_step('latest') < 60
+    resumed = two_processes(folder.name)
     assert 'resuming' in resumed.communicate()[1]
-    states = [{array_name: array.tobytes() for array_name, array in golden.read_state(str(tmp_path / name), 60).items()}
-              for name in ('uninterrupted', 'stopped')]
-    assert states[0] == states[1]
-    run('train', *flags, '--config.duration.steps=20', f'--workdir={tmp_path / "one"}', devices=2)
+    assert resumed.returncode == 0
+
+
+def test_two_processes_train_as_one_are_stopped_and_resumed(two_processes, run, tmp_path):
+    stop_and_resume(two_processes, tmp_path / 'two')
+    run('train', *two_processes.flags, '--config.duration.steps=20', f'--workdir={tmp_path / "one"}', devices=2)
     two, one = ([json.loads(line) for line in (tmp_path / name / 'metrics.jsonl').read_text().splitlines()]
-                for name in ('uninterrupted', 'one'))
+                for name in ('two', 'one'))
     rows = [(a, b) for a, b in zip(two, one, strict=False) if 'train_loss' in b]
     assert [[row['step'] for row in pair] for pair in rows] == [[10, 10], [20, 20]]
     for a, b in rows:
         for name in ('train_loss', 'train_grad_norm'):
             assert a[name] == pytest.approx(b[name], rel=1e-4)
+
+
+@pytest.mark.slow
+def test_two_processes_resume_bit_identically(two_processes, tmp_path):
+    uninterrupted = two_processes('uninterrupted')
+    log = uninterrupted.communicate()[1]
+    assert uninterrupted.returncode == 0, log
+    stop_and_resume(two_processes, tmp_path / 'stopped')
+    states = [{array_name: array.tobytes() for array_name, array in golden.read_state(str(tmp_path / name), 60).items()}
+              for name in ('uninterrupted', 'stopped')]
+    assert states[0] == states[1]
 
 
 @pytest.mark.parametrize('failing', [0, 1])

@@ -19,7 +19,8 @@ LONGER = {
 }
 
 
-@pytest.mark.parametrize('kind', [pytest.param('constant', marks=pytest.mark.slow), 'plateau', 'warm restart'])
+@pytest.mark.parametrize('kind', [
+    pytest.param('constant', marks=pytest.mark.slow), pytest.param('plateau', marks=pytest.mark.slow), 'warm restart'])
 def test_an_extended_run_equals_one_that_was_started_longer(small, tmp_path, no_pictures, kind):
     fields, more = LONGER[kind]
     fields['optim'].update(ema_decay=0.9)
