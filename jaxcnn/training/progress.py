@@ -56,7 +56,8 @@ class ProgressDisplay:
         line = (f'epoch {epoch:.2f}/{self._total_epochs:.4g}  step {step}/{self._total_steps}  {means}  '
                 f'{rate:,.0f} images/s  {_format_time(seconds_left)} left')
         if self._is_terminal:
-            self._rewrite(line[:_terminal_width() - 1])  # a line of full width would wrap on some terminals
+            width = 150 if self._in_notebook else _terminal_width()
+            self._rewrite(line[:width - 1])  # a line of full width would wrap on some terminals
             self._shown_time = time.monotonic()
         else:
             log.info(line)

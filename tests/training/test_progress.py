@@ -3,6 +3,7 @@
 import io
 import os
 import sys
+import time
 
 import pytest
 
@@ -44,3 +45,17 @@ def test_a_closed_terminal_does_not_stop_the_run(monkeypatch):
     monkeypatch.setattr(terminal, 'write', fail)
     display.show(10, 1.0, {'loss': 0.5, 'accuracy': 0.5}, 1.0, 0.0, True)
     display.log('saved')
+
+
+def test_a_notebook_shows_one_line_that_is_rewritten_and_ended_by_messages(monkeypatch, capsys, caplog):
+    monkeypatch.setitem(sys.modules, 'ipykernel', object())
+    display = progress.ProgressDisplay(total_steps=2, total_epochs=1)
+    display.log('begins')
+    for step in (1, 2):
+        monkeypatch.setattr(time, 'monotonic', lambda step=step: 1e6 + step)
+        display.show(step, step / 2, {'loss': 0.5}, 100, 0, ends_interval=False)
+    display.log('ends')
+    out = capsys.readouterr().out
+    assert (out.count('\r'), out.count('\n')) == (2, 1)
+    assert out.endswith('\n')
+    assert 'step 2/2  loss 0.5000' in out
