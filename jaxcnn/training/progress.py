@@ -64,8 +64,8 @@ class ProgressDisplay:
 
     def log(self, text: str) -> None:
         """Log a line that is not rewritten."""
-        if self._in_notebook and self._shown_time:
-            print(flush=True)
+        if self._in_notebook:
+            print('\n' if self._shown_time else '', end='', flush=True)
         elif self._is_terminal:
             self._rewrite('')
         self._shown_time = 0.0
@@ -73,7 +73,7 @@ class ProgressDisplay:
 
     def _rewrite(self, line: str) -> None:
         if self._in_notebook:  # where standard error has a red background, and the line cannot be erased
-            print(f'\r{line.ljust(150 * bool(line))}', end='', flush=True)
+            print(f'\r{line.ljust(150)}', end='', flush=True)
             return
         with contextlib.suppress(OSError):  # a closed terminal must not stop the run
             sys.stderr.write(f'\r\x1b[K{line}')
