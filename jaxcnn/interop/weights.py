@@ -69,12 +69,12 @@ def read_torch(path: str, ema: bool | None = None) -> dict[str, np.ndarray]:
     Raises:
       UserError: PyTorch is not installed; the file is missing or damaged, or holds something else than a state dict.
     """
+    _check_file(path)
     try:
         import torch
     except ImportError:
         raise UserError('reading a PyTorch file needs PyTorch, which is not installed', field=path,
                         hint='pip install torch, or convert the file to .safetensors, which needs no PyTorch') from None
-    _check_file(path)
     try:
         content = torch.load(path, map_location='cpu', weights_only=True)
     except pickle.UnpicklingError as e:

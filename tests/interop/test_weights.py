@@ -52,11 +52,12 @@ def test_a_safetensors_file_that_cannot_be_read_gives_one_line(safetensors_file,
         weights.read_safetensors(safetensors_file)
 
 
-def test_a_torch_file_without_pytorch_gives_one_line(monkeypatch):
+def test_a_torch_file_without_pytorch_gives_one_line(monkeypatch, tmp_path):
+    (tmp_path / 'a.pth').write_bytes(b'')
     monkeypatch.setitem(sys.modules, 'torch', None)
     with pytest.raises(UserError, match=r'a\.pth: reading a PyTorch file needs PyTorch, which is not installed; pip install '
                        r'torch, or convert the file to \.safetensors') as e:
-        weights.read_torch('a.pth')
+        weights.read_torch(str(tmp_path / 'a.pth'))
     one_line(e)
 
 

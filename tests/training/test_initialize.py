@@ -167,7 +167,7 @@ def one_line(error):
     ({'run': 'a', 'include': '('}, r"^config\.init\.include: '\(' is no regular expression"),
     ({'run': 'a', 'weights': 'x'}, r'unknown field .config\.init\.weights'),
     ({'run': '/nowhere'}, r"^config\.init\.run: workdir '/nowhere' does not exist"),
-    ({'torch': '/nowhere.pth'}, r'^config\.init\.torch: /nowhere\.pth: (reading a PyTorch|No such file)'),
+    ({'torch': '/nowhere.pth'}, r'^config\.init\.torch: /nowhere\.pth: '),
     ({'variables': True}, r'^config\.init\.variables: the run started from variables of Python; pass them again: train')])
 def test_a_wrong_init_gives_one_line(init, line):
     with pytest.raises(UserError, match=line) as error:
