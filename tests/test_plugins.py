@@ -7,8 +7,8 @@ import sys
 import numpy as np
 import pytest
 
-from jaxcnn import data, models, plugins
-from jaxcnn.config import DataConfig, Plugin
+from jaxcnn import data, models, plugins, tasks
+from jaxcnn.config import DataConfig, Plugin, parse
 from jaxcnn.data import decode
 from jaxcnn.errors import UserError
 from jaxcnn.run import load_run
@@ -189,3 +189,13 @@ def test_installed_plugins_are_loaded_for_an_unknown_name_and_recorded(tmp_path)
     assert lines[0] == ''
     assert all(line.startswith("Plugin(source='zoo_of_mine.networks', version='1.2', sha256='") for line in lines[1:])
     assert len(lines) == 4
+
+
+def test_a_task_keeps_the_metrics_of_its_plugin_when_another_config_is_loaded(tmp_path):
+    (tmp_path / 'my_metric.py').write_text(
+        'import jaxcnn\n\n@jaxcnn.example_metric("label")\ndef my_metric(logits, labels):\n    return logits[:, 0]\n')
+    plugins.load([Plugin(str(tmp_path / 'my_metric.py'))])
+    task = tasks.create(parse({}), ['a', 'b'], [1, 1], 2)
+    plugins.load([])  # as load_run does for a run without it, for example that of config.init.run
+    assert 'my_metric' in task.metrics
+    assert 'my_metric' not in tasks.create(parse({}), ['a', 'b'], [1, 1], 2).metrics

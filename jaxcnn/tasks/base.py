@@ -61,6 +61,7 @@ class Task(abc.ABC):
       loss_function: of each example, in training.
       eval_loss_function: the same without label smoothing.
       class_weights: for each class, where `config.data.balance` is `loss`; else None.
+      metrics: the loss and the metrics of an evaluation by name, as they were registered when the task was made.
     """
 
     name: ClassVar[str]
@@ -71,16 +72,12 @@ class Task(abc.ABC):
     loss_function: losses.Loss
     eval_loss_function: losses.Loss
     class_weights: tuple[float, ...] | None = None
+    metrics: Mapping[str, Metric] = dataclasses.field(default_factory=dict)
 
     @property
     def num_classes(self) -> int:
         """How many classes there are."""
         return len(self.class_names)
-
-    @property
-    def metrics(self) -> dict[str, Metric]:
-        """The loss and the metrics of an evaluation by name."""
-        return metrics.of_targets(self.kind.name)
 
     @property
     def main_metric(self) -> Metric:
@@ -251,7 +248,7 @@ def create(config: cfg.Config, class_names: Sequence[str], class_counts: Sequenc
     if config.data.balance == 'loss':
         weights = tuple(task.weights_of_classes(np.asarray(class_counts), num_images).tolist())
     fields: dict[str, Any] = dict(class_names=class_names, loss_function=loss, eval_loss_function=eval_loss,
-                                  class_weights=weights)
+                                  class_weights=weights, metrics=metrics.of_targets(task.kind.name))
     return task(**bind(task, (), {**fields, **config.task.args}, f'task {task.name}'))
 
 
