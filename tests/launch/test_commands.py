@@ -222,7 +222,7 @@ def two_processes(config, tmp_path):
 
     def start_training(name):
         return subprocess.Popen([sys.executable, 'launch/multiprocess.py', '-n', '2', '--', *command_line(
-            'train', *flags, '--config.duration.steps=60', f'--workdir={tmp_path / name}')],
+            'train', *flags, '--config.duration.steps=120', f'--workdir={tmp_path / name}')],
             cwd=ROOT, env={**environment(), **PROXY}, stderr=subprocess.PIPE, text=True)
     start_training.flags = flags
     return start_training
@@ -237,7 +237,7 @@ def stop_and_resume(two_processes, folder):
         time.sleep(0.02)
     stopped.send_signal(signal.SIGTERM)
     assert 'stopped by SIGTERM at step' in stopped.communicate()[1]
-    assert load_run(str(folder)).find_step('latest') < 60
+    assert load_run(str(folder)).find_step('latest') < 120
     resumed = two_processes(folder.name)
     assert 'resuming' in resumed.communicate()[1]
     assert resumed.returncode == 0
@@ -261,7 +261,7 @@ def test_two_processes_resume_bit_identically(two_processes, tmp_path):
     log = uninterrupted.communicate()[1]
     assert uninterrupted.returncode == 0, log
     stop_and_resume(two_processes, tmp_path / 'stopped')
-    states = [{array_name: array.tobytes() for array_name, array in golden.read_state(str(tmp_path / name), 60).items()}
+    states = [{array_name: array.tobytes() for array_name, array in golden.read_state(str(tmp_path / name), 120).items()}
               for name in ('uninterrupted', 'stopped')]
     assert states[0] == states[1]
 

@@ -389,9 +389,9 @@ def test_a_save_that_fails_is_reported_and_keeps_the_checkpoints_before(tmp_path
         assert line.startswith('refused: could not write a checkpoint to')
         assert str(tmp_path) in line
     checkpoints = open_checkpoints(tmp_path)
-    found = {step: state for step, state, _ in checkpoints.undamaged(TEMPLATE)}
-    assert sorted(found) == [1, 2]
-    for step, state in found.items():
+    states_by_step = {step: state for step, state, _ in checkpoints.undamaged(TEMPLATE)}
+    assert sorted(states_by_step) == [1, 2]
+    for step, state in states_by_step.items():
         assert_same_bits(state, make_state(step))
     assert checkpoints.best_step() == 1
     save(checkpoints, 3, 0.9)  # with room again, it goes on
