@@ -177,17 +177,18 @@ class Run:
           name: of one feature map; None: all of them.
 
         Returns:
-          The feature map (N, H, W, C), or a dict of all of them by name, in the order of computation.
+          The feature map (N, H, W, C), or a dict of all of them by name.
 
         Raises:
           UserError: The images have another dtype or shape, or there is no such feature map.
         """
         images = check_images('images', images, self.info['image_shape'], self.config.data.resize)
-        known = jax.eval_shape(self._features, self.variables, images)
-        if name is not None and name not in known:
-            raise unknown('feature map', name, known)
-        maps = {known_name: np.asarray(x) for known_name, x in self._features(self.variables, images).items()}
-        return maps if name is None else maps[name]
+        maps = self._features(self.variables, images)
+        if name is None:
+            return {map_name: np.asarray(x) for map_name, x in maps.items()}
+        if name not in maps:
+            raise unknown('feature map', name, maps)
+        return np.asarray(maps[name])
 
     @functools.cached_property
     def _features(self) -> Any:

@@ -63,12 +63,12 @@ class TrainingRun:
     def __init__(self, config: cfg.Config, folder: str, stop: signals.StopRequest, source: Source | None = None,
                  callbacks: Sequence[Callback] = (), initial_variables: Mapping[str, Any] | None = None):
         self._start_time = self._wall_seconds_until = time.monotonic()
+        self._callbacks = CallbackList(callbacks)  # checks them before the data is loaded
         self.setup = Setup(config, folder, source, initial_variables)
         self._stop = stop
         self._resources = contextlib.ExitStack()
         self.monitored_split = 'val' if 'val' in self.setup.dataset.splits else 'test'
         self.is_main_process = jax.process_index() == 0
-        self._callbacks = CallbackList(callbacks)
         self.progress = RunProgress()
         self.dispatches = DispatchQueue()
         self._display = ProgressDisplay(self.setup.timeline.total, self._displayed_epoch(self.setup.timeline.total))

@@ -27,19 +27,20 @@ class ProgressDisplay:
     def __init__(self, total_steps: int, total_epochs: float):
         self._total_steps, self._total_epochs = total_steps, total_epochs
         self._in_notebook = 'ipykernel' in sys.modules
-        self._is_terminal = self._in_notebook or (sys.stderr is not None and sys.stderr.isatty())
+        # whether there is one line, which is rewritten
+        self._is_rewritten = self._in_notebook or (sys.stderr is not None and sys.stderr.isatty())
         self._shown_time = 0.0
 
     @property
     def is_due(self) -> bool:
-        """Whether the line on a terminal should be rewritten."""
-        return self._is_terminal and time.monotonic() - self._shown_time > 0.5
+        """Whether the line should be rewritten by now."""
+        return self._is_rewritten and time.monotonic() - self._shown_time > 0.5
 
     def show(self, step: int, epoch: float, scalars: Mapping[str, float], rate: float, seconds_left: float,
              ends_interval: bool) -> None:
         """Show the progress of the run.
 
-        The line on a terminal is rewritten at most ten times a second, and at the last step.
+        A line that is rewritten changes at most ten times a second, and at the last step.
 
         Args:
           step: number of steps that are done.
@@ -47,15 +48,15 @@ class ProgressDisplay:
           scalars: means of the training scalars.
           rate: images per second.
           seconds_left: expected time until the end of the run.
-          ends_interval: whether a logged interval ends; only then a line is shown if there is no terminal.
+          ends_interval: whether a logged interval ends; only then a line is logged where it is not rewritten.
         """
         was_just_shown = time.monotonic() - self._shown_time < 0.1 and step < self._total_steps
-        if was_just_shown if self._is_terminal else not ends_interval:
+        if was_just_shown if self._is_rewritten else not ends_interval:
             return
         means = '  '.join(f'{name.replace("_", " ")} {value:.4f}' for name, value in scalars.items())
         line = (f'epoch {epoch:.2f}/{self._total_epochs:.4g}  step {step}/{self._total_steps}  {means}  '
                 f'{rate:,.0f} images/s  {_format_time(seconds_left)} left')
-        if self._is_terminal:
+        if self._is_rewritten:
             width = 150 if self._in_notebook else _terminal_width()
             self._rewrite(line[:width - 1])  # a line of full width would wrap on some terminals
             self._shown_time = time.monotonic()
@@ -66,7 +67,7 @@ class ProgressDisplay:
         """Log a line that is not rewritten."""
         if self._in_notebook:
             print('\n' if self._shown_time else '', end='', flush=True)
-        elif self._is_terminal:
+        elif self._is_rewritten:
             self._rewrite('')
         self._shown_time = 0.0
         log.info(text)
