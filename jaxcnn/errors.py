@@ -17,7 +17,10 @@ class UserError(Exception):
       message: says what is wrong, with the value.
       field: what the mistake is in: a field of the config such as `config.data.dir`, a flag or a file; None for none.
       hint: says how to go on, for example the nearest valid choices; None for no advice.
+      exit_code: of a command that ends with the error.
     """
+
+    exit_code = 2
 
     def __init__(self, message: str, *, field: str | None = None, hint: str | None = None):
         super().__init__(message)
@@ -34,6 +37,8 @@ class UserError(Exception):
 
 class Diverged(UserError):
     """The loss or a parameter is not finite."""
+
+    exit_code = 3
 
 
 @contextlib.contextmanager

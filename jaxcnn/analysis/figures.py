@@ -84,7 +84,7 @@ def _fonts(texts: Iterable[str]) -> list[str]:
 
 
 @contextlib.contextmanager
-def _figure(path: str, width: float, height: float, texts: Iterable[str] = (), dpi: float = 110,
+def open_figure(path: str, width: float, height: float, texts: Iterable[str] = (), dpi: float = 110,
             math_text: bool = False, **settings: Any) -> Iterator[Any]:
     """Yield a matplotlib figure, and write it to `path` afterwards.
 
@@ -129,7 +129,7 @@ def _warn_of_missing_matplotlib() -> None:
     log.warning("no figures are drawn, because matplotlib is not installed: pip install 'jaxcnn[plots]'")
 
 
-def _shortened(text: str, max_length: int = 24) -> str:
+def shortened(text: str, max_length: int = 24) -> str:
     """Return `text` on one line of at most `max_length` characters."""
     text = printable(text)
     return text if len(text) <= max_length else f'{text[:max_length - 1]}…'
@@ -161,7 +161,7 @@ def image_grid(images: np.ndarray | Sequence[np.ndarray], titles: Sequence[str],
         lines += [(x, y + n * _LINE_HEIGHT, text, cell_width) for n, text in enumerate(texts)]
         tile = np.rint(np.clip(image, 0, 1) * 255).astype(np.uint8).repeat(factor, 0).repeat(factor, 1)
         sheet[y + title_height:y + title_height + tile.shape[0], x:x + tile.shape[1]] = tile
-    with _figure(path, sheet.shape[1] / _DPI, sheet.shape[0] / _DPI, [text for _, _, text, _ in lines], _DPI) as figure:
+    with open_figure(path, sheet.shape[1] / _DPI, sheet.shape[0] / _DPI, [text for _, _, text, _ in lines], _DPI) as figure:
         figure.figimage(sheet)
         for x, y, text, max_width in lines:
             _write_line(figure, x, sheet.shape[0] - y - 0.8 * _LINE_HEIGHT, text, max_width)
@@ -185,7 +185,7 @@ def curves(rows: Sequence[Mapping[str, float]], metrics: Sequence[Metric], measu
       measurements: the measurements of evaluations that the rows may contain.
       path: the PNG file.
     """
-    with _figure(path, 5 * (len(metrics) + 1), 4.2, layout='constrained') as figure:
+    with open_figure(path, 5 * (len(metrics) + 1), 4.2, layout='constrained') as figure:
         *panels, rate_panel = figure.subplots(1, len(metrics) + 1)
         for axis, metric in zip(panels, metrics, strict=True):
             labels = {Measurement('train', metric).name: 'train', **{
@@ -228,11 +228,11 @@ def precision_recall(probabilities: np.ndarray, labels: np.ndarray, class_names:
     from sklearn.metrics import precision_recall_curve
     support = labels.sum(0)
     classes = [c for c in np.argsort(-support.astype(int), kind='stable')[:MAX_CURVES] if support[c]]
-    names = [_shortened(class_names[c]) for c in classes]
+    names = [shortened(class_names[c]) for c in classes]
     title = 'precision and recall by class'
     if len(classes) < len(class_names):
         title = f'precision and recall of the {len(classes)} most frequent of {len(class_names):,} classes'
-    with _figure(path, 10, 5, names, layout='constrained') as figure:
+    with open_figure(path, 10, 5, names, layout='constrained') as figure:
         axis = figure.subplots()
         for c, name in zip(classes, names, strict=True):
             precision, recall, _ = precision_recall_curve(labels[:, c], probabilities[:, c])
@@ -261,8 +261,8 @@ def confusion_matrix(confusion: np.ndarray, class_names: Sequence[str], path: st
         class_names = [class_names[c] for c in classes]
     count = len(confusion)
     side = float(np.clip(0.55 * count + 2, 5, 14))
-    fractions, names = confusion / support[:, None], [_shortened(name) for name in class_names]
-    with _figure(path, side + 1, side, names, layout='compressed') as figure:
+    fractions, names = confusion / support[:, None], [shortened(name) for name in class_names]
+    with open_figure(path, side + 1, side, names, layout='compressed') as figure:
         axis = figure.subplots()
         image = axis.imshow(fractions, cmap='Blues', vmin=0, vmax=1)
         axis.set(xlabel='predicted', ylabel='label', title=title)
@@ -291,7 +291,7 @@ def cost_scatter(costs: 'Mapping[str, Cost]', path: str) -> None:
       costs: the costs by the networks' names.
       path: the image file.
     """
-    with _figure(path, 14, 9, dpi=100, math_text=True, layout='constrained') as figure:
+    with open_figure(path, 14, 9, dpi=100, math_text=True, layout='constrained') as figure:
         axis = figure.subplots()
         axis.set(xscale='log', yscale='log', xlabel='parameters', ylabel='multiply-adds of an image')
         axis.grid(alpha=0.3)
@@ -301,13 +301,13 @@ def cost_scatter(costs: 'Mapping[str, Cost]', path: str) -> None:
         scale = figure.dpi / 72
         pixels = {name: tuple(axis.transData.transform((cost.parameters, cost.multiply_adds)))
                   for name, cost in sorted(costs.items())}
-        for name, (dx, dy) in _label_offsets(pixels, scale).items():
+        for name, (dx, dy) in label_offsets(pixels, scale).items():
             axis.annotate(name, (costs[name].parameters, costs[name].multiply_adds), (dx / scale, dy / scale),
                           textcoords='offset points', fontsize=7, va='center', ha='right' if dx < -1 else 'left',
                           arrowprops={'arrowstyle': '-', 'linewidth': 0.4, 'color': 'grey', 'shrinkA': 0, 'shrinkB': 1})
 
 
-def _label_offsets(points: Mapping[str, tuple[float, float]], scale: float) -> dict[str, tuple[float, float]]:
+def label_offsets(points: Mapping[str, tuple[float, float]], scale: float) -> dict[str, tuple[float, float]]:
     """Return an offset for the label of each point, so that labels cover neither each other nor points.
 
     Args:

@@ -81,6 +81,15 @@ def prepare_streams() -> None:
                              line_buffering=sys.stdout.line_buffering, write_through=sys.stdout.write_through)
 
 
+def print_table(rows: list[list[str]]) -> None:
+    """Print aligned columns, the first two to the left and the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = [cell.ljust(width) if i < 2 else cell.rjust(width)
+                 for i, (cell, width) in enumerate(zip(row, widths, strict=True))]
+        print('  '.join(cells).rstrip())
+
+
 def start_jax(args: argparse.Namespace) -> None:
     """Join the other processes of the run, if there are any, and enable the persistent compilation cache.
 
@@ -114,7 +123,7 @@ def _parse_arguments(parser: argparse.ArgumentParser, arguments: Sequence[str]) 
     def exit_with(message: str) -> NoReturn:
         parser.exit(2, f'error: {message} (--help lists all flags)\n')
     parser.error = exit_with  # type: ignore[method-assign]
-    has_config = any(action.dest == 'config' for action in parser._actions)
+    has_config = any(action.dest in ('config', 'study') for action in parser._actions)
     flags, overrides = split_overrides(arguments)
     args, unrecognized = parser.parse_known_args(flags)
     if unrecognized:
@@ -142,10 +151,12 @@ def main(parser: argparse.ArgumentParser, run: Callable[[argparse.Namespace], in
          arguments: Sequence[str] | None = None, needs_jax: bool = True) -> None:
     """Parse the command line, start JAX, call `run` with the flags, and exit with its exit code.
 
-    The exit code is 2 after a `UserError`, which is printed as one line, and 128 plus its number after a signal.
+    The exit code is 2 after a `UserError`, which is printed as one line, 3 if the run has diverged, and 128 plus its number
+    after a signal.
 
     Args:
-      parser: the flags of the command. One called `--config` allows `--config.a.b=VALUE`, which `args.overrides` holds.
+      parser: the flags of the command. One called `--config` or `--study` allows `--config.a.b=VALUE`, which
+        `args.overrides` holds.
       run: the command; None means exit code 0.
       arguments: the command line; by default that of the process.
       needs_jax: whether JAX is started.
@@ -172,7 +183,7 @@ def main(parser: argparse.ArgumentParser, run: Callable[[argparse.Namespace], in
             code = 2
     except UserError as e:
         log.error('error: %s', ' '.join(str(e).split()))
-        code = 2
+        code = e.exit_code
     except KeyboardInterrupt:
         code = 130
     sys.exit(code)

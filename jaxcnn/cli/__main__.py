@@ -10,6 +10,8 @@ COMMANDS = {
     'train': 'train the network of a config, or resume a run',
     'evaluate': 'evaluate a checkpoint of a run',
     'predict': 'predict the classes of image files',
+    'study': 'train the arms of a study, and compare them',
+    'compare': 'compare runs',
     'configs': 'list the configs that come with jaxcnn',
     'models': 'show the cost of networks',
     'augment': 'draw what augmentation makes of images',

@@ -122,7 +122,7 @@ def print_networks(costs: 'dict[str, Cost]', args: argparse.Namespace) -> None:
         rows.append([display_name(name), 'x'.join(map(str, cost.image_shape)), str(cost.num_classes), f'{cost.parameters:,}',
                      f'{cost.multiply_adds:,}', format_bytes(cost.activation_memory),
                      *map(format_bytes, cost.training_memory.values())])
-    print_table(rows)
+    cli.print_table(rows)
     print(f'\nmultiply-adds are for one image; memory is for training with a batch of {args.batch_size}: activations alone, '
           'and in total by optimizer')
     for name, cost in costs.items():
@@ -139,7 +139,7 @@ def print_layers(name: str, cost: 'Cost') -> None:
                      format_pair(['all' if n is None else n for n in layer.field]), format_pair(layer.jump), padding,
                      format_pair(['' if n is None else f'{n:g}' for n in layer.start])])
     print()
-    print_table(rows)
+    cli.print_table(rows)
 
 
 def format_pair(values: Sequence[object]) -> str:
@@ -150,15 +150,6 @@ def format_pair(values: Sequence[object]) -> str:
 def format_bytes(count: int) -> str:
     """Return a number of bytes in MiB or GiB."""
     return f'{count / 2 ** 30:,.2f} GiB' if count >= 2 ** 30 else f'{count / 2 ** 20:,.1f} MiB'
-
-
-def print_table(rows: list[list[str]]) -> None:
-    """Print aligned columns, the first two to the left and the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        cells = [cell.ljust(width) if i < 2 else cell.rjust(width)
-                 for i, (cell, width) in enumerate(zip(row, widths, strict=True))]
-        print('  '.join(cells).rstrip())
 
 
 def main() -> None:

@@ -15,16 +15,7 @@ import subprocess
 import sys
 import time
 
-
-def visible_gpus() -> list[str]:
-    """Return the GPUs that are divided among the processes, as CUDA_VISIBLE_DEVICES names them."""
-    names = os.environ.get('CUDA_VISIBLE_DEVICES')
-    if os.environ.get('JAX_PLATFORMS') == 'cpu':
-        return []
-    if names is None and shutil.which('nvidia-smi'):
-        query = subprocess.run(['nvidia-smi', '--query-gpu=index', '--format=csv,noheader'], capture_output=True, text=True)
-        names = '' if query.returncode else ','.join(query.stdout.split())
-    return [name for name in (names or '').split(',') if name and not name.startswith('-')]
+from jaxcnn.processes import shell_exit_code, visible_gpus
 
 
 def main() -> int:
@@ -62,11 +53,6 @@ def main() -> int:
             environment['CUDA_VISIBLE_DEVICES'] = ','.join(gpus[i * gpus_per_process:(i + 1) * gpus_per_process])
         processes.append(subprocess.Popen(args.command, start_new_session=True, env=environment))
     return wait_for_all(processes, forwarded)
-
-
-def shell_exit_code(returncode: int) -> int:
-    """Return the exit code that a shell gives to a process: 128 + N if signal N killed it."""
-    return returncode if returncode >= 0 else 128 - returncode
 
 
 def wait_for_all(processes: list[subprocess.Popen], forwarded: set[int]) -> int:

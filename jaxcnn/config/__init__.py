@@ -1,7 +1,7 @@
 """The config of a run: its schema, checking, config files with the command line's assignments, and literals in strings."""
 
 from jaxcnn.config.literals import bind, parse_call, parse_calls
-from jaxcnn.config.overrides import find_config_file, load, override, shipped_configs
+from jaxcnn.config.overrides import call_in_file, find_config_file, load, override, parse_assignment, shipped_configs
 from jaxcnn.config.parse import INIT_SOURCES, Difference, check_init, differences, make, parse, parse_duration, to_dict
 from jaxcnn.config.schema import (
     UNITS,
@@ -40,6 +40,7 @@ __all__ = [
     'SwitchConfig',
     'WhitenConfig',
     'bind',
+    'call_in_file',
     'check_init',
     'differences',
     'find_config_file',
@@ -47,6 +48,7 @@ __all__ = [
     'make',
     'override',
     'parse',
+    'parse_assignment',
     'parse_call',
     'parse_calls',
     'parse_duration',

@@ -1,0 +1,40 @@
+"""Compare runs: a table, their curves, and the fields in which their configs differ.
+
+    jaxcnn compare --workdirs runs/a runs/b --output runs/comparison
+
+Runs whose configs differ in the seed alone are one row.
+"""
+
+import argparse
+import os
+
+from jaxcnn import cli
+from jaxcnn.errors import UserError
+
+os.environ['JAX_PLATFORMS'] = 'cpu'  # this process takes no memory of an accelerator
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command with its parsed arguments, and return its exit code."""
+    from jaxcnn.studies.compare import compare_runs
+    from jaxcnn.studies.report import table_rows, write_study_report
+    table = compare_runs(args.workdirs, args.metric)
+    try:
+        write_study_report(table, args.output, 'compare')
+    except OSError as e:
+        raise UserError(f'{args.output!r} cannot be written: {e.strerror}', field='--output') from e
+    cli.print_table(table_rows(table))
+    print(f'\nreport: {os.path.join(args.output, "compare.html")}')
+    return 0
+
+
+def main() -> None:
+    """Run the command with the arguments of the process."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--workdirs', required=True, nargs='+', metavar='DIR', help='folders of runs, or of several seeds '
+                        'of a run (jaxcnn train --seeds=N)')
+    parser.add_argument('--metric', default=[], action='append', help="a measurement, such as test_accuracy or "
+                        "epochs_to('val_accuracy', 0.9); may be repeated, and the first one is compared (default: the "
+                        "first metric of the task on the test split)")
+    parser.add_argument('--output', default='comparison', metavar='DIR', help='folder of the report (default: comparison)')
+    cli.main(parser, run, needs_jax=False)

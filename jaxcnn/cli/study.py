@@ -1,0 +1,123 @@
+"""Train the arms of a study with several seeds, and compare them in a table with curves.
+
+    jaxcnn study --study=configs/studies/activations.py:quick --workdir=runs/activations
+
+The workdir has a run for each arm and seed, and the report: study.html, study.md and study.csv. The same command continues a
+study that was stopped: finished runs are skipped, and stopped ones resume. Runs that have diverged are not repeated, and
+those that failed for another reason are tried again. The exit code is 1 if a run has failed.
+"""
+
+import argparse
+import os
+import signal
+import sys
+import time
+from typing import TYPE_CHECKING
+
+from jaxcnn import cli
+from jaxcnn.errors import UserError, counted
+
+if TYPE_CHECKING:
+    from jaxcnn.studies.jobs import Job
+    from jaxcnn.studies.results import RunResult
+    from jaxcnn.studies.run import StudyRun
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command with its parsed arguments, and return its exit code."""
+    environment = dict(os.environ)
+    os.environ['JAX_PLATFORMS'] = 'cpu'  # this process takes no memory of an accelerator
+    from jaxcnn.studies import slurm
+    from jaxcnn.studies.definition import load_study
+    from jaxcnn.studies.jobs import StudyStopped
+    from jaxcnn.studies.run import StudyRun, make_executor
+    for flag in ('jobs', 'seeds'):
+        if getattr(args, flag) is not None and getattr(args, flag) < 1:
+            raise UserError(f'--{flag}: expected at least 1, got {getattr(args, flag)}')
+    study = load_study(args.study, args.overrides, args.seeds)
+    executor = make_executor(args.executor, args.jobs, environment, slurm.parse_options(args.slurm), args.workdir)
+    with StudyRun(study, args.workdir) as study_run:
+        if executor is None:
+            for job in study_run.jobs():
+                print(job.shell_command())
+            return 0
+        stop: list[int] = []
+        for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(signum, lambda number, frame: stop.append(number))
+        display = Display(study_run, args.watch)
+        try:
+            study_run.train(executor, display.show_result, display.show_table, stop)
+        except StudyStopped as e:
+            cli.log.warning('%s', e)
+            return 128 + e.signum
+        finally:
+            study_run.write_report()
+            display.show_end()
+        has_failed = any(run.status == 'failed' for arm in study_run.table().arms for run in arm.runs)
+    return 1 if has_failed else 0
+
+
+class Display:
+    """What the command prints: a line for each run that ends, or with `--watch` a table that changes.
+
+    Args:
+      study_run: the study.
+      watch: whether to show the table.
+    """
+
+    def __init__(self, study_run: 'StudyRun', watch: bool):
+        self._run, self._watch = study_run, watch
+        self._table_time = 0.0
+        self._number = study_run.num_done()
+        if self._number:
+            cli.log.info('%d of %s are done already', self._number, counted(study_run.num_runs, 'run'))
+
+    def show_result(self, job: 'Job', result: 'RunResult') -> None:
+        """Show the result of a run that has ended."""
+        self._number += 1
+        if self._watch:
+            return
+        if result.status == 'finished':
+            column = self._run.columns[0]
+            text = f'{column.title} {column.format(column.value(result.summary, result.rows))}'
+        else:
+            text = f'{result.status}: {result.reason}' if result.reason else 'stopped'
+            self._number -= result.status == 'unfinished'
+        cli.log.info('[%d/%d] %s: %s', self._number, self._run.num_runs, job.name, text)
+
+    def show_table(self) -> None:
+        """Show the table as it is now, if `--watch` is given and the last one is two seconds old."""
+        if self._watch and time.monotonic() - self._table_time > 2:
+            self._table_time = time.monotonic()
+            sys.stdout.write('\x1b[H\x1b[J')  # clear the terminal
+            self._print_table()
+            sys.stdout.flush()
+
+    def show_end(self) -> None:
+        """Show the table, and where the report is."""
+        print()
+        self._print_table()
+        print(f'\nreport: {os.path.join(self._run.folder, "study.html")}')
+
+    def _print_table(self) -> None:
+        from jaxcnn.studies.report import table_rows
+        cli.print_table(table_rows(self._run.table()))
+
+
+def main() -> None:
+    """Run the command with the arguments of the process."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+                                     epilog='Any field of the config can be set for all arms: --config.data.dir=DIR.')
+    parser.add_argument('--study', required=True, help='a study file, or the name of a study that comes with jaxcnn (jaxcnn '
+                        'configs lists them); :quick after it takes its quick form')
+    parser.add_argument('--workdir', required=True, help='folder of the study')
+    parser.add_argument('--seeds', type=int, help='number of seeds of each arm, instead of that in the study')
+    parser.add_argument('--jobs', type=int, help='number of runs at once, which share the cores and GPUs of this machine '
+                        '(default: 1; with SLURM: all)')
+    parser.add_argument('--executor', default='local', help='local: on this machine; slurm: as jobs of SLURM, which go on '
+                        'if this command ends; print: print the commands')
+    parser.add_argument('--slurm', action='append', default=[], metavar='KEY=VALUE',
+                        help="an option of submitit's jobs, such as slurm_partition=gpu, timeout_min=600, gpus_per_node=1, "
+                        'or cluster=local to try it without SLURM; may be repeated')
+    parser.add_argument('--watch', action='store_true', help='show a table that changes, instead of a line for each run')
+    cli.main(parser, run, needs_jax=False)

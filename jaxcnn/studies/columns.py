@@ -1,0 +1,111 @@
+"""What a study compares: measurements of runs, their direction, and how they are printed."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from jaxcnn import config as cfg
+from jaxcnn import metrics, tasks
+from jaxcnn.errors import UserError, unknown
+from jaxcnn.metrics import LOSS, Measurement, Metric
+
+SPLITS = {'test': 'test', 'val': 'validation', 'train': 'training'}
+
+
+@dataclasses.dataclass(frozen=True)
+class Column:
+    """A measurement of a run.
+
+    Attributes:
+      name: as in the study and in `study.csv`.
+      title: heading of its column.
+      split: of the measurement.
+      metric: the metric that is measured.
+      logged: the measurement in `metrics.jsonl` of which the epoch is taken when it reaches `target`, or empty.
+      target: see `logged`.
+    """
+
+    name: str
+    title: str
+    split: str
+    metric: Metric
+    logged: str = ''
+    target: float = 0.0
+
+    @property
+    def better(self) -> Literal['max', 'min']:
+        """Whether larger or smaller values are better."""
+        return 'min' if self.logged else self.metric.better
+
+    @property
+    def percent(self) -> bool:
+        """Whether it is printed in per cent."""
+        return self.metric.percent and not self.logged
+
+    def value(self, summary: Mapping[str, Any], rows: Sequence[Mapping[str, float]]) -> float | None:
+        """Return the value of a finished run, or None if it was not measured.
+
+        Args:
+          summary: the content of `summary.json`.
+          rows: the rows of `metrics.jsonl`.
+        """
+        if not self.logged:
+            return summary.get(self.name)
+        sign = 1 if self.metric.better == 'max' else -1
+        logged = ((row['epoch'], row[self.logged]) for row in rows if self.logged in row)
+        return next((epoch for epoch, value in logged if sign * value >= sign * self.target), None)
+
+    def format(self, value: float | None, deviation: float | None = None) -> str:
+        """Return a value as text, with its standard deviation if there is one."""
+        if value is None:
+            return 'not reached' if self.logged else 'not measured'
+        scale, digits, unit = (100, 2, ' %') if self.percent else (1, 1 if self.logged else 4, '')
+        spread = '' if deviation is None else f' ± {scale * deviation:.{digits}f}'
+        return f'{scale * value:.{digits}f}{spread}{unit}'
+
+    def format_difference(self, difference: float, interval: tuple[float, float] | None) -> str:
+        """Return a difference of two values as text, with its interval if there is one."""
+        scale, digits = (100, 2) if self.percent else (1, 1 if self.logged else 4)
+
+        def text(value: float) -> str:
+            return f'{scale * value:+.{digits}f}'.replace('-', '−')
+        return text(difference) + ('' if interval is None else f' [{text(interval[0])}, {text(interval[1])}]')
+
+
+def main_metric(config: cfg.Config) -> Metric:
+    """Return the first metric of a config's task."""
+    return next(metric for metric in _metrics(config).values() if metric != LOSS)
+
+
+def _metrics(config: cfg.Config) -> dict[str, Metric]:
+    return metrics.of_targets(tasks.find(config.task).kind.name)
+
+
+def _title(measurement: Measurement) -> str:
+    return dataclasses.replace(measurement, split=SPLITS[measurement.split]).title
+
+
+def find_column(name: str, config: cfg.Config) -> Column:
+    """Return a column by its name: a measurement, or `epochs_to('val_accuracy', 0.9)`.
+
+    Args:
+      name: the name.
+      config: config of a run, whose task has the metrics.
+
+    Raises:
+      UserError: There is no such measurement.
+    """
+    known = metrics.measurements(_metrics(config).values(), SPLITS, bool(config.optim.ema_decay), config.eval.tta != 'none')
+    if '(' in name:
+        function, arguments, named = cfg.parse_call(name, name)
+        if function != 'epochs_to' or named or len(arguments) != 2 or not isinstance(arguments[1], (int, float)):
+            raise UserError(f"{name!r} is no measurement; a number of epochs is epochs_to('val_accuracy', 0.9)")
+        logged = {key: m for key, m in known.items() if not m.tta}
+        if arguments[0] not in logged:
+            raise unknown('measurement', str(arguments[0]), logged)
+        m = logged[arguments[0]]
+        return Column(name, f'epochs to {_title(m)} {m.metric.format(arguments[1])}', m.split, m.metric, m.name, arguments[1])
+    if name not in known:
+        raise unknown('measurement', str(name), known)
+    m = known[name]
+    return Column(name, _title(m), m.split, m.metric)

@@ -1,0 +1,47 @@
+"""Comparisons of runs that exist."""
+
+import dataclasses
+import glob
+import os
+from collections.abc import Sequence
+
+from jaxcnn import config as cfg
+from jaxcnn import plugins
+from jaxcnn.errors import UserError
+from jaxcnn.studies.columns import main_metric
+from jaxcnn.studies.results import ArmResult, RunResult, Table, columns_of, read_run
+from jaxcnn.training.workdir import read_config
+
+
+def compare_runs(folders: Sequence[str], measurements: Sequence[str] = ()) -> Table:
+    """Return the table of some runs. Those whose configs differ in the seed alone are one row.
+
+    Args:
+      folders: workdirs of runs, or folders of several seeds, `seed0`, `seed1`, ...
+      measurements: names of the columns; by default the first metric of the task on the test split.
+
+    Raises:
+      UserError: A folder holds no run, or a measurement does not exist.
+    """
+    groups: list[tuple[str, cfg.Config, list[RunResult]]] = []
+    for folder in dict.fromkeys(os.path.normpath(folder) for folder in folders):
+        seeds = sorted(glob.glob(os.path.join(glob.escape(folder), 'seed*', 'config.json')))
+        for path in map(os.path.dirname, seeds) if seeds else [folder]:
+            config = read_config(path)
+            plugins.load(config.plugins, path)
+            run = read_run(path, config.seed)
+            for _, other, runs in groups:
+                is_equal = not cfg.differences(dataclasses.replace(other, seed=0), dataclasses.replace(config, seed=0))
+                if is_equal and config.seed not in [r.seed for r in runs]:
+                    runs.append(run)
+                    break
+            else:
+                groups.append((folder, config, [run]))
+    configs = [config for _, config, _ in groups]
+    if tasks := {config.task.name for config in configs} - {configs[0].task.name}:
+        raise UserError(f'runs of different tasks cannot be compared: {configs[0].task.name}, {", ".join(sorted(tasks))}',
+                        field='--workdirs')
+    columns = columns_of(measurements or [f'test_{main_metric(configs[0]).name}'], configs[0])
+    prefix = os.path.commonpath([os.path.dirname(name) for name, _, _ in groups])
+    arms = [ArmResult(os.path.relpath(name, prefix or '.'), config, runs) for name, config, runs in groups]
+    return Table('Comparison of runs', '', arms, columns, arms[0].name)

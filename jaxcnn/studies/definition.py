@@ -1,0 +1,250 @@
+"""The definition of a study: a base config, the arms that change it, and the seeds with which each arm is trained.
+
+A study file has `get_study()`, which returns
+
+    make_study(base='digits_lenet5', arms={'tanh': {'model.activation': 'tanh'}, 'relu': {}}, seeds=3)
+"""
+
+import contextlib
+import dataclasses
+import itertools
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import ml_collections
+
+from jaxcnn import config as cfg
+from jaxcnn import experiment
+from jaxcnn.errors import UserError, name_field, unknown
+from jaxcnn.studies.columns import find_column, main_metric
+from jaxcnn.studies.space import Search, Values
+
+Overrides = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Arm:
+    """A config of a study.
+
+    Attributes:
+      name: as in the table.
+      config: the config; its seed is the first one of the study.
+      published: the published value of the compared metric; None if there is none.
+    """
+
+    name: str
+    config: cfg.Config
+    published: float | None = None
+
+    @property
+    def folder(self) -> str:
+        """The name of its folder in the workdir of the study."""
+        return re.sub(r'[^\w.+=-]+', '_', self.name).strip('_')
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """A study; see `make_study`.
+
+    Attributes:
+      title: heading of the report.
+      text: what the study asks, in Markdown.
+      arms: the arms; of a search, one that holds the base config.
+      seeds: seeds of each arm.
+      compare: the compared measurement.
+      columns: further measurements in the table.
+      baseline: name of the arm to which the others are compared.
+      search: the space of a search, or None.
+    """
+
+    title: str
+    text: str
+    arms: tuple[Arm, ...]
+    seeds: tuple[int, ...]
+    compare: str
+    columns: tuple[str, ...]
+    baseline: str
+    search: Search | None = None
+
+    @property
+    def measurements(self) -> tuple[str, ...]:
+        """The compared measurement and the other columns."""
+        return self.compare, *self.columns
+
+
+def product(*factors: Mapping[str, Overrides]) -> dict[str, Overrides]:
+    """Return the arms that combine each arm of one mapping with each of the others: `{'adam, cosine': {...}, ...}`."""
+    for number, factor in enumerate(factors):
+        if not factor:
+            raise UserError(f'factor {number + 1} of the product has no arm')
+    return {', '.join(names): {path: value for factor, name in zip(factors, names, strict=True)
+                               for path, value in factor[name].items()}
+            for names in itertools.product(*factors)}
+
+
+def grid(fields: Mapping[str, Sequence[Any]]) -> dict[str, Overrides]:
+    """Return an arm for each combination of the values of some fields.
+
+    Args:
+      fields: values by the path of their field, as in `{'optim.learning_rate': [0.01, 0.1], 'batch_size': [64, 128]}`.
+
+    Raises:
+      UserError: A field has no values, or there is no field.
+    """
+    if not fields:
+        raise UserError('a grid needs at least one field')
+    for path, values in fields.items():
+        if isinstance(values, str) or not isinstance(values, Sequence) or not values:
+            raise UserError(f'a grid needs a list of at least one value, got {values!r}', field=path)
+    short = {path: path.rpartition('.')[2] for path in fields}
+    if len({*short.values()}) < len(short):
+        short = {path: path for path in fields}
+    return product(*({f'{short[path]}={_short_text(value)}': {path: value} for value in values}
+                     for path, values in fields.items()))
+
+
+def _short_text(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return '-'.join(str(v) for v in value.values())
+    return '-'.join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+
+
+def make_study(base: str | os.PathLike | Mapping[str, Any] | ml_collections.ConfigDict | cfg.Config,
+               arms: Mapping[str, Overrides] | Search, *, seeds: int = 3, compare: str | None = None,
+               common: Overrides | None = None, columns: Sequence[str] = (), baseline: str | None = None,
+               published: Mapping[str, float] | None = None, title: str = '', text: str = '') -> Study:
+    """Define a study.
+
+    Args:
+      base: the config that the arms change: its name, its path, or as built.
+      arms: for each arm, the fields that it changes by their paths; or the space of a search, see `search`.
+      seeds: number of seeds of each arm, from the base config's on.
+      compare: the measurement by which arms are compared: one of a run's summary, such as test_accuracy, or
+        `epochs_to(train_accuracy, 0.75)`, the number of epochs until a logged value is reached. By default
+        the first metric of the task on the test split, and for a search on the validation split.
+      common: fields that all arms change, for example in a quick form of the study.
+      columns: further measurements for the table.
+      baseline: the arm with which the others are compared; by default the first.
+      published: published values of the compared measurement by arm.
+      title: heading of the report; by default the name of the study's file.
+      text: what the study asks and what was published, in Markdown.
+
+    Raises:
+      UserError: A field, an arm or the measurement does not exist, or a config is wrong.
+    """
+    if isinstance(base, (str, os.PathLike)):
+        base_config = cfg.load(base)
+    else:
+        base_config = cfg.parse(base)
+    base_config = cfg.parse(cfg.override(base_config, common or {}))
+    space = arms if isinstance(arms, Search) else None
+    overrides = {'base': {}} if isinstance(arms, Search) else arms
+    if not overrides:
+        raise UserError('a study needs at least one arm', field='arms')
+    published = published or {}
+    for what, names in (('published', published), ('baseline', [baseline] if baseline else [])):
+        for name in names:
+            if name not in overrides:
+                raise unknown('arm', str(name), overrides, field=what)
+    built = tuple(_make_arm(name, base_config, fields, published.get(name)) for name, fields in overrides.items())
+    _check_folders(built)
+    compare = compare or _default_measurement(built[0].config, bool(space))
+    study = Study(title, text, built, tuple(range(base_config.seed, base_config.seed + _check_seeds(seeds))), compare,
+                  tuple(columns), baseline or built[0].name, space)
+    _check_measurements(study)
+    if space:
+        _check_space(space, base_config)
+    return study
+
+
+@contextlib.contextmanager
+def _name_arm(name: str) -> Iterator[None]:
+    """Name the arm in a UserError that is raised in the block."""
+    try:
+        yield
+    except UserError as e:
+        raise UserError(str(e), field=f'arm {name!r}') from e
+
+
+def _make_arm(name: str, base: cfg.Config, overrides: Overrides, published: float | None) -> Arm:
+    if not isinstance(name, str) or not Arm(name, base).folder:
+        raise UserError(f'the name of an arm needs a letter or a digit, got {name!r}', field='arms')
+    if not isinstance(overrides, Mapping):
+        raise UserError(f'expected the fields that it changes, such as {{"optim.learning_rate": 0.1}}, got {overrides!r}',
+                        field=f'arm {name!r}')
+    with _name_arm(name):
+        fields = cfg.override(base, overrides)
+        return Arm(name, experiment.check(cfg.parse({**fields, 'name': name})), published)
+
+
+def _check_folders(arms: Sequence[Arm]) -> None:
+    """Raise a UserError if two arms would have the same folder."""
+    names: dict[str, str] = {}
+    for arm in arms:
+        other = names.setdefault(arm.folder.casefold(), arm.name)
+        if other != arm.name:
+            raise UserError(f'{other!r} and {arm.name!r} would have the same folder, {arm.folder!r}', field='arms',
+                            hint='rename one of them')
+
+
+def _check_measurements(study: Study) -> None:
+    """Raise a UserError if an arm does not have a measurement of the study, or if a search would choose by test images."""
+    for arm in study.arms:
+        for field, names in (('compare', [study.compare]), ('columns', study.columns)):
+            for name in names:
+                with _name_arm(arm.name), name_field(field):
+                    find_column(name, arm.config)
+    if study.search and find_column(study.compare, study.arms[0].config).split != 'val':
+        raise UserError(f'a search chooses by a measurement of the validation split, got {study.compare!r}',
+                        field='compare', hint=f'nearest: {_default_measurement(study.arms[0].config, True)}')
+
+
+def _default_measurement(config: cfg.Config, is_search: bool) -> str:
+    return f'{"val" if is_search else "test"}_{main_metric(config).name}'
+
+
+def _check_space(space: Search, base: cfg.Config) -> None:
+    """Raise a UserError if a field of the space does not exist, or cannot have one of its values."""
+    for path, values in space.space.items():
+        tried = values.values if isinstance(values, Values) else [int(v) if values.integer else v
+                                                                  for v in (values.low, values.high)]
+        for value in tried:
+            with _name_arm(f'{path}={value}'):
+                experiment.check(cfg.parse(cfg.override(base, {path: value})))
+
+
+def load_study(path: str, assignments: Sequence[str] = (), seeds: int | None = None) -> Study:
+    """Return the study of a file with `get_study()`.
+
+    Args:
+      path: of the file, or the name of a study that comes with jaxcnn, such as `activations`; `:quick` after it asks for the
+        quick form, which `get_quick_study()` in the file returns.
+      assignments: fields that are set in all arms, `'a.b=VALUE'`.
+      seeds: another number of seeds.
+
+    Raises:
+      UserError: The file is missing or defines no study, or the study is wrong.
+    """
+    file, colon, form = path.partition(':')
+    file = cfg.find_config_file(file, 'study')
+    study = cfg.call_in_file(file, f'get_{form}_study' if colon else 'get_study')
+    if not isinstance(study, Study):
+        raise UserError(f'its study is a {type(study).__name__}, not what make_study() returns', field=file)
+    name = os.path.splitext(os.path.basename(file))[0]
+    name = f'{name} ({form})' if colon else name
+    first = study.seeds[0]
+    arms = tuple(_change_arm(arm, assignments) for arm in study.arms)
+    return dataclasses.replace(study, title=study.title or name, arms=arms,
+                               seeds=study.seeds if seeds is None else tuple(range(first, first + _check_seeds(seeds))))
+
+
+def _change_arm(arm: Arm, assignments: Sequence[str]) -> Arm:
+    return dataclasses.replace(arm, config=experiment.check(cfg.parse(cfg.override(arm.config, assignments))))
+
+
+def _check_seeds(seeds: int) -> int:
+    if not isinstance(seeds, int) or isinstance(seeds, bool) or seeds < 1:
+        raise UserError(f'expected at least 1, got {seeds!r}', field='seeds')
+    return seeds

@@ -1,0 +1,216 @@
+"""The runs of a study as jobs, which an executor starts.
+
+A job is one command `jaxcnn train`, and its workdir says how it ended. So a study can be killed at any moment: what is in
+the workdirs is all that the next command needs.
+"""
+
+import abc
+import contextlib
+import dataclasses
+import os
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+
+from jaxcnn.errors import Diverged
+from jaxcnn.studies.definition import Arm
+from jaxcnn.studies.results import FAILURE, RunResult, Status, read_run, write_failure
+
+POLL_INTERVAL = 0.2  # seconds between two looks at the running jobs
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A run of a study.
+
+    Attributes:
+      arm: its arm.
+      seed: its seed.
+      study_folder: the workdir of the study.
+    """
+
+    arm: Arm
+    seed: int
+    study_folder: str
+
+    @property
+    def name(self) -> str:
+        """Its name in messages."""
+        return f'{self.arm.name}, seed {self.seed}'
+
+    @property
+    def arm_folder(self) -> str:
+        """The folder of the arm, which has its config."""
+        return os.path.join(self.study_folder, self.arm.folder)
+
+    @property
+    def folder(self) -> str:
+        """The workdir of the run."""
+        return os.path.join(self.arm_folder, f'seed{self.seed}')
+
+    @property
+    def log_file(self) -> str:
+        """The file with what the run prints."""
+        return f'{self.folder}.log'
+
+    def command(self) -> list[str]:
+        """Return the arguments of the command that trains the run, or resumes it."""
+        return [sys.executable, '-m', 'jaxcnn.cli', 'train', f'--config={os.path.join(self.arm_folder, "config.json")}',
+                f'--workdir={self.folder}', f'--config.seed={self.seed}']
+
+    def shell_command(self) -> str:
+        """Return the command as a line for a shell."""
+        _, _, _, *arguments = self.command()
+        return shlex.join(['jaxcnn', *arguments])
+
+    def prepare(self) -> None:
+        """Forget an earlier failure."""
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(os.path.join(self.folder, FAILURE))
+
+    def result(self) -> RunResult:
+        """Return what the workdir of the run says."""
+        return read_run(self.folder, self.seed)
+
+    def record(self, exit_code: int) -> RunResult:
+        """Return the result of the run after its command has ended, and record why it failed if it did.
+
+        Args:
+          exit_code: of the command; -N if signal N ended it.
+        """
+        result = self.result()
+        if result.status == 'unfinished' and exit_code not in STOPPED:
+            status: Status = 'diverged' if exit_code == Diverged.exit_code else 'failed'
+            write_failure(self.folder, status, self.reason(exit_code))
+            result = self.result()
+        return result
+
+    def reason(self, exit_code: int) -> str:
+        """Return why the command failed: the error in its log, or its exit code."""
+        with open(self.log_file, encoding='utf-8', errors='replace') as file:
+            lines = [line.strip() for line in file if line.strip()]
+        if exit_code < 0:
+            return f'killed by {signal.Signals(-exit_code).name}'
+        errors = [line for line in lines if line.startswith('error: ')]
+        last_line = errors[-1].removeprefix('error: ') if errors else lines[-1] if lines else 'it printed nothing'
+        return f'exit code {exit_code}: {last_line}' if exit_code not in (2, Diverged.exit_code) else last_line
+
+
+STOPPED = [128 + signum for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)]  # exit codes of a run that was stopped
+
+
+class Handle(abc.ABC):
+    """A job that was started."""
+
+    @abc.abstractmethod
+    def poll(self) -> int | None:
+        """Return the exit code, or None while the job runs."""
+
+    @abc.abstractmethod
+    def stop(self, signum: int) -> None:
+        """Ask the job to save its state and to end, as the signal would."""
+
+
+class Executor(abc.ABC):
+    """A way to run jobs.
+
+    Attributes:
+      slots: number of jobs that run at once.
+      stops_jobs: whether jobs end with the study's command; otherwise they go on without it.
+    """
+
+    slots: int
+    stops_jobs: bool = True
+
+    @abc.abstractmethod
+    def start(self, jobs: Sequence[Job]) -> list[Handle]:
+        """Start jobs, at most as many as slots are free."""
+
+
+class Queue(abc.ABC):
+    """The jobs of a study that are to be run."""
+
+    @abc.abstractmethod
+    def next(self) -> Job | None:
+        """Return the next job, or None if there is none."""
+
+    def should_prune(self, job: Job) -> bool:
+        """Return whether a running job is to be stopped for good; called now and then."""
+        return False
+
+    def done(self, job: Job, result: RunResult) -> None:  # noqa: B027 (only searches need it)
+        """Receive the result of a job."""
+
+
+class JobList(Queue):
+    """Jobs that are known in advance."""
+
+    def __init__(self, jobs: Sequence[Job]):
+        self._jobs = list(jobs)
+
+    def next(self) -> Job | None:
+        """Return the next job, or None at the end."""
+        return self._jobs.pop(0) if self._jobs else None
+
+
+class StudyStopped(Exception):
+    """A signal has stopped the study.
+
+    Attributes:
+      signum: the signal.
+    """
+
+    def __init__(self, signum: int):
+        super().__init__(f'stopped by {signal.Signals(signum).name}; the same command continues the study')
+        self.signum = signum
+
+
+def run_jobs(queue: Queue, executor: Executor, on_done: Callable[[Job, RunResult], None], on_poll: Callable[[], None],
+             stop: Sequence[int]) -> None:
+    """Run all jobs of a queue.
+
+    Args:
+      queue: the jobs.
+      executor: starts them.
+      on_done: called with each job that has ended and with its result.
+      on_poll: called now and then.
+      stop: the signals that have come; a signal handler appends them.
+
+    Raises:
+      StudyStopped: a signal came. The jobs have saved their state, or go on if the executor's jobs do.
+    """
+    running: dict[Job, Handle] = {}
+    pruned: set[Job] = set()
+    num_signals = 0
+    while True:
+        jobs: list[Job] = []
+        while not stop and len(running) + len(jobs) < executor.slots and (job := queue.next()):
+            jobs.append(job)
+        if jobs:
+            for job in jobs:
+                job.prepare()
+            running.update(zip(jobs, executor.start(jobs), strict=True))
+        if not running or (stop and not executor.stops_jobs):
+            break
+        time.sleep(POLL_INTERVAL)
+        for signum in stop[num_signals:]:
+            for handle in running.values():
+                handle.stop(signum)
+        num_signals = len(stop)
+        for job, handle in list(running.items()):
+            exit_code = handle.poll()
+            if exit_code is not None:
+                del running[job]
+                if job in pruned and job.result().status == 'unfinished':
+                    write_failure(job.folder, 'pruned', 'stopped early by the search')
+                result = job.record(exit_code)
+                queue.done(job, result)
+                on_done(job, result)
+            elif job not in pruned and queue.should_prune(job):
+                pruned.add(job)
+                handle.stop(signal.SIGTERM)
+        on_poll()
+    if stop:
+        raise StudyStopped(stop[0])

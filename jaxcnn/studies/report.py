@@ -1,0 +1,233 @@
+"""The report of a study: a table, curves and scatter plots, as Markdown, HTML and CSV."""
+
+import csv
+import io
+import os
+from collections.abc import Mapping, Sequence
+
+from jaxcnn import config as cfg
+from jaxcnn.analysis import figures
+from jaxcnn.analysis.markdown import escape, figure, to_html
+from jaxcnn.errors import counted, name_file
+from jaxcnn.metrics import LOSS, Measurement
+from jaxcnn.studies.columns import SPLITS
+from jaxcnn.studies.figures import Tradeoff, draw_curves, draw_tradeoffs
+from jaxcnn.studies.results import ArmResult, Table
+
+MAX_CURVES = 12  # arms in the figure of curves
+_STATUS_TEXT = {'diverged': 'diverged', 'failed': 'failed', 'pruned': 'pruned', 'unfinished': 'not finished'}
+
+
+def write_study_report(table: Table, folder: str, name: str = 'study', sections: Sequence[str] = ()) -> None:
+    """Write `study.md`, `study.html`, which holds the figures, `study.csv` and the figures into a folder.
+
+    Args:
+      table: the results.
+      folder: the folder, which is created if it is missing.
+      name: of the files.
+      sections: further lines of Markdown, for example about a search.
+    """
+    figure_folder = os.path.join(folder, 'figures')
+    os.makedirs(figure_folder, exist_ok=True)
+    multiply_adds = {arm.name: _multiply_adds(arm) for arm in table.arms}
+    drawn = _drawn_arms(table)
+    if drawn:
+        for file_name, draw in (('study_curves', lambda path: _draw_curves(table, drawn, path)),
+                                ('study_tradeoffs', lambda path: _draw_tradeoffs(table, path))):
+            with figures.warn_on_error(path := os.path.join(figure_folder, f'{file_name}.png')):
+                draw(path)
+    rows = table_rows(table, multiply_adds)
+    lines = [
+        f'# {escape(table.title)}', '', *([table.text.strip(), ''] if table.text.strip() else []),
+        *_introduction(table), '', *_markdown_table(rows), '', *_failures(table), *sections,
+        *(['## Curves', '', _curves_text(table, drawn), '', figure(figure_folder, 'study_curves'), '',
+           '## Parameters and time', '', figure(figure_folder, 'study_tradeoffs'), ''] if drawn else []),
+        *_changed_fields(table),
+    ]
+    text = '\n'.join(lines)
+    contents = {'md': text, 'html': to_html(text, table.title, folder), 'csv': _csv(table, multiply_adds)}
+    for suffix, content in contents.items():
+        path = os.path.join(folder, f'{name}.{suffix}')
+        with name_file(path), open(path, 'w', encoding='utf-8', newline='') as f:
+            f.write(content)
+
+
+def table_rows(table: Table, multiply_adds: Mapping[str, int | None] | None = None) -> list[list[str]]:
+    """Return the table as text: a row of headings, and a row for each arm.
+
+    Args:
+      table: the results.
+      multiply_adds: multiply-adds of the arms by name; None: without that column.
+    """
+    has_published = any(arm.published is not None for arm in table.arms)
+    has_difference = bool(table.baseline) and len(table.arms) > 1
+    headings = ['', *(column.title for column in table.columns), *['published'] * has_published,
+                *[f'difference to {table.baseline}'] * has_difference, 'seeds', 'parameters',
+                *['multiply-adds'] * (multiply_adds is not None), 'training time']
+    rows = [headings]
+    for arm in table.arms:
+        cells = [arm.name]
+        for column in table.columns:
+            cells.append(column.format(arm.mean(column), arm.deviation(column)) if arm.finished else '')
+        if has_published:
+            cells.append('' if arm.published is None else table.compared.format(arm.published))
+        if has_difference:
+            difference = table.difference(arm)
+            cells.append('' if difference is None else
+                         table.compared.format_difference(difference.mean, difference.interval))
+        parameters, seconds = arm.mean_of('params'), arm.mean_of('train_seconds')
+        cells += [_seeds_text(arm), '' if parameters is None else f'{parameters:,.0f}']
+        if multiply_adds is not None:
+            count = multiply_adds[arm.name]
+            cells.append('' if count is None else f'{count:,}')
+        cells.append('' if seconds is None else format_seconds(seconds))
+        rows.append(cells)
+    return rows
+
+
+def format_seconds(seconds: float) -> str:
+    """Return a duration as text: `8.1 s`, `12.3 min` or `5.2 h`."""
+    if seconds < 100:
+        return f'{seconds:.1f} s'
+    return f'{seconds / 60:.1f} min' if seconds < 6000 else f'{seconds / 3600:.1f} h'
+
+
+def _seeds_text(arm: ArmResult) -> str:
+    """Return how many seeds have finished, and what became of the others: `2 (1 diverged)`."""
+    others = [f'{count} {text}' for status, text in _STATUS_TEXT.items()
+              if (count := sum(run.status == status for run in arm.runs))]
+    return f'{len(arm.finished)} ({", ".join(others)})' if others else str(len(arm.finished))
+
+
+def _introduction(table: Table) -> list[str]:
+    column = table.compared
+    better = 'larger' if column.better == 'max' else 'smaller'
+    several = any(len(arm.values(column)) > 1 for arm in table.arms)
+    lines = [f'Each row shows the mean{" ± standard deviation" if several else ""} over the seeds that have finished. '
+             f'For {column.title}, {better} values are better.']
+    if table.baseline and len(table.arms) > 1:
+        unit = ', in percentage points,' if column.percent else ''
+        interval = (', with the 95 % bootstrap interval of its mean in brackets; an interval over few seeds is narrower '
+                    'than it should be') if several else ''
+        lines.append(f'The difference{unit} is the mean over the seeds that the arm has in common with '
+                     f'{escape(table.baseline)}{interval}.')
+    return lines
+
+
+def _markdown_table(rows: Sequence[Sequence[str]]) -> list[str]:
+    headings, *body = [[escape(cell) for cell in row] for row in rows]
+    return [f'| {" | ".join(headings)} |', '|---' * len(headings) + '|', *(f'| {" | ".join(row)} |' for row in body)]
+
+
+def _failures(table: Table) -> list[str]:
+    lines = [f'- {escape(arm.name)}, seed {run.seed}: {_STATUS_TEXT[run.status]}: {escape(run.reason)}'
+             for arm in table.arms for run in arm.runs if run.status in ('diverged', 'failed')]
+    return ['## Runs without a result', '', *lines, ''] if lines else []
+
+
+def _changed_fields(table: Table) -> list[str]:
+    """Return the section with the fields in which the arms differ."""
+    fields = differing_fields([arm.config for arm in table.arms])
+    if not fields:
+        return []
+    rows = [['', *(field.removeprefix('config.') for field in fields)]]
+    for i, arm in enumerate(table.arms):
+        rows.append([arm.name, *(_value_text(values[i]) for values in fields.values())])
+    return ['## What the arms change', '', *_markdown_table(rows), '']
+
+
+def differing_fields(configs: Sequence[cfg.Config]) -> dict[str, list[object]]:
+    """Return the fields that differ between configs, with the value in each; seeds, names and plugins' checksums do not
+    count."""
+    first = configs[0]
+    changes = [{change.field: change for change in cfg.differences(first, config)} for config in configs]
+    fields = dict.fromkeys(field for of_config in changes for field in of_config if field != 'config.seed')
+    values: dict[str, list[object]] = {}
+    for field in fields:
+        old = next(of_config[field].old for of_config in changes if field in of_config)
+        values[field] = [of_config[field].new if field in of_config else old for of_config in changes]
+    return values
+
+
+def _value_text(value: object) -> str:
+    """Return the value of a field as text: a choice as `sgd(momentum=0.9)`, a duration as `3 epochs`."""
+    if not isinstance(value, dict):
+        return str(value)
+    fields = dict(value)
+    if 'name' in fields:
+        name = fields.pop('name')
+        return f'{name}({", ".join(f"{key}={argument}" for key, argument in fields.items())})' if fields else str(name)
+    return ', '.join(f'{argument} {key}' for key, argument in fields.items())
+
+
+def _multiply_adds(arm: ArmResult) -> int | None:
+    """Return the multiply-adds of an arm's network for the images of its first finished run."""
+    if not arm.finished:
+        return None
+    from jaxcnn.analysis.complexity import cost
+    from jaxcnn.run import load_run
+    experiment = load_run(arm.finished[0].folder).experiment
+    return cost(experiment.network, experiment.image_shape).multiply_adds
+
+
+def _csv(table: Table, multiply_adds: Mapping[str, int | None]) -> str:
+    """Return a row for each run, with plain numbers."""
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator='\n')
+    writer.writerow(['arm', 'seed', 'status', 'reason', *(column.name for column in table.columns), 'published',
+                     'parameters', 'multiply_adds', 'steps', 'epochs', 'train_seconds', 'wall_seconds', 'folder'])
+    for arm in table.arms:
+        for run in arm.runs:
+            values = [column.value(run.summary, run.rows) if run.summary else None for column in table.columns]
+            writer.writerow([arm.name, run.seed, run.status, run.reason, *values, arm.published, run.summary.get('params'),
+                             multiply_adds[arm.name], *(run.summary.get(field) for field in (
+                                 'steps', 'epochs', 'train_seconds', 'wall_seconds')), run.folder])
+    return file.getvalue()
+
+
+# figures
+
+
+def _drawn_arms(table: Table) -> list[ArmResult]:
+    """Return the arms in the figure of curves: those that have logged something, or the best of more than `MAX_CURVES`."""
+    arms = [arm for arm in table.arms if any(run.rows for run in arm.runs)]
+    if len(arms) <= MAX_CURVES:
+        return arms
+    column, worst = table.compared, float('-inf')
+    sign = 1 if column.better == 'max' else -1
+
+    def rank(arm: ArmResult) -> float:
+        mean = arm.mean(column)
+        return worst if mean is None else sign * mean
+    best = sorted(arms, key=rank, reverse=True)[:MAX_CURVES]
+    return [arm for arm in arms if arm in best]
+
+
+def _curves_text(table: Table, drawn: Sequence[ArmResult]) -> str:
+    arms = sum(any(run.rows for run in arm.runs) for arm in table.arms)
+    which = (f'The curves are those of the {len(drawn)} best of {counted(arms, "arm")}.' if len(drawn) < arms else '')
+    return f'{which} Each curve is the mean over seeds; the band reaches from the smallest to the largest.'.strip()
+
+
+def _draw_curves(table: Table, arms: Sequence[ArmResult], path: str) -> None:
+    column = table.compared
+    split = 'val' if any('val_loss' in row for arm in arms for run in arm.runs for row in run.rows) else 'test'
+    panels = {'training loss': Measurement('train', LOSS).name}
+    metric = column.metric
+    unit, scale = (' in %', 100) if metric.percent else ('', 1)
+    if any(Measurement('train', metric).name in row for arm in arms for run in arm.runs for row in run.rows):
+        panels.setdefault(f'training {metric.title}{unit}', Measurement('train', metric).name)
+    panels[f'{SPLITS[split]} {metric.title}{unit}'] = Measurement(split, metric).name
+    factors = {title: 1 if title == 'training loss' else scale for title in panels}
+    series = {title: {arm.name: [[(row['epoch'], factors[title] * row[name]) for row in run.rows if name in row]
+                                 for run in arm.runs] for arm in arms} for title, name in panels.items()}
+    draw_curves(series, path)
+
+
+def _draw_tradeoffs(table: Table, path: str) -> None:
+    column = table.compared
+    points = {arm.name: Tradeoff(parameters, seconds, mean, arm.deviation(column) or 0.0) for arm in table.arms
+              if (mean := arm.mean(column)) is not None and (parameters := arm.mean_of('params')) is not None
+              and (seconds := arm.mean_of('train_seconds')) is not None}
+    draw_tradeoffs(points, column.title, 100 if column.percent else 1, path)
+

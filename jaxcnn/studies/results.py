@@ -1,0 +1,171 @@
+"""The results of a study, read from the workdirs of its runs: one row for each arm."""
+
+import dataclasses
+import os
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from jaxcnn import config as cfg
+from jaxcnn.studies.columns import Column, find_column
+from jaxcnn.training.workdir import read_json, read_metrics, write_json
+
+Status = Literal['finished', 'diverged', 'failed', 'pruned', 'unfinished']
+RESAMPLES = 9999  # of a bootstrap interval
+FAILURE = 'failure.json'
+
+
+@dataclasses.dataclass(frozen=True)
+class RunResult:
+    """What a workdir says of its run.
+
+    Attributes:
+      folder: the workdir.
+      seed: of the run.
+      status: finished; diverged; failed for another reason; pruned by a search; unfinished: running, stopped or not started.
+      reason: why it diverged or failed.
+      summary: the content of `summary.json`; empty if the run is not finished.
+      rows: the rows of `metrics.jsonl`.
+    """
+
+    folder: str
+    seed: int
+    status: Status
+    reason: str
+    summary: Mapping[str, Any]
+    rows: Sequence[Mapping[str, float]]
+
+
+def read_run(folder: str, seed: int) -> RunResult:
+    """Return what the workdir of a run of a study says."""
+    rows = read_metrics(folder)
+    if os.path.exists(path := os.path.join(folder, 'summary.json')):
+        return RunResult(folder, seed, 'finished', '', read_json(path), rows)
+    if os.path.exists(path := os.path.join(folder, FAILURE)):
+        failure = read_json(path)
+        return RunResult(folder, seed, failure['status'], failure['reason'], {}, rows)
+    return RunResult(folder, seed, 'unfinished', '', {}, rows)
+
+
+def write_failure(folder: str, status: Status, reason: str) -> None:
+    """Record in the workdir of a run that it has no result, and why."""
+    os.makedirs(folder, exist_ok=True)
+    write_json(os.path.join(folder, FAILURE), {'status': status, 'reason': reason})
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference:
+    """The difference of an arm to the baseline.
+
+    Attributes:
+      mean: the mean over the seeds that both have.
+      interval: of 95 %, by a bootstrap over these seeds; None for one seed.
+      seeds: number of the common seeds.
+    """
+
+    mean: float
+    interval: tuple[float, float] | None
+    seeds: int
+
+
+@dataclasses.dataclass(frozen=True)
+class ArmResult:
+    """The row of an arm.
+
+    Attributes:
+      name: of the arm.
+      config: its config.
+      runs: its runs, one for each seed.
+      published: the published value of the compared measurement, or None.
+    """
+
+    name: str
+    config: cfg.Config
+    runs: Sequence[RunResult]
+    published: float | None = None
+
+    @property
+    def finished(self) -> list[RunResult]:
+        """The finished runs."""
+        return [run for run in self.runs if run.status == 'finished']
+
+    def values(self, column: Column) -> dict[int, float]:
+        """Return the values of a measurement by seed, of the finished runs that have one."""
+        values = {run.seed: column.value(run.summary, run.rows) for run in self.finished}
+        return {seed: value for seed, value in values.items() if value is not None}
+
+    def mean(self, column: Column) -> float | None:
+        """Return the mean of a measurement over seeds, or None if no run has it."""
+        values = self.values(column)
+        return statistics.mean(values.values()) if values else None
+
+    def deviation(self, column: Column) -> float | None:
+        """Return the standard deviation of a measurement over seeds, or None for fewer than two."""
+        values = self.values(column)
+        return statistics.stdev(values.values()) if len(values) > 1 else None
+
+    def mean_of(self, field: str) -> float | None:
+        """Return the mean of a number in the summaries of the finished runs, or None if there is none."""
+        values = [run.summary[field] for run in self.finished if run.summary.get(field) is not None]
+        return statistics.mean(values) if values else None
+
+
+def paired_difference(arm: ArmResult, baseline: ArmResult, column: Column) -> Difference | None:
+    """Return the mean difference of two arms over their common seeds, with a bootstrap interval (Efron 1979).
+
+    Args:
+      arm: the arm.
+      baseline: the arm that is subtracted.
+      column: the measurement.
+
+    Returns:
+      The difference; None if the arms have no common seed with a value.
+    """
+    values, others = arm.values(column), baseline.values(column)
+    seeds = sorted({*values} & {*others})
+    if not seeds:
+        return None
+    differences = np.array([values[seed] - others[seed] for seed in seeds])
+    interval = None
+    if len(seeds) > 1:
+        rows = np.random.default_rng(0).integers(len(seeds), size=(RESAMPLES, len(seeds)))
+        low, high = np.quantile(differences[rows].mean(1), [0.025, 0.975])
+        interval = float(low), float(high)
+    return Difference(float(differences.mean()), interval, len(seeds))
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """The results of a study or of any runs.
+
+    Attributes:
+      title: heading of the report.
+      text: Markdown below it.
+      arms: the rows.
+      columns: the measurements; the first one is compared.
+      baseline: name of the arm to which the others are compared; empty: they are not.
+    """
+
+    title: str
+    text: str
+    arms: Sequence[ArmResult]
+    columns: Sequence[Column]
+    baseline: str
+
+    @property
+    def compared(self) -> Column:
+        """The compared measurement."""
+        return self.columns[0]
+
+    def difference(self, arm: ArmResult) -> Difference | None:
+        """Return the difference of an arm to the baseline; None for the baseline."""
+        if arm.name == self.baseline:
+            return None
+        return paired_difference(arm, next(a for a in self.arms if a.name == self.baseline), self.compared)
+
+
+def columns_of(names: Sequence[str], config: cfg.Config) -> list[Column]:
+    """Return the columns with these names, for arms with the task of a config."""
+    return [find_column(name, config) for name in names]

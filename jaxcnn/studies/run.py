@@ -1,0 +1,184 @@
+"""The training of a study in its workdir."""
+
+import contextlib
+import dataclasses
+import functools
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from jaxcnn import config as cfg
+from jaxcnn import plugins
+from jaxcnn.errors import UserError, unknown
+from jaxcnn.locks import LockedError, lock
+from jaxcnn.processes import visible_gpus
+from jaxcnn.studies.columns import Column
+from jaxcnn.studies.definition import Arm, Study
+from jaxcnn.studies.jobs import Executor, Job, JobList, Queue, run_jobs
+from jaxcnn.studies.local import LocalExecutor
+from jaxcnn.studies.report import write_study_report
+from jaxcnn.studies.results import ArmResult, RunResult, Table, columns_of
+from jaxcnn.training.workdir import read_config, read_json, write_json
+
+EXECUTORS = ('local', 'slurm', 'print')
+
+
+def make_executor(name: str, jobs: int | None, environment: Mapping[str, str], slurm_options: Mapping[str, Any],
+                  folder: str) -> Executor | None:
+    """Return an executor; None for `print`.
+
+    Args:
+      name: local, slurm or print.
+      jobs: number of jobs at once; None: the executor's default.
+      environment: of local jobs.
+      slurm_options: options of submitit.
+      folder: the workdir of the study.
+
+    Raises:
+      UserError: there is no such executor, it is not installed, or it cannot run so many jobs.
+    """
+    if name not in EXECUTORS:
+        raise unknown('executor', name, EXECUTORS, field='--executor')
+    if name == 'slurm':
+        from jaxcnn.studies.slurm import SlurmExecutor
+        return SlurmExecutor(jobs, slurm_options, os.path.join(folder, 'slurm'))
+    if slurm_options:
+        raise UserError('needs --executor=slurm', field='--slurm')
+    return LocalExecutor(jobs or 1, environment, visible_gpus(environment)) if name == 'local' else None
+
+
+class StudyRun:
+    """A study in its workdir. It must be entered as a context manager, which locks the workdir.
+
+    Args:
+      study: the study.
+      folder: the workdir.
+
+    Attributes:
+      study: the study.
+      folder: the workdir.
+      columns: measurements in the table.
+    """
+
+    def __init__(self, study: Study, folder: str):
+        self.study, self.folder = study, folder
+        self.columns: list[Column] = columns_of(study.measurements, study.arms[0].config)
+        self._resources = contextlib.ExitStack()
+
+    def __enter__(self) -> 'StudyRun':
+        with contextlib.ExitStack() as resources:
+            try:
+                os.makedirs(self.folder, exist_ok=True)
+                resources.enter_context(lock(os.path.join(self.folder, '.lock')))
+            except LockedError as e:
+                raise UserError(f'workdir {self.folder!r} is in use by another study ({e})') from None
+            except OSError as e:
+                raise UserError(f'workdir {self.folder!r} cannot be written: {e.strerror}') from e
+            self._check_unchanged()
+            self._write_definition()
+            self._resources = resources.pop_all()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._resources.close()
+
+    def _check_unchanged(self) -> None:
+        """Raise a UserError if an arm in the workdir has another config than in the study."""
+        if os.path.exists(os.path.join(self.folder, 'summary.json')) or (
+                os.path.exists(os.path.join(self.folder, 'config.json'))):
+            raise UserError(f'workdir {self.folder!r} holds a run, not a study')
+        for arm in self.study.arms:
+            folder = os.path.join(self.folder, arm.folder)
+            if not os.path.exists(os.path.join(folder, 'config.json')):
+                continue
+            recorded = dataclasses.replace(read_config(folder), seed=arm.config.seed)
+            plugins.check_unchanged(recorded.plugins, arm.config.plugins, folder)
+            if changes := cfg.differences(recorded, arm.config):
+                raise UserError(f'has another config in {self.folder!r}', field=f'arm {arm.name!r}', hint='use its config '
+                                f'or a new workdir. Changed: {"; ".join(map(str, changes))}')
+        path = os.path.join(self.folder, 'study.json')
+        if os.path.exists(path):
+            recorded_search, search = read_json(path)['search'], _search_fields(self.study)
+            if recorded_search != search:
+                raise UserError(f'workdir {self.folder!r} holds a study with another search', hint='use a new workdir. '
+                                f'Changed: {recorded_search!r} -> {search!r}')
+
+    def _write_definition(self) -> None:
+        study = self.study
+        if not study.search:
+            for arm in study.arms:
+                write_arm(arm, os.path.join(self.folder, arm.folder))
+        write_json(os.path.join(self.folder, 'study.json'), {
+            'title': study.title, 'arms': [arm.name for arm in study.arms], 'seeds': study.seeds,
+            'measurements': study.measurements, 'baseline': study.baseline, 'search': _search_fields(study)})
+
+    @functools.cached_property
+    def queue(self) -> Queue:
+        """The runs that are to be trained."""
+        if self.study.search:
+            from jaxcnn.studies.search import SearchQueue
+            return SearchQueue(self.study, self.folder, self.columns[0])
+        return JobList(self.jobs())
+
+    @property
+    def num_runs(self) -> int:
+        """The number of all runs."""
+        arms = self.study.search.trials if self.study.search else len(self.study.arms)
+        return arms * len(self.study.seeds)
+
+    def num_done(self) -> int:
+        """Return the number of runs that are not trained again."""
+        return sum(run.status not in ('unfinished', 'failed') for arm in self.table().arms for run in arm.runs)
+
+    def all_jobs(self) -> list[Job]:
+        """Return all runs of the arms: the first seed of each arm, then the second of each."""
+        return [Job(arm, seed, self.folder) for seed in self.study.seeds for arm in self.study.arms]
+
+    def jobs(self) -> list[Job]:
+        """Return the runs of the arms that are not finished and have not diverged.
+
+        Raises:
+          UserError: the study is a search, which chooses its runs by the results of others.
+        """
+        if self.study.search:
+            raise UserError('the runs of a search are not known in advance', field='--executor=print')
+        return [job for job in self.all_jobs() if job.result().status in ('unfinished', 'failed')]
+
+    def train(self, executor: Executor, on_done: Callable[[Job, RunResult], None], on_poll: Callable[[], None],
+              stop: Sequence[int]) -> None:
+        """Train all runs; see `run_jobs`."""
+        run_jobs(self.queue, executor, on_done, on_poll, stop)
+
+    def table(self) -> Table:
+        """Return the results so far."""
+        if self.study.search:
+            from jaxcnn.studies.search import trial_results
+            arms, baseline = trial_results(self.study, self.folder, self.columns[0]), ''
+        else:
+            arms = [ArmResult(arm.name, arm.config, [Job(arm, seed, self.folder).result() for seed in self.study.seeds],
+                              arm.published) for arm in self.study.arms]
+            baseline = self.study.baseline
+        return Table(self.study.title, self.study.text, arms, self.columns, baseline)
+
+    def write_report(self) -> None:
+        """Write the report of the results so far."""
+        sections: list[str] = []
+        if self.study.search:
+            from jaxcnn.studies.search import report_sections
+            sections = report_sections(self.study, self.folder, self.columns[0])
+        write_study_report(self.table(), self.folder, sections=sections)
+
+
+def write_arm(arm: Arm, folder: str) -> None:
+    """Write the config of an arm into its folder."""
+    os.makedirs(folder, exist_ok=True)
+    write_json(os.path.join(folder, 'config.json'), cfg.to_dict(arm.config))
+
+
+def _search_fields(study: Study) -> dict[str, Any] | None:
+    """Return what must not change in a search: all but the number of trials."""
+    if study.search is None:
+        return None
+    fields = dataclasses.asdict(study.search)
+    del fields['trials']
+    return {**fields, 'space': {path: cfg.to_dict(values) for path, values in study.search.space.items()}}

@@ -1,0 +1,211 @@
+"""Searches over configs by Optuna. Its journal is in the workdir of the study, beside the folder of each trial."""
+
+import contextlib
+import dataclasses
+import os
+from typing import Any
+
+from jaxcnn import config as cfg
+from jaxcnn import experiment
+from jaxcnn.analysis import figures
+from jaxcnn.analysis.markdown import figure
+from jaxcnn.errors import UserError
+from jaxcnn.studies.columns import Column
+from jaxcnn.studies.definition import Arm, Study
+from jaxcnn.studies.jobs import Job, Queue
+from jaxcnn.studies.results import ArmResult, RunResult, write_failure
+from jaxcnn.studies.space import Range, Search, Values
+from jaxcnn.training.workdir import read_config, read_metrics, write_json
+
+JOURNAL = 'optuna.log'
+
+
+def import_optuna() -> Any:
+    """Return the module Optuna, which logs warnings only.
+
+    Raises:
+      UserError: it is not installed.
+    """
+    try:
+        import optuna
+    except ModuleNotFoundError:
+        raise UserError("a search needs Optuna: pip install 'jaxcnn[search]'") from None
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return optuna
+
+
+def open_journal(study: Study, folder: str, column: Column) -> Any:
+    """Return Optuna's study of a search, which its journal in the workdir holds."""
+    optuna = import_optuna()
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+    path = os.path.join(folder, JOURNAL)
+    storage = JournalStorage(JournalFileBackend(path, lock_obj=JournalFileOpenLock(path)))
+    assert study.search is not None
+    pruner = {'none': optuna.pruners.NopPruner, 'median': optuna.pruners.MedianPruner,
+              'hyperband': optuna.pruners.HyperbandPruner}[study.search.pruner]()
+    return optuna.create_study(storage=storage, pruner=pruner, study_name='search', load_if_exists=True,
+                               direction='maximize' if column.better == 'max' else 'minimize')
+
+
+def _make_sampler(search: Search, number: int) -> Any:
+    """Return the sampler for the trial of a number. It depends on nothing else, so that a stopped search continues alike."""
+    samplers = import_optuna().samplers
+    if search.sampler == 'qmc':
+        return samplers.QMCSampler(seed=search.seed, scramble=True, warn_independent_sampling=False)
+    seed = search.seed * 1_000_003 + number
+    return samplers.RandomSampler(seed) if search.sampler == 'random' else samplers.TPESampler(seed=seed, constant_liar=True)
+
+
+def trial_folder(number: int) -> str:
+    """Return the name of a trial, which is that of its folder."""
+    return f'trial{number}'
+
+
+@dataclasses.dataclass
+class _Trial:
+    """A trial that is not over: Optuna's object, its arm, the seeds to come, and the values so far."""
+
+    trial: Any
+    arm: Arm
+    seeds: list[int]
+    values: list[float]
+
+
+class SearchQueue(Queue):
+    """The runs of a search: one for each trial and seed.
+
+    Args:
+      study: the study.
+      folder: its workdir.
+      column: the measurement by which trials are compared.
+    """
+
+    def __init__(self, study: Study, folder: str, column: Column):
+        assert study.search is not None
+        self._study, self._folder, self._column, self._search = study, folder, column, study.search
+        self._optuna = import_optuna()
+        self._journal = open_journal(study, folder, column)
+        self._trials: dict[str, _Trial] = {}
+        running = self._optuna.trial.TrialState.RUNNING
+        for frozen in self._journal.get_trials(states=[running]):  # of a study that was stopped
+            self._begin(self._optuna.trial.Trial(self._journal, frozen._trial_id))
+
+    def _begin(self, trial: Any) -> None:
+        """Choose the values of a trial, unless they are chosen already, and write its config."""
+        overrides = {path: _suggest(trial, path, values) for path, values in self._search.space.items()}
+        name = trial_folder(trial.number)
+        folder = os.path.join(self._folder, name)
+        try:
+            config = experiment.check(cfg.parse({**cfg.override(self._study.arms[0].config, overrides), 'name': name}))
+        except UserError as e:
+            write_failure(os.path.join(folder, f'seed{self._study.seeds[0]}'), 'failed', str(e))
+            self._journal.tell(trial, state=self._optuna.trial.TrialState.FAIL)
+            return
+        os.makedirs(folder, exist_ok=True)
+        write_json(os.path.join(folder, 'config.json'), cfg.to_dict(config))
+        self._trials[name] = _Trial(trial, Arm(name, config), list(self._study.seeds), [])
+
+    def next(self) -> Job | None:
+        """Return the next run of a trial that has begun, or else the first run of a new trial."""
+        while True:
+            for state in self._trials.values():
+                while state.seeds:
+                    job = Job(state.arm, state.seeds.pop(0), self._folder)
+                    result = job.result()
+                    if result.status in ('unfinished', 'failed'):
+                        return job
+                    self.done(job, result)  # of a study that was stopped after it
+            number = len(self._journal.trials)
+            if number >= self._search.trials:
+                return None
+            self._journal.sampler = _make_sampler(self._search, number)
+            self._begin(self._journal.ask())
+
+    def should_prune(self, job: Job) -> bool:
+        """Return whether the values of a running trial so far are too bad to go on."""
+        if self._search.pruner == 'none' or len(self._study.seeds) > 1:
+            return False
+        trial = self._trials[job.arm.name].trial
+        values = [row[self._column.name] for row in read_metrics(job.folder) if self._column.name in row]
+        reported = len(self._journal.get_trials(deepcopy=False)[trial.number].intermediate_values)
+        for number, value in enumerate(values[reported:], reported + 1):
+            trial.report(value, number)
+        return bool(len(values) > reported and trial.should_prune())
+
+    def done(self, job: Job, result: RunResult) -> None:
+        """Give Optuna the mean over seeds when the last seed of a trial has ended."""
+        state, states = self._trials[job.arm.name], self._optuna.trial.TrialState
+        if result.status == 'unfinished':  # it was stopped, and the trial goes on when the study does
+            return
+        value = self._column.value(result.summary, result.rows) if result.status == 'finished' else None
+        if value is None:
+            self._journal.tell(state.trial, state=states.PRUNED if result.status == 'pruned' else states.FAIL)
+        else:
+            state.values.append(value)
+            if len(state.values) < len(self._study.seeds):
+                return
+            self._journal.tell(state.trial, sum(state.values) / len(state.values))
+        del self._trials[job.arm.name]
+
+
+def _suggest(trial: Any, path: str, values: Range | Values) -> Any:
+    if isinstance(values, Values):
+        by_text = {str(value): value for value in values.values}  # Optuna keeps texts and numbers only
+        return by_text[trial.suggest_categorical(path, list(by_text))]
+    if values.integer:
+        return trial.suggest_int(path, int(values.low), int(values.high))
+    return trial.suggest_float(path, values.low, values.high, log=values.log)
+
+
+def trial_results(study: Study, folder: str, column: Column) -> list[ArmResult]:
+    """Return the rows of the trials that have begun, the best first."""
+    arms = []
+    for frozen in open_journal(study, folder, column).get_trials(deepcopy=False):
+        name = trial_folder(frozen.number)
+        config = study.arms[0].config
+        with contextlib.suppress(UserError):  # a trial whose config is wrong has none
+            config = read_config(os.path.join(folder, name))
+        arms.append(ArmResult(name, config, [Job(Arm(name, config), seed, folder).result() for seed in study.seeds]))
+    sign = -1 if column.better == 'max' else 1
+
+    def rank(arm: ArmResult) -> float:
+        mean = arm.mean(column)
+        return float('inf') if mean is None else sign * mean
+    return sorted(arms, key=rank)
+
+
+def report_sections(study: Study, folder: str, column: Column) -> list[str]:
+    """Draw which fields mattered and how, and return the lines of Markdown about it."""
+    optuna, journal = import_optuna(), open_journal(study, folder, column)
+    complete = journal.get_trials(states=[optuna.trial.TrialState.COMPLETE])
+    if len(complete) < 2:
+        return []
+    lines = ['## Best values', '', *(f'- `{path}`: {value}' for path, value in journal.best_params.items()), '']
+    figure_folder = os.path.join(folder, 'figures')
+    os.makedirs(figure_folder, exist_ok=True)
+    names = {'search_importance': 'plot_param_importances', 'search_parallel': 'plot_parallel_coordinate',
+             'search_history': 'plot_optimization_history'}
+    for name, function in names.items():
+        with figures.warn_on_error(path := os.path.join(figure_folder, f'{name}.png')):
+            _draw(function, journal, column, path)
+    return [*lines, '## Importance of the fields', '', 'The share of the variance over the trials that a field explains '
+            '(functional ANOVA, Hutter et al. 2014); of few trials it is a hint at most.', '',
+            figure(figure_folder, 'search_importance'), '', '## Trials', '', figure(figure_folder, 'search_parallel'), '',
+            figure(figure_folder, 'search_history'), '']
+
+
+def _draw(function: str, journal: Any, column: Column, path: str) -> None:
+    import warnings
+
+    import matplotlib
+    import matplotlib.pyplot as plt
+    with matplotlib.rc_context(), warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # Optuna calls these functions experimental
+        plt.switch_backend('agg')
+        plots = import_optuna().visualization.matplotlib
+        result = getattr(plots, function)(journal) if function == 'plot_param_importances' else getattr(plots, function)(
+            journal, target_name=column.title)
+        figure = result.get_figure() if hasattr(result, 'get_figure') else result.ravel()[0].get_figure()
+        figure.savefig(path, bbox_inches='tight', dpi=110)
+        plt.close(figure)

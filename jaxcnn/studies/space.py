@@ -1,0 +1,105 @@
+"""The space of a search: which values each field may take, and how the trials are chosen."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from jaxcnn.errors import UserError, unknown
+
+SAMPLERS = ('tpe', 'random', 'qmc')
+PRUNERS = ('none', 'median', 'hyperband')
+
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """The numbers between two limits, which are among them.
+
+    Attributes:
+      low: the smallest number.
+      high: the largest number.
+      log: whether the logarithm of the number is drawn uniformly.
+      integer: whether the numbers are integers.
+    """
+
+    low: float
+    high: float
+    log: bool = False
+    integer: bool = False
+
+    def __post_init__(self) -> None:
+        numbers = all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in (self.low, self.high))
+        if not numbers or not self.low < self.high or (self.log and self.low <= 0):
+            positive = ' that are positive' if self.log else ''
+            raise UserError(f'a range needs two numbers{positive}, the first below the second, got {self.low!r} and '
+                            f'{self.high!r}')
+
+
+@dataclasses.dataclass(frozen=True)
+class Values:
+    """Some values to choose from."""
+
+    values: tuple[Any, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.values) < 2:
+            raise UserError(f'a choice needs at least two values, got {list(self.values)!r}')
+
+
+def uniform(low: float, high: float) -> Range:
+    """Return the numbers in [low, high]."""
+    return Range(low, high)
+
+
+def log_uniform(low: float, high: float) -> Range:
+    """Return the numbers in [low, high], whose logarithms are drawn uniformly."""
+    return Range(low, high, log=True)
+
+
+def integer(low: int, high: int) -> Range:
+    """Return the integers in [low, high]."""
+    return Range(low, high, integer=True)
+
+
+def choice(values: Sequence[Any]) -> Values:
+    """Return the values of a list: numbers, strings, or whatever the field takes."""
+    return Values(tuple(values))
+
+
+@dataclasses.dataclass(frozen=True)
+class Search:
+    """A search over a space of configs; see `search`."""
+
+    space: Mapping[str, Range | Values]
+    trials: int
+    sampler: str
+    pruner: str
+    seed: int
+
+
+def search(space: Mapping[str, Range | Values], trials: int, sampler: Literal['tpe', 'random', 'qmc'] = 'tpe',
+           pruner: Literal['none', 'median', 'hyperband'] = 'none', seed: int = 0) -> Search:
+    """Return the arms of a study that searches.
+
+    Args:
+      space: what each field may be, by its path, as in `{'optim.learning_rate': log_uniform(1e-3, 1)}`.
+      trials: number of configs to try.
+      sampler: how the next config is chosen. tpe: near the good ones so far (Bergstra et al. 2011); random; qmc: a Sobol
+        sequence, which covers the space evenly.
+      pruner: which trials are stopped early. none: no trial; median: those that are worse than half of the others were at
+        the same step; hyperband: those that are worse than others with as much training (Li et al. 2018).
+      seed: seed of the sampler.
+
+    Raises:
+      UserError: The space is empty, or an argument is out of range.
+    """
+    if not space:
+        raise UserError('a search needs a space of at least one field')
+    for path, values in space.items():
+        if not isinstance(values, (Range, Values)):
+            raise UserError(f'expected uniform, log_uniform, integer or choice, got {values!r}', field=path)
+    if not isinstance(trials, int) or trials < 1:
+        raise UserError(f'expected at least 1 trial, got {trials!r}', field='trials')
+    for what, name, names in (('sampler', sampler, SAMPLERS), ('pruner', pruner, PRUNERS)):
+        if name not in names:
+            raise unknown(what, str(name), names)
+    return Search(dict(space), trials, sampler, pruner, seed)
