@@ -104,7 +104,8 @@ def find_column(name: str, config: cfg.Config) -> Column:
         if arguments[0] not in logged:
             raise unknown('measurement', str(arguments[0]), logged)
         m = logged[arguments[0]]
-        return Column(name, f'epochs to {_title(m)} {m.metric.format(arguments[1])}', m.split, m.metric, m.name, arguments[1])
+        title = f'epochs to {_title(m)} {m.metric.format(arguments[1])}'
+        return Column(name, title, m.split, m.metric, m.name, arguments[1])
     if name not in known:
         raise unknown('measurement', str(name), known)
     m = known[name]

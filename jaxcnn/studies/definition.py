@@ -22,6 +22,8 @@ from jaxcnn.studies.columns import find_column, main_metric
 from jaxcnn.studies.space import Search, Values
 
 Overrides = Mapping[str, Any]
+Base = str | os.PathLike | Mapping[str, Any] | ml_collections.ConfigDict | cfg.Config
+ARM_PREFIX = 'arm:'  # of an arm's name in `config.init.run`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +44,12 @@ class Arm:
     def folder(self) -> str:
         """The name of its folder in the workdir of the study."""
         return re.sub(r'[^\w.+=-]+', '_', self.name).strip('_')
+
+    @property
+    def source(self) -> str:
+        """The name of the arm whose weights it starts from, with the same seed, or empty."""
+        init = self.config.init
+        return init.run.removeprefix(ARM_PREFIX) if init and init.run.startswith(ARM_PREFIX) else ''
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,15 +119,15 @@ def _short_text(value: Any) -> str:
     return '-'.join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
 
 
-def make_study(base: str | os.PathLike | Mapping[str, Any] | ml_collections.ConfigDict | cfg.Config,
-               arms: Mapping[str, Overrides] | Search, *, seeds: int = 3, compare: str | None = None,
+def make_study(base: Base, arms: Mapping[str, Overrides | Base] | Search, *, seeds: int = 3, compare: str | None = None,
                common: Overrides | None = None, columns: Sequence[str] = (), baseline: str | None = None,
                published: Mapping[str, float] | None = None, title: str = '', text: str = '') -> Study:
     """Define a study.
 
     Args:
       base: the config that the arms change: its name, its path, or as built.
-      arms: for each arm, the fields that it changes by their paths; or the space of a search, see `search`.
+      arms: for each arm, the fields that it changes by their paths, or another config than `base`; or the space of a search,
+        see `search`. The value `arm:NAME` of `init.run` is the run of an earlier arm with the same seed.
       seeds: number of seeds of each arm, from the base config's on.
       compare: the measurement by which arms are compared: one of a run's summary, such as test_accuracy, or
         `epochs_to(train_accuracy, 0.75)`, the number of epochs until a logged value is reached. By default
@@ -134,11 +142,8 @@ def make_study(base: str | os.PathLike | Mapping[str, Any] | ml_collections.Conf
     Raises:
       UserError: A field, an arm or the measurement does not exist, or a config is wrong.
     """
-    if isinstance(base, (str, os.PathLike)):
-        base_config = cfg.load(base)
-    else:
-        base_config = cfg.parse(base)
-    base_config = cfg.parse(cfg.override(base_config, common or {}))
+    common = common or {}
+    base_config = _load_base(base, common)
     space = arms if isinstance(arms, Search) else None
     overrides = {'base': {}} if isinstance(arms, Search) else arms
     if not overrides:
@@ -148,8 +153,11 @@ def make_study(base: str | os.PathLike | Mapping[str, Any] | ml_collections.Conf
         for name in names:
             if name not in overrides:
                 raise unknown('arm', str(name), overrides, field=what)
-    built = tuple(_make_arm(name, base_config, fields, published.get(name)) for name, fields in overrides.items())
+    built = tuple(_make_arm(name, base_config, fields, common, published.get(name)) for name, fields in overrides.items())
     _check_folders(built)
+    for i, arm in enumerate(built):
+        if arm.source and arm.source not in (earlier := [other.name for other in built[:i]]):
+            raise unknown('earlier arm', arm.source, earlier, field=f'arm {arm.name!r}: config.init.run')
     compare = compare or _default_measurement(built[0].config, bool(space))
     study = Study(title, text, built, tuple(range(base_config.seed, base_config.seed + _check_seeds(seeds))), compare,
                   tuple(columns), baseline or built[0].name, space)
@@ -168,14 +176,22 @@ def _name_arm(name: str) -> Iterator[None]:
         raise UserError(str(e), field=f'arm {name!r}') from e
 
 
-def _make_arm(name: str, base: cfg.Config, overrides: Overrides, published: float | None) -> Arm:
+def _load_base(base: Base, common: Overrides) -> cfg.Config:
+    config = cfg.load(base) if isinstance(base, (str, os.PathLike)) else cfg.parse(base)
+    return cfg.parse(cfg.override(config, common))
+
+
+def _make_arm(name: str, base: cfg.Config, overrides: Overrides | Base, common: Overrides, published: float | None) -> Arm:
     if not isinstance(name, str) or not Arm(name, base).folder:
         raise UserError(f'the name of an arm needs a letter or a digit, got {name!r}', field='arms')
-    if not isinstance(overrides, Mapping):
-        raise UserError(f'expected the fields that it changes, such as {{"optim.learning_rate": 0.1}}, got {overrides!r}',
-                        field=f'arm {name!r}')
     with _name_arm(name):
-        fields = cfg.override(base, overrides)
+        if isinstance(overrides, (str, os.PathLike, ml_collections.ConfigDict, cfg.Config)):
+            fields = cfg.to_dict(dataclasses.replace(_load_base(overrides, common), seed=base.seed))
+        elif isinstance(overrides, Mapping):
+            fields = cfg.override(base, overrides)
+        else:
+            raise UserError(f'expected the fields that it changes, such as {{"optim.learning_rate": 0.1}}, or a config, got '
+                            f'{overrides!r}')
         return Arm(name, experiment.check(cfg.parse({**fields, 'name': name})), published)
 
 

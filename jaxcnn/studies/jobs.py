@@ -29,11 +29,13 @@ class Job:
       arm: its arm.
       seed: its seed.
       study_folder: the workdir of the study.
+      source_folder: the workdir of the run whose weights it starts from; empty if it starts from no other arm's.
     """
 
     arm: Arm
     seed: int
     study_folder: str
+    source_folder: str = ''
 
     @property
     def name(self) -> str:
@@ -58,7 +60,8 @@ class Job:
     def command(self) -> list[str]:
         """Return the arguments of the command that trains the run, or resumes it."""
         return [sys.executable, '-m', 'jaxcnn.cli', 'train', f'--config={os.path.join(self.arm_folder, "config.json")}',
-                f'--workdir={self.folder}', f'--config.seed={self.seed}']
+                f'--workdir={self.folder}', f'--config.seed={self.seed}',
+                *[f'--config.init.run={self.source_folder}'] * bool(self.source_folder)]
 
     def shell_command(self) -> str:
         """Return the command as a line for a shell."""
@@ -145,14 +148,22 @@ class Queue(abc.ABC):
 
 
 class JobList(Queue):
-    """Jobs that are known in advance."""
+    """Jobs that are known in advance. One that starts from another run's weights waits until that run has ended."""
 
     def __init__(self, jobs: Sequence[Job]):
         self._jobs = list(jobs)
+        self._unfinished = {job.folder for job in jobs}
 
     def next(self) -> Job | None:
-        """Return the next job, or None at the end."""
-        return self._jobs.pop(0) if self._jobs else None
+        """Return the next job that does not wait for another one, or None if there is none."""
+        job = next((job for job in self._jobs if job.source_folder not in self._unfinished), None)
+        if job:
+            self._jobs.remove(job)
+        return job
+
+    def done(self, job: Job, result: RunResult) -> None:
+        """Let the jobs start that wait for this one."""
+        self._unfinished.discard(job.folder)
 
 
 class StudyStopped(Exception):

@@ -132,7 +132,12 @@ class StudyRun:
 
     def all_jobs(self) -> list[Job]:
         """Return all runs of the arms: the first seed of each arm, then the second of each."""
-        return [Job(arm, seed, self.folder) for seed in self.study.seeds for arm in self.study.arms]
+        folders = {arm.name: arm.folder for arm in self.study.arms}
+
+        def source_folder(arm: Arm, seed: int) -> str:
+            return os.path.join(self.folder, folders[arm.source], f'seed{seed}') if arm.source else ''
+        return [Job(arm, seed, self.folder, source_folder(arm, seed))
+                for seed in self.study.seeds for arm in self.study.arms]
 
     def jobs(self) -> list[Job]:
         """Return the runs of the arms that are not finished and have not diverged.
