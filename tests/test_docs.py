@@ -64,6 +64,7 @@ REGISTERED = {
     'networks.md': models.names(),
     'data.md': [*sources.names(), *augment.names(), *normalize.names(), *tta.names()],
     'recipes.md': [*schedules.names(), *losses.names('label'), *losses.names('labels')],
+    'studies.md': [os.path.basename(path)[:-3] for path in glob.glob(os.path.join(ROOT, 'configs', 'studies', '*.py'))],
     'configs.md': [os.path.basename(path)[:-3] for path in glob.glob(os.path.join(ROOT, 'configs', '*.py'))],
 }
 

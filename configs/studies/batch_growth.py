@@ -4,7 +4,8 @@
     jaxcnn study --study=batch_growth:quick --workdir=runs/batch_growth_quick --config.data.dir=DIR
 
 DIR holds TFDS data sets (or set TFDS_DATA_DIR). Smith et al. 2018 ("Don't decay the learning rate, increase the batch
-size"): the same accuracy with fewer updates. The quick form has 2,000 training images and narrow layers. Result: not yet measured.
+size"): the same accuracy with fewer updates. The quick form has 2,000 training images and narrow layers.
+Result: not yet measured.
 """
 
 from jaxcnn.studies import make_study

@@ -4,8 +4,8 @@
     jaxcnn study --study=plain_residual_imagenet:quick --workdir=runs/plain_residual_quick
 
 DIR holds `tiny-imagenet-200`. On ImageNet, He et al. 2015 give top-1 errors of 27.94 and 28.54 % for the plain networks of
-18 and 34 layers, 27.88 % for ResNet-18, and 25.03, 24.52 and 24.19 % for ResNet-34 with shortcuts A, B and C. The quick form has an
-eighth of the features on handwritten digits, and needs no data. Result: not yet measured.
+18 and 34 layers, 27.88 % for ResNet-18, and 25.03, 24.52 and 24.19 % for ResNet-34 with shortcuts A, B and C. The
+quick form has an eighth of the features on handwritten digits, and needs no data. Result: not yet measured.
 """
 
 from jaxcnn.config import make

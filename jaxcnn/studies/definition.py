@@ -11,7 +11,7 @@ import itertools
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import ml_collections
 
@@ -22,7 +22,7 @@ from jaxcnn.studies.columns import find_column, main_metric
 from jaxcnn.studies.space import Search, Values
 
 Overrides = Mapping[str, Any]
-Base = str | os.PathLike | Mapping[str, Any] | ml_collections.ConfigDict | cfg.Config
+Base: TypeAlias = str | os.PathLike | Mapping[str, Any] | ml_collections.ConfigDict | cfg.Config
 ARM_PREFIX = 'arm:'  # of an arm's name in `config.init.run`
 
 
@@ -251,7 +251,7 @@ def load_study(path: str, assignments: Sequence[str] = (), seeds: int | None = N
     name = os.path.splitext(os.path.basename(file))[0]
     name = f'{name} ({form})' if colon else name
     first = study.seeds[0]
-    arms = tuple(_change_arm(arm, assignments) for arm in study.arms)
+    arms = tuple(_change_arm(arm, assignments) for arm in study.arms) if assignments else study.arms
     return dataclasses.replace(study, title=study.title or name, arms=arms,
                                seeds=study.seeds if seeds is None else tuple(range(first, first + _check_seeds(seeds))))
 

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import os
+import warnings
 from typing import Any
 
 from jaxcnn import config as cfg
@@ -50,11 +51,14 @@ def open_journal(study: Study, folder: str, column: Column) -> Any:
 
 def _make_sampler(search: Search, number: int) -> Any:
     """Return the sampler for the trial of a number. It depends on nothing else, so that a stopped search continues alike."""
-    samplers = import_optuna().samplers
-    if search.sampler == 'qmc':
-        return samplers.QMCSampler(seed=search.seed, scramble=True, warn_independent_sampling=False)
-    seed = search.seed * 1_000_003 + number
-    return samplers.RandomSampler(seed) if search.sampler == 'random' else samplers.TPESampler(seed=seed, constant_liar=True)
+    samplers, seed = import_optuna().samplers, search.seed * 1_000_003 + number
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # some arguments are experimental
+        if search.sampler == 'qmc':
+            return samplers.QMCSampler(seed=search.seed, scramble=True, warn_independent_sampling=False)
+        if search.sampler == 'random':
+            return samplers.RandomSampler(seed)
+        return samplers.TPESampler(seed=seed, constant_liar=True)
 
 
 def trial_folder(number: int) -> str:
@@ -196,8 +200,6 @@ def report_sections(study: Study, folder: str, column: Column) -> list[str]:
 
 
 def _draw(function: str, journal: Any, column: Column, path: str) -> None:
-    import warnings
-
     import matplotlib
     import matplotlib.pyplot as plt
     with matplotlib.rc_context(), warnings.catch_warnings():

@@ -1,6 +1,7 @@
 """Run jobs through SLURM, by submitit. Jobs that are pre-empted or run out of time are requeued and resume."""
 
 import dataclasses
+import os
 import signal
 import subprocess
 import time
@@ -11,8 +12,10 @@ from jaxcnn.config import parse_assignment
 from jaxcnn.errors import UserError
 from jaxcnn.processes import shell_exit_code
 from jaxcnn.studies.jobs import Executor, Handle, Job
+from jaxcnn.training.workdir import read_json, write_json
 
 _STOP_TIMEOUT = 60.0  # seconds that a run has to save its state
+_MAX_JOBS = 10_000
 
 
 def parse_options(options: Sequence[str]) -> dict[str, Any]:
@@ -69,9 +72,9 @@ class SlurmExecutor(Executor):
     """Runs jobs as one array of SLURM jobs, which go on if the study's command ends.
 
     Args:
-      jobs: number of jobs at once; None: no limit.
+      jobs: number of jobs at once; None: as many as submitit's default.
       options: of submitit, such as `timeout_min`; `cluster` is slurm or, to try it, local.
-      folder: for submitit's files.
+      folder: for submitit's files, and for the IDs of the jobs by the workdirs of their runs.
 
     Raises:
       UserError: submitit is not installed, there is no SLURM, or an option is wrong.
@@ -84,19 +87,34 @@ class SlurmExecutor(Executor):
             import submitit
         except ModuleNotFoundError:
             raise UserError("'slurm' needs submitit: pip install 'jaxcnn[slurm]'", field='--executor') from None
-        self.slots = jobs or 1_000_000
-        options = {'name': 'jaxcnn', 'slurm_array_parallelism': self.slots, **options}
-        cluster = options.pop('cluster', 'slurm')
-        if cluster not in ('slurm', 'local'):
-            raise UserError(f'expected slurm or local, got {cluster!r}', field='--slurm=cluster')
+        options = dict(options)
+        self._cluster = options.pop('cluster', 'slurm')
+        if self._cluster not in ('slurm', 'local'):
+            raise UserError(f'expected slurm or local, got {self._cluster!r}', field='--slurm=cluster')
+        self.slots = jobs or _MAX_JOBS
+        limit = {'slurm_array_parallelism': jobs} if jobs else {}
         try:
-            self._executor = submitit.AutoExecutor(folder, cluster=cluster)
-            self._executor.update_parameters(**options)
+            self._executor = submitit.AutoExecutor(folder, cluster=self._cluster)
+            self._executor.update_parameters(name='jaxcnn', **limit, **options)
         except (RuntimeError, NameError, TypeError, ValueError) as e:
             raise UserError(' '.join(str(e).split())[:300], field='--executor=slurm') from e
+        self._folder, self._ids_file = folder, os.path.join(folder, 'jobs.json')
 
     def start(self, jobs: Sequence[Job]) -> list[Handle]:
-        """Submit the jobs as an array."""
-        with self._executor.batch():
-            submitted = [self._executor.submit(SubmittedJob(job)) for job in jobs]
-        return [SlurmHandle(job) for job in submitted]
+        """Submit the jobs as an array, but those that an earlier command has submitted and that have not ended."""
+        ids: dict[str, str] = read_json(self._ids_file) if os.path.exists(self._ids_file) else {}
+        submitted = {job: earlier for job in jobs if (earlier := self._earlier_job(ids.get(job.folder)))}
+        new = [job for job in jobs if job not in submitted]
+        if new:
+            with self._executor.batch():
+                submitted.update({job: self._executor.submit(SubmittedJob(job)) for job in new})
+        write_json(self._ids_file, {**ids, **{job.folder: submitted[job].job_id for job in new}})
+        return [SlurmHandle(submitted[job]) for job in jobs]
+
+    def _earlier_job(self, job_id: str | None) -> Any:
+        """Return the job with this ID if it waits or runs, otherwise None."""
+        if job_id is None or self._cluster != 'slurm':
+            return None
+        import submitit
+        job: Any = submitit.SlurmJob(self._folder, job_id)
+        return None if job.done(force_check=True) else job

@@ -124,7 +124,7 @@ def test_seeds_are_separate_runs_whose_statistics_are_written(config, run, tmp_p
 def test_seeds_that_diverge_are_counted_and_do_not_stop_the_others(config, command, tmp_path):
     code, _, lines = command('train', f'--config={config}', f'--workdir={tmp_path}', '--seeds=2',
                              '--config.optim.learning_rate=1e30')
-    assert code == 2
+    assert code == 3
     assert [sum(line.startswith(f'seed {seed}: ') for line in lines) for seed in (0, 1)] == [1, 1]
     assert lines[-1] == 'error: 2 of 2 seeds diverged: 0, 1'
     assert json.loads((tmp_path / 'seeds.json').read_text()) == {'seeds': []}

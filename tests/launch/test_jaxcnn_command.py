@@ -33,7 +33,7 @@ def test_a_subcommand_runs_with_its_own_flags_and_configs_are_listed_with_their_
 
 @pytest.mark.parametrize(('arguments', 'line'), [
     (['trian'], "error: unknown command 'trian'; nearest: train"),
-    (['configs', 'digits_lenet'], "error: unknown config file 'digits_lenet'; nearest: digits_lenet5"),
+    (['configs', 'digits_lenet'], "error: unknown config or study 'digits_lenet'; nearest: digits_lenet5"),
     (['configs', '--name=x'], 'error: unrecognized arguments: --name=x')])
 def test_a_wrong_command_gives_one_line(arguments, line):
     done = jaxcnn(*arguments)

@@ -1,0 +1,156 @@
+"""The loop over jobs, its queues and the local executor, with small commands in place of trainings."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from jaxcnn import config, processes
+from jaxcnn.errors import Diverged, UserError
+from jaxcnn.studies import jobs, make_study
+from jaxcnn.studies.jobs import Job, JobList, StudyStopped, run_jobs
+from jaxcnn.studies.local import LocalExecutor, make_slots
+from jaxcnn.studies.run import StudyRun
+
+FINISH = 'import json, os; os.makedirs(F, exist_ok=True); json.dump({"test_accuracy": 0.5}, open(F + "/summary.json", "w"))'
+
+
+@dataclasses.dataclass(frozen=True)
+class ScriptJob(Job):
+    """A job that runs a Python script, in which F is its workdir, instead of a training."""
+
+    script: str = FINISH
+
+    def command(self):
+        return [sys.executable, '-c', f'F = {self.folder!r}\n{self.script}']
+
+
+@pytest.fixture
+def make_job(tmp_path):
+    def make(name, script=FINISH, **fields):
+        arm = make_study(dict(model='lenet5', data=dict(name='digits')), {name: {}}).arms[0]
+        os.makedirs(tmp_path / arm.folder, exist_ok=True)
+        return ScriptJob(arm, 0, str(tmp_path), script=script, **fields)
+    return make
+
+
+@pytest.fixture(autouse=True)
+def poll_often(monkeypatch):
+    monkeypatch.setattr(jobs, 'POLL_INTERVAL', 0.01)
+
+
+def run(queue, slots=1, stop=(), on_poll=lambda: None):
+    results = []
+    run_jobs(queue, LocalExecutor(slots, os.environ, []), lambda job, result: results.append((job.arm.name, result)), on_poll,
+             stop)
+    return dict(results)
+
+
+def test_each_result_says_how_its_job_ended(make_job):
+    results = run(JobList([
+        make_job('good'), make_job('diverges', f'print("error: loss is nan"); exit({Diverged.exit_code})'),
+        make_job('wrong', 'print("error: no data"); exit(2)'), make_job('raises', 'raise ValueError("oh")'),
+        make_job('killed', 'import os; os.kill(os.getpid(), 9)')]))
+    assert {name: (result.status, result.reason) for name, result in results.items()} == {
+        'good': ('finished', ''), 'diverges': ('diverged', 'loss is nan'), 'wrong': ('failed', 'no data'),
+        'raises': ('failed', 'exit code 1: ValueError: oh'), 'killed': ('failed', 'killed by SIGKILL')}
+
+
+def test_jobs_run_at_once_in_their_slots(make_job):
+    wait = f'import glob, os, time; os.makedirs(F)\nwhile len(glob.glob(F + "/../../*/seed0")) < 2: pass\n{FINISH}'
+    results = run(JobList([make_job('a', wait), make_job('b', wait)]), slots=2)  # each waits for the other
+    assert {result.status for result in results.values()} == {'finished'}
+
+
+def test_a_job_waits_for_the_run_it_starts_from(make_job):
+    source = make_job('source')
+    check = f'import os; assert os.path.exists({source.folder!r} + "/summary.json")\n{FINISH}'
+    results = run(JobList([make_job('grown', check, source_folder=source.folder), source]), slots=2)
+    assert list(results) == ['source', 'grown']
+    assert results['grown'].status == 'finished'
+
+
+def test_a_signal_stops_jobs_that_save_and_starts_no_more(make_job):
+    stop = []
+    save = ('import os, signal, time; os.makedirs(F)\ndef save(*_): open(F + "/saved", "w"); exit(143)\n'
+            'signal.signal(15, save); open(F + "/ready", "w"); time.sleep(60)')
+    job = make_job('stopped', save)
+
+    def send():
+        if not stop and os.path.exists(f'{job.folder}/ready'):
+            stop.append(signal.SIGTERM)
+    with pytest.raises(StudyStopped, match='SIGTERM'):
+        run(JobList([job, make_job('later')]), stop=stop, on_poll=send)
+    assert os.path.exists(f'{job.folder}/saved')
+    assert job.result().status == 'unfinished'
+    assert not os.path.exists(make_job('later').folder)
+
+
+@pytest.mark.skipif(not os.path.exists('/proc'), reason='only Linux ends processes with their parent')
+def test_local_jobs_end_with_the_process_that_started_them(tmp_path):
+    script = ('import os, subprocess, sys, time; from jaxcnn.processes import bound_command\n'
+              'command = [sys.executable, "-c", "import time; time.sleep(60)"]\n'
+              'child = subprocess.Popen(bound_command(command, os.getpid(), [0]))\n'
+              'time.sleep(0.5); print(child.pid, flush=True); time.sleep(60)')
+    parent = subprocess.Popen([sys.executable, '-c', script], stdout=subprocess.PIPE, text=True)
+    pid = int(parent.stdout.readline())
+    assert os.sched_getaffinity(pid) == {0}
+    parent.kill()
+    parent.wait()
+    for _ in range(200):
+        with open(f'/proc/{pid}/stat') as stat:
+            if stat.read().split()[2] in 'ZX':  # ended; nobody may have waited for it
+                return
+        time.sleep(0.01)
+        if not os.path.exists(f'/proc/{pid}'):
+            return
+    pytest.fail('the job is still running')
+
+
+def test_cores_and_gpus_are_divided():
+    slots = make_slots(2, [0, 1, 2, 3, 4], ['a', 'b', 'c'])
+    assert [slot.cores for slot in slots] == [{0, 1}, {2, 3, 4}]
+    assert [slot.gpus for slot in slots] == [('a',), ('b', 'c')]
+    assert make_slots(1, [0, 1], ['a'])[0].cores is None
+    with pytest.raises(UserError, match='--jobs: 3 jobs at once need a GPU each, and there are 2'):
+        make_slots(3, range(8), ['a', 'b'])
+    assert processes.visible_gpus({'CUDA_VISIBLE_DEVICES': '0,-1,3'}) == ['0', '3']
+
+
+def finish(job, **summary):
+    os.makedirs(job.folder, exist_ok=True)
+    with open(f'{job.folder}/summary.json', 'w') as file:
+        json.dump({'test_accuracy': 0.5, **summary}, file)
+
+
+def study(arms, **fields):
+    return make_study(config.make(model='lenet5', data=dict(name='digits')), arms, **fields)
+
+
+def test_finished_and_diverged_runs_are_not_repeated_and_failed_ones_are(tmp_path):
+    folder = str(tmp_path / 'study')
+    with StudyRun(study({'a': {}, 'b': {}}, seeds=2), folder) as first:
+        finish(first.all_jobs()[0])
+        jobs.write_failure(first.all_jobs()[1].folder, 'diverged', '')
+        jobs.write_failure(first.all_jobs()[2].folder, 'failed', '')
+        with pytest.raises(UserError, match='in use by another study'), StudyRun(first.study, folder):
+            pass
+    with StudyRun(study({'a': {}, 'b': {}, 'c': {}}, seeds=2), folder) as second:
+        assert [(job.arm.name, job.seed) for job in second.jobs()] == [('c', 0), ('a', 1), ('b', 1), ('c', 1)]
+        assert second.num_done() == 2
+
+
+def test_a_study_refuses_changed_arms_and_the_folder_of_a_run(tmp_path):
+    folder = str(tmp_path / 'study')
+    with StudyRun(study({'a': {}}), folder) as run:
+        finish(run.all_jobs()[0])
+    with pytest.raises(UserError, match=r"arm 'a': has another config.*config.batch_size: 128 -> 64"), \
+            StudyRun(study({'a': {'batch_size': 64}}), folder):
+        pass
+    with pytest.raises(UserError, match='holds a run, not a study'), StudyRun(study({'a': {}}), f'{folder}/a/seed0'):
+        pass
