@@ -46,8 +46,8 @@ def poll_often(monkeypatch):
 
 def run(queue, slots=1, stop=(), on_poll=lambda: None):
     results = []
-    run_jobs(queue, LocalExecutor(slots, os.environ, []), lambda job, result: results.append((job.arm.name, result)), on_poll,
-             stop)
+    executor = LocalExecutor(slots, os.environ, [])
+    run_jobs(queue, executor, lambda job, result: results.append((job.arm.name, result)), on_poll, stop)
     return dict(results)
 
 
