@@ -10,6 +10,7 @@ import pytest
 
 from jaxcnn import losses, models, schedules
 from jaxcnn.data import augment, normalize, sources, tta
+from jaxcnn.models.layers import ACTIVATIONS, INITIALIZERS
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 PAGES = sorted(os.path.relpath(path, ROOT) for path in [
@@ -61,7 +62,7 @@ def test_each_page_is_in_the_navigation():
 
 
 REGISTERED = {
-    'networks.md': models.names(),
+    'networks.md': [*models.names(), *ACTIVATIONS, *INITIALIZERS],
     'data.md': [*sources.names(), *augment.names(), *normalize.names(), *tta.names()],
     'recipes.md': [*schedules.names(), *losses.names('label'), *losses.names('labels')],
     'studies.md': [os.path.basename(path)[:-3] for path in glob.glob(os.path.join(ROOT, 'configs', 'studies', '*.py'))],

@@ -20,8 +20,9 @@ from jaxcnn.ops.tanh import tanh
 Maps = dict[str, jax.Array]  # feature maps by name
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
-    'relu': nn.relu, 'leaky_relu': nn.leaky_relu, 'elu': nn.elu, 'relu6': nn.relu6, 'swish': nn.swish,
-    'tanh': tanh, 'sigmoid': nn.sigmoid, 'gelu': nn.gelu,
+    'relu': nn.relu, 'leaky_relu': nn.leaky_relu, 'elu': nn.elu, 'selu': nn.selu, 'relu6': nn.relu6, 'swish': nn.swish,
+    'silu': nn.silu, 'hard_swish': nn.hard_swish, 'mish': jax.nn.mish, 'gelu': nn.gelu, 'tanh': tanh, 'sigmoid': nn.sigmoid,
+    'softplus': nn.softplus,
 }
 
 
@@ -32,6 +33,17 @@ def _truncated_normal(std: float) -> nn.initializers.Initializer:
 
 def _normal(std: float) -> nn.initializers.Initializer:
     return nn.initializers.normal(std)
+
+
+def _orthogonal(scale: float = 1.0) -> nn.initializers.Initializer:
+    """Return an initialiser whose kernels, as matrices (all other axes, features), have orthonormal columns or rows times
+    `scale` (Saxe et al. 2013, "Exact solutions to the nonlinear dynamics of learning in deep linear neural networks")."""
+    return nn.initializers.orthogonal(scale)
+
+
+@functools.cache
+def _constant(value: float) -> nn.initializers.Initializer:
+    return nn.initializers.constant(value)
 
 
 def _torch_uniform() -> nn.initializers.Initializer:
@@ -62,7 +74,8 @@ INITIALIZERS: dict[str, Callable[..., nn.initializers.Initializer]] = {
     'xavier_normal': nn.initializers.xavier_normal, 'xavier_uniform': nn.initializers.xavier_uniform,
     'glorot_normal': nn.initializers.glorot_normal, 'glorot_uniform': nn.initializers.glorot_uniform,
     'lecun_normal': nn.initializers.lecun_normal, 'lecun_uniform': nn.initializers.lecun_uniform,
-    'truncated_normal': _truncated_normal, 'normal': _normal, 'torch_uniform': _torch_uniform, 'dirac': _dirac,
+    'truncated_normal': _truncated_normal, 'normal': _normal, 'orthogonal': _orthogonal, 'torch_uniform': _torch_uniform,
+    'dirac': _dirac, 'constant': _constant,
 }
 
 

@@ -86,7 +86,7 @@ class Sequential(Network):
     |---|---|
     | `conv(features, kernel=3, stride=1, padding=None, groups=1, dilation=1, use_bias=True)` | convolution, see `Conv` |
     | `norm` | BatchNorm |
-    | `relu`, `leaky_relu`, `elu`, `relu6`, `swish`, `tanh`, `sigmoid`, `gelu` | activation |
+    | `relu`, `leaky_relu`, `elu` and the other names of `layers.ACTIVATIONS` | activation |
     | `lrn(size=5, alpha=1e-4, beta=0.75, k=2.0)` | local response normalisation |
     | `max_pool(size, stride=None, padding=0)`, `avg_pool(size, stride=None, padding=0)` | pooling |
     | `global_avg_pool` | mean over the map, a vector |
