@@ -77,6 +77,7 @@ INITIALIZERS: dict[str, Callable[..., nn.initializers.Initializer]] = {
     'truncated_normal': _truncated_normal, 'normal': _normal, 'orthogonal': _orthogonal, 'torch_uniform': _torch_uniform,
     'dirac': _dirac, 'constant': _constant,
 }
+BIASED_LAYERS = ('all', 'conv', 'dense')
 
 
 def activation(name: str) -> Callable[[jax.Array], jax.Array]:
@@ -220,6 +221,9 @@ class Network(nn.Module):
       dtype: type of the computation, float32 or bfloat16; BatchNorm statistics stay float32.
       param_dtype: type of the parameters, float32 or bfloat16; those of BatchNorm stay float32.
       kernel_init: name of the initialiser of convolution and dense kernels.
+      bias_init: initial value of biases, any number; a small positive one keeps ReLUs active at first (AlexNet has 1 in some
+        layers, TensorFlow's tutorials 0.1). Biases of normalisation layers start at 0 in any case.
+      bias_init_layers: layers whose biases start at `bias_init`: `all`, `conv` or `dense`; other biases start at 0.
       conv_implementation: how convolutions are computed: `auto`, or an implementation of `ops.conv.conv_general_dilated` by
         name. With `auto` and `native`, BatchNorm uses the native library on the CPU, too.
       dropout: probability of zeroing a feature, in [0, 1).
@@ -235,6 +239,8 @@ class Network(nn.Module):
     dtype: str = 'float32'
     param_dtype: str = 'float32'
     kernel_init: str = 'he_normal'
+    bias_init: float = 0.0
+    bias_init_layers: str = 'all'
     conv_implementation: str = 'auto'
     dropout: float = 0.0
     bn_momentum: float = 0.9
@@ -254,6 +260,8 @@ class Network(nn.Module):
             if getattr(self, name) not in dtypes:
                 raise unknown(name, getattr(self, name), dtypes)
         initializer(self.kernel_init)
+        if self.bias_init_layers not in BIASED_LAYERS:
+            raise unknown('bias_init_layers', self.bias_init_layers, BIASED_LAYERS)
         check_implementation('conv_implementation', self.conv_implementation)
         for name, low, high in (('dropout', 0, 1), ('bn_momentum', 0, 1)):
             if not low <= getattr(self, name) < high:
@@ -345,13 +353,18 @@ class Network(nn.Module):
         kernel = (size, size) if isinstance(size, int) else size
         padding = [(k // 2, k // 2) for k in kernel] if padding is None else padding
         return Conv(features, kernel, (stride, stride), padding, dtype=jnp.dtype(self.dtype),
-                    param_dtype=jnp.dtype(self.param_dtype), kernel_init=initializer(self.kernel_init),
-                    implementation=self.conv_implementation, **fields)
+                    param_dtype=jnp.dtype(self.param_dtype), implementation=self.conv_implementation,
+                    **{**self.initializers('conv'), **fields})
 
     def dense(self, features: int, **fields: Any) -> nn.Dense:
         """Return a fully connected layer."""
         return nn.Dense(features, dtype=jnp.dtype(self.dtype), param_dtype=jnp.dtype(self.param_dtype),
-                        kernel_init=initializer(self.kernel_init), **fields)
+                        **{**self.initializers('dense'), **fields})
+
+    def initializers(self, kind: str) -> dict[str, Any]:
+        """Return the initialisers of the kernel and the bias of a layer of the kind `conv` or `dense`."""
+        bias = self.bias_init if self.bias_init_layers in ('all', kind) else 0.0
+        return {'kernel_init': initializer(self.kernel_init), 'bias_init': _constant(bias)}
 
     def norm(self, x: jax.Array, train: bool, relu: bool = False, zero: bool = False,
              scaled: bool = True) -> jax.Array:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxcnn.errors import UserError, unknown
-from jaxcnn.models.layers import Network, initializer, min_input_size, positive_ints
+from jaxcnn.models.layers import Network, min_input_size, positive_ints
 from jaxcnn.ops.conv import conv_general_dilated
 from jaxcnn.ops.geometry import NHWC
 
@@ -71,8 +71,7 @@ class Plain(Network):
         for i, width in enumerate(hidden):
             if self.head == 'dense_conv' and i == 0:
                 x = Dense(width, dtype=jnp.dtype(self.dtype), param_dtype=jnp.dtype(self.param_dtype),
-                          kernel_init=initializer(self.kernel_init), window=self.window,
-                          implementation=self.conv_implementation)(x)
+                          window=self.window, implementation=self.conv_implementation, **self.initializers('dense'))(x)
             else:
                 x = self.dense(width)(x)
             x = self.drop(nn.relu(x), train)

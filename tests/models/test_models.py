@@ -467,16 +467,27 @@ def test_dirac_is_uniform_for_dense_layers():
 
 
 @pytest.mark.parametrize('name', mark_slow(distinct_networks(), *set(distinct_networks()).difference(network_kinds())))
-def test_every_kernel_is_drawn_as_named_and_every_bias_is_zero(name):
-    """In float32, whatever the type of computation."""
-    network = create(name, kernel_init='constant(0.05)', dtype='bfloat16', conv_implementation='xla')
+def test_every_kernel_and_bias_starts_as_named(name):
+    """In float32, whatever the type of computation; the biases of normalisation layers start at zero."""
+    network = create(name, kernel_init='constant(0.05)', bias_init=0.1, dtype='bfloat16', conv_implementation='xla')
     variables = once(network.init)(jax.random.key(0), batch(1, side_of(network))[0])
     assert {x.dtype for x in jax.tree.leaves(variables)} == {jnp.dtype('float32')}
     for path, values in jax.tree_util.tree_leaves_with_path(variables['params']):
         if path[-1].key == 'class_token':
             continue
-        expected = {'kernel': 0.05, 'bias': 0, 'scale': 1}[path[-1].key]
+        is_norm = 'Norm_' in path[-2].key
+        expected = {'kernel': 0.05, 'bias': 0 if is_norm else 0.1, 'scale': 1}[path[-1].key]
         np.testing.assert_array_equal(values, np.float32(expected), err_msg=jax.tree_util.keystr(path))
+
+
+@pytest.mark.parametrize(('fields', 'conv', 'dense'), [
+    ({}, 0, 0), ({'bias_init': -2, 'bias_init_layers': 'conv'}, -2, 0), ({'bias_init_layers': 'dense'}, 0, 0),
+    ({'bias_init': 0.1, 'bias_init_layers': 'dense', 'head': 'dense_conv', 'window': 2}, 0, 0.1)], ids=str)
+def test_biases_of_one_kind_of_layers_start_at_another_value(fields, conv, dense):
+    network = create('vgg11', kernel_init='constant(1)', conv_implementation='xla', **fields)
+    params = once(network.init)(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))['params']
+    assert {(layer[:4], float(bias)) for layer, values in params.items() for bias in values['bias']} == {
+        ('Conv', conv), ('Dens', np.float32(dense))}
 
 
 # ---- what is refused
@@ -496,6 +507,8 @@ def test_every_kernel_is_drawn_as_named_and_every_bias_is_zero(name):
     ('lenet5', {'pool': 'mean'}, r"unknown pool 'mean'; nearest: max"),
     ('lenet5', {'dtype': 'bfloat'}, r"unknown dtype 'bfloat'; nearest: .*bfloat16"),
     ('lenet5', {'param_dtype': 'int8'}, r"unknown param_dtype 'int8'"),
+    ('lenet5', {'bias_init': '0.1'}, r"model lenet5: bias_init must be of type float, got '0\.1'"),
+    ('lenet5', {'bias_init_layers': 'dens'}, r"unknown bias_init_layers 'dens'; nearest: dense"),
     ('lenet5', {'dropout': 1.5}, r'dropout must be in \[0, 1\), got 1\.5'),
     ('lenet5', {'dropout': 1}, r'dropout must be in \[0, 1\), got 1'),
     ('lenet5', {'dropout': -0.1}, r'dropout must be in \[0, 1\), got -0\.1'),
