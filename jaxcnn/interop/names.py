@@ -69,7 +69,7 @@ def _resnet(network: ResNet) -> Iterable[Naming]:
     """ResNet and ResNeXt of torchvision and of timm; with pre-activation, timm's `resnetv2_50` and its relatives."""
     preact = network.preact
     naming = Naming("timm's resnetv2 networks" if preact else "torchvision's and timm's ResNets",
-                    {'shortcut': 'B', 'bn_epsilon': 1e-5, **({'stem_norm': False} if preact else {})})
+                    {'shortcut': 'B', 'activation': 'relu', 'bn_epsilon': 1e-5, **({'stem_norm': False} if preact else {})})
     naming.add('stem.conv' if preact else 'conv1', '' if preact else 'bn1')
     channels = network.width
     for stage, count in enumerate(network.blocks):
@@ -100,7 +100,8 @@ def _resnet(network: ResNet) -> Iterable[Naming]:
 
 def _vgg(network: VGG) -> Iterable[Naming]:
     """VGG of torchvision and of timm, without and with BatchNorm."""
-    required: dict[str, Any] = {'lrn': False, 'pointwise': False, **({'bn_epsilon': 1e-5} if network.batch_norm else {})}
+    required: dict[str, Any] = {'lrn': False, 'pointwise': False, 'activation': 'relu',
+                                **({'bn_epsilon': 1e-5} if network.batch_norm else {})}
     for source, denses in (("torchvision's VGGs", ['classifier.0', 'classifier.3', 'classifier.6']),
                            ("timm's VGGs", ['pre_logits.fc1', 'pre_logits.fc2', 'head.fc'])):
         naming = Naming(source, required, denses=denses, flattened={denses[0]: network.stages[-1][-1]})
@@ -116,7 +117,8 @@ def _vgg(network: VGG) -> Iterable[Naming]:
 def _alexnet(network: AlexNet) -> Iterable[Naming]:
     """AlexNet of torchvision, which is that of Krizhevsky 2014, "One weird trick for parallelizing convolutional neural
     networks"."""
-    required = {'widths': (64, 192, 384, 256, 256), 'stem': ((11, 4, 2), (5, 1, 2)), 'lrn': False, 'groups': 1}
+    required = {'widths': (64, 192, 384, 256, 256), 'stem': ((11, 4, 2), (5, 1, 2)), 'lrn': False, 'groups': 1,
+                'activation': 'relu'}
     yield Naming("torchvision's AlexNet", required, convs=[f'features.{i}' for i in (0, 3, 6, 8, 10)],
                  denses=['classifier.1', 'classifier.4', 'classifier.6'], flattened={'classifier.1': network.widths[-1]})
 

@@ -1,11 +1,10 @@
 """AlexNet (Krizhevsky et al. 2012, "ImageNet classification with deep convolutional neural networks") and ZFNet (Zeiler &
 Fergus 2013, "Visualizing and understanding convolutional networks")."""
 
-import flax.linen as nn
 import jax
 
 from jaxcnn.errors import UserError
-from jaxcnn.models.layers import Maps, Models, check_kernels, positive_ints
+from jaxcnn.models.layers import Maps, Models, activation, check_kernels, positive_ints
 from jaxcnn.models.plain import Plain
 from jaxcnn.ops.lrn import local_response_norm
 from jaxcnn.ops.pool import max_pool
@@ -71,11 +70,11 @@ class AlexNet(Plain):
         return self.classify(x, train, (self.hidden, self.hidden))
 
     def convolution(self, x: jax.Array, i: int) -> jax.Array:
-        """Apply convolution `i`, counted from 1, with ReLU and normalisation."""
+        """Apply convolution `i`, counted from 1, with the activation and normalisation."""
         in_stem = i <= len(self.stem)
         size, stride, padding = self.stem[i - 1] if in_stem else (3, 1, 1)
         groups = self.groups if i in GROUPED_LAYERS else 1
-        x = nn.relu(self.conv(self.widths[i - 1], size, stride, padding, feature_group_count=groups)(x))
+        x = activation(self.activation)(self.conv(self.widths[i - 1], size, stride, padding, feature_group_count=groups)(x))
         return local_response_norm(x) if self.lrn and in_stem else x
 
 

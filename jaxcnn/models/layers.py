@@ -387,6 +387,10 @@ class Network(nn.Module):
         """Apply a convolution without bias, batch normalisation and ReLU; see `conv` and `norm`."""
         return self.norm(self.conv(features, size, stride, padding, use_bias=False, **fields)(x), train, relu, zero)
 
+    def norm_activation(self, x: jax.Array, train: bool, name: str) -> jax.Array:
+        """Apply batch normalisation and the activation `name`; see `norm`, which computes a ReLU together with it."""
+        return self.norm(x, train, relu=True) if name == 'relu' else activation(name)(self.norm(x, train))
+
     def drop(self, x: jax.Array, train: bool) -> jax.Array:
         """Apply dropout (Srivastava et al. 2014) in training."""
         return nn.Dropout(self.dropout, deterministic=not train)(x)

@@ -9,7 +9,7 @@ from jaxcnn.ops.pool import max_pool
 
 
 class LeeDL(Plain):
-    """Five 3x3 convolutions with BatchNorm, ReLU and 2x2 max pooling, and three dense layers.
+    """Five 3x3 convolutions with BatchNorm, an activation and 2x2 max pooling, and three dense layers.
 
     The convolutions have a bias and symmetric padding of 1. The network has 12,833,803 parameters at 128 pixels and 11
     classes. The homework's other network is `resnet18`.
@@ -45,8 +45,8 @@ class LeeDL(Plain):
         return self.classify(x, train, self.hidden)
 
     def convolution(self, x: jax.Array, train: bool, width: int) -> jax.Array:
-        """Apply a 3x3 convolution with BatchNorm and ReLU."""
-        return self.norm(self.conv(width, 3)(x), train, relu=True)
+        """Apply a 3x3 convolution with BatchNorm and the activation."""
+        return self.norm_activation(self.conv(width, 3)(x), train, self.activation)
 
 
 MODELS: Models = {'leedl_cnn': (LeeDL, {})}

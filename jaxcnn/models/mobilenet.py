@@ -35,9 +35,8 @@ class MobileNet(Network):
     def convolution(self, x: jax.Array, train: bool, features: int, size: int, stride: int = 1, groups: int = 1,
                     padding: str | None = None) -> jax.Array:
         """Apply a convolution with BatchNorm and the activation."""
-        relu = self.activation == 'relu'
-        x = self.conv_norm(x, train, features, size, stride, padding, relu=relu, feature_group_count=groups)
-        return x if relu else activation(self.activation)(x)
+        x = self.conv(features, size, stride, padding, use_bias=False, feature_group_count=groups)(x)
+        return self.norm_activation(x, train, self.activation)
 
 
 class MobileNetV1(MobileNet):

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxcnn.errors import UserError, unknown
-from jaxcnn.models.layers import Network, min_input_size, positive_ints
+from jaxcnn.models.layers import Network, activation, min_input_size, positive_ints
 from jaxcnn.ops.conv import conv_general_dilated
 from jaxcnn.ops.geometry import NHWC
 
@@ -15,7 +15,8 @@ HEADS = ('dense', 'spp', 'dense_conv')
 
 
 class Plain(Network):
-    """A network whose last feature map goes through dense layers, all but the last of them with ReLU and dropout.
+    """A network whose last feature map goes through dense layers, all but the last of them with the activation and
+    dropout.
 
     The field `head` selects one of three classifiers:
 
@@ -29,11 +30,13 @@ class Plain(Network):
       scores of a larger image are averaged by `.mean((1, 2))` to logits (N, num_classes).
 
     Attributes:
+      activation: name of an activation in `layers.ACTIVATIONS`, after convolutions and dense layers; the papers' is `relu`.
       head: `dense`, `spp` or `dense_conv`.
       pyramid: number of bins along a side, for each level of the pyramid (`spp`).
       window: side of the part of the map that the first dense layer sees (`dense_conv`).
     """
 
+    activation: str = 'relu'
     head: str = 'dense'
     pyramid: tuple[int, ...] = (4, 2, 1)
     window: int = 7
@@ -41,6 +44,7 @@ class Plain(Network):
     def check(self) -> None:
         """See `Network.check`."""
         super().check()
+        activation(self.activation)
         if self.head not in HEADS:
             raise unknown('head', self.head, HEADS)
         if not positive_ints(self.pyramid):
@@ -74,7 +78,7 @@ class Plain(Network):
                           window=self.window, implementation=self.conv_implementation, **self.initializers('dense'))(x)
             else:
                 x = self.dense(width)(x)
-            x = self.drop(nn.relu(x), train)
+            x = self.drop(activation(self.activation)(x), train)
         return self.dense(self.num_classes)(x)
 
 

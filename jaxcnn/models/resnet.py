@@ -2,12 +2,11 @@
 al. 2016, "Identity mappings in deep residual networks"), and ResNeXt (Xie et al. 2016, "Aggregated residual
 transformations for deep neural networks")."""
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from jaxcnn.errors import UserError, unknown
-from jaxcnn.models.layers import Maps, Models, Network, positive_ints
+from jaxcnn.models.layers import Maps, Models, Network, activation, positive_ints
 from jaxcnn.ops.pool import max_pool
 
 STEMS = ('imagenet', 'small')
@@ -44,6 +43,7 @@ class ResNet(Network):
       stem_norm: apply BatchNorm and ReLU after the convolution of the ImageNet stem; False is for pre-activation only.
       shortcut: `A`, `B`, `C` or `none`.
       preact: use pre-activation.
+      activation: name of an activation in `layers.ACTIVATIONS`, after BatchNorm and after sums; the papers' is `relu`.
       zero_init: the scale of each block's last BatchNorm starts at 0, so that a block starts as its shortcut (Goyal et al.
         2017, "Accurate, large minibatch SGD"). Not for pre-activation, whose last ReLU would pass no gradient.
     """
@@ -57,11 +57,13 @@ class ResNet(Network):
     stem_norm: bool = True
     shortcut: str = 'B'
     preact: bool = False
+    activation: str = 'relu'
     zero_init: bool = False
 
     def check(self) -> None:
         """See `Network.check`."""
         super().check()
+        activation(self.activation)
         if self.stem not in STEMS:
             raise unknown('stem', self.stem, STEMS)
         if self.shortcut not in SHORTCUTS:
@@ -94,21 +96,21 @@ class ResNet(Network):
         pre-activation `activation`, after the last ReLU."""
         if self.stem == 'imagenet':
             if self.stem_norm:
-                x = maps['stem'] = self.conv_norm(x, train, self.width, 7, 2)
+                x = maps['stem'] = self.convolution(x, train, self.width, 7, 2)
             else:
                 x = maps['stem'] = self.conv(self.width, 7, 2, use_bias=False)(x)
             x = max_pool(x, 3, 2, padding=1)
         elif self.preact:
             x = maps['stem'] = self.conv(self.width, 3, use_bias=False)(x)
         else:
-            x = maps['stem'] = self.conv_norm(x, train, self.width, 3)
+            x = maps['stem'] = self.convolution(x, train, self.width, 3)
         for stage, count in enumerate(self.blocks):
             for i in range(count):
                 stride = 2 if stage > 0 and i == 0 else 1
                 x = self.block(type(self).residual, x, train, self.width << stage, stride)
             maps[f'stage{stage + 1}'] = x
         if self.preact:
-            x = maps['activation'] = self.norm(x, train, relu=True)
+            x = maps['activation'] = self.norm_activation(x, train, self.activation)
         return self.dense(self.num_classes)(self.drop(x.mean((1, 2)), train))
 
     def residual(self, x: jax.Array, train: bool, features: int, stride: int) -> jax.Array:
@@ -122,22 +124,31 @@ class ResNet(Network):
         resized = stride > 1 or x.shape[-1] != out_features
         projected = self.shortcut == 'C' or (self.shortcut == 'B' and resized)
         if self.preact:
-            activated = y = self.norm(x, train, relu=True)
+            activated = y = self.norm_activation(x, train, self.activation)
             for i, (width, size, conv_stride, groups) in enumerate(convs):
                 if i > 0:
-                    y = self.norm(y, train, relu=True)
+                    y = self.norm_activation(y, train, self.activation)
                 y = self.conv(width, size, conv_stride, use_bias=False, feature_group_count=groups)(y)
             if projected:
                 return y + self.conv(out_features, 1, stride, use_bias=False)(activated)
             return y + (_subsample(activated, out_features, stride) if resized else x)
         shortcut = self.conv_norm(x, train, out_features, 1, stride, relu=False) if projected else x
         for i, (width, size, conv_stride, groups) in enumerate(convs):
-            last = i == len(convs) - 1
-            x = self.conv_norm(x, train, width, size, conv_stride, relu=not last or self.shortcut == 'none',
-                               zero=self.zero_init and last, feature_group_count=groups)
+            if i < len(convs) - 1 or self.shortcut == 'none':
+                x = self.convolution(x, train, width, size, conv_stride, groups)
+            else:
+                x = self.conv_norm(x, train, width, size, conv_stride, relu=False, zero=self.zero_init,
+                                   feature_group_count=groups)
         if self.shortcut == 'none':
             return x
-        return nn.relu(x + (_subsample(shortcut, out_features, stride) if resized and not projected else shortcut))
+        shortcut = _subsample(shortcut, out_features, stride) if resized and not projected else shortcut
+        return activation(self.activation)(x + shortcut)
+
+    def convolution(self, x: jax.Array, train: bool, features: int, size: int, stride: int = 1,
+                    groups: int = 1) -> jax.Array:
+        """Apply a convolution with BatchNorm and the activation."""
+        x = self.conv(features, size, stride, use_bias=False, feature_group_count=groups)(x)
+        return self.norm_activation(x, train, self.activation)
 
 
 def _subsample(x: jax.Array, features: int, stride: int) -> jax.Array:

@@ -10,15 +10,17 @@ from jaxcnn.ops.pool import max_pool
 class ShallowCNN(Network):
     """Convolutions 7x7x64, 3x3x128, 3x3x256 and 3x3x256, and two dense layers.
 
-    BatchNorm, the activation and 2x2 max pooling follow each convolution.
+    BatchNorm, the activation and 2x2 max pooling follow each convolution. Without BatchNorm, convolutions have a bias.
 
     Attributes:
       activation: name of an activation in `layers.ACTIVATIONS`.
+      batch_norm: apply BatchNorm after each convolution.
       widths: features of the four convolutions.
       hidden: features of the first dense layer.
     """
 
     activation: str = 'relu'
+    batch_norm: bool = True
     widths: tuple[int, ...] = (64, 128, 256, 256)
     hidden: int = 512
     dropout: float = 0.5
@@ -50,6 +52,8 @@ class ShallowCNN(Network):
 
     def convolution(self, x: jax.Array, train: bool, width: int, size: int) -> jax.Array:
         """Apply a convolution with BatchNorm and the activation."""
+        if not self.batch_norm:
+            return activation(self.activation)(self.conv(width, size)(x))
         return activation(self.activation)(self.conv_norm(x, train, width, size, relu=False))
 
 

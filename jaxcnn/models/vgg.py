@@ -2,11 +2,10 @@
 
 from typing import Any
 
-import flax.linen as nn
 import jax
 
 from jaxcnn.errors import UserError
-from jaxcnn.models.layers import Maps, Models, positive_ints
+from jaxcnn.models.layers import Maps, Models, activation, positive_ints
 from jaxcnn.models.plain import Plain
 from jaxcnn.ops.lrn import local_response_norm
 from jaxcnn.ops.pool import max_pool
@@ -55,7 +54,7 @@ class VGG(Plain):
         """Apply the convolutions of stage `i`, counted from 1."""
         for j, width in enumerate(self.stages[i - 1], 1):
             x = self.conv(width, 1 if self.pointwise and j > 2 else 3)(x)
-            x = self.norm(x, train, relu=True) if self.batch_norm else nn.relu(x)
+            x = self.norm_activation(x, train, self.activation) if self.batch_norm else activation(self.activation)(x)
             if self.lrn and i == j == 1:
                 x = local_response_norm(x)
         return x

@@ -104,6 +104,7 @@ def test_a_prefix_of_all_names_is_found(prefix):
     ('alexnet', {}, r"AlexNet have widths=\(64, 192, 384, 256, 256\), stem=\(\(11, 4, 2\), \(5, 1, 2\)\), lrn=False, and"),
     ('googlenet', {}, r"GoogLeNet have batch_norm=True, torchvision=True, and this"),
     ('efficientnet_lite0', {'bn_epsilon': 1e-5}, r'have bn_epsilon=0\.001, and this network has bn_epsilon=1e-05'),
+    ('resnet18', {'activation': 'gelu'}, r"ResNets have activation='relu', and this network has activation='gelu'"),
     ('preresnet50', {}, r"timm's resnetv2 networks have stem_norm=False, and"),
     ('vgg11_bn', {'bn_epsilon': 1e-3}, r'VGGs have bn_epsilon=1e-05, and this network has bn_epsilon=0\.001')])
 def test_a_network_that_computes_another_function_is_refused(name, fields, line):

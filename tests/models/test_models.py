@@ -408,6 +408,42 @@ def test_every_activation_makes_a_network_of_its_own(model):
         assert i == j or np.abs(logits[i] - logits[j]).max() > 1e-5
 
 
+@pytest.mark.parametrize(('name', 'fields'), [
+    ('lenet5', {}), ('lenet5', {'batch_norm': True}), ('lenet_mnist', {'batch_norm': True}), ('shallow_cnn', {}),
+    ('shallow_cnn', {'batch_norm': False}), ('alexnet', {}), ('vgg11', {}), ('vgg11_bn', {}), ('leedl_cnn', {}),
+    ('resnet18', {'shortcut': 'A'}), ('resnet50', {'shortcut': 'none'}),
+    ('preresnet18', {'shortcut': 'A', 'stem': 'small'})])
+def test_the_activation_follows_every_convolution_and_dense_layer_but_the_last(name, fields, monkeypatch):
+    calls = []
+    monkeypatch.setitem(ACTIVATIONS, 'counted', lambda x: calls.append(x.shape) or x)
+    network = create(name, activation='counted', **fields)
+    layers = shapes(network, *(side_of(network),) * 2, 3)['params']
+    assert len(calls) == sum(not layer.startswith('BatchNorm') for layer in layers) - 1
+
+
+@pytest.mark.parametrize(('name', 'features'), [('lenet5', (6, 16, 120, 84)), ('lenet_mnist', (32, 64, 512))])
+def test_lenets_normalise_before_each_activation(name, features):
+    network = models.create(name, batch_norm=True, activation='tanh', kernel_init='normal(0.05)', dropout=0.0)
+    plain = models.create(name)
+    images = batch(16, 28)[0][..., :1]
+    parameters, without = (count(shapes(network, 28, 28, 1)['params']) for network in (network, plain))
+    assert parameters - without == 2 * sum(features)
+
+    @once
+    def conv1(images):
+        ((_, maps), _) = network.init_with_output(jax.random.key(0), images, train=True, features=True)
+        return maps['conv1']
+    before = np.arctanh(np.float64(conv1(images)))
+    np.testing.assert_allclose(before.mean((0, 1, 2)), 0, atol=1e-3)
+    np.testing.assert_allclose(before.std((0, 1, 2)), 1, atol=2e-3)
+
+
+def test_without_batchnorm_the_convolutions_of_the_shallow_network_have_biases():
+    layers = shapes(models.create('shallow_cnn', batch_norm=False), 32, 32, 3)['params']
+    assert count(layers) == 1_499_210 - sum((64, 128, 256, 256))  # a bias in place of a scale and a bias
+    assert [*layers] == [*(f'Conv_{i}' for i in range(4)), 'Dense_0', 'Dense_1']
+
+
 # ---- initialisers
 
 FAN_IN, FAN_OUT = 3 * 3 * 40, 3 * 3 * 80
@@ -497,7 +533,10 @@ def test_biases_of_one_kind_of_layers_start_at_another_value(fields, conv, dense
     ('lenet', {}, r"unknown model 'lenet'; nearest: .*lenet5"),
     ('xyz', {}, r"unknown model 'xyz'; known: .*shallow_cnn"),
     ('lenet5', {'drop_out': 0.5}, r"unknown field of model lenet5 'drop_out'; nearest: dropout"),
-    ('lenet_mnist', {'activation': 'relu'}, r"unknown field of model lenet_mnist 'activation'"),
+    ('lenet_mnist', {'widths': (4, 8)}, r"unknown field of model lenet_mnist 'widths'"),
+    ('lenet_mnist', {'activation': 'rellu'}, r"unknown activation 'rellu'; nearest: relu"),
+    ('vgg11', {'activation': 'elo'}, r"unknown activation 'elo'; nearest: elu"),
+    ('resnet18', {'activation': 'sigmod'}, r"unknown activation 'sigmod'; nearest: sigmoid"),
     ('lenet5', {'activation': 'rellu'}, r"unknown activation 'rellu'; nearest: relu"),
     ('shallow_cnn', {'activation': 'swisch'}, r"unknown activation 'swisch'; nearest: swish"),
     ('lenet5', {'kernel_init': 'he_norml'}, r"unknown initialiser 'he_norml'; nearest: he_normal"),
