@@ -3,20 +3,20 @@ Fergus 2013, "Visualizing and understanding convolutional networks")."""
 
 import jax
 
-from jaxcnn.errors import UserError
+from jaxcnn.errors import UserError, unknown
 from jaxcnn.models.layers import Maps, Models, activation, check_kernels, positive_ints
 from jaxcnn.models.plain import Plain
 from jaxcnn.ops.lrn import local_response_norm
 from jaxcnn.ops.pool import max_pool
 
-GROUPED_LAYERS, POOLED_LAYERS = (2, 4, 5), (1, 2, 5)  # convolutions, counted from one
+LRN_POSITIONS = ('before_activation', 'before_pool', 'after_pool')
 
 
 class AlexNet(Plain):
-    """AlexNet and ZFNet: five convolutions with ReLU and three dense layers.
+    """AlexNet and ZFNet: five convolutions with an activation and three dense layers.
 
-    Local response normalisation follows the first two convolutions, between ReLU and pooling; 3x3 max pooling with stride 2
-    follows the first, second and fifth.
+    Local response normalisation follows the first two convolutions, between the activation and pooling; 3x3 max pooling with
+    stride 2 follows the first, second and fifth.
 
     `alexnet` is the paper's network in one tower. `alexnet_grouped` splits the second, fourth and fifth convolution into two
     groups, as the paper does over its two GPUs, and normalises over the channels of both groups, as Caffe does. `zfnet` has
@@ -26,27 +26,49 @@ class AlexNet(Plain):
     Padding is symmetric and pooling rounds sizes up, as in pytorchcv's `alexnet` and `zfnet`. So AlexNet's last map is
     6x6x256 both for the paper's 224 pixels and for the 227 that its arithmetic needs; ZFNet's is for 224.
 
+    The ablations of ZFNet's paper (section 4.3) are `widths=(96, 256, 256)`, without two middle convolutions, and
+    `hidden_layers=0`, without two dense layers.
+
     Attributes:
-      widths: features of the five convolutions.
+      widths: features of the convolutions, at least three. The last one is followed by pooling.
       stem: (size, stride, padding) of the first two convolutions; the others are 3x3.
-      groups: number of groups of the second, fourth and fifth convolution.
+      groups: number of groups of all convolutions but the first and the third.
       lrn: apply local response normalisation.
-      hidden: features of the first two dense layers.
+      lrn_position: `before_activation`; `before_pool`, between the activation and pooling, as in AlexNet's paper; or
+        `after_pool`, as in ZFNet's paper and in CaffeNet.
+      lrn_size, lrn_alpha, lrn_beta, lrn_k: constants of the normalisation, see `ops.lrn.local_response_norm`; by default
+        those of AlexNet's paper. Caffe's AlexNet has `lrn_k=1.0`.
+      hidden: features of the dense layers before the last.
+      hidden_layers: number of dense layers before the last, at least 0.
     """
 
     widths: tuple[int, ...] = (96, 256, 384, 384, 256)
     stem: tuple[tuple[int, int, int], ...] = ((11, 4, 0), (5, 1, 2))
     groups: int = 1
     lrn: bool = True
+    lrn_position: str = 'before_pool'
+    lrn_size: int = 5
+    lrn_alpha: float = 1e-4
+    lrn_beta: float = 0.75
+    lrn_k: float = 2.0
     hidden: int = 4096
+    hidden_layers: int = 2
     dropout: float = 0.5
     window: int = 6
 
     def check(self) -> None:
         """See `Network.check`."""
         super().check()
-        if len(self.widths) != 5 or not positive_ints((*self.widths, self.hidden)):
-            raise UserError(f'widths must be five positive integers and hidden one, got {self.widths} and {self.hidden}')
+        if len(self.widths) < 3 or not positive_ints((*self.widths, self.hidden)):
+            raise UserError(f'widths must be three or more positive integers and hidden one, got {self.widths} and '
+                            f'{self.hidden}')
+        if self.lrn_position not in LRN_POSITIONS:
+            raise unknown('lrn_position', self.lrn_position, LRN_POSITIONS)
+        for name, minimum in (('lrn_size', 1), ('lrn_alpha', 0), ('lrn_beta', 0), ('hidden_layers', 0)):
+            if getattr(self, name) < minimum:
+                raise UserError(f'{name} must be at least {minimum}, got {getattr(self, name)!r}')
+        if self.lrn_k <= 0:
+            raise UserError(f'lrn_k must be above 0, got {self.lrn_k!r}')
         check_kernels('stem', self.stem, 2)
         if self.groups < 1:
             raise UserError(f'groups must be at least 1, got {self.groups}')
@@ -62,20 +84,33 @@ class AlexNet(Plain):
         return map_size // 2
 
     def forward(self, x: jax.Array, train: bool, maps: Maps) -> jax.Array:
-        """See `Network.forward`; the feature maps are `conv1` to `conv5`, after normalisation and before pooling."""
+        """See `Network.forward`; the feature maps are `conv1`, `conv2` and so on, before pooling, and after normalisation
+        unless this follows pooling."""
         for i in range(1, len(self.widths) + 1):
+            in_stem = i <= len(self.stem)
             x = maps[f'conv{i}'] = self.block(type(self).convolution, x, i)
-            if i in POOLED_LAYERS:
+            if in_stem or i == len(self.widths):
                 x = max_pool(x, 3, 2, ceil=True)
-        return self.classify(x, train, (self.hidden, self.hidden))
+            if in_stem:
+                x = self._normalize(x, 'after_pool')
+        return self.classify(x, train, (self.hidden,) * self.hidden_layers)
 
     def convolution(self, x: jax.Array, i: int) -> jax.Array:
         """Apply convolution `i`, counted from 1, with the activation and normalisation."""
         in_stem = i <= len(self.stem)
         size, stride, padding = self.stem[i - 1] if in_stem else (3, 1, 1)
-        groups = self.groups if i in GROUPED_LAYERS else 1
-        x = activation(self.activation)(self.conv(self.widths[i - 1], size, stride, padding, feature_group_count=groups)(x))
-        return local_response_norm(x) if self.lrn and in_stem else x
+        groups = 1 if i in (1, 3) else self.groups
+        x = self.conv(self.widths[i - 1], size, stride, padding, feature_group_count=groups)(x)
+        if not in_stem:
+            return activation(self.activation)(x)
+        x = activation(self.activation)(self._normalize(x, 'before_activation'))
+        return self._normalize(x, 'before_pool')
+
+    def _normalize(self, x: jax.Array, position: str) -> jax.Array:
+        """Apply local response normalisation if it is at this position."""
+        if not self.lrn or position != self.lrn_position:
+            return x
+        return local_response_norm(x, self.lrn_size, self.lrn_alpha, self.lrn_beta, self.lrn_k)
 
 
 MODELS: Models = {

@@ -72,14 +72,19 @@ class Plain(Network):
             x = x.reshape(len(x), -1)
         elif self.head == 'spp':
             x = spatial_pyramid(x, self.pyramid)
-        for i, width in enumerate(hidden):
-            if self.head == 'dense_conv' and i == 0:
-                x = Dense(width, dtype=jnp.dtype(self.dtype), param_dtype=jnp.dtype(self.param_dtype),
-                          window=self.window, implementation=self.conv_implementation, **self.initializers('dense'))(x)
-            else:
-                x = self.dense(width)(x)
+        first, *others = [*hidden, self.num_classes]
+        x = self._first_dense(first)(x)
+        for width in others:
             x = self.drop(activation(self.activation)(x), train)
-        return self.dense(self.num_classes)(x)
+            x = self.dense(width)(x)
+        return x
+
+    def _first_dense(self, features: int) -> nn.Dense:
+        """Return the first dense layer, which `dense_conv` applies to each window of the map."""
+        if self.head != 'dense_conv':
+            return self.dense(features)
+        return Dense(features, dtype=jnp.dtype(self.dtype), param_dtype=jnp.dtype(self.param_dtype), window=self.window,
+                     implementation=self.conv_implementation, **self.initializers('dense'))
 
 
 class Dense(nn.Dense):

@@ -122,11 +122,12 @@ def test_the_dense_layers_see_the_pyramid_of_the_last_map():
 
 
 @pytest.mark.parametrize(('name', 'side', 'window'), [
-    pytest.param('zfnet', 80, 2, marks=pytest.mark.slow), ('vgg19_bn', 12, 3),
+    pytest.param('zfnet', 80, 2, marks=pytest.mark.slow), ('vgg19_bn', 12, 3), ('alexnet', 71, 2),
     pytest.param('leedl_cnn', 24, 3, marks=pytest.mark.slow)])
 def test_dense_layers_as_convolutions_have_the_same_parameters_and_the_same_score(name, side, window):
-    dense = create(name)
-    network = create(name, head='dense_conv', window=window)
+    fields = {'hidden_layers': 0, 'widths': (4, 6, 4)} if name == 'alexnet' else {}
+    dense = create(name, **fields)
+    network = create(name, head='dense_conv', window=window, **fields)
     assert shapes(network, side, side) == shapes(dense, side, side)
     variables, images = drawn(dense, side, side), pictures(side, side)
     logits, scores = run(dense, variables, images)[0], run(network, variables, images)[0]
@@ -272,7 +273,7 @@ def test_groups_are_of_the_second_fourth_and_fifth_convolution():
 def test_the_first_maps_are_normalised_before_pooling(name, expected, monkeypatch):
     recorded = []
 
-    def normalise(x):
+    def normalise(x, *_):
         recorded.append(x.shape[1:])
         return x
     for family in (alexnet, vgg):
@@ -287,6 +288,40 @@ def test_normalisation_is_after_the_rectifier():
     plain = run(without, variables, images)[1]['conv1']
     assert plain.min() == 0 < plain.max()
     np.testing.assert_allclose(run(network, variables, images)[1]['conv1'], local_response_norm(plain), rtol=1e-5)
+
+
+@pytest.mark.parametrize('position', ['before_activation', 'after_pool'])
+def test_normalisation_may_be_before_the_activation_or_after_pooling(position):
+    constants = {'lrn_size': 3, 'lrn_alpha': 0.5, 'lrn_beta': 0.6, 'lrn_k': 1.5}
+    network = create('alexnet', lrn_position=position, **constants)
+    variables, images = drawn(network, 39, 39), 10 * pictures(39, 39)
+    _, maps = run(network, variables, images)
+    first = variables['params']['Conv_0']
+    before = jax.lax.conv_general_dilated(images, first['kernel'], (4, 4), 'VALID',
+                                          dimension_numbers=('NHWC', 'HWIO', 'NHWC')) + first['bias']
+    normalise = functools.partial(local_response_norm, size=3, alpha=0.5, beta=0.6, k=1.5)
+    expected = np.maximum(normalise(before) if position == 'before_activation' else before, 0)
+    np.testing.assert_allclose(maps['conv1'], expected, rtol=1e-4, atol=1e-5)
+    if position == 'after_pool':  # the second layer's input
+        kernel, bias = (variables['params']['Conv_1'][name] for name in ('kernel', 'bias'))
+        second = jax.lax.conv_general_dilated(normalise(max_pool(expected, 3, 2, ceil=True)), kernel, (1, 1), [(2, 2)] * 2,
+                                              dimension_numbers=('NHWC', 'HWIO', 'NHWC')) + bias
+        np.testing.assert_allclose(maps['conv2'], np.maximum(second, 0), rtol=1e-3, atol=1e-4)
+
+
+def test_ablations_of_zfnet_remove_convolutions_and_dense_layers():
+    """Section 4.3 of the paper; each layer's size is computed from that of the map and the widths."""
+    def sizes(**fields):
+        params = shapes(models.create('zfnet', num_classes=1000, **fields), 224, 224)['params']
+        return [math.prod(layer['kernel'].shape) for layer in params.values()]
+    first, second = 7 * 7 * 3 * 96, 5 * 5 * 96 * 256
+    middle, last = [9 * 256 * 384, 9 * 384 * 384, 9 * 384 * 256], [9 * 256 * 256]
+    dense = [36 * 256 * 4096, 4096 * 4096, 4096 * 1000]
+    assert sizes() == [first, second, *middle, *dense]
+    assert sizes(widths=(96, 256, 256)) == [first, second, *last, *dense]
+    assert sizes(hidden_layers=0) == [first, second, *middle, 36 * 256 * 1000]
+    assert sizes(widths=(96, 256, 256), hidden_layers=0) == [first, second, *last, 36 * 256 * 1000]
+    assert sizes(hidden_layers=1, hidden=2048)[-2:] == [36 * 256 * 2048, 2048 * 1000]
 
 
 @pytest.mark.parametrize(('name', 'size', 'expected'), [
@@ -322,8 +357,14 @@ def test_the_logits_of_nin_are_means_of_maps_without_negative_values(name):
     ('vgg16', {'head': 'dense_conv', 'window': 0}, r'window must be at least 1, got 0'),
     ('vgg13', {'stages': (4, 8)}, r'stages must be lists of positive integers and hidden one, got \(4, 8\) and 4096'),
     ('vgg13', {'hidden': 0}, r'stages must be lists of positive integers and hidden one'),
-    ('alexnet', {'widths': (1, 2, 3)}, r'widths must be five positive integers and hidden one, got \(1, 2, 3\) and 4096'),
-    ('alexnet', {'hidden': -1}, r'widths must be five positive integers and hidden one, .* -1'),
+    ('alexnet', {'widths': (1, 2)}, r'widths must be three or more positive integers and hidden one, got \(1, 2\) and 4096'),
+    ('alexnet', {'hidden': -1}, r'widths must be three or more positive integers and hidden one, .* -1'),
+    ('alexnet', {'hidden_layers': -1}, r'hidden_layers must be at least 0, got -1'),
+    ('alexnet', {'lrn_position': 'after_pooling'}, r"unknown lrn_position 'after_pooling'; nearest: after_pool"),
+    ('zfnet', {'lrn_size': 0}, r'lrn_size must be at least 1, got 0'),
+    ('zfnet', {'lrn_alpha': -1e-4}, r'lrn_alpha must be at least 0, got -0\.0001'),
+    ('zfnet', {'lrn_beta': -1.0}, r'lrn_beta must be at least 0, got -1\.0'),
+    ('zfnet', {'lrn_k': 0.0}, r'lrn_k must be above 0, got 0\.0'),
     ('alexnet', {'groups': 8, 'widths': (96, 100, 384, 384, 256)}, r'8 groups do not divide 100 features'),
     ('alexnet', {'groups': 0}, r'groups must be at least 1, got 0'),
     ('zfnet', {'stem': ((7, 2, 4), (5, 2, 0))}, r'stem must be 2 tuples .* less than half the size, got \(\(7, 2, 4\)'),
