@@ -3,15 +3,18 @@
 import flax.linen as nn
 import jax
 
-from jaxcnn.errors import UserError
+from jaxcnn.errors import UserError, unknown
 from jaxcnn.models.layers import Maps, Models, Network, check_kernels, min_input_size, positive_ints
 from jaxcnn.ops.pool import POOLS
+
+HEADS = ('global_avg_pool', 'dense')
 
 
 class NIN(Network):
     """Stages of a convolution followed by 1x1 convolutions, with 3x3 pooling with stride 2 between the stages.
 
-    A last 1x1 convolution has a feature map for each class, whose mean is the logit. Every convolution, the last one
+    A last 1x1 convolution has a feature map for each class, whose mean is the logit. The paper compares this head with a
+    dense layer on the same maps, which needs images of one size (section 4.6). Every convolution, the last one
     included, has a bias and ReLU, as in the authors' definitions. Padding is symmetric.
 
     `nin_cifar` is pytorchcv's `nin_cifar10`: it pads one pixel in pooling and rounds sizes down, whereas the authors'
@@ -25,6 +28,8 @@ class NIN(Network):
       pools: `max` or `avg`, for the pooling before each stage but the first.
       pool_padding: 1 pads the map by a pixel in pooling and rounds sizes down; 0 does not pad and rounds up.
       dropped: number of stages, counted from the last, that start with dropout.
+      head: `global_avg_pool`, or `dense`, a dense layer on the flattened maps of the classes.
+      head_dropout: probability of zeroing a value of these maps before the dense layer, in [0, 1); the paper compares both.
     """
 
     stages: tuple[tuple[int, ...], ...] = ((192, 160, 96), (192, 192, 192), (192, 192))
@@ -32,6 +37,8 @@ class NIN(Network):
     pools: tuple[str, ...] = ('max', 'avg')
     pool_padding: int = 1
     dropped: int = 2
+    head: str = 'global_avg_pool'
+    head_dropout: float = 0.0
     dropout: float = 0.5
 
     def check(self) -> None:
@@ -46,6 +53,12 @@ class NIN(Network):
             raise UserError(f'pool_padding must be 0 or 1, got {self.pool_padding}')
         if not 0 <= self.dropped < len(self.stages):
             raise UserError(f'dropped must be in [0, {len(self.stages)}), got {self.dropped}')
+        if self.head not in HEADS:
+            raise unknown('head', self.head, HEADS)
+        if not 0 <= self.head_dropout < 1:
+            raise UserError(f'head_dropout must be in [0, 1), got {self.head_dropout!r}')
+        if self.head_dropout and self.head != 'dense':
+            raise UserError(f"head_dropout={self.head_dropout!r} needs head='dense', got {self.head!r}")
 
     def last_map_size(self, image_size: int) -> int:
         """Return the side of the last feature map, whose mean is the logit, for images of a side."""
@@ -73,7 +86,10 @@ class NIN(Network):
                 x = self.drop(x, train and i >= first_dropped)
             x = maps[f'stage{i + 1}'] = self.block(type(self).stage, x, i)
         x = maps['classes'] = nn.relu(self.conv(self.num_classes, 1)(x))
-        return x.mean((1, 2))
+        if self.head == 'global_avg_pool':
+            return x.mean((1, 2))
+        x = nn.Dropout(self.head_dropout, deterministic=not train)(x.reshape(len(x), -1))
+        return self.dense(self.num_classes)(x)
 
     def stage(self, x: jax.Array, i: int) -> jax.Array:
         """Apply the convolutions of stage `i`, counted from 0."""

@@ -347,6 +347,29 @@ def test_the_logits_of_nin_are_means_of_maps_without_negative_values(name):
     assert maps['classes'].min() == 0 < maps['classes'].max()
 
 
+def test_the_dense_head_of_nin_is_a_layer_on_the_maps_of_the_classes():
+    network = create('nin_cifar', head='dense')
+    assert count(shapes(models.create('nin_cifar', head='dense'), 32, 32)) - 966_986 == 8 * 8 * 10 * 10 + 10
+    variables = drawn(network, 16, 16)
+    logits, maps = run(network, variables, pictures(16, 16))
+    np.testing.assert_allclose(logits, dense_layers(variables, maps['classes'].reshape(2, -1)), rtol=1e-4, atol=1e-5)
+
+
+def test_the_dense_head_of_nin_drops_values_in_training_alone():
+    network = create('nin_cifar', head='dense', head_dropout=0.5, dropout=0.0)
+    variables = drawn(network, 16, 16)
+    variables['params']['Dense_0'] = {'kernel': np.eye(160, 10, dtype=np.float32),  # the logits are the first pixel's values
+                                      'bias': np.zeros(10, np.float32)}
+
+    def outputs(variables, images):
+        return (network.apply(variables, images, train=True, rngs={'dropout': jax.random.key(0)}),
+                network.apply(variables, images))
+    trained, evaluated = map(np.asarray, jax.jit(outputs, compiler_options=run_once())(variables, pictures(16, 16)))
+    dropped = trained == 0
+    np.testing.assert_allclose(np.where(dropped, 0, 2 * evaluated), trained, rtol=1e-5)
+    assert 0 < (dropped & (evaluated > 0)).sum() < (evaluated > 0).sum()
+
+
 # ---- what is refused
 
 
@@ -374,6 +397,9 @@ def test_the_logits_of_nin_are_means_of_maps_without_negative_values(name):
     ('nin_cifar', {'pools': ('max', 'mean')}, r"pools must be 'max' or 'avg' for each of 2 poolings, got \('max', 'mean'\)"),
     ('nin_cifar', {'pools': ('max',)}, r"pools must be 'max' or 'avg' for each of 2 poolings, got \('max',\)"),
     ('nin_cifar', {'pool_padding': 2}, r'pool_padding must be 0 or 1, got 2'),
+    ('nin_cifar', {'head': 'avg_pool'}, r"unknown head 'avg_pool'; nearest: global_avg_pool"),
+    ('nin_cifar', {'head': 'dense', 'head_dropout': 1.0}, r'head_dropout must be in \[0, 1\), got 1\.0'),
+    ('nin_cifar', {'head_dropout': 0.5}, r"head_dropout=0\.5 needs head='dense', got 'global_avg_pool'"),
     ('nin_imagenet', {'dropped': 4}, r'dropped must be in \[0, 4\), got 4'),
     ('leedl_cnn', {'widths': ()}, r'widths and hidden must be positive integers, got \(\)'),
     ('leedl_cnn', {'hidden': (8, 0)}, r'widths and hidden must be positive integers')])
