@@ -155,7 +155,8 @@ _V3_REDUCTIONS = (('branch3x3', 'branch3x3dbl_1', 'branch3x3dbl_2', 'branch3x3db
 
 def _inception_v3(network: InceptionV3) -> Iterable[Naming]:
     """Inception v3 of torchvision and of timm."""
-    naming = Naming("torchvision's and timm's Inception v3", {'bn_epsilon': 1e-3}, denses=['fc'])
+    naming = Naming("torchvision's and timm's Inception v3", {'stem_stride': 2, 'stem_pool': True, 'bn_epsilon': 1e-3},
+                    denses=['fc'])
     naming.add_units('Conv2d_', ('1a_3x3', '2a_3x3', '2b_3x3', '3b_1x1', '4a_3x3'))
     for stage, count in enumerate(network.blocks):
         for i in range(count):  # the letter `a` is that of the reduction before the stage

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxcnn.errors import UserError
-from jaxcnn.models.layers import Maps, Models, Network, positive_ints
+from jaxcnn.models.layers import Maps, Models, Network, min_input_size, positive_ints
 from jaxcnn.ops.pool import avg_pool, max_pool
 
 
@@ -72,13 +72,17 @@ class Inception(Network):
     def forward(self, x: jax.Array, train: bool, maps: Maps) -> jax.Array:
         """See `Network.forward`; the feature maps are `stem` and all blocks, `inception_a1`, ..., `reduction_a`, ..."""
         network = type(self)
-        x = maps['stem'] = self.block(network.sequence, x, train, self.STEM)
+        x = maps['stem'] = self.block(network.sequence, x, train, self.stem_layers())
         for stage, count in enumerate(self.blocks):
             for i in range(count):
                 x = maps[self.label(stage, i)] = self.block(network.inception_block, x, train, stage, i)
             if stage < len(self.REDUCTIONS):
                 x = maps[self.label(stage, count)] = self.block(network.sequence, x, train, self.REDUCTIONS[stage])
         return self.head(x, train, maps)
+
+    def stem_layers(self) -> Layers:
+        """Return the layers before the first stage."""
+        return self.STEM
 
     def convolution(self, x: jax.Array, train: bool, conv: Conv) -> jax.Array:
         """Apply a convolution with BatchNorm and ReLU."""
@@ -236,6 +240,13 @@ class InceptionV3(AuxiliaryInception):
     The auxiliary classifier is torchvision's: 5x5 mean pooling with stride 3, a 1x1 convolution, a 5x5 convolution without
     padding, the mean, and a dense layer. On maps smaller than 5x5 its windows shrink to the map, so that it has fewer
     parameters for images under 299 pixels.
+
+    The paper compares three resolutions at about the same cost (section 8), with the same parameters: 299 pixels; 151 with
+    `stem_stride=1`; and 79 with `stem_stride=1` and `stem_pool=False`.
+
+    Attributes:
+      stem_stride: stride of the first convolution, 1 or 2.
+      stem_pool: apply the stem's first max pooling.
     """
 
     STEM = _STEM
@@ -246,6 +257,31 @@ class InceptionV3(AuxiliaryInception):
     dropout: float = 0.2
     bn_epsilon: float = 1e-3
     aux_weight: float = 0.4
+    stem_stride: int = 2
+    stem_pool: bool = True
+
+    def check(self) -> None:
+        """See `Network.check`."""
+        super().check()
+        if self.stem_stride not in (1, 2):
+            raise UserError(f'stem_stride must be 1 or 2, got {self.stem_stride}')
+
+    def stem_layers(self) -> Layers:
+        """See `Inception.stem_layers`."""
+        first, *others = self.STEM
+        if not self.stem_pool:
+            others.remove(HALF)
+        return (first._replace(stride=self.stem_stride), *others)
+
+    def min_image_size(self) -> int:
+        """See `Network.min_image_size`."""
+        def half(side: int) -> int:
+            return (side - 3) // 2 + 1
+
+        def last_map_size(side: int) -> int:
+            side = (side - 3) // self.stem_stride + 1 - 2
+            return half(half(half((half(side) if self.stem_pool else side) - 2)))
+        return min_input_size(last_map_size)
 
     def auxiliary(self, train: bool, maps: Maps) -> list[jax.Array]:
         """See `AuxiliaryInception.auxiliary`."""

@@ -71,9 +71,24 @@ def test_later_networks_have_maps_of_35_17_and_8_pixels(name, stem, widths, last
     assert maps == {'stem': (35, 35, stem), **dict(zip(names, shapes, strict=True)), **last}
 
 
-@pytest.mark.parametrize('name', ['googlenet', *inception.MODELS])
-def test_the_smallest_image_leaves_a_pixel_and_one_less_leaves_none(name, monkeypatch):
-    network = create(name, blocks=(1, 1, 1), multiplier=0.01)
+LOWER_RESOLUTIONS = {299: {}, 151: {'stem_stride': 1}, 79: {'stem_stride': 1, 'stem_pool': False}}
+
+
+def test_inception_v3_at_lower_resolutions_has_the_same_parameters_and_about_the_same_maps():
+    """Section 8 of the paper; without the first pooling, the maps of the first stage have a pixel more."""
+    networks = {side: create('inception_v3', blocks=(1, 1, 1), num_classes=1000, **fields)
+                for side, fields in LOWER_RESOLUTIONS.items()}
+    params = [variables_of(network, side, side)['params'] for side, network in networks.items()]
+    assert params[0] == params[1] == params[2]
+    maps = {side: [shape[0] for shape in maps_of(network, side, side).values()] for side, network in networks.items()}
+    assert maps == {299: [35, 35, 17, 17, 8, 8], 151: [35, 35, 17, 17, 8, 8], 79: [36, 36, 17, 17, 8, 8]}
+
+
+@pytest.mark.parametrize(('name', 'fields'), [
+    *((name, {}) for name in ('googlenet', *inception.MODELS)), ('inception_v3', LOWER_RESOLUTIONS[151]),
+    ('inception_v3', LOWER_RESOLUTIONS[79])])
+def test_the_smallest_image_leaves_a_pixel_and_one_less_leaves_none(name, fields, monkeypatch):
+    network = create(name, blocks=(1, 1, 1), multiplier=0.01, **fields)
     side = network.min_image_size()
     assert list(maps_of(network, side, side + 1).values())[-1][:2] == (1, 1)
     with pytest.raises(UserError, match=f'at least {side} x {side} pixels, got {side - 1} x {side}'):
@@ -273,6 +288,8 @@ def test_all_logits_of_googlenet_are_those_of_pytorch_with_the_same_weights(batc
     ('googlenet', {'aux_dropout': 1.0}, r'aux_dropout must be in \[0, 1\), got 1\.0'),
     ('inception_v3', {'aux_weight': -1}, r'aux_weight must be at least 0, got -1'),
     ('inception_v4', {'aux_weight': 0.4}, r"unknown field of model inception_v4 'aux_weight'"),
+    ('inception_v3', {'stem_stride': 3}, r'stem_stride must be 1 or 2, got 3'),
+    ('inception_v4', {'stem_stride': 1}, r"unknown field of model inception_v4 'stem_stride'"),
     ('inception_v4', {'multiplier': 0.0}, r'multiplier must be above 0, got 0\.0'),
     ('inception_v4', {'blocks': [4, 7]}, r'blocks must be three positive integers, got \(4, 7\)'),
     ('bn_inception', {'blocks': [2, 0, 2]}, r'blocks must be three positive integers, got \(2, 0, 2\)')])
