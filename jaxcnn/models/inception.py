@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxcnn.errors import UserError
+from jaxcnn.errors import UserError, unknown
 from jaxcnn.models.layers import Maps, Models, Network, min_input_size, positive_ints
 from jaxcnn.ops.pool import avg_pool, max_pool
 
@@ -24,6 +24,7 @@ class Conv(NamedTuple):
     padding: int | None = None
 
 
+AUX_SCHEDULES = ('constant', 'linear')
 Layers = tuple[Any, ...]  # applied one after the other; each is a Conv, a function of an array, or Branches
 Branches = tuple[Layers, ...]  # applied to the same input; their outputs are concatenated
 
@@ -118,15 +119,20 @@ class AuxiliaryInception(Inception):
 
     Attributes:
       aux_weight: weight of each auxiliary classifier in the loss; with 0 there are none.
+      aux_schedule: `constant`, as in the papers; or `linear`: the weight falls from `aux_weight` at the first step to 0 at
+        the end of training (Lee et al. 2015, "Deeply-supervised nets"). The training step applies it.
     """
 
     aux_weight: float = 0.3
+    aux_schedule: str = 'constant'
 
     def check(self) -> None:
         """See `Network.check`."""
         super().check()
         if self.aux_weight < 0:
             raise UserError(f'aux_weight must be at least 0, got {self.aux_weight!r}')
+        if self.aux_schedule not in AUX_SCHEDULES:
+            raise unknown('aux_schedule', self.aux_schedule, AUX_SCHEDULES)
 
     def forward(self, x: jax.Array, train: bool, maps: Maps) -> Any:
         """See `Inception.forward`."""

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from jaxcnn import config as cfg
-from jaxcnn import optim
+from jaxcnn import models, optim
 from jaxcnn.errors import UserError
 from jaxcnn.timeline import Timeline
 from jaxcnn.training import workdir
@@ -69,6 +69,7 @@ def check(old: cfg.Config, new: cfg.Config, num_train: int, step: int) -> str:
     if lookahead and (lookahead.ramp or (step == old_timeline.total and step % lookahead.every)):
         raise UserError(f'the slow parameters of this run moved as its {old_timeline.total} steps required, and those of '
                         f'{new_run} would have moved otherwise', field='config.optim.lookahead')
+    _check_aux_schedule(old_timeline, new_timeline, new, new_run)
     has_extra_evaluation = _check_evaluations(old_timeline, new_timeline, new, old_optimizer, new_run, step)
     outlook = _describe_learning_rates(new_optimizer, new_timeline, old_timeline.total)
     return outlook + f'; it was also evaluated at step {step}, where {new_run} is not' * has_extra_evaluation
@@ -82,6 +83,14 @@ def _check_phases(old_timeline: Timeline, new_timeline: Timeline, new_run: str, 
         raise UserError(f'in {new_run}, batch size, optimizer or BatchNorm change at other steps than step {start}',
                         field='config.duration',
                         hint='give config.batch_schedule, config.freeze_bn and config.optim.switch in epochs or steps')
+
+
+def _check_aux_schedule(old_timeline: Timeline, new_timeline: Timeline, new: cfg.Config, new_run: str) -> None:
+    """Raise a UserError if the weight of auxiliary classifiers depends on the length of the run."""
+    schedule = getattr(models.create(new.model.name, **new.model.args), 'aux_schedule', 'constant')
+    if schedule != 'constant' and old_timeline.total != new_timeline.total:
+        raise UserError(f'the weight of auxiliary classifiers fell over the {old_timeline.total} steps of this run, and in '
+                        f'{new_run} it would have fallen more slowly', field='config.model.aux_schedule')
 
 
 def _check_learning_rates(old_timeline: Timeline, old_optimizer: optim.Optimizer, new: cfg.Config,

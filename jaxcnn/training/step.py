@@ -79,7 +79,8 @@ class TrainStep:
       bn_groups: number of equal parts of the batch over each of which BatchNorm computes its statistics.
       axis_name: name of the pmap axis, or None.
       lookahead: how slow parameters follow; or None.
-      total: number of steps of the run, at the end of which look-ahead sets the parameters to the slow ones.
+      total: number of steps of the run, at the end of which look-ahead sets the parameters to the slow ones, and a linear
+        weight of auxiliary classifiers is 0.
     """
 
     network: Network
@@ -107,14 +108,22 @@ class TrainStep:
         logits, stats = jax.vmap(apply)(groups, jax.random.split(key, self.bn_groups))
         return [x.reshape(len(images), -1) for x in logits], jax.tree.map(lambda s: s.mean(0), stats)
 
-    def _micro_batch(self, params: Any, batch_stats: Any, examples: Batch, key: jax.Array) -> tuple[Any, Any, Scalars]:
+    def _aux_weight(self, step: jax.Array) -> Any:
+        """Return the weight of the losses of auxiliary classifiers at a step."""
+        weight = getattr(self.network, 'aux_weight', 0)
+        if getattr(self.network, 'aux_schedule', 'constant') == 'linear':
+            return weight * (1 - step / self.total)
+        return weight
+
+    def _micro_batch(self, params: Any, batch_stats: Any, examples: Batch, key: jax.Array,
+                     aux_weight: Any) -> tuple[Any, Any, Scalars]:
         """Return the gradients, the new BatchNorm statistics and the scalars of a micro-batch, as means over its images."""
         images, targets = examples['image'], {name: value for name, value in examples.items() if name != 'image'}
 
         def loss_fn(params: Any) -> tuple[jax.Array, Any]:
             (outputs, *auxiliary), stats = self._forward(params, batch_stats, images, key)
             loss, *aux_losses = [self.task.loss(x, targets) for x in (outputs, *auxiliary)]
-            return loss + getattr(self.network, 'aux_weight', 0) * sum(aux_losses), (outputs, stats)
+            return loss + aux_weight * sum(aux_losses), (outputs, stats)
 
         (loss, (outputs, stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
         return grads, stats, {'loss': loss, **self.task.train_scalars(outputs, targets)}
@@ -129,8 +138,9 @@ class TrainStep:
 
     def _gradients(self, state: TrainState, examples: Batch, key: jax.Array) -> tuple[Any, Any, Scalars]:
         """Return the gradients, the new BatchNorm statistics and the scalars of a batch."""
+        aux_weight = self._aux_weight(state.step)
         if self.accumulate == 1:
-            return self._micro_batch(state.params, state.batch_stats, examples, key)
+            return self._micro_batch(state.params, state.batch_stats, examples, key, aux_weight)
 
         def split(x: jax.Array) -> jax.Array:  # row r goes to micro-batch r % accumulate, so that devices split alike
             return x.reshape(-1, self.accumulate, *x.shape[1:]).swapaxes(0, 1)
@@ -138,12 +148,13 @@ class TrainStep:
         def add_micro_batch(carry: Any, inputs: Any) -> tuple[Any, None]:
             stats, sums = carry
             micro_batch, index = inputs
-            grads, stats, scalars = self._micro_batch(state.params, stats, micro_batch, jax.random.fold_in(key, index))
+            grads, stats, scalars = self._micro_batch(state.params, stats, micro_batch, jax.random.fold_in(key, index),
+                                                      aux_weight)
             return (stats, jax.tree.map(jnp.add, sums, (grads, scalars))), None
 
         micro_batches = jax.tree.map(split, examples)
         grads, _, scalars = jax.eval_shape(self._micro_batch, state.params, state.batch_stats,
-                                           jax.tree.map(lambda x: x[0], micro_batches), key)
+                                           jax.tree.map(lambda x: x[0], micro_batches), key, aux_weight)
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (grads, scalars))
         indices = jnp.arange(self.accumulate)
         (stats, sums), _ = jax.lax.scan(add_micro_batch, (state.batch_stats, zeros), (micro_batches, indices))

@@ -288,6 +288,7 @@ def test_all_logits_of_googlenet_are_those_of_pytorch_with_the_same_weights(batc
     ('googlenet', {'aux_dropout': 1.0}, r'aux_dropout must be in \[0, 1\), got 1\.0'),
     ('inception_v3', {'aux_weight': -1}, r'aux_weight must be at least 0, got -1'),
     ('inception_v4', {'aux_weight': 0.4}, r"unknown field of model inception_v4 'aux_weight'"),
+    ('googlenet', {'aux_schedule': 'liner'}, r"unknown aux_schedule 'liner'; nearest: linear"),
     ('inception_v3', {'stem_stride': 3}, r'stem_stride must be 1 or 2, got 3'),
     ('inception_v4', {'stem_stride': 1}, r"unknown field of model inception_v4 'stem_stride'"),
     ('inception_v4', {'multiplier': 0.0}, r'multiplier must be above 0, got 0\.0'),

@@ -56,6 +56,8 @@ REFUSED = {
     'warm-up as a fraction': ({'optim': {'schedule': 'constant', 'warmup': {'fraction': 0.5}}}, {}, 'rate of .* step 0'),
     'steps as fractions': ({'optim': {'schedule': 'step'}}, {}, 'at step 20, and this run had'),
     'batch size as a fraction': ({'batch_schedule': [[{'fraction': 0.5}, 20]]}, {}, 'batch size.* step 20'),
+    'aux_schedule': ({'model': {'name': 'googlenet', 'aux_schedule': 'linear'}}, {},
+                     r'config\.model\.aux_schedule: .* fell over the 40 steps of this run, and in a run of 8 epochs'),
     'freeze_bn': ({'freeze_bn': {'fraction': 0.5}}, {}, 'BatchNorm change at other steps than step 20'),
     'until': ({'optim': {'schedule': 'constant', 'groups': [{'match': 'k', 'until': {'fraction': 0.5}}]}}, {},
               r'groups\[0\]\.until: a run of 8 epochs stops the group at step 40, and this run stopped it at step 20'),

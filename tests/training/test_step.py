@@ -87,6 +87,37 @@ def test_nan_logits_are_never_correct():
     assert metrics['accuracy'] == 0
 
 
+class Auxiliary(models.Network):
+    """A network with an auxiliary classifier."""
+
+    aux_weight: float = 0.4
+    aux_schedule: str = 'constant'
+
+    def forward(self, x, train, maps):
+        """Logits, and those of the auxiliary classifier."""
+        x = x.reshape(len(x), -1)
+        logits, auxiliary = self.dense(self.num_classes)(x), self.dense(self.num_classes)(x)
+        return (logits, auxiliary) if train else logits
+
+
+@pytest.mark.parametrize('accumulate', [1, 2])
+@pytest.mark.parametrize(('schedule', 'weights'), [('constant', {0: 0.4, 9: 0.4}), ('linear', {0: 0.4, 4: 0.24, 9: 0.04})])
+def test_the_weight_of_auxiliary_classifiers_falls_over_the_steps_of_the_run(schedule, weights, accumulate):
+    step, state = make(model=Auxiliary(aux_schedule=schedule), total=10, accumulate=accumulate)
+    batch = batch_of(8)
+    images, run = (batch['image'] / 255 - 0.5) / 0.25, jax.jit(step)
+    for number, weight in weights.items():
+        def loss(params, weight=weight):
+            outputs = step.network.apply({'params': params}, images, train=True)
+            main, auxiliary = (cross_entropy(logits, batch['label']).mean() for logits in outputs)
+            return main + weight * auxiliary
+        value, grads = jax.value_and_grad(loss)(state.params)
+        after, metrics = run(state.replace(step=jnp.int32(number)), batch, KEY)
+        np.testing.assert_allclose(metrics['loss'], value, rtol=1e-5)
+        expected = jax.tree.map(lambda p, g: p - 0.1 * g, state.params, grads)
+        chex.assert_trees_all_close(after.params, expected, rtol=1e-5, atol=1e-7)
+
+
 def test_micro_batches_give_the_gradients_of_the_batch():
     batch = batch_of(24)
     at_once, accumulated = (jax.jit(step)(state, batch, KEY) for step, state in
