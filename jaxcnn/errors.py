@@ -82,6 +82,11 @@ def from_os_error(error: OSError, *folders: str) -> UserError:
     return UserError(f'{reason}: {", ".join(full_folders)}' if full_folders else reason)
 
 
+def describe_exception(error: Exception) -> str:
+    """Return the type and the text of an exception on one line, such as `ValueError: no images`."""
+    return f'{type(error).__name__}: {" ".join(str(error).split())}'
+
+
 def _is_full(folder: str) -> bool:
     """Return whether less than 1 MiB or no inode is free on the file system of a folder; False if it cannot be examined."""
     try:

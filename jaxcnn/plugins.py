@@ -21,7 +21,7 @@ from types import ModuleType
 
 from jaxcnn import registry
 from jaxcnn.config import Plugin
-from jaxcnn.errors import UserError, unknown
+from jaxcnn.errors import UserError, describe_exception, unknown
 
 log = logging.getLogger('jaxcnn')
 FOLDER = 'plugins'  # of a workdir, with copies of the files
@@ -151,7 +151,7 @@ def _failed(source: str, error: Exception, field: str) -> UserError:
     place = f'{frames[-1].filename}, line {frames[-1].lineno}' if frames else source
     if isinstance(error, SyntaxError):
         place = f'{error.filename}, line {error.lineno}'
-    return UserError(f'{type(error).__name__}: {" ".join(str(error).split())}', field=f'{field}: {place}')
+    return UserError(describe_exception(error), field=f'{field}: {place}')
 
 
 def _files_of_script(path: str) -> list[str]:

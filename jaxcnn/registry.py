@@ -11,7 +11,7 @@ import inspect
 from collections.abc import Iterator
 from typing import Any, Generic, TypeVar
 
-from jaxcnn.errors import UserError, unknown
+from jaxcnn.errors import UserError, describe_exception, unknown
 
 T = TypeVar('T')
 ENTRY_POINTS = 'jaxcnn.plugins'
@@ -30,7 +30,7 @@ def load_installed_plugins() -> None:
         try:
             entry_point.load()
         except Exception as e:
-            raise UserError(f'raised {type(e).__name__}: {" ".join(str(e).split())}',
+            raise UserError(f'raised {describe_exception(e)}',
                             field=f'the plugin {entry_point.name!r} ({entry_point.value})') from e
 
 

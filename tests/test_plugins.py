@@ -144,6 +144,20 @@ def large(config):
     np.testing.assert_array_equal(test.take(np.arange(40))[:, 0, 0, 0], np.arange(40))
 
 
+@pytest.mark.parametrize(('body', 'line'), [
+    ("open('/nowhere/data')", r"FileNotFoundError: \[Errno 2\] .*'/nowhere/data' \(.*broken\.py, line 7\)$"),
+    ("return jaxcnn.Dataset('here', {}, {'train': read}, lambda: ['a', 'b'])",
+     r'OSError: disk gone \(.*broken\.py, line 5\)$')], ids=['the function', 'a split'])
+def test_an_exception_of_a_data_set_gives_one_line_with_its_name_and_type(tmp_path, body, line):
+    (tmp_path / 'broken.py').write_text(
+        'import jaxcnn\n\n\ndef read():\n    raise OSError("disk\\ngone")\n'
+        f'@jaxcnn.register_dataset\ndef broken(config): {body}\n')
+    plugins.load([Plugin(str(tmp_path / 'broken.py'))])
+    with pytest.raises(UserError, match=rf"^config\.data\.name: the data set 'broken' raised {line}") as error:
+        data.load(DataConfig(name='broken', cache_dir=str(tmp_path)))
+    assert '\n' not in str(error.value)
+
+
 @pytest.mark.parametrize(('text', 'line'), [
     ('x = 1\nraise ValueError("no\\nway")', r'config\.plugins\[0\]: .*bad\.py, line 2: ValueError: no way$'),
     ('x = = 1', r'bad\.py, line 1: SyntaxError'),

@@ -9,8 +9,9 @@ import functools
 import hashlib
 import os
 import re
+import traceback
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -18,9 +19,10 @@ from jaxcnn.config import DataConfig
 from jaxcnn.data import tfds
 from jaxcnn.data.checks import check_class_names, check_images, check_label_sets, check_labels, number_classes
 from jaxcnn.data.targets import KINDS, LABEL, LABELS, TargetKind
-from jaxcnn.errors import UserError, name_field, unknown
+from jaxcnn.errors import UserError, describe_exception, name_field, unknown
 from jaxcnn.registry import Registry
 
+T = TypeVar('T')
 Example = dict[str, Any]
 Arrays = tuple[Any, Any]  # images and labels
 IN_MEMORY = 'in_memory'  # name of the data set of a run whose data is handed over from Python
@@ -262,12 +264,35 @@ def find(config: DataConfig, kind: TargetKind = LABEL) -> Source:
       UserError: there is no such source, or its data is missing.
     """
     factory = find_factory(config, kind)
+    is_external = getattr(factory, 'func', factory).__module__.partition('.')[0] != 'jaxcnn'
+    if is_external:
+        factory = _name_data_set(config.name, factory)
     with name_field('config.data.dir'):
         source = factory(config)
     if not isinstance(source, Source):
         raise UserError(f'the function of {config.name!r} returns {type(source).__name__}, and must return a jaxcnn.Dataset',
                         field='config.data.name')
+    if is_external:
+        splits = {split: _name_data_set(config.name, read) for split, read in source.splits.items()}
+        source = dataclasses.replace(source, splits=splits, class_names=_name_data_set(config.name, source.class_names))
     return source
+
+
+def _name_data_set(name: str, function: Callable[..., T]) -> Callable[..., T]:
+    """Return a function of a data set from outside the package, such that its exceptions become UserErrors.
+
+    The error names the data set, the type of the exception, and the line of the function.
+    """
+    def call(*arguments: Any) -> T:
+        try:
+            return function(*arguments)
+        except UserError:
+            raise
+        except Exception as e:
+            frames = traceback.extract_tb(e.__traceback__)[1:]  # the first is that of this function
+            line = f' ({frames[0].filename}, line {frames[0].lineno})' if frames else ''
+            raise UserError(f'the data set {name!r} raised {describe_exception(e)}{line}', field='config.data.name') from e
+    return call
 
 
 def stratified_split(strata: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:

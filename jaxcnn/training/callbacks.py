@@ -6,7 +6,7 @@ from typing import Any
 import jax
 
 from jaxcnn import config as cfg
-from jaxcnn.errors import UserError, unknown
+from jaxcnn.errors import UserError, describe_exception, unknown
 from jaxcnn.training.parallel import run_on_all_processes
 
 
@@ -94,5 +94,5 @@ class CallbackList:
             except UserError:
                 raise
             except Exception as e:
-                raise UserError(f'raised {type(e).__name__}: {" ".join(str(e).split())}',
+                raise UserError(f'raised {describe_exception(e)}',
                                 field=f'callback {type(callback).__name__}.{method}') from e
