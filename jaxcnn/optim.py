@@ -301,6 +301,9 @@ def _make_base_optimizer(choice: cfg.Choice, schedule: optax.Schedule, field: st
         extra['muon_weight_dimension_numbers'] = _muon_dimensions
     try:
         optimizer = make(schedule, **choice.args, **extra)
+        if not isinstance(optimizer, optax.GradientTransformation):
+            raise UserError(f'the function of {choice.name!r} returns {type(optimizer).__name__}, and must return an '
+                            'optax.GradientTransformation', field=field)
         trial = {'kernel': jnp.zeros((1, 1))}
         jax.eval_shape(lambda: optax.with_extra_args_support(optimizer).update(
             trial, optimizer.init(trial), trial, value=jnp.zeros(())))

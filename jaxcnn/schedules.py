@@ -5,6 +5,8 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
+import jax
+import numpy as np
 import optax
 
 from jaxcnn import config as cfg
@@ -159,6 +161,24 @@ def get_factory(choice: cfg.Choice) -> Callable[..., optax.Schedule]:
     return factory
 
 
+def _check_schedule(name: str, schedule: Any) -> None:
+    """Raise a UserError unless a schedule can be called in a compiled step and returns a number."""
+    if not callable(schedule):
+        raise UserError(f'the function of {name!r} returns {type(schedule).__name__}, and must return an optax.Schedule: a '
+                        'function from the step to the learning rate')
+
+    def check_rate(step: jax.Array) -> None:
+        rate = schedule(step)
+        if not isinstance(rate, int | float | np.number | np.ndarray | jax.Array) or np.ndim(rate):
+            returned = f'an array of shape {rate.shape}' if hasattr(rate, 'shape') else type(rate).__name__
+            raise UserError(f'the schedule of {name!r} returns {returned}, and must return a number, the learning rate')
+    try:
+        jax.eval_shape(check_rate, jax.ShapeDtypeStruct((), np.int32))
+    except jax.errors.ConcretizationTypeError as e:
+        raise UserError(f'the schedule of {name!r} cannot be compiled: it uses the step as a Python number, but the step is '
+                        'an array', hint='jnp.where(step < n, a, b) replaces `a if step < n else b`') from e
+
+
 def make_schedule(choice: cfg.Choice, lr: float, warmup: cfg.Duration | None, timeline: Timeline, start: int, end: int,
                   field: str = 'config.optim') -> optax.Schedule:
     """Return the learning rate as a function of the step of a stage, whose step 0 is step `start` of the run.
@@ -186,6 +206,7 @@ def make_schedule(choice: cfg.Choice, lr: float, warmup: cfg.Duration | None, ti
     try:
         with name_field(f'{field}.schedule'):
             schedule = factory(lr, Interval(start + warmup_steps, steps, timeline), **choice.args)
+            _check_schedule(choice.name, schedule)
         samples = {step: float(schedule(step)) for step in {0, 1, steps // 4, steps // 2, 3 * steps // 4, steps - 1}}
     except (TypeError, ValueError, ZeroDivisionError, OverflowError) as e:
         raise UserError(f'{described}: {e}', field=f'{field}.schedule') from e

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxcnn import optim
+from jaxcnn import optim, schedules
 from jaxcnn.config import parse
 from jaxcnn.errors import UserError
 from jaxcnn.timeline import Timeline
@@ -486,7 +486,7 @@ def test_training_steps_do_not_move_a_plateau_and_only_a_plateau_observes():
     assert other.observe(state, 0, 1.0) is state
 
 
-# ---- a person's own, and what is not said
+# ---- registered optimizers and schedules, and what is not said
 
 
 def test_a_registered_optimizer_is_named_as_the_others_are(new_registrations):
@@ -499,6 +499,31 @@ def test_a_registered_optimizer_is_named_as_the_others_are(new_registrations):
     chex.assert_trees_all_close(after, by_hand(lambda n, p, g, m: p - 0.2 * np.sign(g), grads), rtol=1e-5, atol=1e-6)
     with pytest.raises(UserError, match="optimizer sign 'scael'; nearest: scale"):
         make(optimizer=dict(name='sign', scael=2.0))
+
+
+@pytest.mark.parametrize('fields', [{}, {'groups': [dict(match='kernel', optimizer='mine')]}])
+def test_a_registered_optimizer_must_return_an_optax_transformation(new_registrations, fields):
+    @optim.register
+    def mine(learning_rate):
+        return lambda gradients: gradients
+    field = r'groups\[0\]\.optimizer' if fields else 'optimizer'
+    with pytest.raises(UserError, match=rf"^config\.optim\.{field}: the function of 'mine' returns function, and must "
+                       r'return an optax\.GradientTransformation$'):
+        optim.check(parse({'optim': fields or {'optimizer': 'mine'}}).optim)
+
+
+@pytest.mark.parametrize(('schedule', 'line'), [
+    (0.1, r"the function of 'mine' returns float, and must return an optax\.Schedule: a function from the step to the "),
+    (lambda step: None, r"the schedule of 'mine' returns NoneType, and must return a number, the learning rate"),
+    (lambda step: jnp.ones(3), r'returns an array of shape \(3,\), and must return a number'),
+    (lambda step: 0.1 if step < 10 else 0.01, r"cannot be compiled: it uses the step as a Python number, .*; jnp\.where")])
+def test_a_registered_schedule_must_return_a_function_from_steps_to_numbers(new_registrations, schedule, line):
+    @schedules.register
+    def mine(learning_rate, interval):
+        return schedule
+    with pytest.raises(UserError, match=rf'^config\.optim\.schedule: .*{line}') as error:
+        make(schedule='mine')
+    assert '\n' not in str(error.value)
 
 
 @pytest.mark.parametrize(('fields', 'warns'), [
