@@ -275,8 +275,13 @@ class TrainingRun:
         rate = self._interval_images / self._interval_seconds
         not_finite = np.flatnonzero(~np.isfinite(values['loss']))
         if len(not_finite):
-            first = int(not_finite[0])
-            self._raise_diverged(f'the loss at step {dispatch.start + first} is {float(values["loss"][first])}')
+            step = dispatch.start + int(not_finite[0])
+            message = f'the loss at step {step} is {float(values["loss"][not_finite[0]])}'
+            if not step:
+                raise Diverged(f'{message}, before the first update: training stopped',
+                               hint='the learning rate has no part in it; check the network, its initialisation, the loss '
+                               'and the data')
+            self._raise_diverged(message)
         for i, step in enumerate(range(dispatch.start + 1, dispatch.end + 1)):
             means = progress.add_step({name: float(of_steps[i]) for name, of_steps in values.items()})
             if dispatch.is_logged and timeline.next_logged(step - 1) == step:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jaxcnn import losses, metrics, models
-from jaxcnn.errors import UserError
+from jaxcnn.errors import Diverged, UserError
 from jaxcnn.training import train
 
 
@@ -74,6 +74,17 @@ def mean_loss(logits, labels):
 
 def mean_accuracy(logits, labels):
     return (logits.argmax(-1) == labels).mean()
+
+
+def test_a_loss_that_is_not_finite_before_the_first_update_is_not_blamed_on_the_learning_rate(
+        small, tmp_path, no_pictures, new_registrations):
+    @losses.register('label')
+    def broken_loss(logits, labels):
+        return jnp.log(-jnp.ones(len(labels))) + 0 * logits[:, 0]
+    network = dict(name='sequential', layers='flatten|dense')
+    with pytest.raises(Diverged, match=r'^the loss at step 0 is nan, before the first update: training stopped; the '
+                       r'learning rate has no part in it; check the network, its initialisation, the loss and the data$'):
+        train(small(loss='broken_loss', model=network, duration=dict(steps=1)), str(tmp_path))
 
 
 def test_an_unknown_kind_of_targets_is_an_error():
