@@ -12,6 +12,7 @@ from jaxcnn.errors import UserError, name_field, unknown
 from jaxcnn.models.layers import Maps, Models, Network
 from jaxcnn.models.sequential_layers import LAYERS, Conv, Dense, Layer, Shape
 
+FIELD = 'config.model.layers'
 MAX_IMAGE_SIZE = 1 << 40  # larger than any image
 
 EXAMPLE = ('conv(32)|norm|relu|max_pool(2)|conv(64)|norm|relu|max_pool(2)|conv(128)|norm|relu|'
@@ -39,10 +40,9 @@ def parse_layers(text: str) -> tuple[Entry, ...]:
       UserError: A layer or an argument is unknown, or an argument has a value that the layer does not take.
     """
     if not text.strip():
-        raise UserError('the string is empty', field='layers',
-                        hint="a network is, for example, 'conv(32)|relu|flatten|dense'")
+        raise UserError('the string is empty', field=FIELD, hint="a network is, for example, 'conv(32)|relu|flatten|dense'")
     entries = []
-    calls = parse_calls(text, 'layers')
+    calls = parse_calls(text, FIELD)
     for number, ((name, args, kwargs), call) in enumerate(zip(calls, text.split('|'), strict=True), 1):
         label = f'layer {number}, {call.strip()}'
         if name not in LAYERS:
@@ -106,6 +106,10 @@ class Sequential(Network):
     def check(self) -> None:
         """See `Network.check`."""
         super().check()
+        with name_field(FIELD):
+            self._check_layers()
+
+    def _check_layers(self) -> None:
         entries = parse_layers(self.layers)
         for entry in entries[:-1]:
             if isinstance(entry.layer, Dense) and entry.layer.features is None:
@@ -131,15 +135,16 @@ class Sequential(Network):
     def check_image(self, shape: Sequence[int]) -> None:
         """See `Network.check_image`; the error names the layer that does not take its input."""
         height, width, channels = shape
-        try:
-            list(shapes(parse_layers(self.layers), Shape(channels, (height, width))))
-        except UserError as error:
+        with name_field(FIELD):
             try:
-                super().check_image(shape)
-            except UserError as too_small:
-                too_small.add_hint(str(error))
+                list(shapes(parse_layers(self.layers), Shape(channels, (height, width))))
+            except UserError as error:
+                try:
+                    super().check_image(shape)
+                except UserError as too_small:
+                    too_small.add_hint(str(error))
+                    raise
                 raise
-            raise
 
     def published_for(self) -> tuple[tuple[int, int, int], int]:
         """Return the image shape of CIFAR-10, or a larger one if the network needs it, and its number of classes."""

@@ -68,7 +68,7 @@ INVALID_CONFIGS_IN_PROCESS = {  # trained in this process, for speed
     'images too small': (['model=leedl_cnn'], ['config.model', 'LeeDL', '32 x 32', '16 x 16']),
     'images too small for a layer': (
         ['model=dict(name="sequential", layers="max_pool(5)|conv(2, 5, padding=0)|flatten|dense")'],
-        ['config.model', '25 x 25', '16 x 16', 'layer 2, conv(2, 5, padding=0)']),
+        ['config.model.layers', '25 x 25', '16 x 16', 'layer 2, conv(2, 5, padding=0)']),
     'map of scores': (['model=leedl_cnn', 'model.widths=(4,4,8,8)', 'model.head=dense_conv', 'model.window=1'],
                       ['config.model.head', "'dense_conv'", "head='dense'"]),
     'cache folder': (['data.cache_dir=/proc/nowhere'], ['config.data.cache_dir', '/proc/nowhere']),
