@@ -186,11 +186,13 @@ def check_init(init: InitConfig | None) -> None:
         given = ' and '.join(sources) if sources else 'none of them'
         raise UserError(f'exactly one of {", ".join(INIT_SOURCES)} must be set, got {given}', field='config.init',
                         hint="for example init=dict(run='runs/a') or init=dict(safetensors='resnet18.safetensors')")
-    for field, fits in (('checkpoint', bool(init.run) or init.checkpoint == 'best'),
-                        ('ema', init.ema is None or bool(init.run or init.torch))):
+    for field, fits, reason in (
+            ('checkpoint', bool(init.run) or init.checkpoint == 'best', 'only config.init.run has checkpoints'),
+            ('ema', init.ema is None or bool(init.run or init.torch),
+             'only config.init.run and config.init.torch may have moving averages beside the parameters')):
         if not fits:
-            raise UserError(f'got {getattr(init, field)!r}, which has no meaning for config.init.{sources[0]}',
-                            field=f'config.init.{field}')
+            raise UserError(f'got {getattr(init, field)!r} with config.init.{sources[0]}, but {reason}',
+                            field=f'config.init.{field}', hint='leave it out')
     patterns = {'include': init.include, 'exclude': init.exclude,
                 **{f'rename[{i}]': pattern for i, (pattern, _) in enumerate(init.rename)}}
     for field, pattern in patterns.items():

@@ -161,9 +161,11 @@ def one_line(error):
 @pytest.mark.parametrize(('init', 'line'), [
     ({}, r'^config\.init: exactly one of run, pretrained, torch, safetensors, variables must be set, got none of them; '),
     ({'run': 'a', 'torch': 'b.pth'}, r'must be set, got run and torch'),
-    ({'torch': 'b.pth', 'checkpoint': '3'}, r"^config\.init\.checkpoint: got '3', which has no meaning for config\.init\."),
+    ({'torch': 'b.pth', 'checkpoint': '3'}, r"^config\.init\.checkpoint: got '3' with config\.init\.torch, but only "
+     r'config\.init\.run has checkpoints; leave it out$'),
     ({'pretrained': 'efficientnet_lite7'}, r"^config\.init\.pretrained: unknown pretrained weights 'efficientnet_lite7'"),
-    ({'safetensors': 'b', 'ema': True}, r'^config\.init\.ema: got True, which has no meaning for config\.init\.safetensors'),
+    ({'pretrained': 'b', 'ema': True}, r'^config\.init\.ema: got True with config\.init\.pretrained, but only '
+     r'config\.init\.run and config\.init\.torch may have moving averages beside the parameters; leave it out$'),
     ({'run': 'a', 'include': '('}, r"^config\.init\.include: '\(' is no regular expression"),
     ({'run': 'a', 'weights': 'x'}, r'unknown field .config\.init\.weights'),
     ({'run': '/nowhere'}, r"^config\.init\.run: workdir '/nowhere' does not exist"),
