@@ -57,7 +57,7 @@ def load(plugins: Sequence[Plugin], workdir: str | None = None) -> tuple[Plugin,
 def _load(plugin: Plugin, field: str, workdir: str | None) -> Plugin:
     source = plugin.source
     if not is_file(source):
-        module = _import_module(source, field)
+        module = _import_module(plugin, field)
         loaded = Plugin(source, _version(source), _checksum(_files_of_module(module)))
     else:
         path = _find_file(plugin, field, workdir)
@@ -127,7 +127,8 @@ def _import_file(path: str, sha256: str, field: str) -> None:
     _loaded_files[name] = sha256
 
 
-def _import_module(name: str, field: str) -> ModuleType:
+def _import_module(plugin: Plugin, field: str) -> ModuleType:
+    name = plugin.source
     if not all(part.isidentifier() for part in name.split('.')):
         raise UserError(f'{name!r} is neither a Python file nor a module', field=field)
     sys.path[:] = [os.getcwd(), *(entry for entry in sys.path if entry != os.getcwd())]  # as `python -m` does
@@ -135,6 +136,11 @@ def _import_module(name: str, field: str) -> ModuleType:
         return importlib.import_module(name)
     except ModuleNotFoundError as e:
         if e.name and (name == e.name or name.startswith(f'{e.name}.')):
+            if plugin.sha256:  # recorded by a run, so that the name was right once
+                version = f', version {plugin.version}' if plugin.version else ''
+                raise UserError(f'the run was trained with the module {name!r}{version}, which cannot be imported here',
+                                field=field, hint='install its package, or set PYTHONPATH to the folder that holds it; the '
+                                'workdir has copies of plugin files, but not of modules') from e
             raise UserError(f'there is no module {name!r}', field=field,
                             hint='install its package; a file is named with its ending, .py') from e
         raise _failed(name, e, field) from e

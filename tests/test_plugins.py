@@ -183,6 +183,13 @@ def test_a_missing_plugin_is_an_error(sources, line):
         plugins.load([Plugin(source) for source in sources])
 
 
+@pytest.mark.parametrize(('version', 'described'), [('1.2', ', version 1.2,'), ('', ',')])
+def test_a_missing_module_of_a_run_is_an_error_with_its_version(version, described):
+    with pytest.raises(UserError, match=r"^config\.plugins\[0\]: the run was trained with the module 'gone\.networks'"
+                       rf'{described} which cannot be imported here; install its package, or set PYTHONPATH to the folder'):
+        plugins.load([Plugin('gone.networks', version, '0123')], 'run')
+
+
 def test_installed_plugins_are_loaded_for_an_unknown_name_and_recorded(tmp_path):
     package = tmp_path / 'zoo_of_mine'
     package.mkdir()
