@@ -198,6 +198,8 @@ def make_schedule(choice: cfg.Choice, lr: float, warmup: cfg.Duration | None, ti
     """
     factory = get_factory(choice)
     warmup_steps = timeline.steps(warmup, start) if warmup else 0
+    if warmup_steps == end - start == 1:  # both were rounded up, as with a few images; the step has the peak rate either way
+        warmup_steps = 0
     if warmup_steps >= end - start:
         raise UserError(f'{cfg.to_dict(warmup)} is {warmup_steps} steps, and the stage is over after {end - start}',
                         field=f'{field}.warmup', hint='train longer, or set a shorter warm-up or None')

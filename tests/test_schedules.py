@@ -97,6 +97,13 @@ def test_every_schedule_is_in_that_test():
     assert {choice['name'] for _, choice in SCHEDULES} == set(schedules.names())
 
 
+def test_a_warm_up_that_is_rounded_up_to_the_only_step_has_the_peak_rate():
+    for steps, warmup in ((1, Duration('epochs', 0.1)), (1, Duration('steps', 1))):
+        assert schedules.make_schedule(Choice('cosine'), PEAK, warmup, timeline(steps), 0, steps)(0) == pytest.approx(PEAK)
+    with pytest.raises(UserError, match='the stage is over after 2'):
+        schedules.make_schedule(Choice('cosine'), PEAK, Duration('steps', 2), timeline(2), 0, 2)
+
+
 def test_a_later_stage_has_its_schedule_over_itself_alone():
     t = timeline(20)
     schedule = schedules.make_schedule(Choice('cosine'), PEAK, Duration('steps', 2), t, 8, 20)
