@@ -3,6 +3,7 @@
 import re
 
 import golden
+import numpy as np
 import pytest
 
 from jaxcnn import config as cfg
@@ -42,6 +43,25 @@ def test_an_extended_run_equals_one_that_was_started_longer(small, tmp_path, no_
     assert states[0].keys() == states[1].keys()
     assert read_json(f'{extended}/summary.step10.json') == first
     train(longer, extended)  # from now on it is a run of the longer config
+
+
+def test_an_extension_by_a_stage_reads_the_initial_weights_again(small, tmp_path, no_pictures):
+    """The state of Prodigy holds the parameters from which a run starts."""
+    network = dict(name='sequential', layers='flatten|dense')
+    variables = {'params': {'Dense_0': {'kernel': np.full((256, 10), 0.01, np.float32), 'bias': np.ones(10, np.float32)}}}
+    short = small(model=network, data={'augment': ''}, duration=dict(steps=1))
+    stage = dict(at=dict(steps=1), optimizer='prodigy')
+    optim = {**short.optim.to_dict(), 'switch': [stage]}
+    longer = cfg.make(**{**short.to_dict(), 'duration': dict(steps=2), 'optim': optim})
+    folder = str(tmp_path)
+    train(short, folder, initial_variables=variables)
+    with pytest.raises(UserError, match=r'^config\.init\.variables: the run started from variables of Python; pass them'):
+        train({**longer.to_dict(), 'init': {'variables': True}}, folder, extend=True)
+    train(longer, folder, extend=True, initial_variables=variables)
+    kernels = {name: array for name, array in golden.read_state(folder, 2).items() if array.shape == (256, 10)}
+    initial = [name for name, array in kernels.items() if (array == np.float32(0.01)).all()]
+    assert len(initial) == 1, kernels
+    assert 'opt_state' in initial[0]
 
 
 def configs(old, new):
