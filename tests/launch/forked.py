@@ -22,7 +22,8 @@ def skip_figures() -> None:
         setattr(figures, name, lambda *_, **__: None)
 
 
-def main(argv: list[str], environment: dict[str, str], file_limit: int, outputs: list[str]) -> None:
+def main(argv: list[str], environment: dict[str, str], file_limit: int, outputs: list[str],
+         folder: str = ROOT) -> None:
     """Run a script as `python` would, without the figures of runs and without the end of the interpreter.
 
     Args:
@@ -30,13 +31,14 @@ def main(argv: list[str], environment: dict[str, str], file_limit: int, outputs:
       environment: the whole environment. What Python and JAX read when they start, they read in the parent process.
       file_limit: the largest size of a file in bytes; writing more fails, as on a full disk. 0: no limit.
       outputs: files for standard output and error.
+      folder: the working directory.
     """
     for descriptor, path in enumerate(outputs, 1):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), descriptor)
     if file_limit:
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
     logging.root.handlers.clear()  # a library that the parent has imported set them; a command sets its own before it
-    os.chdir(ROOT)
+    os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
     sys.argv = argv
