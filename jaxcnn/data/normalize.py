@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxcnn.config import bind, parse_calls
-from jaxcnn.data.augment.registry import check_number
+from jaxcnn.config.arguments import check_number
 from jaxcnn.errors import UserError, name_file, unknown
 
 Fitted = Mapping[str, np.ndarray]

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxcnn.config import bind, parse_call
-from jaxcnn.data.augment.registry import check_whole_number
+from jaxcnn.config.arguments import check_whole_number
 from jaxcnn.errors import UserError, unknown
 
 # maps images (N, H, W, C) to variants of them, each with its weight; the weights add up to 1

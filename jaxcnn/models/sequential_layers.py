@@ -2,14 +2,14 @@
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import flax.linen as nn
 import jax
 
-from jaxcnn.errors import UserError, unknown
+from jaxcnn.config.arguments import check_choice, check_number, check_whole_number
+from jaxcnn.errors import UserError, check_bool
 from jaxcnn.models.layers import ACTIVATIONS, Network, height_width
 from jaxcnn.ops.lrn import local_response_norm
 from jaxcnn.ops.pool import POOLS
@@ -27,24 +27,6 @@ class Shape(NamedTuple):
 
     channels: int | None
     size: tuple[int, int] | None
-
-
-def _check(valid: bool, argument: str, expected: str, value: Any) -> None:
-    if not valid:
-        raise UserError(f'{argument} must be {expected}, got {value!r}')
-
-
-def _is_int(value: Any, minimum: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= minimum
-
-
-def _is_number(value: Any, low: float, high: float = math.inf) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and low <= value < high
-
-
-def _check_positive(**arguments: Any) -> None:
-    for argument, value in arguments.items():
-        _check(_is_int(value, 1), argument, 'a whole number of at least 1', value)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,15 +100,18 @@ class Conv(Layer):
 
     def check(self) -> None:
         """See `Layer.check`."""
-        _check_positive(features=self.features, stride=self.stride, groups=self.groups, dilation=self.dilation)
-        pair = isinstance(self.kernel, tuple) and len(self.kernel) == 2 and all(_is_int(k, 1) for k in self.kernel)
-        _check(pair or _is_int(self.kernel, 1), 'kernel', 'a whole number of at least 1, or (height, width)', self.kernel)
+        check_whole_number('conv', features=self.features, stride=self.stride, groups=self.groups, dilation=self.dilation)
+        if isinstance(self.kernel, tuple):
+            if len(self.kernel) != 2:
+                raise UserError(f'expected a whole number or (height, width), got {self.kernel}', field='conv.kernel')
+            check_whole_number('conv', **{f'kernel[{i}]': side for i, side in enumerate(self.kernel)})
+        else:
+            check_whole_number('conv', kernel=self.kernel)
         if isinstance(self.padding, str):
-            if self.padding not in PADDINGS:
-                raise unknown('padding', self.padding, PADDINGS)
+            check_choice('conv', PADDINGS, padding=self.padding)
         elif self.padding is not None:
-            _check(_is_int(self.padding, 0), 'padding', "a whole number of at least 0, 'same' or 'valid'", self.padding)
-        _check(isinstance(self.use_bias, bool), 'use_bias', 'True or False', self.use_bias)
+            check_whole_number('conv', 0, padding=self.padding)
+        check_bool('conv.use_bias', True, self.use_bias)
         if self.features % self.groups:
             raise UserError(f'{self.groups} groups do not divide {self.features} features')
 
@@ -178,10 +163,13 @@ class Pool(Layer):
 
     def check(self) -> None:
         """See `Layer.check`."""
-        _check_positive(size=self.size)
-        _check(self.stride is None or _is_int(self.stride, 1), 'stride', 'a whole number of at least 1', self.stride)
-        valid = _is_int(self.padding, 0) and 2 * self.padding <= self.size
-        _check(valid, 'padding', f'a whole number from 0 to {self.size // 2}, half the size', self.padding)
+        call = f'{self.kind}_pool'
+        check_whole_number(call, size=self.size)
+        if self.stride is not None:
+            check_whole_number(call, stride=self.stride)
+        check_whole_number(call, 0, padding=self.padding)
+        if 2 * self.padding > self.size:
+            raise UserError(f'expected at most half the size of {self.size}, got {self.padding}', field=f'{call}.padding')
 
     def output_shape(self, shape: Shape) -> Shape:
         """See `Layer.output_shape`."""
@@ -234,7 +222,7 @@ class Dense(Layer):
     def check(self) -> None:
         """See `Layer.check`."""
         if self.features is not None:
-            _check_positive(features=self.features)
+            check_whole_number('dense', features=self.features)
 
     def output_shape(self, shape: Shape) -> Shape:
         """See `Layer.output_shape`."""
@@ -283,7 +271,10 @@ class Dropout(Layer):
 
     def check(self) -> None:
         """See `Layer.check`."""
-        _check(self.rate is None or _is_number(self.rate, 0, 1), 'rate', 'in [0, 1)', self.rate)
+        if self.rate is not None:
+            check_number('dropout', 0, 1, rate=self.rate)
+            if self.rate == 1:
+                raise UserError('expected a number below 1, got 1, which would drop everything', field='dropout.rate')
 
     def apply(self, network: Network, x: jax.Array, train: bool) -> jax.Array:
         """See `Layer.apply`."""
@@ -302,11 +293,9 @@ class LocalResponseNorm(Layer):
 
     def check(self) -> None:
         """See `Layer.check`."""
-        _check_positive(size=self.size)
-        for argument in ('alpha', 'beta'):
-            value = getattr(self, argument)
-            _check(_is_number(value, 0), argument, 'a finite number of at least 0', value)
-        _check(_is_number(self.k, 0) and self.k > 0, 'k', 'a finite number above 0', self.k)
+        check_whole_number('lrn', size=self.size)
+        check_number('lrn', alpha=self.alpha, beta=self.beta)
+        check_number('lrn', 1e-12, k=self.k)
 
     def output_shape(self, shape: Shape) -> Shape:
         """See `Layer.output_shape`."""

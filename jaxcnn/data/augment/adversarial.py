@@ -7,7 +7,8 @@ An attack follows the gradient of the task's loss, without label smoothing, for 
 import jax
 import jax.numpy as jnp
 
-from jaxcnn.data.augment.registry import Attack, Gradient, Targets, check_choice, check_number, check_whole_number, register
+from jaxcnn.config.arguments import check_choice, check_number, check_whole_number
+from jaxcnn.data.augment.registry import Attack, Gradient, Targets, register
 
 NORMS = ('linf', 'l2')
 

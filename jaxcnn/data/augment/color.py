@@ -8,15 +8,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from jaxcnn.data.augment.registry import (
-    Op,
-    apply_with_probability,
-    check_number,
-    check_range,
-    check_whole_number,
-    register,
-    sequential_on_cpu,
-)
+from jaxcnn.config.arguments import check_number, check_range, check_whole_number
+from jaxcnn.data.augment.registry import Op, apply_with_probability, register, sequential_on_cpu
 from jaxcnn.errors import UserError
 
 LUMA = (0.299, 0.587, 0.114)  # weights of red, green and blue by ITU-R 601-2, as in PIL

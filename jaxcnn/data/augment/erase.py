@@ -3,15 +3,9 @@
 import jax
 import jax.numpy as jnp
 
+from jaxcnn.config.arguments import check_number, check_range, check_whole_number
 from jaxcnn.data.augment.geometry import draw_rectangle
-from jaxcnn.data.augment.registry import (
-    Op,
-    apply_with_probability,
-    check_number,
-    check_range,
-    check_whole_number,
-    register,
-)
+from jaxcnn.data.augment.registry import Op, apply_with_probability, register
 from jaxcnn.errors import UserError
 
 

@@ -9,16 +9,8 @@ import math
 import jax
 import jax.numpy as jnp
 
-from jaxcnn.data.augment.registry import (
-    ByEpoch,
-    Op,
-    apply_with_probability,
-    check_choice,
-    check_number,
-    check_range,
-    check_whole_number,
-    register,
-)
+from jaxcnn.config.arguments import check_choice, check_number, check_range, check_whole_number
+from jaxcnn.data.augment.registry import ByEpoch, Op, apply_with_probability, register
 from jaxcnn.errors import UserError
 
 PADDING_MODES = ('constant', 'reflect', 'edge', 'symmetric')

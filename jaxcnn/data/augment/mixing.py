@@ -3,8 +3,9 @@
 import jax
 import jax.numpy as jnp
 
+from jaxcnn.config.arguments import check_number
 from jaxcnn.data.augment.erase import rectangle_mask
-from jaxcnn.data.augment.registry import Mix, check_number, register
+from jaxcnn.data.augment.registry import Mix, register
 
 
 def _draw_share(key: jax.Array, alpha: float, p: float) -> jax.Array:

@@ -11,16 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxcnn.config.arguments import check_choice, check_number, check_whole_number
 from jaxcnn.data.augment.color import equalization_table, histogram, look_up, smooth, to_bytes
 from jaxcnn.data.augment.geometry import affine_matrix, warp
-from jaxcnn.data.augment.registry import (
-    Op,
-    check_choice,
-    check_number,
-    check_whole_number,
-    register,
-    sequential_on_cpu,
-)
+from jaxcnn.data.augment.registry import Op, register, sequential_on_cpu
 from jaxcnn.errors import UserError
 
 # the ops whose amount may be negative come first

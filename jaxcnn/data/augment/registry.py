@@ -1,9 +1,8 @@
-"""The registry of augmentations, the checks of their arguments, and the pipelines that strings describe."""
+"""The registry of augmentations, and the pipelines that strings describe."""
 
 import inspect
-import math
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -11,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxcnn.config import bind, parse_calls
-from jaxcnn.errors import UserError, unknown
+from jaxcnn.errors import UserError
 from jaxcnn.registry import Registry
 
 Op = Callable[[jax.Array, jax.Array], jax.Array]
@@ -106,40 +105,6 @@ def describe(name: str) -> str:
     factory = AUGMENTATIONS.get(name).factory
     arguments = ', '.join(str(p.replace(annotation=p.empty)) for p in inspect.signature(factory).parameters.values())
     return f'{name}({arguments})\n{textwrap.indent(inspect.getdoc(factory) or "", "    ")}\n'
-
-
-def check_whole_number(op: str, minimum: int = 1, **arguments: Any) -> None:
-    """Raise a UserError for an argument of an op that is not a whole number of at least `minimum`."""
-    for name, value in arguments.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
-            raise UserError(f'expected a whole number of at least {minimum}, got {value!r}', field=f'{op}.{name}')
-
-
-def check_number(op: str, minimum: float = 0.0, maximum: float = math.inf, **arguments: Any) -> None:
-    """Raise a UserError for an argument of an op that is not a finite number from `minimum` to `maximum`."""
-    for name, value in arguments.items():
-        is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-        if not is_number or not minimum <= value <= maximum:
-            limits = f'between {minimum:g} and {maximum:g}' if maximum < math.inf else f'of at least {minimum:g}'
-            raise UserError(f'expected a number {limits}, got {value!r}', field=f'{op}.{name}')
-
-
-def check_range(op: str, minimum: float = 0.0, maximum: float = math.inf, **arguments: Any) -> None:
-    """Raise a UserError for an argument of an op that is not (low, high), with `minimum <= low <= high <= maximum`."""
-    for name, value in arguments.items():
-        if not isinstance(value, (tuple, list)) or len(value) != 2:
-            raise UserError(f'expected two numbers (low, high), got {value!r}', field=f'{op}.{name}')
-        low, high = value
-        check_number(op, minimum, maximum, **{f'{name}[0]': low, f'{name}[1]': high})
-        if low > high:
-            raise UserError(f'expected (low, high) with low at most high, got {value!r}', field=f'{op}.{name}')
-
-
-def check_choice(op: str, choices: Sequence[str], **arguments: Any) -> None:
-    """Raise a UserError for an argument of an op that is not one of `choices`."""
-    for name, value in arguments.items():
-        if value not in choices:
-            raise unknown(f'{name} of {op}', value, choices)
 
 
 def sequential_on_cpu(op: Op) -> Op:
