@@ -10,9 +10,9 @@
 Names are imported when they are first used.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from jaxcnn.lazy import lazy_attributes
 from jaxcnn.version import __version__ as __version__
 
 if TYPE_CHECKING:
@@ -33,28 +33,19 @@ if TYPE_CHECKING:
     from jaxcnn.tasks import register as register_task
     from jaxcnn.training import Callback, train
 
-_MODULES = {  # module and, where it differs, name there
-    'Callback': ('training',), 'Dataset': ('data.sources', 'Source'), 'Network': ('models',), 'Run': ('run',),
-    'Task': ('tasks',), 'UserError': ('errors',), 'create_model': ('models', 'create'), 'example_metric': ('metrics',),
-    'load_run': ('run',), 'make_config': ('config', 'make'), 'register_augmentation': ('data.augment', 'register'),
-    'register_dataset': ('data.sources', 'register'), 'register_loss': ('losses', 'register'),
-    'register_model': ('models', 'register'), 'register_optimizer': ('optim', 'register'),
-    'register_schedule': ('schedules', 'register'), 'register_task': ('tasks', 'register'),
-    'split_metric': ('metrics',), 'train': ('training',),
-}
 __all__ = [
     'Callback', 'Dataset', 'Network', 'Run', 'Task', 'UserError', 'create_model', 'example_metric', 'load_run',
     'make_config', 'register_augmentation', 'register_dataset', 'register_loss', 'register_model', 'register_optimizer',
     'register_schedule', 'register_task', 'split_metric', 'train',
 ]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
-    module, *attribute = _MODULES[name]
-    value = globals()[name] = getattr(importlib.import_module(f'{__name__}.{module}'), *(attribute or [name]))
-    return value
+__getattr__ = lazy_attributes(__name__, {
+    'Callback': 'training', 'Dataset': 'data.sources:Source', 'Network': 'models', 'Run': 'run', 'Task': 'tasks',
+    'UserError': 'errors', 'create_model': 'models:create', 'example_metric': 'metrics', 'load_run': 'run',
+    'make_config': 'config:make', 'register_augmentation': 'data.augment:register',
+    'register_dataset': 'data.sources:register', 'register_loss': 'losses:register', 'register_model': 'models:register',
+    'register_optimizer': 'optim:register', 'register_schedule': 'schedules:register', 'register_task': 'tasks:register',
+    'split_metric': 'metrics', 'train': 'training',
+})
 
 
 def __dir__() -> list[str]:
