@@ -22,6 +22,7 @@ from types import ModuleType
 from jaxcnn import registry
 from jaxcnn.config import Plugin
 from jaxcnn.errors import UserError, describe_exception, unknown
+from jaxcnn.files import open_replacement
 
 log = logging.getLogger('jaxcnn')
 FOLDER = 'plugins'  # of a workdir, with copies of the files
@@ -223,8 +224,8 @@ def save_copies(plugins: Sequence[Plugin], workdir: str) -> None:
             copy = os.path.join(_folder_of_copies(workdir, plugin.source), os.path.relpath(file, folder))
             if os.path.abspath(copy) != file:
                 os.makedirs(os.path.dirname(copy), exist_ok=True)
-                shutil.copyfile(file, f'{copy}.tmp')
-                os.replace(f'{copy}.tmp', copy)
+                with open(file, 'rb') as source, open_replacement(copy, 'wb') as target:
+                    shutil.copyfileobj(source, target)
 
 
 def with_installed(plugins: tuple[Plugin, ...], used_modules: set[str]) -> tuple[Plugin, ...]:

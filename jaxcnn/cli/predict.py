@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from jaxcnn import cli
 from jaxcnn.errors import UserError, as_text, counted
+from jaxcnn.files import open_replacement
 
 if TYPE_CHECKING:
     import numpy as np
@@ -132,9 +133,8 @@ def write_submission(path: str, ids: dict[str, str], categories: dict[str, str])
 def write_table(path: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Write a CSV file. It replaces an existing file only when it is complete."""
     try:
-        with open(f'{path}.tmp', 'w', newline='', encoding='utf-8', errors='surrogateescape') as f:
+        with open_replacement(path, newline='', errors='surrogateescape') as f:
             csv.writer(f).writerows([columns, *rows])
-        os.replace(f'{path}.tmp', path)
     except OSError as e:
         raise UserError(f'{path}: cannot be written: {e.strerror}') from e
     cli.log.info('%s: %s', counted(len(rows), 'prediction'), path)

@@ -16,6 +16,7 @@ from jaxcnn.data import cache, duplicates, sources
 from jaxcnn.data.split import Split
 from jaxcnn.data.targets import LABEL, TargetKind
 from jaxcnn.errors import UserError, as_text
+from jaxcnn.files import open_replacement
 from jaxcnn.sealed import seal, unseal
 
 log = logging.getLogger('jaxcnn')
@@ -137,11 +138,8 @@ def _cached_statistics(split: Split) -> tuple[tuple[float, ...], tuple[float, ..
         statistics = unseal(json.load(f))
         return tuple(statistics['mean']), tuple(statistics['std'])
     mean, std = channel_statistics(split)
-    with contextlib.suppress(OSError):  # the cache may be read-only
-        temporary = f'{path}.{os.getpid()}.tmp'
-        with open(temporary, 'w', encoding='utf-8') as f:
-            json.dump(seal({'mean': mean, 'std': std}), f)
-        os.replace(temporary, path)
+    with contextlib.suppress(OSError), open_replacement(path) as f:  # the cache may be read-only
+        json.dump(seal({'mean': mean, 'std': std}), f)
     return mean, std
 
 

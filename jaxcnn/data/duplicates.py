@@ -4,7 +4,6 @@ import contextlib
 import hashlib
 import itertools
 import logging
-import os
 from collections.abc import Mapping
 from concurrent import futures
 
@@ -13,6 +12,7 @@ import numpy as np
 from jaxcnn.data.cache import ArrayFile
 from jaxcnn.data.split import Split
 from jaxcnn.errors import counted
+from jaxcnn.files import open_replacement
 
 _BLOCK_SIZE = 256  # images that a thread hashes at a time
 log = logging.getLogger('jaxcnn')
@@ -33,11 +33,8 @@ def digests(images: ArrayFile) -> np.ndarray:
     with futures.ThreadPoolExecutor() as threads:  # hashing releases the lock of the interpreter
         blocks = threads.map(hash_block, range(0, len(images), _BLOCK_SIZE))
         computed = np.array([*itertools.chain.from_iterable(blocks)], np.uint64)
-    with contextlib.suppress(OSError):  # the cache may be read-only
-        temporary = f'{path}.{os.getpid()}.tmp'
-        with open(temporary, 'wb') as f:
-            np.save(f, computed)
-        os.replace(temporary, path)
+    with contextlib.suppress(OSError), open_replacement(path, 'wb') as f:  # the cache may be read-only
+        np.save(f, computed)
     return computed
 
 

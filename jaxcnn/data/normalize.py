@@ -9,7 +9,6 @@ import dataclasses
 import functools
 import logging
 import math
-import os
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Protocol
@@ -20,7 +19,8 @@ import numpy as np
 
 from jaxcnn.config import bind, parse_calls
 from jaxcnn.config.arguments import check_number
-from jaxcnn.errors import UserError, name_file, unknown
+from jaxcnn.errors import UserError, unknown
+from jaxcnn.files import open_replacement
 
 Fitted = Mapping[str, np.ndarray]
 Images = Callable[[], Iterable[np.ndarray]]  # starts a pass over the training images in blocks, float32 (n, H, W, C)
@@ -253,11 +253,8 @@ def fit(ops: Sequence[Normalizer], images: Images) -> list[dict[str, np.ndarray]
 def write(path: str, fitted: Sequence[Fitted]) -> None:
     """Write the fitted statistics of ops to a file, which appears only when it is complete."""
     arrays = {f'{i}.{name}': value for i, statistics in enumerate(fitted) for name, value in statistics.items()}
-    with name_file(path), open(f'{path}.tmp', 'wb') as f:
+    with open_replacement(path, 'wb', sync=True) as f:
         np.savez(f, allow_pickle=False, **arrays)
-        f.flush()
-        os.fsync(f.fileno())
-    os.replace(f'{path}.tmp', path)
 
 
 def read(path: str, ops: Sequence[Normalizer]) -> list[dict[str, np.ndarray]]:

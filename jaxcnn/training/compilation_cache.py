@@ -7,12 +7,13 @@ each later run would warn about it and compile the program again. JAX has no pub
 import contextlib
 import logging
 import os
-import secrets
 from typing import Any
 
 from jax._src import compilation_cache
 from jax._src.compilation_cache import decompress_executable
 from jax._src.lru_cache import LRUCache
+
+from jaxcnn.files import open_replacement
 
 log = logging.getLogger('jaxcnn')
 
@@ -50,19 +51,13 @@ class AtomicCache(LRUCache):
         return value
 
     def put(self, key: str, value: bytes) -> None:
-        """Write an entry under a temporary name and rename it, which replaces an entry that could not be loaded."""
+        """Write an entry, which replaces an entry that could not be loaded."""
         if self.eviction_enabled or '://' in str(self.path):
             super().put(key, value)
             return
-        temporary = f'{self._entry_path(key)}.{secrets.token_hex(4)}.tmp'
         try:
-            try:
-                with open(temporary, 'xb') as f:
-                    f.write(value)
-                os.replace(temporary, self._entry_path(key))
-            finally:
-                with contextlib.suppress(FileNotFoundError):
-                    os.remove(temporary)
+            with open_replacement(self._entry_path(key), 'wb') as f:
+                f.write(value)
         except OSError as e:
             self._warn_once(f'compiled programs cannot be cached: {e.strerror}')
 

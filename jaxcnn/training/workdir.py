@@ -16,6 +16,7 @@ import jax
 from jaxcnn import config as cfg
 from jaxcnn import plugins
 from jaxcnn.errors import UserError, name_file
+from jaxcnn.files import open_replacement
 from jaxcnn.locks import LockedError, holder_has_ended, lock
 
 log = logging.getLogger('jaxcnn')
@@ -23,14 +24,10 @@ _LOCK = '.lock'
 
 
 def write_json(path: str, value: Any) -> None:
-    """Write a JSON file under a temporary name and rename it, so that readers never see an incomplete file."""
-    temporary = f'{path}.tmp'
-    with name_file(path), open(temporary, 'w', encoding='utf-8') as f:
+    """Write a JSON file, which replaces an existing one only when it is complete."""
+    with open_replacement(path, sync=True) as f:
         json.dump(value, f, indent=2)
         f.write('\n')
-        f.flush()
-        os.fsync(f.fileno())
-    os.replace(temporary, path)
 
 
 def read_json(path: str) -> Any:
@@ -150,10 +147,8 @@ class MetricsLog:
     def __post_init__(self) -> None:
         path = os.path.join(self.workdir, 'metrics.jsonl')
         lines = [json.dumps(row) + '\n' for row in read_metrics(self.workdir) if row['step'] <= self.step]
-        temporary = f'{path}.tmp'
-        with name_file(path), open(temporary, 'w', encoding='utf-8') as f:
+        with open_replacement(path) as f:
             f.writelines(lines)
-        os.replace(temporary, path)
         self._file = open(path, 'a', encoding='utf-8')  # noqa: SIM115 (closed by close())
         self._events = None
         try:

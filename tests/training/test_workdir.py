@@ -196,9 +196,19 @@ def test_a_failed_write_does_not_change_the_file(tmp_path, monkeypatch, cause):
 
     if cause == 'disk':
         monkeypatch.setattr(workdir.os, 'fsync', fail)
-    with pytest.raises((TypeError, OSError)):
+    with pytest.raises((TypeError, OSError)) as error:
         write_json(path, {'a': 1, 'b': Unserializable() if cause == 'value' else 2})
     assert read_json(path) == {'old': True}
+    assert os.listdir(tmp_path) == ['a.json']
+    if cause == 'disk':
+        assert error.value.filename == path
+
+
+def test_an_error_of_opening_a_file_names_it_and_not_its_temporary_name(tmp_path):
+    path = str(tmp_path / 'missing' / 'a.json')
+    with pytest.raises(FileNotFoundError) as error:
+        write_json(path, {})
+    assert error.value.filename == path
 
 
 def test_a_reader_never_sees_an_incomplete_file(tmp_path, monkeypatch):

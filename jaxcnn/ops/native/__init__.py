@@ -30,6 +30,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxcnn.cache_folder import cache_folder
 from jaxcnn.errors import UserError
+from jaxcnn.files import open_replacement
 
 log = logging.getLogger('jaxcnn')
 CONV, SUMS, MOMENTS = 'jaxcnn_conv', 'jaxcnn_sums', 'jaxcnn_moments'
@@ -125,12 +126,11 @@ def build() -> str:
 
 
 def _write(path: str, content: bytes) -> str:
-    """Write a file atomically, since several processes may do so at the same time, and return its path."""
+    """Write an executable file, which several processes may do at the same time, and return its path."""
     os.makedirs(os.path.dirname(path), exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=os.path.dirname(path), delete=False) as temporary:
-        temporary.write(content)
-    os.chmod(temporary.name, 0o755)
-    os.replace(temporary.name, path)
+    with open_replacement(path, 'wb') as f:
+        f.write(content)
+        os.fchmod(f.fileno(), 0o755)
     return path
 
 
