@@ -93,7 +93,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize('kind', REFUSED)
-def test_what_would_not_be_the_run_that_it_claims_to_be_is_refused(kind):
+def test_an_extension_that_would_differ_from_a_run_of_the_longer_config_is_refused(kind):
     old, new, message = REFUSED[kind]
     with pytest.raises(UserError, match=message) as error:
         check(*configs(old, new), num_train=100, step=40)
@@ -121,7 +121,7 @@ ALLOWED = {
 
 
 @pytest.mark.parametrize('kind', ALLOWED)
-def test_what_would_have_begun_alike_is_allowed_and_the_schedule_described(kind):
+def test_an_extension_with_the_same_first_steps_is_allowed_and_its_learning_rates_are_described(kind):
     old, new, step, message = ALLOWED[kind]
     assert re.search(message, check(*configs(old, new), num_train=100, step=step))
 
