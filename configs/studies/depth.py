@@ -12,14 +12,10 @@ from jaxcnn.studies import make_study
 
 
 def get_study():
-    best = {'loss.label_smoothing': 0.1, 'optim.optimizer': {'name': 'sgd', 'momentum': 0.9, 'nesterov': True},
-            'optim.l2': 5e-4, 'optim.decay_mask': 'kernel$', 'optim.warmup': {'epochs': 5}, 'optim.ema_decay': 0.999,
-            'model.zero_init': True, 'eval.tta': 'flip',
-            'data.augment': 'random_resized_crop(64, (0.35, 1.0))|flip_lr|trivial_augment|mixup(0.2)'}
     return make_study(
         'tiny_imagenet_resnet50',
         {'ResNet-18': {'model.name': 'resnet18', 'model.stem': 'small'},
-         'ResNet-34': {'model.name': 'resnet34', 'model.stem': 'small'}, 'ResNet-50': {}, 'ResNet-50, best recipe': best},
+         'ResNet-34': {'model.name': 'resnet34', 'model.stem': 'small'}, 'ResNet-50': {}, 'ResNet-50, best recipe': 'tiny_imagenet_resnet50_best'},
         seeds=1, title='Depth on Tiny-ImageNet-200',
         published={'ResNet-18': 0.5509, 'ResNet-34': 0.5603, 'ResNet-50': 0.5897})
 

@@ -103,8 +103,9 @@ def _introduction(table: Table) -> list[str]:
     column = table.compared
     better = 'larger' if column.better == 'max' else 'smaller'
     several = any(len(arm.values(column)) > 1 for arm in table.arms)
-    lines = [f'Each row shows the mean{" ± standard deviation" if several else ""} over the seeds that have finished. '
-             f'For {column.title}, {better} values are better.']
+    lines = [_common_setting(table), '',
+             f'Each row shows the mean{" ± standard deviation" if several else ""} over the seeds that have finished. For '
+             f'{column.title}, {better} values are better.']
     if table.baseline and len(table.arms) > 1:
         unit = ', in percentage points,' if column.percent else ''
         interval = (', with the 95 % bootstrap interval of its mean in brackets; an interval over few seeds is narrower '
@@ -112,6 +113,15 @@ def _introduction(table: Table) -> list[str]:
         lines.append(f'The difference{unit} is the mean over the seeds that the arm has in common with '
                      f'{escape(table.baseline)}{interval}.')
     return lines
+
+
+def _common_setting(table: Table) -> str:
+    """Return a sentence that says what all arms train: the network, the data, the length and the batch size."""
+    settings = [(f'the network {arm.config.model.name}', f'the data set {arm.config.data.name}',
+                 _value_text(cfg.to_dict(arm.config.duration)), f'batches of {arm.config.batch_size}') for arm in table.arms]
+    common = [texts[0] for texts in zip(*settings, strict=True) if len({*texts}) == 1]
+    seeds = sorted({run.seed for arm in table.arms for run in arm.runs})
+    return f'All runs: {escape(", ".join(common + [f"seed {seed}" for seed in seeds]))}.'
 
 
 def _markdown_table(rows: Sequence[Sequence[str]]) -> list[str]:
