@@ -15,7 +15,8 @@ def get_study():
     return make_study(
         'tiny_imagenet_resnet50',
         {'ResNet-18': {'model.name': 'resnet18', 'model.stem': 'small'},
-         'ResNet-34': {'model.name': 'resnet34', 'model.stem': 'small'}, 'ResNet-50': {}, 'ResNet-50, best recipe': 'tiny_imagenet_resnet50_best'},
+         'ResNet-34': {'model.name': 'resnet34', 'model.stem': 'small'}, 'ResNet-50': {},
+         'ResNet-50, best recipe': 'tiny_imagenet_resnet50_best'},
         seeds=1, title='Depth on Tiny-ImageNet-200',
         published={'ResNet-18': 0.5509, 'ResNet-34': 0.5603, 'ResNet-50': 0.5897})
 
