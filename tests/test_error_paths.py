@@ -11,7 +11,7 @@ from jaxcnn import errors
 from jaxcnn.config import DataConfig
 from jaxcnn.data import cache, sources
 from jaxcnn.errors import Diverged, UserError, counted, from_os_error, name_field, name_file
-from jaxcnn.training import loop, train, workdir
+from jaxcnn.training import entry_point, train, workdir
 from jaxcnn.training.workdir import MetricsLog
 
 FULL = OSError(errno.ENOSPC, 'No space left on device')
@@ -63,7 +63,7 @@ def test_the_error_for_a_full_disk_names_the_full_file_systems(tmp_path, monkeyp
 def test_a_full_disk_elsewhere_is_not_blamed_on_the_workdir(small, tmp_path, monkeypatch, error):
     def fail(*_):
         raise error
-    monkeypatch.setattr(loop, 'TrainingRun', fail)
+    monkeypatch.setattr(entry_point, 'TrainingRun', fail)
     with pytest.raises(UserError, match=f'^{error.filename or ""}.*No space left') as raised:
         train(small(), str(tmp_path / 'run'))
     assert str(tmp_path) not in str(raised.value)

@@ -1,6 +1,6 @@
 """Training: `train(config, workdir) -> summary`.
 
-Names are imported when they are first used, because the loop needs `jaxcnn.run`, which imports other modules of this
+Names are imported when they are first used, because the entry point needs `jaxcnn.run`, which imports other modules of this
 package.
 """
 
@@ -10,8 +10,8 @@ from jaxcnn.lazy import lazy_attributes
 
 if TYPE_CHECKING:
     from jaxcnn.training.callbacks import Callback
-    from jaxcnn.training.loop import train
+    from jaxcnn.training.entry_point import train
     from jaxcnn.training.state import TrainState
 
 __all__ = ['Callback', 'TrainState', 'train']
-__getattr__ = lazy_attributes(__name__, {'Callback': 'callbacks', 'TrainState': 'state', 'train': 'loop'})
+__getattr__ = lazy_attributes(__name__, {'Callback': 'callbacks', 'TrainState': 'state', 'train': 'entry_point'})

@@ -13,15 +13,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import ml_collections
 import numpy as np
 
 from jaxcnn import config as cfg
-from jaxcnn import experiment, plugins
-from jaxcnn.cache_folder import cache_folder
+from jaxcnn import plugins
 from jaxcnn.data import Source
-from jaxcnn.data.sources import IN_MEMORY
-from jaxcnn.errors import Diverged, UserError, from_os_error
+from jaxcnn.errors import Diverged, UserError
 from jaxcnn.metrics import LOSS, Measurement
 from jaxcnn.tasks import Accumulated
 from jaxcnn.timeline import Phase, displayed_epoch
@@ -35,7 +32,7 @@ from jaxcnn.training.progress import ProgressDisplay
 from jaxcnn.training.run_progress import RunProgress
 from jaxcnn.training.setup import Setup
 from jaxcnn.training.state import TrainState, variables
-from jaxcnn.training.workdir import MetricsLog, claim, read_json, write_json
+from jaxcnn.training.workdir import MetricsLog, read_json, write_json
 
 
 class TrainingRun:
@@ -389,54 +386,3 @@ class TrainingRun:
             write_results(experiment, setup.folder, summary, reported_split, accumulated)
         self._callbacks.call('on_end', summary)
         return summary
-
-
-def train(config: cfg.Config | ml_collections.ConfigDict | Mapping[str, Any], workdir: str, *,
-          data: Source | None = None, callbacks: Sequence[Callback] = (), extend: bool = False, end_process: bool = False,
-          initial_variables: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Train a network and evaluate it, or resume the run in the workdir.
-
-    Args:
-      config: config of the run.
-      workdir: folder of the run, which is created if it is missing.
-      data: the data, instead of what `config.data` names; see `Source.from_arrays`.
-      callbacks: are called as the run trains; see `Callback`.
-      extend: whether the run in the workdir may be continued with a longer `config.duration` and with further stages in
-        `config.optim.switch`. It then equals a run that was started with them.
-      end_process: whether a signal may end the process, which is a command's own; see `signals.stop_on_signals`.
-      initial_variables: variables of the network to start from, `{'params': ..., 'batch_stats': ...}`; see `config.init`.
-
-    Returns:
-      The summary, as in `summary.json`. It holds the metrics of the best checkpoint by `config.checkpoint.metric`, where
-      accuracies are in [0, 1] and what was not measured is None.
-
-    Raises:
-      UserError: the config, the data or the workdir cannot be used. `Diverged` is raised if the loss or a parameter is not
-        finite.
-      Interrupted: SIGTERM, SIGINT or SIGHUP came, and the state after the steps under way is saved.
-    """
-    parsed = initialize.with_variables(cfg.parse(config), initial_variables)
-    if data is not None:
-        if not isinstance(data, Source):
-            raise UserError(f'expected a jaxcnn.Dataset, got {type(data).__name__}', field='data',
-                            hint='jaxcnn.Dataset.from_arrays(train=(images, labels), test=(images, labels)) makes one')
-        parsed = dataclasses.replace(parsed, data=dataclasses.replace(parsed.data, name=IN_MEMORY, dir=''))
-    config = parallel.run_on_all_processes(lambda: experiment.check(parsed))
-    with signals.stop_on_signals(end_process) as stop, contextlib.ExitStack() as resources:
-        parallel.run_on_all_processes(lambda: resources.enter_context(claim(workdir, config, extend)))
-        try:
-            with parallel.run_on_all_processes(
-                    lambda: TrainingRun(config, workdir, stop, data, callbacks, initial_variables)) as run:
-                run.train()
-                summary = run.finish()
-                signum = int(parallel.process_allgather(stop.signum).max())
-                if summary is None or signum:  # a further run, such as that of the next seed, must not start
-                    raise signals.Interrupted(signum, run.step)
-                return summary
-        except OSError as e:
-            raise from_os_error(e, workdir, cache_folder(config.data.cache_dir)) from e
-        except jax.errors.JaxRuntimeError as e:
-            if 'RESOURCE_EXHAUSTED' not in str(e):
-                raise
-            raise UserError('the device has not enough memory', hint='a smaller config.batch_size, a larger '
-                            'config.optim.accumulate or config.data.placement=host may help') from e

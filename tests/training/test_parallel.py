@@ -8,7 +8,8 @@ from jaxcnn import config
 from jaxcnn.errors import UserError
 from jaxcnn.timeline import Timeline
 from jaxcnn.training import parallel
-from jaxcnn.training.loop import TrainingRun, train
+from jaxcnn.training.entry_point import train
+from jaxcnn.training.loop import TrainingRun
 from jaxcnn.training.signals import StopRequest
 
 pytestmark = pytest.mark.usefixtures('no_pictures')
