@@ -1,4 +1,4 @@
-"""Experiments: the objects that a config stands for.
+"""Experiments: the objects that a config describes.
 
 `build` is the only place that turns a config into objects; training, evaluation and prediction all use it. It writes no file
 and compiles nothing.
@@ -22,17 +22,17 @@ from jaxcnn.timeline import Timeline
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """What a config stands for, given the data set.
+    """The objects that a config describes, for a data set.
 
     Attributes:
-      config: of the run.
-      info: what is known of the data; see `Dataset.info`.
-      task: what the network's outputs mean.
+      config: the config of the run.
+      info: properties of the data; see `Dataset.info`.
+      task: the task, which defines the meaning of the network's outputs.
       network: the network; each phase clones it with its BatchNorm settings.
-      preprocessor: of images.
-      optimizer: of all stages.
+      preprocessor: the preprocessing of images.
+      optimizer: the optimizers of all stages.
       timeline: the steps of the run.
-      image_shape: height, width and channels of what the network sees.
+      image_shape: height, width and channels of the network's input.
       best: the measurement that selects the best checkpoint.
     """
 
@@ -47,11 +47,11 @@ class Experiment:
     best: metrics.Measurement
 
     def measurements(self, tta: bool) -> dict[str, metrics.Measurement]:
-        """Return what the run measures on each part of the data by name; `tta`: with test-time augmentation, too."""
+        """Return the measurements of the validation and test splits by name, with `tta` also by test-time augmentation."""
         return metrics.measurements(self.task.metrics.values(), ('val', 'test'), bool(self.config.optim.ema_decay), tta)
 
     def informs(self, metric: metrics.Metric) -> bool:
-        """Return whether a metric says anything with so many classes: top-5 accuracy of five classes is always 1."""
+        """Return whether a metric is informative for the number of classes; top-5 accuracy of five classes is always 1."""
         return self.task.num_classes >= metric.min_classes
 
     def displayed_metrics(self) -> list[metrics.Metric]:
@@ -60,7 +60,7 @@ class Experiment:
 
 
 def check(config: cfg.Config) -> cfg.Config:
-    """Import the plugins of a config, and check the names and arguments that it chooses, before any work is done.
+    """Import the plugins of a config, and check the names and arguments in it, before any work is done.
 
     Returns:
       The config with the versions and checksums of its plugins, and with the installed plugins that it uses.
@@ -111,12 +111,12 @@ def build(config: cfg.Config, info: Mapping[str, Any], fit: Fit) -> Experiment:
     """Return the experiment of a config.
 
     Args:
-      config: of the run.
-      info: what is known of the data; see `Dataset.info`.
-      fit: gives what normalisation has learned of the training images.
+      config: the config of the run.
+      info: properties of the data; see `Dataset.info`.
+      fit: fits normalisers to the training images, or reads what they were fitted to.
 
     Raises:
-      UserError: Fields do not go together, with each other or with the data.
+      UserError: Fields contradict each other or do not fit the data.
     """
     timeline = Timeline(config, info['sizes']['train'])
     optimizer = optim.make_optimizer(config.optim, timeline)

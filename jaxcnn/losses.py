@@ -1,4 +1,4 @@
-"""Losses, in float32 whatever the network computes in, and their registry.
+"""Losses and their registry. Losses are computed in float32, whatever the dtype of the network.
 
 A loss is a function `(logits, targets, ...) -> (N,)` with arguments that `config.loss` can set. To add one, write the
 function and put `@register(...)` above it, with the kinds of targets that it takes.
@@ -50,17 +50,17 @@ def register(*targets: Any) -> Any:
 
 
 def names(targets: str) -> list[str]:
-    """Return the losses that take a kind of targets."""
+    """Return the names of the losses that take a kind of targets."""
     return sorted(name for name, (_, kinds) in _LOSSES.items() if targets in kinds)
 
 
 def make(choice: cfg.Choice, targets: str, task: str) -> tuple[Loss, Loss]:
-    """Return the loss of a config, for training, and the one without label smoothing, for evaluation.
+    """Return the loss of a config for training, and the same loss without label smoothing for evaluation.
 
     Args:
       choice: `config.loss`.
-      targets: the kind of the task's targets.
-      task: the task's name, for the message.
+      targets: the kind of targets of the task.
+      task: the name of the task, for errors.
 
     Raises:
       UserError: The loss is unknown, does not take these targets, or does not take an argument.
@@ -104,7 +104,7 @@ def cross_entropy(logits: jax.Array, targets: jax.Array, label_smoothing: float 
     Args:
       logits: (N, classes).
       targets: (N,) whole numbers, or (N, classes) probabilities.
-      label_smoothing: the part of each target that is spread evenly over all classes, in [0, 1) (Szegedy et al. 2016).
+      label_smoothing: the fraction of each target that is spread evenly over all classes, in [0, 1) (Szegedy et al. 2016).
 
     Returns:
       (N,) float32.
@@ -126,7 +126,7 @@ def focal(logits: jax.Array, targets: jax.Array, gamma: float = 2.0, label_smoot
       label_smoothing: see `cross_entropy`.
     """
     log_probabilities = jax.nn.log_softmax(logits.astype(jnp.float32))
-    # a probability of 1 has no gradient by 1 - p where gamma is below 1
+    # below a gamma of 1, the gradient of (1 - p)^gamma is infinite at p = 1
     others = jnp.maximum(-jnp.expm1(log_probabilities), 1e-12)
     return -(_distributions(logits, targets, label_smoothing) * others ** gamma * log_probabilities).sum(-1)
 
@@ -174,8 +174,8 @@ def bce(logits: jax.Array, targets: jax.Array, gamma: float = 0.0, alpha: float 
       logits: (N, classes).
       targets: (N, classes) from 0 to 1, or (N,) whole numbers.
       gamma: at least 0; above 0 gives the focal form, whose factor is `(1 - p)^gamma` (Lin et al. 2017).
-      alpha: the weight of a positive, in [0, 1], that of a negative being `1 - alpha`; None: both have the weight 1.
-      label_smoothing: targets are moved to 1/2 by this part of the way, in [0, 1).
+      alpha: the weight of positives, in [0, 1]; negatives have the weight `1 - alpha`. None: both have the weight 1.
+      label_smoothing: the fraction by which targets are moved towards 1/2, in [0, 1).
     """
     return bce_by_class(logits, targets, gamma, alpha, label_smoothing).mean(-1)
 

@@ -1,4 +1,4 @@
-"""Metrics: what each is computed from, whether more is better, and how it is printed; their registry.
+"""Metrics and their registry: how each is computed and printed, and whether larger values are better.
 
 A metric of single examples is a function `(outputs, targets) -> (N,)` that runs on the device and is averaged over images. A
 metric of a split is a function of the outputs and targets of all its images, on the host. To add one, write the function
@@ -23,12 +23,12 @@ class Metric:
     """A metric of a task.
 
     Attributes:
-      name: as in the metrics of a run.
-      compute: see the module; None for the loss, which the task computes.
+      name: name in the metrics of a run.
+      compute: the function, see the docstring of the module; None for the loss, which the task computes.
       better: whether larger (`max`) or smaller (`min`) values are better.
       percent: whether it is printed in per cent.
-      title: as in tables.
-      min_classes: with fewer classes the metric says nothing and is not printed.
+      title: name in tables.
+      min_classes: number of classes below which the metric is not informative and not printed.
       of_split: whether `compute` takes all images of a split, on the host.
     """
 
@@ -52,7 +52,7 @@ class Metric:
 
 
 def format_percent(value: float | None) -> str:
-    """Return a share as text: `93.99 %`, or `not measured`."""
+    """Return a fraction in per cent: `93.99 %`, or `not measured`."""
     return 'not measured' if value is None else f'{100 * value:.2f} %'
 
 
@@ -77,7 +77,7 @@ def example_metric(targets: str, **fields: Any) -> Callable[[Callable], Callable
 
     Args:
       targets: the kind of targets that it takes, `label` or `labels`.
-      **fields: of `Metric`.
+      **fields: fields of `Metric`.
     """
     return _register(targets, False, fields)
 
@@ -93,20 +93,20 @@ def of_targets(targets: str) -> dict[str, Metric]:
 
 
 def displayed(metrics: Iterable[Metric], num_classes: int) -> list[Metric]:
-    """Return the metrics that are shown to the user for so many classes: the main metric first, the loss last."""
+    """Return the metrics that are informative for a number of classes: the main metric first, the loss last."""
     shown = [metric for metric in metrics if num_classes >= metric.min_classes]
     return sorted(shown, key=lambda metric: metric == LOSS)
 
 
 @dataclasses.dataclass(frozen=True)
 class Measurement:
-    """A metric of one split by one set of weights, as in `val_ema_accuracy`.
+    """A metric of one split with one set of weights, as in `val_ema_accuracy`.
 
     Attributes:
       split: `train`, `val` or `test`.
       metric: the metric.
-      ema: by the moving average of the parameters.
-      tta: with test-time augmentation.
+      ema: whether the weights are the moving averages.
+      tta: whether test-time augmentation is used.
     """
 
     split: str
@@ -134,10 +134,10 @@ def measurements(metrics: Iterable[Metric], splits: Iterable[str], ema: bool, tt
     """Return every measurement of a run by its name.
 
     Args:
-      metrics: of the task.
-      splits: of the data.
-      ema: whether the run keeps a moving average.
-      tta: whether it has test-time augmentation.
+      metrics: the metrics of the task.
+      splits: the splits of the data.
+      ema: whether the run has moving averages.
+      tta: whether the run has test-time augmentation.
     """
     every = (Measurement(split, metric, with_ema, with_tta) for split in splits for with_ema in (False, True)[:1 + ema]
              for with_tta in (False, True)[:1 + tta] for metric in metrics)
@@ -148,25 +148,25 @@ def measurements(metrics: Iterable[Metric], splits: Iterable[str], ema: bool, tt
 
 
 def predictions(logits: jax.Array) -> jax.Array:
-    """Return the class of the largest of logits (N, classes): (N,) int32; -1, which is no label, where one is NaN."""
+    """Return the class with the largest logit: (N,) int32. It is -1, which is no label, for images with a logit of NaN."""
     return jnp.where(jnp.isnan(logits).any(-1), -1, logits.argmax(-1).astype(jnp.int32))
 
 
 @example_metric('label')
 def accuracy(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """Return whether the largest of logits (N, classes) is the label's; false where one of them is NaN."""
+    """Return whether the label has the largest logit: (N,) bool; false for images with a logit of NaN."""
     return predictions(logits) == labels
 
 
 @example_metric('label', title='top-5', min_classes=6)
 def top5(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """Return whether the label is among the five largest logits, or among all where there are fewer; false with a NaN."""
+    """Return whether the label has one of the five largest logits: (N,) bool; false for images with a logit of NaN."""
     _, best = jax.lax.top_k(logits, min(5, logits.shape[-1]))  # (N, 5)
     return (best == labels[:, None]).any(1) & (predictions(logits) >= 0)
 
 
 def confusion_counts(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> jax.Array:
-    """Return the confusion matrix (labels, predictions) of the images whose mask is 1; those with a NaN predict no class."""
+    """Return the confusion matrix (labels, predictions) of the images whose mask is 1, without those with a logit of NaN."""
     classes, predicted = logits.shape[-1], predictions(logits)
     counted = (mask > 0) & (predicted >= 0)
     return jnp.zeros((classes, classes), jnp.int32).at[labels, predicted].add(counted.astype(jnp.int32))
@@ -189,10 +189,10 @@ def _scores(true_positives: int, support: int, predicted: int) -> dict[str, floa
 
 
 def mistakes(confusion: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the pairs of classes that were taken for one another, most frequent first, of a confusion matrix.
+    """Return the kinds of wrong predictions in a confusion matrix, most frequent first.
 
     Returns:
-      Labels, predictions and counts, each (pairs,) int.
+      Labels, predictions and counts of the pairs (label, prediction), each (pairs,) int.
     """
     labels, predictions = np.nonzero(confusion)
     wrong = labels != predictions
@@ -207,12 +207,12 @@ def mistakes(confusion: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class LabelScores:
-    """What a network with an output for each class says of all images of a split.
+    """Probabilities and labels of all images of a split, for tasks with several classes for each image.
 
     Attributes:
       probabilities: (N, classes) in [0, 1].
       labels: (N, classes) of 0 and 1.
-      threshold: a class is predicted where its probability is at least this.
+      threshold: the probability from which a class is predicted.
     """
 
     probabilities: np.ndarray
@@ -221,7 +221,7 @@ class LabelScores:
 
     @property
     def predicted(self) -> np.ndarray:
-        """Whether each class is predicted: (N, classes) bool; false where the probability is NaN."""
+        """Whether each class is predicted: (N, classes) bool; false for a probability of NaN."""
         return self.probabilities >= self.threshold
 
     def per_class(self) -> list[dict[str, float]]:
@@ -256,14 +256,14 @@ def average_precisions(probabilities: np.ndarray, labels: np.ndarray) -> np.ndar
 
 @split_metric('labels', title='mean average precision')
 def mean_average_precision(scores: LabelScores) -> float:
-    """Return the mean of the classes' average precisions, over the classes that have an image."""
+    """Return the mean of the average precisions of the classes that have an image."""
     precisions = average_precisions(scores.probabilities, scores.labels)
     return float(np.nanmean(precisions)) if np.isfinite(precisions).any() else 0.0
 
 
 @split_metric('labels', title='micro F1')
 def micro_f1(scores: LabelScores) -> float:
-    """Return the F1 of all decisions together."""
+    """Return the F1 over all pairs of an image and a class."""
     labels = scores.labels > 0
     both = (scores.predicted & labels).sum()
     return float(2 * both / max(scores.predicted.sum() + labels.sum(), 1))
@@ -271,11 +271,11 @@ def micro_f1(scores: LabelScores) -> float:
 
 @split_metric('labels', title='macro F1')
 def macro_f1(scores: LabelScores) -> float:
-    """Return the mean of the classes' F1."""
+    """Return the mean of the F1 of the classes."""
     return float(np.mean([row['f1'] for row in scores.scores()]))
 
 
 @split_metric('labels')
 def exact_match(scores: LabelScores) -> float:
-    """Return the share of images for which each class is predicted right."""
+    """Return the fraction of images whose classes are all predicted correctly."""
     return float((scores.predicted == (scores.labels > 0)).all(1).mean())

@@ -1,8 +1,8 @@
 """Plugins: Python files and modules outside the package that register networks, losses, data sets and the like.
 
 `config.plugins` names them. They are imported before any name is looked up, in training, evaluation and prediction alike,
-and a run records what it imported: the checksum of the code, and the version of an installed package. Importing a plugin
-runs its code, so a workdir is to be trusted as a program is.
+and a run records the checksum of their code and the version of an installed package. Importing a plugin runs its code, so
+open only workdirs that you trust.
 """
 
 import ast
@@ -30,7 +30,7 @@ _loaded_files: dict[str, str] = {}  # checksum by module name
 
 
 def is_file(source: str) -> bool:
-    """Return whether a plugin is a file; else it is a module."""
+    """Return whether a plugin is a file and not a module."""
     return source.endswith('.py')
 
 
@@ -38,8 +38,8 @@ def load(plugins: Sequence[Plugin], workdir: str | None = None) -> tuple[Plugin,
     """Import plugins, and return them with their versions and checksums.
 
     Args:
-      plugins: of a config. Where one has a checksum already, it is that of a run, and the code must still have it.
-      workdir: of the run whose recorded plugins these are. Its copy of a file is used where the file is missing or has
+      plugins: the plugins of a config. If one has a checksum, a run has recorded it, and the code must still match it.
+      workdir: the workdir of the run that has recorded the plugins. Its copy of a file is used if the file is missing or has
         changed.
 
     Raises:
@@ -97,7 +97,7 @@ def _module_name(source: str) -> str:
 
 
 def _forget_file(name: str) -> None:
-    """Undo what the module of a file has registered."""
+    """Remove what the module of a file has registered from all registries."""
     registry.forget(name)
     _loaded_files.pop(name, None)
 
@@ -232,7 +232,7 @@ def with_installed(plugins: tuple[Plugin, ...], used_modules: set[str]) -> tuple
     """Return the plugins of a config, and the installed ones that registered an object which the config uses.
 
     Args:
-      plugins: of the config, loaded.
+      plugins: the loaded plugins of the config.
       used_modules: the modules that define the objects which the config uses.
     """
     sources = {plugin.source for plugin in plugins}
@@ -248,7 +248,7 @@ def check_unchanged(recorded: Sequence[Plugin], plugins: Sequence[Plugin], workd
     Args:
       recorded: the plugins in the workdir.
       plugins: those that are loaded now.
-      workdir: for the message.
+      workdir: the workdir, for the error.
     """
     old, new = ({_module_name(plugin.source): plugin for plugin in group} for group in (recorded, plugins))
     for name in sorted({*old, *new}):

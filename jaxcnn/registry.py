@@ -1,7 +1,7 @@
-"""Registries: the objects that configs choose by name, of this package, of plugins and of users.
+"""Registries: objects of this package and of plugins that configs refer to by name.
 
-A name that is unknown makes the registry load the installed packages that declare the entry-point group `jaxcnn.plugins`, so
-that what they register is found without being imported by the config.
+At an unknown name, a registry imports the modules of installed packages that declare the entry-point group `jaxcnn.plugins`,
+so that configs can use what they register without naming them.
 """
 
 import contextlib
@@ -21,10 +21,10 @@ _registries: list['Registry'] = []
 
 @functools.cache
 def load_installed_plugins() -> None:
-    """Import what the installed packages declare in the entry-point group, once.
+    """Import the modules that installed packages declare in the entry-point group, once.
 
     Raises:
-      UserError: One of them raises an exception.
+      UserError: A module raises an exception.
     """
     for entry_point in importlib.metadata.entry_points(group=ENTRY_POINTS):
         try:
@@ -91,7 +91,7 @@ class Registry(Generic[T]):
         """Return the object of a name.
 
         Args:
-          name: by which it is registered.
+          name: the registered name.
           field: the field of the config that holds the name, for the error.
 
         Raises:
@@ -124,7 +124,7 @@ def _identity(definition: Any) -> tuple[str, str]:
 
 
 def _describe_location(definition: Any) -> str:
-    """Return where a class or a function is defined, for errors: its file and name."""
+    """Return the name and the file of a class or a function, for errors."""
     try:
         file = inspect.getsourcefile(definition)
     except TypeError:

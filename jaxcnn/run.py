@@ -174,7 +174,7 @@ class Run:
 
         Args:
           images: as for `predict`.
-          name: of one feature map; None: all of them.
+          name: name of a feature map; None: all of them.
 
         Returns:
           The feature map (N, H, W, C), or a dict of all of them by name.

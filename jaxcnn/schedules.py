@@ -10,7 +10,7 @@ import numpy as np
 import optax
 
 from jaxcnn import config as cfg
-from jaxcnn.errors import UserError, check_bool, name_field, unknown
+from jaxcnn.errors import UserError, check_bool, counted, name_field, unknown
 from jaxcnn.registry import Registry
 from jaxcnn.timeline import Timeline
 
@@ -201,8 +201,8 @@ def make_schedule(choice: cfg.Choice, lr: float, warmup: cfg.Duration | None, ti
     if warmup_steps == end - start == 1:  # both were rounded up, as with a few images; the step has the peak rate either way
         warmup_steps = 0
     if warmup_steps >= end - start:
-        raise UserError(f'{cfg.to_dict(warmup)} is {warmup_steps} steps, and the stage is over after {end - start}',
-                        field=f'{field}.warmup', hint='train longer, or set a shorter warm-up or None')
+        raise UserError(f'{cfg.to_dict(warmup)} is {counted(warmup_steps, "step")}, and the stage is over after '
+                        f'{end - start}', field=f'{field}.warmup', hint='train longer, or set a shorter warm-up or None')
     steps = end - start - warmup_steps
     described = f'{choice.name} with {dict(choice.args)}'
     try:

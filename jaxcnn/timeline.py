@@ -30,10 +30,10 @@ def displayed_epoch(epoch: float, duration: Duration) -> float:
 
 
 class Timeline:
-    """The steps of a run: its phases, its length and when something is due.
+    """The steps of a run: its length, its phases, and the steps of evaluations, checkpoints and logs.
 
-    Images are drawn in one stream, epoch after epoch, in batches that may reach across the end of an epoch. So each epoch
-    has every image once for any batch size, and `epochs` are the number of drawn images divided by `num_train`.
+    Images are drawn in one stream, epoch after epoch, in batches that may extend into the next epoch. Each epoch therefore
+    contains every image once for any batch size, and `epochs` is the number of drawn images divided by `num_train`.
 
     Args:
       config: the config of the run.
@@ -52,7 +52,7 @@ class Timeline:
     def __init__(self, config: Config, num_train: int):
         self.config = config
         self.num_train = num_train
-        self._next_multiples: dict[Duration, tuple[int, int]] = {}  # (a, b): the answer for all steps from a to b - 1 is b
+        self._next_multiples: dict[Duration, tuple[int, int]] = {}  # (a, b): the multiple after steps a to b - 1 is b
         self._next_logged = (0, 0)  # likewise
         self._batch_sizes = [_BatchSize(0, 0, config.batch_size)]
         for i, (begin, size) in enumerate(config.batch_schedule):
@@ -113,10 +113,10 @@ class Timeline:
         return max(1, entry.start + math.ceil((examples - entry.examples) / entry.size - 1e-9) - since)
 
     def rounding_message(self, multiple: int = 1) -> str:
-        """Return a line that says so if rounding to whole steps makes the run more than 5 % longer than its epochs, else ''.
+        """Return a message if rounding to whole steps makes the run more than 5 % longer than its epochs, otherwise ''.
 
         Args:
-          multiple: number of which batch sizes must be multiples.
+          multiple: the number that batch sizes must be multiples of.
         """
         duration, examples, epochs = self.config.duration, self.examples(self.total), self.epoch(self.total)
         if duration.unit != 'epochs' or epochs <= 1.05 * duration.value:
@@ -142,7 +142,7 @@ class Timeline:
         return min((p.start for p in self.phases if p.start > step), default=self.total)
 
     def next_multiple(self, step: int, every: Duration) -> int:
-        """Return the first step after `step` at which `every` has passed a whole number of times, or the end of the run."""
+        """Return the first step after `step` that is a multiple of the duration `every`, or the end of the run."""
         begin, end = self._next_multiples.get(every, (0, 0))
         if begin <= step < end:
             return end
@@ -158,7 +158,7 @@ class Timeline:
         return min(multiple, self.total)
 
     def is_multiple(self, step: int, every: Duration) -> bool:
-        """Return whether `every` has passed a whole number of times exactly at `step`, or the run has ended."""
+        """Return whether `step` is a multiple of the duration `every`, or the end of the run."""
         return step > 0 and self.next_multiple(step - 1, every) == step
 
     def next_logged(self, step: int) -> int:

@@ -41,13 +41,13 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-    """What the pipelines are applied to, and the task and network that they need.
+    """The examples that the pipelines are applied to, and the task and the network that they need.
 
     Attributes:
       images: uint8 (H, W, C); the first one is augmented, and mixed with the last one.
-      targets: of the images, by name.
+      targets: targets of the images, by name.
       task: mixes the targets and gives images their titles.
-      gradient: of the network's loss with respect to images; None without a run.
+      gradient: gradient of the network's loss with respect to images; None without a run.
     """
 
     images: 'Sequence[np.ndarray]'

@@ -237,7 +237,7 @@ def parse(text: str) -> list[Normalizer]:
 
 
 def _map_blocks(function: Callable, images: Images) -> Iterator[np.ndarray]:
-    """Yield each block of images after a function is applied to it."""
+    """Return an iterator over the blocks of images with a function applied to each."""
     return (np.asarray(function(x)) for x in images())
 
 

@@ -121,9 +121,9 @@ class Source:
         Args:
           train: the images, uint8 (N, H, W) or (N, H, W, C), and their labels: integers (N,) or, for several classes for
             each image, zeros and ones (N, classes).
-          val: of the validation split; None: a part of the training images is held out.
-          test: of the test split; None: there is none.
-          class_names: by label; the numbers by default.
+          val: the images and labels of the validation split; None: a part of the training images is held out.
+          test: the images and labels of the test split; None: there is none.
+          class_names: names of the classes in the order of their labels; the numbers by default.
 
         Raises:
           UserError: an array has another type or shape; the message holds the conversion.
@@ -148,11 +148,11 @@ class Source:
         """Return the data set of examples in memory.
 
         Args:
-          name: of the data set.
-          location: where the examples come from, for messages.
+          name: name of the data set.
+          location: origin of the examples, for messages.
           splits: the examples by split.
-          class_names: by label; the numbers by default.
-          kind: of the targets.
+          class_names: names of the classes in the order of their labels; the numbers by default.
+          kind: kind of the targets.
 
         Raises:
           UserError: class names and labels do not fit together, or there is only one class.

@@ -21,18 +21,18 @@ from jaxcnn.errors import UserError, unknown
 from jaxcnn.metrics import LOSS, Metric
 from jaxcnn.registry import Registry
 
-MAX_LISTED_METRICS = 12  # an error message lists so many metrics, or the nearest of more
+MAX_LISTED_METRICS = 12  # an error lists all metrics up to this number; of more, the ones nearest to the given name
 Targets = Mapping[str, jax.Array]  # by name, (N, ...) each
 Tree = dict[str, Any]  # of arrays
 
 
 @dataclasses.dataclass(frozen=True)
 class Accumulated:
-    """What an evaluation has gathered on the host.
+    """The result of an evaluation on the host, from which the task computes its metrics.
 
     Attributes:
-      sums: over all images, as `Task.eval_sums` gives them for a batch.
-      rows: of each image, as `Task.eval_rows` gives them: by name, (N, ...) each.
+      sums: the sums of `Task.eval_sums` over all images.
+      rows: the arrays of `Task.eval_rows` for all images, by name, (N, ...) each.
     """
 
     sums: Mapping[str, Any]
@@ -45,7 +45,7 @@ class Section:
 
     Attributes:
       title: its heading.
-      lines: of Markdown.
+      lines: its lines of Markdown.
     """
 
     title: str
@@ -57,10 +57,10 @@ class Task(abc.ABC):
     """What a network's outputs mean.
 
     Attributes:
-      class_names: in the order of the outputs.
-      loss_function: of each example, in training.
-      eval_loss_function: the same without label smoothing.
-      class_weights: for each class, where `config.data.balance` is `loss`; else None.
+      class_names: names of the classes, in the order of the outputs.
+      loss_function: the loss of each example in training.
+      eval_loss_function: the same loss without label smoothing.
+      class_weights: the weight of each class if `config.data.balance` is `loss`; otherwise None.
       metrics: the loss and the metrics of an evaluation by name, as they were registered when the task was made.
     """
 
@@ -76,17 +76,17 @@ class Task(abc.ABC):
 
     @property
     def num_classes(self) -> int:
-        """How many classes there are."""
+        """The number of classes."""
         return len(self.class_names)
 
     @property
     def main_metric(self) -> Metric:
-        """The first metric that is not the loss, by which a checkpoint is the best unless the config names another."""
+        """The first metric that is not the loss. It selects the best checkpoint, unless the config names another metric."""
         return next(metric for metric in self.metrics.values() if metric != LOSS)
 
     @property
     def model_fields(self) -> dict[str, Any]:
-        """The fields of a network that the data set decides."""
+        """The fields of a network that depend on the data set."""
         return {'num_classes': self.num_classes}
 
     @classmethod
@@ -95,14 +95,14 @@ class Task(abc.ABC):
         """Return the weights with which `config.data.balance='loss'` balances classes.
 
         Args:
-          counts: (classes,) training images that show each class.
-          num_images: how many training images there are.
+          counts: (classes,) number of training images that show each class.
+          num_images: number of training images.
         """
 
     @classmethod
     @abc.abstractmethod
     def check_data(cls, config: cfg.DataConfig) -> None:
-        """Raise a UserError for a field of the data that does not go with this task."""
+        """Raise a UserError for a field of `config.data` that this task does not support."""
 
     # training
 
@@ -115,9 +115,9 @@ class Task(abc.ABC):
         """Return values that a registered function has computed, one for each image: (N,).
 
         Args:
-          what: names the function, for the error.
+          what: description of the function, for the error.
           values: the values.
-          outputs: of the network, (N, ...).
+          outputs: the outputs of the network, (N, ...).
 
         Raises:
           UserError: The values have another shape.
@@ -132,7 +132,7 @@ class Task(abc.ABC):
         """Return the scalars that are logged beside the loss, each a mean over the batch."""
 
     def example_losses(self, outputs: jax.Array, targets: Targets) -> jax.Array:
-        """Return the loss of each example as evaluation has it: (N,)."""
+        """Return the loss of each example in evaluation: (N,)."""
         target, = (targets[name] for name in self.kind.targets(self.num_classes))
         return self.check_rows('config.loss', self.eval_loss_function(outputs, target), outputs)
 
@@ -141,21 +141,21 @@ class Task(abc.ABC):
         return dict(targets)
 
     def mix(self, targets: Targets, others: Targets, share: jax.Array) -> dict[str, jax.Array]:
-        """Return the targets of an image that is mixed with another one, of which it holds the part `share`."""
+        """Return the targets of a mixture of two images, in which the first one has the weight `share`."""
         return {name: share * targets[name] + (1 - share) * others[name] for name in targets}
 
     # evaluation
 
     @abc.abstractmethod
     def zero_sums(self) -> Tree:
-        """Return the sums of no image."""
+        """Return the sums before the first batch, which are zero."""
 
     @abc.abstractmethod
     def eval_sums(self, outputs: jax.Array, targets: Targets, mask: jax.Array) -> Tree:
         """Return the sums over the images of a batch whose mask is 1; they are added on the device."""
 
     def eval_rows(self, outputs: jax.Array, targets: Targets) -> Tree:
-        """Return arrays of each image, (N, ...), which are gathered to the host; none by default."""
+        """Return arrays with a row for each image, (N, ...), which are gathered on the host; none by default."""
         return {}
 
     @abc.abstractmethod
@@ -169,10 +169,10 @@ class Task(abc.ABC):
         """Write the figures of an evaluation, and return the sections that show them.
 
         Args:
-          accumulated: of the split.
-          train_counts: training images that show each class.
-          split: the name of the evaluated part, as in `test` or `validation`.
-          folder: where figures are written.
+          accumulated: the result of the evaluation.
+          train_counts: number of training images that show each class.
+          split: name of the evaluated split in the report, `test` or `validation`.
+          folder: folder for the figures.
         """
 
     @abc.abstractmethod
@@ -181,7 +181,7 @@ class Task(abc.ABC):
 
     @abc.abstractmethod
     def targets_of(self, predictions: np.ndarray) -> dict[str, np.ndarray]:
-        """Return the targets that images would have if their predictions (N, ...) were right."""
+        """Return predictions (N, ...) as targets, as if they were correct."""
 
     @abc.abstractmethod
     def describe(self, prediction: np.ndarray) -> str:
@@ -193,7 +193,7 @@ class Task(abc.ABC):
 
     @abc.abstractmethod
     def category(self, prediction: np.ndarray) -> str:
-        """Return one image's prediction as one cell, as homeworks and contests want it."""
+        """Return one image's prediction as one cell of a submission to a homework or a contest."""
 
     @abc.abstractmethod
     def title(self, targets: Mapping[str, np.ndarray]) -> str:
@@ -205,13 +205,13 @@ _TASKS: Registry[type[Task]] = Registry('task')
 
 
 def register(task: T) -> T:
-    """Make a task known under its name."""
+    """Make a task known to `config.task` under its name, as a decorator of its class."""
     _TASKS.add(task.name, task)
     return task
 
 
 def names() -> list[str]:
-    """Return the registered tasks."""
+    """Return the names of the registered tasks."""
     return _TASKS.names()
 
 
@@ -234,13 +234,13 @@ def create(config: cfg.Config, class_names: Sequence[str], class_counts: Sequenc
     """Return the task of a config.
 
     Args:
-      config: of the run.
-      class_names: of the data.
-      class_counts: training images that show each class.
-      num_images: training images.
+      config: the config of the run.
+      class_names: names of the classes of the data set.
+      class_counts: number of training images that show each class.
+      num_images: number of training images.
 
     Raises:
-      UserError: The task or the loss is unknown, or they do not go together.
+      UserError: The task or the loss is unknown, or the loss does not fit the task.
     """
     task = find(config.task)
     loss, eval_loss = losses.make(config.loss, task.kind.name, task.name)
@@ -253,17 +253,17 @@ def create(config: cfg.Config, class_names: Sequence[str], class_counts: Sequenc
 
 
 def check(config: cfg.Config) -> None:
-    """Raise a UserError for a task, loss or metric that are unknown or do not go together, before there is any data."""
+    """Raise a UserError if the task, the loss or the metric of a config is unknown or they do not fit; no data is needed."""
     task = create(config, ['first', 'second'], [1, 1], 2)
     task.check_data(config.data)
     best_measurement(config, task)
 
 
 def best_measurement(config: cfg.Config, task: Task) -> metrics.Measurement:
-    """Return what the best checkpoint of a run is the best by.
+    """Return the measurement that selects the best checkpoint of a run.
 
     Raises:
-      UserError: `config.checkpoint.metric` names no metric of the validation part.
+      UserError: `config.checkpoint.metric` is not the name of a metric of the validation split.
     """
     known = metrics.measurements(task.metrics.values(), ['val'], ema=True, tta=False)
     name = config.checkpoint.metric

@@ -27,16 +27,19 @@ class Classification(Task):
 
     @classmethod
     def weights_of_classes(cls, counts: np.ndarray, num_images: int) -> np.ndarray:
-        """Return weights in inverse proportion to the classes' images, 1 on average over these; 0 for a class of none."""
+        """Return weights inversely proportional to the number of images of each class, with mean 1 over the images.
+
+        A class without images has the weight 0.
+        """
         weights = counts.sum() / (np.count_nonzero(counts) * np.maximum(counts, 1))
         return np.where(counts > 0, weights, 0.0)
 
     @classmethod
     def check_data(cls, config: cfg.DataConfig) -> None:
-        """Raise no error: all fields go with this task."""
+        """See `Task`; this task supports all fields."""
 
     def loss(self, outputs: jax.Array, targets: Targets) -> jax.Array:
-        """See `Task`. Each part of a mixed label has the weight of its own class."""
+        """See `Task`; each class in a mixed label has its own weight."""
         labels, weights = targets['label'], jnp.ones(())
         if self.class_weights is not None:
             of_class = jnp.asarray(self.class_weights)
@@ -49,7 +52,7 @@ class Classification(Task):
         return (weights * self.check_rows('config.loss', self.loss_function(outputs, labels), outputs)).mean()
 
     def train_scalars(self, outputs: jax.Array, targets: Targets) -> dict[str, jax.Array]:
-        """Return the accuracy; of a mixed label the largest part counts."""
+        """Return the accuracy; the label of a mixed image is the class with the largest share."""
         label = targets['label'] if targets['label'].ndim == 1 else targets['label'].argmax(-1)
         return {'accuracy': metrics.accuracy(outputs, label).astype(jnp.float32).mean()}
 
@@ -105,7 +108,7 @@ class Classification(Task):
             figure(folder, 'confusion_matrix')])]
 
     def predict(self, outputs: jax.Array) -> jax.Array:
-        """Return the probabilities of the classes, (N, classes), each row with the sum 1."""
+        """Return the probabilities of the classes, (N, classes), which add up to 1 for each image."""
         return jax.nn.softmax(outputs)
 
     def targets_of(self, predictions: np.ndarray) -> dict[str, np.ndarray]:

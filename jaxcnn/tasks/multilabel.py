@@ -37,9 +37,9 @@ class Multilabel(Task):
 
     @classmethod
     def weights_of_classes(cls, counts: np.ndarray, num_images: int) -> np.ndarray:
-        """Return the weight of each class's positives: the images that do not show it over those that do.
+        """Return the weight of the positives of each class: the number of images without the class over that with it.
 
-        It is 1 for a class that no image shows, or that all do, for there is nothing to balance.
+        The weight is 1 for a class that no image or every image shows, as there is nothing to balance.
         """
         return np.where((counts > 0) & (counts < num_images), (num_images - counts) / np.maximum(counts, 1), 1.0)
 
@@ -52,17 +52,17 @@ class Multilabel(Task):
                             hint="config.data.balance='loss' weighs the positives of each class")
 
     def loss(self, outputs: jax.Array, targets: Targets) -> jax.Array:
-        """See `Task`; with class weights, the part of each class grows with its target."""
+        """See `Task`; class weights multiply the terms of positives."""
         labels = targets['labels'].astype(jnp.float32)
         if self.class_weights is None:
             return self.check_rows('config.loss', self.loss_function(outputs, labels), outputs).mean()
-        # each positive counts as often as its class's weight says: PyTorch's `pos_weight`
+        # as PyTorch's `pos_weight`
         arguments = getattr(self.loss_function, 'keywords', {})
         terms = losses.bce_by_class(outputs, labels, **arguments)
         return (terms * (1 + (jnp.asarray(self.class_weights) - 1) * labels)).mean()
 
     def train_scalars(self, outputs: jax.Array, targets: Targets) -> dict[str, jax.Array]:
-        """Return the share of images for which each class is predicted right."""
+        """Return the fraction of images whose classes are all predicted correctly."""
         right = (jax.nn.sigmoid(outputs.astype(jnp.float32)) >= self.threshold) == (targets['labels'] >= 0.5)
         return {'exact_match': right.all(-1).astype(jnp.float32).mean()}
 

@@ -1,4 +1,4 @@
-"""Callbacks: functions of a user's own that a run calls as it trains."""
+"""Callbacks: methods of a user's class that a run calls during training."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,9 +11,9 @@ from jaxcnn.training.parallel import run_on_all_processes
 
 
 class Callback:
-    """What a run calls; a subclass overrides the methods that it needs.
+    """Base class of callbacks. A subclass overrides the methods that it needs.
 
-    Process 0 alone calls them. An exception in one of them stops the run, whose last checkpoint stays.
+    Only process 0 calls them. An exception in a method stops the run; its last checkpoint is kept.
 
     Raises:
       UserError: A subclass has a method `on_...` that no run calls.

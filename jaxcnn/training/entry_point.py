@@ -29,15 +29,15 @@ def train(config: cfg.Config | ml_collections.ConfigDict | Mapping[str, Any], wo
       config: config of the run.
       workdir: folder of the run, which is created if it is missing.
       data: the data, instead of what `config.data` names; see `Source.from_arrays`.
-      callbacks: are called as the run trains; see `Callback`.
+      callbacks: callbacks that the run calls; see `Callback`.
       extend: whether the run in the workdir may be continued with a longer `config.duration` and with further stages in
         `config.optim.switch`. It then equals a run that was started with them.
-      end_process: whether a signal may end the process, which is a command's own; see `signals.stop_on_signals`.
+      end_process: whether a signal may end the process, as in a command; see `signals.stop_on_signals`.
       initial_variables: variables of the network to start from, `{'params': ..., 'batch_stats': ...}`; see `config.init`.
 
     Returns:
-      The summary, as in `summary.json`. It holds the metrics of the best checkpoint by `config.checkpoint.metric`, where
-      accuracies are in [0, 1] and what was not measured is None.
+      The summary, as in `summary.json`. It contains the metrics of the best checkpoint by `config.checkpoint.metric`.
+      Accuracies are in [0, 1], and metrics that were not measured are None.
 
     Raises:
       UserError: the config, the data or the workdir cannot be used. `Diverged` is raised if the loss or a parameter is not

@@ -55,7 +55,7 @@ class InitialWeights:
     """Weights to start from, and the table of what was taken.
 
     Attributes:
-      source: what they were read from, for people.
+      source: description of the source, for messages.
       checksum: SHA-256 checksum of the file, or of the variables of a run or from Python.
       arrays: the arrays that were taken, by the path of the variable, such as `params/Conv_0/kernel`.
       taken: parameters and statistics that start from these weights.
@@ -130,7 +130,7 @@ def with_recorded_checksum(config: cfg.Config, workdir: str) -> cfg.Config:
 
 
 def write_table(weights: InitialWeights, workdir: str) -> None:
-    """Log the table of what was taken in short, and write it to `init.json` in the workdir."""
+    """Log a summary of the table of what was taken, and write the table to `init.json` in the workdir."""
     for line in weights.summary():
         log.info('%s', line)
     write_json(os.path.join(workdir, FILE_NAME), weights.to_dict())
@@ -144,7 +144,7 @@ class _Source:
     """Arrays in the layout of a network.
 
     Attributes:
-      title: what they were read from.
+      title: description of the source, for messages.
       checksum: see `InitialWeights`.
       arrays: by path, such as `params/Conv_0/kernel`.
       origins: the name in the source of each array.
