@@ -14,9 +14,9 @@ class UserError(Exception):
     """A mistake that the user can correct. As text it is one line: the field, the message and the hint.
 
     Attributes:
-      message: says what is wrong, with the value.
-      field: what the mistake is in: a field of the config such as `config.data.dir`, a flag or a file; None for none.
-      hint: says how to go on, for example the nearest valid choices; None for no advice.
+      message: description of the mistake, with the value.
+      field: location of the mistake: a field of the config such as `config.data.dir`, a flag or a file; or None.
+      hint: advice on how to go on, for example the nearest valid choices; or None.
       exit_code: of a command that ends with the error.
     """
 
@@ -45,7 +45,7 @@ class Diverged(UserError):
 def name_field(field: str) -> Iterator[None]:
     """Set the field of a UserError that is raised in the block, unless it has a field of the config already.
 
-    Anything else that the error names, for example a file or an argument, moves to the beginning of its message.
+    If the error has another field, for example a file or an argument, it moves to the beginning of the message.
     """
     try:
         yield

@@ -292,7 +292,7 @@ def _make_base_optimizer(choice: cfg.Choice, schedule: optax.Schedule, field: st
     for name, value in choice.args.items():
         if name in reserved:
             replacement = 'learning_rate' if name == 'learning_rate' else 'weight_decay and decay_mask'
-            raise UserError(f'set config.optim.{replacement} instead', field=f'{field}.{name}')
+            raise UserError(f'cannot be set; set config.optim.{replacement} instead', field=f'{field}.{name}')
         if name not in parameters:
             raise unknown(f'argument of optimizer {choice.name}', name, set(parameters) - reserved)
         check_bool(f'{field}.{name}', parameters[name].default, value)
@@ -355,7 +355,7 @@ def _make_stage(optim: cfg.OptimConfig, groups: Groups, optimizer: cfg.Choice, l
     observer = None
     if schedule.name == 'plateau':
         if any(g.normalize for g in optim.groups):
-            raise UserError('normalize does not go with the schedule plateau, which scales all updates',
+            raise UserError('normalize cannot be combined with the schedule plateau, which scales all updates',
                             field='config.optim.groups')
         observer = _make_observer(schedule, f'{field}.schedule')
     transforms = [

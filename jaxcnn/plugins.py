@@ -162,7 +162,7 @@ def _failed(source: str, error: Exception, field: str) -> UserError:
 
 
 def _files_of_script(path: str) -> list[str]:
-    """Return a file, and the files and packages beside it that it imports, directly or not."""
+    """Return a file, and the files of its folder that it imports directly or indirectly, including packages."""
     path = os.path.abspath(path)
     folder, files, queue = os.path.dirname(path), [], [path]
     while queue:

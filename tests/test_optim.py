@@ -45,17 +45,18 @@ def make(steps=20, **fields):
      r'config\.optim\.switch\[0\]\.schedule: cosine'),
     ({'optimizer': {'name': 'sgd', 'nesterov': 'false'}}, r"optimizer\.nesterov: expected True or False, got 'false'"),
     ({'groups': [{'match': 'bias', 'optimizer': {'name': 'muon', 'weight_decay': 0.1}}]},
-     r'config\.optim\.groups\[0\]\.optimizer\.weight_decay: set config\.optim\.weight_decay'),
+     r'config\.optim\.groups\[0\]\.optimizer\.weight_decay: cannot be set; set config\.optim\.weight_decay'),
     ({'optimizer': 'noisy_sgd'}, r"unknown optimizer 'noisy_sgd'"),
     ({'warmup': {'steps': 20}}, r"config\.optim\.warmup: \{'steps': 20\} is 20 steps, and the stage is over after 20"),
     ({'schedule': {'name': 'plateau', 'factor': 2.0}}, r'config\.optim\.schedule: plateau with .*2\.0'),
     ({'optimizer': 'adamm'}, r"unknown optimizer 'adamm'; nearest: adam"),
     ({'optimizer': {'name': 'sgd', 'momentun': 0.9}}, r"unknown argument of optimizer sgd 'momentun'; nearest: momentum"),
     ({'optimizer': {'name': 'adamw', 'weight_decay': 0.1}},
-     r'config\.optim\.optimizer\.weight_decay: set config\.optim\.weight_decay and decay_mask instead'),
-    ({'optimizer': {'name': 'adamw', 'mask': None}}, r'config\.optim\.optimizer\.mask: set config\.optim\.weight_decay'),
+     r'config\.optim\.optimizer\.weight_decay: cannot be set; set config\.optim\.weight_decay and decay_mask instead'),
+    ({'optimizer': {'name': 'adamw', 'mask': None}},
+     r'config\.optim\.optimizer\.mask: cannot be set; set config\.optim\.weight_decay'),
     ({'optimizer': {'name': 'sgd', 'learning_rate': 0.1}},
-     r'config\.optim\.optimizer\.learning_rate: set config\.optim\.learning_rate instead'),
+     r'config\.optim\.optimizer\.learning_rate: cannot be set; set config\.optim\.learning_rate instead'),
     ({'l2': 0.1, 'decay_mask': '('}, r"config\.optim\.decay_mask: '\(' is no regular expression"),
     ({'schedule': {'name': 'triangle', 'peak': 0.01}}, r'schedule triangle: peak must leave steps .* got 0\.01 of 20 steps'),
     ({'groups': [{'match': '*'}]}, r"config\.optim\.groups\[0\]\.match: '\*' is no regular expression"),
@@ -382,7 +383,7 @@ def test_a_groups_kernels_are_normalised_before_each_step():
         p = {'dense': {'kernel': kernel - 0.3 * g['dense']['kernel'], 'bias': p['dense']['bias'] - 0.3 * g['dense']['bias']},
              'bn': {'scale': p['bn']['scale'] - 0.1 * g['bn']['scale']}}
         chex.assert_trees_all_close(found, p, rtol=2e-5, atol=1e-6)
-    with pytest.raises(UserError, match=r'config\.optim\.groups: normalize does not go with the schedule plateau'):
+    with pytest.raises(UserError, match=r'config\.optim\.groups: normalize cannot be combined with the schedule plateau'):
         make(**{**fields, 'schedule': 'plateau'})
 
 

@@ -35,7 +35,7 @@ class Layer:
         `max_pool_0`.
       shape: shape of the output, without the batch.
       parameters: number of trained parameters.
-      multiply_adds: for one image.
+      multiply_adds: number of multiply-adds for one image.
       field: size of the receptive field, padding included; None if it is unbounded, as after attention.
       jump: distance between neighbouring elements; for an output without image axes, such as a dense layer's, that of the
         last output with image axes.

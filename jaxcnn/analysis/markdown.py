@@ -49,8 +49,8 @@ def to_html(text: str, title: str, folder: str) -> str:
 
     Args:
       text: the Markdown, with tables.
-      title: of the page.
-      folder: to which the paths of its PNG images are relative. The page holds the images that exist.
+      title: title of the page.
+      folder: folder that the paths of PNG images are relative to. The page contains the images that exist.
     """
     parser = MarkdownIt('commonmark', {'html': False}).enable('table')
     tokens = parser.parse(text)

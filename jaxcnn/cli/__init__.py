@@ -91,7 +91,7 @@ def print_table(rows: list[list[str]]) -> None:
 
 
 def start_jax(args: argparse.Namespace) -> None:
-    """Join the other processes of the run, if there are any, and enable the persistent compilation cache.
+    """Connect to the other processes of the run, if there are any, and enable the persistent compilation cache.
 
     Raises:
       UserError: the flags for several processes do not fit together, or JAX does not find the devices.

@@ -36,7 +36,7 @@ def log_summary(summary: dict, settings: config.Config, workdir: str) -> None:
 def read_summaries(settings: config.Config, workdir: str) -> dict[int, dict]:
     """Return the summaries of all complete runs with this config by seed, including those of earlier commands.
 
-    Runs with other plugins or initial weights than that of the first seed of this command are not among them.
+    Runs whose plugins or initial weights differ from those of the first seed of this command are skipped.
     """
     from jaxcnn.training.workdir import read_config, read_json
 

@@ -67,8 +67,8 @@ def bind(function: Callable, args: Sequence[Any], kwargs: Mapping[str, Any], des
     """Return all arguments as keyword arguments of the function.
 
     Raises:
-      UserError: the function does not take an argument; the error names those that it takes. `description` says what the
-        function is.
+      UserError: the function does not take an argument; the error describes the function by `description` and names the
+        arguments that it takes.
     """
     signature = inspect.signature(function)
     for name in kwargs:

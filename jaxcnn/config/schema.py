@@ -32,8 +32,8 @@ def _field(default: Any, doc: str, *, minimum: float | None = None, greater_than
     """Define a field of the schema.
 
     Args:
-      default: its default, or the class whose instance it is.
-      doc: says what the field does.
+      default: the default, or a class whose instance is the default.
+      doc: meaning of the field.
       minimum, greater_than, maximum: limits of a number; the first and the last are allowed values.
       choices: the allowed strings.
       affects_result: whether the field can change the trained parameters or the metrics. A run can be resumed with another

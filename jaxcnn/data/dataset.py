@@ -62,7 +62,7 @@ class Dataset:
         return self.kind.class_counts(self.splits[split].targets, self.num_classes).tolist()
 
     def info(self) -> dict[str, Any]:
-        """Return what an evaluation of the trained network has to know of the data; it is written to `data.json`."""
+        """Return the properties of the data that evaluation and prediction need; they are written to `data.json`."""
         return {'name': self.name, 'class_names': list(self.class_names), 'image_shape': list(self.image_shape),
                 'mean': list(self.mean), 'std': list(self.std), 'ink': dataclasses.asdict(self.ink) if self.ink else None,
                 'sizes': {name: len(split) for name, split in self.splits.items()}, 'broken': self.broken,
@@ -209,7 +209,7 @@ def load(config: DataConfig, kind: TargetKind = LABEL, source: sources.Source | 
     Args:
       config: names the data set, and says how its images are resized and split.
       kind: kind of targets that the task needs.
-      source: of the images, instead of the one that the config names.
+      source: source of the images, instead of the one that the config names.
 
     Raises:
       UserError: the data set is unknown, missing or broken, its splits differ in shape, or it has too few images for a

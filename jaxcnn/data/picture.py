@@ -138,7 +138,7 @@ def read(path: str | os.PathLike, mode: str) -> np.ndarray:
     The EXIF orientation is applied if it can be read; all other metadata is ignored.
 
     Args:
-      path: of the file.
+      path: path of the file.
       mode: `L` or `RGB`.
 
     Returns:
@@ -253,10 +253,10 @@ def load(path: str | os.PathLike, info: Mapping[str, Any], resize_mode: str = 'c
     """Return a picture file as the network's input before augmentation and normalisation.
 
     Args:
-      path: of a file in any format that Pillow reads, of any size.
+      path: path of a picture of any size, in any format that Pillow reads.
       info: the content of the workdir's `data.json`.
       resize_mode: how photographs are resized; see `config.data.resize`.
-      tone: of handwriting; see `frame_ink`.
+      tone: tone of handwriting; see `frame_ink`.
 
     Returns:
       uint8 (H, W, C).

@@ -31,7 +31,7 @@ class PreparedDataset:
     """One version of a prepared data set.
 
     Attributes:
-      name: of the data set.
+      name: name of the data set.
       path: the folder of the version, which holds `dataset_info.json`.
     """
 
@@ -103,7 +103,7 @@ def find_prepared(name: str, root: str) -> PreparedDataset:
     """Return the newest version of a prepared data set.
 
     Args:
-      name: of the data set.
+      name: name of the data set.
       root: the folder of all prepared data sets.
 
     Raises:

@@ -141,7 +141,7 @@ class NamedArrays:
     """Arrays of a file in the layout of a network.
 
     Attributes:
-      arrays: by the path of the network's variable, such as `params/Conv_0/kernel`.
+      arrays: the arrays by the path of the network's variable, such as `params/Conv_0/kernel`.
       origins: the name of each of them in the file.
       unused: the shapes of the file's other arrays, by name.
       surplus: names of those that belong to another network of the zoo, which fits the file better.

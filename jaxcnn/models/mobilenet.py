@@ -78,7 +78,7 @@ class Stage(NamedTuple):
     Attributes:
       expansion: features of the depthwise convolutions, as a multiple of the block's input channels.
       features: features of the block's output, at a multiplier of 1.
-      stride: of the first block; the others have stride 1.
+      stride: stride of the first block; the others have stride 1.
       size: side of the depthwise kernels.
     """
 
@@ -103,7 +103,7 @@ class InvertedResidualNetwork(MobileNet):
         that the network reduces images to an eighth instead of a 32nd of their size.
       padding: `symmetric`, half the kernel's size on each side, as in PyTorch's networks; or `same`, as in TensorFlow's,
         where a convolution with stride 2 pads more after the image than before it. Weights fit one of the two only.
-      drop_connect: of n blocks, a training image skips block i, counted from 0, with probability `drop_connect * i / n`
+      drop_connect: a training image skips block i of n, counted from 0, with probability `drop_connect * i / n`
         (stochastic depth, Huang et al. 2016). Only blocks with a shortcut are skipped.
     """
 

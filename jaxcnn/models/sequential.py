@@ -25,7 +25,7 @@ class Entry:
 
     Attributes:
       layer: the layer.
-      label: its number, counted from 1, and its text, for errors.
+      label: its number, counted from 1, and its text in the string, for errors.
     """
 
     layer: Layer

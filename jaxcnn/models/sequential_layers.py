@@ -82,7 +82,7 @@ class Conv(Layer):
     Attributes:
       features: number of output channels.
       kernel: side of a square kernel, or (height, width).
-      stride: in both directions.
+      stride: stride in both directions.
       padding: pixels on each side; `'same'`, as in TensorFlow; or `'valid'`, which is 0. By default it is half the kernel's
         size, dilation included, which keeps the size of the map at stride 1 if the kernel's is odd.
       groups: groups into which the channels are divided.

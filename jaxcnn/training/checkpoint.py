@@ -99,7 +99,7 @@ class Checkpoints:
 
     Args:
       workdir: workdir of the run.
-      config: says how many checkpoints are retained.
+      config: checkpoint fields of the config, such as the number of checkpoints to retain.
       best: measurement by which one checkpoint is the best; None if the best one is not needed.
       read_only: whether the checkpoints are only read, while another process may be writing some.
     """

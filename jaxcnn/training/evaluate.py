@@ -41,7 +41,7 @@ class Evaluator:
         Args:
           variables: `params` and `batch_stats`, replicated by the back end.
           split: name of one of the data set's splits.
-          should_stop: is called before each batch, when the batch before the last one is evaluated.
+          should_stop: function that is called before each batch, after the second to last batch has been evaluated.
           tta: whether to use test-time augmentation.
         """
         data = self._dataset.splits[split]

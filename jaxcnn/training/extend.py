@@ -44,10 +44,10 @@ def check(old: cfg.Config, new: cfg.Config, num_train: int, step: int) -> str:
       step: number of steps that the run has made.
 
     Returns:
-      A sentence that says what happens to the learning rate after these steps.
+      A sentence that describes the learning rate after these steps.
 
     Raises:
-      UserError: the steps would have been different with the new config; the message says how.
+      UserError: the steps would have been different with the new config; the message describes the difference.
     """
     old_timeline, new_timeline = Timeline(old, num_train), Timeline(new, num_train)
     new_run = f'a run of {new.duration.value:g} {new.duration.unit}'
@@ -133,7 +133,7 @@ def _check_evaluations(old_timeline: Timeline, new_timeline: Timeline, new: cfg.
 
 
 def _describe_learning_rates(optimizer: optim.Optimizer, timeline: Timeline, step: int) -> str:
-    """Return a sentence that says what happens to the learning rate from `step` on."""
+    """Return a sentence that describes the learning rate from `step` on."""
     stage = optimizer.stages[timeline.phase(step).stage]
     first, last = (float(stage.schedule(s - stage.start)) for s in (step, timeline.total - 1))
     event = 'a new stage begins' if stage.start == step else 'its schedule goes on'

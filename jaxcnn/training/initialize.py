@@ -146,7 +146,7 @@ class _Source:
     Attributes:
       title: description of the source, for messages.
       checksum: see `InitialWeights`.
-      arrays: by path, such as `params/Conv_0/kernel`.
+      arrays: the arrays by path, such as `params/Conv_0/kernel`.
       origins: the name in the source of each array.
       unused: shapes of arrays that belong to no layer of the network, by name.
       optional: paths that the source may lack; None if it may lack any.

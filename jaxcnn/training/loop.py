@@ -41,7 +41,7 @@ class TrainingRun:
     Args:
       config: config of the run.
       folder: the workdir.
-      stop: says whether a signal has asked the run to stop.
+      stop: the request of a signal to stop the run.
       source: the data; None: what the config names.
       callbacks: see `callbacks.Callback`.
       initial_variables: see `Setup`.

@@ -44,7 +44,7 @@ class Setup:
       evaluator: evaluates splits of the data set.
 
     Raises:
-      UserError: the data cannot be used, or fields of the config do not go together.
+      UserError: the data cannot be used, or fields of the config contradict each other.
     """
 
     def __init__(self, config: cfg.Config, folder: str, source: data.Source | None = None,

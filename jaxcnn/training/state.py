@@ -104,7 +104,8 @@ def init_state(network: Network, optimizer: Optimizer, image_shape: tuple[int, .
     Args:
       network, image_shape, seed, transform_params, arrays: see `init_weights`.
       optimizer: optimizer of the run.
-      optim: says whether there are moving averages and look-ahead's slow parameters; both start at the initial weights.
+      optim: optimisation fields of the config. Moving averages and slow parameters of look-ahead start at the initial
+        weights.
     """
     weights = init_weights(network, image_shape, seed, bool(optim.ema_decay), transform_params, arrays)
     slow = jax.tree.map(jnp.copy, (weights.params, weights.batch_stats)) if optim.lookahead else None

@@ -49,7 +49,7 @@ def initializer(config: cfg.WhitenConfig, shapes: Any, images: Callable[[int], n
     Args:
       config: whitening fields of the config.
       shapes: shapes and dtypes of the parameters.
-      images: gives a number of training images, as the network sees them.
+      images: function that returns a number of training images, as the network sees them.
 
     Raises:
       UserError: the pattern matches several parameters, or not the kernel of the first convolution.

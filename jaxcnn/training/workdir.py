@@ -110,7 +110,7 @@ def claim(workdir: str, config: cfg.Config, extend: bool = False) -> Iterator[No
 
 
 def has_ended(workdir: str) -> bool:
-    """Return whether the process of the run has ended, at its last step or before; False for a process of another host."""
+    """Return whether the process of the run has ended, complete or not; False for a process on another host."""
     return holder_has_ended(os.path.join(workdir, _LOCK))
 
 

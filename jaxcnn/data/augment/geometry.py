@@ -168,7 +168,7 @@ def draw_rectangle(key: jax.Array, shape: tuple[int, ...], scale: tuple, ratio: 
 
     Args:
       key: key of the random numbers.
-      shape: of the image, (H, W, ...).
+      shape: shape of the image, (H, W, ...).
       scale: range of the area as a fraction of the image's area.
       ratio: range of width over height.
       allow_full_image: whether the rectangle may be as high or as wide as the image. Of ten draws the first one that fits is
@@ -292,7 +292,7 @@ def affine_matrix(shape: tuple[int, ...], degrees: jax.Array | float = 0.0, tran
     All four are about the centre of the image. The matrix maps the coordinates of the result to those of the input.
 
     Args:
-      shape: of the image, (H, W, ...).
+      shape: shape of the image, (H, W, ...).
       degrees: rotation, counterclockwise.
       translate: pixels to the right and down.
       scale: factor; the content becomes larger if it is above 1.

@@ -199,7 +199,7 @@ def op_sampler(num_ops: int, space: AugmentationSpace, magnitude: int | None) ->
     Args:
       num_ops: number of ops.
       space: the amounts of the ops.
-      magnitude: of all ops; None to draw the magnitude of each op uniformly.
+      magnitude: magnitude of all ops; None to draw the magnitude of each op uniformly.
     """
     choices = np.array([i for name, i in _INDEX.items() if name != 'invert'])
 
