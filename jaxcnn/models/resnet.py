@@ -2,6 +2,7 @@
 al. 2016, "Identity mappings in deep residual networks"), and ResNeXt (Xie et al. 2016, "Aggregated residual
 transformations for deep neural networks")."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
@@ -44,8 +45,8 @@ class ResNet(Network):
       shortcut: `A`, `B`, `C` or `none`.
       preact: use pre-activation.
       activation: name of an activation in `layers.ACTIVATIONS`, after BatchNorm and after sums; the papers' is `relu`.
-      zero_init: the scale of each block's last BatchNorm starts at 0, so that a block starts as its shortcut (Goyal et al.
-        2017, "Accurate, large minibatch SGD"). Not for pre-activation, whose last ReLU would pass no gradient.
+      zero_init: a block starts as its shortcut, because the scale of its last BatchNorm starts at 0 (Goyal et al. 2017,
+        "Accurate, large minibatch SGD"); with pre-activation, the kernel of its last convolution.
     """
 
     blocks: tuple[int, ...] = (2, 2, 2, 2)
@@ -73,9 +74,8 @@ class ResNet(Network):
         if not self.stem_norm and not (self.preact and self.stem == 'imagenet'):
             raise UserError("stem_norm=False needs preact=True and stem='imagenet', "
                             f'got preact={self.preact} and stem={self.stem!r}')
-        if self.zero_init and (self.preact or self.shortcut == 'none'):
-            raise UserError("zero_init=True needs preact=False and a shortcut of 'A', 'B' or 'C', "
-                            f'got preact={self.preact} and shortcut={self.shortcut!r}')
+        if self.zero_init and self.shortcut == 'none':
+            raise UserError("zero_init=True needs a shortcut of 'A', 'B' or 'C', got 'none'")
         if not positive_ints(self.blocks):
             raise UserError(f'blocks must be positive integers, got {self.blocks}')
         if min(self.width, self.groups) < 1 or self.group_width < 0:
@@ -128,7 +128,8 @@ class ResNet(Network):
             for i, (width, size, conv_stride, groups) in enumerate(convs):
                 if i > 0:
                     y = self.norm_activation(y, train, self.activation)
-                y = self.conv(width, size, conv_stride, use_bias=False, feature_group_count=groups)(y)
+                zero = {'kernel_init': nn.initializers.zeros} if self.zero_init and i == len(convs) - 1 else {}
+                y = self.conv(width, size, conv_stride, use_bias=False, feature_group_count=groups, **zero)(y)
             if projected:
                 return y + self.conv(out_features, 1, stride, use_bias=False)(activated)
             return y + (_subsample(activated, out_features, stride) if resized else x)

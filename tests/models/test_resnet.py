@@ -9,6 +9,7 @@ import pytest
 
 from jaxcnn import models
 from jaxcnn.errors import UserError
+from jaxcnn.training.state import run_once
 
 
 def shapes(name, side=32, **fields):
@@ -166,6 +167,24 @@ def test_a_stem_without_norm_is_a_convolution_alone():
     np.testing.assert_allclose(maps_of(network, variables, images)['stem'], expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize('preact', [False, True])
+def test_with_zero_init_every_block_starts_as_its_shortcut(preact):
+    network = models.create('resnet18', blocks=(2,), width=4, stem='small', shortcut='A', preact=preact, zero_init=True)
+    images = np.random.default_rng(1).normal(size=(2, 5, 5, 3)).astype(np.float32)
+
+    def start(images):
+        variables = network.init(jax.random.key(0), images)
+
+        def loss(params):
+            return network.apply({**variables, 'params': params}, images, train=True, mutable=['batch_stats'])[0][:, 0].sum()
+        return network.apply(variables, images, features=True)[1], jax.grad(loss)(variables['params'])
+    maps, grads = jax.jit(start, compiler_options=run_once())(images)
+    np.testing.assert_array_equal(maps['stage1'], maps['stem'])
+    layer, parameter = ('Conv', 'kernel') if preact else ('BatchNorm', 'scale')
+    for last in (2, 4):  # what starts at zero is trained
+        assert np.any(grads[f'{layer}_{last}'][parameter] != 0)
+
+
 # ---- what is refused
 
 
@@ -174,6 +193,7 @@ def test_a_stem_without_norm_is_a_convolution_alone():
     ('resnet18', {'shortcut': 'D'}, r"unknown shortcut 'D'; known: A, B, C, none"),
     ('resnet18', {'shortcut': None}, r'model resnet18: shortcut must be of type str, got None'),
     ('preresnet18', {'shortcut': 'none'}, r"preact=True needs a shortcut of 'A', 'B' or 'C', got 'none'"),
+    ('resnet18', {'shortcut': 'none', 'zero_init': True}, r"zero_init=True needs a shortcut of 'A', 'B' or 'C', got 'none'"),
     ('resnet50', {'width': 100, 'groups': 8}, r'8 groups do not divide 100 features'),
     ('resnet18', {'stem_norm': False}, r"stem_norm=False needs preact=True and stem='imagenet', got preact=False and"),
     ('resnet34', {'group_width': 4}, r'groups and group_width need bottleneck=True, got groups=1 and group_width=4'),

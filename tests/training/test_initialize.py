@@ -19,7 +19,7 @@ from jaxcnn.models.resnet import ResNet
 from jaxcnn.run import load_run
 from jaxcnn.training import initialize, train
 from jaxcnn.training.initialize import load_initial_weights
-from jaxcnn.training.state import init_weights, replace_arrays
+from jaxcnn.training.state import init_weights, replace_arrays, run_once
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 IMAGE = (16, 16, 3)
@@ -101,6 +101,39 @@ def test_a_deep_vgg_starts_from_the_convolutions_and_dense_layers_of_a_shallow_o
         'Conv_5/kernel': 'Conv_3/kernel', **{f'Dense_{i}/kernel': f'Dense_{i}/kernel' for i in range(3)}}
     np.testing.assert_array_equal(initial.arrays['params/Conv_4/kernel'], shallow_source['params']['Conv_2']['kernel'])
     assert names_of(initial.unused) == {f'Conv_{i}/{name}' for i in (4, 5) for name in ('kernel', 'bias')}
+
+
+RESNET = {'width': 4, 'stem': 'small', 'zero_init': True, 'conv_implementation': 'xla'}
+GROWTH = {
+    'plain': (vgg(((4,), (6,))), vgg(((4, 4), (6, 6))).clone(kernel_init='dirac'), '^Conv_[13]/',
+              [['^Conv_2/', 'Conv_1/']]),
+    'residual': (models.create('resnet18', blocks=(1, 1), **RESNET), models.create('resnet18', blocks=(2, 2), **RESNET),
+                 '_(3|4|8|9)/', [[f'^(Conv|BatchNorm)_{new}/', rf'\1_{old}/'] for new, old in ((5, 3), (6, 4), (7, 5))]),
+    'pre-activated': (models.create('preresnet18', blocks=(1, 1), **RESNET),
+                      models.create('preresnet18', blocks=(2, 2), **RESNET),
+                      '^Conv_(3|4|8|9)/|^BatchNorm_(2|3|6|7)/',
+                      [*([f'^Conv_{new}/', f'Conv_{old}/'] for new, old in ((5, 3), (6, 4), (7, 5))),
+                       *([f'^BatchNorm_{new}/', f'BatchNorm_{old}/'] for new, old in ((4, 2), (5, 3), (8, 4)))]),
+}
+
+
+@pytest.mark.parametrize('kind', GROWTH)
+def test_a_deeper_network_whose_new_blocks_are_identities_starts_with_the_outputs_of_the_shallower_one(kind):
+    """Chen et al. 2015, "Net2Net: accelerating learning via knowledge transfer", section 2.5."""
+    network, deep, new_layers, rename = GROWTH[kind]
+    rng = np.random.default_rng(0)
+    shapes = jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, *IMAGE)))
+    source = {'batch_stats': {}, **jax.tree.map(lambda x: rng.uniform(0.1, 1, x.shape).astype(np.float32), shapes)}
+    arrays = load(deep, variables=source, exclude=new_layers, rename=rename).arrays
+    images = rng.normal(size=(4, *IMAGE)).astype(np.float32)
+
+    def outputs(images):
+        weights = init_weights(deep, IMAGE, np.uint32(1), ema=False, arrays=arrays)
+        grown = {'params': weights.params, 'batch_stats': weights.batch_stats}
+        return network.apply(source, images), deep.apply(grown, images)
+    before, after = jax.jit(outputs, compiler_options=run_once())(images)
+    assert before.std() > 1e-3 * np.abs(before).max()
+    np.testing.assert_allclose(after, before, rtol=1e-5)
 
 
 def test_averages_are_drawn_from_the_initial_weights_and_arrays_are_copied():
