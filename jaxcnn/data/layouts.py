@@ -6,6 +6,7 @@
 import collections
 import dataclasses
 import os
+import re
 
 from jaxcnn.config import DataConfig
 from jaxcnn.data import tables
@@ -61,10 +62,14 @@ def folder(config: DataConfig) -> Source:
 def flat(config: DataConfig) -> Source:
     """Return the source of a folder with the images `<split>/<label>_<id>.jpg`, or `<label>_<id>.jpg` without splits.
 
-    An image whose label is missing or -1 is unlabelled.
+    In a name without an underscore, a dot may separate the label and a number, as in `cat.0.jpg`. An image whose label is
+    missing or -1 is unlabelled.
     """
     def label_of(path: str) -> str:
-        label, _, image_id = os.path.splitext(os.path.basename(path))[0].rpartition('_')
+        name = os.path.splitext(os.path.basename(path))[0]
+        if '_' not in name and re.fullmatch(r'.+\.[0-9]+', name):
+            return name.rpartition('.')[0]
+        label, _, image_id = name.rpartition('_')
         return label if label and image_id else UNLABELLED
     root = existing_path(config.dir, 'flat')
     skipped: collections.Counter[str] = collections.Counter()

@@ -135,6 +135,17 @@ def test_a_label_in_a_file_name_may_have_underscores(tmp_path):
     assert load(tmp_path, 'flat', tmp_path / 'set', val_fraction=0.4).class_names == ['hot_dog', 'ice_cream']
 
 
+def test_a_dot_may_separate_a_label_from_a_number_in_a_file_name(tmp_path):
+    for name in ('cat', 'dog', 'hot.dog_'):
+        for i in range(5):
+            save(tmp_path / 'set' / f'{name}.{i}.png' if '_' not in name else tmp_path / 'set' / f'{name}{i}.png', (1, 2, 3))
+    for name in ('7.png', 'cat.png', 'cat.b.png', '.5.png'):  # without a label; the last one is a hidden file
+        save(tmp_path / 'set' / name, (1, 2, 3))
+    dataset = load(tmp_path, 'flat', tmp_path / 'set', val_fraction=0.4)
+    assert dataset.class_names == ['cat', 'dog', 'hot.dog']
+    assert sum(map(len, dataset.splits.values())) == 15
+
+
 @pytest.mark.parametrize('is_one_table', [True, False])
 def test_tables(tmp_path, is_one_table):
     root = write_folder(tmp_path / 'set', train=4, test=2)
