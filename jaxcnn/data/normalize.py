@@ -132,6 +132,21 @@ class _ZcaWhitening:
         return jnp.matmul(x, matrix, precision=jax.lax.Precision.HIGHEST)
 
 
+@dataclasses.dataclass(frozen=True)
+class _ReversedChannels:
+    def fit(self, images: Images) -> dict[str, np.ndarray]:
+        channels = next(iter(images())).shape[-1]
+        if channels != 3:
+            raise UserError(f'bgr needs images with 3 channels, got {channels}', field='config.data.normalize')
+        return {}
+
+    def apply(self, x: jax.Array, fitted: Fitted) -> jax.Array:
+        return x[..., ::-1]
+
+    def invert(self, y: jax.Array, fitted: Fitted) -> jax.Array:
+        return y[..., ::-1]
+
+
 def _constants(name: str, value: float | tuple[float, ...] | None, minimum: float) -> tuple[float, ...]:
     """Return the values of an argument of `standardize`, which is a number or one for each channel."""
     if value is None or value == ():
@@ -178,7 +193,12 @@ def zca(epsilon: float = 0.1) -> Normalizer:
     return _ZcaWhitening(epsilon)
 
 
-_OPS: dict[str, Callable[..., Normalizer]] = {op.__name__: op for op in (standardize, standardize_pixels, gcn, zca)}
+def bgr() -> Normalizer:
+    """Order the channels as blue, green and red, as in Caffe and OpenCV, for the ops that follow and for the network."""
+    return _ReversedChannels()
+
+
+_OPS: dict[str, Callable[..., Normalizer]] = {op.__name__: op for op in (standardize, standardize_pixels, gcn, zca, bgr)}
 
 
 def names() -> list[str]:

@@ -45,6 +45,8 @@ def zca(x, epsilon, train):
     ('gcn', lambda x, train: gcn(x)),
     ('gcn(2, epsilon=0.5, lam=0.01)', lambda x, train: gcn(x, 2, 0.5, 0.01)),
     ('zca(0.001)', lambda x, train: zca(x, 0.001, train)),
+    ('bgr|standardize((0.5, 0.4, 0.3), 0.01)', lambda x, train: np.stack([
+        (x[..., 2] - 0.5) / 0.01, (x[..., 1] - 0.4) / 0.01, (x[..., 0] - 0.3) / 0.01], -1)),
     ('gcn|zca(0.1)', lambda x, train: zca(gcn(x), 0.1, gcn(train))),
     ('gcn(3)|standardize_pixels', lambda x, train: (gcn(x) - gcn(train).mean(0)) / gcn(train).std(0)),
 ])
@@ -93,7 +95,7 @@ def test_the_fitted_statistics_are_written_and_read(images, tmp_path):
 
 @pytest.mark.parametrize(('text', 'line'), [
     ('standardise', "unknown normalisation 'standardise'; nearest: standardize"),
-    ('zca|whiten', "unknown normalisation 'whiten'; known: gcn, none, standardize"),
+    ('zca|whiten', "unknown normalisation 'whiten'; known: bgr, gcn, none, standardize"),
     ('gcn(-1)', 'gcn.s: expected a number of at least 0, got -1'),
     ('standardize(0.5)', 'standardize.std: needs both constants, as in standardize(0.5, 0.25)'),
     ('standardize(std=1)', 'standardize.mean: needs both constants'),
@@ -114,6 +116,11 @@ def test_an_invalid_string_is_reported(text, line):
 def test_constants_for_other_channels_are_refused():
     with pytest.raises(UserError, match=r'^config\.data\.normalize: standardize\.std: got 3 values for images with 1 '):
         fit('standardize(0.5, (0.2, 0.2, 0.2))', np.zeros((2, 4, 4, 1), np.float32))
+
+
+def test_grey_images_have_no_channels_to_reverse():
+    with pytest.raises(UserError, match=r'^config\.data\.normalize: bgr needs images with 3 channels, got 1$'):
+        fit('bgr|standardize', np.zeros((2, 4, 4, 1), np.float32))
 
 
 def test_zca_refuses_images_that_are_too_large():
