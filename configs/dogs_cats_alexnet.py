@@ -3,9 +3,9 @@
     jaxcnn train --config=dogs_cats_alexnet --workdir=runs/dogs_cats --config.data.dir=dogs-vs-cats
     jaxcnn predict --workdir=runs/dogs_cats dogs-vs-cats/test1/*.jpg --submission=submission.csv
 
-The input is that of the fine-tuning tutorials after Caffe: 227 pixels, which may change the aspect ratio, blue, green and red
-from 0 to 255 less the means 104, 117 and 124. The network has Caffe's two groups and constants, and the kernels and biases of
-its definition. The tutorials start from Caffe's weights; here all layers are trained from the start.
+The input is that of the fine-tuning tutorials after Caffe: images resized to 227x227, with blue, green and red from 0 to 255
+less the means 104, 117 and 124. The network is Caffe's, with two groups and its constant of local response normalisation.
+The tutorials start from Caffe's weights; here all layers are drawn, and biases start at 0.1.
 Result: not yet measured.
 """
 
