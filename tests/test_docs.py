@@ -1,5 +1,6 @@
 """The documentation: its links lead somewhere, its tables are complete, and the README is short."""
 
+import dataclasses
 import glob
 import importlib.util
 import os
@@ -75,6 +76,12 @@ def test_pages_name_all_that_is_registered(page):
     words = set(re.findall(r'\w+', read(os.path.join('docs', page))))
     missing = sorted(set(REGISTERED[page]) - words)
     assert not missing
+
+
+def test_the_page_of_networks_names_their_fields():
+    words = set(re.findall(r'\w+', read(os.path.join('docs', 'networks.md'))))
+    fields = {field.name for name in models.names() for field in dataclasses.fields(models.create(name))}
+    assert fields - words == {'bn_frozen', 'bn_axis', 'parent'}, 'no config sets the last three'
 
 
 def test_the_tables_of_config_fields_are_those_of_the_schema():
