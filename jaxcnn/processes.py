@@ -41,7 +41,12 @@ def bound_command(command: Sequence[str], parent: int, cores: Collection[int] = 
 
 
 def main(parent: str, cores: str, *command: str) -> None:
-    """Bind this process to its parent and its processors, and replace it by the command."""
+    """Bind this process to its parent and its processors, and replace it by the command.
+
+    The command ignores SIGUSR1 and SIGUSR2, by which SLURM tells all processes of a job that its time is nearly over.
+    """
+    for signum in (signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(signum, signal.SIG_IGN)
     if hasattr(libc := ctypes.CDLL(None), 'prctl'):
         libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != int(parent):

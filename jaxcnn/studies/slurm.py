@@ -10,12 +10,14 @@ from typing import Any
 
 from jaxcnn.config import parse_assignment
 from jaxcnn.errors import UserError
-from jaxcnn.processes import shell_exit_code
+from jaxcnn.processes import bound_command, shell_exit_code
 from jaxcnn.studies.jobs import Executor, Handle, Job
 from jaxcnn.training.workdir import read_json, write_json
 
 _STOP_TIMEOUT = 60.0  # seconds that a run has to save its state
+_POLL_INTERVAL = 0.2  # seconds
 _MAX_JOBS = 10_000
+_MAX_TIMEOUTS = 1_000  # of a job, after which it is not queued again
 
 
 def parse_options(options: Sequence[str]) -> dict[str, Any]:
@@ -32,8 +34,11 @@ class SubmittedJob:
     def __call__(self) -> int:
         """Train the run, and return the exit code of its command."""
         with open(self.job.log_file, 'ab') as log_file:
-            self._process = subprocess.Popen(self.job.command(), stdin=subprocess.DEVNULL, stdout=log_file, stderr=log_file)
-            return shell_exit_code(self._process.wait())
+            command = bound_command(self.job.command(), os.getpid())
+            self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log_file, stderr=log_file)
+        while (returncode := self._process.poll()) is None:  # wait() would hold a lock that `checkpoint` needs
+            time.sleep(_POLL_INTERVAL)
+        return shell_exit_code(returncode)
 
     def checkpoint(self) -> Any:
         """Stop the run, which saves its state, and return the submission that resumes it.
@@ -94,7 +99,7 @@ class SlurmExecutor(Executor):
         self.slots = jobs or _MAX_JOBS
         limit = {'slurm_array_parallelism': jobs} if jobs else {}
         try:
-            self._executor = submitit.AutoExecutor(folder, cluster=self._cluster)
+            self._executor = submitit.AutoExecutor(folder, cluster=self._cluster, slurm_max_num_timeout=_MAX_TIMEOUTS)
             self._executor.update_parameters(name='jaxcnn', **limit, **options)
         except (RuntimeError, NameError, TypeError, ValueError) as e:
             raise UserError(' '.join(str(e).split())[:300], field='--executor=slurm') from e

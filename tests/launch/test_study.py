@@ -1,9 +1,16 @@
 """The commands `study` and `compare`, as a user starts them."""
 
+import json
 import os
+import signal
+import subprocess
 import time
 
 import pytest
+
+from jaxcnn.studies.definition import load_study
+from jaxcnn.studies.run import StudyRun
+from jaxcnn.studies.slurm import SlurmExecutor
 
 pytestmark = pytest.mark.launch
 
@@ -14,8 +21,9 @@ def get_study():
     return make_study({config!r}, {{
         'good': {{}}, 'no data': {{'data.name': 'folder', 'data.dir': 'missing'}}}}, seeds=1)
 
-def get_two_study():
-    return make_study({config!r}, {{'one': {{}}, 'two': {{'optim.learning_rate': 0.02}}}}, seeds=1)
+def get_long_study():
+    fields = {{'duration.steps': 1500, 'eval.every': {{'steps': 500}}, 'log_every': {{'steps': 50}}}}
+    return make_study({config!r}, {{'long': fields}}, seeds=1)
 '''
 
 
@@ -71,11 +79,25 @@ def test_a_wrong_use_is_one_line_and_trains_nothing(flag, message, study_file, c
 
 
 @pytest.mark.slow
-def test_jobs_of_submitit_are_the_same_runs(study_file, command, tmp_path):
+def test_a_job_of_submitit_whose_time_is_over_resumes_to_the_same_run(study_file, command, tmp_path):
     pytest.importorskip('submitit')
-    for name, flags in {'local': ['--jobs=2'], 'slurm': ['--executor=slurm', '--slurm=cluster=local']}.items():
-        code, _, err = command('study', f'--study={study_file}:two', f'--workdir={tmp_path / name}', *flags)
-        assert code == 0, err
-    rows = [[line.split(',')[:5] for line in (tmp_path / name / 'study.csv').read_text().splitlines()]
-            for name in ('local', 'slurm')]
-    assert rows[0] == rows[1]
+    code, _, err = command('study', f'--study={study_file}:long', f'--workdir={tmp_path / "local"}')
+    assert code == 0, err
+    study, folder = load_study(f'{study_file}:long'), tmp_path / 'slurm'
+    with StudyRun(study, str(folder)) as run:
+        job, = run.jobs()
+        handle, = SlurmExecutor(1, {'cluster': 'local'}, str(folder / 'slurm')).start([job])
+        metrics = folder / 'long' / 'seed0' / 'metrics.jsonl'
+        while handle.poll() is None and not (metrics.exists() and metrics.read_text()):
+            time.sleep(0.05)
+        task, = subprocess.check_output(['pgrep', '-P', str(handle._job._process.pid)], text=True).split()
+        os.kill(int(task), signal.SIGUSR2)  # by which SLURM says that the time is nearly over
+        while handle.poll() is None:
+            time.sleep(0.1)
+        assert job.record(handle.poll()).status == 'finished'
+        log = (folder / 'long' / 'seed0.log').read_text()
+    assert 'stopped by SIGTERM' in log
+    assert 'resuming' in log
+    summaries = [json.loads((tmp_path / name / 'long' / 'seed0' / 'summary.json').read_text())
+                 for name in ('local', 'slurm')]
+    assert summaries[0]['test_loss'] == summaries[1]['test_loss']
