@@ -24,7 +24,7 @@ def get_config():
 def environment(caches):
     """A function that returns the environment of a command with so many devices and the caches of the session."""
     def make_environment(devices=1):
-        return {**os.environ, 'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}',
+        return {**os.environ, 'XLA_FLAGS': f'{os.environ["XLA_FLAGS"]} --xla_force_host_platform_device_count={devices}',
                 'PYTHONWARNINGS': 'ignore::DeprecationWarning'}
     return make_environment
 

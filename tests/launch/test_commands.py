@@ -42,7 +42,7 @@ def get_config():
 
 
 def environment(devices=1):
-    return {**os.environ, 'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}'}
+    return {**os.environ, 'XLA_FLAGS': f'{os.environ["XLA_FLAGS"]} --xla_force_host_platform_device_count={devices}'}
 
 
 def command_line(name, *arguments):

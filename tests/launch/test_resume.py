@@ -53,7 +53,8 @@ CHANGES = {
 def start(optimised, config, name):
     """Start a run in the folder `name` beside the config; `optimised`: with all of XLA's optimisations."""
     folder = config.parent / name
-    environment = {**os.environ, 'XLA_FLAGS': '--xla_force_host_platform_device_count=2'}
+    devices = '--xla_force_host_platform_device_count=2'
+    environment = {**os.environ, 'XLA_FLAGS': devices if optimised else f'{os.environ["XLA_FLAGS"]} {devices}'}
     if optimised:
         del environment['JAX_DISABLE_MOST_OPTIMIZATIONS']
     with open(f'{folder}.log', 'a') as log:
