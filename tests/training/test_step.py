@@ -1,6 +1,7 @@
 """The training step, compared with direct computations."""
 
 import dataclasses
+import functools
 
 import chex
 import jax
@@ -34,13 +35,23 @@ def task_of(label_smoothing=0.0, class_weights=None):
 TASK = task_of()
 
 
-def make(dropout=0.0, widths=(4, 4, 4, 4), model=None, optimizer='sgd', augmented='', optim=None, label_smoothing=0.0,
-         class_weights=None, **fields):
-    chain = dict(optimizer=optimizer, learning_rate=0.1, schedule='constant', ema_decay=fields.get('ema_decay', 0.0),
+STEPS = {}  # by the arguments of `make`, so that each step is compiled once for all tests
+
+
+def make(**arguments):
+    """Return a step and its first state. Equal arguments give the same step, which JAX compiles once."""
+    key = repr(arguments)
+    if key not in STEPS:
+        STEPS[key] = make_step(**arguments)
+    return STEPS[key]
+
+
+def make_step(dropout=0.0, model=None, augmented='', optim=None, label_smoothing=0.0, class_weights=None, **fields):
+    chain = dict(optimizer='sgd', learning_rate=0.1, schedule='constant', ema_decay=fields.get('ema_decay', 0.0),
                  **(optim or {}))
     config = cfg.parse(dict(duration=dict(steps=100), optim=chain))
     optimizer = make_optimizer(config.optim, Timeline(config, 1000))
-    network = model or models.create('shallow_cnn', widths=widths, hidden=8, dropout=dropout)
+    network = model or models.create('shallow_cnn', widths=(4, 4, 4, 4), hidden=8, dropout=dropout)
     preprocessor = Preprocessor(augment.parse_pipeline(augmented), Normalization.from_mean_std((0.5,), (0.25,)))
     step = TrainStep(network, optimizer, preprocessor, task_of(label_smoothing, class_weights), **fields)
     init = jax.jit(lambda seed: init_state(network, optimizer, SHAPE, seed, config.optim),
@@ -196,8 +207,8 @@ def test_look_ahead_with_a_ramp_includes_statistics_and_ends_with_the_slow_param
     slow = (state.params, state.batch_stats)
     for n in range(1, 6):
         state = state.replace(slow=jax.tree.map(jnp.copy, slow))
-        fast, _ = jax.jit(plain)(state.replace(slow=None), batch_of(16, n), KEY)
-        after, _ = jax.jit(step)(state, batch_of(16, n), KEY)
+        fast, _ = jax.jit(plain)(state.replace(slow=None), batch_of(8, n), KEY)
+        after, _ = jax.jit(step)(state, batch_of(8, n), KEY)
         fast = (fast.params, fast.batch_stats)
         if n in (2, 4):
             weight = 0.6 * (n / 5) ** 3
@@ -211,13 +222,13 @@ def test_look_ahead_with_a_ramp_includes_statistics_and_ends_with_the_slow_param
 
 def test_frozen_statistics_are_used_and_do_not_change():
     step, state = make()
-    state, _ = jax.jit(step)(state, batch_of(16), KEY)
+    state, _ = jax.jit(step)(state, batch_of(8), KEY)
     frozen = TrainStep(step.network.clone(bn_frozen=True), step.optimizer, step.preprocessor, step.task)
-    batch = batch_of(16, 1)
+    batch = batch_of(8, 1)
     after, metrics = jax.jit(frozen)(state, batch, KEY)
     chex.assert_trees_all_equal(after.batch_stats, state.batch_stats)
-    images = step.preprocessor(batch['image'])
-    logits = step.network.apply({'params': state.params, 'batch_stats': state.batch_stats}, images)
+    logits = jax.jit(lambda variables, images: step.network.apply(variables, step.preprocessor(images)))(
+        {'params': state.params, 'batch_stats': state.batch_stats}, batch['image'])
     np.testing.assert_allclose(metrics['loss'], cross_entropy(logits, batch['label']).mean(), rtol=1e-5)
     unfrozen, _ = jax.jit(step)(state, batch, KEY)
     assert all(np.any(a != b) for a, b in zip(jax.tree.leaves(unfrozen.batch_stats), jax.tree.leaves(state.batch_stats),
@@ -239,9 +250,10 @@ def test_randomness_depends_only_on_key_step_and_row():
     preprocessor = Preprocessor(augment.parse_pipeline('pad_crop(3)|flip_lr'), Normalization())
     batch = batch_of(12)
     last_rows = {name: values[8:] for name, values in batch.items()}
-    images = preprocessor.train(batch, KEY, mixer=TASK)['image']
-    np.testing.assert_array_equal(images[8:], preprocessor.train(last_rows, KEY, np.arange(8, 12), mixer=TASK)['image'])
-    assert np.any(images != preprocessor.train(batch, jax.random.key(4), mixer=TASK)['image'])
+    train = jax.jit(functools.partial(preprocessor.train, mixer=TASK))
+    images = train(batch, KEY)['image']
+    np.testing.assert_array_equal(images[8:], train(last_rows, KEY, np.arange(8, 12))['image'])
+    assert np.any(images != train(batch, jax.random.key(4))['image'])
     step, state = make(dropout=0.5, augmented='pad_crop(3)')
     run = jax.jit(step)
     chex.assert_trees_all_equal(run(state, batch_of(8), KEY), run(state, batch_of(8), KEY))
@@ -256,6 +268,13 @@ def test_gather_looks_up_positions_in_the_resident_examples():
     np.testing.assert_array_equal(gathered['label'], data['label'][[3, 19, 3]])
 
 
+@functools.cache
+def compiled_many_steps(step, variable_length):
+    def batch_positions(order, offset):
+        return jax.lax.dynamic_slice(order, (offset,), (8,))
+    return jax.jit(many_steps(step, batch_positions, variable_length=variable_length))
+
+
 @pytest.mark.parametrize(('count', 'padding'), [(1, 0), (3, 0), (3, 2), (1, 4)])
 def test_many_steps_equal_single_steps(count, padding):
     step, state = make()
@@ -266,10 +285,7 @@ def test_many_steps_equal_single_steps(count, padding):
         losses.append(metrics['loss'])
     stacked = {name: np.stack([batch[name] for batch in batches]) for name in batches[0]}
     stacked = {name: np.concatenate([x, np.zeros((padding, *x.shape[1:]), x.dtype)]) for name, x in stacked.items()}
-
-    def batch_positions(order, offset):
-        return jax.lax.dynamic_slice(order, (offset,), (8,))
-    run = jax.jit(many_steps(step, batch_positions, variable_length=bool(padding)))
+    run = compiled_many_steps(step, bool(padding))
     offsets = np.append(np.arange(count, dtype=np.int32) * 8, np.full(padding, -1, np.int32))
     resident = {'examples': {name: x.reshape(-1, *x.shape[2:]) for name, x in stacked.items()},
                 'order': np.arange(8 * len(offsets)), 'epoch': np.int32(0)}
@@ -304,7 +320,7 @@ def test_mixed_labels_are_the_targets_of_the_loss():
     step, state = make(model=Plain(), augmented='mixup(1)')
     batch = batch_of(8)
     augment_key, _ = step_keys(KEY, 0)
-    examples = step.preprocessor.train(batch, augment_key, mixer=TASK)
+    examples = jax.jit(functools.partial(step.preprocessor.train, mixer=TASK))(batch, augment_key)
     x, targets = examples['image'], examples['label']
     np.testing.assert_allclose(targets.sum(-1), 1, rtol=1e-6)
     logits = step.network.apply({'params': state.params}, x)
