@@ -2,8 +2,8 @@ import os
 import shutil
 
 # Before JAX starts: eight virtual devices, also on a machine with a GPU, and little time for compilation, because most
-# programs run once. The older emitters of XLA compile a step in a third of the time of the MLIR emitters; with one LLVM module
-# for each program, its rounding does not depend on how the program is split.
+# programs run once. The older emitters of XLA compile a step in a third of the time of the MLIR emitters. With one LLVM
+# module for each program, its rounding does not depend on how the program is split.
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ['JAX_DISABLE_MOST_OPTIMIZATIONS'] = '1'
 os.environ['XLA_FLAGS'] = ' '.join([

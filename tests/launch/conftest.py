@@ -39,25 +39,38 @@ def start(environment):
 
 
 @pytest.fixture(scope='session')
-def command(environment, start, tmp_path_factory):
+def fork(environment):
+    """A function that forks a command, which draws no figures, and does not wait.
+
+    `fork('train', '--workdir=...', outputs=[path, path], devices=8)` appends standard output and error to the two files.
+    `folder` is the working directory, by default that of the repository.
+    """
+    context = multiprocessing.get_context('forkserver')
+    context.set_forkserver_preload(forked.LIBRARIES)
+
+    def fork_command(name, *arguments, outputs, devices=1, file_limit=0, folder=forked.ROOT):
+        process = context.Process(target=forked.main, args=(
+            [os.path.join(forked.ROOT, 'launch', f'{name}.py'), *map(str, arguments)], environment(devices), file_limit,
+            list(map(str, outputs)), str(folder)))
+        process.start()
+        return process
+    return fork_command
+
+
+@pytest.fixture(scope='session')
+def command(start, fork, tmp_path_factory):
     """A function that runs a command and returns its exit code, and the lines of its standard output and error.
 
     `command('train', '--workdir=...', devices=8)` is forked, for speed; `fresh=True` runs it as a user does. `folder` is the
     working directory, by default that of the repository.
     """
-    context = multiprocessing.get_context('forkserver')
-    context.set_forkserver_preload(forked.LIBRARIES)
-
     def run_command(name, *arguments, devices=1, file_limit=0, fresh=False, folder=forked.ROOT):
         if fresh:
             process = start(name, *arguments, devices=devices)
             out, err = process.communicate()
             return process.returncode, out.splitlines(), err.splitlines()
         outputs = [tmp_path_factory.mktemp('command') / stream for stream in ('out', 'err')]
-        process = context.Process(target=forked.main, args=(
-            [os.path.join(forked.ROOT, 'launch', f'{name}.py'), *map(str, arguments)], environment(devices), file_limit,
-            list(map(str, outputs)), str(folder)))
-        process.start()
+        process = fork(name, *arguments, outputs=outputs, devices=devices, file_limit=file_limit, folder=folder)
         process.join()
         return process.exitcode, *(path.read_text().splitlines() for path in outputs)
     return run_command

@@ -30,11 +30,11 @@ def main(argv: list[str], environment: dict[str, str], file_limit: int, outputs:
       argv: the script and its arguments.
       environment: the whole environment. What Python and JAX read when they start, they read in the parent process.
       file_limit: the largest size of a file in bytes; writing more fails, as on a full disk. 0: no limit.
-      outputs: files for standard output and error.
+      outputs: files for standard output and error, which are appended to.
       folder: the working directory.
     """
     for descriptor, path in enumerate(outputs, 1):
-        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), descriptor)
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), descriptor)
     if file_limit:
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
     logging.root.handlers.clear()  # a library that the parent has imported set them; a command sets its own before it

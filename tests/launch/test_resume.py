@@ -40,8 +40,15 @@ def get_config():
                 checkpoint=dict(every=dict(steps=6)), log_every=dict(steps=10))
 '''
 
+# less to compile, but everything that a checkpoint must hold for the run to continue: two optimizers, an average, slow
+# parameters, a plateau, the position in a balanced epoch, and random numbers
+SMALLER = {
+    'widths=(8, 8, 16, 16)': 'widths=(4, 4, 4, 4)', '|mixup(0.2)|cutout(4)': '', 'gcn|zca': 'gcn|standardize',
+    "dict(match='Dense_0', optimizer='muon'),": '', "whiten=dict(match='Conv_0/kernel', images=50),": '',
+    ", tta='flip_shift'": ''}
 CHANGES = {
-    'one device': {},
+    'one device': SMALLER,
+    'all options': {},
     # dispatches of five steps, or of one step if a checkpoint is due before the fifth
     'two devices': {'|mixup(0.2)|cutout(4)': '', "balance='sampling'": "balance='sampling', placement='host', workers=1",
                   'ema_decay=0.9': 'accumulate=2', 'every=dict(steps=6)': 'every=dict(steps=12)',
@@ -50,16 +57,38 @@ CHANGES = {
 }
 
 
-def start(optimised, config, name):
+class Optimised(subprocess.Popen):
+    """A run with all of XLA's optimisations, which a forked one does not have, with the interface of a forked one."""
+
+    def __init__(self, arguments, log):
+        environment = {**os.environ, 'XLA_FLAGS': '--xla_force_host_platform_device_count=2'}
+        del environment['JAX_DISABLE_MOST_OPTIMIZATIONS']
+        with open(log, 'a') as file:
+            super().__init__([sys.executable, 'launch/train.py', *arguments], cwd=ROOT, env=environment, stdout=file,
+                             stderr=file)
+
+    def is_alive(self):
+        return self.poll() is None
+
+    def join(self):
+        self.wait()
+
+    @property
+    def exitcode(self):
+        return self.poll()
+
+
+def start(fork, optimised, config, name):
     """Start a run in the folder `name` beside the config; `optimised`: with all of XLA's optimisations."""
     folder = config.parent / name
-    devices = '--xla_force_host_platform_device_count=2'
-    environment = {**os.environ, 'XLA_FLAGS': devices if optimised else f'{os.environ["XLA_FLAGS"]} {devices}'}
-    if optimised:
-        del environment['JAX_DISABLE_MOST_OPTIMIZATIONS']
-    with open(f'{folder}.log', 'a') as log:
-        return subprocess.Popen([sys.executable, 'launch/train.py', f'--config={config}', f'--workdir={folder}'],
-                                cwd=ROOT, env=environment, stdout=log, stderr=log)
+    log, arguments = f'{folder}.log', [f'--config={config}', f'--workdir={folder}']
+    return Optimised(arguments, log) if optimised else fork('train', *arguments, outputs=[log, log], devices=2)
+
+
+def exit_code(process):
+    """Wait for the end of a process and return its exit code, or the negative number of the signal that killed it."""
+    process.join()
+    return process.exitcode
 
 
 def metric_rows(folder, missing=None):
@@ -88,8 +117,9 @@ def assert_same_run(a, b):
         assert summaries[0][name] == summaries[1][name]
 
 
-@pytest.fixture(scope='module', params=['one device', pytest.param('two devices', marks=pytest.mark.slow)])
-def uninterrupted_run(request, tmp_path_factory):
+@pytest.fixture(scope='module', params=['one device', *(
+    pytest.param(name, marks=pytest.mark.slow) for name in ('all options', 'two devices'))])
+def uninterrupted_run(request, tmp_path_factory, fork):
     """The folder of the run `uninterrupted`, and a function that starts or resumes the run of a name in this folder."""
     folder = tmp_path_factory.mktemp('resume')
     config, text = folder / 'config.py', CONFIG
@@ -97,16 +127,16 @@ def uninterrupted_run(request, tmp_path_factory):
         assert text.count(old) == 1
         text = text.replace(old, new)
     config.write_text(text)
-    start_run = functools.partial(start, bool(CHANGES[request.param]), config)
-    assert start_run('uninterrupted').wait() == 0, (folder / 'uninterrupted.log').read_text()
+    start_run = functools.partial(start, fork, request.param == 'two devices', config)
+    assert exit_code(start_run('uninterrupted')) == 0, (folder / 'uninterrupted.log').read_text()
     return folder, start_run
 
 
 def wait_for_rows(process, folder, count):
     """Wait until the metrics have `count` rows, and return whether the process still runs."""
-    while process.poll() is None and len(metric_rows(folder, missing=[])) < count:
+    while process.is_alive() and len(metric_rows(folder, missing=[])) < count:
         time.sleep(0.01)
-    return process.poll() is None
+    return process.is_alive()
 
 
 def test_a_run_killed_at_random_moments_and_stopped_ends_bit_identical(uninterrupted_run):
@@ -114,24 +144,24 @@ def test_a_run_killed_at_random_moments_and_stopped_ends_bit_identical(uninterru
     stopped, log = folder / 'stopped', folder / 'stopped.log'
     rng, total = random.Random(0), len(metric_rows(folder / 'uninterrupted'))
     process = start_run('stopped')
-    time.sleep(2)  # so that it is killed while it starts
+    time.sleep(1)  # so that it is killed while it starts
     process.kill()
-    process.wait()
+    process.join()
     rows_at_kills = []
     for _ in range(KILLS):
         process = start_run('stopped')
         if wait_for_rows(process, stopped, len(metric_rows(stopped, missing=[])) + rng.uniform(0, total / (KILLS + 1))):
             time.sleep(rng.uniform(0, 0.05))  # not so long that a fast machine ends the run
             process.kill()
-        if process.wait() == -signal.SIGKILL:
+        if exit_code(process) == -signal.SIGKILL:
             rows_at_kills.append(len(metric_rows(stopped, missing=[])))
     assert any(0 < rows < total for rows in rows_at_kills), f'rows at kills: {rows_at_kills}'
     process = start_run('stopped')
     assert wait_for_rows(process, stopped, len(metric_rows(stopped, missing=[])) + 1), 'the run ended before it was stopped'
-    process.send_signal(signal.SIGTERM)
-    assert process.wait() == 128 + signal.SIGTERM
+    os.kill(process.pid, signal.SIGTERM)
+    assert exit_code(process) == 128 + signal.SIGTERM
     assert 'stopped by SIGTERM at step' in log.read_text()
-    assert start_run('stopped').wait() == 0, log.read_text()
+    assert exit_code(start_run('stopped')) == 0, log.read_text()
     assert 'resuming' in log.read_text()
     assert 'Traceback' not in log.read_text()
     assert_same_run(folder / 'uninterrupted', stopped)
@@ -141,5 +171,5 @@ def test_a_run_killed_at_random_moments_and_stopped_ends_bit_identical(uninterru
 def test_restarting_a_finished_run_changes_nothing(uninterrupted_run):
     folder, start_run = uninterrupted_run
     before = metric_rows(folder / 'uninterrupted')
-    assert start_run('uninterrupted').wait() == 0
+    assert exit_code(start_run('uninterrupted')) == 0
     assert metric_rows(folder / 'uninterrupted') == before
