@@ -14,10 +14,11 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 
-from jaxcnn.errors import Diverged
+from jaxcnn.errors import Diverged, UserError
 from jaxcnn.studies.definition import Arm
 from jaxcnn.studies.results import FAILURE, RunResult, Status, read_run, write_failure
 
+_NUM_LAST_LINES = 5  # of a log, among which the error is
 POLL_INTERVAL = 0.2  # seconds between two looks at the running jobs
 
 
@@ -92,16 +93,19 @@ class Job:
 
     def reason(self, exit_code: int) -> str:
         """Return why the command failed: the error in its log, or its exit code."""
-        with open(self.log_file, encoding='utf-8', errors='replace') as file:
-            lines = [line.strip() for line in file if line.strip()]
         if exit_code < 0:
             return f'killed by {signal.Signals(-exit_code).name}'
-        errors = [line for line in lines if line.startswith('error: ')]
-        last_line = errors[-1].removeprefix('error: ') if errors else lines[-1] if lines else 'it printed nothing'
-        return f'exit code {exit_code}: {last_line}' if exit_code not in (2, Diverged.exit_code) else last_line
+        if not os.path.exists(self.log_file):
+            return 'it was not started'
+        with open(self.log_file, encoding='utf-8', errors='replace') as file:
+            lines = [line.strip() for line in file if line.strip()][-_NUM_LAST_LINES:]
+        errors = [line.removeprefix('error: ') for line in lines if line.startswith('error: ')]
+        last_line = [*lines, *errors][-1] if lines else 'it printed nothing'
+        return last_line if exit_code in (UserError.exit_code, Diverged.exit_code) else f'exit code {exit_code}: {last_line}'
 
 
-STOPPED = [128 + signum for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)]  # exit codes of a run that was stopped
+# exit codes of a run that was stopped, after or before it has installed its signal handlers
+STOPPED = {code for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP) for code in (128 + signum, -signum)}
 
 
 class Handle(abc.ABC):

@@ -10,7 +10,7 @@ from typing import Any
 
 from jaxcnn.config import parse_assignment
 from jaxcnn.errors import UserError
-from jaxcnn.processes import bound_command, shell_exit_code
+from jaxcnn.processes import bound_command
 from jaxcnn.studies.jobs import Executor, Handle, Job
 from jaxcnn.training.workdir import read_json, write_json
 
@@ -32,13 +32,13 @@ class SubmittedJob:
     job: Job
 
     def __call__(self) -> int:
-        """Train the run, and return the exit code of its command."""
+        """Train the run, and return the exit code of its command; -N if signal N ended it."""
         with open(self.job.log_file, 'ab') as log_file:
             command = bound_command(self.job.command(), os.getpid())
             self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log_file, stderr=log_file)
         while (returncode := self._process.poll()) is None:  # wait() would hold a lock that `checkpoint` needs
             time.sleep(_POLL_INTERVAL)
-        return shell_exit_code(returncode)
+        return returncode
 
     def checkpoint(self) -> Any:
         """Stop the run, which saves its state, and return the submission that resumes it.

@@ -55,10 +55,12 @@ def test_each_result_says_how_its_job_ended(make_job):
     results = run(JobList([
         make_job('good'), make_job('diverges', f'print("error: loss is nan"); exit({Diverged.exit_code})'),
         make_job('wrong', 'print("error: no data"); exit(2)'), make_job('raises', 'raise ValueError("oh")'),
-        make_job('killed', 'import os; os.kill(os.getpid(), 9)')]))
+        make_job('killed', 'import os; os.kill(os.getpid(), 9)'),
+        make_job('stopped early', 'import os; os.kill(os.getpid(), 15)')]))
     assert {name: (result.status, result.reason) for name, result in results.items()} == {
         'good': ('finished', ''), 'diverges': ('diverged', 'loss is nan'), 'wrong': ('failed', 'no data'),
-        'raises': ('failed', 'exit code 1: ValueError: oh'), 'killed': ('failed', 'killed by SIGKILL')}
+        'raises': ('failed', 'exit code 1: ValueError: oh'), 'killed': ('failed', 'killed by SIGKILL'),
+        'stopped early': ('unfinished', '')}
 
 
 def test_jobs_run_at_once_in_their_slots(make_job):
