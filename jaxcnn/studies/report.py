@@ -1,5 +1,6 @@
 """The report of a study: a table, curves and scatter plots, as Markdown, HTML and CSV."""
 
+import collections
 import csv
 import io
 import os
@@ -15,7 +16,7 @@ from jaxcnn.studies.figures import Tradeoff, draw_curves, draw_tradeoffs
 from jaxcnn.studies.results import ArmResult, Table
 
 MAX_CURVES = 12  # arms in the figure of curves
-_STATUS_TEXT = {'diverged': 'diverged', 'failed': 'failed', 'pruned': 'pruned', 'unfinished': 'not finished'}
+_STATUS_TEXT = {'diverged': 'diverged', 'failed': 'failed', 'pruned': 'pruned', 'unfinished': 'not started'}
 
 
 def write_study_report(table: Table, folder: str, name: str = 'study', sections: Sequence[str] = ()) -> None:
@@ -93,9 +94,11 @@ def format_seconds(seconds: float) -> str:
 
 
 def _seeds_text(arm: ArmResult) -> str:
-    """Return how many seeds have finished, and what became of the others: `2 (1 diverged)`."""
-    others = [f'{count} {text}' for status, text in _STATUS_TEXT.items()
-              if (count := sum(run.status == status for run in arm.runs))]
+    """Return how many seeds have finished, and what became of the others: `2 (1 diverged, 1 at epoch 3.5)`."""
+    texts = collections.Counter(
+        f'at epoch {run.rows[-1]["epoch"]:.1f}' if run.status == 'unfinished' and run.rows else _STATUS_TEXT[run.status]
+        for run in arm.runs if run.status != 'finished')
+    others = [f'{count} {text}' for text, count in texts.items()]
     return f'{len(arm.finished)} ({", ".join(others)})' if others else str(len(arm.finished))
 
 

@@ -61,7 +61,7 @@ def test_rows_have_mean_deviation_published_value_and_what_became_of_the_runs(tm
     assert heading == ['', 'test accuracy', 'published', 'difference to first', 'seeds', 'parameters', 'training time']
     deviation = 100 * statistics.stdev(values.values())
     assert rows[0] == ['first', f'91.00 ± {deviation:.2f} %', '87.50 %', '', '2', '1,000', '90.0 s']
-    assert rows[1] == ['second', '95.00 %', '', '+5.00', '1 (1 diverged, 1 not finished)', '1,000', '90.0 s']
+    assert rows[1] == ['second', '95.00 %', '', '+5.00', '1 (1 diverged, 1 not started)', '1,000', '90.0 s']
 
 
 def test_epochs_to_a_value_are_those_of_the_first_row_that_has_it():
