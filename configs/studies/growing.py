@@ -1,11 +1,12 @@
-"""Does a deep network train better from a shallower one? VGG-19 from VGG-11's layers, against from scratch.
+"""Does a deep network train better from a shallower one? VGG-19 from VGG-11's layers, in two ways, against from scratch.
 
     jaxcnn study --study=growing --workdir=runs/growing --config.data.dir=DIR
     jaxcnn study --study=growing:quick --workdir=runs/growing_quick
 
 DIR holds `tiny-imagenet-200`. Simonyan & Zisserman 2014 start the deeper networks from the first four convolutions and the
-dense layers of VGG-11; the other layers are drawn. The quick form has an eighth of the features on handwritten digits, and
-needs no data. Result: not yet measured.
+dense layers of VGG-11; the other layers are drawn. In the second way all layers are taken, and the new ones begin as
+identities, so that VGG-19 begins with the outputs of VGG-11. The quick form has an eighth of the features on handwritten
+digits, and needs no data. Result: not yet measured.
 """
 
 from jaxcnn.config import make
@@ -14,13 +15,20 @@ from jaxcnn.studies import make_study
 
 # VGG-11's first four convolutions are the first of stages 1 and 2 and the two of stage 3; dense layers have equal names
 RENAMED = ((r'^Conv_2/', 'Conv_1/'), (r'^Conv_4/', 'Conv_2/'), (r'^Conv_5/', 'Conv_3/'))
-TAKEN = r'^(Conv_[0245]|Dense_[01])/'
+FURTHER = ((r'^Conv_8/', 'Conv_4/'), (r'^Conv_9/', 'Conv_5/'), (r'^Conv_12/', 'Conv_6/'), (r'^Conv_13/', 'Conv_7/'))
+PAPER = r'^(Conv_[0245]|Dense_[01])/'
+ALL = r'^(Conv_([024589]|12|13)|Dense_[012])/'
 
 
 def arms(stages):
     deep = {'model.stages': stages}
-    return {'VGG-11': {}, 'VGG-19 from scratch': deep, 'VGG-19 from VGG-11': {
-        **deep, 'init': {'run': 'arm:VGG-11', 'include': TAKEN, 'rename': RENAMED}}}
+    return {
+        'VGG-11': {}, 'VGG-19 from scratch': deep,
+        'VGG-19 from VGG-11': {**deep, 'init': {'run': 'arm:VGG-11', 'include': PAPER, 'rename': RENAMED}},
+        'VGG-19 from VGG-11 and identities': {
+            **deep, 'init': {'run': 'arm:VGG-11', 'include': ALL, 'rename': RENAMED + FURTHER},
+            'model.kernel_init': 'dirac'},
+    }
 
 
 def get_study():

@@ -13,7 +13,8 @@ from jaxcnn.studies import make_study
 
 def get_study():
     base = make(
-        duration=dict(epochs=100), batch_size=128, model=dict(name='t2t_vit_14'),
+        duration=dict(epochs=100), batch_size=128,
+        model=dict(name='t2t_vit_14', splits=((7, 2, 3), (3, 2, 1), (3, 2, 1))),  # 64 tokens of an image of 64 pixels
         loss=dict(name='cross_entropy', label_smoothing=0.1),
         data=dict(name='tiny_imagenet', augment='pad_crop(8)|flip_lr'),
         optim=dict(optimizer='adam', learning_rate=5e-4, schedule='cosine', warmup=dict(epochs=10), weight_decay=0.05))

@@ -79,8 +79,9 @@ def test_a_wrong_use_is_one_line_and_trains_nothing(flag, message, study_file, c
 
 
 @pytest.mark.slow
-def test_a_job_of_submitit_whose_time_is_over_resumes_to_the_same_run(study_file, command, tmp_path):
+def test_a_job_of_submitit_whose_time_is_over_resumes_to_the_same_run(study_file, command, tmp_path, monkeypatch):
     pytest.importorskip('submitit')
+    monkeypatch.setenv('XLA_FLAGS', '--xla_force_host_platform_device_count=1')  # as `command` has it
     code, _, err = command('study', f'--study={study_file}:long', f'--workdir={tmp_path / "local"}')
     assert code == 0, err
     study, folder = load_study(f'{study_file}:long'), tmp_path / 'slurm'
