@@ -19,6 +19,8 @@ from jaxcnn.training.callbacks import Callback
 from jaxcnn.training.loop import TrainingRun
 from jaxcnn.training.workdir import claim
 
+# in the error of a collective operation that another process did not finish
+_LOST_PROCESS = ('Gloo', 'NCCL', 'UNAVAILABLE', 'DEADLINE_EXCEEDED')
 
 def train(config: cfg.Config | ml_collections.ConfigDict | Mapping[str, Any], workdir: str, *,
           data: Source | None = None, callbacks: Sequence[Callback] = (), extend: bool = False, end_process: bool = False,
@@ -65,7 +67,10 @@ def train(config: cfg.Config | ml_collections.ConfigDict | Mapping[str, Any], wo
         except OSError as e:
             raise from_os_error(e, workdir, cache_folder(config.data.cache_dir)) from e
         except jax.errors.JaxRuntimeError as e:
-            if 'RESOURCE_EXHAUSTED' not in str(e):
-                raise
-            raise UserError('the device has not enough memory', hint='a smaller config.batch_size, a larger '
-                            'config.optim.accumulate or config.data.placement=host may help') from e
+            if 'RESOURCE_EXHAUSTED' in str(e):
+                raise UserError('the device has not enough memory', hint='a smaller config.batch_size, a larger '
+                                'config.optim.accumulate or config.data.placement=host may help') from e
+            if jax.process_count() > 1 and any(word in str(e) for word in _LOST_PROCESS):
+                raise UserError(f'the connection to another process of the run is lost: {" ".join(str(e).split())[:200]}',
+                                hint='its output says why; the same commands continue the run') from e
+            raise
