@@ -45,3 +45,10 @@ def main(argv: list[str], environment: dict[str, str], file_limit: int, outputs:
     sys.path.insert(0, os.path.dirname(argv[0]))
     skip_figures()
     runpy.run_path(argv[0], run_name='__main__')
+
+
+if __name__ == '__main__':  # python tests/launch/forked.py launch/train.py ...: as `python` would, but without figures
+    del sys.argv[0]
+    sys.path[0] = os.path.dirname(os.path.abspath(sys.argv[0]))
+    skip_figures()
+    runpy.run_path(sys.argv[0], run_name='__main__')

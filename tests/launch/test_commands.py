@@ -45,8 +45,10 @@ def environment(devices=1):
     return {**os.environ, 'XLA_FLAGS': f'{os.environ["XLA_FLAGS"]} --xla_force_host_platform_device_count={devices}'}
 
 
-def command_line(name, *arguments):
-    return [sys.executable, os.path.join('launch', f'{name}.py'), *map(str, arguments)]
+def command_line(name, *arguments, draw=True):
+    """Return the arguments of a process that runs a command; `draw=False`: without the figures of runs, for speed."""
+    programs = [f'launch/{name}.py'] if draw else ['tests/launch/forked.py', f'launch/{name}.py']
+    return [sys.executable, *programs, *map(str, arguments)]
 
 
 @pytest.fixture(scope='module')
@@ -67,17 +69,17 @@ def config(tmp_path_factory):
 
 
 @pytest.fixture(scope='module')
-def watched_run(config, tmp_path_factory):
+def watched_run(config, fork, tmp_path_factory):
     """The workdir of a run, its log, and what `evaluate --watch` printed during the run."""
     folder = tmp_path_factory.mktemp('watched')
-    watcher = subprocess.Popen(command_line('evaluate', f'--workdir={folder}', '--watch', '--interval=0.2', '--json'),
-                               cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    out, errors = (tmp_path_factory.mktemp('watcher') / stream for stream in ('out', 'err'))
+    watcher = fork('evaluate', f'--workdir={folder}', '--watch', '--interval=0.2', '--json', outputs=[out, errors])
     trained = subprocess.run(command_line('train', f'--config={config}', f'--workdir={folder}'), cwd=ROOT, env=environment(),
                              capture_output=True, text=True)
     assert trained.returncode == 0, trained.stderr
-    out, errors = watcher.communicate()
-    assert watcher.returncode == 0, errors
-    return folder, trained.stderr, [json.loads(line) for line in out.splitlines()]
+    watcher.join()
+    assert watcher.exitcode == 0, errors.read_text()
+    return folder, trained.stderr, [json.loads(line) for line in out.read_text().splitlines()]
 
 
 def test_train_logs_progress_accuracy_and_the_path_of_the_report(watched_run):
@@ -89,14 +91,14 @@ def test_train_logs_progress_accuracy_and_the_path_of_the_report(watched_run):
     assert (folder / 'report.md').read_text().startswith('# shallow_cnn on digits\n\nName of the run: tiny.\n')
 
 
-def test_seeds_are_separate_runs_whose_statistics_are_written(config, run, tmp_path):
-    flags = ['--config.duration.steps=20', '--config.eval.tta=flip']
-    _, log = run('train', f'--config={config}', f'--workdir={tmp_path}', '--seeds=2', '--config.seed=3', *flags)
-    runs = [json.loads((tmp_path / f'seed{seed}' / 'summary.json').read_text()) for seed in (3, 4)]
-    assert [r['seed'] for r in runs] == [3, 4]
+def test_seeds_are_separate_runs_whose_statistics_are_written(tiny_config, tiny_run, run, tmp_path):
+    flags = [f'--config={tiny_config}', f'--workdir={tmp_path}', '--seeds=2', '--config.eval.tta=flip']
+    _, log = run('train', *flags)
+    runs = [json.loads((tmp_path / f'seed{seed}' / 'summary.json').read_text()) for seed in (0, 1)]
+    assert [r['seed'] for r in runs] == [0, 1]
     assert runs[0]['test_loss'] != runs[1]['test_loss']
     statistics = json.loads((tmp_path / 'seeds.json').read_text())
-    assert statistics['seeds'] == [3, 4]
+    assert statistics['seeds'] == [0, 1]
     for name in ('test_accuracy', 'test_tta_accuracy', 'test_loss', 'val_accuracy'):
         values = [r[name] for r in runs]
         assert statistics[name]['values'] == values
@@ -105,24 +107,23 @@ def test_seeds_are_separate_runs_whose_statistics_are_written(config, run, tmp_p
         assert (statistics[name]['min'], statistics[name]['max']) == (min(values), max(values))
     assert 'test_accuracy of 2 seeds: mean ' in '\n'.join(log)
     # runs that are skipped: a copy, one with another seed than its folder says, a damaged one, one with another config
-    for other in ('seed3_old', 'seed7', 'seed8', 'seed9'):
-        shutil.copytree(tmp_path / 'seed3', tmp_path / other)
+    for other in ('seed0_old', 'seed7', 'seed8', 'seed9'):
+        shutil.copytree(tmp_path / 'seed0', tmp_path / other)
         (tmp_path / other / 'summary.json').write_text(json.dumps({**runs[0], 'test_loss': -1.0}))
     (tmp_path / 'seed8' / 'config.json').write_text('{')
     settings = json.loads((tmp_path / 'seed9' / 'config.json').read_text())
     (tmp_path / 'seed9' / 'config.json').write_text(json.dumps({**settings, 'seed': 9, 'batch_size': 16}))
-    _, log = run('train', f'--config={config}', f'--workdir={tmp_path}', '--seeds=2', '--config.seed=2', *flags)
+    _, log = run('train', *flags, '--config.seed=1')
     assert 'skipped: ' in '\n'.join(log)
     statistics = json.loads((tmp_path / 'seeds.json').read_text())
-    assert statistics['seeds'] == [2, 3, 4]
-    assert statistics['test_loss']['values'][1:] == [r['test_loss'] for r in runs]
-    alone = tmp_path / 'alone'
-    run('train', f'--config={config}', f'--workdir={alone}', '--config.seed=4', *flags)
-    assert json.loads((alone / 'summary.json').read_text())['test_loss'] == runs[1]['test_loss']
+    assert statistics['seeds'] == [0, 1, 2]
+    assert statistics['test_loss']['values'][:2] == [r['test_loss'] for r in runs]
+    alone = json.loads((tiny_run / 'summary.json').read_text())
+    assert (alone['seed'], alone['test_loss']) == (0, runs[0]['test_loss'])
 
 
-def test_seeds_that_diverge_are_counted_and_do_not_stop_the_others(config, command, tmp_path):
-    code, _, lines = command('train', f'--config={config}', f'--workdir={tmp_path}', '--seeds=2',
+def test_seeds_that_diverge_are_counted_and_do_not_stop_the_others(tiny_config, command, tmp_path):
+    code, _, lines = command('train', f'--config={tiny_config}', f'--workdir={tmp_path}', '--seeds=2',
                              '--config.optim.learning_rate=1e30')
     assert code == 3
     assert [sum(line.startswith(f'seed {seed}: ') for line in lines) for seed in (0, 1)] == [1, 1]
@@ -182,20 +183,18 @@ def test_predict_recognises_digits_at_any_place_on_light_and_dark_images(watched
         assert line.startswith(f'{as_text(row["image"])}: {row["class_1"]}  (')
 
 
-def test_watch_fails_after_the_run_is_killed(config, tmp_path):
-    flags = [f'--config={config}', f'--workdir={tmp_path}', '--config.duration.steps=9999',
-             '--config.checkpoint.every.steps=10']
-    process = subprocess.Popen(command_line('train', *flags), cwd=ROOT, env=environment(), stderr=subprocess.DEVNULL)
+def test_watch_fails_after_the_run_is_killed(tiny_config, fork, command, tmp_path):
+    process = fork('train', f'--config={tiny_config}', f'--workdir={tmp_path}', '--config.duration.steps=9999',
+                   outputs=[os.devnull] * 2)
     while not any(path.name.isdecimal() for path in tmp_path.glob('checkpoints/*')):
-        assert process.poll() is None
+        assert process.is_alive()
         time.sleep(0.05)
     process.kill()
-    process.wait()
-    watcher = subprocess.run(command_line('evaluate', f'--workdir={tmp_path}', '--watch', '--interval=0.1'), cwd=ROOT,
-                             env=environment(), capture_output=True, text=True)
-    assert watcher.returncode == 1, watcher.stderr
-    assert 'has ended before it was complete, after checkpoint ' in watcher.stderr.splitlines()[-1]
-    assert watcher.stdout.startswith('checkpoint ')
+    process.join()
+    code, out, err = command('evaluate', f'--workdir={tmp_path}', '--watch', '--interval=0.1')
+    assert code == 1, err
+    assert 'has ended before it was complete, after checkpoint ' in err[-1]
+    assert out[0].startswith('checkpoint ')
 
 
 @pytest.mark.slow
@@ -222,7 +221,7 @@ def two_processes(config, tmp_path):
 
     def start_training(name):
         return subprocess.Popen([sys.executable, 'launch/multiprocess.py', '-n', '2', '--', *command_line(
-            'train', *flags, '--config.duration.steps=120', f'--workdir={tmp_path / name}')],
+            'train', *flags, '--config.duration.steps=120', f'--workdir={tmp_path / name}', draw=False)],
             cwd=ROOT, env={**environment(), **PROXY}, stderr=subprocess.PIPE, text=True)
     start_training.flags = flags
     return start_training
@@ -353,10 +352,10 @@ def test_a_command_works_with_unusual_standard_streams(tmp_path, redirection, co
         assert (tmp_path / 'written.out').read_text() == 'caf\\xe9\n'
 
 
-def test_a_terminal_shows_one_progress_line(config, tmp_path):
+def test_a_terminal_shows_one_progress_line(tiny_config, tmp_path):
     controller, terminal = pty.openpty()
     termios.tcsetwinsize(terminal, (24, 200))
-    arguments = [f'--config={config}', f'--workdir={tmp_path}', '--config.duration.steps=30']
+    arguments = [f'--config={tiny_config}', f'--workdir={tmp_path}', '--config.duration.steps=30']
     process = subprocess.Popen(command_line('train', *arguments), cwd=ROOT, env=environment(), stderr=terminal,
                                stdout=terminal)
     os.close(terminal)
