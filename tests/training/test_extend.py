@@ -25,8 +25,8 @@ LONGER = {
 def test_an_extended_run_equals_one_that_was_started_longer(small, tmp_path, no_pictures, kind):
     fields, more = LONGER[kind]
     fields['optim'].update(ema_decay=0.9)
-    short = small(**fields, duration=dict(steps=10), model=dict(name='shallow_cnn', widths=(4, 4, 8, 8), hidden=16),
-                  checkpoint=dict(keep=5))
+    short = small(**fields, duration=dict(steps=10), data={'augment': ''}, checkpoint=dict(keep=5),
+                  model=dict(name='shallow_cnn', widths=(4, 4, 8, 8), hidden=16))
     longer = cfg.make(**{**short.to_dict(), 'duration': dict(steps=20), 'optim': {**short.optim.to_dict(), **more}})
     extended, straight = str(tmp_path / 'extended'), str(tmp_path / 'straight')
     first = train(short, extended)
@@ -127,7 +127,7 @@ def test_an_extension_with_the_same_first_steps_is_allowed_and_its_learning_rate
 
 
 def test_a_refused_extension_leaves_the_workdir_as_it_was(small, tmp_path, no_pictures):
-    settings = small(duration=dict(steps=10))
+    settings = small(duration=dict(steps=10), data={'augment': ''})
     train(settings, str(tmp_path))
     before = {p: p.read_bytes() for p in tmp_path.rglob('*') if p.is_file() and p.name != '.lock'}
     settings.duration = dict(steps=20)
