@@ -251,8 +251,8 @@ def loss_and_gradient(network, variables, labels):
 
 
 @pytest.mark.parametrize('name', mark_slow(
-    distinct_networks(), 'alexnet', 'lenet_mnist', 'nin_imagenet', 'resnet18', 'vgg11', 'vgg11_lrn', 'vgg16_c',
-    'vgg16_c_bn'))
+    distinct_networks(), 'alexnet', 'lenet_mnist', 'mobilenet_v1', 'nin_imagenet', 'resnet18', 'vgg11', 'vgg11_lrn',
+    'vgg16_c', 'vgg16_c_bn'))
 def test_a_step_of_gradient_descent_lowers_the_loss_and_moves_every_parameter(name):
     """And changes all statistics."""
     network = create(name, dropout=0.0)
