@@ -191,7 +191,7 @@ def test_figure_of_the_first_batch_shows_the_augmented_images(small, tmp_path, m
 
 def test_metrics_with_test_time_augmentation_are_added_to_those_without(small, tmp_path):
     folder = str(tmp_path)
-    summary = train(small(eval={'tta': 'flip_shift'}, optim={'ema_decay': 0.9}), folder)
+    summary = train(small(data={'augment': ''}, eval={'tta': 'flip_shift'}, optim={'ema_decay': 0.9}), folder)
     trained = load_run(folder)
     state = trained.load_weights(trained.find_step('best'))
     count, measured = trained.evaluator('test')(state)
@@ -211,7 +211,7 @@ def test_metrics_with_test_time_augmentation_are_added_to_those_without(small, t
 
 
 def test_a_run_stops_early_and_is_not_continued(small, tmp_path):
-    config = small(duration=dict(steps=200), eval={'every': dict(steps=5)}, checkpoint={'patience': 2},
+    config = small(duration=dict(steps=200), data={'augment': ''}, eval={'every': dict(steps=5)}, checkpoint={'patience': 2},
                    optim={'learning_rate': 1e-12, 'optimizer': 'sgd'}, freeze_bn=dict(steps=1))
     summary = train(config, str(tmp_path))
     assert summary['steps'] == 15  # the first evaluation is the best, and two more are not better
@@ -239,15 +239,16 @@ def test_without_a_validation_split_the_last_checkpoint_is_the_best(small, tmp_p
 
 def test_a_bfloat16_run_keeps_float32_parameters_and_statistics(small, tmp_path):
     model = dict(name='shallow_cnn', widths=(4, 4, 8, 8), hidden=16, dropout=0.0, dtype='bfloat16')
-    train(small(model=model), str(tmp_path))
-    state = load_run(str(tmp_path)).load_weights(20)
+    train(small(model=model, duration=dict(steps=2), data={'augment': ''}), str(tmp_path))
+    state = load_run(str(tmp_path)).load_weights(2)
     assert {leaf.dtype for leaf in jax.tree.leaves((state.params, state.batch_stats))} == {np.dtype(np.float32)}
 
 
 def test_the_moving_average_of_bfloat16_parameters_is_in_float32(small, tmp_path):
     model = dict(name='shallow_cnn', widths=(4, 4, 8, 8), hidden=16, dropout=0.0, param_dtype='bfloat16')
-    summary = train(small(model=model, optim={'ema_decay': 0.999}), str(tmp_path))
-    state = load_run(str(tmp_path)).load_weights(20)
+    config = small(model=model, duration=dict(steps=2), data={'augment': ''}, optim={'ema_decay': 0.999})
+    summary = train(config, str(tmp_path))
+    state = load_run(str(tmp_path)).load_weights(2)
     assert np.dtype(jnp.bfloat16) in {leaf.dtype for leaf in jax.tree.leaves(state.params)}  # all but those of BatchNorm
     assert {leaf.dtype for leaf in jax.tree.leaves(state.ema)} == {np.dtype(np.float32)}
     assert np.isfinite(summary['test_ema_loss'])
@@ -353,16 +354,17 @@ def test_a_signal_that_comes_while_the_processes_agree_is_not_lost(small, tmp_pa
 
 @pytest.mark.parametrize('backend', ['sharded', pytest.param('pmap', marks=pytest.mark.slow)])
 def test_a_plateau_lowers_the_learning_rate_of_a_run(small, tmp_path, backend):
-    train(small(freeze_bn=dict(steps=1), eval={'every': dict(steps=5)}, parallel={'backend': backend}, optim={
-        'optimizer': 'sgd', 'learning_rate': 1e-9, 'schedule': dict(name='plateau', patience=1, factor=0.5)}), str(tmp_path))
+    train(small(freeze_bn=dict(steps=1), data={'augment': ''}, eval={'every': dict(steps=5)}, parallel={'backend': backend},
+                optim={'optimizer': 'sgd', 'learning_rate': 1e-9,
+                       'schedule': dict(name='plateau', patience=1, factor=0.5)}), str(tmp_path))
     rates = [row['learning_rate'] for row in read_metrics(str(tmp_path)) if 'learning_rate' in row]
     assert rates[0] == pytest.approx(1e-9)
     assert rates[-1] < 0.6e-9
 
 
 def test_summary_has_the_metrics_of_the_average_if_it_selects_the_best_checkpoint(small, tmp_path):
-    summary = train(small(optim={'ema_decay': 0.9}, checkpoint={'metric': 'val_ema_accuracy'},
-                                       eval={'tta': 'flip', 'every': dict(steps=10)}), str(tmp_path))
+    summary = train(small(data={'augment': ''}, eval={'tta': 'flip_shift'}, optim={'ema_decay': 0.9},
+                          checkpoint={'metric': 'val_ema_accuracy'}), str(tmp_path))
     trained = load_run(str(tmp_path))
     state = trained.load_weights(trained.find_step('best'))
     _, measured = trained.evaluator('test')(state)
