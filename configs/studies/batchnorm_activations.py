@@ -4,7 +4,7 @@
     jaxcnn study --study=batchnorm_activations:quick --workdir=runs/batchnorm_quick --config.data.dir=DIR
 
 DIR holds TFDS data sets (or set TFDS_DATA_DIR). The quick form has 2,000 training images.
-Result: not yet measured.
+Result of the quick form: at the best rates 96.56 % with BatchNorm (ReLU) and 92.72 % without (docs/results.md).
 """
 
 from jaxcnn.config import make

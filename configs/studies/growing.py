@@ -6,7 +6,8 @@
 DIR holds `tiny-imagenet-200`. Simonyan & Zisserman 2014 start the deeper networks from the first four convolutions and the
 dense layers of VGG-11; the other layers are drawn. In the second way all layers are taken, and the new ones begin as
 identities, so that VGG-19 begins with the outputs of VGG-11. The quick form has an eighth of the features on handwritten
-digits, and needs no data. Result: not yet measured.
+digits, and needs no data.
+Result of the quick form: 54.04 % from scratch, 94.80 and 98.24 % from VGG-11 (docs/results.md).
 """
 
 from jaxcnn.config import make

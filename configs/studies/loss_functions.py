@@ -4,7 +4,8 @@
     jaxcnn study --study=loss_functions:quick --workdir=runs/losses_quick
 
 DIR holds TFDS data sets (or set TFDS_DATA_DIR). Hui & Belkin 2021 find squared error as good. The quick form trains LeNet-5
-on handwritten digits, and needs no data. Result: not yet measured.
+on handwritten digits, and needs no data.
+Result of the quick form: cross-entropy 98.33 %, squared error 98.79 and 98.61 % (docs/results.md).
 """
 
 from jaxcnn.studies import make_study

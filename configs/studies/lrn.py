@@ -6,7 +6,7 @@
 DIR holds `tiny-imagenet-200`, whose images are enlarged to 227 pixels. Krizhevsky et al. 2012 report 1.4 points less top-1
 error with it; Simonyan & Zisserman 2014 find 29.6 % error for A and 29.7 % for A-LRN. The quick form has an eighth of the
 features on handwritten digits, and needs no data.
-Result: not yet measured.
+Result of the quick form: AlexNet 97.49 % without and 97.68 % with, VGG-A 95.26 and 94.52 % (docs/results.md).
 """
 
 from jaxcnn.config import make

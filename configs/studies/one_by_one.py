@@ -7,7 +7,7 @@ DIR holds TFDS data sets (or set TFDS_DATA_DIR). On ImageNet, Simonyan & Zisserm
 convolutions are 1x1, and 27.0 % for D, where they are 3x3. On CIFAR-10, Lin et al. 2013 find 10.41 % for global average
 pooling, 10.88 % for a dense layer with dropout and 11.59 % without. The quick form has narrow networks on handwritten
 digits, and needs no data.
-Result: not yet measured.
+Result of the quick form: C 95.73 %, D 96.38 %; global average pooling 64.16 %, dense 97.86 % (docs/results.md).
 """
 
 from jaxcnn.config import make

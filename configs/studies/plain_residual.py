@@ -6,7 +6,8 @@
 DIR holds TFDS data sets (or set TFDS_DATA_DIR). The full form has the paper's recipe: 64,000 steps of 128 images, learning
 rate 0.1 divided by 10 after 32,000 and 48,000 steps. The paper gives errors of 8.75, 7.51, 6.97 and 6.43 % for residual
 networks of 20, 32, 56 and 110 layers, and shows those of plain ones in a figure. The quick form has 20 and 56 layers with
-half the features on handwritten digits, and needs no data. Result: not yet measured.
+half the features on handwritten digits, and needs no data.
+Result of the quick form: plain 96.38 and 41.04 %, residual 97.96 and 97.12 % with 20 and 56 layers (docs/results.md).
 """
 
 from jaxcnn.config import make

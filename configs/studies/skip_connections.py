@@ -4,7 +4,7 @@
     jaxcnn study --study=skip_connections:quick --workdir=runs/skip_quick
 
 DIR holds `tiny-imagenet-200`. The quick form compares 38 layers on handwritten digits, and needs no data.
-Result: not yet measured.
+Result of the quick form: 97.12 % with, 78.27 % without (docs/results.md).
 """
 
 from jaxcnn.config import make

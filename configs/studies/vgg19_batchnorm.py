@@ -4,7 +4,8 @@
     jaxcnn study --study=vgg19_batchnorm:quick --workdir=runs/vgg19_quick
 
 DIR holds `tiny-imagenet-200`. The quick form trains the 19 layers with an eighth of the features on handwritten digits, and
-needs no data. Result: not yet measured.
+needs no data.
+Result of the quick form: 97.86 % with, 10.12 % without (docs/results.md).
 """
 
 from jaxcnn.config import make

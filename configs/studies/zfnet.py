@@ -6,7 +6,7 @@
 DIR holds `tiny-imagenet-200`, whose images are enlarged to 224 pixels. On ImageNet, Zeiler & Fergus 2013 find top-1 errors
 of 40.5 % for AlexNet, 44.8 % without two dense layers, 41.8 % without two middle convolutions, 71.1 % without both, and 38.4
 % for ZFNet. The quick form has an eighth of the features on handwritten digits, and needs no data.
-Result: not yet measured.
+Result of the quick form: 94.24 %, without dense layers 97.40, convolutions 91.36, both 95.91 % (docs/results.md).
 """
 
 from jaxcnn.config import make

@@ -14,7 +14,7 @@ pytest.importorskip('submitit')
 
 @pytest.fixture
 def slurm(tmp_path, monkeypatch):
-    """The folder of commands that stand in for SLURM's. `state` is the state of all jobs, and `submitted` has the scripts."""
+    """The folder of stand-ins for the commands of SLURM. `state` is the state of all jobs, `submitted` has the scripts."""
     folder = tmp_path / 'slurm_commands'
     folder.mkdir()
     for name, script in {
