@@ -332,7 +332,7 @@ def test_load_takes_the_name_of_the_file_and_the_assignments(tmp_path):
 
 
 @pytest.mark.parametrize(('text', 'line'), [
-    ('def get_config():\n    return 1 / 0\n', r'bad\.py: ZeroDivisionError: division by zero'),
+    ('def get_config():\n    return 1 / 0\n', r'bad\.py, line 2: ZeroDivisionError: division by zero'),
     ('def get_config(:\n', r'bad\.py: SyntaxError'),
     ('x = 1\n', r"bad\.py: has no get_config"),
     ('from jaxcnn.config import make\n\n\ndef get_config():\n    return make(sed=3)\n',

@@ -4,7 +4,7 @@
 
 The workdir has a run for each arm and seed, and the report: study.html, study.md and study.csv. The same command continues a
 study that was stopped: finished runs are skipped, and stopped ones resume. Runs that have diverged are not repeated, and
-those that failed for another reason are tried again. The exit code is 1 if a run has failed.
+those that failed for another reason are tried again. The exit code is 1 if a run has failed or was stopped.
 """
 
 import argparse
@@ -42,8 +42,7 @@ def run(args: argparse.Namespace) -> int:
                 print(job.shell_command())
             return 0
         stop: list[int] = []
-        for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            signal.signal(signum, lambda number, frame: stop.append(number))
+        listen_for_signals(stop)
         display = Display(study_run, args.watch)
         try:
             study_run.train(executor, display.show_result, display.show_table, stop)
@@ -53,8 +52,22 @@ def run(args: argparse.Namespace) -> int:
         finally:
             study_run.write_report()
             display.show_end()
-        has_failed = any(run.status == 'failed' for arm in study_run.table().arms for run in arm.runs)
-    return 1 if has_failed else 0
+        is_complete = all(run.status not in ('failed', 'unfinished') for arm in study_run.table().arms for run in arm.runs)
+    return 0 if is_complete else 1
+
+
+def listen_for_signals(stop: list[int]) -> None:
+    """Append the number of a signal that asks the study to stop to a list; a second signal raises KeyboardInterrupt."""
+    first_time = 0.0
+
+    def handle(signum: int, frame: object) -> None:
+        nonlocal first_time
+        if stop and time.monotonic() - first_time > 1:  # `timeout` sends two at once
+            raise KeyboardInterrupt
+        first_time = first_time or time.monotonic()
+        stop.append(signum)
+    for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(signum, handle)
 
 
 class Display:
@@ -71,18 +84,20 @@ class Display:
         self._number = study_run.num_done()
         if self._number:
             cli.log.info('%d of %s are done already', self._number, counted(study_run.num_runs, 'run'))
+        if self._number < study_run.num_runs and not watch:
+            cli.log.info('what the runs print is in %s', os.path.join(study_run.folder, '*', 'seed*.log'))
 
     def show_result(self, job: 'Job', result: 'RunResult') -> None:
         """Show the result of a run that has ended."""
-        self._number += 1
+        self._number += result.status != 'unfinished'
         if self._watch:
             return
-        if result.status == 'finished':
-            column = self._run.columns[0]
-            text = f'{column.title} {column.format(column.value(result.summary, result.rows))}'
-        else:
-            text = f'{result.status}: {result.reason}' if result.reason else 'stopped'
-            self._number -= result.status == 'unfinished'
+        if result.status == 'unfinished':
+            cli.log.info('%s: stopped', job.name)
+            return
+        column = self._run.columns[0]
+        text = (f'{column.title} {column.format(column.value(result.summary, result.rows))}' if result.status == 'finished'
+                else f'{result.status}: {result.reason}')
         cli.log.info('[%d/%d] %s: %s', self._number, self._run.num_runs, job.name, text)
 
     def show_table(self) -> None:

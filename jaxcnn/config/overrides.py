@@ -6,6 +6,7 @@ import importlib.metadata
 import importlib.util
 import json
 import os
+import traceback
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -199,4 +200,6 @@ def call_in_file(path: str, name: str) -> Any:
     except UserError as e:
         raise UserError(str(e), field=path) from e
     except Exception as e:
-        raise UserError(f'{type(e).__name__}: {" ".join(str(e).split())}', field=path) from e
+        lines = [frame.lineno for frame in traceback.extract_tb(e.__traceback__) if frame.filename == spec.origin]
+        field = f'{path}, line {lines[-1]}' if lines else path
+        raise UserError(f'{type(e).__name__}: {" ".join(str(e).split())}', field=field) from e

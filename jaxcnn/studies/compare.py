@@ -8,23 +8,23 @@ from collections.abc import Sequence
 from jaxcnn import config as cfg
 from jaxcnn import plugins
 from jaxcnn.errors import UserError
-from jaxcnn.studies.columns import main_metric
-from jaxcnn.studies.results import ArmResult, RunResult, Table, columns_of, read_run
-from jaxcnn.training.workdir import read_config
+from jaxcnn.studies.columns import find_column, main_metric
+from jaxcnn.studies.results import ArmResult, RunResult, Table, read_run
+from jaxcnn.training.workdir import STUDY, read_config
 
 
 def compare_runs(folders: Sequence[str], measurements: Sequence[str] = ()) -> Table:
     """Return the table of some runs. Those whose configs differ in the seed alone are one row.
 
     Args:
-      folders: workdirs of runs, or folders of several seeds, `seed0`, `seed1`, ...
+      folders: workdirs of runs, folders of several seeds, `seed0`, `seed1`, ..., or workdirs of studies.
       measurements: names of the columns; by default the first metric of the task on the test split.
 
     Raises:
       UserError: A folder holds no run, or a measurement does not exist.
     """
     groups: list[tuple[str, cfg.Config, list[RunResult]]] = []
-    for folder in dict.fromkeys(os.path.normpath(folder) for folder in folders):
+    for folder in dict.fromkeys(path for workdir in folders for path in _arm_folders(os.path.abspath(workdir))):
         seeds = sorted(glob.glob(os.path.join(glob.escape(folder), 'seed*', 'config.json')))
         for path in map(os.path.dirname, seeds) if seeds else [folder]:
             config = read_config(path)
@@ -41,7 +41,19 @@ def compare_runs(folders: Sequence[str], measurements: Sequence[str] = ()) -> Ta
     if tasks := {config.task.name for config in configs} - {configs[0].task.name}:
         raise UserError(f'runs of different tasks cannot be compared: {configs[0].task.name}, {", ".join(sorted(tasks))}',
                         field='--workdirs')
-    columns = columns_of(measurements or [f'test_{main_metric(configs[0]).name}'], configs[0])
-    prefix = os.path.commonpath([os.path.dirname(name) for name, _, _ in groups])
-    arms = [ArmResult(os.path.relpath(name, prefix or '.'), config, runs) for name, config, runs in groups]
+    columns = [find_column(name, configs[0]) for name in measurements or [f'test_{main_metric(configs[0]).name}']]
+    names = [name for name, _, _ in groups]
+    if len({*names}) < len(names):  # the seeds of a folder have different configs
+        names = [runs[0].folder for _, _, runs in groups]
+    prefix = os.path.commonpath([os.path.dirname(name) for name in names])
+    arms = [ArmResult(os.path.relpath(name, prefix), config, runs)
+            for name, (_, config, runs) in zip(names, groups, strict=True)]
     return Table('Comparison of runs', '', arms, columns, arms[0].name)
+
+
+def _arm_folders(folder: str) -> list[str]:
+    """Return the folders of a study's arms if the folder is the workdir of a study, otherwise the folder."""
+    if not os.path.exists(os.path.join(folder, STUDY)):
+        return [folder]
+    arms = glob.glob(os.path.join(glob.escape(folder), '*', 'seed*', 'config.json'))
+    return sorted({os.path.dirname(os.path.dirname(path)) for path in arms})

@@ -10,7 +10,7 @@ import dataclasses
 import itertools
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import ml_collections
@@ -20,10 +20,12 @@ from jaxcnn import experiment
 from jaxcnn.errors import UserError, name_field, unknown
 from jaxcnn.studies.columns import find_column, main_metric
 from jaxcnn.studies.space import Search, Values
+from jaxcnn.training.workdir import STUDY
 
 Overrides = Mapping[str, Any]
 Base: TypeAlias = str | os.PathLike | Mapping[str, Any] | ml_collections.ConfigDict | cfg.Config
 ARM_PREFIX = 'arm:'  # of an arm's name in `config.init.run`
+_RESERVED = {'figures', 'slurm', STUDY, 'study.csv', 'study.md', 'study.html', 'optuna.log'}  # in the workdir
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,11 +36,13 @@ class Arm:
       name: as in the table.
       config: the config; its seed is the first one of the study.
       published: the published value of the compared metric; None if there is none.
+      changes: paths of the fields by which it differs from the base.
     """
 
     name: str
     config: cfg.Config
     published: float | None = None
+    changes: frozenset[str] = frozenset()
 
     @property
     def folder(self) -> str:
@@ -82,14 +86,34 @@ class Study:
         return self.compare, *self.columns
 
 
+def value_text(value: object) -> str:
+    """Return the value of a field as text: a choice as `sgd(momentum=0.9)`, a duration as `3 epochs`."""
+    if not isinstance(value, Mapping):
+        return str(value)
+    fields = dict(value)
+    if 'name' not in fields:
+        return ', '.join(f'{argument} {key}' for key, argument in fields.items())
+    name = str(fields.pop('name'))
+    return f'{name}({", ".join(f"{key}={argument}" for key, argument in fields.items())})' if fields else name
+
+
 def product(*factors: Mapping[str, Overrides]) -> dict[str, Overrides]:
-    """Return the arms that combine each arm of one mapping with each of the others: `{'adam, cosine': {...}, ...}`."""
+    """Return the arms that combine each arm of one mapping with each of the others: `{'adam, cosine': {...}, ...}`.
+
+    Raises:
+      UserError: A mapping is empty, or two arms have the same name.
+    """
     for number, factor in enumerate(factors):
         if not factor:
             raise UserError(f'factor {number + 1} of the product has no arm')
-    return {', '.join(names): {path: value for factor, name in zip(factors, names, strict=True)
-                               for path, value in factor[name].items()}
-            for names in itertools.product(*factors)}
+    arms: dict[str, Overrides] = {}
+    for names in itertools.product(*factors):
+        arm = ', '.join(names)
+        if arm in arms:
+            raise UserError(f'two arms of the product have the name {arm!r}')
+        arms[arm] = {path: value for factor, name in zip(factors, names, strict=True)
+                     for path, value in factor[name].items()}
+    return arms
 
 
 def grid(fields: Mapping[str, Sequence[Any]]) -> dict[str, Overrides]:
@@ -109,14 +133,13 @@ def grid(fields: Mapping[str, Sequence[Any]]) -> dict[str, Overrides]:
     short = {path: path.rpartition('.')[2] for path in fields}
     if len({*short.values()}) < len(short):
         short = {path: path for path in fields}
-    return product(*({f'{short[path]}={_short_text(value)}': {path: value} for value in values}
-                     for path, values in fields.items()))
-
-
-def _short_text(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return '-'.join(str(v) for v in value.values())
-    return '-'.join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+    factors = []
+    for path, values in fields.items():
+        names = [f'{short[path]}={value_text(value)}' for value in values]
+        if len({*names}) < len(names):
+            raise UserError(f'the values of a grid must differ, got {values!r}', field=path)
+        factors.append({name: {path: value} for name, value in zip(names, values, strict=True)})
+    return product(*factors)
 
 
 def make_study(base: Base, arms: Mapping[str, Overrides | Base] | Search, *, seeds: int = 3, compare: str | None = None,
@@ -130,7 +153,7 @@ def make_study(base: Base, arms: Mapping[str, Overrides | Base] | Search, *, see
         see `search`. The value `arm:NAME` of `init.run` is the run of an earlier arm with the same seed.
       seeds: number of seeds of each arm, from the base config's on.
       compare: the measurement by which arms are compared: one of a run's summary, such as test_accuracy, or
-        `epochs_to(train_accuracy, 0.75)`, the number of epochs until a logged value is reached. By default
+        `epochs_to('train_accuracy', 0.75)`, the number of epochs until a logged value is reached. By default
         the first metric of the task on the test split, and for a search on the validation split.
       common: fields that all arms change, for example in a quick form of the study.
       columns: further measurements for the table.
@@ -146,9 +169,14 @@ def make_study(base: Base, arms: Mapping[str, Overrides | Base] | Search, *, see
     base_config = _load_base(base, common)
     space = arms if isinstance(arms, Search) else None
     overrides = {'base': {}} if isinstance(arms, Search) else arms
-    if not overrides:
-        raise UserError('a study needs at least one arm', field='arms')
+    if not isinstance(overrides, Mapping) or not overrides:
+        raise UserError(f'a study needs a mapping of at least one arm, got {overrides!r}', field='arms',
+                        hint='for example {"tanh": {"model.activation": "tanh"}}')
+    if isinstance(columns, str):
+        raise UserError(f'expected a list of measurements, got {columns!r}', field='columns')
     published = published or {}
+    if space and (published or baseline):
+        raise UserError('a search has no arms with published values, and no baseline', field='arms')
     for what, names in (('published', published), ('baseline', [baseline] if baseline else [])):
         for name in names:
             if name not in overrides:
@@ -187,18 +215,24 @@ def _make_arm(name: str, base: cfg.Config, overrides: Overrides | Base, common: 
     with _name_arm(name):
         if isinstance(overrides, (str, os.PathLike, ml_collections.ConfigDict, cfg.Config)):
             fields = cfg.to_dict(dataclasses.replace(_load_base(overrides, common), seed=base.seed))
+            changes = frozenset[str]()
         elif isinstance(overrides, Mapping):
-            fields = cfg.override(base, overrides)
+            fields, changes = cfg.override(base, overrides), frozenset(overrides)
         else:
             raise UserError(f'expected the fields that it changes, such as {{"optim.learning_rate": 0.1}}, or a config, got '
                             f'{overrides!r}')
-        return Arm(name, experiment.check(cfg.parse({**fields, 'name': name})), published)
+        if 'seed' in changes:
+            raise UserError('config.seed is set by the seeds of the study')
+        return Arm(name, experiment.check(cfg.parse({**fields, 'name': name})), published, changes)
 
 
 def _check_folders(arms: Sequence[Arm]) -> None:
-    """Raise a UserError if two arms would have the same folder."""
+    """Raise a UserError if two arms would have the same folder, or one that the study needs."""
     names: dict[str, str] = {}
     for arm in arms:
+        if arm.folder.startswith('.') or arm.folder.casefold() in _RESERVED:
+            raise UserError(f'{arm.name!r} cannot be the name of an arm, because its folder would be {arm.folder!r}',
+                            field='arms')
         other = names.setdefault(arm.folder.casefold(), arm.name)
         if other != arm.name:
             raise UserError(f'{other!r} and {arm.name!r} would have the same folder, {arm.folder!r}', field='arms',
@@ -243,21 +277,45 @@ def load_study(path: str, assignments: Sequence[str] = (), seeds: int | None = N
     Raises:
       UserError: The file is missing or defines no study, or the study is wrong.
     """
-    file, colon, form = path.partition(':')
+    file, colon, form = path.rpartition(':')
+    if not colon or os.sep in form:  # a path may contain colons
+        file, colon, form = path, '', ''
     file = cfg.find_config_file(file, 'study')
     study = cfg.call_in_file(file, f'get_{form}_study' if colon else 'get_study')
     if not isinstance(study, Study):
         raise UserError(f'its study is a {type(study).__name__}, not what make_study() returns', field=file)
     name = os.path.splitext(os.path.basename(file))[0]
     name = f'{name} ({form})' if colon else name
-    first = study.seeds[0]
-    arms = tuple(_change_arm(arm, assignments) for arm in study.arms) if assignments else study.arms
-    return dataclasses.replace(study, title=study.title or name, arms=arms,
-                               seeds=study.seeds if seeds is None else tuple(range(first, first + _check_seeds(seeds))))
+    if seeds is not None:
+        first = study.seeds[0]
+        study = dataclasses.replace(study, seeds=tuple(range(first, first + _check_seeds(seeds))))
+    return _change_all_arms(dataclasses.replace(study, title=study.title or name), assignments)
 
 
-def _change_arm(arm: Arm, assignments: Sequence[str]) -> Arm:
-    return dataclasses.replace(arm, config=experiment.check(cfg.parse(cfg.override(arm.config, assignments))))
+def _change_all_arms(study: Study, assignments: Sequence[str]) -> Study:
+    """Return the study with fields set in all arms.
+
+    Raises:
+      UserError: An arm, the space of the search or the seeds set such a field, or a config is wrong.
+    """
+    if not assignments:
+        return study
+    for path in (assignment.partition('=')[0] for assignment in assignments):
+        owners: dict[str, Iterable[str]] = {f'arm {arm.name!r}': arm.changes for arm in study.arms}
+        owners |= {'the search': study.search.space if study.search else (), 'the seeds': ('seed',)}
+        for owner, fields in owners.items():
+            if any(f'{path}.'.startswith(f'{field}.') or f'{field}.'.startswith(f'{path}.') for field in fields):
+                raise UserError(f'is set by {owner} of the study', field=f'--config.{path}')
+    arms = []
+    for arm in study.arms:
+        with _name_arm(arm.name):
+            config = experiment.check(cfg.parse(cfg.override(arm.config, assignments)))
+        arms.append(dataclasses.replace(arm, config=config))
+    study = dataclasses.replace(study, arms=tuple(arms))
+    _check_measurements(study)
+    if study.search:
+        _check_space(study.search, study.arms[0].config)
+    return study
 
 
 def _check_seeds(seeds: int) -> int:

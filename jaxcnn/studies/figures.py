@@ -62,7 +62,7 @@ class Tradeoff:
 
 
 def draw_tradeoffs(points: Mapping[str, Tradeoff], ylabel: str, scale: float, path: str) -> None:
-    """Draw a measurement against the number of parameters and against the training time.
+    """Draw a measurement against the number of parameters, if they differ, and against the training time.
 
     Args:
       points: by arm.
@@ -71,9 +71,12 @@ def draw_tradeoffs(points: Mapping[str, Tradeoff], ylabel: str, scale: float, pa
       path: the PNG file.
     """
     names = {name: shortened(name, 30) for name in points}
-    xlabels = {'parameters': 'parameters', 'seconds': 'training time in seconds'}
-    with open_figure(path, 13, 5, [*names.values()], layout='constrained') as figure:
-        for axis, (field, xlabel) in zip(figure.subplots(1, 2), xlabels.items(), strict=True):
+    xlabels = {'seconds': 'training time in seconds'}
+    if len({point.parameters for point in points.values()}) > 1:
+        xlabels = {'parameters': 'parameters', **xlabels}
+    with open_figure(path, 6.5 * len(xlabels), 5, [*names.values()], layout='constrained') as figure:
+        axes = figure.subplots(1, len(xlabels), squeeze=False)[0]
+        for axis, (field, xlabel) in zip(axes, xlabels.items(), strict=True):
             x = {name: getattr(point, field) for name, point in points.items()}
             axis.set(xlabel=xlabel, ylabel=f'{ylabel}{" in %" if scale == 100 else ""}')
             _scale_axis(axis, [*x.values()])

@@ -21,6 +21,9 @@ from jaxcnn.studies.results import FAILURE, RunResult, Status, read_run, write_f
 _NUM_LAST_LINES = 5  # of a log, among which the error is
 POLL_INTERVAL = 0.2  # seconds between two looks at the running jobs
 
+# exit codes of a run that was stopped, after or before it has installed its signal handlers
+STOPPED = {code for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP) for code in (128 + signum, -signum)}
+
 
 @dataclasses.dataclass(frozen=True)
 class Job:
@@ -78,16 +81,17 @@ class Job:
         """Return what the workdir of the run says."""
         return read_run(self.folder, self.seed)
 
-    def record(self, exit_code: int) -> RunResult:
+    def record(self, exit_code: int, message: str = '') -> RunResult:
         """Return the result of the run after its command has ended, and record why it failed if it did.
 
         Args:
           exit_code: of the command; -N if signal N ended it.
+          message: the reason, if the executor knows it.
         """
         result = self.result()
         if result.status == 'unfinished' and exit_code not in STOPPED:
             status: Status = 'diverged' if exit_code == Diverged.exit_code else 'failed'
-            write_failure(self.folder, status, self.reason(exit_code))
+            write_failure(self.folder, status, message or self.reason(exit_code))
             result = self.result()
         return result
 
@@ -104,12 +108,14 @@ class Job:
         return last_line if exit_code in (UserError.exit_code, Diverged.exit_code) else f'exit code {exit_code}: {last_line}'
 
 
-# exit codes of a run that was stopped, after or before it has installed its signal handlers
-STOPPED = {code for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP) for code in (128 + signum, -signum)}
-
-
 class Handle(abc.ABC):
-    """A job that was started."""
+    """A job that was started.
+
+    Attributes:
+      message: what the executor says of a job that was lost; otherwise empty.
+    """
+
+    message: str = ''
 
     @abc.abstractmethod
     def poll(self) -> int | None:
@@ -152,22 +158,27 @@ class Queue(abc.ABC):
 
 
 class JobList(Queue):
-    """Jobs that are known in advance. One that starts from another run's weights waits until that run has ended."""
+    """Jobs that are known in advance. One that starts from another run's weights waits until that run has finished."""
 
     def __init__(self, jobs: Sequence[Job]):
         self._jobs = list(jobs)
-        self._unfinished = {job.folder for job in jobs}
+        self._pending = {job.folder for job in jobs}  # those that have not ended
 
     def next(self) -> Job | None:
         """Return the next job that does not wait for another one, or None if there is none."""
-        job = next((job for job in self._jobs if job.source_folder not in self._unfinished), None)
-        if job:
-            self._jobs.remove(job)
-        return job
+        for job in list(self._jobs):
+            status = read_run(job.source_folder, job.seed).status if job.source_folder else 'finished'
+            if status in ('diverged', 'failed') and job.source_folder not in self._pending:
+                write_failure(job.folder, 'failed', f'the run that it starts from has {status}')
+                self._jobs.remove(job)
+            elif status == 'finished':
+                self._jobs.remove(job)
+                return job
+        return None
 
     def done(self, job: Job, result: RunResult) -> None:
-        """Let the jobs start that wait for this one."""
-        self._unfinished.discard(job.folder)
+        """Receive the result of a job, for which others may wait."""
+        self._pending.discard(job.folder)
 
 
 class StudyStopped(Exception):
@@ -207,9 +218,11 @@ def run_jobs(queue: Queue, executor: Executor, on_done: Callable[[Job, RunResult
             for job in jobs:
                 job.prepare()
             running.update(zip(jobs, executor.start(jobs), strict=True))
-        if not running or (stop and not executor.stops_jobs):
+        if not running:
             break
         time.sleep(POLL_INTERVAL)
+        if stop and not executor.stops_jobs:
+            break
         for signum in stop[num_signals:]:
             for handle in running.values():
                 handle.stop(signum)
@@ -217,12 +230,12 @@ def run_jobs(queue: Queue, executor: Executor, on_done: Callable[[Job, RunResult
         for job, handle in list(running.items()):
             exit_code = handle.poll()
             if exit_code is not None:
-                del running[job]
                 if job in pruned and job.result().status == 'unfinished':
                     write_failure(job.folder, 'pruned', 'stopped early by the search')
-                result = job.record(exit_code)
+                result = job.record(exit_code, handle.message)
                 queue.done(job, result)
                 on_done(job, result)
+                del running[job]
             elif job not in pruned and queue.should_prune(job):
                 pruned.add(job)
                 handle.stop(signal.SIGTERM)

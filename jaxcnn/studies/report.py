@@ -11,12 +11,12 @@ from jaxcnn.analysis import figures
 from jaxcnn.analysis.markdown import escape, figure, to_html
 from jaxcnn.errors import counted, name_file
 from jaxcnn.metrics import LOSS, Measurement
-from jaxcnn.studies.columns import SPLITS
+from jaxcnn.studies.columns import SPLITS, Column
+from jaxcnn.studies.definition import value_text
 from jaxcnn.studies.figures import Tradeoff, draw_curves, draw_tradeoffs
-from jaxcnn.studies.results import ArmResult, Table
+from jaxcnn.studies.results import MIN_BOOTSTRAP_SEEDS, ArmResult, RunResult, Table
 
 MAX_CURVES = 12  # arms in the figure of curves
-_STATUS_TEXT = {'diverged': 'diverged', 'failed': 'failed', 'pruned': 'pruned', 'unfinished': 'not started'}
 
 
 def write_study_report(table: Table, folder: str, name: str = 'study', sections: Sequence[str] = ()) -> None:
@@ -69,7 +69,7 @@ def table_rows(table: Table, multiply_adds: Mapping[str, int | None] | None = No
     for arm in table.arms:
         cells = [arm.name]
         for column in table.columns:
-            cells.append(column.format(arm.mean(column), arm.deviation(column)) if arm.finished else '')
+            cells.append(_value_cell(arm, column) if arm.finished else '')
         if has_published:
             cells.append('' if arm.published is None else table.compared.format(arm.published))
         if has_difference:
@@ -86,6 +86,19 @@ def table_rows(table: Table, multiply_adds: Mapping[str, int | None] | None = No
     return rows
 
 
+def _progress_text(run: RunResult) -> str:
+    if run.rows:
+        return f'at epoch {run.rows[-1]["epoch"]:.1f}'
+    return 'starting' if os.path.isdir(run.folder) else 'not started'
+
+
+def _value_cell(arm: ArmResult, column: Column) -> str:
+    """Return the mean of a measurement as text, with the number of seeds that have it if some lack it."""
+    count, total = len(arm.values(column)), len(arm.finished)
+    text = column.format(arm.mean(column), arm.deviation(column))
+    return f'{text} ({count} of {total} seeds)' if 0 < count < total else text
+
+
 def format_seconds(seconds: float) -> str:
     """Return a duration as text: `8.1 s`, `12.3 min` or `5.2 h`."""
     if seconds < 100:
@@ -96,8 +109,7 @@ def format_seconds(seconds: float) -> str:
 def _seeds_text(arm: ArmResult) -> str:
     """Return how many seeds have finished, and what became of the others: `2 (1 diverged, 1 at epoch 3.5)`."""
     texts = collections.Counter(
-        f'at epoch {run.rows[-1]["epoch"]:.1f}' if run.status == 'unfinished' and run.rows else _STATUS_TEXT[run.status]
-        for run in arm.runs if run.status != 'finished')
+        _progress_text(run) if run.status == 'unfinished' else run.status for run in arm.runs if run.status != 'finished')
     others = [f'{count} {text}' for text, count in texts.items()]
     return f'{len(arm.finished)} ({", ".join(others)})' if others else str(len(arm.finished))
 
@@ -111,8 +123,8 @@ def _introduction(table: Table) -> list[str]:
              f'{column.title}, {better} values are better.']
     if table.baseline and len(table.arms) > 1:
         unit = ', in percentage points,' if column.percent else ''
-        interval = (', with the 95 % bootstrap interval of its mean in brackets; an interval over few seeds is narrower '
-                    'than it should be') if several else ''
+        interval = (', with its 95 % interval in brackets: by a bootstrap from '
+                    f'{MIN_BOOTSTRAP_SEEDS} seeds on, for fewer that of Student') if several else ''
         lines.append(f'The difference{unit} is the mean over the seeds that the arm has in common with '
                      f'{escape(table.baseline)}{interval}.')
     return lines
@@ -121,10 +133,11 @@ def _introduction(table: Table) -> list[str]:
 def _common_setting(table: Table) -> str:
     """Return a sentence that says what all arms train: the network, the data, the length and the batch size."""
     settings = [(f'the network {arm.config.model.name}', f'the data set {arm.config.data.name}',
-                 _value_text(cfg.to_dict(arm.config.duration)), f'batches of {arm.config.batch_size}') for arm in table.arms]
+                 value_text(cfg.to_dict(arm.config.duration)), f'batches of {arm.config.batch_size}') for arm in table.arms]
     common = [texts[0] for texts in zip(*settings, strict=True) if len({*texts}) == 1]
     seeds = sorted({run.seed for arm in table.arms for run in arm.runs})
-    return f'All runs: {escape(", ".join(common + [f"seed {seed}" for seed in seeds]))}.'
+    numbers = f'seeds {", ".join(map(str, seeds[:-1]))} and {seeds[-1]}' if len(seeds) > 1 else f'seed {seeds[0]}'
+    return f'All runs: {escape(", ".join([*common, numbers]))}.'
 
 
 def _markdown_table(rows: Sequence[Sequence[str]]) -> list[str]:
@@ -133,7 +146,7 @@ def _markdown_table(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def _failures(table: Table) -> list[str]:
-    lines = [f'- {escape(arm.name)}, seed {run.seed}: {_STATUS_TEXT[run.status]}: {escape(run.reason)}'
+    lines = [f'- {escape(arm.name)}, seed {run.seed}: {run.status}: {escape(run.reason)}'
              for arm in table.arms for run in arm.runs if run.status in ('diverged', 'failed')]
     return ['## Runs without a result', '', *lines, ''] if lines else []
 
@@ -145,7 +158,7 @@ def _changed_fields(table: Table) -> list[str]:
         return []
     rows = [['', *(field.removeprefix('config.') for field in fields)]]
     for i, arm in enumerate(table.arms):
-        rows.append([arm.name, *(_value_text(values[i]) for values in fields.values())])
+        rows.append([arm.name, *(value_text(values[i]) for values in fields.values())])
     return ['## What the arms change', '', *_markdown_table(rows), '']
 
 
@@ -160,17 +173,6 @@ def differing_fields(configs: Sequence[cfg.Config]) -> dict[str, list[object]]:
         old = next(of_config[field].old for of_config in changes if field in of_config)
         values[field] = [of_config[field].new if field in of_config else old for of_config in changes]
     return values
-
-
-def _value_text(value: object) -> str:
-    """Return the value of a field as text: a choice as `sgd(momentum=0.9)`, a duration as `3 epochs`."""
-    if not isinstance(value, dict):
-        return str(value)
-    fields = dict(value)
-    if 'name' in fields:
-        name = fields.pop('name')
-        return f'{name}({", ".join(f"{key}={argument}" for key, argument in fields.items())})' if fields else str(name)
-    return ', '.join(f'{argument} {key}' for key, argument in fields.items())
 
 
 def _multiply_adds(arm: ArmResult) -> int | None:
@@ -242,5 +244,6 @@ def _draw_tradeoffs(table: Table, path: str) -> None:
     points = {arm.name: Tradeoff(parameters, seconds, mean, arm.deviation(column) or 0.0) for arm in table.arms
               if (mean := arm.mean(column)) is not None and (parameters := arm.mean_of('params')) is not None
               and (seconds := arm.mean_of('train_seconds')) is not None}
-    draw_tradeoffs(points, column.title, 100 if column.percent else 1, path)
+    if points:
+        draw_tradeoffs(points, column.title, 100 if column.percent else 1, path)
 

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -12,13 +13,13 @@ from jaxcnn import plugins
 from jaxcnn.errors import UserError, unknown
 from jaxcnn.locks import LockedError, lock
 from jaxcnn.processes import visible_gpus
-from jaxcnn.studies.columns import Column
+from jaxcnn.studies.columns import find_column
 from jaxcnn.studies.definition import Arm, Study
 from jaxcnn.studies.jobs import Executor, Job, JobList, Queue, run_jobs
 from jaxcnn.studies.local import LocalExecutor
 from jaxcnn.studies.report import write_study_report
-from jaxcnn.studies.results import ArmResult, RunResult, Table, columns_of
-from jaxcnn.training.workdir import read_config, read_json, write_json
+from jaxcnn.studies.results import ArmResult, RunResult, Table
+from jaxcnn.training.workdir import STUDY, read_config, read_json, write_json
 
 EXECUTORS = ('local', 'slurm', 'print')
 
@@ -61,8 +62,8 @@ class StudyRun:
     """
 
     def __init__(self, study: Study, folder: str):
-        self.study, self.folder = study, folder
-        self.columns: list[Column] = columns_of(study.measurements, study.arms[0].config)
+        self.study, self.folder = study, os.path.abspath(folder)
+        self.columns = [find_column(name, study.arms[0].config) for name in study.measurements]
         self._resources = contextlib.ExitStack()
 
     def __enter__(self) -> 'StudyRun':
@@ -96,19 +97,21 @@ class StudyRun:
             if changes := cfg.differences(recorded, arm.config):
                 raise UserError(f'has another config in {self.folder!r}', field=f'arm {arm.name!r}', hint='use its config '
                                 f'or a new workdir. Changed: {"; ".join(map(str, changes))}')
-        path = os.path.join(self.folder, 'study.json')
+        path = os.path.join(self.folder, STUDY)
         if os.path.exists(path):
-            recorded_search, search = read_json(path)['search'], _search_fields(self.study)
-            if recorded_search != search:
+            recorded_search, search = read_json(path)['search'] or {}, _search_fields(self.study) or {}
+            changed = [f'{name}: {recorded_search.get(name)!r} -> {search.get(name)!r}'
+                       for name in {**recorded_search, **search} if recorded_search.get(name) != search.get(name)]
+            if changed:
                 raise UserError(f'workdir {self.folder!r} holds a study with another search', hint='use a new workdir. '
-                                f'Changed: {recorded_search!r} -> {search!r}')
+                                f'Changed: {"; ".join(changed)}')
 
     def _write_definition(self) -> None:
         study = self.study
         if not study.search:
             for arm in study.arms:
                 write_arm(arm, os.path.join(self.folder, arm.folder))
-        write_json(os.path.join(self.folder, 'study.json'), {
+        write_json(os.path.join(self.folder, STUDY), {
             'title': study.title, 'arms': [arm.name for arm in study.arms], 'seeds': study.seeds,
             'measurements': study.measurements, 'baseline': study.baseline, 'search': _search_fields(study)})
 
@@ -181,9 +184,11 @@ def write_arm(arm: Arm, folder: str) -> None:
 
 
 def _search_fields(study: Study) -> dict[str, Any] | None:
-    """Return what must not change in a search: all but the number of trials."""
+    """Return what must not change in a search: all but the number of trials. The fields of the base config are by path."""
     if study.search is None:
         return None
-    fields = dataclasses.asdict(study.search)
-    del fields['trials']
-    return {**fields, 'space': {path: cfg.to_dict(values) for path, values in study.search.space.items()}}
+    search, base = study.search, dataclasses.replace(study.arms[0].config, seed=0)
+    changed_fields = {change.field: cfg.to_dict(change.new) for change in cfg.differences(cfg.Config(), base)}
+    fields = {'sampler': search.sampler, 'pruner': search.pruner, 'sampler seed': search.seed, 'compare': study.compare,
+              'seeds': study.seeds, **{path: cfg.to_dict(values) for path, values in search.space.items()}, **changed_fields}
+    return json.loads(json.dumps(fields))  # as it is read back

@@ -54,23 +54,24 @@ class SubmittedJob:
 
 
 class SlurmHandle(Handle):
-    """A job of submitit."""
+    """A job of submitit, which is `job`."""
 
     def __init__(self, job: Any):
-        self._job = job
+        self.job = job
 
     def poll(self) -> int | None:
         """Return the exit code, or None while the job waits or runs."""
-        if not self._job.done():
+        if not self.job.done():
             return None
         try:
-            return int(self._job.result())
-        except Exception:  # submitit's errors of a job that has no result: cancelled, out of memory, a node that failed
+            return int(self.job.result())
+        except Exception as e:  # submitit's errors of a job that has no result: cancelled, out of memory, a node that failed
+            self.message = ' '.join(str(e).split())[:300]
             return 1
 
     def stop(self, signum: int) -> None:
         """Cancel the job."""
-        self._job.cancel()
+        self.job.cancel()
 
 
 class SlurmExecutor(Executor):

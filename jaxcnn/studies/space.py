@@ -41,8 +41,8 @@ class Values:
     values: tuple[Any, ...]
 
     def __post_init__(self) -> None:
-        if len(self.values) < 2:
-            raise UserError(f'a choice needs at least two values, got {list(self.values)!r}')
+        if len({str(value) for value in self.values}) < max(2, len(self.values)):
+            raise UserError(f'a choice needs at least two values that differ, got {list(self.values)!r}')
 
 
 def uniform(low: float, high: float) -> Range:
@@ -97,7 +97,7 @@ def search(space: Mapping[str, Range | Values], trials: int, sampler: Literal['t
     for path, values in space.items():
         if not isinstance(values, (Range, Values)):
             raise UserError(f'expected uniform, log_uniform, integer or choice, got {values!r}', field=path)
-    if not isinstance(trials, int) or trials < 1:
+    if not isinstance(trials, int) or isinstance(trials, bool) or trials < 1:
         raise UserError(f'expected at least 1 trial, got {trials!r}', field='trials')
     for what, name, names in (('sampler', sampler, SAMPLERS), ('pruner', pruner, PRUNERS)):
         if name not in names:

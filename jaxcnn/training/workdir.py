@@ -21,6 +21,7 @@ from jaxcnn.locks import LockedError, holder_has_ended, lock
 
 log = logging.getLogger('jaxcnn')
 _LOCK = '.lock'
+STUDY = 'study.json'  # in the workdir of a study
 
 
 def write_json(path: str, value: Any) -> None:
@@ -81,6 +82,8 @@ def claim(workdir: str, config: cfg.Config, extend: bool = False) -> Iterator[No
     if jax.process_index():  # the first process locks it for all
         yield
         return
+    if os.path.exists(os.path.join(workdir, STUDY)):
+        raise UserError(f'workdir {workdir!r} holds a study', hint='use another one for a run')
     with contextlib.ExitStack() as resources:
         try:
             os.makedirs(os.path.join(workdir, 'figures'), exist_ok=True)

@@ -91,7 +91,7 @@ def test_a_job_of_submitit_whose_time_is_over_resumes_to_the_same_run(study_file
         metrics = folder / 'long' / 'seed0' / 'metrics.jsonl'
         while handle.poll() is None and not (metrics.exists() and metrics.read_text()):
             time.sleep(0.05)
-        task, = subprocess.check_output(['pgrep', '-P', str(handle._job._process.pid)], text=True).split()
+        task, = subprocess.check_output(['pgrep', '-P', handle.job.job_id], text=True).split()  # the ID is its process
         os.kill(int(task), signal.SIGUSR2)  # by which SLURM says that the time is nearly over
         while handle.poll() is None:
             time.sleep(0.1)

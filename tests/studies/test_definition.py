@@ -14,9 +14,9 @@ BASE = dict(model='lenet5', data=dict(name='digits', image_size=32), seed=3)
 
 def test_a_grid_has_an_arm_for_each_combination():
     arms = grid({'optim.learning_rate': [0.1, 0.2], 'model': [{'name': 'lenet5', 'pool': 'max'}]})
-    assert arms == {
-        'learning_rate=0.1, model=lenet5-max': {'optim.learning_rate': 0.1, 'model': {'name': 'lenet5', 'pool': 'max'}},
-        'learning_rate=0.2, model=lenet5-max': {'optim.learning_rate': 0.2, 'model': {'name': 'lenet5', 'pool': 'max'}}}
+    model = {'name': 'lenet5', 'pool': 'max'}
+    assert arms == {'learning_rate=0.1, model=lenet5(pool=max)': {'optim.learning_rate': 0.1, 'model': model},
+                    'learning_rate=0.2, model=lenet5(pool=max)': {'optim.learning_rate': 0.2, 'model': model}}
 
 
 def test_a_grid_uses_full_paths_where_short_names_are_equal():
@@ -44,7 +44,17 @@ def test_a_text_that_looks_like_a_number_stays_a_text_and_a_value_stays_a_value(
 
 
 WRONG = {
-    'no arm': (lambda: make_study(BASE, {}), 'arms: a study needs at least one arm'),
+    'no arm': (lambda: make_study(BASE, {}), 'arms: a study needs a mapping of at least one arm'),
+    'list of arms': (lambda: make_study(BASE, [{}]), 'arms: a study needs a mapping'),
+    'arm outside the workdir': (lambda: make_study(BASE, {'..': {}}), "'..' cannot be the name of an arm"),
+    'arm with a folder of the report': (lambda: make_study(BASE, {'Figures': {}}), "'Figures' cannot be the name"),
+    'seed of an arm': (lambda: make_study(BASE, {'a': {'seed': 1}}), "arm 'a': config.seed is set by the seeds"),
+    'column that is no list': (lambda: make_study(BASE, {'a': {}}, columns='test_loss'), "columns: expected a list"),
+    'equal values': (lambda: grid({'optim.l2': [0, 0]}), 'optim.l2: the values of a grid must differ'),
+    'equal names': (lambda: product({'a': {}, 'a, b': {}}, {'b, c': {}, 'c': {}}), "have the name 'a, b, c'"),
+    'baseline of a search': (lambda: make_study(BASE, search({'batch_size': choice([1, 2])}, 3), baseline='a'),
+                             'a search has no arms with published values, and no baseline'),
+    'equal choices': (lambda: choice([1, '1']), 'at least two values that differ'),
     'unknown field': (lambda: make_study(BASE, {'a': {'optim.learning_rte': 1}}),
                       "arm 'a': unknown field 'config.optim.learning_rte'; nearest: config.optim.learning_rate"),
     'wrong value': (lambda: make_study(BASE, {'a': {'batch_size': 0}}), "arm 'a': config.batch_size: .*0"),
@@ -100,6 +110,19 @@ def get_wrong_study():
         load_study(f'{path}:quik')
     with pytest.raises(UserError, match='its study is a int'):
         load_study(f'{path}:wrong')
+
+
+ASSIGNED = {'seed=3': '--config.seed: is set by the seeds of the study',
+            'model=alexnet': "--config.model: is set by arm 'a'", 'model.pool=mx': "arm 'a': config.model: .*mx"}
+
+
+@pytest.mark.parametrize(('assignment', 'message'), ASSIGNED.items())
+def test_a_field_that_the_study_sets_is_not_set_for_all_arms(tmp_path, assignment, message):
+    path = tmp_path / 'mine.py'
+    path.write_text('from jaxcnn.studies import make_study\ndef get_study():\n'
+                    '    return make_study("digits_lenet5", {"a": {"model.activation": "tanh"}})\n')
+    with pytest.raises(UserError, match=message):
+        load_study(str(path), [assignment])
 
 
 @pytest.mark.parametrize('path', config.shipped_configs('study'))

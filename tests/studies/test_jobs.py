@@ -13,9 +13,10 @@ import pytest
 from jaxcnn import config, processes
 from jaxcnn.errors import Diverged, UserError
 from jaxcnn.studies import jobs, make_study
-from jaxcnn.studies.jobs import Job, JobList, StudyStopped, run_jobs
+from jaxcnn.studies.jobs import Executor, Job, JobList, StudyStopped, run_jobs
 from jaxcnn.studies.local import LocalExecutor, make_slots
 from jaxcnn.studies.run import StudyRun
+from jaxcnn.training.workdir import claim
 
 FINISH = 'import json, os; os.makedirs(F, exist_ok=True); json.dump({"test_accuracy": 0.5}, open(F + "/summary.json", "w"))'
 
@@ -75,6 +76,32 @@ def test_a_job_waits_for_the_run_it_starts_from(make_job):
     results = run(JobList([make_job('grown', check, source_folder=source.folder), source]), slots=2)
     assert list(results) == ['source', 'grown']
     assert results['grown'].status == 'finished'
+
+
+def test_a_job_does_not_start_from_a_run_without_a_result(make_job):
+    source, later = make_job('source', f'exit({Diverged.exit_code})'), make_job('later')
+    grown = make_job('grown', source_folder=source.folder)
+    results = run(JobList([source, grown, later]))
+    assert list(results) == ['source', 'later']
+    assert (grown.result().status, grown.result().reason) == ('failed', 'the run that it starts from has diverged')
+    assert list(run(JobList([grown]))) == []  # nor does the next command start it
+
+
+def test_jobs_that_outlive_the_study_are_not_stopped_by_a_signal(make_job):
+    class Elsewhere(Executor):
+        slots, stops_jobs = 2, False
+
+        def start(self, started):
+            return [self for _ in started]
+
+        def poll(self):
+            return None
+
+        def stop(self, signum):
+            pytest.fail('the job was stopped')
+    stop = []
+    with pytest.raises(StudyStopped):
+        run_jobs(JobList([make_job('a')]), Elsewhere(), None, lambda: stop.append(signal.SIGINT), stop)
 
 
 def test_a_signal_stops_jobs_that_save_and_starts_no_more(make_job):
@@ -153,6 +180,8 @@ def test_a_study_refuses_changed_arms_and_the_folder_of_a_run(tmp_path):
         finish(run.all_jobs()[0])
     with pytest.raises(UserError, match=r"arm 'a': has another config.*config.batch_size: 128 -> 64"), \
             StudyRun(study({'a': {'batch_size': 64}}), folder):
+        pass
+    with pytest.raises(UserError, match='holds a study'), claim(folder, run.study.arms[0].config):
         pass
     with pytest.raises(UserError, match='holds a run, not a study'), StudyRun(study({'a': {}}), f'{folder}/a/seed0'):
         pass

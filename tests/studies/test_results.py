@@ -31,15 +31,20 @@ def make_arm(tmp_path, name, accuracies, changes=(), **fields):
     return ArmResult(name, config.parse(config.override(CONFIG, dict(changes))), runs, **fields)
 
 
-def test_differences_are_paired_by_seed_with_a_bootstrap_interval(tmp_path):
+def test_differences_of_few_seeds_are_paired_with_students_interval(tmp_path):
     a = make_arm(tmp_path, 'a', {0: 0.5, 1: 0.6, 2: 0.9, 7: 0.1})
     b = make_arm(tmp_path, 'b', {2: 0.95, 1: 0.7, 0: 0.5, 8: 0.9})
     difference = paired_difference(b, a, COLUMN)
-    values = np.array([0.0, 0.1, 0.05])  # of seeds 0, 1 and 2
-    assert difference.seeds == 3
-    assert difference.mean == pytest.approx(values.mean())
+    assert difference.mean == pytest.approx(0.05)  # of seeds 0, 1 and 2: 0, 0.1 and 0.05
+    expected = stats.ttest_rel([0.5, 0.7, 0.95], [0.5, 0.6, 0.9]).confidence_interval(0.95)
+    assert difference.interval == pytest.approx((expected.low, expected.high))
+
+
+def test_differences_of_many_seeds_have_a_bootstrap_interval(tmp_path):
+    values = np.random.default_rng(0).exponential(0.1, 12)  # skewed, unlike Student's interval
+    a, b = (make_arm(tmp_path, name, dict(enumerate(accuracies))) for name, accuracies in (('a', 0 * values), ('b', values)))
     expected = stats.bootstrap((values,), np.mean, method='percentile', n_resamples=9999, rng=1).confidence_interval
-    assert difference.interval == pytest.approx((expected.low, expected.high), abs=0.002)
+    assert paired_difference(b, a, COLUMN).interval == pytest.approx((expected.low, expected.high), abs=0.003)
 
 
 def test_one_common_seed_has_no_interval_and_none_no_difference(tmp_path):
@@ -73,6 +78,18 @@ def test_epochs_to_a_value_are_those_of_the_first_row_that_has_it():
     loss = find_column("epochs_to('val_loss', 0.1)", CONFIG)
     assert loss.value({}, [{'epoch': 1.0, 'val_loss': 0.2}, {'epoch': 2.0, 'val_loss': 0.1}]) == 2.0
     assert (column.format(2.0), column.format(None), column.better) == ('2.0', 'not reached', 'min')
+
+
+def test_a_target_that_some_seeds_do_not_reach_is_no_difference(tmp_path):
+    column = find_column("epochs_to('val_accuracy', 0.9)", CONFIG)
+    for name, accuracies in {'fast': (0.95, 0.5), 'sure': (0.9, 0.9)}.items():
+        for seed, accuracy in enumerate(accuracies):
+            write_run(tmp_path / name / f'seed{seed}', accuracy, [{'step': 1, 'epoch': 4.0, 'val_accuracy': accuracy}])
+    arms = [ArmResult(name, CONFIG, [read_run(str(tmp_path / name / f'seed{seed}'), seed) for seed in (0, 1)])
+            for name in ('sure', 'fast')]
+    _, sure, fast = table_rows(Table('title', '', arms, [column], 'sure'))
+    assert sure[1] == '4.0 ± 0.0'
+    assert fast[1:3] == ['4.0 (1 of 2 seeds)', '']
 
 
 def test_fields_that_differ_are_listed_with_the_value_of_each_config():

@@ -6,6 +6,7 @@ import os
 import pytest
 
 from jaxcnn import config
+from jaxcnn.errors import UserError
 from jaxcnn.studies import choice, integer, log_uniform, make_study, search
 from jaxcnn.studies.results import write_failure
 from jaxcnn.studies.run import StudyRun
@@ -15,9 +16,9 @@ SPACE = {'optim.learning_rate': log_uniform(1e-4, 1e-1), 'batch_size': integer(8
          'optim.optimizer': choice(['adam', {'name': 'sgd', 'momentum': 0.9}])}
 
 
-def make(trials, sampler='tpe', pruner='none', seeds=1):
-    base = config.make(model='lenet5', data=dict(name='digits'))
-    return make_study(base, search(SPACE, trials, sampler, pruner), seeds=seeds)
+def make(trials, sampler='tpe', pruner='none', seeds=1, compare=None, **fields):
+    base = config.make(model='lenet5', data=dict(name='digits'), **fields)
+    return make_study(base, search(SPACE, trials, sampler, pruner), seeds=seeds, compare=compare)
 
 
 def write_run(job, rows=()):
@@ -62,10 +63,14 @@ def test_a_search_that_was_killed_makes_the_choices_of_one_that_was_not(tmp_path
     assert len(run(make(15, sampler, seeds=2), tmp_path / 'whole')) == 2  # more trials
 
 
-def test_a_changed_search_is_refused(tmp_path):
+@pytest.mark.parametrize(('changed', 'change'), [
+    (make(1, 'random'), "sampler: 'tpe' -> 'random'"), (make(1, seeds=2), r'seeds: \[0\] -> \[0, 1\]'),
+    (make(1, compare='val_loss'), "compare: 'val_accuracy' -> 'val_loss'"),
+    (make(1, duration=dict(epochs=3)), r"config.duration: None -> \{'epochs': 3.*\}")])
+def test_a_changed_search_is_refused(tmp_path, changed, change):
     run(make(1), tmp_path)
-    with pytest.raises(Exception, match='holds a study with another search'):
-        run(make(1, 'random'), tmp_path)
+    with pytest.raises(UserError, match=f'holds a study with another search.*Changed: {change}$'):
+        run(changed, tmp_path)
 
 
 def test_a_bad_trial_is_pruned_and_a_failed_one_has_no_value(tmp_path):
