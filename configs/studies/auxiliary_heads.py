@@ -5,7 +5,7 @@
 
 DIR holds `tiny-imagenet-200`, whose images are enlarged to 128 pixels. The quick form has an eighth of the features on
 handwritten digits, and needs no data.
-Result: not yet measured.
+Result of the quick form: constant 92.39 %, falling 93.87 %, none 92.01 %, within the noise (docs/results.md).
 """
 
 from jaxcnn.config import make

@@ -5,7 +5,7 @@
 
 DIR holds TFDS data sets (or set TFDS_DATA_DIR). Smith et al. 2018 ("Don't decay the learning rate, increase the batch
 size"): the same accuracy with fewer updates. The quick form has 2,000 training images and narrow layers.
-Result: not yet measured.
+Result of the quick form: falling rate 44.06 %, growing batch 42.88 %, large then small 40.39 % (docs/results.md).
 """
 
 from jaxcnn.studies import make_study

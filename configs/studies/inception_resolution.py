@@ -6,7 +6,7 @@
 DIR holds TFDS's `imagenet2012`. Szegedy et al. 2015 (section 8) find top-1 accuracies of 76.6, 76.4 and 75.2 % at 299, 151
 and 79 pixels. The quick form has an eighth of the features and fewer blocks on handwritten digits, at 107, 55 and 31 pixels,
 and needs no data.
-Result: not yet measured.
+Result of the quick form: 97.40, 97.31 and 96.66 % at 107, 55 and 31 pixels (docs/results.md).
 """
 
 from jaxcnn.config import make

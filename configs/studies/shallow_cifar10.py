@@ -4,7 +4,7 @@
     jaxcnn study --study=shallow_cifar10:quick --workdir=runs/shallow_quick --config.data.dir=DIR
 
 DIR holds TFDS data sets (or set TFDS_DATA_DIR). The quick form has 2,000 training images, and 3 against 16 epochs.
-Result: not yet measured.
+Result of the quick form: 37.50 % after 3 epochs, 52.83 % after 16 (docs/results.md).
 """
 
 from jaxcnn.studies import make_study
