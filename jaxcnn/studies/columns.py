@@ -1,4 +1,4 @@
-"""What a study compares: measurements of runs, their direction, and how they are printed."""
+"""The measurements that a study compares: their names, their direction and their format."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -14,15 +14,15 @@ SPLITS = {'test': 'test', 'val': 'validation', 'train': 'training'}
 
 @dataclasses.dataclass(frozen=True)
 class Column:
-    """A measurement of a run.
+    """A measurement of a run: a value of its summary, or the epoch at which a logged value reaches a target.
 
     Attributes:
-      name: as in the study and in `study.csv`.
-      title: heading of its column.
-      split: of the measurement.
-      metric: the metric that is measured.
-      logged: the measurement in `metrics.jsonl` of which the epoch is taken when it reaches `target`, or empty.
-      target: see `logged`.
+      name: name in the study and in `study.csv`.
+      title: heading of the column.
+      split: split on which the metric is measured.
+      metric: the metric.
+      logged: for a number of epochs, the name of the logged value in `metrics.jsonl`; otherwise empty.
+      target: the value that `logged` must reach.
     """
 
     name: str
@@ -34,12 +34,12 @@ class Column:
 
     @property
     def better(self) -> Literal['max', 'min']:
-        """Whether larger or smaller values are better."""
+        """Whether larger values are better (`max`) or smaller ones (`min`)."""
         return 'min' if self.logged else self.metric.better
 
     @property
     def percent(self) -> bool:
-        """Whether it is printed in per cent."""
+        """Whether the values are printed in per cent."""
         return self.metric.percent and not self.logged
 
     def value(self, summary: Mapping[str, Any], rows: Sequence[Mapping[str, float]]) -> float | None:
@@ -56,7 +56,7 @@ class Column:
         return next((epoch for epoch, value in logged if sign * value >= sign * self.target), None)
 
     def format(self, value: float | None, deviation: float | None = None) -> str:
-        """Return a value as text, with its standard deviation if there is one."""
+        """Format a value, with its standard deviation if one is given."""
         if value is None:
             return 'not reached' if self.logged else 'not measured'
         scale, digits, unit = (100, 2, ' %') if self.percent else (1, 1 if self.logged else 4, '')
@@ -64,7 +64,7 @@ class Column:
         return f'{scale * value:.{digits}f}{spread}{unit}'
 
     def format_difference(self, difference: float, interval: tuple[float, float] | None) -> str:
-        """Return a difference of two values as text, with its interval if there is one."""
+        """Format the difference of two values, with its interval if one is given."""
         scale, digits = (100, 2) if self.percent else (1, 1 if self.logged else 4)
 
         def text(value: float) -> str:
@@ -86,20 +86,20 @@ def _title(measurement: Measurement) -> str:
 
 
 def find_column(name: str, config: cfg.Config) -> Column:
-    """Return a column by its name: a measurement, or `epochs_to('val_accuracy', 0.9)`.
+    """Return the column of a measurement such as `test_accuracy`, or of `epochs_to('val_accuracy', 0.9)`.
 
     Args:
-      name: the name.
-      config: config of a run, whose task has the metrics.
+      name: name of the measurement, or a call of `epochs_to`.
+      config: config of a run; its task defines the metrics.
 
     Raises:
-      UserError: There is no such measurement.
+      UserError: The measurement does not exist.
     """
     known = metrics.measurements(_metrics(config).values(), SPLITS, bool(config.optim.ema_decay), config.eval.tta != 'none')
     if '(' in name:
         function, arguments, named = cfg.parse_call(name, name)
         if function != 'epochs_to' or named or len(arguments) != 2 or not isinstance(arguments[1], (int, float)):
-            raise UserError(f"{name!r} is no measurement; a number of epochs is epochs_to('val_accuracy', 0.9)")
+            raise UserError(f"{name!r} is not a measurement; for a number of epochs, use epochs_to('val_accuracy', 0.9)")
         logged = {key: m for key, m in known.items() if not m.tta}
         if arguments[0] not in logged:
             raise unknown('measurement', str(arguments[0]), logged)

@@ -1,4 +1,4 @@
-"""Comparisons of runs that exist."""
+"""Comparison of existing runs."""
 
 import dataclasses
 import glob
@@ -14,14 +14,14 @@ from jaxcnn.training.workdir import STUDY, read_config
 
 
 def compare_runs(folders: Sequence[str], measurements: Sequence[str] = ()) -> Table:
-    """Return the table of some runs. Those whose configs differ in the seed alone are one row.
+    """Return the table of some runs. Runs whose configs differ only in the seed share a row.
 
     Args:
-      folders: workdirs of runs, folders of several seeds, `seed0`, `seed1`, ..., or workdirs of studies.
+      folders: workdirs of runs, folders that hold the seeds of a run (`seed0`, `seed1`, ...), or workdirs of studies.
       measurements: names of the columns; by default the first metric of the task on the test split.
 
     Raises:
-      UserError: A folder holds no run, or a measurement does not exist.
+      UserError: A folder holds no run, the runs have different tasks, or a measurement does not exist.
     """
     groups: list[tuple[str, cfg.Config, list[RunResult]]] = []
     for folder in dict.fromkeys(path for workdir in folders for path in _arm_folders(os.path.abspath(workdir))):
@@ -52,7 +52,7 @@ def compare_runs(folders: Sequence[str], measurements: Sequence[str] = ()) -> Ta
 
 
 def _arm_folders(folder: str) -> list[str]:
-    """Return the folders of a study's arms if the folder is the workdir of a study, otherwise the folder."""
+    """Return the folders of the arms if `folder` is the workdir of a study, and otherwise `folder` itself."""
     if not os.path.exists(os.path.join(folder, STUDY)):
         return [folder]
     arms = glob.glob(os.path.join(glob.escape(folder), '*', 'seed*', 'config.json'))

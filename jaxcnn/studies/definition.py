@@ -1,6 +1,6 @@
 """The definition of a study: a base config, the arms that change it, and the seeds with which each arm is trained.
 
-A study file has `get_study()`, which returns
+A study file defines `get_study()`, which returns a study:
 
     make_study(base='digits_lenet5', arms={'tanh': {'model.activation': 'tanh'}, 'relu': {}}, seeds=3)
 """
@@ -24,19 +24,19 @@ from jaxcnn.training.workdir import STUDY
 
 Overrides = Mapping[str, Any]
 Base: TypeAlias = str | os.PathLike | Mapping[str, Any] | ml_collections.ConfigDict | cfg.Config
-ARM_PREFIX = 'arm:'  # of an arm's name in `config.init.run`
-_RESERVED = {'figures', 'slurm', STUDY, 'study.csv', 'study.md', 'study.html', 'optuna.log'}  # in the workdir
+ARM_PREFIX = 'arm:'  # precedes the name of an arm in `config.init.run`
+_RESERVED = {'figures', 'slurm', STUDY, 'study.csv', 'study.md', 'study.html', 'optuna.log'}  # names in the workdir
 
 
 @dataclasses.dataclass(frozen=True)
 class Arm:
-    """A config of a study.
+    """One of the configs that a study compares.
 
     Attributes:
-      name: as in the table.
-      config: the config; its seed is the first one of the study.
-      published: the published value of the compared metric; None if there is none.
-      changes: paths of the fields by which it differs from the base.
+      name: name in the table.
+      config: the config, with the first seed of the study.
+      published: published value of the compared measurement, or None.
+      changes: paths of the fields that the arm changes in the base config.
     """
 
     name: str
@@ -46,12 +46,12 @@ class Arm:
 
     @property
     def folder(self) -> str:
-        """The name of its folder in the workdir of the study."""
+        """Name of the arm's folder in the workdir of the study."""
         return re.sub(r'[^\w.+=-]+', '_', self.name).strip('_')
 
     @property
     def source(self) -> str:
-        """The name of the arm whose weights it starts from, with the same seed, or empty."""
+        """Name of the arm from whose weights this arm starts, with the same seed; empty if there is none."""
         init = self.config.init
         return init.run.removeprefix(ARM_PREFIX) if init and init.run.startswith(ARM_PREFIX) else ''
 
@@ -62,13 +62,13 @@ class Study:
 
     Attributes:
       title: heading of the report.
-      text: what the study asks, in Markdown.
-      arms: the arms; of a search, one that holds the base config.
+      text: Markdown that introduces the report.
+      arms: the arms. A search has a single one, which holds the base config.
       seeds: seeds of each arm.
-      compare: the compared measurement.
-      columns: further measurements in the table.
-      baseline: name of the arm to which the others are compared.
-      search: the space of a search, or None.
+      compare: name of the compared measurement.
+      columns: names of further measurements in the table.
+      baseline: name of the arm with which the others are compared.
+      search: the search, or None if the arms are given.
     """
 
     title: str
@@ -82,12 +82,12 @@ class Study:
 
     @property
     def measurements(self) -> tuple[str, ...]:
-        """The compared measurement and the other columns."""
+        """Names of all measurements in the table; the first one is compared."""
         return self.compare, *self.columns
 
 
 def value_text(value: object) -> str:
-    """Return the value of a field as text: a choice as `sgd(momentum=0.9)`, a duration as `3 epochs`."""
+    """Format the value of a field: a choice as `sgd(momentum=0.9)`, a duration as `3 epochs`."""
     if not isinstance(value, Mapping):
         return str(value)
     fields = dict(value)
@@ -98,14 +98,16 @@ def value_text(value: object) -> str:
 
 
 def product(*factors: Mapping[str, Overrides]) -> dict[str, Overrides]:
-    """Return the arms that combine each arm of one mapping with each of the others: `{'adam, cosine': {...}, ...}`.
+    """Combine each arm of a mapping with each arm of the others.
+
+    The names are joined by commas, as in `{'adam, cosine': {...}, ...}`.
 
     Raises:
       UserError: A mapping is empty, or two arms have the same name.
     """
     for number, factor in enumerate(factors):
         if not factor:
-            raise UserError(f'factor {number + 1} of the product has no arm')
+            raise UserError(f'mapping {number + 1} of the product has no arms')
     arms: dict[str, Overrides] = {}
     for names in itertools.product(*factors):
         arm = ', '.join(names)
@@ -123,7 +125,7 @@ def grid(fields: Mapping[str, Sequence[Any]]) -> dict[str, Overrides]:
       fields: values by the path of their field, as in `{'optim.learning_rate': [0.01, 0.1], 'batch_size': [64, 128]}`.
 
     Raises:
-      UserError: A field has no values, or there is no field.
+      UserError: There are no fields, a field has no values, or two of its values are equal.
     """
     if not fields:
         raise UserError('a grid needs at least one field')
@@ -148,22 +150,23 @@ def make_study(base: Base, arms: Mapping[str, Overrides | Base] | Search, *, see
     """Define a study.
 
     Args:
-      base: the config that the arms change: its name, its path, or as built.
-      arms: for each arm, the fields that it changes by their paths, or another config than `base`; or the space of a search,
-        see `search`. The value `arm:NAME` of `init.run` is the run of an earlier arm with the same seed.
-      seeds: number of seeds of each arm, from the base config's on.
-      compare: the measurement by which arms are compared: one of a run's summary, such as test_accuracy, or
-        `epochs_to('train_accuracy', 0.75)`, the number of epochs until a logged value is reached. By default
-        the first metric of the task on the test split, and for a search on the validation split.
-      common: fields that all arms change, for example in a quick form of the study.
-      columns: further measurements for the table.
-      baseline: the arm with which the others are compared; by default the first.
-      published: published values of the compared measurement by arm.
-      title: heading of the report; by default the name of the study's file.
-      text: what the study asks and what was published, in Markdown.
+      base: the config that the arms change: its name, its path, or a config that is already built.
+      arms: the arms by name. Each is a mapping from the paths of the fields that it changes to their values, or another
+        config that replaces `base`. The value `arm:NAME` of `init.run` starts an arm from the weights of an earlier arm with
+        the same seed. Alternatively a search, see `search`.
+      seeds: number of seeds of each arm, counted from the seed of the base config.
+      compare: the compared measurement: one in the summary of a run, such as `test_accuracy`, or
+        `epochs_to('train_accuracy', 0.75)`, the number of epochs until a logged value reaches a target. The default is the
+        first metric of the task on the test split, or for a search on the validation split.
+      common: fields that are changed in all arms, for example in the quick form of a study.
+      columns: further measurements in the table.
+      baseline: name of the arm with which the others are compared; by default the first one.
+      published: published values of the compared measurement, by the name of the arm.
+      title: heading of the report; by default the name of the study file.
+      text: Markdown that introduces the report, such as the question of the study and the published answer.
 
     Raises:
-      UserError: A field, an arm or the measurement does not exist, or a config is wrong.
+      UserError: A field, an arm or a measurement does not exist, or a config is invalid.
     """
     common = common or {}
     base_config = _load_base(base, common)
@@ -197,7 +200,7 @@ def make_study(base: Base, arms: Mapping[str, Overrides | Base] | Search, *, see
 
 @contextlib.contextmanager
 def _name_arm(name: str) -> Iterator[None]:
-    """Name the arm in a UserError that is raised in the block."""
+    """Prefix the name of the arm to a UserError that is raised in the block."""
     try:
         yield
     except UserError as e:
@@ -211,7 +214,7 @@ def _load_base(base: Base, common: Overrides) -> cfg.Config:
 
 def _make_arm(name: str, base: cfg.Config, overrides: Overrides | Base, common: Overrides, published: float | None) -> Arm:
     if not isinstance(name, str) or not Arm(name, base).folder:
-        raise UserError(f'the name of an arm needs a letter or a digit, got {name!r}', field='arms')
+        raise UserError(f'the name of an arm must contain a letter or a digit, got {name!r}', field='arms')
     with _name_arm(name):
         if isinstance(overrides, (str, os.PathLike, ml_collections.ConfigDict, cfg.Config)):
             fields = cfg.to_dict(dataclasses.replace(_load_base(overrides, common), seed=base.seed))
@@ -227,7 +230,7 @@ def _make_arm(name: str, base: cfg.Config, overrides: Overrides | Base, common: 
 
 
 def _check_folders(arms: Sequence[Arm]) -> None:
-    """Raise a UserError if two arms would have the same folder, or one that the study needs."""
+    """Raise a UserError if two arms have the same folder, or if the folder of an arm has a reserved name."""
     names: dict[str, str] = {}
     for arm in arms:
         if arm.folder.startswith('.') or arm.folder.casefold() in _RESERVED:
@@ -240,14 +243,14 @@ def _check_folders(arms: Sequence[Arm]) -> None:
 
 
 def _check_measurements(study: Study) -> None:
-    """Raise a UserError if an arm does not have a measurement of the study, or if a search would choose by test images."""
+    """Raise a UserError if an arm lacks a measurement, or if a search compares by another split than validation."""
     for arm in study.arms:
         for field, names in (('compare', [study.compare]), ('columns', study.columns)):
             for name in names:
                 with _name_arm(arm.name), name_field(field):
                     find_column(name, arm.config)
     if study.search and find_column(study.compare, study.arms[0].config).split != 'val':
-        raise UserError(f'a search chooses by a measurement of the validation split, got {study.compare!r}',
+        raise UserError(f'a search must compare by a measurement of the validation split, got {study.compare!r}',
                         field='compare', hint=f'nearest: {_default_measurement(study.arms[0].config, True)}')
 
 
@@ -256,7 +259,7 @@ def _default_measurement(config: cfg.Config, is_search: bool) -> str:
 
 
 def _check_space(space: Search, base: cfg.Config) -> None:
-    """Raise a UserError if a field of the space does not exist, or cannot have one of its values."""
+    """Raise a UserError if a field of the space does not exist or rejects one of its values."""
     for path, values in space.space.items():
         tried = values.values if isinstance(values, Values) else [int(v) if values.integer else v
                                                                   for v in (values.low, values.high)]
@@ -266,16 +269,16 @@ def _check_space(space: Search, base: cfg.Config) -> None:
 
 
 def load_study(path: str, assignments: Sequence[str] = (), seeds: int | None = None) -> Study:
-    """Return the study of a file with `get_study()`.
+    """Return the study that a study file defines.
 
     Args:
-      path: of the file, or the name of a study that comes with jaxcnn, such as `activations`; `:quick` after it asks for the
-        quick form, which `get_quick_study()` in the file returns.
-      assignments: fields that are set in all arms, `'a.b=VALUE'`.
-      seeds: another number of seeds.
+      path: path of the file, or the name of a study that comes with jaxcnn, such as `activations`. The suffix `:quick`
+        selects the quick form, which `get_quick_study()` returns.
+      assignments: fields to set in all arms, as `'a.b=VALUE'`.
+      seeds: number of seeds that replaces the one in the file; None keeps it.
 
     Raises:
-      UserError: The file is missing or defines no study, or the study is wrong.
+      UserError: The file does not exist or defines no study, or the study is invalid.
     """
     file, colon, form = path.rpartition(':')
     if not colon or os.sep in form:  # a path may contain colons
@@ -293,10 +296,10 @@ def load_study(path: str, assignments: Sequence[str] = (), seeds: int | None = N
 
 
 def _change_all_arms(study: Study, assignments: Sequence[str]) -> Study:
-    """Return the study with fields set in all arms.
+    """Return the study with some fields set in all arms.
 
     Raises:
-      UserError: An arm, the space of the search or the seeds set such a field, or a config is wrong.
+      UserError: An arm, the search or the seeds of the study set the same field, or a config is invalid.
     """
     if not assignments:
         return study

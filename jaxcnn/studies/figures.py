@@ -8,15 +8,15 @@ from typing import Any
 from jaxcnn.analysis.figures import label_offsets, open_figure, shortened
 
 Points = Sequence[tuple[float, float]]
-MAX_LABELS = 24  # of points in a scatter plot
+MAX_LABELS = 24  # scatter plots of more points have no labels
 
 
 def draw_curves(panels: Mapping[str, Mapping[str, Sequence[Points]]], path: str) -> None:
     """Draw the curves of arms over epochs: the mean over seeds, and a band from the smallest to the largest value.
 
     Args:
-      panels: by title, the points (epoch, value) of each seed by arm.
-      path: the PNG file.
+      panels: for the title of each panel, a mapping from each arm to the points (epoch, value) of each of its seeds.
+      path: path of the PNG file.
     """
     names = [shortened(name, 40) for arms in panels.values() for name in arms]
     with open_figure(path, 5.5 * len(panels), 4.6, names, layout='constrained') as figure:
@@ -46,13 +46,13 @@ def _draw_curve(axis: Any, seeds: Sequence[Points], label: str, index: int) -> N
 
 @dataclasses.dataclass(frozen=True)
 class Tradeoff:
-    """What an arm costs and reaches.
+    """The cost of an arm and the value that it reaches.
 
     Attributes:
       parameters: number of parameters.
       seconds: training time.
-      mean: the mean of the compared measurement.
-      deviation: its standard deviation, or 0.
+      mean: mean of the compared measurement over seeds.
+      deviation: its standard deviation; 0 for a single seed.
     """
 
     parameters: float
@@ -62,13 +62,13 @@ class Tradeoff:
 
 
 def draw_tradeoffs(points: Mapping[str, Tradeoff], ylabel: str, scale: float, path: str) -> None:
-    """Draw a measurement against the number of parameters, if they differ, and against the training time.
+    """Draw a measurement against the training time, and against the number of parameters if the arms differ in it.
 
     Args:
-      points: by arm.
+      points: the point of each arm.
       ylabel: name of the measurement.
-      scale: factor of the measurement, 100 for per cent.
-      path: the PNG file.
+      scale: factor that is applied to the measurement, 100 for per cent.
+      path: path of the PNG file.
     """
     names = {name: shortened(name, 30) for name in points}
     xlabels = {'seconds': 'training time in seconds'}
@@ -85,14 +85,14 @@ def draw_tradeoffs(points: Mapping[str, Tradeoff], ylabel: str, scale: float, pa
             for index, (name, point) in enumerate(points.items()):
                 axis.errorbar(x[name], scale * point.mean, scale * point.deviation, fmt='o', color=f'C{index % 10}',
                               markersize=5, capsize=3)
-            figure.draw_without_rendering()  # from here on, the points' positions in pixels are final
+            figure.draw_without_rendering()  # fixes the positions of the points in pixels
             if len(points) <= MAX_LABELS:
                 _label_points(axis, {names[name]: (x[name], scale * point.mean) for name, point in points.items()},
                               figure.dpi / 72)
 
 
 def _scale_axis(axis: Any, values: Sequence[float]) -> None:
-    """Make the horizontal axis logarithmic if the values differ by more than a factor of four; write 61k for 61000."""
+    """Make the horizontal axis logarithmic if the values span more than a factor of four, and label 61000 as 61k."""
     from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
     if max(values) > 4 * min(values) > 0:
         axis.set_xscale('log')

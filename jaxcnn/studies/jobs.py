@@ -1,7 +1,7 @@
-"""The runs of a study as jobs, which an executor starts.
+"""Jobs, each of which trains one run of a study, and the executors that start them.
 
-A job is one command `jaxcnn train`, and its workdir says how it ended. So a study can be killed at any moment: what is in
-the workdirs is all that the next command needs.
+A job is one `jaxcnn train` command. Its outcome is read from its workdir, so a study keeps no state of its own and can be
+killed and continued at any time.
 """
 
 import abc
@@ -18,22 +18,22 @@ from jaxcnn.errors import Diverged, UserError
 from jaxcnn.studies.definition import Arm
 from jaxcnn.studies.results import FAILURE, RunResult, Status, read_run, write_failure
 
-_NUM_LAST_LINES = 5  # of a log, among which the error is
-POLL_INTERVAL = 0.2  # seconds between two looks at the running jobs
+_NUM_LAST_LINES = 5  # number of lines at the end of a log that are searched for the error
+POLL_INTERVAL = 0.2  # seconds between two checks of the running jobs
 
-# exit codes of a run that was stopped, after or before it has installed its signal handlers
+# Exit codes of a stopped run: 128 + N if it has handled signal N, and -N if its handlers were not installed yet.
 STOPPED = {code for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP) for code in (128 + signum, -signum)}
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """A run of a study.
+    """The training of one arm with one seed.
 
     Attributes:
-      arm: its arm.
-      seed: its seed.
-      study_folder: the workdir of the study.
-      source_folder: the workdir of the run whose weights it starts from; empty if it starts from no other arm's.
+      arm: the arm.
+      seed: the seed.
+      study_folder: workdir of the study.
+      source_folder: workdir of the run of another arm from whose weights this run starts; empty if there is none.
     """
 
     arm: Arm
@@ -43,50 +43,50 @@ class Job:
 
     @property
     def name(self) -> str:
-        """Its name in messages."""
+        """Name of the job in messages."""
         return f'{self.arm.name}, seed {self.seed}'
 
     @property
     def arm_folder(self) -> str:
-        """The folder of the arm, which has its config."""
+        """Folder of the arm, which contains its config."""
         return os.path.join(self.study_folder, self.arm.folder)
 
     @property
     def folder(self) -> str:
-        """The workdir of the run."""
+        """Workdir of the run."""
         return os.path.join(self.arm_folder, f'seed{self.seed}')
 
     @property
     def log_file(self) -> str:
-        """The file with what the run prints."""
+        """File to which the output of the run is written."""
         return f'{self.folder}.log'
 
     def command(self) -> list[str]:
-        """Return the arguments of the command that trains the run, or resumes it."""
+        """Return the command that trains or resumes the run."""
         return [sys.executable, '-m', 'jaxcnn.cli', 'train', f'--config={os.path.join(self.arm_folder, "config.json")}',
                 f'--workdir={self.folder}', f'--config.seed={self.seed}',
                 *[f'--config.init.run={self.source_folder}'] * bool(self.source_folder)]
 
     def shell_command(self) -> str:
-        """Return the command as a line for a shell."""
+        """Return the command as a line for the shell."""
         _, _, _, *arguments = self.command()
         return shlex.join(['jaxcnn', *arguments])
 
     def prepare(self) -> None:
-        """Forget an earlier failure."""
+        """Delete the record of an earlier failure."""
         with contextlib.suppress(FileNotFoundError):
             os.remove(os.path.join(self.folder, FAILURE))
 
     def result(self) -> RunResult:
-        """Return what the workdir of the run says."""
+        """Read the result from the workdir of the run."""
         return read_run(self.folder, self.seed)
 
     def record(self, exit_code: int, message: str = '') -> RunResult:
-        """Return the result of the run after its command has ended, and record why it failed if it did.
+        """Return the result of the run after its command has ended, and record the reason of a failure.
 
         Args:
-          exit_code: of the command; -N if signal N ended it.
-          message: the reason, if the executor knows it.
+          exit_code: exit code of the command; -N if signal N ended it.
+          message: reason of a failure; empty: it is read from the log.
         """
         result = self.result()
         if result.status == 'unfinished' and exit_code not in STOPPED:
@@ -96,23 +96,23 @@ class Job:
         return result
 
     def reason(self, exit_code: int) -> str:
-        """Return why the command failed: the error in its log, or its exit code."""
+        """Return the reason why the command failed: the error in its log, or its exit code."""
         if exit_code < 0:
             return f'killed by {signal.Signals(-exit_code).name}'
         if not os.path.exists(self.log_file):
-            return 'it was not started'
+            return 'the command was not started'
         with open(self.log_file, encoding='utf-8', errors='replace') as file:
             lines = [line.strip() for line in file if line.strip()][-_NUM_LAST_LINES:]
         errors = [line.removeprefix('error: ') for line in lines if line.startswith('error: ')]
-        last_line = [*lines, *errors][-1] if lines else 'it printed nothing'
+        last_line = [*lines, *errors][-1] if lines else 'the command printed nothing'
         return last_line if exit_code in (UserError.exit_code, Diverged.exit_code) else f'exit code {exit_code}: {last_line}'
 
 
 class Handle(abc.ABC):
-    """A job that was started.
+    """A job that has been started.
 
     Attributes:
-      message: what the executor says of a job that was lost; otherwise empty.
+      message: error message of the executor if the job was lost; otherwise empty.
     """
 
     message: str = ''
@@ -123,15 +123,15 @@ class Handle(abc.ABC):
 
     @abc.abstractmethod
     def stop(self, signum: int) -> None:
-        """Ask the job to save its state and to end, as the signal would."""
+        """Ask the job to save its state and exit, as if it had received the signal."""
 
 
 class Executor(abc.ABC):
     """A way to run jobs.
 
     Attributes:
-      slots: number of jobs that run at once.
-      stops_jobs: whether jobs end with the study's command; otherwise they go on without it.
+      slots: number of jobs that run at the same time.
+      stops_jobs: whether the jobs end together with the study command; otherwise they continue without it.
     """
 
     slots: int
@@ -139,33 +139,33 @@ class Executor(abc.ABC):
 
     @abc.abstractmethod
     def start(self, jobs: Sequence[Job]) -> list[Handle]:
-        """Start jobs, at most as many as slots are free."""
+        """Start some jobs, no more than there are free slots."""
 
 
 class Queue(abc.ABC):
-    """The jobs of a study that are to be run."""
+    """The jobs of a study that remain to be run."""
 
     @abc.abstractmethod
     def next(self) -> Job | None:
-        """Return the next job, or None if there is none."""
+        """Return the next job, or None if none can start now."""
 
     def should_prune(self, job: Job) -> bool:
-        """Return whether a running job is to be stopped for good; called now and then."""
+        """Return whether to stop a running job for good. `run_jobs` calls this at each poll."""
         return False
 
-    def done(self, job: Job, result: RunResult) -> None:  # noqa: B027 (only searches need it)
-        """Receive the result of a job."""
+    def done(self, job: Job, result: RunResult) -> None:  # noqa: B027 (optional)
+        """Handle the result of a job that has ended."""
 
 
 class JobList(Queue):
-    """Jobs that are known in advance. One that starts from another run's weights waits until that run has finished."""
+    """A fixed list of jobs. A job that starts from the weights of another run waits until that run has finished."""
 
     def __init__(self, jobs: Sequence[Job]):
         self._jobs = list(jobs)
-        self._pending = {job.folder for job in jobs}  # those that have not ended
+        self._pending = {job.folder for job in jobs}  # workdirs of the jobs that have not ended
 
     def next(self) -> Job | None:
-        """Return the next job that does not wait for another one, or None if there is none."""
+        """Return the next job that does not wait for another run, or None if there is none."""
         for job in list(self._jobs):
             status = read_run(job.source_folder, job.seed).status if job.source_folder else 'finished'
             if status in ('diverged', 'failed') and job.source_folder not in self._pending:
@@ -177,12 +177,12 @@ class JobList(Queue):
         return None
 
     def done(self, job: Job, result: RunResult) -> None:
-        """Receive the result of a job, for which others may wait."""
+        """Release the jobs that wait for this one."""
         self._pending.discard(job.folder)
 
 
 class StudyStopped(Exception):
-    """A signal has stopped the study.
+    """Raised when a signal has stopped the study.
 
     Attributes:
       signum: the signal.
@@ -199,13 +199,13 @@ def run_jobs(queue: Queue, executor: Executor, on_done: Callable[[Job, RunResult
 
     Args:
       queue: the jobs.
-      executor: starts them.
-      on_done: called with each job that has ended and with its result.
-      on_poll: called now and then.
-      stop: the signals that have come; a signal handler appends them.
+      executor: the executor that starts the jobs.
+      on_done: called with each job that has ended and its result.
+      on_poll: called after each check of the running jobs.
+      stop: the signals received so far; a signal handler appends to this list.
 
     Raises:
-      StudyStopped: a signal came. The jobs have saved their state, or go on if the executor's jobs do.
+      StudyStopped: A signal was received. The jobs have saved their state, or continue if `executor.stops_jobs` is false.
     """
     running: dict[Job, Handle] = {}
     pruned: set[Job] = set()

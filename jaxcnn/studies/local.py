@@ -1,4 +1,4 @@
-"""Run jobs on this machine, each on its own cores and GPUs."""
+"""An executor that runs jobs on this machine, each on its own cores and GPUs."""
 
 import dataclasses
 import os
@@ -15,9 +15,9 @@ class Slot:
     """The part of the machine that a job uses.
 
     Attributes:
-      index: its number.
-      cores: the processors; None: all.
-      gpus: the GPUs, as CUDA_VISIBLE_DEVICES names them; None: all.
+      index: number of the slot.
+      cores: the CPU cores of the slot; None: all.
+      gpus: the GPUs of the slot, as CUDA_VISIBLE_DEVICES names them; None: all.
     """
 
     index: int
@@ -26,10 +26,10 @@ class Slot:
 
 
 def make_slots(count: int, cores: Sequence[int], gpus: Sequence[str]) -> list[Slot]:
-    """Divide the cores and the GPUs of the machine among so many jobs.
+    """Divide the cores and the GPUs of the machine among `count` jobs.
 
     Raises:
-      UserError: there are fewer cores or GPUs than jobs.
+      UserError: There are fewer cores or GPUs than jobs.
     """
     for what, devices in (('GPU', gpus), ('core', cores)):
         if devices and count > len(devices):
@@ -44,7 +44,7 @@ def make_slots(count: int, cores: Sequence[int], gpus: Sequence[str]) -> list[Sl
 
 
 class LocalHandle(Handle):
-    """A process of this machine."""
+    """A job that runs as a process on this machine."""
 
     def __init__(self, process: subprocess.Popen, slot: Slot):
         self._process, self.slot = process, slot
@@ -54,16 +54,16 @@ class LocalHandle(Handle):
         return self._process.poll()
 
     def stop(self, signum: int) -> None:
-        """Send the signal."""
+        """Send a signal to the process."""
         self._process.send_signal(signum)
 
 
 class LocalExecutor(Executor):
-    """Runs jobs as processes of this machine, which end with it.
+    """Runs jobs as processes on this machine, which end together with this process.
 
     Args:
-      jobs: number of jobs at once.
-      environment: of the jobs.
+      jobs: number of jobs that run at the same time.
+      environment: environment variables of the jobs.
       gpus: the GPUs of the machine.
     """
 
@@ -75,7 +75,7 @@ class LocalExecutor(Executor):
         self._environment = dict(environment)
 
     def start(self, jobs: Sequence[Job]) -> list[Handle]:
-        """Start a process for each job, in the slots that are free."""
+        """Start a process for each job in the free slots."""
         used = [handle.slot for handle in self._handles if handle.poll() is None]
         free = [slot for slot in self._slots if slot not in used]
         handles = [LocalHandle(self._start(job, slot), slot) for job, slot in zip(jobs, free, strict=False)]
@@ -90,4 +90,4 @@ class LocalExecutor(Executor):
         with open(job.log_file, 'ab') as log_file:
             return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log_file, stderr=log_file,
                                     env=environment,
-                                    start_new_session=True)  # only this process passes signals on
+                                    start_new_session=True)  # jobs receive signals from this process only

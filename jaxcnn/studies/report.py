@@ -1,4 +1,4 @@
-"""The report of a study: a table, curves and scatter plots, as Markdown, HTML and CSV."""
+"""The report of a study as Markdown, HTML and CSV: a table, curves and scatter plots."""
 
 import collections
 import csv
@@ -16,17 +16,17 @@ from jaxcnn.studies.definition import value_text
 from jaxcnn.studies.figures import Tradeoff, draw_curves, draw_tradeoffs
 from jaxcnn.studies.results import MIN_BOOTSTRAP_SEEDS, ArmResult, RunResult, Table
 
-MAX_CURVES = 12  # arms in the figure of curves
+MAX_CURVES = 12  # largest number of arms in the figure of curves
 
 
 def write_study_report(table: Table, folder: str, name: str = 'study', sections: Sequence[str] = ()) -> None:
-    """Write `study.md`, `study.html`, which holds the figures, `study.csv` and the figures into a folder.
+    """Write the report into a folder as `study.md`, `study.csv`, and `study.html`, which embeds the figures.
 
     Args:
       table: the results.
       folder: the folder, which is created if it is missing.
-      name: of the files.
-      sections: further lines of Markdown, for example about a search.
+      name: base name of the files.
+      sections: further lines of Markdown, for example those of a search.
     """
     figure_folder = os.path.join(folder, 'figures')
     os.makedirs(figure_folder, exist_ok=True)
@@ -54,11 +54,11 @@ def write_study_report(table: Table, folder: str, name: str = 'study', sections:
 
 
 def table_rows(table: Table, multiply_adds: Mapping[str, int | None] | None = None) -> list[list[str]]:
-    """Return the table as text: a row of headings, and a row for each arm.
+    """Return the cells of the table as text: the headings, and then a row for each arm.
 
     Args:
       table: the results.
-      multiply_adds: multiply-adds of the arms by name; None: without that column.
+      multiply_adds: multiply-adds of each arm by its name; None leaves out their column.
     """
     has_published = any(arm.published is not None for arm in table.arms)
     has_difference = bool(table.baseline) and len(table.arms) > 1
@@ -93,21 +93,21 @@ def _progress_text(run: RunResult) -> str:
 
 
 def _value_cell(arm: ArmResult, column: Column) -> str:
-    """Return the mean of a measurement as text, with the number of seeds that have it if some lack it."""
+    """Format the mean of a measurement, with the number of seeds that have a value if some have none."""
     count, total = len(arm.values(column)), len(arm.finished)
     text = column.format(arm.mean(column), arm.deviation(column))
     return f'{text} ({count} of {total} seeds)' if 0 < count < total else text
 
 
 def format_seconds(seconds: float) -> str:
-    """Return a duration as text: `8.1 s`, `12.3 min` or `5.2 h`."""
+    """Format a duration as `8.1 s`, `12.3 min` or `5.2 h`."""
     if seconds < 100:
         return f'{seconds:.1f} s'
     return f'{seconds / 60:.1f} min' if seconds < 6000 else f'{seconds / 3600:.1f} h'
 
 
 def _seeds_text(arm: ArmResult) -> str:
-    """Return how many seeds have finished, and what became of the others: `2 (1 diverged, 1 at epoch 3.5)`."""
+    """Format the number of finished seeds and the state of the others, as in `2 (1 diverged, 1 at epoch 3.5)`."""
     texts = collections.Counter(
         _progress_text(run) if run.status == 'unfinished' else run.status for run in arm.runs if run.status != 'finished')
     others = [f'{count} {text}' for text, count in texts.items()]
@@ -123,15 +123,15 @@ def _introduction(table: Table) -> list[str]:
              f'{column.title}, {better} values are better.']
     if table.baseline and len(table.arms) > 1:
         unit = ', in percentage points,' if column.percent else ''
-        interval = (', with its 95 % interval in brackets: by a bootstrap from '
-                    f'{MIN_BOOTSTRAP_SEEDS} seeds on, for fewer that of Student') if several else ''
-        lines.append(f'The difference{unit} is the mean over the seeds that the arm has in common with '
+        interval = (', with its 95 % interval in brackets: a bootstrap interval for at least '
+                    f"{MIN_BOOTSTRAP_SEEDS} seeds, Student's interval for fewer") if several else ''
+        lines.append(f'The difference{unit} is the mean over the seeds that the arm shares with '
                      f'{escape(table.baseline)}{interval}.')
     return lines
 
 
 def _common_setting(table: Table) -> str:
-    """Return a sentence that says what all arms train: the network, the data, the length and the batch size."""
+    """Return a sentence about what all arms have in common: the network, the data, the duration and the batch size."""
     settings = [(f'the network {arm.config.model.name}', f'the data set {arm.config.data.name}',
                  value_text(cfg.to_dict(arm.config.duration)), f'batches of {arm.config.batch_size}') for arm in table.arms]
     common = [texts[0] for texts in zip(*settings, strict=True) if len({*texts}) == 1]
@@ -152,7 +152,7 @@ def _failures(table: Table) -> list[str]:
 
 
 def _changed_fields(table: Table) -> list[str]:
-    """Return the section with the fields in which the arms differ."""
+    """Return the section on the fields in which the configs of the arms differ."""
     fields = differing_fields([arm.config for arm in table.arms])
     if not fields:
         return []
@@ -163,8 +163,10 @@ def _changed_fields(table: Table) -> list[str]:
 
 
 def differing_fields(configs: Sequence[cfg.Config]) -> dict[str, list[object]]:
-    """Return the fields that differ between configs, with the value in each; seeds, names and plugins' checksums do not
-    count."""
+    """Return the fields that differ between configs, with the value of each config.
+
+    Seeds, names and the checksums of plugins are not compared.
+    """
     first = configs[0]
     changes = [{change.field: change for change in cfg.differences(first, config)} for config in configs]
     fields = dict.fromkeys(field for of_config in changes for field in of_config if field != 'config.seed')
@@ -176,7 +178,7 @@ def differing_fields(configs: Sequence[cfg.Config]) -> dict[str, list[object]]:
 
 
 def _multiply_adds(arm: ArmResult) -> int | None:
-    """Return the multiply-adds of an arm's network for the images of its first finished run."""
+    """Return the multiply-adds of the network for an image of the first finished run, or None if no run has finished."""
     if not arm.finished:
         return None
     from jaxcnn.analysis.complexity import cost
@@ -186,7 +188,7 @@ def _multiply_adds(arm: ArmResult) -> int | None:
 
 
 def _csv(table: Table, multiply_adds: Mapping[str, int | None]) -> str:
-    """Return a row for each run, with plain numbers."""
+    """Return the CSV file, which has a row of unrounded values for each run."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator='\n')
     writer.writerow(['arm', 'seed', 'status', 'reason', *(column.name for column in table.columns), 'published',
@@ -204,7 +206,7 @@ def _csv(table: Table, multiply_adds: Mapping[str, int | None]) -> str:
 
 
 def _drawn_arms(table: Table) -> list[ArmResult]:
-    """Return the arms in the figure of curves: those that have logged something, or the best of more than `MAX_CURVES`."""
+    """Return the arms in the figure of curves: those with logged values, and of these at most the `MAX_CURVES` best."""
     arms = [arm for arm in table.arms if any(run.rows for run in arm.runs)]
     if len(arms) <= MAX_CURVES:
         return arms
@@ -220,8 +222,8 @@ def _drawn_arms(table: Table) -> list[ArmResult]:
 
 def _curves_text(table: Table, drawn: Sequence[ArmResult]) -> str:
     arms = sum(any(run.rows for run in arm.runs) for arm in table.arms)
-    which = (f'The curves are those of the {len(drawn)} best of {counted(arms, "arm")}.' if len(drawn) < arms else '')
-    return f'{which} Each curve is the mean over seeds; the band reaches from the smallest to the largest.'.strip()
+    which = (f'The figure shows the {len(drawn)} best of {counted(arms, "arm")}.' if len(drawn) < arms else '')
+    return f'{which} Each curve is the mean over seeds; the band reaches from the smallest to the largest value.'.strip()
 
 
 def _draw_curves(table: Table, arms: Sequence[ArmResult], path: str) -> None:

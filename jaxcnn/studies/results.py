@@ -1,4 +1,4 @@
-"""The results of a study, read from the workdirs of its runs: one row for each arm."""
+"""The results of a study, which are read from the workdirs of its runs."""
 
 import dataclasses
 import os
@@ -13,21 +13,22 @@ from jaxcnn.studies.columns import Column
 from jaxcnn.training.workdir import read_json, read_metrics, write_json
 
 Status = Literal['finished', 'diverged', 'failed', 'pruned', 'unfinished']
-RESAMPLES = 9999  # of a bootstrap interval
+RESAMPLES = 9999  # number of resamples of a bootstrap interval
 MIN_BOOTSTRAP_SEEDS = 10
 FAILURE = 'failure.json'
 
 
 @dataclasses.dataclass(frozen=True)
 class RunResult:
-    """What a workdir says of its run.
+    """The result of a run, as its workdir records it.
 
     Attributes:
-      folder: the workdir.
-      seed: of the run.
-      status: finished; diverged; failed for another reason; pruned by a search; unfinished: running, stopped or not started.
-      reason: why it diverged or failed.
-      summary: the content of `summary.json`; empty if the run is not finished.
+      folder: workdir of the run.
+      seed: seed of the run.
+      status: `finished`, `diverged`, `failed` for another reason, `pruned` by a search, or `unfinished` (the run is running,
+        was stopped, or has not started).
+      reason: why the run has no result; empty if it is finished or unfinished.
+      summary: the content of `summary.json`; empty unless the run is finished.
       rows: the rows of `metrics.jsonl`.
     """
 
@@ -40,7 +41,7 @@ class RunResult:
 
 
 def read_run(folder: str, seed: int) -> RunResult:
-    """Return what the workdir of a run of a study says."""
+    """Read the result of a run from its workdir."""
     rows = read_metrics(folder)
     if os.path.exists(path := os.path.join(folder, 'summary.json')):
         return RunResult(folder, seed, 'finished', '', read_json(path), rows)
@@ -51,7 +52,7 @@ def read_run(folder: str, seed: int) -> RunResult:
 
 
 def write_failure(folder: str, status: Status, reason: str) -> None:
-    """Record in the workdir of a run that it has no result, and why."""
+    """Record in the workdir of a run why it has no result."""
     os.makedirs(folder, exist_ok=True)
     write_json(os.path.join(folder, FAILURE), {'status': status, 'reason': reason})
 
@@ -61,8 +62,8 @@ class Difference:
     """The difference of an arm to the baseline.
 
     Attributes:
-      mean: the mean over the seeds that both have.
-      interval: of 95 %; None for one seed. See `paired_difference`.
+      mean: mean difference over the seeds that both have.
+      interval: its 95 % interval (see `paired_difference`); None for a single seed.
     """
 
     mean: float
@@ -71,13 +72,13 @@ class Difference:
 
 @dataclasses.dataclass(frozen=True)
 class ArmResult:
-    """The row of an arm.
+    """The results of an arm, which are a row of the table.
 
     Attributes:
-      name: of the arm.
-      config: its config.
-      runs: its runs, one for each seed.
-      published: the published value of the compared measurement, or None.
+      name: name of the arm.
+      config: config of the arm.
+      runs: results of the runs, one for each seed.
+      published: published value of the compared measurement, or None.
     """
 
     name: str
@@ -91,22 +92,22 @@ class ArmResult:
         return [run for run in self.runs if run.status == 'finished']
 
     def values(self, column: Column) -> dict[int, float]:
-        """Return the values of a measurement by seed, of the finished runs that have one."""
+        """Return a measurement of the finished runs by seed, without the runs that have no value."""
         values = {run.seed: column.value(run.summary, run.rows) for run in self.finished}
         return {seed: value for seed, value in values.items() if value is not None}
 
     def mean(self, column: Column) -> float | None:
-        """Return the mean of a measurement over seeds, or None if no run has it."""
+        """Return the mean of a measurement over seeds, or None if no run has a value."""
         values = self.values(column)
         return statistics.mean(values.values()) if values else None
 
     def deviation(self, column: Column) -> float | None:
-        """Return the standard deviation of a measurement over seeds, or None for fewer than two."""
+        """Return the standard deviation of a measurement over seeds, or None for fewer than two values."""
         values = self.values(column)
         return statistics.stdev(values.values()) if len(values) > 1 else None
 
     def mean_of(self, field: str) -> float | None:
-        """Return the mean of a number in the summaries of the finished runs, or None if there is none."""
+        """Return the mean of a field of the summaries of finished runs, or None if no summary has it."""
         values = [run.summary[field] for run in self.finished if run.summary.get(field) is not None]
         return statistics.mean(values) if values else None
 
@@ -114,17 +115,17 @@ class ArmResult:
 def paired_difference(arm: ArmResult, baseline: ArmResult, column: Column) -> Difference | None:
     """Return the mean difference of two arms over their common seeds, with a 95 % interval.
 
-    From `MIN_BOOTSTRAP_SEEDS` seeds on, the interval is a bootstrap (Efron 1979) of the differences. Fewer seeds have
-    Student's interval, which is right for normal differences; a bootstrap of two to five normal differences would contain
-    the mean in 52 to 85 % of cases instead of 95 %.
+    For at least `MIN_BOOTSTRAP_SEEDS` seeds, the interval is a bootstrap interval of the differences (Efron 1979). For fewer
+    seeds it is Student's interval, which is exact for normally distributed differences; a bootstrap interval of two to five
+    such differences would contain the mean in 52 to 85 % of cases instead of 95 %.
 
     Args:
       arm: the arm.
-      baseline: the arm that is subtracted.
+      baseline: the arm whose values are subtracted.
       column: the measurement.
 
     Returns:
-      The difference; None if the arms have no common seed with a value.
+      The difference, or None if there is no seed for which both arms have a value.
     """
     values, others = arm.values(column), baseline.values(column)
     seeds = sorted({*values} & {*others})
@@ -156,10 +157,10 @@ class Table:
 
     Attributes:
       title: heading of the report.
-      text: Markdown below it.
+      text: Markdown below the heading.
       arms: the rows.
-      columns: the measurements; the first one is compared.
-      baseline: name of the arm to which the others are compared; empty: they are not.
+      columns: the measurements; the first one is the compared one.
+      baseline: name of the arm with which the others are compared; empty if there is no comparison.
     """
 
     title: str
@@ -174,10 +175,10 @@ class Table:
         return self.columns[0]
 
     def difference(self, arm: ArmResult) -> Difference | None:
-        """Return the difference of an arm to the baseline.
+        """Return the difference of an arm to the baseline, or None for the baseline itself.
 
-        None for the baseline itself, and if a finished run of one of the two has no value, as when it has not reached the
-        target of `epochs_to`: the others alone would look too good.
+        The difference is also None if a finished run of one of the two has no value, for example because it has not reached
+        the target of `epochs_to`, since the mean of the remaining runs would be biased.
         """
         if arm.name == self.baseline:
             return None

@@ -1,4 +1,4 @@
-"""The training of a study in its workdir."""
+"""Training of a study in its workdir."""
 
 import contextlib
 import dataclasses
@@ -26,17 +26,17 @@ EXECUTORS = ('local', 'slurm', 'print')
 
 def make_executor(name: str, jobs: int | None, environment: Mapping[str, str], slurm_options: Mapping[str, Any],
                   folder: str) -> Executor | None:
-    """Return an executor; None for `print`.
+    """Return the executor of a name, or None for `print`.
 
     Args:
-      name: local, slurm or print.
-      jobs: number of jobs at once; None: the executor's default.
-      environment: of local jobs.
+      name: `local`, `slurm` or `print`.
+      jobs: number of jobs that run at the same time; None: the default of the executor.
+      environment: environment variables of local jobs.
       slurm_options: options of submitit.
-      folder: the workdir of the study.
+      folder: workdir of the study.
 
     Raises:
-      UserError: there is no such executor, it is not installed, or it cannot run so many jobs.
+      UserError: The executor does not exist, is not installed, or cannot run so many jobs.
     """
     if name not in EXECUTORS:
         raise unknown('executor', name, EXECUTORS, field='--executor')
@@ -49,16 +49,16 @@ def make_executor(name: str, jobs: int | None, environment: Mapping[str, str], s
 
 
 class StudyRun:
-    """A study in its workdir. It must be entered as a context manager, which locks the workdir.
+    """The training of a study in a workdir. It is a context manager, which locks the workdir while it is entered.
 
     Args:
       study: the study.
-      folder: the workdir.
+      folder: workdir of the study.
 
     Attributes:
       study: the study.
-      folder: the workdir.
-      columns: measurements in the table.
+      folder: absolute path of the workdir.
+      columns: the measurements in the table.
     """
 
     def __init__(self, study: Study, folder: str):
@@ -84,7 +84,7 @@ class StudyRun:
         self._resources.close()
 
     def _check_unchanged(self) -> None:
-        """Raise a UserError if an arm in the workdir has another config than in the study."""
+        """Raise a UserError if the workdir holds a run, or a study with other configs or another search."""
         if os.path.exists(os.path.join(self.folder, 'summary.json')) or (
                 os.path.exists(os.path.join(self.folder, 'config.json'))):
             raise UserError(f'workdir {self.folder!r} holds a run, not a study')
@@ -117,7 +117,7 @@ class StudyRun:
 
     @functools.cached_property
     def queue(self) -> Queue:
-        """The runs that are to be trained."""
+        """The runs that remain to be trained."""
         if self.study.search:
             from jaxcnn.studies.search import SearchQueue
             return SearchQueue(self.study, self.folder, self.columns[0])
@@ -125,16 +125,16 @@ class StudyRun:
 
     @property
     def num_runs(self) -> int:
-        """The number of all runs."""
+        """Total number of runs."""
         arms = self.study.search.trials if self.study.search else len(self.study.arms)
         return arms * len(self.study.seeds)
 
     def num_done(self) -> int:
-        """Return the number of runs that are not trained again."""
+        """Return the number of runs that have ended and are not repeated."""
         return sum(run.status not in ('unfinished', 'failed') for arm in self.table().arms for run in arm.runs)
 
     def all_jobs(self) -> list[Job]:
-        """Return all runs of the arms: the first seed of each arm, then the second of each."""
+        """Return the jobs of all runs: those of the first seed of each arm, then those of the second, and so on."""
         folders = {arm.name: arm.folder for arm in self.study.arms}
 
         def source_folder(arm: Arm, seed: int) -> str:
@@ -143,10 +143,10 @@ class StudyRun:
                 for seed in self.study.seeds for arm in self.study.arms]
 
     def jobs(self) -> list[Job]:
-        """Return the runs of the arms that are not finished and have not diverged.
+        """Return the jobs of the runs that are unfinished or have failed.
 
         Raises:
-          UserError: the study is a search, which chooses its runs by the results of others.
+          UserError: The study is a search, whose later runs depend on the results of earlier ones.
         """
         if self.study.search:
             raise UserError('the runs of a search are not known in advance', field='--executor=print')
@@ -154,7 +154,7 @@ class StudyRun:
 
     def train(self, executor: Executor, on_done: Callable[[Job, RunResult], None], on_poll: Callable[[], None],
               stop: Sequence[int]) -> None:
-        """Train all runs; see `run_jobs`."""
+        """Train the remaining runs; see `run_jobs`."""
         run_jobs(self.queue, executor, on_done, on_poll, stop)
 
     def table(self) -> Table:
@@ -184,11 +184,11 @@ def write_arm(arm: Arm, folder: str) -> None:
 
 
 def _search_fields(study: Study) -> dict[str, Any] | None:
-    """Return what must not change in a search: all but the number of trials. The fields of the base config are by path."""
+    """Return the settings of a search that must not change when it is continued: all but the number of trials."""
     if study.search is None:
         return None
     search, base = study.search, dataclasses.replace(study.arms[0].config, seed=0)
     changed_fields = {change.field: cfg.to_dict(change.new) for change in cfg.differences(cfg.Config(), base)}
     fields = {'sampler': search.sampler, 'pruner': search.pruner, 'sampler seed': search.seed, 'compare': study.compare,
               'seeds': study.seeds, **{path: cfg.to_dict(values) for path, values in search.space.items()}, **changed_fields}
-    return json.loads(json.dumps(fields))  # as it is read back
+    return json.loads(json.dumps(fields))  # as JSON reads it back

@@ -1,4 +1,4 @@
-"""Searches over configs by Optuna. Its journal is in the workdir of the study, beside the folder of each trial."""
+"""Searches over configs with Optuna, whose journal is a file in the workdir of the study."""
 
 import contextlib
 import dataclasses
@@ -22,10 +22,10 @@ JOURNAL = 'optuna.log'
 
 
 def import_optuna() -> Any:
-    """Return the module Optuna, which logs warnings only.
+    """Import Optuna and silence its log messages below warnings.
 
     Raises:
-      UserError: it is not installed.
+      UserError: Optuna is not installed.
     """
     try:
         import optuna
@@ -36,7 +36,7 @@ def import_optuna() -> Any:
 
 
 def open_journal(study: Study, folder: str, column: Column) -> Any:
-    """Return Optuna's study of a search, which its journal in the workdir holds."""
+    """Return the Optuna study of a search, which is created in the workdir if it does not exist."""
     optuna = import_optuna()
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
@@ -50,10 +50,10 @@ def open_journal(study: Study, folder: str, column: Column) -> Any:
 
 
 def _make_sampler(search: Search, number: int) -> Any:
-    """Return the sampler for the trial of a number. It depends on nothing else, so that a stopped search continues alike."""
+    """Return the sampler of a trial, seeded by its number so that a continued search makes the same choices."""
     samplers, seed = import_optuna().samplers, search.seed * 1_000_003 + number
     with warnings.catch_warnings():
-        warnings.simplefilter('ignore')  # some arguments are experimental
+        warnings.simplefilter('ignore')  # Optuna warns about experimental arguments
         if search.sampler == 'qmc':
             return samplers.QMCSampler(seed=search.seed, scramble=True, warn_independent_sampling=False)
         if search.sampler == 'random':
@@ -62,13 +62,13 @@ def _make_sampler(search: Search, number: int) -> Any:
 
 
 def trial_folder(number: int) -> str:
-    """Return the name of a trial, which is that of its folder."""
+    """Return the name of a trial, which is also the name of its folder."""
     return f'trial{number}'
 
 
 @dataclasses.dataclass
 class _Trial:
-    """A trial that is not over: Optuna's object, its arm, the seeds to come, and the values so far."""
+    """A running trial: its Optuna object, its arm, the seeds that remain to be trained, and the values of the others."""
 
     trial: Any
     arm: Arm
@@ -77,11 +77,11 @@ class _Trial:
 
 
 class SearchQueue(Queue):
-    """The runs of a search: one for each trial and seed.
+    """The runs of a search, one for each trial and seed.
 
     Args:
       study: the study.
-      folder: its workdir.
+      folder: workdir of the study.
       column: the measurement by which trials are compared.
     """
 
@@ -92,11 +92,11 @@ class SearchQueue(Queue):
         self._journal = open_journal(study, folder, column)
         self._trials: dict[str, _Trial] = {}
         running = self._optuna.trial.TrialState.RUNNING
-        for frozen in self._journal.get_trials(states=[running]):  # of a study that was stopped
+        for frozen in self._journal.get_trials(states=[running]):  # continue a stopped study
             self._begin(self._optuna.trial.Trial(self._journal, frozen._trial_id))
 
     def _begin(self, trial: Any) -> None:
-        """Choose the values of a trial, unless they are chosen already, and write its config."""
+        """Sample the values of a trial, unless the journal already has them, and write its config."""
         overrides = {path: _suggest(trial, path, values) for path, values in self._search.space.items()}
         name = trial_folder(trial.number)
         folder = os.path.join(self._folder, name)
@@ -111,7 +111,7 @@ class SearchQueue(Queue):
         self._trials[name] = _Trial(trial, Arm(name, config), list(self._study.seeds), [])
 
     def next(self) -> Job | None:
-        """Return the next run of a trial that has begun, or else the first run of a new trial."""
+        """Return the next run of a running trial, or the first run of a new trial if there is none."""
         while True:
             for state in self._trials.values():
                 while state.seeds:
@@ -119,7 +119,7 @@ class SearchQueue(Queue):
                     result = job.result()
                     if result.status in ('unfinished', 'failed'):
                         return job
-                    self.done(job, result)  # of a study that was stopped after it
+                    self.done(job, result)  # the study was stopped after this run
             number = len(self._journal.trials)
             if number >= self._search.trials:
                 return None
@@ -127,7 +127,7 @@ class SearchQueue(Queue):
             self._begin(self._journal.ask())
 
     def should_prune(self, job: Job) -> bool:
-        """Return whether the values of a running trial so far are too bad to go on."""
+        """Report the logged values of a running trial to the pruner, and return whether to stop the trial."""
         if self._search.pruner == 'none' or len(self._study.seeds) > 1:
             return False
         trial = self._trials[job.arm.name].trial
@@ -138,9 +138,9 @@ class SearchQueue(Queue):
         return bool(len(values) > reported and trial.should_prune())
 
     def done(self, job: Job, result: RunResult) -> None:
-        """Give Optuna the mean over seeds when the last seed of a trial has ended."""
+        """Report the mean over seeds to Optuna when the last seed of a trial has ended."""
         state, states = self._trials[job.arm.name], self._optuna.trial.TrialState
-        if result.status == 'unfinished':  # it was stopped, and the trial goes on when the study does
+        if result.status == 'unfinished':  # a stopped run, which the next command continues
             return
         value = self._column.value(result.summary, result.rows) if result.status == 'finished' else None
         if value is None:
@@ -155,7 +155,7 @@ class SearchQueue(Queue):
 
 def _suggest(trial: Any, path: str, values: Range | Values) -> Any:
     if isinstance(values, Values):
-        by_text = {str(value): value for value in values.values}  # Optuna keeps texts and numbers only
+        by_text = {str(value): value for value in values.values}  # Optuna stores only strings and numbers
         return by_text[trial.suggest_categorical(path, list(by_text))]
     if values.integer:
         return trial.suggest_int(path, int(values.low), int(values.high))
@@ -163,12 +163,12 @@ def _suggest(trial: Any, path: str, values: Range | Values) -> Any:
 
 
 def trial_results(study: Study, folder: str, column: Column) -> list[ArmResult]:
-    """Return the rows of the trials that have begun, the best first."""
+    """Return the results of the started trials, from the best to the worst."""
     arms = []
     for frozen in open_journal(study, folder, column).get_trials(deepcopy=False):
         name = trial_folder(frozen.number)
         config = study.arms[0].config
-        with contextlib.suppress(UserError):  # a trial whose config is wrong has none
+        with contextlib.suppress(UserError):  # a trial with an invalid config has no config file
             config = read_config(os.path.join(folder, name))
         arms.append(ArmResult(name, config, [Job(Arm(name, config), seed, folder).result() for seed in study.seeds]))
     sign = -1 if column.better == 'max' else 1
@@ -180,7 +180,7 @@ def trial_results(study: Study, folder: str, column: Column) -> list[ArmResult]:
 
 
 def report_sections(study: Study, folder: str, column: Column) -> list[str]:
-    """Draw which fields mattered and how, and return the lines of Markdown about it."""
+    """Draw the figures of a search, and return the sections of the report about it as lines of Markdown."""
     optuna, journal = import_optuna(), open_journal(study, folder, column)
     complete = journal.get_trials(states=[optuna.trial.TrialState.COMPLETE])
     if len(complete) < 2:
@@ -193,8 +193,8 @@ def report_sections(study: Study, folder: str, column: Column) -> list[str]:
     for name, function in names.items():
         with figures.warn_on_error(path := os.path.join(figure_folder, f'{name}.png')):
             _draw(function, journal, column, path)
-    return [*lines, '## Importance of the fields', '', 'The share of the variance over the trials that a field explains '
-            '(functional ANOVA, Hutter et al. 2014); of few trials it is a hint at most.', '',
+    return [*lines, '## Importance of the fields', '', 'The share of the variance between trials that each field '
+            'explains (functional ANOVA, Hutter et al. 2014). With few trials it is only a rough estimate.', '',
             figure(figure_folder, 'search_importance'), '', '## Trials', '', figure(figure_folder, 'search_parallel'), '',
             figure(figure_folder, 'search_history'), '']
 
@@ -203,7 +203,7 @@ def _draw(function: str, journal: Any, column: Column, path: str) -> None:
     import matplotlib
     import matplotlib.pyplot as plt
     with matplotlib.rc_context(), warnings.catch_warnings():
-        warnings.simplefilter('ignore')  # Optuna calls these functions experimental
+        warnings.simplefilter('ignore')  # Optuna warns that these functions are experimental
         plt.switch_backend('agg')
         plots = import_optuna().visualization.matplotlib
         result = getattr(plots, function)(journal) if function == 'plot_param_importances' else getattr(plots, function)(

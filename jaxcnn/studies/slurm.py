@@ -1,4 +1,7 @@
-"""Run jobs through SLURM, by submitit. Jobs that are pre-empted or run out of time are requeued and resume."""
+"""An executor that submits jobs to SLURM through submitit.
+
+Jobs that are preempted or run out of time are requeued and resume.
+"""
 
 import dataclasses
 import os
@@ -14,20 +17,20 @@ from jaxcnn.processes import bound_command
 from jaxcnn.studies.jobs import Executor, Handle, Job
 from jaxcnn.training.workdir import read_json, write_json
 
-_STOP_TIMEOUT = 60.0  # seconds that a run has to save its state
+_STOP_TIMEOUT = 60.0  # seconds in which a run must save its state
 _POLL_INTERVAL = 0.2  # seconds
 _MAX_JOBS = 10_000
-_MAX_TIMEOUTS = 1_000  # of a job, after which it is not queued again
+_MAX_TIMEOUTS = 1_000  # number of timeouts after which a job is not requeued
 
 
 def parse_options(options: Sequence[str]) -> dict[str, Any]:
-    """Return the options `KEY=VALUE` of the command line by their names."""
+    """Parse the `KEY=VALUE` options of the command line."""
     return dict(parse_assignment('--slurm', option) for option in options)
 
 
 @dataclasses.dataclass
 class SubmittedJob:
-    """What submitit pickles, and calls on a node: it trains a run."""
+    """The callable that submitit pickles and calls on a node to train a run."""
 
     job: Job
 
@@ -41,9 +44,10 @@ class SubmittedJob:
         return returncode
 
     def checkpoint(self) -> Any:
-        """Stop the run, which saves its state, and return the submission that resumes it.
+        """Stop the run so that it saves its state, and return the submission that resumes it.
 
-        submitit calls this on pre-emption and before the time is over; without it, only some jobs would be requeued.
+        submitit calls this method when a job is preempted or about to run out of time. It requeues preempted jobs without
+        this method too, but not those that run out of time.
         """
         import submitit
         self._process.send_signal(signal.SIGTERM)
@@ -54,7 +58,7 @@ class SubmittedJob:
 
 
 class SlurmHandle(Handle):
-    """A job of submitit, which is `job`."""
+    """A submitted job, where `job` is the object of submitit."""
 
     def __init__(self, job: Any):
         self.job = job
@@ -65,7 +69,7 @@ class SlurmHandle(Handle):
             return None
         try:
             return int(self.job.result())
-        except Exception as e:  # submitit's errors of a job that has no result: cancelled, out of memory, a node that failed
+        except Exception as e:  # the job has no result: cancelled, out of memory, or failed node
             self.message = ' '.join(str(e).split())[:300]
             return 1
 
@@ -75,15 +79,15 @@ class SlurmHandle(Handle):
 
 
 class SlurmExecutor(Executor):
-    """Runs jobs as one array of SLURM jobs, which go on if the study's command ends.
+    """Runs jobs as arrays of SLURM jobs, which continue if the study command ends.
 
     Args:
-      jobs: number of jobs at once; None: as many as submitit's default.
-      options: of submitit, such as `timeout_min`; `cluster` is slurm or, to try it, local.
-      folder: for submitit's files, and for the IDs of the jobs by the workdirs of their runs.
+      jobs: number of jobs that run at the same time; None: the default of submitit.
+      options: options of submitit, such as `timeout_min`. The option `cluster` is `slurm`, or `local` to run without SLURM.
+      folder: folder for the files of submitit and for `jobs.json`, which has the job ID of each workdir.
 
     Raises:
-      UserError: submitit is not installed, there is no SLURM, or an option is wrong.
+      UserError: submitit is not installed, SLURM is not available, or an option is invalid.
     """
 
     stops_jobs = False
@@ -107,7 +111,7 @@ class SlurmExecutor(Executor):
         self._folder, self._ids_file = folder, os.path.join(folder, 'jobs.json')
 
     def start(self, jobs: Sequence[Job]) -> list[Handle]:
-        """Submit the jobs as an array, but those that an earlier command has submitted and that have not ended."""
+        """Submit the jobs as an array, except those that an earlier command has submitted and that have not ended."""
         ids: dict[str, str] = read_json(self._ids_file) if os.path.exists(self._ids_file) else {}
         submitted = {job: earlier for job in jobs if (earlier := self._earlier_job(ids.get(job.folder)))}
         new = [job for job in jobs if job not in submitted]
@@ -118,7 +122,7 @@ class SlurmExecutor(Executor):
         return [SlurmHandle(submitted[job]) for job in jobs]
 
     def _earlier_job(self, job_id: str | None) -> Any:
-        """Return the job with this ID if it waits or runs, otherwise None."""
+        """Return the job with this ID if it is pending or running, and otherwise None."""
         if job_id is None or self._cluster != 'slurm':
             return None
         import submitit

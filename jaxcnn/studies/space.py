@@ -1,4 +1,4 @@
-"""The space of a search: which values each field may take, and how the trials are chosen."""
+"""The space of a search: the possible values of each field, and how trials are sampled from them."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -12,13 +12,13 @@ PRUNERS = ('none', 'median', 'hyperband')
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-    """The numbers between two limits, which are among them.
+    """A range of numbers, which includes its limits.
 
     Attributes:
       low: the smallest number.
       high: the largest number.
-      log: whether the logarithm of the number is drawn uniformly.
-      integer: whether the numbers are integers.
+      log: whether numbers are drawn uniformly on a logarithmic scale.
+      integer: whether only integers are drawn.
     """
 
     low: float
@@ -36,7 +36,7 @@ class Range:
 
 @dataclasses.dataclass(frozen=True)
 class Values:
-    """Some values to choose from."""
+    """A finite set of values."""
 
     values: tuple[Any, ...]
 
@@ -46,22 +46,22 @@ class Values:
 
 
 def uniform(low: float, high: float) -> Range:
-    """Return the numbers in [low, high]."""
+    """Return the range of numbers in [low, high]."""
     return Range(low, high)
 
 
 def log_uniform(low: float, high: float) -> Range:
-    """Return the numbers in [low, high], whose logarithms are drawn uniformly."""
+    """Return the range of numbers in [low, high], drawn uniformly on a logarithmic scale."""
     return Range(low, high, log=True)
 
 
 def integer(low: int, high: int) -> Range:
-    """Return the integers in [low, high]."""
+    """Return the range of integers in [low, high]."""
     return Range(low, high, integer=True)
 
 
 def choice(values: Sequence[Any]) -> Values:
-    """Return the values of a list: numbers, strings, or whatever the field takes."""
+    """Return a set of values: numbers, strings, or any other values that the field accepts."""
     return Values(tuple(values))
 
 
@@ -78,15 +78,15 @@ class Search:
 
 def search(space: Mapping[str, Range | Values], trials: int, sampler: Literal['tpe', 'random', 'qmc'] = 'tpe',
            pruner: Literal['none', 'median', 'hyperband'] = 'none', seed: int = 0) -> Search:
-    """Return the arms of a study that searches.
+    """Return a search, to be given to `make_study` in place of the arms.
 
     Args:
-      space: what each field may be, by its path, as in `{'optim.learning_rate': log_uniform(1e-3, 1)}`.
+      space: the possible values of each field by its path, as in `{'optim.learning_rate': log_uniform(1e-3, 1)}`.
       trials: number of configs to try.
-      sampler: how the next config is chosen. tpe: near the good ones so far (Bergstra et al. 2011); random; qmc: a Sobol
-        sequence, which covers the space evenly.
-      pruner: which trials are stopped early. none: no trial; median: those that are worse than half of the others were at
-        the same step; hyperband: those that are worse than others with as much training (Li et al. 2018).
+      sampler: how the next config is chosen. `tpe` prefers configs similar to the best ones so far (Bergstra et al. 2011),
+        `random` draws them independently, and `qmc` uses a Sobol sequence, which covers the space evenly.
+      pruner: which trials are stopped early. `none` stops no trial, `median` those that are worse than the median of the
+        others at the same step, and `hyperband` those that are worse than others with the same budget (Li et al. 2018).
       seed: seed of the sampler.
 
     Raises:
