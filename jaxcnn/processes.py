@@ -1,4 +1,4 @@
-"""Processes that the commands start: their GPUs, their exit codes, and their end."""
+"""Utilities for child processes: their GPUs, their exit codes and their termination."""
 
 import ctypes
 import os
@@ -12,7 +12,7 @@ _PR_SET_PDEATHSIG = 1  # of Linux's prctl
 
 
 def visible_gpus(environment: Mapping[str, str] = os.environ) -> list[str]:
-    """Return the GPUs that processes with this environment may use, as CUDA_VISIBLE_DEVICES names them."""
+    """Return the GPUs that a process with this environment may use, as CUDA_VISIBLE_DEVICES names them."""
     names = environment.get('CUDA_VISIBLE_DEVICES')
     if environment.get('JAX_PLATFORMS') == 'cpu':
         return []
@@ -23,27 +23,27 @@ def visible_gpus(environment: Mapping[str, str] = os.environ) -> list[str]:
 
 
 def shell_exit_code(returncode: int) -> int:
-    """Return the exit code that a shell gives to a process: 128 + N if signal N killed it."""
+    """Convert a return code of `subprocess` to that of a shell, which is 128 + N if signal N killed the process."""
     return returncode if returncode >= 0 else 128 - returncode
 
 
 def bound_command(command: Sequence[str], parent: int, cores: Collection[int] = ()) -> list[str]:
-    """Return a command that starts `command` as a process that ends with its parent.
+    """Return a command that runs `command` in a process that ends together with its parent.
 
-    A function that runs between fork and exec would do the same, but JAX's threads forbid a fork.
+    The `preexec_fn` of `subprocess` would do the same, but it is not safe after JAX has started threads.
 
     Args:
       command: the command and its arguments.
-      parent: process ID of the parent, whose end, also by SIGKILL, ends the process; only on Linux.
-      cores: the processors that it may use; empty: all.
+      parent: process ID of the parent. On Linux, the process is killed when the parent ends, even if SIGKILL ended it.
+      cores: the CPU cores that the process may use; empty: all.
     """
     return [sys.executable, '-m', 'jaxcnn.processes', str(parent), ','.join(map(str, sorted(cores))), *command]
 
 
 def main(parent: str, cores: str, *command: str) -> None:
-    """Bind this process to its parent and its processors, and replace it by the command.
+    """Bind this process to its parent and its cores, and replace it by the command.
 
-    The command ignores SIGUSR1 and SIGUSR2, by which SLURM tells all processes of a job that its time is nearly over.
+    The command ignores SIGUSR1 and SIGUSR2, which SLURM sends to all processes of a job that is about to run out of time.
     """
     for signum in (signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(signum, signal.SIG_IGN)

@@ -1,8 +1,8 @@
-"""Compare runs: a table, their curves, and the fields in which their configs differ.
+"""Compare existing runs in a report: a table, curves, and the fields in which the configs differ.
 
     jaxcnn compare --workdirs runs/a runs/b --output runs/comparison
 
-Runs whose configs differ in the seed alone are one row.
+Runs whose configs differ only in the seed share a row.
 """
 
 import argparse
@@ -11,7 +11,7 @@ import os
 from jaxcnn import cli
 from jaxcnn.errors import UserError
 
-os.environ['JAX_PLATFORMS'] = 'cpu'  # this process takes no memory of an accelerator
+os.environ['JAX_PLATFORMS'] = 'cpu'  # this process must not reserve GPU memory
 
 
 def run(args: argparse.Namespace) -> int:
@@ -31,8 +31,8 @@ def run(args: argparse.Namespace) -> int:
 def main() -> None:
     """Run the command with the arguments of the process."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--workdirs', required=True, nargs='+', metavar='DIR', help='folders of runs, or of several seeds '
-                        'of a run (jaxcnn train --seeds=N)')
+    parser.add_argument('--workdirs', required=True, nargs='+', metavar='DIR', help='workdirs of runs, of '
+                        'several seeds of a run (jaxcnn train --seeds=N), or of studies')
     parser.add_argument('--metric', default=[], action='append', help="a measurement, such as test_accuracy or "
                         "epochs_to('val_accuracy', 0.9); may be repeated, and the first one is compared (default: the "
                         "first metric of the task on the test split)")

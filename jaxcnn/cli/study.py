@@ -1,10 +1,10 @@
-"""Train the arms of a study with several seeds, and compare them in a table with curves.
+"""Train the arms of a study with several seeds each, and compare them in a table with curves.
 
     jaxcnn study --study=configs/studies/activations.py:quick --workdir=runs/activations
 
-The workdir has a run for each arm and seed, and the report: study.html, study.md and study.csv. The same command continues a
-study that was stopped: finished runs are skipped, and stopped ones resume. Runs that have diverged are not repeated, and
-those that failed for another reason are tried again. The exit code is 1 if a run has failed or was stopped.
+The workdir contains a run for each arm and seed, and the report as study.html, study.md and study.csv. The same command
+continues a study that was stopped: it skips finished runs and resumes stopped ones. It does not repeat runs that diverged,
+but tries those again that failed for another reason. The exit code is 1 if a run has failed or was stopped.
 """
 
 import argparse
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 def run(args: argparse.Namespace) -> int:
     """Run the command with its parsed arguments, and return its exit code."""
     environment = dict(os.environ)
-    os.environ['JAX_PLATFORMS'] = 'cpu'  # this process takes no memory of an accelerator
+    os.environ['JAX_PLATFORMS'] = 'cpu'  # this process must not reserve GPU memory
     from jaxcnn.studies import slurm
     from jaxcnn.studies.definition import load_study
     from jaxcnn.studies.jobs import StudyStopped
@@ -57,12 +57,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def listen_for_signals(stop: list[int]) -> None:
-    """Append the number of a signal that asks the study to stop to a list; a second signal raises KeyboardInterrupt."""
+    """Append each signal that asks the study to stop to `stop`; a second signal raises KeyboardInterrupt."""
     first_time = 0.0
 
     def handle(signum: int, frame: object) -> None:
         nonlocal first_time
-        if stop and time.monotonic() - first_time > 1:  # `timeout` sends two at once
+        if stop and time.monotonic() - first_time > 1:  # `timeout` sends two signals at once
             raise KeyboardInterrupt
         first_time = first_time or time.monotonic()
         stop.append(signum)
@@ -71,11 +71,11 @@ def listen_for_signals(stop: list[int]) -> None:
 
 
 class Display:
-    """What the command prints: a line for each run that ends, or with `--watch` a table that changes.
+    """The output of the command: a line for each run that ends, or with `--watch` a table that is updated.
 
     Args:
-      study_run: the study.
-      watch: whether to show the table.
+      study_run: the training of the study.
+      watch: whether to show the table while the study runs.
     """
 
     def __init__(self, study_run: 'StudyRun', watch: bool):
@@ -85,10 +85,10 @@ class Display:
         if self._number:
             cli.log.info('%d of %s are done already', self._number, counted(study_run.num_runs, 'run'))
         if self._number < study_run.num_runs and not watch:
-            cli.log.info('what the runs print is in %s', os.path.join(study_run.folder, '*', 'seed*.log'))
+            cli.log.info('the output of the runs is in %s', os.path.join(study_run.folder, '*', 'seed*.log'))
 
     def show_result(self, job: 'Job', result: 'RunResult') -> None:
-        """Show the result of a run that has ended."""
+        """Print the result of a run that has ended, unless the table is shown."""
         self._number += result.status != 'unfinished'
         if self._watch:
             return
@@ -101,7 +101,7 @@ class Display:
         cli.log.info('[%d/%d] %s: %s', self._number, self._run.num_runs, job.name, text)
 
     def show_table(self) -> None:
-        """Show the table as it is now, if `--watch` is given and the last one is two seconds old."""
+        """Update the table if it is shown and at least two seconds old."""
         if self._watch and time.monotonic() - self._table_time > 2:
             self._table_time = time.monotonic()
             sys.stdout.write('\x1b[H\x1b[J')  # clear the terminal
@@ -109,7 +109,7 @@ class Display:
             sys.stdout.flush()
 
     def show_end(self) -> None:
-        """Show the table, and where the report is."""
+        """Print the final table and the path of the report."""
         print()
         self._print_table()
         print(f'\nreport: {os.path.join(self._run.folder, "study.html")}')
@@ -122,17 +122,17 @@ class Display:
 def main() -> None:
     """Run the command with the arguments of the process."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-                                     epilog='Any field of the config can be set for all arms: --config.data.dir=DIR.')
+                                     epilog='Any field of the config can be set for all arms, as in --config.data.dir=DIR.')
     parser.add_argument('--study', required=True, help='a study file, or the name of a study that comes with jaxcnn (jaxcnn '
-                        'configs lists them); :quick after it takes its quick form')
+                        'configs lists them); the suffix :quick selects the quick form')
     parser.add_argument('--workdir', required=True, help='folder of the study')
-    parser.add_argument('--seeds', type=int, help='number of seeds of each arm, instead of that in the study')
-    parser.add_argument('--jobs', type=int, help='number of runs at once, which share the cores and GPUs of this machine '
-                        '(default: 1; with SLURM: all)')
-    parser.add_argument('--executor', default='local', help='local: on this machine; slurm: as jobs of SLURM, which go on '
-                        'if this command ends; print: print the commands')
+    parser.add_argument('--seeds', type=int, help='number of seeds of each arm (default: that of the study)')
+    parser.add_argument('--jobs', type=int, help='number of runs that are trained at the same time, which divide the cores '
+                        'and GPUs of this machine (default: 1; with SLURM: all)')
+    parser.add_argument('--executor', default='local', help='local: train on this machine (default); slurm: submit SLURM '
+                        'jobs, which continue if this command ends; print: only print the commands')
     parser.add_argument('--slurm', action='append', default=[], metavar='KEY=VALUE',
-                        help="an option of submitit's jobs, such as slurm_partition=gpu, timeout_min=600, gpus_per_node=1, "
-                        'or cluster=local to try it without SLURM; may be repeated')
-    parser.add_argument('--watch', action='store_true', help='show a table that changes, instead of a line for each run')
+                        help='an option of submitit, such as slurm_partition=gpu, timeout_min=600, gpus_per_node=1, '
+                        'or cluster=local to run without SLURM; may be repeated')
+    parser.add_argument('--watch', action='store_true', help='show a table that is updated, instead of a line for each run')
     cli.main(parser, run, needs_jax=False)
