@@ -1,1 +1,1 @@
-"""The measurements of the command `jaxcnn benchmark`."""
+"""The benchmarks of the command `jaxcnn benchmark`."""

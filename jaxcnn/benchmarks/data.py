@@ -1,4 +1,4 @@
-"""data: the speed of a config's training images, beside a DataLoader and PIL."""
+"""The benchmark `data`: throughput of the training images of a config, compared with a PyTorch DataLoader and PIL."""
 
 import argparse
 import contextlib
@@ -31,7 +31,12 @@ PEER_OPS = ('flip_lr', 'pad_crop', 'random_resized_crop', 'auto_augment')
 
 
 def peer_op(text: str, size: int) -> tuple[str, dict]:
-    """Return the name and the arguments of an augmentation for `Images` of `torch_peer`."""
+    """Return the name and the arguments of an augmentation for the class `Images` of `torch_peer`.
+
+    Args:
+      text: the augmentation, as in a config.
+      size: height and width of the images.
+    """
     from jaxcnn.data import augment
     policies = augment.policies
     name, positional, keywords = config.parse_call(text, 'config.data.augment')
@@ -47,7 +52,7 @@ def peer_op(text: str, size: int) -> tuple[str, dict]:
 
 
 def peak_memory(*arguments: str) -> float:
-    """Return the peak memory of `jaxcnn train` in 20 steps, in MB, without mapped files. It is sampled 50 times a second."""
+    """Return the peak memory of 20 steps of `jaxcnn train` in MB, without mapped files, sampled 50 times per second."""
     peak = 0.0
     command = [*TRAIN_COMMAND, *arguments, '--config.duration.steps=20', '--config.optim.warmup=None',
                '--config.log_every.steps=20']
@@ -73,6 +78,7 @@ def peak_memory(*arguments: str) -> float:
 
 
 def compare(args: argparse.Namespace) -> Table:
+    """Measure the throughput of the training images, and compare it with that of the peers."""
     import jax
     import numpy as np
 
@@ -125,7 +131,7 @@ def compare(args: argparse.Namespace) -> Table:
             return values
         sides['training step'] = functools.partial(images_per_second, step, run.setup.config.batch_size)
         for side in sides.values():
-            side(1)  # compiles
+            side(1)  # compile
 
         def build(seconds: float) -> float:
             with tempfile.TemporaryDirectory() as empty:
@@ -168,14 +174,14 @@ def compare(args: argparse.Namespace) -> Table:
             rates[f'{name} / torch DataLoader'] = ratio(name, 'torch DataLoader')
         if 'PIL in processes' in peers:
             rates['building / PIL in processes'] = ratio('building the cache', 'PIL in processes')
-        rates['data, as part of the training step'] = ratio('training step', 'device placement')
+        rates['data, as a fraction of the training step'] = ratio('training step', 'device placement')
         if files is not None:
             arguments = [f'--config={args.config}', *(f'--config.{o}' for o in args.overrides)]
             memory = {}
             for name, options in (('all', []), ('one image of each class', ['--config.data.per_class=1'])):
                 memory[name] = peak_memory(*arguments, f'--workdir={folder}/memory {name}',
                                            f'--config.data.cache_dir={folder}/cache {name}', *options)
-            notes['MB of train.py at its height, files mapped into memory left out'] = memory
+            notes['peak memory of jaxcnn train in MB, without mapped files'] = memory
     result = table(f'data of {run.setup.config.name}', 'images/s', rates, **notes)
     result.lines += ['', *(f'{name}: {value}' for name, value in notes.items())] if notes else []
     return result

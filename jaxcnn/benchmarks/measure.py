@@ -1,4 +1,4 @@
-"""What all benchmarks use: tables, images/s of a step, the machine's limits, and PyTorch in a process of its own."""
+"""Utilities of the benchmarks: tables, throughput of a step, limits of the machine, and a separate PyTorch process."""
 
 import collections
 import dataclasses
@@ -22,6 +22,7 @@ TORCH_PEER = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'torch_pee
 
 
 def machine() -> dict:
+    """Return the device, the number of devices and cores, and the versions of Python and JAX."""
     import jax
     return {'device': jax.devices()[0].device_kind, 'devices': jax.device_count(), 'cores': os.cpu_count(),
             'python': platform.python_version(), 'jax': jax.__version__}
@@ -29,7 +30,7 @@ def machine() -> dict:
 
 @dataclasses.dataclass
 class Table:
-    """Results of a benchmark, as Markdown lines and as figures for JSON."""
+    """The results of a benchmark: a title, the lines of a Markdown table, and the figures for JSON."""
 
     title: str
     lines: list[str]
@@ -37,14 +38,21 @@ class Table:
 
 
 def table(title: str, unit: str, columns: dict[str, list[float]], **figures: object) -> Table:
-    """Make a table of the median and the range of each column; `figures` are added to the JSON."""
-    return Table(f'{title}, {unit}', ['| | median | least | most |', '|---|---|---|---|', *(
+    """Make a table with the median, the minimum and the maximum of each measurement.
+
+    Args:
+      title: title of the table.
+      unit: unit of the measurements.
+      columns: the values of each measurement, by its name.
+      **figures: further entries of the JSON.
+    """
+    return Table(f'{title}, {unit}', ['| | median | minimum | maximum |', '|---|---|---|---|', *(
         f'| {name} | {statistics.median(values):.4g} | {min(values):.4g} | {max(values):.4g} |'
         for name, values in columns.items())], {'unit': unit, 'values': columns, **figures})
 
 
 def write(path: str, result: Table) -> None:
-    """Write the table into a Markdown file, in the place of its previous version, or at the end."""
+    """Write a table into a Markdown file, where it replaces its previous version or is appended."""
     begin, end = f'<!-- launch/benchmark.py: {result.title}, {machine()["device"]} -->', '<!-- end -->'
     content = ''
     if os.path.exists(path):
@@ -59,16 +67,26 @@ def write(path: str, result: Table) -> None:
 
 
 def median_and_range(values: list[float]) -> str:
+    """Format the median of some values and their range, as in `3 (2 to 4)`."""
     return f'{statistics.median(values):.3g} ({min(values):.3g} to {max(values):.3g})'
 
 
 def on_cpu() -> bool:
+    """Return whether JAX computes on the CPU."""
     import jax
     return jax.default_backend() == 'cpu'
 
 
 def images_per_second(step: Callable[[], object], images: int, seconds: float) -> float:
-    """Return the images/s of a step of `images` images, measured for `seconds`. On a GPU, two steps are dispatched ahead."""
+    """Measure the throughput of a step in images/s.
+
+    On a GPU, two steps are dispatched ahead, so that it does not wait for the host.
+
+    Args:
+      step: dispatches a step and returns its results.
+      images: number of images of a step.
+      seconds: duration of the measurement.
+    """
     import jax
     ahead, pending = 0 if on_cpu() else 2, collections.deque[object]()
     count, began = 0, time.perf_counter()
@@ -82,7 +100,7 @@ def images_per_second(step: Callable[[], object], images: int, seconds: float) -
 
 
 def best_time(work: Callable[..., object], *operands: object) -> float:
-    """Return the shortest of ten times of a function, in seconds."""
+    """Return the shortest time of ten calls of a compiled function, in seconds."""
     import jax
     compiled, times = jax.jit(work), []
     jax.block_until_ready(compiled(*operands))
@@ -94,7 +112,7 @@ def best_time(work: Callable[..., object], *operands: object) -> float:
 
 
 def matmul_rate(dtype: str) -> float:
-    """Return the FLOP/s of a matrix product of 2048 x 2048, on a GPU of 8192 x 8192."""
+    """Measure the FLOP/s of a product of two matrices, which are 2048 x 2048 on a CPU and 8192 x 8192 on a GPU."""
     import jax
     side = 2048 if on_cpu() else 8192
     a = jax.random.normal(jax.random.key(0), (side, side), dtype)
@@ -102,7 +120,10 @@ def matmul_rate(dtype: str) -> float:
 
 
 def memory_bandwidth() -> float:
-    """Return the bytes/s read and written when 1 is added to 64 million float32 numbers, on a GPU to 512 million."""
+    """Measure the bytes/s that are read and written when 1 is added to an array.
+
+    The array has 64 million float32 values on a CPU and 512 million on a GPU.
+    """
     import jax.numpy as jnp
     x = jnp.zeros(2 ** 26 if on_cpu() else 2 ** 29)
     return 2 * x.nbytes / best_time(lambda x: x + 1, x)
@@ -114,7 +135,7 @@ _FREE = {'parameter', 'constant', 'tuple', 'get-tuple-element', 'bitcast', 'afte
 
 
 def _size(shape: str) -> int:
-    """Return the bytes of an array, or of a tuple of arrays, from its shape as XLA writes it."""
+    """Return the size in bytes of an array or of a tuple of arrays, given its shape in XLA's notation."""
     return sum(math.prod(map(int, filter(None, sides.split(',')))) * int(bits or 8) // 8
                for _, bits, sides in _SHAPE.findall(shape))
 
@@ -122,9 +143,9 @@ def _size(shape: str) -> int:
 def memory_traffic(program: str) -> int:
     """Return the bytes that a compiled program reads and writes, given its text.
 
-    These are the operands and results of each operation, where a fusion is one operation. XLA's own count omits custom
-    calls: cuDNN's convolutions, cuBLAS's matrix products and jaxcnn's kernels on the CPU. The body of a loop counts once;
-    branches do not count.
+    The sizes of the operands and results of all operations are summed, where a fusion counts as one operation. XLA's own
+    count omits custom calls, which include cuDNN's convolutions, cuBLAS's matrix products and jaxcnn's kernels on the CPU.
+    The body of a loop is counted once, and the branches of a conditional are not counted.
     """
     bodies: dict[str, list[re.Match[str]]] = {}
     body: list[re.Match[str]] = []
@@ -155,13 +176,13 @@ def memory_traffic(program: str) -> int:
 
 
 def clean_environment() -> dict[str, str]:
-    """Return the environment without the variables that jaxcnn's commands set in their own process."""
+    """Return the environment without the variables that jaxcnn's commands set for themselves."""
     internal = 'GLIBC_TUNABLES', 'OMP_WAIT_POLICY', 'JAXCNN_STARTED_ANEW', 'XLA_PYTHON_CLIENT_PREALLOCATE'
     return {k: v for k, v in os.environ.items() if k not in internal}
 
 
 def require_torch(python: str, *extra: str) -> None:
-    """Raise a UserError if a Python lacks the packages of the PyTorch peer, or the `extra` ones."""
+    """Raise a UserError if a Python interpreter lacks a package of the PyTorch peer or one of the `extra` packages."""
     code = 'import importlib.util, sys; print(*[p for p in sys.argv[1:] if not importlib.util.find_spec(p)])'
     try:
         done = subprocess.run([python, '-c', code, 'torch', 'pytorchcv', 'PIL', *extra], capture_output=True, text=True)
@@ -173,7 +194,12 @@ def require_torch(python: str, *extra: str) -> None:
 
 
 class TorchPeer:
-    """The same measurement with PyTorch, in a process that runs `torch_peer/`."""
+    """A measurement with PyTorch, in a process that runs `torch_peer/`.
+
+    Args:
+      python: Python interpreter with PyTorch.
+      *arguments: command-line arguments of `torch_peer/`.
+    """
 
     def __init__(self, python: str, *arguments: object):
         self.process = subprocess.Popen(
@@ -182,6 +208,7 @@ class TorchPeer:
         self.answer()
 
     def answer(self) -> str:
+        """Return the next line of output; raise a UserError if the process has ended."""
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
@@ -189,9 +216,11 @@ class TorchPeer:
         return line
 
     def __call__(self, seconds: float) -> float:
+        """Measure for a number of seconds, and return the images/s."""
         print(seconds, file=self.process.stdin, flush=True)
         return float(self.answer())
 
     def close(self) -> None:
+        """End the process."""
         self.process.terminate()
         self.process.wait()

@@ -1,4 +1,4 @@
-"""train_step and eval: networks on one batch that is on the device, beside PyTorch and other convolutions."""
+"""The benchmarks `train_step` and `eval`: networks on one batch, compared with PyTorch and other convolutions."""
 
 import argparse
 import math
@@ -20,7 +20,7 @@ from jaxcnn.benchmarks.measure import (
 )
 from jaxcnn.errors import unknown
 
-Cases = list[tuple[str, int, int, dict]]  # network, image size, batch size, fields
+Cases = list[tuple[str, int, int, dict]]  # network, image size, batch size, arguments of the network
 CPU_CASES: Cases = [
     ('shallow_cnn', 32, 128, {}), ('resnet18', 32, 64, {'stem': 'small'}), ('resnext50_32x4d', 64, 16, {'stem': 'small'}),
     ('mobilenet_v1', 64, 32, {}), ('vgg16_bn', 64, 16, {}), ('resnet50', 224, 8, {}), ('airbench94', 32, 1024, {})]
@@ -30,7 +30,20 @@ GPU_CASES: Cases = [
 
 
 class JaxcnnStep:
-    """A network's training step or inference in this process. A call measures its images/s for a number of seconds."""
+    """The training step or the inference of a network in this process.
+
+    Args:
+      benchmark: `train_step` or `eval`.
+      name: name of the network.
+      size: height and width of the images.
+      batch: batch size.
+      fields: arguments of the network.
+
+    Attributes:
+      flops: floating-point operations per image.
+      bytes: bytes of memory traffic per image.
+      batch: batch size.
+    """
 
     def __init__(self, benchmark: str, name: str, size: int, batch: int, fields: dict):
         import jax
@@ -80,14 +93,15 @@ class JaxcnnStep:
             jax.block_until_ready(step())
 
     def __call__(self, seconds: float) -> float:
+        """Measure for a number of seconds, and return the images/s."""
         return images_per_second(self.step, self.batch, seconds)
 
 
 def compare(args: argparse.Namespace, benchmark: str) -> Iterator[Table]:
-    """Yield the table after each network, so that a failure loses no earlier result.
+    """Measure the networks one after another, and yield the table after each, so that a failure loses no earlier result.
 
     Args:
-      args: the command line.
+      args: arguments of the command line.
       benchmark: `train_step` or `eval`.
     """
     cases = CPU_CASES if on_cpu() else GPU_CASES
@@ -136,5 +150,5 @@ def compare(args: argparse.Namespace, benchmark: str) -> Iterator[Table]:
         lines.append(f'| {title} | {" | ".join(cells)} |')
         print(lines[-1], file=sys.stderr, flush=True)
         del jaxcnn_step, sides, measure
-        memory.release()  # before the next network
+        memory.release()
         yield Table(f'{benchmark}, {dtype}: images/s, then over those of peers; median (least to most)', lines, results)

@@ -1,4 +1,4 @@
-"""train, loop, startup and checkpoint: the time that a run spends around its steps."""
+"""The benchmarks `train`, `checkpoint`, `loop` and `startup`: the duration of a run, and of its parts outside the steps."""
 
 import argparse
 import json
@@ -24,12 +24,13 @@ from jaxcnn.errors import UserError
 
 
 def train_command(args: argparse.Namespace, workdir: str) -> list[str]:
+    """Return the command that trains the config of the command line in a workdir."""
     return [*TRAIN_COMMAND, f'--config={args.config}', f'--workdir={workdir}',
             *(f'--config.{o}' for o in args.overrides)]
 
 
 def load_config(args: argparse.Namespace) -> config.Config:
-    """Return the config of the command line; errors in it are raised before anything is measured."""
+    """Return the config of the command line after checking it, so that errors are reported before a measurement."""
     from jaxcnn import experiment
     settings = config.load(args.config, args.overrides)
     experiment.check(settings)
@@ -37,7 +38,10 @@ def load_config(args: argparse.Namespace) -> config.Config:
 
 
 def train(args: argparse.Namespace) -> Iterator[Table]:
-    """Yield the table after each round, so that a failure loses no earlier round."""
+    """Compare training runs with those of PyTorch.
+
+    The table is yielded after each round, so that a failure loses no earlier round.
+    """
     import numpy as np
 
     from jaxcnn.data.dataset import load
@@ -47,8 +51,8 @@ def train(args: argparse.Namespace) -> Iterator[Table]:
     if data.image_size or (not airbench and (
             name not in ('lenet5', 'lenet_mnist') or set(settings.model.args) - {'kernel_init'} or data.name != 'mnist' or
             settings.duration.unit != 'epochs' or settings.duration.value % 1)):
-        raise UserError('PyTorch has airbench on cifar10, lenet5 and lenet_mnist, as they are, on mnist for whole '
-                        f'config.duration.epochs; images in their own size; got {name} on {data.name}',
+        raise UserError('PyTorch can train airbench on cifar10, and unmodified lenet5 and lenet_mnist on mnist for a '
+                        f'whole number of epochs, on images of their original size; got {name} on {data.name}',
                         field='config.data.name')
     require_torch(args.torch_python, *(['airbench'] if airbench else []))
     values: dict[str, list[float]] = {}
@@ -83,13 +87,14 @@ def train(args: argparse.Namespace) -> Iterator[Table]:
                     print(f'seed {seed}: {what}, {side}: {value:.4f}', file=sys.stderr, flush=True)
             ratios = {}
             for what in ('whole command', 'training steps alone'):
-                by_side = [times for key, times in values.items() if key.startswith(what)]  # train.py's first
+                by_side = [times for key, times in values.items() if key.startswith(what)]  # jaxcnn's times come first
                 ratios[f'{what}, best torch / train.py'] = [
                     min(peer_times) / train_time for train_time, *peer_times in zip(*by_side, strict=True)]
             yield table(f'training of {settings.name}', 'seconds, and parts of the test images', {**values, **ratios})
 
 
 def checkpoint(args: argparse.Namespace) -> Table:
+    """Measure the time to save and to read a checkpoint, and compare it with that of PyTorch."""
     import jax
     import numpy as np
 
@@ -134,6 +139,7 @@ def checkpoint(args: argparse.Namespace) -> Table:
 
 
 def loop(args: argparse.Namespace) -> Table:
+    """Compare the throughput of the training loop with that of the bare compiled step."""
     import jax
 
     from jaxcnn import experiment
@@ -179,6 +185,7 @@ def loop(args: argparse.Namespace) -> Table:
 
 
 def startup(args: argparse.Namespace) -> Table:
+    """Measure the time from the command to its first step, with an empty and with a full compilation cache."""
     def first_step(cache: str) -> float:
         with tempfile.TemporaryDirectory() as folder:
             began = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Measure speed, as ratios within one run on one machine.
+"""Measure the speed of jaxcnn, and its ratio to that of other libraries on the same machine.
 
     jaxcnn benchmark train_step [--models shallow_cnn,resnet18,...] [--peers torch,compiled,jax,xla]
     jaxcnn benchmark eval [--models ...] [--peers ...]
@@ -11,36 +11,39 @@
     jaxcnn benchmark train_step loop --config=cifar10_fast --write=docs/performance.md \\
         --config.model.dtype=bfloat16
 
-Several benchmarks may be given. --write puts the table of each into a Markdown file, in the place of its previous version.
-The tables of train_step and eval are written after each network, that of train after each round.
+Several benchmarks may be given. --write writes the table of each into a Markdown file, where it replaces its previous
+version. The tables of train_step and eval are written after each network, and that of train after each round.
 
-train_step, eval: images/s of a network's training step, or of its inference, and their ratio to those of peers: PyTorch
-(`torch`, and `compiled` by torch.compile; channels_last; run by --torch_python, which needs torch and pytorchcv==0.0.67),
-and jaxcnn with other convolutions, `jax` or `xla`. Peers are measured in turns. GPUs use bfloat16 (autocast in PyTorch) and
-larger images and batches, CPUs float32. `of matmul` is the network's multiply-adds, including those of padding, as a
-fraction of the machine's rate in matrix products; `of bandwidth` is the bytes that the compiled program's operations read
-and write, as a fraction of its memory bandwidth. Both limits are measured in the same run.
+train_step, eval: The images/s of the training step or of the inference of a network, and the ratio to those of its peers.
+The peers are PyTorch (`torch`, and `compiled` with torch.compile, both in channels_last format) and jaxcnn with other
+convolutions (`jax` and `xla`). PyTorch is run by --torch_python, which needs torch and pytorchcv==0.0.67. The peers are
+measured alternately. GPUs use bfloat16 (autocast in PyTorch) and larger images and batches, CPUs float32. `of matmul` is the
+rate of the network's floating-point operations, including those on padding, as a fraction of the rate of a large matrix
+product. `of bandwidth` is the rate at which the operations of the compiled program read and write memory, as a fraction of
+the memory bandwidth. Both limits are measured in the same run.
 
-data: images/s of a config's training images, augmented and normalised, from either placement, and their ratio to those of a
-PyTorch DataLoader with one worker per core that does the same with PIL (pad_crop, random_resized_crop, flip_lr,
-auto_augment); and the fraction of the training step that they take. For images in files also: a first epoch, which builds
-the cache, against the DataLoader that reads the files; building the cache against PIL in as many processes; and the memory
-of `jaxcnn train` in 20 steps, with all images and with one of each class.
+data: The images/s of the training images of a config, augmented and normalised, for both values of data.placement; their
+ratio to those of a PyTorch DataLoader that does the same with PIL and one worker per core (pad_crop, random_resized_crop,
+flip_lr and auto_augment are supported); and the time of the data as a fraction of that of the training step. For images in
+files, it also compares a first epoch, which builds the cache, with the DataLoader that reads the files, and building the
+cache with PIL in as many processes; and it measures the memory of 20 steps of `jaxcnn train`, with all images and with one
+image of each class.
 
-train: the time of `jaxcnn train` from the command to the report, and of its training steps without compilation, and the
-ratio of PyTorch's to it; and the accuracy of both. Each round has another seed. Decoded images and compiled programs come
-from the caches if an earlier run left them there. A LeNet on MNIST is compared with a plain script with a DataLoader
-(without workers and with one per core). Any network on CIFAR-10 is compared with `train94` of airbench==0.1.8, 9.9 epochs of
-48 batches of 1024 (on a CPU in float32), each with its own recipe. airbench's time includes its whitening filters; jaxcnn's,
-on a GPU, includes the choice of cuDNN's algorithms, which airbench makes before it starts the clock.
+train: The time of `jaxcnn train` from the command to the report, the time of its training steps without compilation, the
+ratios of PyTorch's times to them, and the accuracy of both. Each round has another seed. Decoded images and compiled
+programs come from the caches if an earlier run has left them there. A LeNet on MNIST is compared with a plain script with a
+DataLoader, without workers and with one worker per core. Any network on CIFAR-10 is compared with `train94` of
+airbench==0.1.8, which trains 9.9 epochs of 48 batches of 1024 images (in float32 on a CPU); each side uses its own recipe.
+The time of airbench includes its whitening filters. On a GPU, the time of jaxcnn includes the choice of cuDNN's algorithms,
+which airbench makes before its clock starts.
 
-checkpoint: seconds to save a network's state with SGD's momentum to the disk, to hand it over (while the loop waits) and to
-read it, beside torch.save and torch.load of the same.
+checkpoint: The seconds to save the state of a network and of SGD with momentum to the disk, to hand it over (while the
+training loop waits), and to read it, compared with torch.save and torch.load.
 
-loop: images/s of the training loop of `jaxcnn train` (feeding, logging, progress), and their ratio to those of the bare
-compiled step on one batch on the device. Both are measured in turns.
+loop: The images/s of the training loop of `jaxcnn train`, which includes feeding, logging and progress, and their ratio to
+those of the bare compiled step on one batch on the device. Both are measured alternately.
 
-startup: seconds from the command to its first finished step, with an empty and with a full compilation cache.
+startup: The seconds from the command to its first finished step, with an empty and with a full compilation cache.
 """
 
 import argparse
@@ -77,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
     figures: dict[str, object] = {'machine': machine()}
     for name in args.what:
         tables = BENCHMARKS[name](args)
-        for result in [tables] if isinstance(tables, Table) else tables:  # each replaces the one before
+        for result in [tables] if isinstance(tables, Table) else tables:  # each table replaces the previous one
             figures[name] = result.figures
             if args.write:
                 write(args.write, result)
@@ -91,16 +94,17 @@ def run(args: argparse.Namespace) -> int:
 def main() -> None:
     """Run the command with the arguments of the process."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # its child processes end with it
-    os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')  # PyTorch's process shares the GPU
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # child processes end with it
+    os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')  # the PyTorch process shares the GPU
     parser.add_argument('what', nargs='+', choices=BENCHMARKS)
-    parser.add_argument('--config', default='', help='for data, train, loop and startup: a config file, or the name of a '
+    parser.add_argument('--config', default='', help='config for data, train, loop and startup: a file, or the name of a '
                         'config that comes with jaxcnn')
-    parser.add_argument('--models', default='', help='networks for train_step, eval and checkpoint, separated by commas')
-    parser.add_argument('--peers', default='torch,compiled', help='see above (default: torch,compiled)')
-    parser.add_argument('--torch_python', default=sys.executable, help='a Python with PyTorch (default: this one)')
-    parser.add_argument('--rounds', type=int, default=5, help='number of measurements (default: 5)')
-    parser.add_argument('--seconds', type=float, default=5, help='seconds of each measurement (default: 5)')
-    parser.add_argument('--json', default='', metavar='FILE', help='also write the figures to this file')
+    parser.add_argument('--models', default='', help='comma-separated networks for train_step, eval and checkpoint')
+    parser.add_argument('--peers', default='torch,compiled', help='comma-separated peers: torch, compiled, jax, xla '
+                        '(default: torch,compiled)')
+    parser.add_argument('--torch_python', default=sys.executable, help='Python interpreter with PyTorch (default: this one)')
+    parser.add_argument('--rounds', type=int, default=5, help='number of measurements of each value (default: 5)')
+    parser.add_argument('--seconds', type=float, default=5, help='duration of each measurement in seconds (default: 5)')
+    parser.add_argument('--json', default='', metavar='FILE', help='also write the figures to this JSON file')
     parser.add_argument('--write', default='', metavar='FILE', help='also write the tables into this Markdown file')
     cli.main(parser, run)

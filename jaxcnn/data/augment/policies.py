@@ -1,6 +1,6 @@
-"""AutoAugment, RandAugment and TrivialAugment: ops drawn from a fixed set, as in torchvision and PIL.
+"""AutoAugment, RandAugment and TrivialAugment, which draw ops from a fixed set.
 
-Between two ops the values are rounded to bytes, as in PIL.
+The ops follow those of torchvision on PIL images. Between two ops, the pixels are rounded to bytes, as in PIL.
 """
 
 from collections.abc import Callable
@@ -17,14 +17,14 @@ from jaxcnn.data.augment.geometry import affine_matrix, warp
 from jaxcnn.data.augment.registry import Op, register, sequential_on_cpu
 from jaxcnn.errors import UserError
 
-# the ops whose amount may be negative come first
+# The ops whose amounts may be negative. They come first in `OPS`.
 SIGNED = ('shear_x', 'shear_y', 'translate_x', 'translate_y', 'rotate', 'brightness', 'color', 'contrast', 'sharpness')
 OPS = (*SIGNED, 'posterize', 'solarize', 'autocontrast', 'equalize', 'invert', 'identity')
 _INDEX = {name: i for i, name in enumerate(OPS)}
 
-SubPolicy = tuple[tuple[str, float, int], tuple[str, float, int]]  # two ops, each with a probability and a magnitude 0 to 9
+SubPolicy = tuple[tuple[str, float, int], tuple[str, float, int]]  # two ops with their probabilities and magnitudes (0 to 9)
 
-# Cubuk et al. 2019, tables 7 and 9; one of the sub-policies is drawn for each image
+# The sub-policies of Cubuk et al. 2019, tables 7 and 9, one of which is drawn for each image.
 CIFAR10: tuple[SubPolicy, ...] = (
     (('invert', 0.1, 0), ('contrast', 0.2, 6)), (('rotate', 0.7, 2), ('translate_x', 0.3, 9)),
     (('sharpness', 0.8, 1), ('sharpness', 0.9, 3)), (('shear_y', 0.5, 8), ('translate_y', 0.7, 9)),
@@ -60,15 +60,15 @@ POLICIES = {'cifar10': CIFAR10, 'imagenet': IMAGENET}
 
 @dataclass(frozen=True)
 class AugmentationSpace:
-    """The amount of each op at each magnitude. Amounts grow linearly from magnitude 0 to the largest one.
+    """The amount by which each op changes an image at each magnitude. The effect grows linearly with the magnitude.
 
     Attributes:
       bins: number of magnitudes.
       shear: largest shear, as a slope.
-      translate: largest translation, in pixels if above 1, otherwise as a fraction of the side.
+      translate: largest translation, in pixels if it is above 1, and otherwise as a fraction of the height or width.
       rotate: largest rotation in degrees.
-      enhance: largest distance from 1 of the factors of brightness, color, contrast and sharpness.
-      posterize: largest number of cleared bits.
+      enhance: largest deviation from 1 of the factors of brightness, color, contrast and sharpness.
+      posterize: largest number of bits that are cleared.
     """
 
     bins: int
@@ -79,7 +79,7 @@ class AugmentationSpace:
     posterize: int = 4
 
     def values(self, shape: tuple[int, ...]) -> np.ndarray:
-        """Return the amounts for images of `shape` (H, W, ...): (ops, bins) float32, ops as in `OPS`."""
+        """Return the amounts for images of a shape (H, W, ...) as a float32 array (ops, bins), in the order of `OPS`."""
         down, right = (self.translate * (side if self.translate <= 1 else 1) for side in shape[:2])
         largest = {'shear_x': self.shear, 'shear_y': self.shear, 'translate_x': right, 'translate_y': down,
                    'rotate': self.rotate, **dict.fromkeys(('brightness', 'color', 'contrast', 'sharpness'), self.enhance)}
@@ -96,14 +96,14 @@ def transform(image: jax.Array, op: jax.Array | int, amount: jax.Array | float, 
     """Apply one op to an image.
 
     Args:
-      image: (H, W, C), whole numbers from 0 to 255 as float32.
-      op: index in `OPS`.
-      amount: the slope of a shear, pixels of a translation, degrees of a rotation, the factor of an enhancement minus 1, the
-        number of bits that `posterize` clears, or the threshold of `solarize`.
-      fill: value in [0, 255] of pixels from outside the image.
+      image: image (H, W, C) of whole numbers in [0, 255], as float32.
+      op: index of the op in `OPS`.
+      amount: the slope of a shear, the pixels of a translation, the degrees of a rotation, the factor of an enhancement
+        minus 1, the number of bits that `posterize` clears, or the threshold of `solarize`. Other ops ignore it.
+      fill: value in [0, 255] of pixels that come from outside the image.
 
     Returns:
-      The image (H, W, C), whole numbers from 0 to 255 as float32.
+      The image (H, W, C) of whole numbers in [0, 255], as float32.
     """
     def warp_image(degrees: Any = 0.0, shear_x: Any = 0.0, shear_y: Any = 0.0, x: Any = 0.0, y: Any = 0.0) -> jax.Array:
         zero = jnp.zeros(())
@@ -140,24 +140,24 @@ def transform(image: jax.Array, op: jax.Array | int, amount: jax.Array | float, 
 
 
 def _to_byte(x: jax.Array) -> jax.Array:
-    """Clip values to [0, 255] and round down, as PIL does, but up if they are a rounding error below a whole number."""
+    """Clip values to [0, 255] and round them down as PIL does, tolerating rounding errors just below a whole number."""
     return jnp.floor(jnp.clip(x, 0, 255) + 1e-4)
 
 
 def _to_grey(image: jax.Array) -> jax.Array:
-    """Return the image with every channel replaced by the luma as PIL computes it from bytes, in whole numbers."""
+    """Replace each channel of an RGB image by its luma, in the integer arithmetic of PIL; leave other images unchanged."""
     if image.shape[-1] != 3:
         return image
     luma = (image.astype(jnp.int32) * jnp.array([19595, 38470, 7471])).sum(-1, keepdims=True) + 0x8000 >> 16
     return jnp.broadcast_to(luma, image.shape).astype(image.dtype)
 
 
-# draws from a key, for images of a shape, the ops (n,), as indices in `OPS`, and their amounts (n,)
+# A function of a PRNG key and an image shape that returns n ops, as indices in `OPS` (n,), and their amounts (n,).
 Sampler = Callable[[jax.Array, tuple[int, ...]], tuple[jax.Array, jax.Array]]
 
 
 def _policy_op(name: str, sample: Sampler, fill: float) -> Op:
-    """Return the op that applies one after another the ops that `sample` draws."""
+    """Return an augmentation that applies the ops drawn by `sample` one after another."""
     def apply(key: jax.Array, image: jax.Array) -> jax.Array:
         if image.shape[-1] not in (1, 3):
             raise UserError(f'expected images of 1 or 3 channels, got {image.shape[-1]}', field=name)
@@ -169,7 +169,7 @@ def _policy_op(name: str, sample: Sampler, fill: float) -> Op:
 
 
 def _randomly_negate(key: jax.Array, ops: jax.Array, amounts: jax.Array) -> jax.Array:
-    """Negate the amounts of the ops in `SIGNED`, each with probability 1/2."""
+    """Negate the amount of each op in `SIGNED` with probability 1/2."""
     is_negative = jax.random.bernoulli(key, shape=ops.shape) & (ops < len(SIGNED))
     return jnp.where(is_negative, -amounts, amounts)
 
@@ -177,7 +177,8 @@ def _randomly_negate(key: jax.Array, ops: jax.Array, amounts: jax.Array) -> jax.
 def sub_policy_sampler(policy: tuple[SubPolicy, ...]) -> Sampler:
     """Return the sampler of AutoAugment.
 
-    It draws a sub-policy, and keeps each of its ops with the probability of the op; otherwise the identity replaces it.
+    It draws a sub-policy uniformly. Each op of the sub-policy is kept with its probability and otherwise replaced by the
+    identity.
     """
     names, probabilities, magnitudes = (
         np.array([[entry[i] for entry in sub_policy] for sub_policy in policy]) for i in range(3))
@@ -194,12 +195,12 @@ def sub_policy_sampler(policy: tuple[SubPolicy, ...]) -> Sampler:
 
 
 def op_sampler(num_ops: int, space: AugmentationSpace, magnitude: int | None) -> Sampler:
-    """Return the sampler of RandAugment and TrivialAugment, which draws ops uniformly.
+    """Return the sampler of RandAugment and TrivialAugment, which draws ops uniformly, without `invert`.
 
     Args:
-      num_ops: number of ops.
-      space: the amounts of the ops.
-      magnitude: magnitude of all ops; None to draw the magnitude of each op uniformly.
+      num_ops: number of ops to draw.
+      space: amounts of the ops.
+      magnitude: magnitude of all ops; None draws the magnitude of each op uniformly.
     """
     choices = np.array([i for name, i in _INDEX.items() if name != 'invert'])
 
@@ -214,10 +215,10 @@ def op_sampler(num_ops: int, space: AugmentationSpace, magnitude: int | None) ->
 
 @register
 def auto_augment(policy: str, fill: float = 0.0) -> Op:
-    """Apply AutoAugment (Cubuk et al. 2019): one of 25 pairs of ops, which the authors found by search on a data set.
+    """Apply AutoAugment (Cubuk et al. 2019): one of 25 pairs of ops that were found by a search on a data set.
 
     Args:
-      policy: the data set of the search, `cifar10` or `imagenet`.
+      policy: data set of the search, `cifar10` or `imagenet`.
       fill: value in [0, 1] of pixels from outside the image.
     """
     check_choice('auto_augment', list(POLICIES), policy=policy)
@@ -227,11 +228,11 @@ def auto_augment(policy: str, fill: float = 0.0) -> Op:
 
 @register
 def rand_augment(num_ops: int = 2, magnitude: int = 9, fill: float = 0.0) -> Op:
-    """Apply RandAugment (Cubuk et al. 2020): `num_ops` ops drawn from 14, all with the same magnitude.
+    """Apply RandAugment (Cubuk et al. 2020): `num_ops` of 14 ops, all with the same magnitude.
 
     Args:
       num_ops: number of ops, at least 1.
-      magnitude: a whole number from 0 to 30, the strongest of AutoAugment.
+      magnitude: whole number from 0 to 30, where 30 is as strong as the largest magnitude of AutoAugment.
       fill: value in [0, 1] of pixels from outside the image.
     """
     check_whole_number('rand_augment', num_ops=num_ops)
@@ -243,7 +244,7 @@ def rand_augment(num_ops: int = 2, magnitude: int = 9, fill: float = 0.0) -> Op:
 
 @register
 def trivial_augment(fill: float = 0.0) -> Op:
-    """Apply TrivialAugment in its wide form (Müller & Hutter 2021): one op drawn from 14, with one of 31 magnitudes.
+    """Apply TrivialAugment in its wide form (Müller & Hutter 2021): one of 14 ops, with a random one of 31 magnitudes.
 
     Args:
       fill: value in [0, 1] of pixels from outside the image.
