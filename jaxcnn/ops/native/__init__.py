@@ -1,7 +1,8 @@
-"""A C++ library of CPU kernels, and of calls to oneDNN, that XLA calls through `jax.ffi`.
+"""A C++ library that XLA calls through `jax.ffi`, with kernels for the CPU and calls to oneDNN.
 
-The machine's own compiler compiles it at first use. oneDNN's library and headers come with `pip install 'jaxcnn[cpu]'`, the
-headers of `jax.ffi` with jaxlib. The compiled library is cached in `$JAXCNN_CACHE`, else in `~/.cache/jaxcnn`.
+It is compiled on the machine at first use. The library and headers of oneDNN are installed by `pip install 'jaxcnn[cpu]'`,
+and the headers of `jax.ffi` by jaxlib. The compiled library is cached in `$JAXCNN_CACHE`, or in `~/.cache/jaxcnn` if that
+is not set.
 """
 
 import contextlib
@@ -101,10 +102,10 @@ def source_key() -> str:
 
 
 def build() -> str:
-    """Return the path of the compiled library, which is compiled unless the cache has it.
+    """Return the path of the compiled library, and compile it unless it is cached.
 
     Raises:
-      UnavailableError: it cannot be compiled on this machine.
+      UnavailableError: The library cannot be compiled on this machine.
     """
     if (platform.system(), platform.machine()) != ('Linux', 'x86_64'):
         raise UnavailableError(f'it needs Linux on x86_64, and this is {platform.system()} on {platform.machine()}')
@@ -126,7 +127,7 @@ def build() -> str:
 
 
 def _write(path: str, content: bytes) -> str:
-    """Write an executable file, which several processes may do at the same time, and return its path."""
+    """Write an executable file and return its path. Several processes may do this at the same time."""
     os.makedirs(os.path.dirname(path), exist_ok=True)
     with open_replacement(path, 'wb') as f:
         f.write(content)
@@ -135,7 +136,7 @@ def _write(path: str, content: bytes) -> str:
 
 
 def library() -> Any:
-    """Return the loaded library, or None where it cannot be used; the reason is logged once."""
+    """Return the loaded library, or None if it cannot be used; the reason is logged once."""
     with _LOAD_LOCK:
         return _library()
 
@@ -170,14 +171,14 @@ def available(dtype: Any) -> bool:
 
 
 def require(dtype: Any) -> None:
-    """Raise a UserError where the library cannot be used for arrays of this type."""
+    """Raise a UserError if the library cannot be used for arrays of this type."""
     if not available(dtype):
         raise UserError(f"oneDNN is not available on this machine for {jnp.dtype(dtype).name} convolutions; it needs "
                         f"pip install 'jaxcnn[cpu]' and g++, and the log says what is missing")
 
 
 def counts() -> dict[str, int]:
-    """Return the number of `calls` of convolutions in this process, of `images` in them, and of cached `primitives`."""
+    """Return the numbers of convolution `calls` in this process, of their `images`, and of cached `primitives`."""
     loaded, values = library(), np.zeros(3, np.int64)
     if loaded is not None:
         loaded.JaxcnnConvCounts(values.ctypes.data_as(ctypes.c_void_p))
@@ -191,12 +192,12 @@ def partition_batch(call: Callable[..., jax.Array], key: Any, rule: str, is_batc
     XLA does not partition custom calls by itself.
 
     Args:
-      call: takes arrays and returns one.
-      key: distinguishes this call from others with operands of the same shapes.
-      rule: names of the dimensions, in which `n` is the batch, the leading one.
+      call: function of arrays that returns an array.
+      key: value that distinguishes this call from others with operands of the same shapes.
+      rule: sharding rule, which names the dimensions. `n` is the batch dimension, which must be the leading one.
       is_batched: for each operand, whether it has the batch dimension.
-      merge: combines the devices' results, given one device's result and the mesh axis, as `lax.psum` does; None where the
-        result has the batch dimension.
+      merge: function that combines the results of the devices, such as `lax.psum`, given the result of a device and the mesh
+        axis; None if the result has the batch dimension.
     """
     def partition(mesh: Any, operands: Any, result: Any) -> Any:
         spec = operands[is_batched.index(True)].sharding.spec
@@ -215,14 +216,14 @@ def partition_batch(call: Callable[..., jax.Array], key: Any, rule: str, is_batc
 
     def named(*arrays: jax.Array) -> jax.Array:
         return partitioned(*arrays)
-    # Before XLA has partitioned it, a program contains no more of the call than an address. The name keeps the compilation
-    # cache from mistaking programs with operands of the same shapes for each other.
+    # Until XLA has partitioned a program, the program identifies the call only by an address. The name prevents the
+    # compilation cache from confusing programs with operands of the same shapes.
     named.__name__ = f'jaxcnn_{hashlib.sha256(repr((key, source_key())).encode()).hexdigest()[:16]}'
     return jax.jit(named)
 
 
 def vmap_sequentially(call: Callable[..., jax.Array], size: int, is_mapped: Sequence[bool],
                       *operands: jax.Array) -> tuple[jax.Array, bool]:
-    """Apply a call to one element of the mapped axis after the other: the `vmap` rule of calls that have no better one."""
+    """Apply a call to the elements of the mapped axis one after another, as the default `vmap` rule of calls."""
     mapped = [x if m else jnp.broadcast_to(x, (size, *x.shape)) for x, m in zip(operands, is_mapped, strict=True)]
     return lax.map(lambda arrays: call(*arrays), tuple(mapped)), True

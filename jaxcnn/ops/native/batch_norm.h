@@ -1,5 +1,5 @@
-// The reductions over rows that batch normalisation and its gradient need, of (rows, channels) arrays. The rows are divided
-// into slices that do not depend on the number of threads, so that neither does the result.
+// Reductions of (rows, channels) arrays over rows, which batch normalisation and its gradient need. The division of the rows
+// into slices does not depend on the number of threads, so the result does not depend on it either.
 
 #pragma once
 
@@ -13,17 +13,18 @@
 
 namespace batch_norm {
 
-constexpr int64_t kRowsPerBlock = 32;  // rows that are summed in registers before the sums go to memory
+constexpr int64_t kRowsPerBlock = 32;  // rows that are summed in registers before the sums are stored
 inline int64_t NumSlices(int64_t rows) { return std::min<int64_t>(64, (rows + 63) / 64); }
 
-// Computes sums[0] = the sum over all rows of m g and sums[1] = that of m g (x - mean), each of (channels). The mask m is 1
-// where (x - mean) scale + bias > 0 and 0 elsewhere; without `relu` it is 1 everywhere. g and x are (rows, channels).
+// Computes two sums over rows for each channel: sums[0] is the sum of m g, and sums[1] is the sum of m g (x - mean), where g
+// and x have the shape (rows, channels). With `relu`, the mask m is 1 where (x - mean) scale + bias > 0 and 0 elsewhere;
+// without it, m is 1 everywhere.
 inline void GradientSums(xla::ffi::ThreadPool pool, int64_t rows, int64_t channels, const float* g, const float* x,
                          const float* mean, const float* scale, const float* bias, bool relu, float* sums) {
   const int64_t slices = NumSlices(rows), vectorised = channels / kLanes * kLanes;
   std::vector<float> slice_sums(slices * 2 * channels);
   ParallelFor(pool, slices, [&](int64_t slice) {
-    float* const sum = slice_sums.data() + slice * 2 * channels;  // and channels further on the weighted sum
+    float* const sum = slice_sums.data() + slice * 2 * channels;  // followed by the sum of m g (x - mean)
     const int64_t end = SliceBegin(rows, slices, slice + 1);
     for (int64_t first = SliceBegin(rows, slices, slice); first < end; first += kRowsPerBlock) {
       const int64_t last = std::min(first + kRowsPerBlock, end);
@@ -61,9 +62,9 @@ inline void GradientSums(xla::ffi::ThreadPool pool, int64_t rows, int64_t channe
   std::copy(total.begin(), total.end(), sums);
 }
 
-// Computes moments[0] = the mean of x (rows, channels) and moments[1] = its variance, in one pass over memory. Each slice
-// sums x - shift and its square, where the shift is the mean of the slice's first rows, so that no digits cancel where the
-// mean is many standard deviations from 0. The slices are then merged in double precision (Chan et al. 1983).
+// Computes the mean, moments[0], and the variance, moments[1], of each channel of x (rows, channels), reading x once. Each
+// slice sums x - shift and its square. The shift is the mean of the first rows of the slice, which avoids cancellation where
+// the mean is many standard deviations from 0. The slices are then merged in double precision (Chan et al. 1983).
 inline void Moments(xla::ffi::ThreadPool pool, int64_t rows, int64_t channels, const float* x, float* moments) {
   const int64_t slices = NumSlices(rows), vectorised = channels / kLanes * kLanes;
   std::vector<float> slice_sums(slices * 3 * channels);

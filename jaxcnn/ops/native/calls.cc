@@ -1,6 +1,6 @@
-// XLA's custom calls on the CPU (jax.ffi): convolutions of (N, H, W, C) arrays and their gradients, by the kernels of this
-// library where they are faster and otherwise by oneDNN, and the reductions of batch normalisation. __init__.py compiles
-// this file at first use.
+// Custom calls that XLA makes on the CPU (jax.ffi): the reductions of batch normalisation, and convolutions of (N, H, W, C)
+// arrays and their gradients. Convolutions use the kernels of this library where these are faster, and otherwise oneDNN.
+// __init__.py compiles this file at first use.
 
 #include <omp.h>
 
@@ -31,13 +31,13 @@ namespace ffi = xla::ffi;
 using dnnl::memory;
 using Dims = memory::dims;
 
-extern "C" int64_t JaxcnnConvLimit = 1024;  // compiled primitives that are cached
+extern "C" int64_t JaxcnnConvLimit = 1024;  // largest number of cached primitives
 
 namespace {
 
 enum Kind : int64_t { kForward, kInputGradient, kKernelGradient };
 
-// The attribute `window` of a call; the order of its values is that of Geometry.window in geometry.py.
+// The attribute `window` of a call, whose values are in the order of Geometry.window in geometry.py.
 struct Window {
   std::vector<int64_t> values;
 
@@ -55,8 +55,8 @@ struct Window {
   bool is_dilated() const { return dilation_y() != 1 || dilation_x() != 1; }
 };
 
-// A compiled oneDNN primitive with its scratchpad. The primitive may ask for a kernel in another layout than JAX's, which is
-// then reordered at each call.
+// A compiled oneDNN primitive with its scratchpad. If the primitive needs the kernel in another layout than JAX's, the
+// kernel is reordered at each call.
 struct Primitive {
   dnnl::primitive convolution, reorder;
   memory x, y, kernel, jax_kernel, scratchpad;
@@ -75,11 +75,11 @@ Primitive MakePrimitive(Kind kind, const Dims& x, const Dims& kernel, const Dims
                         const Window& window) {
   const Dims strides{window.stride_y(), window.stride_x()};
   const Dims pad_before{window.pad_top(), window.pad_left()}, pad_after{window.pad_bottom(), window.pad_right()};
-  const Dims dilation{window.dilation_y() - 1, window.dilation_x() - 1};  // oneDNN counts the gaps
+  const Dims dilation{window.dilation_y() - 1, window.dilation_x() - 1};  // oneDNN's dilation is 0 for a dense kernel
   const int64_t groups = window.groups(), h = kernel[0], w = kernel[1], in = kernel[2], out = kernel[3] / groups;
   auto nhwc = [&](const Dims& d) { return memory::desc({d[0], d[3], d[1], d[2]}, type, memory::format_tag::nhwc); };
   const auto x_desc = nhwc(x), y_desc = nhwc(y);
-  // the kernel in JAX's layout, (H, W, in, groups * out), and in any layout, which leaves the choice to oneDNN
+  // The kernel in JAX's layout, (H, W, in, groups * out), and in `any` layout, which lets oneDNN choose.
   Dims sizes{out, in, h, w}, kernel_strides{1, kernel[3], w * in * kernel[3], in * kernel[3]};
   if (groups > 1) {
     sizes.insert(sizes.begin(), groups);
@@ -120,15 +120,15 @@ Primitive MakePrimitive(Kind kind, const Dims& x, const Dims& kernel, const Dims
   return primitive;
 }
 
-// Memory, aligned to 64 bytes, that grows to the largest size asked for. One call at a time uses it.
+// Returns memory that is aligned to 64 bytes and reused by later calls. Only one convolution may use it at a time.
 void* Workspace(size_t bytes) {
   static auto& space = *new std::vector<char>;
   if (space.size() < bytes + 64) std::vector<char>(bytes + 64).swap(space);
   return reinterpret_cast<void*>((reinterpret_cast<uintptr_t>(space.data()) + 63) / 64 * 64);
 }
 
-// Runs tasks on a thread of its own, one after the other: each uses every core, and GNU OpenMP keeps a team of threads for
-// every thread that ever called it, of which XLA has many.
+// Runs tasks one after another on a dedicated thread. Each task uses all cores, so tasks gain nothing from running at the
+// same time. GNU OpenMP keeps a team of threads for every thread that calls it, and XLA would call it from many threads.
 class SerialExecutor {
  public:
   void Run(std::function<void()> work) {
@@ -139,7 +139,7 @@ class SerialExecutor {
       tasks_.push_back(std::move(task));
     }
     ready_.notify_one();
-    done.get();  // rethrows what the task threw
+    done.get();  // rethrows an exception of the task
   }
 
  private:
@@ -159,11 +159,11 @@ class SerialExecutor {
   std::thread thread_{[this] { Loop(); }};
 };
 
-// The most recently used primitives, newest first. Only the executor's thread uses them.
+// The cached primitives, from the most to the least recently used. Only the thread of the executor accesses them.
 using Primitives = std::list<std::pair<std::vector<int64_t>, Primitive>>;
 Primitives& primitives = *new Primitives;
 auto& primitive_by_key = *new std::map<std::vector<int64_t>, Primitives::iterator>;
-std::atomic<int64_t> num_calls{0}, num_images{0}, num_primitives{0};  // counted for tests
+std::atomic<int64_t> num_calls{0}, num_images{0}, num_primitives{0};  // counters for tests
 
 Primitive& GetPrimitive(Kind kind, const Dims& x, const Dims& kernel, const Dims& y, memory::data_type type,
                         const Window& window, int threads) {
@@ -186,8 +186,8 @@ Primitive& GetPrimitive(Kind kind, const Dims& x, const Dims& kernel, const Dims
 float* Floats(ffi::AnyBuffer& buffer) { return static_cast<float*>(buffer.untyped_data()); }
 Dims DimsOf(const ffi::AnyBuffer& buffer) { return {buffer.dimensions().begin(), buffer.dimensions().end()}; }
 
-// Computes a depthwise convolution, one in groups or one of few channels on XLA's threads. Returns false, and computes
-// nothing, for those that another method computes faster.
+// Computes a convolution on XLA's threads if it is depthwise, has groups, or has few channels. Returns false without
+// computing anything if another method is faster.
 bool RunOnXlaThreads(ffi::ThreadPool pool, int64_t kind, const Window& window, ffi::AnyBuffer& x, ffi::AnyBuffer& kernel,
                      ffi::AnyBuffer& y) {
   if (x.element_type() != ffi::DataType::F32 || window.stride_y() != window.stride_x() || window.is_dilated()) return false;
@@ -215,13 +215,13 @@ bool RunOnXlaThreads(ffi::ThreadPool pool, int64_t kind, const Window& window, f
          std::max(left, window.pad_right()) < size[1] && few_channels.IsFaster() && run(few_channels);
 }
 
-// Copies a group's part of a kernel (9 * in, groups * out) to a kernel (9 * in, out), or back.
+// Copies the part of a group from a kernel (9 * in, groups * out) to a kernel (9 * in, out), or back.
 void CopyGroup(const float* source, int64_t source_stride, int64_t rows, int64_t out, float* target, int64_t target_stride) {
   for (int64_t i = 0; i < rows; ++i) std::copy_n(source + i * source_stride, out, target + i * target_stride);
 }
 
-// Computes a convolution by Winograd's algorithm, one group after the other. Returns false, and computes nothing, for those
-// that oneDNN computes faster.
+// Computes a convolution by Winograd's algorithm, one group after another. Returns false without computing anything if
+// oneDNN is faster.
 bool RunWinograd(int threads, int64_t kind, const Window& window, const Dims& x, const Dims& kernel, const Dims& y,
                  float* x_data, float* kernel_data, float* y_data) {
   if (window.stride_y() != 1 || window.stride_x() != 1 || window.is_dilated() || kernel[0] != 3 || kernel[1] != 3 ||
@@ -275,7 +275,7 @@ void RunOneDnn(int threads, int64_t kind, memory::data_type type, const Window& 
   stream.wait();
 }
 
-// Computes a convolution with OpenMP's threads.
+// Computes a convolution on OpenMP's threads, by Winograd's algorithm or by oneDNN.
 void RunOnOpenMpThreads(int threads, int64_t kind, bool native, const Window& window, ffi::AnyBuffer& x,
                         ffi::AnyBuffer& kernel, ffi::AnyBuffer& y) {
   const auto type = x.element_type() == ffi::DataType::BF16 ? memory::data_type::bf16 : memory::data_type::f32;
@@ -286,11 +286,11 @@ void RunOnOpenMpThreads(int threads, int64_t kind, bool native, const Window& wi
   RunOneDnn(threads, kind, type, window, x, kernel, y);
 }
 
-// The call JaxcnnConv. `kind` says which two of x (N, H, W, C), kernel (H, W, C / groups, features) and y (N, H', W',
-// features) are the operands, in this order, and which is the result. Without `native` all is left to oneDNN.
+// Implements the call JaxcnnConv. `kind` determines which of x (N, H, W, C), kernel (H, W, C / groups, features) and
+// y (N, H', W', features) is the result; the other two are the operands. Without `native`, oneDNN computes all convolutions.
 ffi::Error RunConv(ffi::ThreadPool pool, int64_t kind, bool native, ffi::Span<const int64_t> window_values, ffi::AnyBuffer a,
                    ffi::AnyBuffer b, ffi::Result<ffi::AnyBuffer> result) {
-  static const int cores = omp_get_max_threads();  // the cores of this process, or OMP_NUM_THREADS
+  static const int cores = omp_get_max_threads();  // the number of cores of this process, or OMP_NUM_THREADS
   const int threads = std::clamp(static_cast<int>(pool.num_threads()), 1, cores);
   const Window window(window_values);
   ffi::AnyBuffer& x = kind == kInputGradient ? *result : a;
@@ -298,7 +298,7 @@ ffi::Error RunConv(ffi::ThreadPool pool, int64_t kind, bool native, ffi::Span<co
   ffi::AnyBuffer& y = kind == kForward ? *result : kind == kInputGradient ? a : b;
   if (native && RunOnXlaThreads(pool, kind, window, x, kernel, y)) return ffi::Error::Success();
   try {
-    // Like all that it uses, the executor is never destroyed: calls may come until the process ends.
+    // The executor and the objects that it uses are never destroyed, because calls are possible until the process ends.
     static SerialExecutor* executor = new SerialExecutor;
     executor->Run([&] { RunOnOpenMpThreads(threads, kind, native, window, x, kernel, y); });
     return ffi::Error::Success();
@@ -307,7 +307,8 @@ ffi::Error RunConv(ffi::ThreadPool pool, int64_t kind, bool native, ffi::Span<co
   }
 }
 
-// The call JaxcnnSums: from g and x (..., C), and mean, scale and bias (3, C), to (2, C); see batch_norm::GradientSums.
+// Implements the call JaxcnnSums, which maps g and x (..., C) and the mean, scale and bias (3, C) to sums (2, C); see
+// batch_norm::GradientSums.
 ffi::Error RunSums(ffi::ThreadPool pool, bool relu, ffi::AnyBuffer g, ffi::AnyBuffer x, ffi::AnyBuffer affine,
                    ffi::Result<ffi::AnyBuffer> sums) {
   const int64_t channels = x.dimensions().back(), rows = static_cast<int64_t>(x.element_count()) / channels;
@@ -316,7 +317,7 @@ ffi::Error RunSums(ffi::ThreadPool pool, bool relu, ffi::AnyBuffer g, ffi::AnyBu
   return ffi::Error::Success();
 }
 
-// The call JaxcnnMoments: from x (..., C) to (2, C); see batch_norm::Moments.
+// Implements the call JaxcnnMoments, which maps x (..., C) to its moments (2, C); see batch_norm::Moments.
 ffi::Error RunMoments(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::Result<ffi::AnyBuffer> moments) {
   const int64_t channels = x.dimensions().back(), rows = static_cast<int64_t>(x.element_count()) / channels;
   batch_norm::Moments(pool, rows, channels, Floats(x), Floats(*moments));
@@ -345,7 +346,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(JaxcnnSums, RunSums,
 XLA_FFI_DEFINE_HANDLER_SYMBOL(JaxcnnMoments, RunMoments,
                               ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<ffi::AnyBuffer>().Ret<ffi::AnyBuffer>());
 
-// The number of calls so far, of images in them, and of cached primitives; for tests.
+// Returns the number of convolution calls, of their images, and of cached primitives. Tests use it.
 extern "C" void JaxcnnConvCounts(int64_t* counts) {
   counts[0] = num_calls, counts[1] = num_images, counts[2] = num_primitives;
 }

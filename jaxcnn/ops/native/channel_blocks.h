@@ -1,4 +1,4 @@
-// Loops over blocks of channels that are processed together in registers.
+// A loop over blocks of channels that are processed together in registers.
 
 #pragma once
 
@@ -7,8 +7,9 @@
 
 #include "vector.h"
 
-// Calls visit(c, std::integral_constant<int, vectors>) for blocks of channels c to c + vectors * kLanes. Channels that do
-// not fill a vector are left to the caller. Blocks of kMaxVectors come first, because long runs of memory are read fastest.
+// Calls visit(c, std::integral_constant<int, vectors>) for blocks of the channels c to c + vectors * kLanes. The blocks have
+// kMaxVectors vectors as long as they fit, because long contiguous reads are fastest, and then 4 vectors or 1. The caller
+// must process the remaining channels, which do not fill a vector.
 template <int kMaxVectors = 4, typename Visit>
 void ForEachChannelBlock(int64_t channels, const Visit& visit) {
   int64_t c = 0;

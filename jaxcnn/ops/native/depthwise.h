@@ -1,5 +1,5 @@
-// Depthwise 3x3 convolutions of (N, H, W, C) images: a vector holds kLanes channels of one pixel. XLA's threads share the
-// rows; the result does not depend on their number.
+// Depthwise 3x3 convolutions of (N, H, W, C) images. A vector holds kLanes channels of one pixel. The rows are divided among
+// XLA's threads; the result does not depend on the number of threads.
 
 #pragma once
 
@@ -18,12 +18,12 @@ struct Convolution {
   int64_t n, h, w, c, out_h, out_w;
   int64_t stride, pad_top, pad_left;
 
-  // Whether these kernels can be used and are faster than oneDNN's (docs/performance-log.md).
+  // Returns whether these kernels support the convolution and are faster than oneDNN's (docs/performance-log.md).
   bool IsFaster(bool kernel_gradient) const { return kHasFma && c % kLanes == 0 && (stride == 1 || kernel_gradient); }
 
-  // Computes y from x, at stride 1. With `flip` the kernel is rotated by 180 degrees.
+  // Computes y from x at stride 1. With `flip`, the kernel is rotated by 180 degrees.
   void Forward(xla::ffi::ThreadPool pool, const float* x, const float* kernel, float* y, bool flip = false) const {
-    constexpr int kOutputs = 4, kInputs = kOutputs + 2;  // pixels of a row of y that are computed together, from those of x
+    constexpr int kOutputs = 4, kInputs = kOutputs + 2;  // pixels of y that are computed together, and of x that they need
     const int64_t rows = n * out_h, slices = std::min<int64_t>(rows, 64);
     ParallelFor(pool, slices, [&](int64_t slice) {
       const Images<const float> inputs{x, h, w, c};
@@ -77,7 +77,7 @@ struct Convolution {
             const int64_t in_y = out_y * stride + i - pad_top;
             if (in_y < 0 || in_y >= h) continue;
             for (int j = 0; j < 3; ++j) {
-              // the columns of y whose input column, out_x * stride + j - pad_left, is inside the image
+              // The columns of y whose input column, out_x * stride + j - pad_left, is inside the image.
               const int64_t first = std::max<int64_t>(0, (pad_left - j + stride - 1) / stride);
               const int64_t end = std::min(out_w, (w - 1 + pad_left - j + stride) / stride);
               float* const sums = slice_sums.data() + slice * size + (3 * i + j) * c + channel;

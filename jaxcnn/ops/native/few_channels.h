@@ -1,5 +1,5 @@
-// Convolutions of (N, H, W, C) images with few channels and features, such as LeNet's, at stride 1. Each lane of a vector
-// holds one of kLanes images, so that vectors are full however few channels there are.
+// Convolutions at stride 1 of (N, H, W, C) images with few channels and features, such as those of LeNet. Each lane of a
+// vector belongs to one of kLanes images, so that vectors are full even with a single channel.
 
 #pragma once
 
@@ -15,15 +15,15 @@ namespace few_channels {
 
 constexpr int kFeatureBlock = 4;  // features that are computed together
 
-// How many outputs, or taps of a kernel, a microkernel accumulates for so many features at a time: its registers hold their
-// sums, the operand of each, and one more value. With one feature no operand is used twice, and three quarters of the
-// registers hold sums.
+// Returns how many outputs, or taps of a kernel, a microkernel accumulates at a time for a number of features. Its registers
+// hold the sums, the operand of each output or tap, and one more value. With one feature no operand is used twice, and three
+// quarters of the registers hold sums.
 constexpr int AccumulatorRows(int features) {
   return features == 1 ? 3 * kRegisters / 4 : (kRegisters - 1) / (features + 1);
 }
 
-// The shuffle that gives the lower row (or the higher one) of two after their off-diagonal blocks of `bit` lanes have been
-// exchanged.
+// Returns the shuffle that computes one of two rows whose off-diagonal blocks of `bit` lanes are exchanged: the second row
+// if `high`, and otherwise the first one.
 template <int bit, int... lane>
 constexpr LaneIndices SwapLanes(bool high, std::integer_sequence<int, lane...>) {
   return high ? LaneIndices{(lane & bit ? kLanes + lane : lane + bit)...}
@@ -44,8 +44,8 @@ inline void Transpose(Vec* t) {
   if constexpr (2 * bit < kLanes) Transpose<2 * bit>(t);
 }
 
-// Interleaves `count` values of each of up to kLanes images, which lie `image_stride` floats apart: vector i of the result
-// holds value i of every image. The lanes of missing images are 0.
+// Interleaves `count` values of each of up to kLanes images, which are `image_stride` floats apart: vector i of the result
+// holds value i of each image. If there are fewer than kLanes images, the remaining lanes are 0.
 inline void Interleave(const float* images, int64_t image_stride, int64_t num_images, int64_t count, float* vectors) {
   int64_t i = 0;
   for (; i + kLanes <= count; i += kLanes) {
@@ -58,7 +58,7 @@ inline void Interleave(const float* images, int64_t image_stride, int64_t num_im
     for (int n = 0; n < kLanes; ++n) vectors[i * kLanes + n] = n < num_images ? images[n * image_stride + i] : 0;
 }
 
-// The inverse of Interleave.
+// Inverts Interleave.
 inline void Deinterleave(const float* vectors, int64_t image_stride, int64_t num_images, int64_t count, float* images) {
   int64_t i = 0;
   for (; i + kLanes <= count; i += kLanes) {
@@ -71,7 +71,7 @@ inline void Deinterleave(const float* vectors, int64_t image_stride, int64_t num
     for (int n = 0; n < num_images; ++n) images[n * image_stride + i] = vectors[i * kLanes + n];
 }
 
-// kLanes interleaved images (padded_h, padded_w, c), which hold images (h, w, c) with zeros around them.
+// kLanes interleaved images (padded_h, padded_w, c), which are images (h, w, c) padded with zeros.
 struct PaddedImages {
   int64_t h, w, c, pad_top, pad_left, padded_h, padded_w;
   int64_t size() const { return padded_h * padded_w * c * kLanes; }
@@ -85,8 +85,9 @@ struct PaddedImages {
   const float* Row(const float* data, int64_t y) const { return data + y * padded_w * c * kLanes; }
 };
 
-// Computes some outputs of a row for some features: sums[o][f] = the sum over r < rows and t < taps of
-// x[r * row_stride + o * c + t] k[(r * taps + t) * k_stride + f], where x and sums are vectors and k are numbers.
+// Computes `outputs` outputs of a row for `features` features: sums[o][f] is the sum over r < rows and t < taps of
+// x[r * row_stride + o * c + t] k[(r * taps + t) * k_stride + f], where the elements of x and sums are vectors and those of
+// k are numbers.
 template <int outputs, int features>
 void ForwardMicrokernel(const float* x, int64_t c, int64_t rows, int64_t row_stride, int64_t taps, const float* k,
                         int64_t k_stride, float* sums, int64_t sums_stride) {
@@ -109,8 +110,8 @@ void ForwardMicrokernel(const float* x, int64_t c, int64_t rows, int64_t row_str
     for (int f = 0; f < features; ++f) Store(sums + (o * sums_stride + f) * kLanes, s[o][f]);
 }
 
-// Adds the products of a row of y with a row of x to some taps and features of the kernel's gradient: sums[t][f] += the sum
-// over o < outputs of x[o * c + t] y[o * y_stride + f], all of which are vectors.
+// Adds the products of a row of x with a row of y to the gradient of the kernel for some taps and features: sums[t][f] is
+// increased by the sum over o < outputs of x[o * c + t] y[o * y_stride + f], where all elements are vectors.
 template <int taps, int features>
 void KernelGradientMicrokernel(const float* x, int64_t c, int64_t outputs, const float* y, int64_t y_stride, float* sums,
                                int64_t sums_stride) {
@@ -136,8 +137,8 @@ void KernelGradientMicrokernel(const float* x, int64_t c, int64_t outputs, const
     for (int f = 0; f < features; ++f) Store(sums + (t * sums_stride + f) * kLanes, s[t][f]);
 }
 
-// Calls visit(first, std::integral_constant<int, block>) for blocks of 0 to `count`: blocks of `size` as long as they fit,
-// then smaller ones.
+// Divides the range [first, count) into blocks, of `size` as long as they fit and then smaller ones, and calls
+// visit(begin, std::integral_constant<int, block>) for each.
 template <int size = kFeatureBlock, typename Visit>
 void ForEachBlock(int64_t count, const Visit& visit, int64_t first = 0) {
   for (; first + size <= count; first += size) visit(first, std::integral_constant<int, size>());
@@ -150,13 +151,13 @@ struct Convolution {
   int64_t pad_top, pad_left;
 
   PaddedImages Padded() const { return {h, w, c, pad_top, pad_left, out_h + kh - 1, out_w + kw - 1}; }
-  // Whether these kernels can be used and are faster than oneDNN's (docs/performance-log.md).
+  // Returns whether these kernels support the convolution and are faster than oneDNN's (docs/performance-log.md).
   bool IsFaster() const {
     return kHasFma && n >= kLanes / 2 && c <= 8 && features <= 16 &&
            std::max(Padded().size(), out_w * features * kLanes) <= 1 << 18;
   }
 
-  // Calls visit(batch, its first image, its number of images) for each batch of up to kLanes images, in parallel.
+  // Calls visit(batch, first_image, num_images) in parallel for each batch of up to kLanes images.
   template <typename Visit>
   void ForEachBatch(xla::ffi::ThreadPool pool, const Visit& visit) const {
     ParallelFor(pool, (n + kLanes - 1) / kLanes, [&](int64_t batch) {
@@ -175,7 +176,7 @@ struct Convolution {
       float* const out_row = data + padded.size();
       padded.Fill(inputs.At(first, 0, 0), num_images, data);
       for (int64_t out_y = 0; out_y < out_h; ++out_y) {
-        // the rows of the kernel that meet rows of the image, not padding
+        // The rows of the kernel that overlap the image rather than the padding.
         const int64_t begin = std::max<int64_t>(0, pad_top - out_y), end = std::min(kh, h + pad_top - out_y);
         ForEachBlock(features, [&](int64_t f, auto block) {
           constexpr int kOutputs = AccumulatorRows(block.value);
@@ -188,7 +189,7 @@ struct Convolution {
           for (int64_t out_x = 0; out_x < out_w; out_x += step)
             if (step == 1 || out_x + 1 == out_w)
               compute(out_x, std::integral_constant<int, 1>());
-            else  // the last block may overlap the one before it
+            else  // the last block may overlap the previous one
               compute(std::min(out_x, out_w - kOutputs), std::integral_constant<int, kOutputs>());
         });
         Deinterleave(out_row, out_h * out_w * features, num_images, out_w * features, outputs.At(first, out_y, 0));

@@ -1,6 +1,6 @@
-// 3x3 convolutions of (N, H, W, C) images in groups of few channels, as in ResNeXt: a vector accumulates kLanes features of
-// one pixel, over one channel of their groups after the other. XLA's threads share the work; the result does not depend on
-// their number.
+// 3x3 convolutions of (N, H, W, C) images in groups of few channels, as in ResNeXt. A vector accumulates kLanes features of
+// one pixel over the channels of their groups. The work is divided among XLA's threads; the result does not depend on the
+// number of threads.
 
 #pragma once
 
@@ -14,25 +14,25 @@
 
 namespace grouped {
 
-constexpr int64_t kBandFloats = 6144;  // size of the rows of an image that are processed together: they fit the L1 cache
+constexpr int64_t kBandFloats = 6144;  // size of the rows that are processed together, which fit the L1 cache
 constexpr int kChannelBlock = 4;       // channels whose kernel gradients are computed together
 
-// For each lane, the first lane of its group, where a group has a power of two of channels.
+// Returns for each lane the first lane of its group. The number of channels of a group must be a power of two.
 inline LaneIndices GroupBegin(int64_t group) {
   LaneIndices begin;
   for (int32_t lane = 0; lane < kLanes; ++lane) begin[lane] = lane & -static_cast<int32_t>(group);
   return begin;
 }
 
-// Channel c of a pixel in every lane: that of the one group to which all lanes belong if `one_group`, else that of each
-// lane's group, which `lanes` selects.
+// Returns in each lane channel c of the group of the lane. With `one_group`, all lanes belong to the same group, at which
+// `pixel` points; otherwise `lanes` selects the channel for each lane.
 template <bool one_group>
 inline Vec BroadcastChannel(const float* pixel, int64_t c, const LaneIndices& lanes) {
   return one_group ? pixel[c] - Vec{} : __builtin_shuffle(Load(pixel), lanes);
 }
 
-// Computes kLanes features of some outputs of a row, `y_stride` floats apart, from 3 rows of x, whose pixels are `pixel`
-// floats apart, and a kernel [3][group][3][kLanes].
+// Computes kLanes features of `outputs` outputs of a row from 3 rows of x and a kernel [3][group][3][kLanes]. The pixels of
+// y are `y_stride` floats apart, and those of x `pixel` floats.
 template <bool one_group, int stride, int outputs>
 void ForwardMicrokernel(const float* x, int64_t row_stride, int64_t pixel, int64_t group, const float* kernel, float* y,
                         int64_t y_stride) {
@@ -54,8 +54,8 @@ void ForwardMicrokernel(const float* x, int64_t row_stride, int64_t pixel, int64
   for (int o = 0; o < outputs; ++o) Store(y + o * y_stride, sums[o]);
 }
 
-// Adds to kernel[kChannelBlock][3][kLanes] the sums over rows of the products of channels c to c + kChannelBlock of x with
-// y[columns][kLanes], which has zeros before and after it.
+// Adds to kernel[kChannelBlock][3][kLanes] the products of the channels c to c + kChannelBlock of x with rows
+// y[columns][kLanes], summed over rows and columns. Each row of y must be preceded and followed by zeros.
 template <bool one_group, int stride>
 void KernelGradientMicrokernel(const float* x, int64_t x_row_stride, int64_t pixel, int64_t group, int64_t c, const float* y,
                                int64_t y_row_stride, int64_t rows, int64_t columns, float* kernel) {
@@ -91,29 +91,30 @@ inline void CopyPixels(const float* source, int64_t source_stride, int64_t count
 }
 
 // A convolution y = x * kernel of images x (n, h, w, c) in groups of `group` channels and as many features, with a kernel
-// (3, 3, group, c). A thread works on a band: some rows of an image and `block()` of its channels, copied with zeros around
-// them.
+// (3, 3, group, c). A thread processes one band at a time, which is a copy of some rows and `block()` channels of an image,
+// padded with zeros.
 struct Convolution {
   int64_t n, h, w, c, out_h, out_w, group;
   int64_t stride, pad_top, pad_left;
 
   bool one_group() const { return group >= kLanes; }                // whether all lanes of a vector belong to one group
   int64_t block() const { return std::max<int64_t>(group, kLanes); }  // channels that are processed together
-  int64_t band_columns() const { return out_w + 2 / stride; }         // columns of y, and those beside them that sums read
+  int64_t band_columns() const { return out_w + 2 / stride; }         // columns of y, and the padding that sums read
   int64_t band_row_stride() const { return band_columns() * stride * block(); }
   int64_t band_rows() const {  // rows of y
     return std::clamp<int64_t>((kBandFloats / band_row_stride() - 3) / stride + 1, 1, out_h);
   }
   int64_t band_size() const { return ((band_rows() - 1) * stride + 3) * band_row_stride(); }
 
-  // Whether these kernels can be used and are, on the whole, faster than oneDNN's and Winograd's (docs/performance-log.md).
+  // Returns whether these kernels support the convolution and are mostly faster than oneDNN's and Winograd's algorithm
+  // (docs/performance-log.md).
   bool IsFaster(bool input_gradient) const {
     return kHasFma && group >= 4 && group <= 32 && c % block() == 0 && block() % group == 0 && block() % kLanes == 0 &&
            (stride == 1 || (stride == 2 && !input_gradient)) && band_size() <= 1 << 18;
   }
 
-  // Copies to `band` the rows of image i of x that are read for `count` rows of y from `out_y` on, channels `first` to
-  // first + block(), with zeros around them.
+  // Copies to `band` the rows of image i of x that contribute to `count` rows of y from row `out_y` on, padded with zeros.
+  // The copied channels are `first` to first + block().
   void FillBand(const float* x, int64_t i, int64_t out_y, int64_t count, int64_t first, float* band) const {
     const Images<const float> inputs{x, h, w, c};
     const int64_t row_stride = band_row_stride(), end = std::min(w, band_columns() * stride - pad_left);
@@ -128,7 +129,7 @@ struct Convolution {
     }
   }
 
-  // Calls function(one_group, stride) with both as compile-time constants.
+  // Calls function(one_group, stride), where both arguments are compile-time constants.
   template <typename Function>
   void WithConstants(const Function& function) const {
     using One = std::integral_constant<int, 1>;
@@ -139,8 +140,8 @@ struct Convolution {
       stride == 1 ? function(std::false_type(), One()) : function(std::false_type(), Two());
   }
 
-  // The kernel as [c / kLanes][3][group][3][kLanes]. With `flip` it is rotated by 180 degrees and its channels and features
-  // are exchanged, which makes the convolution its own input gradient.
+  // Returns the kernel in the layout [c / kLanes][3][group][3][kLanes]. With `flip`, the kernel is rotated by 180 degrees
+  // and its channels and features are exchanged, so that a convolution with it computes the input gradient.
   std::vector<float> PackKernel(xla::ffi::ThreadPool pool, const float* kernel, bool flip) const {
     std::vector<float> packed(9 * group * c);
     ParallelFor(pool, c / kLanes, [&](int64_t block) {
@@ -157,7 +158,7 @@ struct Convolution {
     return packed;
   }
 
-  // Computes y from x; see PackKernel on `flip`.
+  // Computes y from x. `flip` is explained at PackKernel.
   void Forward(xla::ffi::ThreadPool pool, const float* x, const float* kernel, float* y, bool flip = false) const {
     const std::vector<float> packed = PackKernel(pool, kernel, flip);
     const Images<float> outputs{y, out_h, out_w, c};
@@ -176,7 +177,7 @@ struct Convolution {
           for (int64_t f = first; f < first + block(); f += kLanes)
             for (int64_t row = 0; row < count; ++row)
               for (int64_t begin = 0; begin < out_w; begin += step) {
-                const int64_t out_x = std::min(begin, out_w - step);  // the last block may overlap the one before it
+                const int64_t out_x = std::min(begin, out_w - step);  // the last block may overlap the previous one
                 microkernel(space.data() + (row * band_row_stride() + out_x * block()) * stride.value, band_row_stride(),
                             block(), group, packed.data() + f * 9 * group, outputs.At(i, out_y + row, out_x, f), c);
               }
@@ -193,7 +194,7 @@ struct Convolution {
     const Images<const float> outputs{y, out_h, out_w, c};
     const int64_t slices = std::min<int64_t>(n, 16), size = 9 * group * c;
     const int64_t y_row_stride = (band_columns() + 2 / stride) * kLanes;
-    std::vector<float> slice_sums(slices * size);  // of each slice [c / kLanes][3][group][3][kLanes]
+    std::vector<float> slice_sums(slices * size);  // for each slice [c / kLanes][3][group][3][kLanes]
     WithConstants([&](auto one_group, auto stride) {
       constexpr int kPadding = 2 / stride.value * kLanes;  // zeros before a row of y
       ParallelFor(pool, slices, [&](int64_t slice) {

@@ -1,4 +1,4 @@
-// Loops that run on XLA's thread pool.
+// A parallel loop on XLA's thread pool.
 
 #pragma once
 
@@ -11,7 +11,7 @@
 
 #include "xla/ffi/api/ffi.h"
 
-// Calls work(0) to work(count - 1) in any order. The calling thread starts at once; free threads of the pool join in.
+// Calls work(0) to work(count - 1) in any order. The calling thread starts at once, and idle threads of the pool join it.
 template <typename Work>
 void ParallelFor(xla::ffi::ThreadPool pool, int64_t count, const Work& work) {
   struct State {
@@ -19,8 +19,8 @@ void ParallelFor(xla::ffi::ThreadPool pool, int64_t count, const Work& work) {
     std::mutex mutex;
     std::condition_variable all_done;
   };
-  // The state is shared because a thread that joins too late finds it after this function has returned. That thread takes no
-  // item, so it does not touch `work`, which no longer exists.
+  // The threads share ownership of the state, because a scheduled task may start after this function has returned. Such a
+  // task gets no item, so it does not access `work`, which no longer exists.
   auto state = std::make_shared<State>();
   auto run = [state, count, &work] {
     for (int64_t i; (i = state->next++) < count;) {
@@ -37,5 +37,5 @@ void ParallelFor(xla::ffi::ThreadPool pool, int64_t count, const Work& work) {
   state->all_done.wait(lock, [&] { return state->done == count; });
 }
 
-// Index of the first of `size` items that belongs to slice i, when they are divided evenly into `slices`.
+// Returns the index of the first item of slice i if `size` items are divided evenly into `slices` slices.
 inline int64_t SliceBegin(int64_t size, int64_t slices, int64_t i) { return size * i / slices; }

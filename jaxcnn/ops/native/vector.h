@@ -1,4 +1,4 @@
-// SIMD vectors of floats, as wide as the processor has them.
+// SIMD vectors of floats, as wide as the registers of the processor.
 
 #pragma once
 
@@ -23,8 +23,7 @@ typedef int32_t LaneIndices __attribute__((vector_size(4 * kLanes)));  // the se
 
 inline Vec Load(const float* p) { return *reinterpret_cast<const Vec*>(p); }
 
-// Loads a vector and keeps it in a register. The compiler would otherwise read a value that is used several times from
-// memory each time.
+// Loads a vector into a register. Without this, the compiler would read a value from memory each time that it is used.
 inline Vec LoadToRegister(const float* p) {
   Vec v = Load(p);
   asm("" : "+v"(v));
@@ -38,7 +37,7 @@ template <typename T>
 struct Images {
   T* data;
   int64_t height, width;
-  int64_t pixel_stride;  // floats from one pixel to the next: the number of channels, of all groups together
+  int64_t pixel_stride;  // floats between adjacent pixels: the number of channels of all groups
 
   T* At(int64_t n, int64_t y, int64_t x, int64_t channel = 0) const {
     return data + ((n * height + y) * width + x) * pixel_stride + channel;

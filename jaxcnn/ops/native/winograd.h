@@ -1,9 +1,10 @@
 // Winograd convolutions F(4x4, 3x3) of (N, H, W, C) images and their gradients (Winograd 1980; Lavin & Gray 2016, "Fast
-// algorithms for convolutional neural networks"): 36 products for a tile of 4x4 outputs, where the direct sum takes 144.
+// algorithms for convolutional neural networks"). A tile of 4x4 outputs takes 36 multiplications instead of the 144 of the
+// direct sum.
 //
-// In float32 the error is a few times that of the direct sum. The points 0, 3/4, -3/4, 3/2, -3/2 and infinity have half the
-// error of the customary 0, 1, -1, 2, -2 and infinity (docs/performance-log.md; on the choice of points: Barabasz et al.
-// 2020, "Error analysis and improving the accuracy of Winograd convolution for deep neural networks").
+// In float32 the error is a few times that of the direct sum. The interpolation points 0, 3/4, -3/4, 3/2, -3/2 and infinity
+// have half the error of the customary 0, 1, -1, 2, -2 and infinity (docs/performance-log.md). Barabasz et al. 2020, "Error
+// analysis and improving the accuracy of Winograd convolution for deep neural networks", discuss the choice of points.
 
 #pragma once
 
@@ -18,14 +19,15 @@
 namespace winograd {
 
 constexpr int kPoints = 36;                     // 6x6 values of a transformed tile
-constexpr int kMaxRows = kLanes == 16 ? 14 : 6;  // of a matrix product: 2 * kMaxRows registers hold sums
+constexpr int kMaxRows = kLanes == 16 ? 14 : 6;  // rows of a product that are computed together, in 2 * kMaxRows registers
 constexpr int kPanel = 2 * kLanes;              // columns of a matrix product that are computed together
 constexpr int kHalf = kLanes / 2;
-constexpr int64_t kMaxSum = 64;  // products that are summed in a register before the sum is added to memory
-constexpr float kA = 0.75f, kB = 1.5f, kA2 = kA * kA, kB2 = kB * kB;  // the points
+constexpr int64_t kMaxSum = 64;  // number of products that are summed in a register before the sum is added to memory
+constexpr float kA = 0.75f, kB = 1.5f, kA2 = kA * kA, kB2 = kB * kB;  // the interpolation points
 
-// One-dimensional transforms. They may be done in place; `s` is the distance between elements. In the notation of Lavin &
-// Gray, y = A^T [(G g) (B^T d)] for 4 outputs y, 3 kernel values g and 6 pixels d, where the product is elementwise.
+// One-dimensional transforms, which may be computed in place; `s` is the stride of the elements. In the notation of Lavin &
+// Gray, y = A^T [(G g) (B^T d)] for 4 outputs y, 3 kernel values g and 6 pixels d, where the product in brackets is
+// elementwise.
 
 inline void InputTransform(const Vec* d, Vec* v, int s) {  // v = B^T d
   const Vec e1 = d[4 * s] - kB2 * d[2 * s], o1 = kA * (d[3 * s] - kB2 * d[s]);
@@ -69,15 +71,15 @@ inline void KernelGradientTransform(const Vec* u, Vec* g, int s) {  // g = G^T u
   g[2 * s] = kA2 * p1 + kB2 * p2 + u[5 * s];
 }
 
-// Transforms a tile of side `from` to one of side `to` in place; both are stored with rows of 6.
+// Transforms a tile of side `from` to a tile of side `to` in place. The rows of both are 6 elements apart.
 template <void (*transform)(const Vec*, Vec*, int), int from, int to>
 inline void Transform2D(Vec* t) {
   for (int j = 0; j < from; ++j) transform(t + j, t + j, 6);
   for (int i = 0; i < to; ++i) transform(t + 6 * i, t + 6 * i, 1);
 }
 
-// A matrix (rows, columns) for each of the 36 points, in panels of `width` columns: [36][columns / width][rows][width]. The
-// points are kLanes floats further apart than that, so that they do not compete for the same sets of the cache.
+// A matrix (rows, columns) for each of the 36 points, in panels of `width` columns: [36][columns / width][rows][width]. Each
+// matrix is followed by kLanes floats of padding, so that the points do not compete for the same sets of the cache.
 template <int width>
 struct PointMatrices {
   float* data;
@@ -91,9 +93,9 @@ struct PointMatrices {
   }
 };
 
-// Computes sums[r][column] = the sum over k of a[r * a_row + k] b[k][column] for one or two vectors of columns; with
-// `accumulate` it is added to sums. k runs over `blocks` blocks of `block_size` values; the blocks of a are `a_block_stride`
-// floats apart.
+// Computes sums[r][column], the sum over k of a[r * a_row + k] b[k][column], for one or two vectors of columns. With
+// `accumulate`, the result is added to sums. k runs over `blocks` blocks of `block_size` values; the blocks of a are
+// `a_block_stride` floats apart.
 template <int rows, int vectors, int a_row, int block_size>
 void ProductMicrokernel(int64_t blocks, const float* a, int64_t a_block_stride, const float* b, float* sums,
                         int64_t row_stride, int64_t vector_stride, bool accumulate) {
@@ -118,7 +120,7 @@ void ProductMicrokernel(int64_t blocks, const float* a, int64_t a_block_stride, 
     }
 }
 
-// The microkernel for a number of rows that is known only at run time; rows of `a` are kLanes floats apart.
+// Returns the microkernel for a number of rows that is known only at run time. The rows of `a` are kLanes floats apart.
 template <int vectors, int... n>
 auto ProductOfRows(int64_t rows, std::integer_sequence<int, n...>) {
   static constexpr decltype(&ProductMicrokernel<1, vectors, kLanes, kLanes>) microkernels[] = {
@@ -133,32 +135,33 @@ inline int64_t RoundUpToPanel(int64_t columns) { return (columns + kPanel - 1) /
 struct Convolution {
   int64_t n, h, w, c, out_h, out_w, features;
   int64_t pad_top, pad_left;
-  int64_t x_pixel_stride, y_pixel_stride;  // c and features, or those of all groups together
+  int64_t x_pixel_stride, y_pixel_stride;  // c and features, or their sums over all groups
 
   int64_t tile_rows() const { return (out_h + 3) / 4; }
   int64_t tile_columns() const { return (out_w + 3) / 4; }
   int64_t tiles() const { return n * tile_rows() * tile_columns(); }
   int64_t columns() const { return RoundUpToPanel(features); }
-  // Whether it can be done in this way, in 150 MB of memory, and is faster than the direct sum (docs/performance-log.md).
+  // Returns whether the algorithm supports the convolution, needs at most 150 MB of memory, and is faster than the direct
+  // sum (docs/performance-log.md).
   bool IsFaster() const {
     return kHasFma && c % kLanes == 0 && features % kLanes == 0 && std::min(c, features) >= 32 && c * features <= 1 << 20 &&
            tiles() >= 32;
   }
 
-  // Tiles that a thread transforms, multiplies and transforms back at a time, in the forward pass.
+  // Returns the number of tiles that a thread transforms, multiplies and transforms back at a time in the forward pass.
   int64_t forward_block(int threads) const { return std::min<int64_t>(4 * kMaxRows, (tiles() + threads - 1) / threads); }
-  // Tiles that all threads together transform and multiply at a time, for the kernel's gradient.
+  // Returns the number of tiles that all threads together transform and multiply at a time for the gradient of the kernel.
   int64_t gradient_block() const {
     return std::min(std::max<int64_t>((int64_t{8} << 20) / (4 * kPoints * (c + columns())), 64), tiles());
   }
-  // Floats of workspace.
+  // Returns the size of the workspace in floats.
   int64_t workspace(bool kernel_gradient, int threads) const {
     const int64_t block = kernel_gradient ? gradient_block() : forward_block(threads) * threads;
     return kPoints * (c * columns() + block * (c + columns()) + (2 * threads + 1) * kLanes);
   }
 };
 
-// The image and the first row and column of outputs of tile i.
+// The image of tile i, and the first row and column of its outputs.
 struct Tile {
   int64_t n, y, x;
   Tile(const Convolution& conv, int64_t i)
@@ -167,8 +170,8 @@ struct Tile {
         x(i % conv.tile_columns() * 4) {}
 };
 
-// Transforms all channels of the tile of size x size pixels that begins at (y, x) of image n, where pixels outside of the
-// image are zero, and stores them in row `row` of the matrices.
+// Transforms all channels of the tile of size x size pixels that begins at (y, x) of image n, and stores them in row `row`
+// of the matrices. Pixels outside the image are zero.
 template <void (*transform)(const Vec*, Vec*, int), int size, int width>
 void TransformTile(Images<const float> images, int64_t channels, int64_t n, int64_t y, int64_t x,
                    PointMatrices<width> matrices, int64_t row) {
@@ -185,8 +188,8 @@ void TransformTile(Images<const float> images, int64_t channels, int64_t n, int6
   }
 }
 
-// Computes y = x * kernel. With `flip` the kernel (3, 3, features, c) is that of the convolution whose input gradient this
-// is.
+// Computes y = x * kernel. With `flip`, it computes the input gradient of another convolution, whose kernel
+// (3, 3, features, c) is given.
 inline void Forward(const Convolution& conv, const float* x, const float* kernel, bool flip, float* y, float* workspace,
                     int threads) {
   const Images<const float> inputs{x, conv.h, conv.w, conv.x_pixel_stride};
@@ -226,7 +229,7 @@ inline void Forward(const Convolution& conv, const float* x, const float* kernel
         for (int64_t column = 0; column < conv.features; column += kPanel) {
           const float* const u_panel = u.At(p, 0, column);
           for (int64_t row = 0, parts = (count + kMaxRows - 1) / kMaxRows, rows; row < count; row += rows, --parts) {
-            rows = (count - row + parts - 1) / parts;  // about as many in each part
+            rows = (count - row + parts - 1) / parts;  // parts of about equal size
             const auto product = conv.features - column < kPanel ? ProductOfRows<1>(rows, kRowCounts)
                                                                  : ProductOfRows<2>(rows, kRowCounts);
             for (int64_t c = 0; c < conv.c; c += kMaxSum)
@@ -251,7 +254,7 @@ inline void Forward(const Convolution& conv, const float* x, const float* kernel
   }
 }
 
-// Computes the gradient of the kernel (3, 3, c, features) from x and the gradient y of the result.
+// Computes the gradient of the kernel (3, 3, c, features) from x and the gradient y of the outputs.
 inline void KernelGradient(const Convolution& conv, const float* x, const float* y, float* kernel, float* workspace,
                            int threads) {
   const Images<const float> inputs{x, conv.h, conv.w, conv.x_pixel_stride};
