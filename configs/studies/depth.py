@@ -4,7 +4,7 @@
     jaxcnn study --study=depth:quick --workdir=runs/depth_quick --config.data.dir=TFDS_DIR
 
 DIR holds `tiny-imagenet-200`. The quick form compares ResNet-8, 14 and 20 for CIFAR on 5,000 images of CIFAR-10.
-Result: not yet measured.
+Result of the quick form: 55.14, 58.05 and 56.37 % with 8, 14 and 20 layers (docs/results.md).
 """
 
 from jaxcnn.config import make
