@@ -51,6 +51,17 @@ def forget(module: str) -> None:
         registry.forget(module)
 
 
+@contextlib.contextmanager
+def undo_registrations() -> Iterator[None]:
+    """Restore all registries at the end of the block, as tests need."""
+    before = [(registry, registry.copy()) for registry in _registries]
+    try:
+        yield
+    finally:
+        for registry, contents in before:
+            registry.restore(contents)
+
+
 class Registry(Generic[T]):
     """Objects of one kind by name.
 
@@ -117,6 +128,14 @@ class Registry(Generic[T]):
     def items(self) -> list[tuple[str, T]]:
         """Return the names with their objects, in the order of registration."""
         return list(self._objects.items())
+
+    def copy(self) -> tuple[dict[str, T], dict[str, Any]]:
+        """Return the contents, for `restore`."""
+        return dict(self._objects), dict(self._definitions)
+
+    def restore(self, contents: tuple[dict[str, T], dict[str, Any]]) -> None:
+        """Replace the contents by those that `copy` returned."""
+        self._objects, self._definitions = contents
 
 
 def _identity(definition: Any) -> tuple[str, str]:

@@ -50,10 +50,8 @@ def no_pictures(monkeypatch):
 @pytest.fixture
 def new_registrations():
     """What a test registers is forgotten afterwards."""
-    before = [(r, dict(r._objects), dict(r._definitions)) for r in registry._registries]
-    yield
-    for r, objects, definitions in before:
-        r._objects, r._definitions = objects, definitions
+    with registry.undo_registrations():
+        yield
 
 
 @pytest.fixture

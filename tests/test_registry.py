@@ -40,3 +40,11 @@ def test_an_unknown_name_loads_installed_plugins_and_lookups_are_recorded(monkey
     assert used == {'plugin.far'}
     with pytest.raises(UserError, match=r"config\.thing: unknown thing 'nera'; nearest: near"):
         things.get('nera', 'config.thing')
+
+
+def test_registrations_in_a_block_are_undone():
+    things = registry.Registry('thing')
+    with registry.undo_registrations():
+        things.add('a', make(1))
+        assert things.names() == ['a']
+    assert things.names() == []

@@ -11,6 +11,7 @@ import pytest
 from jaxcnn.data import augment
 from jaxcnn.data.augment import erase, geometry
 from jaxcnn.errors import UserError
+from jaxcnn.registry import undo_registrations
 
 HEIGHT, WIDTH = 5, 7
 IMAGE = np.random.default_rng(0).uniform(0.01, 1, (HEIGHT, WIDTH, 3)).astype(np.float32)
@@ -142,15 +143,18 @@ def test_an_empty_pipeline_is_none(text):
 
 
 @pytest.mark.parametrize('deterministic', [False, True])
-def test_a_registered_augmentation_is_known_by_its_name(deterministic, new_registrations):
-    @augment.register(deterministic=deterministic)
+def test_a_registered_augmentation_is_known_by_its_name(deterministic):
     def darken(factor):
         return lambda key, image: image * factor
 
-    assert 'darken' in augment.names()
-    assert ('darken' in augment.names(deterministic=True)) == deterministic
-    pipeline = augment.parse_pipeline('darken(0.5)', deterministic)
-    np.testing.assert_allclose(pipeline(KEYS[0], IMAGE), IMAGE / 2)
+    with undo_registrations():
+        augment.register(darken, deterministic=deterministic)
+        assert 'darken' in augment.names()
+        assert ('darken' in augment.names(deterministic=True)) == deterministic
+        pipeline = augment.parse_pipeline('darken(0.5)', deterministic)
+        np.testing.assert_allclose(pipeline(KEYS[0], IMAGE), IMAGE / 2)
+    assert 'darken' not in augment.names()
+    assert 'darken' not in augment.names(deterministic=True)
 
 
 @pytest.mark.parametrize(('text', 'line'), [
