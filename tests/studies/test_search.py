@@ -40,27 +40,27 @@ def write_rows(job, values):
 
 def run(study, folder, stop_after=None):
     """Run a search, or its first jobs. Return its configs in the order of the jobs."""
-    chosen = []
+    configs = []
     with StudyRun(study, str(folder)) as study_run:
         while job := study_run.queue.next():
-            if len(chosen) == stop_after:  # killed while this one runs
-                return chosen
-            chosen.append((job.folder.removeprefix(str(folder)), config.to_dict(job.arm.config)))
+            if len(configs) == stop_after:  # killed while this one runs
+                return configs
+            configs.append((job.folder.removeprefix(str(folder)), config.to_dict(job.arm.config)))
             write_run(job)
             study_run.queue.done(job, job.result())
-    return chosen
+    return configs
 
 
 @pytest.mark.parametrize('sampler', ['tpe', 'random', 'qmc'])
 def test_a_search_that_was_killed_makes_the_choices_of_one_that_was_not(tmp_path, sampler):
     study = make(14, sampler, seeds=2)  # more than the ten random trials with which TPE begins
-    whole = run(study, tmp_path / 'whole')
-    assert len(whole) == 28
-    assert len({str(chosen['optim']) for _, chosen in whole}) == 14
+    uninterrupted = run(study, tmp_path / 'uninterrupted')
+    assert len(uninterrupted) == 28
+    assert len({str(configs['optim']) for _, configs in uninterrupted}) == 14
     parts = [run(study, tmp_path / 'parts', stop_after) for stop_after in (3, 19, None)]
-    assert [job for part in parts for job in part] == whole
-    assert run(study, tmp_path / 'whole') == []
-    assert len(run(make(15, sampler, seeds=2), tmp_path / 'whole')) == 2  # more trials
+    assert [job for part in parts for job in part] == uninterrupted
+    assert run(study, tmp_path / 'uninterrupted') == []
+    assert len(run(make(15, sampler, seeds=2), tmp_path / 'uninterrupted')) == 2  # more trials
 
 
 @pytest.mark.parametrize(('changed', 'change'), [
