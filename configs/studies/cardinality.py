@@ -4,7 +4,8 @@
     jaxcnn study --study=cardinality:quick --workdir=runs/cardinality_quick --config.data.dir=TFDS_DIR
 
 DIR holds `tiny-imagenet-200`. The quick form has 14 layers of two cardinalities and about as many parameters, on 3,000
-images of CIFAR-10. Result: not yet measured.
+images of CIFAR-10.
+Result of the quick form: 46.80 % with one group, 46.29 % with eight (docs/results.md).
 """
 
 from jaxcnn.config import load, make, override, parse

@@ -4,7 +4,7 @@
     jaxcnn study --study=t2t_vit:quick --workdir=runs/t2t_quick
 
 DIR holds `tiny-imagenet-200`. The quick form has a small T2T-ViT and ResNet-20 on handwritten digits, and needs no data.
-Result: not yet measured.
+Result of the quick form: T2T-ViT 92.85 %, ResNet-20 98.61 % (docs/results.md).
 """
 
 from jaxcnn.config import make
