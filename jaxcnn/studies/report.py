@@ -14,7 +14,7 @@ from jaxcnn.metrics import LOSS, Measurement
 from jaxcnn.studies.columns import SPLITS, Column
 from jaxcnn.studies.definition import value_text
 from jaxcnn.studies.figures import Tradeoff, draw_curves, draw_tradeoffs
-from jaxcnn.studies.results import MIN_BOOTSTRAP_SEEDS, ArmResult, RunResult, Table
+from jaxcnn.studies.results import MIN_BOOTSTRAP_SEEDS, ArmResult, RunResult, Table, ranked
 
 MAX_CURVES = 12  # largest number of arms in the figure of curves
 
@@ -210,13 +210,7 @@ def _drawn_arms(table: Table) -> list[ArmResult]:
     arms = [arm for arm in table.arms if any(run.rows for run in arm.runs)]
     if len(arms) <= MAX_CURVES:
         return arms
-    column, worst = table.compared, float('-inf')
-    sign = 1 if column.better == 'max' else -1
-
-    def rank(arm: ArmResult) -> float:
-        mean = arm.mean(column)
-        return worst if mean is None else sign * mean
-    best = sorted(arms, key=rank, reverse=True)[:MAX_CURVES]
+    best = ranked(arms, table.compared)[:MAX_CURVES]
     return [arm for arm in arms if arm in best]
 
 

@@ -3,7 +3,7 @@
 import dataclasses
 import os
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -110,6 +110,16 @@ class ArmResult:
         """Return the mean of a field of the summaries of finished runs, or None if no summary has it."""
         values = [run.summary[field] for run in self.finished if run.summary.get(field) is not None]
         return statistics.mean(values) if values else None
+
+
+def ranked(arms: Iterable[ArmResult], column: Column) -> list[ArmResult]:
+    """Return arms in the order of the mean of a measurement, the best first; arms without a value are last."""
+    sign = -1 if column.better == 'max' else 1
+
+    def key(arm: ArmResult) -> float:
+        mean = arm.mean(column)
+        return float('inf') if mean is None else sign * mean
+    return sorted(arms, key=key)
 
 
 def paired_difference(arm: ArmResult, baseline: ArmResult, column: Column) -> Difference | None:

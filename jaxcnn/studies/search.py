@@ -14,7 +14,7 @@ from jaxcnn.errors import UserError
 from jaxcnn.studies.columns import Column
 from jaxcnn.studies.definition import Arm, Study
 from jaxcnn.studies.jobs import Job, Queue
-from jaxcnn.studies.results import ArmResult, RunResult, write_failure
+from jaxcnn.studies.results import ArmResult, RunResult, ranked, write_failure
 from jaxcnn.studies.space import Range, Search, Values
 from jaxcnn.training.workdir import read_config, read_metrics, write_json
 
@@ -171,12 +171,7 @@ def trial_results(study: Study, folder: str, column: Column) -> list[ArmResult]:
         with contextlib.suppress(UserError):  # a trial with an invalid config has no config file
             config = read_config(os.path.join(folder, name))
         arms.append(ArmResult(name, config, [Job(Arm(name, config), seed, folder).result() for seed in study.seeds]))
-    sign = -1 if column.better == 'max' else 1
-
-    def rank(arm: ArmResult) -> float:
-        mean = arm.mean(column)
-        return float('inf') if mean is None else sign * mean
-    return sorted(arms, key=rank)
+    return ranked(arms, column)
 
 
 def report_sections(study: Study, folder: str, column: Column) -> list[str]:

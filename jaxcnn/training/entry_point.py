@@ -22,6 +22,7 @@ from jaxcnn.training.workdir import claim
 # in the error of a collective operation that another process did not finish
 _LOST_PROCESS = ('Gloo', 'NCCL', 'UNAVAILABLE', 'DEADLINE_EXCEEDED')
 
+
 def train(config: cfg.Config | ml_collections.ConfigDict | Mapping[str, Any], workdir: str, *,
           data: Source | None = None, callbacks: Sequence[Callback] = (), extend: bool = False, end_process: bool = False,
           initial_variables: Mapping[str, Any] | None = None) -> dict[str, Any]:

@@ -65,7 +65,9 @@ def test_each_result_says_how_its_job_ended(make_job):
 
 
 def test_jobs_run_at_once_in_their_slots(make_job):
-    wait = f'import glob, os, time; os.makedirs(F)\nwhile len(glob.glob(F + "/../../*/seed0")) < 2: pass\n{FINISH}'
+    wait = ('import glob, os, time; os.makedirs(F); end = time.monotonic() + 30\n'
+            'while len(glob.glob(F + "/../../*/seed0")) < 2:\n    assert time.monotonic() < end; time.sleep(0.01)\n'
+            + FINISH)
     results = run(JobList([make_job('a', wait), make_job('b', wait)]), slots=2)  # each waits for the other
     assert {result.status for result in results.values()} == {'finished'}
 
@@ -124,11 +126,16 @@ def test_a_signal_stops_jobs_that_save_and_starts_no_more(make_job):
 def test_local_jobs_end_with_the_process_that_started_them(tmp_path):
     script = ('import os, subprocess, sys, time; from jaxcnn.processes import bound_command\n'
               'command = [sys.executable, "-c", "import time; time.sleep(60)"]\n'
-              'child = subprocess.Popen(bound_command(command, os.getpid(), [0]))\n'
-              'time.sleep(0.5); print(child.pid, flush=True); time.sleep(60)')
+              'core = min(os.sched_getaffinity(0))\n'
+              'child = subprocess.Popen(bound_command(command, os.getpid(), [core]))\n'
+              'print(child.pid, flush=True); time.sleep(60)')
     parent = subprocess.Popen([sys.executable, '-c', script], stdout=subprocess.PIPE, text=True)
     pid = int(parent.stdout.readline())
-    assert os.sched_getaffinity(pid) == {0}
+    core = {min(os.sched_getaffinity(0))}
+    deadline = time.monotonic() + 30
+    while os.sched_getaffinity(pid) != core and time.monotonic() < deadline:  # until the job is bound
+        time.sleep(0.01)
+    assert os.sched_getaffinity(pid) == core
     parent.kill()
     parent.wait()
     for _ in range(200):
