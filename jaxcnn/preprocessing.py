@@ -57,9 +57,10 @@ class Preprocessor:
 
     def __call__(self, images: jax.Array) -> jax.Array:
         """Return the float32 input of the network in evaluation, without test-time augmentation, for uint8 (N, H, W, C)."""
-        return self.normalize(self._pixels(images))
+        return self.normalize(self.pixels(images))
 
-    def _pixels(self, images: jax.Array) -> jax.Array:
+    def pixels(self, images: jax.Array) -> jax.Array:
+        """Return the images (N, H, W, C) in evaluation before normalisation, in [0, 1], for uint8 (N, H, W, C)."""
         x = images.astype(jnp.float32) / 255
         if self.eval_augment is not None:
             x = jax.vmap(functools.partial(self.eval_augment, jax.random.key(0)))(x)
@@ -74,7 +75,7 @@ class Preprocessor:
           tta: whether to return the weighted mean of the outputs over the variants of test-time augmentation, if there is
             any.
         """
-        pixels = self._pixels(images)
+        pixels = self.pixels(images)
         variants = self.tta(pixels) if self.tta and tta else [(1.0, pixels)]
         outputs = [weight * network(self.normalize(variant)).astype(jnp.float32) for weight, variant in variants]
         return sum(outputs)  # type: ignore[return-value]

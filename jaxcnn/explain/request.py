@@ -1,0 +1,149 @@
+"""What a view needs: a run, images of it, and a folder for figures."""
+
+import dataclasses
+import functools
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxcnn import config as cfg
+from jaxcnn import data
+from jaxcnn.data import picture
+from jaxcnn.errors import UserError, as_text, unknown
+from jaxcnn.run import Run
+from jaxcnn.tasks import Section
+
+__all__ = ['Examples', 'Request', 'Section']
+
+
+@dataclasses.dataclass(frozen=True)
+class Examples:
+    """Images with their names.
+
+    Attributes:
+      images: uint8 (N, H, W, C), of the run's size.
+      names: name of each image: its file, or its split and number.
+      labels: (N,) class of each image, -1 where it is unknown.
+    """
+
+    images: np.ndarray
+    names: Sequence[str]
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What the user asks for.
+
+    Attributes:
+      run: the run.
+      paths: picture files; empty for images of a split.
+      split: the split whose images are used without `paths`.
+      count: number of these images.
+      class_name: name or number of the class whose score is explained; empty for the predicted class of each image.
+      data_dir: another `config.data.dir` than in training.
+      seed: seed of all random numbers, such as the choice of images.
+    """
+
+    run: Run
+    paths: Sequence[str] = ()
+    split: str = 'test'
+    count: int = 8
+    class_name: str = ''
+    data_dir: str = ''
+    seed: int = 0
+
+    @property
+    def folder(self) -> str:
+        """The folder of figures and sections in the run's workdir."""
+        return os.path.join(self.run.workdir, 'explain')
+
+    def figure_path(self, name: str) -> str:
+        """Return the path of the figure with a name."""
+        return os.path.join(self.folder, f'{name}.png')
+
+    @functools.cached_property
+    def dataset(self) -> data.Dataset:
+        """The run's data."""
+        overrides = [f'data.dir={self.data_dir}'] if self.data_dir else []
+        config = cfg.parse(cfg.override(cfg.to_dict(self.run.config), overrides))
+        dataset = data.load(config.data, self.run.experiment.task.kind)
+        dataset.check_same(self.run.info, self.run.workdir)
+        return dataset
+
+    @functools.cached_property
+    def examples(self) -> Examples:
+        """The images: those of `paths`, or `count` images of the split, drawn by the seed.
+
+        Raises:
+          UserError: An image cannot be read, or there is no such split.
+        """
+        if self.paths:
+            settings = self.run.config.data
+            images = [picture.load(path, self.run.info, settings.resize) for path in self.paths]
+            return Examples(np.stack(images), [as_text(os.path.basename(path)) for path in self.paths],
+                            np.full(len(images), -1))
+        splits = self.dataset.splits
+        if self.split not in splits:
+            raise UserError(f'no split {self.split!r}; there are: {", ".join(splits)}', field='--split')
+        split = splits[self.split]
+        positions = np.random.default_rng(self.seed).permutation(len(split))[:self.count]
+        labels = split.take_targets(positions).get('label', np.full(len(positions), -1))
+        return Examples(split.take(positions), [f'{self.split} image {i}' for i in positions], labels)
+
+    @functools.cached_property
+    def inputs(self) -> jax.Array:
+        """The images as the network takes them: float32 (N, H, W, C), normalised."""
+        return jax.jit(self.run.experiment.preprocessor.__call__)(self.examples.images)
+
+    @functools.cached_property
+    def pixels(self) -> np.ndarray:
+        """The images before normalisation, for figures: (N, H, W, C), in [0, 1]."""
+        return np.asarray(jax.jit(self.run.experiment.preprocessor.pixels)(self.examples.images))
+
+    @functools.cached_property
+    def probabilities(self) -> np.ndarray:
+        """The probability of each class for each image, without test-time augmentation: (N, classes)."""
+        network, task = self.run.experiment.network, self.run.experiment.task
+
+        def predict(variables: Any, x: jax.Array) -> jax.Array:
+            outputs: Any = network.apply(variables, x, train=False)
+            return task.predict(outputs)
+        return np.asarray(jax.jit(predict)(self.run.variables, self.inputs))
+
+    @functools.cached_property
+    def classes(self) -> np.ndarray:
+        """The class of each image whose score is explained: (N,).
+
+        Raises:
+          UserError: There is no class `class_name`.
+        """
+        if not self.class_name:
+            return self.probabilities.argmax(-1)
+        return np.full(len(self.examples), self.class_number(self.class_name))
+
+    def class_number(self, name: str) -> int:
+        """Return the number of the class with a name or a number.
+
+        Raises:
+          UserError: There is no such class.
+        """
+        names = [str(known) for known in self.run.info['class_names']]
+        if name in names:
+            return names.index(name)
+        if name.isascii() and name.isdigit() and int(name) < len(names):
+            return int(name)
+        raise unknown('class', name, names, field='--class')
+
+    def title(self, i: int) -> str:
+        """Return a title of image i: its name, its label if it is known, and the explained class with its probability."""
+        names, examples = self.run.info['class_names'], self.examples
+        label = examples.labels[i]
+        shown = f'{names[self.classes[i]]} {self.probabilities[i, self.classes[i]]:.1%}'
+        return '\n'.join([examples.names[i], *([f'label {names[label]}'] if label >= 0 else []), shown])

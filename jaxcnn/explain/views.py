@@ -1,0 +1,67 @@
+"""The views by name, and how a request for some of them is parsed."""
+
+import functools
+import inspect
+import os
+from collections.abc import Callable, Sequence
+
+from jaxcnn.config import bind, parse_calls
+from jaxcnn.errors import unknown
+from jaxcnn.explain.attributions import METHODS, draw_attributions
+from jaxcnn.explain.request import Request, Section
+
+ATTRIBUTION = 'attribution'  # the section that shows all methods of attribution side by side
+
+# a view's first argument is the request, and the others are its options; its docstring's first line is its help text
+VIEWS: dict[str, Callable[..., Section]] = {}
+
+
+def names() -> list[str]:
+    """Return the names of all views."""
+    return [*METHODS, *VIEWS]
+
+
+def descriptions() -> dict[str, str]:
+    """Return for each view its options and the first sentence of its docstring."""
+    texts = {}
+    for name in names():
+        function, first_option = (METHODS[name].function, 4) if name in METHODS else (VIEWS[name], 1)
+        options = ', '.join(map(str, [*inspect.signature(function).parameters.values()][first_option:]))
+        first_sentence = ' '.join((inspect.getdoc(function) or '').split('\n\n')[0].split())
+        texts[name] = f'({options}) {first_sentence}' if options else first_sentence
+    return texts
+
+
+def parse(text: str, arguments: Sequence[str] = ()) -> tuple[dict[str, Callable[[Request], Section]], list[str]]:
+    """Parse which views a user asks for.
+
+    Args:
+      text: one or several views, such as `'gradcam|integrated_gradients(steps=100)'`.
+      arguments: picture files. Before them may be the `layer` of a view that has this option first, as in `conv4:3`.
+
+    Returns:
+      The functions that make the sections, by name, and the picture files. All attributions are drawn side by side in one
+      section.
+
+    Raises:
+      UserError: A view is unknown, or does not take an argument.
+    """
+    sections: dict[str, Callable[[Request], Section]] = {}
+    methods, paths = {}, list(arguments)
+    for name, args, kwargs in parse_calls(text, 'VIEW'):
+        if name in METHODS:
+            methods[name] = METHODS[name].with_options(args, kwargs)
+            sections[ATTRIBUTION] = functools.partial(draw_attributions, methods=methods)
+        elif name in VIEWS:
+            if _takes_layer(VIEWS[name]) and not args and 'layer' not in kwargs and paths and not os.path.exists(paths[0]):
+                kwargs['layer'] = paths.pop(0)
+            sections[name] = functools.partial(
+                VIEWS[name], **bind(functools.partial(VIEWS[name], None), args, kwargs, name))
+        else:
+            raise unknown('view', name, names(), field='VIEW')
+    return sections, paths
+
+
+def _takes_layer(view: Callable[..., Section]) -> bool:
+    """Return whether the first option of a view is `layer`."""
+    return [*inspect.signature(view).parameters][1:2] == ['layer']
