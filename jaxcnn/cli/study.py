@@ -31,12 +31,13 @@ def run(args: argparse.Namespace) -> int:
     from jaxcnn.studies.definition import load_study
     from jaxcnn.studies.jobs import StudyStopped
     from jaxcnn.studies.run import StudyRun, make_executor
+    from jaxcnn.studies.search import SearchRun
     for flag in ('jobs', 'seeds'):
         if getattr(args, flag) is not None and getattr(args, flag) < 1:
             raise UserError(f'--{flag}: expected at least 1, got {getattr(args, flag)}')
     study = load_study(args.study, args.overrides, args.seeds)
     executor = make_executor(args.executor, args.jobs, environment, slurm.parse_options(args.slurm), args.workdir)
-    with StudyRun(study, args.workdir) as study_run:
+    with (SearchRun if study.search else StudyRun)(study, args.workdir) as study_run:
         if executor is None:
             for job in study_run.jobs():
                 print(job.shell_command())

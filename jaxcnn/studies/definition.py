@@ -67,7 +67,7 @@ class Study:
       seeds: seeds of each arm.
       compare: name of the compared measurement.
       columns: names of further measurements in the table.
-      baseline: name of the arm with which the others are compared.
+      baseline: name of the arm with which the others are compared; empty for a search.
       search: the search, or None if the arms are given.
     """
 
@@ -191,7 +191,7 @@ def make_study(base: Base, arms: Mapping[str, Overrides | Base] | Search, *, see
             raise unknown('earlier arm', arm.source, earlier, field=f'arm {arm.name!r}: config.init.run')
     compare = compare or _default_measurement(built[0].config, bool(space))
     study = Study(title, text, built, tuple(range(base_config.seed, base_config.seed + _check_seeds(seeds))), compare,
-                  tuple(columns), baseline or built[0].name, space)
+                  tuple(columns), '' if space else baseline or built[0].name, space)
     _check_measurements(study)
     if space:
         _check_space(space, base_config)

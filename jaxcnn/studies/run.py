@@ -3,13 +3,12 @@
 import contextlib
 import dataclasses
 import functools
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from jaxcnn import config as cfg
-from jaxcnn import plugins
+from jaxcnn import data, plugins, tasks
 from jaxcnn.errors import UserError, unknown
 from jaxcnn.locks import LockedError, lock
 from jaxcnn.processes import visible_gpus
@@ -84,7 +83,7 @@ class StudyRun:
         self._resources.close()
 
     def _check_unchanged(self) -> None:
-        """Raise a UserError if the workdir holds a run, or a study with other configs or another search."""
+        """Raise a UserError if the workdir holds a run, or a study with other configs."""
         if os.path.exists(os.path.join(self.folder, 'summary.json')) or (
                 os.path.exists(os.path.join(self.folder, 'config.json'))):
             raise UserError(f'workdir {self.folder!r} holds a run, not a study')
@@ -98,36 +97,37 @@ class StudyRun:
                 raise UserError(f'has another config in {self.folder!r}', field=f'arm {arm.name!r}', hint='use its config '
                                 f'or a new workdir. Changed: {"; ".join(map(str, changes))}')
         path = os.path.join(self.folder, STUDY)
-        if os.path.exists(path):
-            recorded_search, search = read_json(path)['search'] or {}, _search_fields(self.study) or {}
-            changed = [f'{name}: {recorded_search.get(name)!r} -> {search.get(name)!r}'
-                       for name in {**recorded_search, **search} if recorded_search.get(name) != search.get(name)]
-            if changed:
-                raise UserError(f'workdir {self.folder!r} holds a study with another search', hint='use a new workdir. '
-                                f'Changed: {"; ".join(changed)}')
+        recorded_search = read_json(path)['search'] or {} if os.path.exists(path) else self.search_fields
+        changed = [f'{name}: {recorded_search.get(name)!r} -> {self.search_fields.get(name)!r}'
+                   for name in {**recorded_search, **self.search_fields}
+                   if recorded_search.get(name) != self.search_fields.get(name)]
+        if changed:
+            raise UserError(f'workdir {self.folder!r} holds a study with another search', hint='use a new workdir. '
+                            f'Changed: {"; ".join(changed)}')
+
+    @property
+    def search_fields(self) -> dict[str, Any]:
+        """The settings of a search that must not change when it is continued; a study of given arms has none."""
+        return {}
 
     def _write_definition(self) -> None:
-        study = self.study
-        if not study.search:
-            for arm in study.arms:
-                write_arm(arm, os.path.join(self.folder, arm.folder))
-        write_json(os.path.join(self.folder, STUDY), {
-            'title': study.title, 'arms': [arm.name for arm in study.arms], 'seeds': study.seeds,
-            'measurements': study.measurements, 'baseline': study.baseline, 'search': _search_fields(study)})
+        self.write_arms()
+        write_json(os.path.join(self.folder, STUDY), {'search': self.search_fields})
+
+    def write_arms(self) -> None:
+        """Write the configs of the arms."""
+        for arm in self.study.arms:
+            write_arm(arm, os.path.join(self.folder, arm.folder))
 
     @functools.cached_property
     def queue(self) -> Queue:
         """The runs that remain to be trained."""
-        if self.study.search:
-            from jaxcnn.studies.search import SearchQueue
-            return SearchQueue(self.study, self.folder, self.columns[0])
         return JobList(self.jobs())
 
     @property
     def num_runs(self) -> int:
         """Total number of runs."""
-        arms = self.study.search.trials if self.study.search else len(self.study.arms)
-        return arms * len(self.study.seeds)
+        return len(self.study.arms) * len(self.study.seeds)
 
     def num_done(self) -> int:
         """Return the number of runs that have ended and are not repeated."""
@@ -143,52 +143,41 @@ class StudyRun:
                 for seed in self.study.seeds for arm in self.study.arms]
 
     def jobs(self) -> list[Job]:
-        """Return the jobs of the runs that are unfinished or have failed.
-
-        Raises:
-          UserError: The study is a search, whose later runs depend on the results of earlier ones.
-        """
-        if self.study.search:
-            raise UserError('the runs of a search are not known in advance', field='--executor=print')
+        """Return the jobs of the runs that are unfinished or have failed."""
         return [job for job in self.all_jobs() if job.result().status in ('unfinished', 'failed')]
 
     def train(self, executor: Executor, on_done: Callable[[Job, RunResult], None], on_poll: Callable[[], None],
               stop: Sequence[int]) -> None:
-        """Train the remaining runs; see `run_jobs`."""
+        """Train the remaining runs; see `run_jobs`.
+
+        Raises:
+          UserError: The data of an arm is missing on this machine, which is to train it.
+        """
+        if isinstance(executor, LocalExecutor):
+            configs = {arm.config.data: arm.config for arm in self.study.arms}  # one for each data set
+            for config in configs.values():
+                data.sources.find(config.data, tasks.find(config.task).kind)
         run_jobs(self.queue, executor, on_done, on_poll, stop)
 
     def table(self) -> Table:
         """Return the results so far."""
-        if self.study.search:
-            from jaxcnn.studies.search import trial_results
-            arms, baseline = trial_results(self.study, self.folder, self.columns[0]), ''
-        else:
-            arms = [ArmResult(arm.name, arm.config, [Job(arm, seed, self.folder).result() for seed in self.study.seeds],
-                              arm.published) for arm in self.study.arms]
-            baseline = self.study.baseline
-        return Table(self.study.title, self.study.text, arms, self.columns, baseline)
+        return Table(self.study.title, self.study.text, self.arm_results(), self.columns, self.study.baseline)
+
+    def arm_results(self) -> list[ArmResult]:
+        """Return the results of each arm so far."""
+        return [ArmResult(arm.name, arm.config, [Job(arm, seed, self.folder).result() for seed in self.study.seeds],
+                          arm.published) for arm in self.study.arms]
 
     def write_report(self) -> None:
         """Write the report of the results so far."""
-        sections: list[str] = []
-        if self.study.search:
-            from jaxcnn.studies.search import report_sections
-            sections = report_sections(self.study, self.folder, self.columns[0])
-        write_study_report(self.table(), self.folder, sections=sections)
+        write_study_report(self.table(), self.folder, sections=self.report_sections())
+
+    def report_sections(self) -> list[str]:
+        """Return further lines of the report as Markdown."""
+        return []
 
 
 def write_arm(arm: Arm, folder: str) -> None:
     """Write the config of an arm into its folder."""
     os.makedirs(folder, exist_ok=True)
     write_json(os.path.join(folder, 'config.json'), cfg.to_dict(arm.config))
-
-
-def _search_fields(study: Study) -> dict[str, Any] | None:
-    """Return the settings of a search that must not change when it is continued: all but the number of trials."""
-    if study.search is None:
-        return None
-    search, base = study.search, dataclasses.replace(study.arms[0].config, seed=0)
-    changed_fields = {change.field: cfg.to_dict(change.new) for change in cfg.differences(cfg.Config(), base)}
-    fields = {'sampler': search.sampler, 'pruner': search.pruner, 'sampler seed': search.seed, 'compare': study.compare,
-              'seeds': study.seeds, **{path: cfg.to_dict(values) for path, values in search.space.items()}, **changed_fields}
-    return json.loads(json.dumps(fields))  # as JSON reads it back

@@ -2,6 +2,8 @@
 
 import contextlib
 import dataclasses
+import functools
+import json
 import os
 import warnings
 from typing import Any
@@ -15,6 +17,7 @@ from jaxcnn.studies.columns import Column
 from jaxcnn.studies.definition import Arm, Study
 from jaxcnn.studies.jobs import Job, Queue
 from jaxcnn.studies.results import ArmResult, RunResult, ranked, write_failure
+from jaxcnn.studies.run import StudyRun
 from jaxcnn.studies.space import Range, Search, Values
 from jaxcnn.training.workdir import read_config, read_metrics, write_json
 
@@ -162,36 +165,72 @@ def _suggest(trial: Any, path: str, values: Range | Values) -> Any:
     return trial.suggest_float(path, values.low, values.high, log=values.log)
 
 
-def trial_results(study: Study, folder: str, column: Column) -> list[ArmResult]:
-    """Return the results of the started trials, from the best to the worst."""
-    arms = []
-    for frozen in open_journal(study, folder, column).get_trials(deepcopy=False):
-        name = trial_folder(frozen.number)
-        config = study.arms[0].config
-        with contextlib.suppress(UserError):  # a trial with an invalid config has no config file
-            config = read_config(os.path.join(folder, name))
-        arms.append(ArmResult(name, config, [Job(Arm(name, config), seed, folder).result() for seed in study.seeds]))
-    return ranked(arms, column)
+class SearchRun(StudyRun):
+    """The search of a study in a workdir; see `StudyRun`."""
 
+    @property
+    def _search(self) -> Search:
+        assert self.study.search is not None
+        return self.study.search
 
-def report_sections(study: Study, folder: str, column: Column) -> list[str]:
-    """Draw the figures of a search, and return the sections of the report about it as lines of Markdown."""
-    optuna, journal = import_optuna(), open_journal(study, folder, column)
-    complete = journal.get_trials(states=[optuna.trial.TrialState.COMPLETE])
-    if len(complete) < 2:
-        return []
-    lines = ['## Best values', '', *(f'- `{path}`: {value}' for path, value in journal.best_params.items()), '']
-    figure_folder = os.path.join(folder, 'figures')
-    os.makedirs(figure_folder, exist_ok=True)
-    names = {'search_importance': 'plot_param_importances', 'search_parallel': 'plot_parallel_coordinate',
-             'search_history': 'plot_optimization_history'}
-    for name, function in names.items():
-        with figures.warn_on_error(path := os.path.join(figure_folder, f'{name}.png')):
-            _draw(function, journal, column, path)
-    return [*lines, '## Importance of the fields', '', 'The share of the variance between trials that each field '
-            'explains (functional ANOVA, Hutter et al. 2014). With few trials it is only a rough estimate.', '',
-            figure(figure_folder, 'search_importance'), '', '## Trials', '', figure(figure_folder, 'search_parallel'), '',
-            figure(figure_folder, 'search_history'), '']
+    @property
+    def search_fields(self) -> dict[str, Any]:
+        """The settings of the search that must not change when it is continued: all but the number of trials."""
+        search, base = self._search, dataclasses.replace(self.study.arms[0].config, seed=0)
+        changed_fields = {change.field: cfg.to_dict(change.new) for change in cfg.differences(cfg.Config(), base)}
+        fields = {'sampler': search.sampler, 'pruner': search.pruner, 'sampler seed': search.seed,
+                  'compare': self.study.compare, 'seeds': self.study.seeds,
+                  **{path: cfg.to_dict(values) for path, values in search.space.items()}, **changed_fields}
+        return dict(json.loads(json.dumps(fields)))  # as JSON reads it back
+
+    def write_arms(self) -> None:
+        """Write nothing: the config of a trial is written when it begins."""
+
+    @functools.cached_property
+    def queue(self) -> Queue:
+        """The runs that remain to be trained."""
+        return SearchQueue(self.study, self.folder, self.columns[0])
+
+    @property
+    def num_runs(self) -> int:
+        """Total number of runs."""
+        return self._search.trials * len(self.study.seeds)
+
+    def jobs(self) -> list[Job]:
+        """Raise a UserError, because the later runs of a search depend on the results of earlier ones."""
+        raise UserError('the runs of a search are not known in advance', field='--executor=print')
+
+    def arm_results(self) -> list[ArmResult]:
+        """Return the results of the trials that have begun, from the best to the worst."""
+        arms, column = [], self.columns[0]
+        for frozen in open_journal(self.study, self.folder, column).get_trials(deepcopy=False):
+            name = trial_folder(frozen.number)
+            config = self.study.arms[0].config
+            with contextlib.suppress(UserError):  # a trial with an invalid config has no config file
+                config = read_config(os.path.join(self.folder, name))
+            arms.append(ArmResult(name, config, [Job(Arm(name, config), seed, self.folder).result()
+                                                 for seed in self.study.seeds]))
+        return ranked(arms, column)
+
+    def report_sections(self) -> list[str]:
+        """Draw the figures of the search, and return the sections about it as lines of Markdown."""
+        column = self.columns[0]
+        optuna, journal = import_optuna(), open_journal(self.study, self.folder, column)
+        complete = journal.get_trials(states=[optuna.trial.TrialState.COMPLETE])
+        if len(complete) < 2:
+            return []
+        lines = ['## Best values', '', *(f'- `{path}`: {value}' for path, value in journal.best_params.items()), '']
+        figure_folder = os.path.join(self.folder, 'figures')
+        os.makedirs(figure_folder, exist_ok=True)
+        names = {'search_importance': 'plot_param_importances', 'search_parallel': 'plot_parallel_coordinate',
+                 'search_history': 'plot_optimization_history'}
+        for name, function in names.items():
+            with figures.warn_on_error(path := os.path.join(figure_folder, f'{name}.png')):
+                _draw(function, journal, column, path)
+        return [*lines, '## Importance of the fields', '', 'The share of the variance between trials that each field '
+                'explains (functional ANOVA, Hutter et al. 2014). With few trials it is only a rough estimate.', '',
+                figure(figure_folder, 'search_importance'), '', '## Trials', '', figure(figure_folder, 'search_parallel'),
+                '', figure(figure_folder, 'search_history'), '']
 
 
 def _draw(function: str, journal: Any, column: Column, path: str) -> None:

@@ -192,3 +192,10 @@ def test_a_study_refuses_changed_arms_and_the_folder_of_a_run(tmp_path):
         pass
     with pytest.raises(UserError, match='holds a run, not a study'), StudyRun(study({'a': {}}), f'{folder}/a/seed0'):
         pass
+
+
+def test_missing_data_stops_a_study_before_its_runs(tmp_path):
+    arms = {'digits': {}, 'missing': {'data.name': 'cifar10', 'data.dir': str(tmp_path)}}
+    with StudyRun(study(arms), str(tmp_path / 'study')) as run, pytest.raises(UserError, match=r"^config.data.dir: "):
+        run.train(LocalExecutor(1, {}, []), lambda *_: None, lambda: None, [])
+    assert not os.path.exists(tmp_path / 'study' / 'digits' / 'seed0')

@@ -9,7 +9,7 @@ from jaxcnn import config
 from jaxcnn.errors import UserError
 from jaxcnn.studies import choice, integer, log_uniform, make_study, search
 from jaxcnn.studies.results import write_failure
-from jaxcnn.studies.run import StudyRun
+from jaxcnn.studies.search import SearchRun
 
 pytest.importorskip('optuna')
 SPACE = {'optim.learning_rate': log_uniform(1e-4, 1e-1), 'batch_size': integer(8, 64),
@@ -41,7 +41,7 @@ def write_rows(job, values):
 def run(study, folder, stop_after=None):
     """Run a search, or its first jobs. Return its configs in the order of the jobs."""
     configs = []
-    with StudyRun(study, str(folder)) as study_run:
+    with SearchRun(study, str(folder)) as study_run:
         while job := study_run.queue.next():
             if len(configs) == stop_after:  # killed while this one runs
                 return configs
@@ -74,7 +74,7 @@ def test_a_changed_search_is_refused(tmp_path, changed, change):
 
 
 def test_a_bad_trial_is_pruned_and_a_failed_one_has_no_value(tmp_path):
-    with StudyRun(make(7, pruner='median'), str(tmp_path)) as study_run:
+    with SearchRun(make(7, pruner='median'), str(tmp_path)) as study_run:
         queue = study_run.queue
         for value in (0.5, 0.6, 0.7, 0.8, 0.9):
             job = queue.next()
@@ -101,7 +101,7 @@ def test_the_report_ranks_the_trials_and_draws_what_mattered(tmp_path, monkeypat
     monkeypatch.setattr('jaxcnn.studies.report._multiply_adds', lambda arm: 1)
     study = make(6)
     run(study, tmp_path)
-    with StudyRun(study, str(tmp_path)) as study_run:
+    with SearchRun(study, str(tmp_path)) as study_run:
         study_run.write_report()
         means = [arm.mean(study_run.columns[0]) for arm in study_run.table().arms]
     assert means == sorted(means, reverse=True)
