@@ -151,13 +151,23 @@ class StudyRun:
         """Train the remaining runs; see `run_jobs`.
 
         Raises:
-          UserError: The data of an arm is missing on this machine, which is to train it.
+          UserError: The data of all arms is missing on this machine, which is to train them.
         """
         if isinstance(executor, LocalExecutor):
-            configs = {arm.config.data: arm.config for arm in self.study.arms}  # one for each data set
-            for config in configs.values():
-                data.sources.find(config.data, tasks.find(config.task).kind)
+            self._check_data()
         run_jobs(self.queue, executor, on_done, on_poll, stop)
+
+    def _check_data(self) -> None:
+        """Raise a UserError if the data of no arm exists. If that of some exists, the others fail as any run may."""
+        configs = {arm.config.data: arm.config for arm in self.study.arms}  # one for each data set
+        for number, config in enumerate(configs.values(), 1):
+            try:
+                data.sources.find(config.data, tasks.find(config.task).kind)
+            except UserError:
+                if number == len(configs):
+                    raise
+            else:
+                return
 
     def table(self) -> Table:
         """Return the results so far."""

@@ -195,7 +195,7 @@ def test_a_study_refuses_changed_arms_and_the_folder_of_a_run(tmp_path):
 
 
 def test_missing_data_stops_a_study_before_its_runs(tmp_path):
-    arms = {'digits': {}, 'missing': {'data.name': 'cifar10', 'data.dir': str(tmp_path)}}
+    arms = {name: {'data.name': name, 'data.dir': str(tmp_path)} for name in ('cifar10', 'mnist')}
     with StudyRun(study(arms), str(tmp_path / 'study')) as run, pytest.raises(UserError, match=r"^config.data.dir: "):
         run.train(LocalExecutor(1, {}, []), lambda *_: None, lambda: None, [])
-    assert not os.path.exists(tmp_path / 'study' / 'digits' / 'seed0')
+    assert not os.path.exists(tmp_path / 'study' / 'cifar10' / 'seed0')
