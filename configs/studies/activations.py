@@ -5,7 +5,8 @@
 
 DIR holds TFDS data sets (or set TFDS_DATA_DIR). The network has ten convolutions and no normalisation, so that its
 activations and gradients depend on the initialiser. The quick form is on handwritten digits, and needs no data.
-Result: not yet measured.
+Result of the quick form: with he_normal ELU 94.61 %, tanh 91.36 %, ReLU 83.66 %; the other initialisers are worse for
+each of them (docs/results.md).
 """
 
 from jaxcnn.config import make

@@ -5,7 +5,9 @@
 
 DIR holds TFDS data sets (or set TFDS_DATA_DIR). Each optimizer has one learning rate, a usual one for it, so the study
 compares recipes and not what each could reach; a search (jaxcnn.studies.search) tunes one. The full form trains
-`shallow_cnn` on CIFAR-10, the quick one LeNet-5 on handwritten digits, and needs no data. Result: not yet measured.
+`shallow_cnn` on CIFAR-10, the quick one LeNet-5 on handwritten digits, and needs no data.
+Result of the quick form: best Muon with cosine 98.79 %, momentum with cosine 98.33 %, SGD with cosine 97.31 %, Adam 97.03
+% (docs/results.md).
 """
 
 from jaxcnn.studies import make_study, product
