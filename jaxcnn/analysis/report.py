@@ -35,10 +35,7 @@ def write_report(workdir: str, experiment: Experiment, summary: Mapping[str, Any
       accumulated: the evaluation of this split.
     """
     config, info, folder = experiment.config, experiment.info, os.path.join(workdir, 'figures')
-    with figures.warn_on_error(path := os.path.join(folder, 'curves.png')):
-        metric = experiment.best.metric
-        figures.curves(rows, [LOSS, experiment.task.main_metric if metric == LOSS else metric],
-                       list(experiment.measurements(tta=False).values()), path)
+    draw_curves(workdir, experiment, rows)
     sections = experiment.task.report(accumulated, info['class_counts'], _SPLIT_NAMES[split], folder)
     lines = [
         *_introduction(experiment, summary),
@@ -57,6 +54,20 @@ def write_report(workdir: str, experiment: Experiment, summary: Mapping[str, Any
         path = os.path.join(workdir, name)
         with name_file(path), open(path, 'w', encoding='utf-8') as f:
             f.write(content)
+
+
+def draw_curves(workdir: str, experiment: Experiment, rows: Sequence[Mapping[str, float]]) -> None:
+    """Draw the loss, the metric that selects the best checkpoint and the learning rate, as `figures/curves.png`.
+
+    Args:
+      workdir: the folder of the run.
+      experiment: the objects that the run's config describes.
+      rows: the rows of `metrics.jsonl`.
+    """
+    with figures.warn_on_error(path := os.path.join(workdir, 'figures', 'curves.png')):
+        metric = experiment.best.metric
+        figures.curves(rows, [LOSS, experiment.task.main_metric if metric == LOSS else metric],
+                       list(experiment.measurements(tta=False).values()), path)
 
 
 def _introduction(experiment: Experiment, summary: Mapping[str, Any]) -> list[str]:

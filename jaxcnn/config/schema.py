@@ -255,3 +255,9 @@ class Config:
     eval: EvalConfig = _field(EvalConfig, 'the evaluation')
     checkpoint: CheckpointConfig = _field(CheckpointConfig, 'the checkpoints')
     log_every: Duration = _field(Duration('steps', 50), 'interval of logged training metrics; each epoch has at least one')
+    log_histograms: Duration | None = _field(None, 'interval of histograms of parameters, gradients and activations in '
+                                             'TensorBoard; None: none', affects_result=False)
+    log_images: Duration | None = _field(None, 'interval of sheets with augmented training images, in TensorBoard and as '
+                                         'figures/batch.png; None: none', affects_result=False)
+    figures: Duration | None = _field(None, 'interval at which figures/curves.png is drawn anew during the run; None: it is '
+                                      'drawn at the end', affects_result=False)

@@ -134,6 +134,10 @@ class TrainFeed:
         """Return the positions in the training split of the images of `step`: (B,) int32."""
         return self._order.positions(step)
 
+    def epochs(self, step: int) -> np.ndarray:
+        """Return the epoch of each image of `step`: (B,) int32."""
+        return self._order.epochs(step)
+
     def epoch(self, step: int) -> int:
         """Return the epoch of the first image of `step`."""
         return self._timeline.examples(step) // self._timeline.num_train

@@ -28,6 +28,7 @@ from jaxcnn.training.checkpoint import Checkpoints
 from jaxcnn.training.dispatch import Dispatch, DispatchQueue, dispatch_end
 from jaxcnn.training.extend import archive_results, check_run
 from jaxcnn.training.finish import best_state, summarize, write_results
+from jaxcnn.training.monitor import Monitor
 from jaxcnn.training.progress import ProgressDisplay
 from jaxcnn.training.run_progress import RunProgress
 from jaxcnn.training.setup import Setup
@@ -131,6 +132,7 @@ class TrainingRun:
         self._saved = (self.step, self.progress.evaluated_step == self.step)
         self._stop.saved_step = self.step
         self.metrics_log = MetricsLog(folder, self.step) if self.is_main_process else None
+        self._monitor = Monitor(setup, self.metrics_log) if self.metrics_log else None
         if self.metrics_log:
             resources.callback(self.metrics_log.close)
         if not newest and self.is_main_process:
@@ -200,14 +202,18 @@ class TrainingRun:
 
     def advance(self, save_every: cfg.Duration) -> None:
         """Dispatch the next steps, and record the scalars of earlier ones that are due."""
-        setup = self.setup
-        end = dispatch_end(setup.timeline, self.step, setup.steps_per_dispatch, [setup.config.eval.every, save_every],
+        setup, start = self.setup, self.step
+        end = dispatch_end(setup.timeline, start, setup.steps_per_dispatch, [setup.config.eval.every, save_every],
                            setup.variable_length)
         inputs = self._next_inputs(end)
         program = self._compiled_program(inputs)
         self._dispatch(program, inputs, end)
         for dispatch in self.dispatches.pop_due(lambda: self._display.is_due):
             self._record(dispatch)
+        if self._monitor and self._monitor.is_due(start, end):
+            self.drain()
+            self._monitor.write(start, end, self.state)
+            self._timed_until = time.monotonic()
 
     def _next_inputs(self, end: int) -> tuple:
         """Return the program's arguments for the steps up to `end`; if the data fails, the state is saved first."""

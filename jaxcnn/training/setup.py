@@ -18,7 +18,7 @@ from jaxcnn.timeline import Phase
 from jaxcnn.training import initialize, parallel, whiten
 from jaxcnn.training.evaluate import Evaluator
 from jaxcnn.training.state import TrainState, init_state, variables
-from jaxcnn.training.step import TrainStep, image_gradient, image_keys, many_steps, step_keys
+from jaxcnn.training.step import Batch, TrainStep, image_gradient, image_keys, many_steps, step_keys
 
 
 class Setup:
@@ -251,26 +251,59 @@ class Setup:
     def draw_first_batch(self, state: TrainState) -> None:
         """Write the figure of the first images of the first batch, augmented, with their targets."""
         from jaxcnn.analysis import figures
-        experiment, train = self.experiment, self.dataset.splits['train']
-        pipeline = experiment.preprocessor.augment
-        batch = self.feed.positions(0)
-        num_mixed = pipeline.num_mixes if pipeline else 0  # rows before the first one that are mixed into the drawn ones
-        rows = np.arange(-num_mixed, min(32, len(batch))) % len(batch)
-        positions = batch[rows]
-        gradient = None
-        if pipeline and pipeline.has_attack:
-            gradient = image_gradient(experiment.network, experiment.preprocessor, experiment.task,
-                                      variables(self.backend.fetch(state))[False])
-        run_key = jax.random.key(np.uint32(self.config.seed))
-        key, _ = step_keys(run_key, 0)
-        passes = image_keys(run_key, jax.numpy.asarray(positions)), jax.numpy.zeros(len(positions), np.int32)
-        without_normalization = dataclasses.replace(experiment.preprocessor, normalize=normalize.Normalization())
-        augment = jax.jit(functools.partial(without_normalization.train, mixer=experiment.task, gradient=gradient,
-                                            passes=passes))
-        examples = {'image': train.take(positions), **train.take_targets(positions)}
-        augmented = {name: np.asarray(value)[num_mixed:] for name, value in augment(examples, key, rows).items()}
-        pixels = augmented.pop('image')
-        titles = [experiment.task.title({name: value[i] for name, value in augmented.items()}) for i in range(len(pixels))]
         path = os.path.join(self.folder, 'figures', 'first_batch.png')
         with figures.warn_on_error(path):
-            figures.image_grid(pixels, titles, path)
+            self.draw_batch(0, state, path)
+
+    def draw_batch(self, step: int, state: TrainState, path: str) -> None:
+        """Draw the first images of the batch of a step, augmented and not normalised, with their targets.
+
+        Args:
+          step: number of the step.
+          state: state whose network attacks use, on the devices.
+          path: the PNG file.
+        """
+        from jaxcnn.analysis import figures
+        augmented = self.augmented_batch(step, 32, state, normalized=False)
+        pixels = augmented.pop('image')
+        titles = [self.experiment.task.title({name: value[i] for name, value in augmented.items()})
+                  for i in range(len(pixels))]
+        figures.image_grid(pixels, titles, path)
+
+    def augmented_batch(self, step: int, count: int, state: TrainState, normalized: bool = True) -> dict[str, np.ndarray]:
+        """Return the first `count` examples of the batch of a step as the network gets them; one device computes them.
+
+        Args:
+          step: number of the step.
+          count: maximum number of examples.
+          state: state whose network attacks use, on the devices.
+          normalized: whether the images are normalised; otherwise, their pixels are in [0, 1].
+        """
+        experiment, train = self.experiment, self.dataset.splits['train']
+        pipeline = experiment.preprocessor.augment
+        batch, epochs = self.feed.positions(step), self.feed.epochs(step)
+        num_mixed = pipeline.num_mixes if pipeline else 0  # rows before the first one that are mixed into the returned ones
+        rows = np.arange(-num_mixed, min(count, len(batch))) % len(batch)
+        positions = batch[rows]
+        has_attack = pipeline is not None and pipeline.has_attack
+        weights = variables(self.backend.fetch(state))[False] if has_attack else None
+        run_key = jax.random.key(np.uint32(self.config.seed))
+        key, _ = step_keys(run_key, step)
+        passes = image_keys(run_key, jax.numpy.asarray(positions)), jax.numpy.asarray(epochs[rows])
+        examples = {'image': train.take(positions), **train.take_targets(positions)}
+        augmented = self._augment(normalized)(weights, examples, key, rows, passes)
+        return {name: np.asarray(value)[num_mixed:] for name, value in augmented.items()}
+
+    @functools.cache  # noqa: B019 (a Setup lives as long as its run)
+    def _augment(self, normalized: bool) -> Callable[..., Batch]:
+        """Return the jitted function that augments examples; see `augmented_batch`."""
+        experiment, preprocessor = self.experiment, self.experiment.preprocessor
+        if not normalized:
+            preprocessor = dataclasses.replace(preprocessor, normalize=normalize.Normalization())
+
+        def augment(weights: Any, examples: Batch, key: jax.Array, rows: jax.Array, passes: Any) -> Batch:
+            gradient = None
+            if weights is not None:
+                gradient = image_gradient(experiment.network, experiment.preprocessor, experiment.task, weights)
+            return preprocessor.train(examples, key, rows, mixer=experiment.task, gradient=gradient, passes=passes)
+        return jax.jit(augment)

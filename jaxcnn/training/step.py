@@ -128,6 +128,18 @@ class TrainStep:
         (loss, (outputs, stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
         return grads, stats, {'loss': loss, **self.task.train_scalars(outputs, targets)}
 
+    def batch_gradients(self, params: Any, batch_stats: Any, examples: Batch, key: jax.Array, step: jax.Array) -> Any:
+        """Return the gradients of the loss of augmented and normalised examples, which are one micro-batch on one device.
+
+        Args:
+          params, batch_stats: the network's variables.
+          examples: `image` and the task's targets.
+          key: key of dropout.
+          step: number of the step.
+        """
+        grads, _, _ = self._micro_batch(params, batch_stats, examples, key, self._aux_weight(step))
+        return grads
+
     def _previous_rows(self, x: jax.Array) -> jax.Array:
         """Return the row before each row in the global batch, and the last row before the first one."""
         if not self.axis_name:

@@ -194,6 +194,16 @@ class MetricsLog:
             self.flush()
         return row
 
+    @property
+    def writes_events(self) -> bool:
+        """Whether events for TensorBoard are written, which needs `tensorboardX`."""
+        return self._events is not None
+
+    def write_summary(self, step: int, summary: Any) -> None:
+        """Write a summary of `tensorboardX`, such as a histogram, as an event at a step. Call it only if `writes_events`."""
+        with name_file(self.workdir):
+            self._write_event(step, summary=summary)
+
     def flush(self) -> None:
         """Write the TensorBoard scalars to the disk; the rows are there already."""
         if self._events is not None:

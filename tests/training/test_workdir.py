@@ -2,11 +2,11 @@
 
 import json
 import os
-import struct
 import subprocess
 import sys
 
 import pytest
+from event_files import read_events
 
 from jaxcnn import config as cfg
 from jaxcnn.errors import UserError
@@ -111,7 +111,8 @@ HARMLESS = {  # another value of each field that cannot change the result
     'name': {'name': 'renamed'}, 'dir': {'data': {'dir': '/elsewhere'}}, 'cache_dir': {'data': {'cache_dir': '/x'}},
     'placement': {'data': {'placement': 'host'}}, 'workers': {'data': {'workers': 2}},
     'batch_size': {'eval': {'batch_size': 100}}, 'every': {'checkpoint': {'every': {'steps': 3}}},
-    'keep': {'checkpoint': {'keep': 5}}}
+    'keep': {'checkpoint': {'keep': 5}}, 'log_histograms': {'log_histograms': {'epochs': 1}},
+    'log_images': {'log_images': {'epochs': 1}}, 'figures': {'figures': {'epochs': 1}}}
 
 
 @pytest.mark.parametrize('field', HARMLESS)
@@ -292,16 +293,6 @@ def test_an_incomplete_last_line_is_removed(tmp_path, end):
 
 def test_a_workdir_without_metrics_has_no_rows(tmp_path):
     assert read_metrics(str(tmp_path)) == []
-
-
-def read_events(path):
-    """Yield the TensorBoard events of a file, whose records are length, checksum, content and checksum."""
-    from tensorboardX.proto.event_pb2 import Event
-    data, offset = path.read_bytes(), 0
-    while offset < len(data):
-        length, = struct.unpack_from('<Q', data, offset)
-        yield Event.FromString(data[offset + 12:offset + 12 + length])
-        offset += 16 + length
 
 
 def start_steps(events):
