@@ -135,6 +135,20 @@ def shortened(text: str, max_length: int = 24) -> str:
     return text if len(text) <= max_length else f'{text[:max_length - 1]}…'
 
 
+def thumbnails(images: np.ndarray, max_side: int) -> np.ndarray:
+    """Return uint8 images (N, H, W, C), reduced so that their height and width are at most `max_side` pixels."""
+    height, width = images.shape[1:3]
+    if max(height, width) <= max_side:
+        return images
+    from PIL import Image
+    scale = max_side / max(height, width)
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+
+    def reduce(channel: np.ndarray) -> np.ndarray:
+        return np.asarray(Image.fromarray(channel).resize(size, Image.Resampling.LANCZOS))
+    return np.stack([np.stack([reduce(image[..., c]) for c in range(image.shape[-1])], -1) for image in images])
+
+
 def image_grid(images: np.ndarray | Sequence[np.ndarray], titles: Sequence[str], path: str, columns: int = 8,
                headings: Sequence[str] = ()) -> None:
     """Draw images in a grid. Small ones are enlarged by a whole factor, so that cells have at least 96 pixels a side.

@@ -35,6 +35,7 @@ class Dataset:
       broken: for each split of the source, the number of images that could not be read and were skipped.
       digest: for each split, a digest of each of its targets and of its images, in order.
       kind: kind of targets.
+      paths: by split, the paths of the images in `Split.images`; empty if the images are not in files of their own.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Dataset:
     broken: dict[str, int] = dataclasses.field(default_factory=dict)
     digest: dict[str, str] = dataclasses.field(default_factory=dict)
     kind: TargetKind = LABEL
+    paths: dict[str, Sequence[str]] = dataclasses.field(default_factory=dict)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -56,6 +58,12 @@ class Dataset:
     def num_classes(self) -> int:
         """The number of classes."""
         return len(self.class_names)
+
+    def image_name(self, split: str, position: int) -> str:
+        """Return the path of an image, relative to the folder of the data set, or `test image 3` if it has no file."""
+        if split in self.paths:
+            return as_text(self.paths[split][self.splits[split].index[position]])
+        return f'{split} image {position}'
 
     def class_counts(self, split: str) -> list[int]:
         """Return how many images of a split show each class."""
@@ -242,7 +250,8 @@ def load(config: DataConfig, kind: TargetKind = LABEL, source: sources.Source | 
     _warn_of_missing_classes(source.location, splits, meta['class_names'], kind)
     if config.per_class:
         splits['train'] = _draw_per_class(splits['train'], config.per_class, kind, config.split_seed)
+    paths = {name: source.paths['train' if fraction and name == 'val' else name] for name in splits} if source.paths else {}
     duplicates.warn(source.location, splits)
     mean, std = _cached_statistics(splits['train'])
     return Dataset(config.name, meta['class_names'], splits, mean, std, source.ink, meta['broken'],
-                   _digest(splits, meta['checksums']), kind)
+                   _digest(splits, meta['checksums']), kind, paths)

@@ -260,7 +260,8 @@ def make_file_source(name: str, root: str, listing: Listing, expected: str, clas
     names = _unique_names([(class_names or {}).get(c, c) for c in classes], classes)
     return Source(as_text(root), key={'source': name, 'files': digest, 'classes': classes, 'names': names},
                   splits={split: functools.partial(splits.__getitem__, split) for split in splits},
-                  class_names=lambda: names, kind=kind)
+                  class_names=lambda: names, kind=kind,
+                  paths={split: files.paths for split, files in splits.items()})
 
 
 def _labelled_images(root: str, listing: Listing) -> Listing:

@@ -103,6 +103,8 @@ class Source:
       ink: the framing of handwriting; None for photographs.
       val_fraction: the fraction of the training images held out for validation if the config does not give one.
       kind: the kind of its targets.
+      paths: by split, the paths of its images in order, relative to the folder of the data set; empty if the images are not
+        in files of their own.
     """
 
     location: str
@@ -112,6 +114,7 @@ class Source:
     ink: Ink | None = None
     val_fraction: float = 0.1
     kind: TargetKind = LABEL
+    paths: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def from_arrays(cls, train: Arrays, val: Arrays | None = None, test: Arrays | None = None,

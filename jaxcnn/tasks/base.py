@@ -164,6 +164,20 @@ class Task(abc.ABC):
 
     # reports and predictions
 
+    def confident_mistakes(self, accumulated: Accumulated, targets: Mapping[str, np.ndarray],
+                           count: int) -> tuple[np.ndarray, list[str]]:
+        """Return the most confident wrong predictions of an evaluation; none by default.
+
+        Args:
+          accumulated: the result of the evaluation.
+          targets: the targets of the split, by name, (N, ...) each.
+          count: maximum number of images.
+
+        Returns:
+          The positions of the images in the split, most confident first, (n,), and what was predicted for each of them.
+        """
+        return np.zeros(0, int), []
+
     @abc.abstractmethod
     def report(self, accumulated: Accumulated, train_counts: Sequence[int], split: str, folder: str) -> list[Section]:
         """Write the figures of an evaluation, and return the sections that show them.

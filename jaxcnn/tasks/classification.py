@@ -80,6 +80,20 @@ class Classification(Task):
             sums[name] = jnp.where(mask > 0, values.astype(jnp.float32), 0).sum()
         return sums
 
+    def eval_rows(self, outputs: jax.Array, targets: Targets) -> Tree:
+        """Return the predicted class and its probability."""
+        outputs = outputs.astype(jnp.float32)
+        return {'predicted': metrics.predictions(outputs), 'confidence': jax.nn.softmax(outputs).max(-1)}
+
+    def confident_mistakes(self, accumulated: Accumulated, targets: Mapping[str, np.ndarray],
+                           count: int) -> tuple[np.ndarray, list[str]]:
+        """See `Task`."""
+        from jaxcnn.analysis import mistakes
+        predicted, confidence = accumulated.rows['predicted'], accumulated.rows['confidence']
+        indices, scores = mistakes.confident_mistakes(predicted, confidence, targets['label'], count)
+        return indices, [f'{self.class_names[predicted[i]]} ({100 * score:.2f} %)' for i, score in zip(
+            indices, scores, strict=True)]
+
     def compute(self, accumulated: Accumulated) -> dict[str, float]:
         """See `Task`; metrics of a split are functions of the confusion matrix."""
         sums = accumulated.sums

@@ -82,6 +82,16 @@ class Multilabel(Task):
         """Return the probabilities and labels, for metrics that rank all images."""
         return {'probabilities': jax.nn.sigmoid(outputs.astype(jnp.float32)), 'labels': targets['labels']}
 
+    def confident_mistakes(self, accumulated: Accumulated, targets: Mapping[str, np.ndarray],
+                           count: int) -> tuple[np.ndarray, list[str]]:
+        """Return the images with the most confident wrong decision, and that decision: that it shows a class, or not."""
+        from jaxcnn.analysis import mistakes
+        (indices, scores), classes = mistakes.confident_label_mistakes(
+            accumulated.rows['probabilities'], targets['labels'], count, self.threshold)
+        is_shown = targets['labels'][indices, classes] == 0
+        return indices, [f'{"" if shows else "not "}{self.class_names[c]} ({100 * score:.2f} %)' for shows, c, score in zip(
+            is_shown, classes, scores, strict=True)]
+
     def _scores(self, accumulated: Accumulated) -> metrics.LabelScores:
         rows = accumulated.rows
         return metrics.LabelScores(rows['probabilities'], rows['labels'], self.threshold)

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 
+from jaxcnn.data.dataset import Dataset
 from jaxcnn.experiment import Experiment
 from jaxcnn.metrics import Measurement
 from jaxcnn.tasks import Accumulated
@@ -75,7 +76,7 @@ def summarize(experiment: Experiment, folder: str, values: Mapping[Measurement, 
 
 
 def write_results(experiment: Experiment, folder: str, summary: Mapping[str, Any], split: str,
-                  accumulated: Accumulated) -> None:
+                  accumulated: Accumulated, dataset: Dataset) -> None:
     """Write `summary.json`, and the report with its figures.
 
     Args:
@@ -84,7 +85,8 @@ def write_results(experiment: Experiment, folder: str, summary: Mapping[str, Any
       summary: summary of the run.
       split: the split that the report shows in detail.
       accumulated: what the task has accumulated over that split.
+      dataset: data set of the run, whose images the report shows.
     """
     from jaxcnn.analysis.report import write_report
     workdir.write_json(os.path.join(folder, 'summary.json'), summary)
-    write_report(folder, experiment, summary, workdir.read_metrics(folder), split, accumulated)
+    write_report(folder, experiment, summary, workdir.read_metrics(folder), split, accumulated, dataset)

@@ -389,6 +389,6 @@ class TrainingRun:
                    'params': sum(math.prod(p.shape) for p in jax.tree.leaves(setup.template.params)),
                    **self.progress.summary()}
         if self.is_main_process:
-            write_results(experiment, setup.folder, summary, reported_split, accumulated)
+            write_results(experiment, setup.folder, summary, reported_split, accumulated, setup.dataset)
         self._callbacks.call('on_end', summary)
         return summary

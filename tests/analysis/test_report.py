@@ -17,6 +17,8 @@ from PIL import Image
 
 from jaxcnn import config, experiment, metrics, tasks
 from jaxcnn.analysis import figures, report
+from jaxcnn.data.dataset import Dataset
+from jaxcnn.data.split import Split
 
 ROWS = [{'epoch': e / 4, 'step': 10 * e, 'train_loss': 2.0 / (e + 1), 'train_accuracy': 1 - 0.8 / (e + 1),
          'learning_rate': 0.1 * (1 - e / 8), **({'val_loss': 2.1 / (e + 1), 'val_accuracy': 0.9} if e % 4 == 0 else {})}
@@ -263,17 +265,17 @@ SUMMARY = {
 def write(tmp_path):
     """Return a function that writes a report with its figures, and returns its text.
 
-    Its arguments are the fields of the config, the evaluation, and changed values of the summary.
+    Its arguments are the fields of the config, the evaluation, the data, and changed values of the summary.
     """
     tmp_path.joinpath('figures').mkdir()
     tmp_path.joinpath('figures', 'first_batch.png').touch()  # drawn when the run begins
 
-    def write(fields=None, confusion=CONFUSION, split='test', broken=None, names=NAMES, **summary):
+    def write(fields=None, confusion=CONFUSION, split='test', broken=None, names=NAMES, dataset=None, rows=None, **summary):
         info = {'class_names': names, 'class_counts': [40, 50, 60, 0, 0, 0][:len(names)], 'broken': broken or {},
                 'sizes': {'train': 150}, 'image_shape': (32, 32, 1), 'mean': (0.0,), 'std': (1.0,)}
         built = experiment.build(config.parse(fields or {}), info, None)
         report.write_report(str(tmp_path), built, {**SUMMARY, **summary}, ROWS, split,
-                            tasks.Accumulated({'confusion': confusion}, {}))
+                            tasks.Accumulated({'confusion': confusion}, rows or {}), dataset)
         return (tmp_path / 'report.md').read_text()
     return write
 
@@ -393,6 +395,24 @@ def test_report_lists_only_changed_fields(write_text):
     block = text.split('## Config')[1].split('```')[1].strip().splitlines()
     assert sorted(block) == ["config.data.augment = 'flip_lr'", 'config.optim.learning_rate = 0.02',
                              "config.optim.warmup = {'epochs': 2}", 'config.seed = 17']
+
+
+def test_report_shows_the_most_confident_mistakes_with_their_images_and_files(write_text, tmp_path, monkeypatch):
+    assert 'confident' not in write_text()
+    sheets = []
+    monkeypatch.setattr(report, 'draw_sheet', lambda images, titles, path: sheets.append((images, titles)))
+    images = np.arange(6, dtype=np.uint8)[:, None, None, None] * np.ones((1, 4, 4, 1), np.uint8)
+    split = Split(images, np.array([5, 3, 1]), {'label': np.array([0, 1, 2])})
+    rows = {'predicted': np.array([2, 0, 2]), 'confidence': np.array([0.75, 0.99, 0.5])}
+    paths = {'test': [f'test/{n}.jpg' for n in range(6)]}
+    for given_paths, names in ((paths, ['test/3.jpg', 'test/5.jpg']), ({}, ['test image 1', 'test image 0'])):
+        dataset = Dataset('x', NAMES, {'train': split, 'test': split}, (0.0,), (1.0,), None, paths=given_paths)
+        text = write_text(dataset=dataset, rows=rows)
+        assert cells(text, names[0]) == ['cat (99.00 %)', 'dog']
+        assert cells(text, names[1]) == ['owl (75.00 %)', 'cat']
+        drawn, titles = sheets.pop()
+        assert drawn[:, 0, 0, 0].tolist() == [3, 5]
+        assert titles[0] == f'cat (99.00 %)\nlabel: dog\n{os.path.basename(names[0])}'
 
 
 def test_report_shows_existing_figures(write, tmp_path):

@@ -595,6 +595,11 @@ def test_a_broken_image_is_an_error_or_is_skipped_and_counted(tmp_path, kind, re
     assert sum(map(len, dataset.splits.values())) == 11
     assert caplog.text.count('skipped: ') == 1
     assert 'train/bee/0.jpg' in caplog.text
+    names = {name: [dataset.image_name(name, i) for i in range(len(split))] for name, split in dataset.splits.items()}
+    assert len({*names['train'], *names['val']} - {'train/bee/0.jpg'}) == 11
+    for split, split_names in names.items():
+        for label, name in zip(dataset.splits[split].targets['label'], split_names, strict=True):
+            assert dataset.class_names[label] in name
 
 
 def empty(root):
