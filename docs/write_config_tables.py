@@ -36,7 +36,8 @@ def type_name(kind: Any, path: str) -> str:
         return f'{type_name(strip_optional(kind), path)} or None'
     group = f'[group](#{slug(heading(path))})' if path in GROUPS else ''
     if typing.get_origin(kind) is tuple:
-        return f'list of {group}s' if group else 'list of pairs'
+        item = typing.get_args(kind)[0]
+        return f'list of {group or TYPES.get(item, "pair")}s'
     return group or TYPES[kind]
 
 

@@ -214,6 +214,8 @@ class CheckpointConfig:
 
     every: Duration | None = _field(None, 'interval of checkpoints; None: after every evaluation', affects_result=False)
     keep: int = _field(2, 'number of latest checkpoints to keep, besides the best one', minimum=1, affects_result=False)
+    at: tuple[Duration, ...] = _field((), 'further checkpoints, which are kept for good, as in (dict(epochs=1), '
+                                      'dict(epochs=5)); those after the end of the run have no effect', affects_result=False)
     metric: str | None = _field(None, 'metric that selects the best checkpoint: `val_` and a metric of the task, as in '
                                 'val_accuracy, or `val_ema_` and a metric, as in val_ema_loss; None: the first metric of '
                                 'the task')

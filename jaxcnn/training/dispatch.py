@@ -18,9 +18,9 @@ def dispatch_end(timeline: Timeline, step: int, steps_per_dispatch: int, boundar
                  variable_length: bool) -> int:
     """Return the step at which the dispatch that begins at `step` ends.
 
-    Full dispatches end at multiples of `steps_per_dispatch`. A dispatch also ends before the next phase, and where one of
-    `boundaries` has passed a whole number of times. The result depends on `step` alone, so that a resumed run has the same
-    dispatches.
+    Full dispatches end at multiples of `steps_per_dispatch`. A dispatch also ends before the next phase, at the checkpoints
+    of `config.checkpoint.at`, and where one of `boundaries` has passed a whole number of times. The result depends on `step`
+    alone, so that a resumed run has the same dispatches.
 
     Args:
       timeline: steps of the run.
@@ -31,7 +31,7 @@ def dispatch_end(timeline: Timeline, step: int, steps_per_dispatch: int, boundar
         that a run needs only two programs.
     """
     end = min((step // steps_per_dispatch + 1) * steps_per_dispatch, timeline.phase_end(step),
-              *(timeline.next_multiple(step, every) for every in boundaries))
+              timeline.next_kept_checkpoint(step), *(timeline.next_multiple(step, every) for every in boundaries))
     is_full = end - step == steps_per_dispatch
     return end if is_full or variable_length else step + 1
 

@@ -37,7 +37,7 @@ def get_config():
                 batch_schedule=[(dict(steps=30), 64)], parallel=dict(devices=1),
                 whiten=dict(match='Conv_0/kernel', images=50),
                 eval=dict(every=dict(steps=15), tta='flip_shift'),
-                checkpoint=dict(every=dict(steps=6)), log_every=dict(steps=10))
+                checkpoint=dict(every=dict(steps=6), at=(dict(steps=7), dict(fraction=0.47))), log_every=dict(steps=10))
 '''
 
 # less to compile, but everything that a checkpoint must hold for the run to continue: two optimizers, an average, slow
@@ -110,6 +110,8 @@ def assert_same_run(a, b):
     assert metric_rows(a) == metric_rows(b)
     runs = [load_run(str(f)) for f in (a, b)]
     assert runs[0].checkpoints.steps()[-1] == runs[1].checkpoints.steps()[-1] == runs[0].experiment.timeline.total
+    for run in runs:  # those of checkpoint.at, the newest two and the best one
+        assert run.steps() == sorted({7, 33, *run.steps()[-2:], run.find_step('best')})
     assert runs[0].find_step('best') == runs[1].find_step('best')
     assert_same_state(a, b)
     summaries = [workdir.read_json(os.path.join(f, 'summary.json')) for f in (a, b)]

@@ -32,6 +32,13 @@ def test_dispatches_end_at_evaluations_and_checkpoints(boundary, ends):
     assert dispatch_ends(20, 5, [('steps', 100), boundary]) == dispatch_ends(20, 5, [boundary, ('steps', 100)]) == ends
 
 
+def test_dispatches_end_at_kept_checkpoints():
+    fields = dict(checkpoint=dict(at=[dict(steps=7), dict(epochs=1.2), dict(fraction=0.25), dict(epochs=64)]))
+    assert dispatch_ends(20, 20, **fields) == [5, 7, 12, 20]
+    assert dispatch_ends(20, 5, **fields, variable_length=False, first=5) == [6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 20]
+    assert dispatch_ends(20, 20, **fields, first=7) == [12, 20]
+
+
 @pytest.mark.parametrize('fields', [
     dict(batch_schedule=[(dict(steps=7), 20)]), dict(freeze_bn=dict(steps=7)),
     dict(optim=dict(switch=[dict(at=dict(steps=7), learning_rate=0.1)]))], ids=['batch size', 'BatchNorm', 'optimizer'])
