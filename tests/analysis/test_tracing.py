@@ -58,8 +58,8 @@ def test_unpooling_puts_a_value_at_the_switch_of_its_window():
 
 @pytest.mark.parametrize('fields', [{'remat': True}, {'conv_implementation': 'xla'}])
 def test_the_gradient_rules_reach_relus_within_blocks_and_normalisation(fields):
-    network = models.create('shallow_cnn', 3, widths=(4, 4, 4, 4), hidden=8, **fields)
-    images = jax.random.normal(jax.random.key(0), (1, 16, 16, 3))
+    network = models.create('sequential', 3, layers='conv(4)|norm|relu|conv(4)|norm|relu|global_avg_pool|dense', **fields)
+    images = jax.random.normal(jax.random.key(0), (1, 8, 8, 3))
     variables = network.init(jax.random.key(1), images)
 
     def score(x):
