@@ -88,12 +88,12 @@ def reliability_diagram(result: Calibration, path: str, title: str = 'reliabilit
         axis, histogram = figure.subplots(2, 1, sharex=True, gridspec_kw={'height_ratios': [3, 1]})
         axis.bar(centers[has_images], result.accuracy[has_images], 0.92 * width, color='#56b4e9', label='accuracy')
         axis.plot([0, 1], [0, 1], color='black', linestyle='--', linewidth=1, label='perfect calibration')
-        axis.plot(result.confidence[has_images], result.accuracy[has_images], color='#d55e00', marker='o', markersize=4,
-                  linewidth=1, label='accuracy at the mean confidence')
+        axis.plot(result.confidence[has_images], result.accuracy[has_images], color='#d55e00', marker='o', markersize=5,
+                  linestyle='', label='at the mean confidence')
         axis.set(ylabel='accuracy', xlim=(0, 1), ylim=(0, 1.02),
                  title=f'{title}: expected calibration error {100 * result.ece:.2f} %')
         axis.grid(alpha=0.3)
-        axis.legend(loc='upper left')
+        figure.legend(loc='outside lower center', ncols=3, fontsize=9)
         histogram.bar(centers, result.counts, 0.92 * width, color='#999999')
-        histogram.set(xlabel='confidence of the prediction', ylabel='images')
+        histogram.set(xlabel='confidence of the prediction', ylabel='predictions')
         histogram.grid(alpha=0.3)
