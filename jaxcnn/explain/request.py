@@ -95,7 +95,7 @@ class Request:
         split = splits[self.split]
         positions = np.random.default_rng(self.seed).permutation(len(split))[:self.count]
         labels = split.take_targets(positions).get('label', np.full(len(positions), -1))
-        return Examples(split.take(positions), [f'{self.split} image {i}' for i in positions], labels)
+        return Examples(split.take(positions), [self.dataset.image_name(self.split, i) for i in positions], labels)
 
     @functools.cached_property
     def inputs(self) -> jax.Array:

@@ -7,13 +7,14 @@ from collections.abc import Callable, Sequence
 
 from jaxcnn.config import bind, parse_calls
 from jaxcnn.errors import unknown
+from jaxcnn.explain import data_views
 from jaxcnn.explain.attributions import METHODS, draw_attributions
 from jaxcnn.explain.request import Request, Section
 
 ATTRIBUTION = 'attribution'  # the section that shows all methods of attribution side by side
 
 # a view's first argument is the request, and the others are its options; its docstring's first line is its help text
-VIEWS: dict[str, Callable[..., Section]] = {}
+VIEWS: dict[str, Callable[..., Section]] = {**data_views.VIEWS}
 
 
 def names() -> list[str]:

@@ -1,0 +1,308 @@
+"""The views of a split in feature space, and of the predictions for it."""
+
+import csv
+import dataclasses
+import functools
+import json
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxcnn.analysis import calibration as calibrations
+from jaxcnn.analysis import embedding, mistakes
+from jaxcnn.analysis.embedding_page import write_embedding_page
+from jaxcnn.analysis.markdown import escape
+from jaxcnn.data import normalize
+from jaxcnn.data.targets import LABEL
+from jaxcnn.errors import UserError, unknown
+from jaxcnn.explain.request import Request, Section
+from jaxcnn.files import open_replacement
+from jaxcnn.metrics import format_percent
+from jaxcnn.run import Run
+from jaxcnn.tasks import Accumulated
+from jaxcnn.training.step import image_gradient
+
+BATCH_SIZE = 256
+
+
+class SplitPredictions:
+    """The images of a request's split with their predictions.
+
+    Attributes:
+      split: the split.
+      positions: (N,) positions of the images in the split.
+      targets: targets of the images by name.
+      has_label: whether each image has one class; otherwise it has any number of classes.
+    """
+
+    def __init__(self, request: Request, split: str, count: int | None = None):
+        splits = request.dataset.splits
+        if split not in splits:
+            raise UserError(f'no split {split!r}; there are: {", ".join(splits)}', field='--split')
+        self._request, self._examples, self.split = request, splits[split], split
+        self.positions = np.arange(len(self._examples))
+        if count is not None and count < len(self.positions):
+            self.positions = np.sort(np.random.default_rng(request.seed).permutation(len(self.positions))[:count])
+        self.targets = self._examples.take_targets(self.positions)
+        self.has_label = request.run.experiment.task.kind is LABEL
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    @property
+    def labels(self) -> np.ndarray:
+        """The class of each image, (N,); -1 if images have any number of classes."""
+        return self.targets['label'] if self.has_label else np.full(len(self), -1)
+
+    def images(self, indices: Any = slice(None)) -> np.ndarray:
+        """Return images at indices among the N images, uint8 (n, H, W, C)."""
+        return self._examples.take(self.positions[indices])
+
+    def name(self, index: int) -> str:
+        """Return the name of an image."""
+        return self._request.dataset.image_name(self.split, int(self.positions[index]))
+
+    def features(self, layer: str) -> np.ndarray:
+        """Return the features of all images in a layer, (N, D); see `embedding.layer_features`."""
+        run = self._request.run
+        network, preprocessor = run.experiment.network, run.experiment.preprocessor
+        return compute_in_batches(lambda variables, images: embedding.layer_features(
+            network, variables, preprocessor(images), layer), run.variables, len(self), self.images)
+
+    @functools.cached_property
+    def probabilities(self) -> np.ndarray:
+        """The probability of each class, without test-time augmentation, (N, classes)."""
+        run = self._request.run
+        return compute_in_batches(lambda variables, images: _predict(run, variables, run.experiment.preprocessor(images)),
+                                  run.variables, len(self), self.images)
+
+    @property
+    def title(self) -> str:
+        """The split with the number of its images that are used."""
+        return f'{len(self):,} images of the {self.split} split'
+
+
+def _predict(run: Run, variables: Any, inputs: jax.Array) -> jax.Array:
+    outputs: Any = run.experiment.network.apply(variables, inputs, train=False)
+    return run.experiment.task.predict(outputs.astype(jnp.float32))
+
+
+def compute_in_batches(function: Callable[[Any, jax.Array], jax.Array], variables: Any, count: int,
+                       take: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """Return the results of a function for `count` images, which is compiled once and gets batches of one size.
+
+    Args:
+      function: maps variables and a batch of images to an array (n, ...).
+      variables: variables of the network.
+      count: number of images.
+      take: returns the images at indices.
+    """
+    compiled, results = jax.jit(function), []
+    size = min(BATCH_SIZE, count)
+    for start in range(0, count, size):
+        indices = np.arange(start, start + size)
+        batch = np.asarray(compiled(variables, take(np.minimum(indices, count - 1))))
+        results.append(batch[:count - start])
+    return np.concatenate(results)
+
+
+def _check_no_pictures(request: Request, view: str) -> None:
+    if request.paths:
+        raise UserError(f'the view {view} is of a split and takes no picture files', field='IMAGE',
+                        hint='--split selects the split')
+
+
+def confusion(request: Request) -> Section:
+    """Show which classes are taken for which, and precision, recall and F1 of each class."""
+    _check_no_pictures(request, 'confusion')
+    predictions, task = SplitPredictions(request, request.split), request.run.experiment.task
+    if predictions.has_label:
+        counts = np.zeros((task.num_classes, task.num_classes), np.int64)
+        np.add.at(counts, (predictions.labels, predictions.probabilities.argmax(1)), 1)
+        accumulated = Accumulated({'confusion': counts}, {})
+    else:
+        accumulated = Accumulated({}, {'probabilities': predictions.probabilities, **predictions.targets})
+    section, *_ = task.report(accumulated, request.run.info['class_counts'], predictions.split, request.folder)
+    return Section('Confusion', [line.replace('](figures/', '](') for line in section.lines])
+
+
+def calibration(request: Request, bins: int = calibrations.BINS) -> Section:
+    """Show whether predictions of 80 % are right in 80 % of the cases."""
+    _check_no_pictures(request, 'calibration')
+    if bins < 1:
+        raise UserError(f'expected at least 1, got {bins}', field='bins')
+    predictions = SplitPredictions(request, request.split)
+    probabilities = predictions.probabilities
+    if predictions.has_label:
+        confidences, is_correct = probabilities.max(1), probabilities.argmax(1) == predictions.labels
+        brier, unit = calibrations.brier_score(probabilities, predictions.labels), 'predictions'
+    else:
+        labels = predictions.targets['labels'].reshape(-1) > 0
+        confidences, is_correct = probabilities.reshape(-1), labels
+        brier, unit = float(((confidences - labels) ** 2).mean()), 'pairs of an image and a class'
+    result = calibrations.calibration(confidences, is_correct, bins)
+    calibrations.reliability_diagram(result, request.figure_path('calibration'), f'{predictions.split} split')
+    gap, is_over = result.overconfidence, result.overconfidence > 0
+    text = f'On average, the confidence is {format_percent(abs(gap))} {"above" if is_over else "below"} the accuracy.'
+    return Section('Calibration', [
+        f'{predictions.title}, {len(confidences):,} {unit} in {bins} bins of equal width. {text}', '',
+        '| | |', '|---|---|', f'| expected calibration error | {format_percent(result.ece)} |',
+        f'| largest error of a bin | {format_percent(result.max_error)} |', f'| Brier score | {brier:.4f} |',
+        f'| mean confidence | {format_percent(float(np.nanmean(confidences)))} |',
+        f'| accuracy | {format_percent(float(is_correct.mean()))} |', '',
+        '![calibration](calibration.png)'])
+
+
+def errors(request: Request, count: int = 24) -> Section:
+    """Show the most confident mistakes, the most doubtful images and probable label errors."""
+    _check_no_pictures(request, 'errors')
+    if count < 1:
+        raise UserError(f'expected at least 1, got {count}', field='count')
+    predictions, task = SplitPredictions(request, request.split), request.run.experiment.task
+    names, probabilities = task.class_names, predictions.probabilities
+    if not predictions.has_label:
+        accumulated = Accumulated({}, {'probabilities': probabilities})
+        positions, texts = task.confident_mistakes(accumulated, predictions.targets, count)
+        titles = [task.title({key: x[i] for key, x in predictions.targets.items()}).split('\n') for i in positions]
+        return Section('Mistakes', ['### Most confident mistakes', '', *_sheet(
+            request, predictions, positions, 'confident_mistakes',
+            [f'{text}\nlabel: {", ".join(title)}' for text, title in zip(texts, titles, strict=True)])])
+    labels, predicted = predictions.labels, probabilities.argmax(1)
+    confidences = probabilities.max(1)
+    wrong = mistakes.confident_mistakes(predicted, confidences, labels, count)
+    doubtful = mistakes.doubtful_images(probabilities, count)
+    suspects = mistakes.label_errors(probabilities, labels)
+    path = os.path.join(request.folder, 'label_errors.csv')
+    with open_replacement(path) as file:
+        writer = csv.writer(file)
+        writer.writerow(['image', 'label', 'suggested', 'score'])
+        for i, score, c in zip(suspects.indices, suspects.scores, suspects.suggested, strict=True):
+            writer.writerow([predictions.name(i), names[labels[i]], names[c], f'{score:.4f}'])
+
+    def describe(i: int) -> str:
+        return f'{names[predicted[i]]} ({confidences[i]:.1%})\nlabel: {names[labels[i]]}'
+    suggestions = [f'label: {names[labels[i]]}\nmore probable: {names[c]}' for i, c in zip(
+        suspects.indices[:count], suspects.suggested, strict=False)]
+    return Section('Mistakes', [
+        f'{predictions.title}: {(predicted != labels).sum():,} wrong predictions, '
+        f'{len(suspects.indices):,} probable label errors.', '',
+        '### Most confident mistakes', '', *_sheet(request, predictions, wrong.indices, 'confident_mistakes',
+                                                   [describe(i) for i in wrong.indices]), '',
+        '### Most doubtful images', '', 'These predictions have the largest entropy.', '',
+        *_sheet(request, predictions, doubtful.indices, 'doubtful_images', [describe(i) for i in doubtful.indices]), '',
+        '### Probable label errors', '', 'Confident learning suggests that these images show another class than that of '
+        'their label. A network that is often wrong suggests correct labels, too. `label_errors.csv` lists all of them.', '',
+        *_sheet(request, predictions, suspects.indices[:count], 'label_errors', suggestions)])
+
+
+def _sheet(request: Request, predictions: SplitPredictions, indices: np.ndarray, name: str,
+           titles: Sequence[str]) -> list[str]:
+    """Draw a sheet of images, and return the lines that show it with the names of the images."""
+    if not len(indices):
+        return ['There are none.']
+    files = [predictions.name(i) for i in indices]
+    lines = [f'{title}\n{os.path.basename(file)}' for title, file in zip(titles, files, strict=True)]
+    mistakes.draw_sheet(predictions.images(indices), lines, request.figure_path(name))
+    return [f'![{name.replace("_", " ")}]({name}.png)', '', escape(', '.join(files))]
+
+
+def embed(request: Request, layer: str = embedding.CLASSIFIER_INPUT, images: int = 2000, perplexity: float = 30.0,
+          augmented: bool = False) -> Section:
+    """Place the images of the split in a plane, by t-SNE and PCA of their features in a layer.
+
+    The layer is a feature map, whose values are averaged over its pixels, a dense layer, `classifier_input` or `logits`.
+    With `augmented`, each image is shown also as training sees it.
+    """
+    _check_no_pictures(request, 'embed')
+    run = request.run
+    predictions = SplitPredictions(request, request.split, images)
+    features = predictions.features(layer)
+    pictures, labels, probabilities = predictions.images(), predictions.labels, predictions.probabilities
+    names = [predictions.name(i) for i in range(len(predictions))]
+    is_augmented = np.zeros(len(predictions), bool)
+    if augmented:
+        pixels = augment_images(request, pictures, predictions.targets)
+        network, preprocessor = run.experiment.network, run.experiment.preprocessor
+        augmented_features = compute_in_batches(lambda variables, x: embedding.layer_features(
+            network, variables, preprocessor.normalize(x), layer), run.variables, len(pixels), pixels.__getitem__)
+        augmented_probabilities = compute_in_batches(lambda variables, x: _predict(
+            run, variables, preprocessor.normalize(x)), run.variables, len(pixels), pixels.__getitem__)
+        plain = np.asarray(jax.jit(preprocessor.pixels)(pictures))  # of the same size as augmented images
+        pictures = np.rint(np.concatenate([plain, pixels]).clip(0, 1) * 255).astype(np.uint8)
+        features = np.concatenate([features, augmented_features])
+        probabilities = np.concatenate([probabilities, augmented_probabilities])
+        labels, names = np.concatenate([labels, labels]), names * 2
+        is_augmented = np.repeat([False, True], len(predictions))
+    projection = embedding.pca(features, seed=request.seed)
+    embeddings = {'t-SNE': embedding.tsne(features, perplexity, request.seed), 'PCA': projection.points}
+    class_names = run.info['class_names']
+    shares = [f'{share:.1%}' for share in projection.explained]
+    embedding.embedding_figure(embeddings, labels, class_names, request.figure_path('embed'), is_augmented)
+    title = f'{run.config.model.name} on {run.info["name"]}, layer {layer}'
+    write_embedding_page(os.path.join(request.folder, 'embed.html'), embeddings, pictures, names, labels,
+                         probabilities.argmax(1), probabilities.max(1), class_names, title,
+                         is_augmented if augmented else None)
+    np.savez(os.path.join(request.folder, 'embed.npz'), features=features, labels=labels, names=np.array(names),
+             is_augmented=is_augmented, tsne=embeddings['t-SNE'], pca=embeddings['PCA'])
+    return Section('Embedding', [
+        f'{predictions.title}, by {features.shape[1]:,} features of the layer {escape(layer)}'
+        f'{", plain (circles) and augmented (crosses)" if augmented else ""}. '
+        f'The axes of the PCA hold {" and ".join(shares)} of the variance.', '',
+        '![embed](embed.png)', '', 'The page [embed.html](explain/embed.html) shows the image under the mouse. `embed.npz` '
+        'holds the features and the points.'])
+
+
+def augment_images(request: Request, images: np.ndarray, targets: Any) -> np.ndarray:
+    """Return images (N, H, W, C) augmented as in the first epoch of a training with the request's seed, in [0, 1]."""
+    experiment = request.run.experiment
+    preprocessor = dataclasses.replace(experiment.preprocessor, normalize=normalize.Normalization())
+    gradient = image_gradient(experiment.network, experiment.preprocessor, experiment.task, request.run.variables)
+    augment = jax.jit(functools.partial(preprocessor.train, mixer=experiment.task, gradient=gradient))
+    results = []
+    for start in range(0, len(images), BATCH_SIZE):
+        rows = slice(start, start + BATCH_SIZE)
+        examples = {'image': images[rows], **{name: values[rows] for name, values in targets.items()}}
+        results.append(np.asarray(augment(examples, jax.random.key(request.seed), np.arange(len(images))[rows])['image']))
+    return np.concatenate(results)
+
+
+def neighbors(request: Request, layer: str = embedding.CLASSIFIER_INPUT, k: int = 8, among: str = 'train',
+              images: int = 10000, metric: str = 'cosine') -> Section:
+    """Show for each image the images that are nearest to it in the features of a layer.
+
+    They are searched among `images` images of the split `among`, drawn by the seed. The layers are those of `embed`.
+    """
+    if among not in request.dataset.splits:
+        raise unknown('split', among, request.dataset.splits, field='among')
+    examples, class_names = request.examples, request.run.info['class_names']
+    searched = SplitPredictions(request, among, images)
+    features, run = searched.features(layer), request.run
+    queries = embedding.layer_features(run.experiment.network, run.variables, request.inputs, layer)
+    rows, distances = map(np.asarray, embedding.nearest_neighbors(queries, jnp.asarray(features), k, metric))
+    pictures, titles, table = [], [], []
+
+    def label(c: int) -> str:
+        return f'label: {class_names[c]}' if c >= 0 else ''
+    for i in range(len(examples)):
+        predicted = class_names[request.probabilities[i].argmax()]
+        pictures += [examples.images[i], *searched.images(rows[i])]
+        titles += [f'{examples.names[i]}\n{label(examples.labels[i])}\npredicted: {predicted}',
+                   *(f'{os.path.basename(searched.name(row))}\n{label(searched.labels[row])}\ndistance: {distance:.3f}'
+                     for row, distance in zip(rows[i], distances[i], strict=True))]
+        table.append({'image': examples.names[i], 'neighbors': [searched.name(row) for row in rows[i]],
+                      'distances': distances[i].round(5).tolist()})
+    mistakes.draw_sheet(np.stack(pictures), titles, request.figure_path('neighbors'), columns=k + 1)
+    with open_replacement(os.path.join(request.folder, 'neighbors.json')) as file:
+        json.dump(table, file, indent=2)
+    return Section('Nearest neighbours', [
+        f'The first image of each row, and the {k} nearest of {searched.title} by the {metric} distance of '
+        f'{features.shape[1]:,} features of the layer {escape(layer)}. `neighbors.json` holds their names.', '',
+        '![neighbors](neighbors.png)'])
+
+
+VIEWS: dict[str, Callable[..., Section]] = {
+    'errors': errors, 'confusion': confusion, 'calibration': calibration, 'embed': embed, 'neighbors': neighbors}
