@@ -1,6 +1,6 @@
-"""Show the cost of networks: parameters, multiply-adds and memory in training. For networks given by name, also show the
-output shape and the receptive field of each layer. Networks are traced, not computed. A name that contains '|' is the layers
-of a `sequential` network, such as 'conv(32)|relu|flatten|dense'."""
+"""Show the cost of networks: parameters, multiply-adds and memory in training. For networks given by name, and for that of a
+config or a run, also show the output shape and the receptive field of each layer. Networks are traced, not computed. A name
+that contains '|' is the layers of a `sequential` network, such as 'conv(32)|relu|flatten|dense'."""
 
 import argparse
 import concurrent.futures
@@ -10,14 +10,17 @@ import json
 import multiprocessing
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from jaxcnn import cli
 
 if TYPE_CHECKING:
+    from jaxcnn import config as cfg
     from jaxcnn.analysis.complexity import Cost
+    from jaxcnn.models import Network
 
+BATCH_SIZE = 32
 os.environ['JAX_PLATFORMS'] = 'cpu'  # also for worker processes, so that they take no memory of an accelerator
 
 
@@ -44,10 +47,34 @@ def cost_of(name: str, args: argparse.Namespace) -> 'Cost | str':
         raise UserError(f'{name}: {e}') from e
 
 
+def network_of(args: argparse.Namespace) -> 'tuple[cfg.Config, Network, tuple[int, int, int]]':
+    """Return the config, the network and the image shape of `--workdir` or `--config`.
+
+    Images and classes of a run are those of its data. The data of a config is not read: `config.data.image_size`,
+    `--image_size` and `--num_classes` replace the size and the classes that the network was published for.
+    """
+    from jaxcnn import config as cfg
+    from jaxcnn import experiment, models
+    from jaxcnn.errors import UserError
+    from jaxcnn.run import load_run
+    if args.workdir:
+        if args.image_size or args.num_classes:
+            raise UserError('--image_size and --num_classes are those of the run with --workdir')
+        run = load_run(args.workdir)
+        return run.config, run.experiment.network, run.experiment.image_shape
+    config = experiment.check(cfg.load(args.config))
+    name, fields = config.model.name, config.model.args
+    (height, width, channels), classes = models.create(name, **fields).published_for()
+    size = args.image_size or config.data.image_size
+    network = models.create(name, args.num_classes or classes, **fields)
+    network.check_image((size or height, size or width, channels))
+    return config, network, (size or height, size or width, channels)
+
+
 def run(args: argparse.Namespace) -> int:
     """Run the command with its parsed arguments, and return its exit code."""
     from jaxcnn import models
-    from jaxcnn.analysis import figures
+    from jaxcnn.analysis import complexity, figures
     from jaxcnn.errors import UserError, unknown
     for name in args.names:
         if name not in models.names() and '|' not in name:
@@ -55,9 +82,18 @@ def run(args: argparse.Namespace) -> int:
     for flag in ('image_size', 'batch_size', 'num_classes'):
         if getattr(args, flag) is not None and getattr(args, flag) < 1:
             raise UserError(f'--{flag}: expected at least 1, got {getattr(args, flag)}')
-    names = list(dict.fromkeys(args.names)) or sorted(models.names(), key=natural_order)
+    if sum(map(bool, (args.names, args.config, args.workdir))) > 1:
+        raise UserError('expected one of NAME, --config and --workdir')
+    if args.config or args.workdir:
+        config, network, image_shape = network_of(args)
+        args.batch_size, args.names = args.batch_size or config.batch_size, [config.model.name]
+        results: Mapping[str, Cost | str] = {config.model.name: complexity.cost(
+            network, image_shape, args.batch_size, dict.fromkeys([*complexity.OPTIMIZERS, args.optimizer]))}
+    else:
+        args.batch_size = args.batch_size or BATCH_SIZE
+        results = costs_of(list(dict.fromkeys(args.names)) or sorted(models.names(), key=natural_order), args)
     costs = {}
-    for name, result in costs_of(names, args).items():
+    for name, result in results.items():
         if not isinstance(result, str):
             costs[name] = result
         elif args.names:
@@ -158,7 +194,10 @@ def main() -> None:
     parser.add_argument('names', nargs='*', metavar='NAME', help='networks (default: all)')
     parser.add_argument('--image_size', type=int,
                         help='height and width of images in pixels (default: those the network was published for)')
-    parser.add_argument('--batch_size', type=int, default=32, help='images in a training step (default: 32)')
+    parser.add_argument('--config', default='', help='show the network of a config instead of named ones')
+    parser.add_argument('--workdir', default='', help='show the network of a run, for its images and classes')
+    parser.add_argument('--batch_size', type=int, help=f'images in a training step (default: that of the config, or '
+                        f'{BATCH_SIZE})')
     parser.add_argument('--num_classes', type=int, help='number of classes (default: that the network was published for)')
     parser.add_argument('--optimizer', default='sgd', help='optimizer whose memory is shown beside the usual ones, such '
                         'as adamw or sgd(momentum=0.9, nesterov=True)')

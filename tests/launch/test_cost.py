@@ -24,6 +24,14 @@ def test_a_network_described_by_a_string_is_shown(command):
     assert ['Dense_0', '3', '387', '384', '18', '2', '8'] in rows
 
 
+def test_the_network_of_a_config_is_shown_with_its_batch_and_images(command):
+    code, out, err = command('models', '--config=digits_lenet5')
+    assert (code, err) == (0, [])
+    rows = [line.split() for line in out]
+    assert ['Conv_0', '28x28x6', '156', f'{28 * 28 * 6 * 25:,}', '5', '1', '0', '2.5'] in rows
+    assert 'with a batch of 64:' in ' '.join(out)
+
+
 def test_costs_are_written_as_json_and_as_a_figure(command, tmp_path):
     code, out, err = command('models', 'lenet5', '--json', '--batch_size=4', '--optimizer=adamw',
                              f'--figure={tmp_path / "a.png"}')
@@ -41,6 +49,8 @@ def test_costs_are_written_as_json_and_as_a_figure(command, tmp_path):
     (['shallow_cnn', '--image_size=8'], ['shallow_cnn', '16', '8']),
     (['lenet5', '--image_size=-3'], ['--image_size', '-3']), (['lenet5', '--batch_size=0'], ['--batch_size', '0']),
     (['lenet5', '--optimizer=adm'], ["'adm'", 'adam']),
+    (['lenet5', '--config=digits_lenet5'], ['--config', '--workdir']),
+    (['--config=cifar10_shallow', '--image_size=8'], ['16', '8']), (['--workdir=/nowhere'], ['/nowhere']),
     (['lenet5', '--figure=/proc/no/a.png'], ['--figure', '/proc/no/a.png']),
 ])
 def test_an_invalid_argument_is_reported_in_one_line(command, arguments, fragments):
