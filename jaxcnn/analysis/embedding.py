@@ -27,7 +27,7 @@ CLASSIFIER_INPUT = 'classifier_input'
 LOGITS = 'logits'
 MAX_SKLEARN_IMAGES = 5000  # of more, openTSNE is several times faster
 COLORS = ('#332288', '#ddaa33', '#44aa99', '#cc6677', '#88ccee', '#882255', '#999933', '#117733', '#aa4499',
-          '#777777')  # Paul Tol's muted scheme, distinguishable with colour blindness; more classes repeat them
+          '#777777', '#000000', '#ee7733')  # after Paul Tol's schemes for colour blindness; more classes repeat them
 
 
 def _all_features(network: Network, variables: Any, images: jax.Array) -> dict[str, jax.Array]:

@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 import pytest
+from matplotlib.axes import Axes
 from PIL import Image
 
 from jaxcnn import models
@@ -99,7 +100,8 @@ def test_the_page_holds_the_thumbnails_and_needs_no_network(tmp_path):
 
 def test_the_figure_draws_augmented_images_with_another_marker(tmp_path, monkeypatch):
     markers = []
-    monkeypatch.setattr('matplotlib.axes.Axes.scatter', lambda self, x, y, marker, **_: markers.append((marker, len(x))))
+    monkeypatch.setattr('matplotlib.axes.Axes.scatter', lambda self, x, y, marker, scatter=Axes.scatter, **settings: (
+        markers.append((marker, len(x))), scatter(self, x, y, marker=marker, **settings))[1])
     points = RNG.normal(size=(6, 2))
     embedding.embedding_figure({'PCA': points}, np.array([0, 1, -1, 0, 1, -1]), ['cat', 'dog'], str(tmp_path / 'a.png'),
                                np.arange(6) > 3)
