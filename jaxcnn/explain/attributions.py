@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxcnn.analysis import attribution, figures
+from jaxcnn.analysis import attribution, class_activation, figures
 from jaxcnn.config import bind
 from jaxcnn.explain.request import Request, Section
 
@@ -55,7 +55,7 @@ class Method:
 
 METHODS: dict[str, Method] = {
     'saliency': Method('saliency', attribution.saliency, reduce='max'),
-    'gradcam': Method('Grad-CAM', attribution.gradcam),
+    'gradcam': Method('Grad-CAM', class_activation.gradcam),
 }
 
 
