@@ -25,7 +25,7 @@ from jaxcnn.models import Network
 PART_SIZE = 32  # images in one pass through the network
 QUADRATURE_RULES = ('gauss_legendre', 'middle', 'trapezoid')
 
-_compiled = functools.partial(jax.jit, static_argnums=0)
+_compiled = functools.partial(jax.jit, static_argnames='network')
 
 
 @_compiled
@@ -156,7 +156,7 @@ def gradient_x_input(network: Network, variables: Any, images: jax.Array, classe
     return map_parts(lambda x, c: x * _gradient(network, variables, x, c), images, classes)
 
 
-@functools.partial(jax.jit, static_argnums=0, static_argnames=('samples', 'noise', 'seed'))
+@functools.partial(jax.jit, static_argnames=('network', 'samples', 'noise', 'seed'))
 def smoothgrad(network: Network, variables: Any, images: jax.Array, classes: jax.Array, samples: int = 50,
                noise: float = 0.15, seed: int = 0) -> jax.Array:
     """Return the mean gradient of the class score over noisy copies of the image (Smilkov et al. 2017, "SmoothGrad: removing
@@ -212,7 +212,7 @@ def quadrature(rule: str, steps: int) -> tuple[np.ndarray, np.ndarray]:
     return np.linspace(0, 1, steps), weights
 
 
-@functools.partial(jax.jit, static_argnums=0, static_argnames=('steps', 'rule'))
+@functools.partial(jax.jit, static_argnames=('network', 'steps', 'rule'))
 def integrated_gradients(network: Network, variables: Any, images: jax.Array, classes: jax.Array, steps: int = 50,
                          baseline: Any = 0.0, rule: str = 'gauss_legendre') -> jax.Array:
     """Return the gradient of the class score, integrated along the line from a baseline to the image, times the difference

@@ -17,7 +17,7 @@ BLUR_SIZE, BLUR_SIGMA = 11, 5.0  # pixels, of the images that insertion starts f
 # ---- deletion and insertion
 
 
-@functools.partial(jax.jit, static_argnums=0, static_argnames=('steps', 'predict'))
+@functools.partial(jax.jit, static_argnames=('network', 'steps', 'predict'))
 def deletion_curve(network: Network, variables: Any, images: jax.Array, classes: jax.Array, maps: jax.Array, steps: int = 50,
                    fill: Any = 0.0, predict: Callable[[jax.Array], jax.Array] = jax.nn.softmax) -> jax.Array:
     """Return the probability of the class while the pixels with the largest attributions are deleted (Petsiuk et al. 2018,
@@ -43,7 +43,7 @@ def deletion_curve(network: Network, variables: Any, images: jax.Array, classes:
     return _replacement_curve(network, variables, images, fill, classes, maps, steps, predict)
 
 
-@functools.partial(jax.jit, static_argnums=0, static_argnames=('steps', 'predict'))
+@functools.partial(jax.jit, static_argnames=('network', 'steps', 'predict'))
 def insertion_curve(network: Network, variables: Any, images: jax.Array, classes: jax.Array, maps: jax.Array,
                     steps: int = 50, predict: Callable[[jax.Array], jax.Array] = jax.nn.softmax) -> jax.Array:
     """Return the probability of the class while the pixels with the largest attributions are inserted into a blurred image

@@ -14,7 +14,7 @@ from jaxcnn.analysis import tracing
 from jaxcnn.analysis.attribution import class_scores, map_parts, map_steps
 from jaxcnn.models import Network
 
-_compiled = functools.partial(jax.jit, static_argnums=0, static_argnames='layer')
+_compiled = functools.partial(jax.jit, static_argnames=('network', 'layer'))
 
 
 @_compiled

@@ -96,7 +96,7 @@ def _map_occluded(function: Callable[[jax.Array, jax.Array], Any], grid: Grid, i
     return jax.tree.map(lambda x: x.reshape(len(images), num_rows, num_columns, *x.shape[2:]), results)
 
 
-@functools.partial(jax.jit, static_argnums=0, static_argnames=('size', 'stride'))
+@functools.partial(jax.jit, static_argnames=('network', 'size', 'stride'))
 def occlusion(network: Network, variables: Any, images: jax.Array, classes: jax.Array, size: int = 0, stride: int = 0,
               fill: Any = 0.0) -> jax.Array:
     """Return how far the class score falls when a square covers a pixel (Zeiler & Fergus 2013, "Visualizing and
@@ -127,7 +127,7 @@ def occlusion(network: Network, variables: Any, images: jax.Array, classes: jax.
     return total / (rows.sum(0)[:, None] * columns.sum(0))
 
 
-@functools.partial(jax.jit, static_argnums=0, static_argnames=('layer', 'size', 'stride', 'predict'))
+@functools.partial(jax.jit, static_argnames=('network', 'layer', 'size', 'stride', 'predict'))
 def occlusion_responses(network: Network, variables: Any, images: jax.Array, classes: jax.Array, layer: str = '',
                         size: int = 0, stride: int = 0, fill: Any = 0.0,
                         predict: Callable[[jax.Array], jax.Array] = jax.nn.softmax) -> dict[str, jax.Array]:

@@ -6,15 +6,23 @@ import os
 from collections.abc import Callable, Sequence
 
 from jaxcnn.config import bind, parse_calls
-from jaxcnn.errors import unknown
+from jaxcnn.errors import UserError, unknown
 from jaxcnn.explain import data_views
+from jaxcnn.explain.attribution_checks import compare_with_random_parameters, score_attributions
 from jaxcnn.explain.attributions import METHODS, draw_attributions
+from jaxcnn.explain.occlusion_maps import draw_occlusion_maps
 from jaxcnn.explain.request import Request, Section
 
 ATTRIBUTION = 'attribution'  # the section that shows all methods of attribution side by side
 
-# a view's first argument is the request, and the others are its options; its docstring's first line is its help text
-VIEWS: dict[str, Callable[..., Section]] = {**data_views.VIEWS}
+# a view's first argument is the request, and the others are its options; its docstring's first line is its help text.
+# A view with the keyword argument `methods` gets the methods of attribution in the same command, or all of them.
+VIEWS: dict[str, Callable[..., Section]] = {
+    'occlusion_maps': draw_occlusion_maps,
+    'scores': score_attributions,
+    'sanity_check': compare_with_random_parameters,
+    **data_views.VIEWS,
+}
 
 
 def names() -> list[str]:
@@ -27,7 +35,8 @@ def descriptions() -> dict[str, str]:
     texts = {}
     for name in names():
         function, first_option = (METHODS[name].function, 4) if name in METHODS else (VIEWS[name], 1)
-        options = ', '.join(map(str, [*inspect.signature(function).parameters.values()][first_option:]))
+        parameters = [*inspect.signature(function).parameters.values()][first_option:]
+        options = ', '.join(f'{p.name}={p.default!r}' for p in parameters if p.name != 'methods')
         first_sentence = ' '.join((inspect.getdoc(function) or '').split('\n\n')[0].split())
         texts[name] = f'({options}) {first_sentence}' if options else first_sentence
     return texts
@@ -48,16 +57,22 @@ def parse(text: str, arguments: Sequence[str] = ()) -> tuple[dict[str, Callable[
       UserError: A view is unknown, or does not take an argument.
     """
     sections: dict[str, Callable[[Request], Section]] = {}
-    methods, paths = {}, list(arguments)
-    for name, args, kwargs in parse_calls(text, 'VIEW'):
+    paths = list(arguments)
+    calls = parse_calls(text.replace('gradcam++', 'gradcam_plus_plus'), 'VIEW')
+    methods = {name: METHODS[name].with_options(args, kwargs) for name, args, kwargs in calls if name in METHODS}
+    for name, args, kwargs in calls:
         if name in METHODS:
-            methods[name] = METHODS[name].with_options(args, kwargs)
             sections[ATTRIBUTION] = functools.partial(draw_attributions, methods=methods)
         elif name in VIEWS:
-            if _takes_layer(VIEWS[name]) and not args and 'layer' not in kwargs and paths and not os.path.exists(paths[0]):
+            view = VIEWS[name]
+            if _takes_layer(view) and not args and 'layer' not in kwargs and paths and not os.path.exists(paths[0]):
                 kwargs['layer'] = paths.pop(0)
-            sections[name] = functools.partial(
-                VIEWS[name], **bind(functools.partial(VIEWS[name], None), args, kwargs, name))
+            if 'methods' in kwargs:
+                raise UserError("the methods are views beside it, as in 'gradcam|saliency|scores'", field=name)
+            options = bind(functools.partial(view, None), args, kwargs, name)
+            if methods and 'methods' in inspect.signature(view).parameters:
+                options['methods'] = methods
+            sections[name] = functools.partial(view, **options)
         else:
             raise unknown('view', name, names(), field='VIEW')
     return sections, paths

@@ -1,0 +1,163 @@
+"""The views that say how far the attributions can be trusted."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxcnn.analysis import attribution_checks, figures
+from jaxcnn.explain.attributions import METHODS, Method, color_scale, filled, remove_frame, show_image, show_map
+from jaxcnn.explain.request import Request, Section
+
+RANDOM = 'random order'
+_MARKERS = 'os^vD<>PX*p'
+LARGEST_CORRELATION = 0.5  # of the maps of trained and of random parameters, for a method that looks at the network
+
+# areas under the deletion and the insertion curve, or the curves themselves, by method
+Curves = dict[str, tuple[np.ndarray, np.ndarray]]
+
+
+def score_attributions(request: Request, steps: int = 50, fill: Any = 'mean', *,
+                       methods: Mapping[str, Method] = METHODS) -> Section:
+    """Compare methods of attribution by the probability of the class while the most important pixels are deleted or
+    inserted."""
+    run = request.run
+    random = np.random.default_rng(request.seed).random(request.inputs.shape[:3], np.float32)
+    maps = {**{method.title: method.maps(request) for method in methods.values()}, RANDOM: random}
+    fill_pixels, predict = filled(request, fill, 'scores: fill'), run.experiment.task.predict
+    curves: Curves = {}
+    for title, values in maps.items():
+        arguments: Any = (run.experiment.network, run.variables, request.inputs, jnp.asarray(request.classes),
+                          jnp.asarray(values))
+        curves[title] = (
+            np.asarray(attribution_checks.deletion_curve(*arguments, steps=steps, fill=fill_pixels, predict=predict)),
+            np.asarray(attribution_checks.insertion_curve(*arguments, steps=steps, predict=predict)))
+    areas = {title: (attribution_checks.area_under(deletion), attribution_checks.area_under(insertion))
+             for title, (deletion, insertion) in curves.items()}
+    scores_figure(curves, areas, request.figure_path('scores'))
+    rows = [f'| {title} | {_mean_and_error(deletion)} | {_mean_and_error(insertion)} |'
+            for title, (deletion, insertion) in sorted(areas.items(), key=lambda item: -item[1][1].mean())]
+    return Section('Scores of the attributions', [
+        'The pixels of an image are deleted (replaced by the mean of the training images) or inserted (into the blurred '
+        'image) in descending order of their attributions (Petsiuk et al. 2018). If the attributions are right, the '
+        f'probability of the class falls, or rises, early. Mean over {len(request.examples)} images with its standard '
+        'error; a random order of the pixels is what a method must beat.', '', '![scores](scores.png)', '',
+        '| method | area under deletion (smaller is better) | area under insertion (larger is better) |',
+        '|---|---|---|', *rows])
+
+
+def _mean_and_error(values: np.ndarray) -> str:
+    """Format the mean and its standard error."""
+    return f'{values.mean():.3f} ± {values.std(ddof=1) / np.sqrt(len(values)):.3f}' if len(values) > 1 else (
+        f'{values.mean():.3f}')
+
+
+def scores_figure(curves: Curves, areas: Curves, path: str) -> None:
+    """Draw the mean deletion and insertion curves, and below them the areas under them.
+
+    Args:
+      curves: the deletion and the insertion curves (N, steps + 1) by method.
+      areas: the areas under them (N,) by method.
+      path: the PNG file.
+    """
+    titles = list(curves)
+    with figures.open_figure(path, 9.5, 4.5 + 0.25 * len(titles), dpi=100, layout='constrained') as figure:
+        axes = figure.subplots(2, 2, height_ratios=[3.4, 0.8 + 0.25 * len(titles)])
+        for column, (name, verb) in enumerate([('deletion', 'deleted'), ('insertion', 'inserted')]):
+            above, below = axes[0, column], axes[1, column]
+            for row, title in enumerate(titles):
+                curve, area = curves[title][column].mean(0), areas[title][column]
+                style: dict[str, Any] = {'color': '0.4'} if title == RANDOM else {'color': f'C{row % 10}'}
+                style['marker'] = _MARKERS[row % len(_MARKERS)]
+                fractions = np.linspace(0, 1, len(curve))
+                above.plot(fractions, curve, markevery=max(1, len(curve) // 8), markersize=4, linewidth=1.2, **style)
+                error = area.std(ddof=1) / np.sqrt(len(area)) if len(area) > 1 else 0
+                below.errorbar(area.mean(), row, xerr=error, linestyle='', capsize=3, **style)
+            above.set(xlabel=f'fraction of the pixels {verb}', ylabel='probability of the class', title=name, xlim=(0, 1))
+            better = 'smaller' if column == 0 else 'larger'
+            below.set(xlabel=f'area under the {name} curve ({better} is better)', ylim=(len(titles) - 0.5, -0.5))
+            below.set_yticks(range(len(titles)), titles if column == 0 else [''] * len(titles))
+            for axis in (above, below):
+                axis.grid(alpha=0.3)
+
+
+def compare_with_random_parameters(request: Request, stages: int = 8, *,
+                                   methods: Mapping[str, Method] = METHODS) -> Section:
+    """Say whether methods of attribution look at the network at all: whether their maps change when its parameters are
+    randomised, layer by layer from the top."""
+    run = request.run
+    shape = request.inputs.shape[1:]
+    randomised = attribution_checks.cascading_randomisation(run.experiment.network, run.variables, shape, stages,
+                                                            request.seed)
+    maps = {method.title: [method.maps(request), *(method.maps(request, variables) for variables in randomised.values())]
+            for method in methods.values()}
+    correlations = {title: np.stack([attribution_checks.rank_correlation(stage_maps[0], other) for other in stage_maps[1:]])
+                    for title, stage_maps in maps.items()}
+    names = list(randomised)
+    correlation_figure(correlations, names, request.figure_path('sanity_check'))
+    signed = {method.title: method.signed for method in methods.values()}
+    randomised_maps_figure(request.pixels[0], {title: np.stack([x[0] for x in stage_maps])
+                                               for title, stage_maps in maps.items()}, signed, names,
+                           request.figure_path('sanity_check_maps'))
+    rows = []
+    for title, values in correlations.items():
+        top, last = values[0].mean(), values[-1].mean()
+        verdict = 'looks at the network' if abs(last) < LARGEST_CORRELATION else (
+            'hardly looks at the network: its maps are nearly those of random parameters')
+        rows.append(f'| {title} | {top:.2f} | {last:.2f} | {verdict} |')
+    return Section('Sanity check by random parameters', [
+        'The layers are initialised anew, one after the other from the top (Adebayo et al. 2018). Maps that stay the same '
+        'do not show what the network has learned. The numbers are rank correlations of the absolute maps with '
+        f'those of the trained network, on average over {len(request.examples)} images: 1 for the same order of the pixels, '
+        f'0 for none. The verdict is about random parameters in all layers, with a limit of {LARGEST_CORRELATION}.', '',
+        '![sanity check](sanity_check.png)', '', '![maps](sanity_check_maps.png)', '',
+        f'| method | top layer random ({names[0]}) | all layers random | verdict |', '|---|---|---|---|', *rows])
+
+
+def correlation_figure(correlations: Mapping[str, np.ndarray], names: Sequence[str], path: str) -> None:
+    """Draw the rank correlations by the lowest randomised layer.
+
+    Args:
+      correlations: (stages, N) for each method.
+      names: name of the lowest randomised layer of each stage.
+      path: the PNG file.
+    """
+    with figures.open_figure(path, 8.5, 4.5, dpi=100, layout='constrained') as figure:
+        axis = figure.subplots()
+        for row, (title, values) in enumerate(correlations.items()):
+            means = [1, *values.mean(1)]
+            axis.plot(range(len(means)), means, marker=_MARKERS[row % len(_MARKERS)], color=f'C{row % 10}', label=title)
+        axis.axhline(0, color='0.6', linewidth=0.8)
+        axis.set_xticks(range(len(names) + 1), ['trained', *names], rotation=30, ha='right', fontsize=9)
+        axis.set(xlabel='lowest layer with random parameters', ylabel='rank correlation with the trained network')
+        axis.grid(alpha=0.3)
+        figure.legend(loc='outside right upper', fontsize=9)
+
+
+def randomised_maps_figure(pixels: np.ndarray, maps: Mapping[str, np.ndarray], signed: Mapping[str, bool],
+                           names: Sequence[str], path: str) -> None:
+    """Draw the maps of one image for the trained network and for each stage of the randomisation.
+
+    Args:
+      pixels: the image (H, W, C), in [0, 1].
+      maps: (1 + stages, H, W) for each method.
+      signed: whether each method is signed.
+      names: name of the lowest randomised layer of each stage.
+      path: the PNG file.
+    """
+    side, num_columns = 1.15, 2 + len(names)
+    height = side * pixels.shape[0] / pixels.shape[1]
+    with figures.open_figure(path, side * num_columns + 0.2, (height + 0.05) * len(maps) + 0.4, dpi=100,
+                             layout='constrained') as figure:
+        figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, hspace=0, wspace=0)
+        axes = figure.subplots(len(maps), num_columns, squeeze=False)
+        for axis in axes[1:, 0]:
+            remove_frame(axis)
+        show_image(axes[0, 0], pixels)
+        for row, (title, method_maps) in enumerate(maps.items()):
+            axes[row, 0].set_ylabel('\n'.join(title.rsplit(' ', 1)), fontsize=9)
+            for axis, values in zip(axes[row, 1:], method_maps, strict=True):
+                show_map(axis, values, **color_scale(values, signed[title]))
+        for axis, name in zip(axes[0], ['image', 'trained', *names], strict=True):
+            axis.set_title(figures.shortened(name, 16), fontsize=9)
