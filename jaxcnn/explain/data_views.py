@@ -185,7 +185,7 @@ def errors(request: Request, count: int = 24) -> Section:
 
     def describe(i: int) -> str:
         return f'{names[predicted[i]]} ({confidences[i]:.1%})\nlabel: {names[labels[i]]}'
-    suggestions = [f'label: {names[labels[i]]}\nmore probable: {names[c]}' for i, c in zip(
+    suggestions = [f'label: {names[labels[i]]}\nrather: {names[c]}' for i, c in zip(
         suspects.indices[:count], suspects.suggested, strict=False)]
     return Section('Mistakes', [
         f'{predictions.title}: {(predicted != labels).sum():,} wrong predictions, '
