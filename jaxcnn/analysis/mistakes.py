@@ -145,4 +145,4 @@ def draw_sheet(images: np.ndarray, titles: Sequence[str], path: str, columns: in
       path: the PNG file.
       columns: images in a row.
     """
-    figures.image_grid(figures.thumbnails(images, 160) / 255, titles, path, columns)
+    figures.image_grid(figures.thumbnails(images, 160) / 255, titles, path, min(columns, len(images)))

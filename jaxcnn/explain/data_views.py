@@ -184,7 +184,7 @@ def errors(request: Request, count: int = 24) -> Section:
             writer.writerow([predictions.name(i), names[labels[i]], names[c], f'{score:.4f}'])
 
     def describe(i: int) -> str:
-        return f'{names[predicted[i]]} ({confidences[i]:.1%})\nlabel: {names[labels[i]]}'
+        return f'{names[predicted[i]]} ({format_percent(confidences[i])})\nlabel: {names[labels[i]]}'
     suggestions = [f'label: {names[labels[i]]}\nrather: {names[c]}' for i, c in zip(
         suspects.indices[:count], suspects.suggested, strict=False)]
     return Section('Mistakes', [
@@ -240,7 +240,7 @@ def embed(request: Request, layer: str = embedding.CLASSIFIER_INPUT, images: int
     projection = embedding.pca(features, seed=request.seed)
     embeddings = {'t-SNE': embedding.tsne(features, perplexity, request.seed), 'PCA': projection.points}
     class_names = run.info['class_names']
-    shares = [f'{share:.1%}' for share in projection.explained]
+    shares = [format_percent(share) for share in projection.explained]
     embedding.embedding_figure(embeddings, labels, class_names, request.figure_path('embed'), is_augmented)
     title = f'{run.config.model.name} on {run.info["name"]}, layer {layer}'
     write_embedding_page(os.path.join(request.folder, 'embed.html'), embeddings, pictures, names, labels,
