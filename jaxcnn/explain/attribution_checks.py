@@ -104,7 +104,7 @@ def compare_with_random_parameters(request: Request, stages: int = 8, *,
     for title, values in correlations.items():
         top, last = values[0].mean(), values[-1].mean()
         verdict = 'looks at the network' if abs(last) < LARGEST_CORRELATION else (
-            'hardly looks at the network: its maps are nearly those of random parameters')
+            'depends little on what the network has learned')
         rows.append(f'| {title} | {top:.2f} | {last:.2f} | {verdict} |')
     return Section('Sanity check by random parameters', [
         'The layers are initialised anew, one after the other from the top (Adebayo et al. 2018). Maps that stay the same '

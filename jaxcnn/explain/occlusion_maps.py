@@ -54,25 +54,30 @@ def occlusion_figure(pixels: np.ndarray, titles: Sequence[str], responses: dict[
       path: the PNG file.
     """
     from matplotlib.patches import Rectangle
-    height = 2 * grid.height / grid.width
+    side, text_height = 1.7, 0.4
+    height = side * grid.height / grid.width
+    lefts = [0.05, 1.7, 3.5, 5.75, 8.0]  # of the title, the image and the three maps
+    total_width, total_height = 10.9, (height + text_height) * len(pixels)
     rows, columns = grid.shape
-    left, top = (grid.size - grid.stride) / 2 - 0.5, (grid.size - grid.stride) / 2 - 0.5
+    left = top = (grid.size - grid.stride) / 2 - 0.5  # of the first position, in pixels of the image
     extent = left, left + columns * grid.stride, top + rows * grid.stride, top
-    with figures.open_figure(path, 9.6, (height + 0.35) * len(pixels) + 0.1, [*titles, *class_names], dpi=100,
-                             layout='constrained') as figure:
-        axes = figure.subplots(len(pixels), 5, squeeze=False, width_ratios=[1.2, 1, 1.3, 1.3, 1.5])
+    with figures.open_figure(path, total_width, total_height, [*titles, *class_names], dpi=100) as figure:
         for i, (image, title) in enumerate(zip(pixels, titles, strict=True)):
-            write_title(axes[i, 0], title)
-            show_image(axes[i, 1], image)
-            axes[i, 1].add_patch(Rectangle((-0.5, -0.5), grid.size, grid.size, facecolor='0.5', edgecolor='white'))
-            names = 'probability', f'channel {responses["channel"][i]} of {layer}'
-            for axis, name, values in zip(axes[i, 2:4], names, (responses['probability'], responses['activation']),
-                                          strict=True):
-                drawn = axis.imshow(values[i], cmap='viridis', extent=extent, interpolation='nearest')
-                figure.colorbar(drawn, ax=axis, fraction=0.05, pad=0.03).ax.tick_params(labelsize=8)
-                axis.set_title(figures.shortened(name), fontsize=9)
-            _draw_classes(axes[i, 4], responses['best_class'][i], class_names, extent)
-            for axis in axes[i, 2:]:
+            bottom = total_height - (i + 1) * (height + text_height) + 0.1
+            axes = [figure.add_axes((x / total_width, bottom / total_height, width / total_width, height / total_height))
+                    for x, width in zip(lefts, [1.6, side, side, side, side], strict=True)]
+            write_title(axes[0], title)
+            show_image(axes[1], image)
+            axes[1].add_patch(Rectangle((-0.5, -0.5), grid.size, grid.size, facecolor='0.5', edgecolor='white'))
+            maps = {'probability': responses['probability'][i],
+                    f'channel {responses["channel"][i]} of {layer}': responses['activation'][i]}
+            for axis, (name, values) in zip(axes[2:4], maps.items(), strict=True):
+                drawn = axis.imshow(values, cmap='viridis', extent=extent, interpolation='nearest')
+                bar = axis.inset_axes((1.03, 0, 0.05, 1))
+                figure.colorbar(drawn, cax=bar).ax.tick_params(labelsize=8, length=2, pad=2)
+                axis.set_title(figures.shortened(name), fontsize=9, pad=3)
+            _draw_classes(axes[4], responses['best_class'][i], class_names, extent)
+            for axis in axes[2:]:
                 remove_frame(axis)
                 axis.set(xlim=(-0.5, grid.width - 0.5), ylim=(grid.height - 0.5, -0.5), facecolor='0.9')
 
@@ -88,7 +93,7 @@ def _draw_classes(axis: Any, classes: np.ndarray, class_names: Sequence[str], ex
         positions[classes == number] = position
     axis.imshow(positions, cmap=ListedColormap([*_CLASS_COLORS, _OTHER_COLOR]), vmin=-0.5, vmax=len(_CLASS_COLORS) + 0.5,
                 extent=extent, interpolation='nearest')
-    axis.set_title('most probable class', fontsize=9)
+    axis.set_title('most probable class', fontsize=9, pad=3)
     handles = [Patch(facecolor=color, edgecolor='0.5', label=figures.shortened(class_names[number], 14))
                for number, color in zip(frequent, _CLASS_COLORS, strict=False)]
     if len(numbers) > len(frequent):
