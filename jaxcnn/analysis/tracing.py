@@ -4,7 +4,7 @@ Both work for any network, because they act on the primitives of its trace and n
 """
 
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -149,10 +149,24 @@ def _first_maximum(x: jax.Array, y: jax.Array) -> jax.Array:
 _first_maximum.defvjp(lambda x, y: (jnp.maximum(x, y), x >= y),
                       lambda is_first, g: (jnp.where(is_first, g, 0), jnp.where(is_first, 0, g)))
 
-_RELUS = {'guided': _guided_relu, 'deconvnet': _deconvnet_relu}
+@jax.custom_vjp
+def _redirected_relu(x: jax.Array) -> jax.Array:
+    return jnp.maximum(x, 0)
 
 
-def with_relu_gradient(function: Callable[[jax.Array], Any], images: jax.Array, gradient: str) -> Callable[[jax.Array], Any]:
+def _redirected_backward(x: jax.Array, g: jax.Array) -> tuple[jax.Array]:
+    gradient = jnp.where(x > 0, g, 0)
+    is_dead = (gradient == 0).all(range(1, g.ndim), keepdims=True)
+    return (jnp.where(is_dead, jnp.maximum(g, 0), gradient),)
+
+
+_redirected_relu.defvjp(lambda x: (jnp.maximum(x, 0), x), _redirected_backward)
+
+_RELUS = {'guided': _guided_relu, 'deconvnet': _deconvnet_relu, 'redirected': _redirected_relu}
+
+
+def with_relu_gradient(function: Callable[[jax.Array], Any], images: jax.Array, gradient: str, *,
+                       fixed: Collection[str] = (), required: bool = True) -> Callable[[jax.Array], Any]:
     """Return a function with the same results and another gradient of its ReLUs.
 
     Of the positions that tie in a window of max pooling, only one gets the gradient.
@@ -161,11 +175,15 @@ def with_relu_gradient(function: Callable[[jax.Array], Any], images: jax.Array, 
       function: maps images to an array or a tree of arrays.
       images: (N, H, W, C), or their shape and type.
       gradient: `guided`, which passes positive gradients where the ReLU is active (Springenberg et al. 2014, "Striving for
-        simplicity: the all convolutional net"), or `deconvnet`, which passes positive gradients everywhere (Zeiler & Fergus
-        2013, "Visualizing and understanding convolutional networks").
+        simplicity: the all convolutional net"); `deconvnet`, which passes positive gradients everywhere (Zeiler & Fergus
+        2013, "Visualizing and understanding convolutional networks"); or `redirected`, the true gradient, but for an image
+        whose gradient vanishes at a ReLU its positive part, so that gradient ascent leaves a region where all units are off
+        (Olah et al. 2017, "Feature visualization").
+      fixed: names of primitives whose results count as constants.
+      required: whether the function must have a ReLU.
 
     Raises:
-      UserError: The function has no ReLU.
+      UserError: The function has no ReLU, and `required` is True.
     """
     trace, shapes = jax.make_jaxpr(function, return_shape=True)(images)
     num_relus = 0
@@ -178,8 +196,10 @@ def with_relu_gradient(function: Callable[[jax.Array], Any], images: jax.Array, 
                 return [_first_maximum(*operands)]
             num_relus += 1
             return [_RELUS[gradient](operands[zeros.index(False)])]
+        if eqn.primitive.name in fixed:
+            return [eqn.primitive.bind(*map(jax.lax.stop_gradient, operands), **eqn.params)]
         inner = next((eqn.params[key] for key in ('jaxpr', 'call_jaxpr', 'fun_jaxpr') if key in eqn.params), None)
-        if inner is None or not _contains_max(inner):
+        if inner is None or not _contains(inner, {'max', *fixed}):
             return None
         closed = inner if isinstance(inner, core.ClosedJaxpr) else core.ClosedJaxpr(inner, [])
         return interpret(closed, operands, rule)
@@ -187,13 +207,13 @@ def with_relu_gradient(function: Callable[[jax.Array], Any], images: jax.Array, 
     def modified(x: jax.Array) -> Any:
         return jax.tree.unflatten(jax.tree.structure(shapes), interpret(trace, (x,), rule))
     jax.eval_shape(modified, images)
-    if not num_relus:
+    if required and not num_relus:
         raise UserError(f'the gradient rule {gradient!r} is that of ReLUs, and the network has none')
     return modified
 
 
-def _contains_max(jaxpr: Any) -> bool:
-    """Return whether a jaxpr, or one within it, has a maximum of two arrays."""
+def _contains(jaxpr: Any, primitives: Collection[str]) -> bool:
+    """Return whether a jaxpr, or one within it, has one of these primitives."""
     jaxpr = getattr(jaxpr, 'jaxpr', jaxpr)
-    return any(eqn.primitive.name == 'max' or any(map(_contains_max, core.jaxprs_in_params(eqn.params)))
-               for eqn in jaxpr.eqns)
+    return any(eqn.primitive.name in primitives or any(
+        _contains(inner, primitives) for inner in core.jaxprs_in_params(eqn.params)) for eqn in jaxpr.eqns)
