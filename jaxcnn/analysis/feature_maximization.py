@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxcnn.analysis import tracing
+from jaxcnn.analysis.attribution import map_parts
 from jaxcnn.models import Network
 
 LOGITS = 'logits'  # the layer whose channels are the classes
@@ -162,6 +163,21 @@ def maximize(network: Network, variables: Any, channels: jax.Array, image_shape:
     carry = jnp.int32(0), values, responses, jnp.zeros(count, jnp.int32), jnp.ones(count, bool)
     _, values, responses, ends, _ = jax.lax.while_loop(lambda c: (c[0] < steps) & c[-1].any(), advance, carry)
     return Maximization(to_images(values), responses, ends)
+
+
+@functools.partial(jax.jit, static_argnames=('network', 'layer', 'objective'))
+def responses(network: Network, variables: Any, images: jax.Array, channels: jax.Array, layer: str,
+              objective: str = 'channel') -> jax.Array:
+    """Return the responses of K channels to images (N, H, W, C), as `maximize` counts them: (N, K).
+
+    With the objective `center`, it is the largest element of the map, because the images are not centred.
+    """
+    def of_part(x: jax.Array) -> jax.Array:
+        output = _layer_output(network, variables, layer, x)[..., channels]
+        if output.ndim == 2:
+            return output
+        return output.mean((1, 2)) if objective == 'channel' else output.max((1, 2))
+    return map_parts(of_part, images)
 
 
 def _layer_output(network: Network, variables: Any, layer: str, images: jax.Array) -> jax.Array:

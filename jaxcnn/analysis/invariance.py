@@ -25,7 +25,7 @@ class Invariance(NamedTuple):
     probabilities: jax.Array
 
 
-def transformation_matrices(image_shape: Sequence[int], kind: str, values: Sequence[float]) -> np.ndarray:
+def transformation_matrices(image_shape: Sequence[int], kind: str, values: Sequence[float] | np.ndarray) -> np.ndarray:
     """Return a matrix for `warp` for each amount of a transformation: (T, 2, 3).
 
     Args:

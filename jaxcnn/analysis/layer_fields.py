@@ -123,6 +123,6 @@ def effective_field(network: Network, variables: Any, images: jax.Array, row: An
     return strength / jnp.maximum(strength.max(), jnp.finfo(jnp.float32).tiny)
 
 
-def effective_size(strength: jax.Array) -> float:
+def effective_size(strength: Any) -> float:
     """Return the side of the square with as many pixels as have at least 4.55 % of the largest value, as in the paper."""
     return math.sqrt(float((strength >= 1 - 0.9545).sum()))

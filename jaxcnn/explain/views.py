@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from jaxcnn.config import bind, parse_calls
 from jaxcnn.errors import UserError, unknown
-from jaxcnn.explain import data_views
+from jaxcnn.explain import data_views, deconvnet_views, feature_views, response_views
 from jaxcnn.explain.attribution_checks import compare_with_random_parameters, score_attributions
 from jaxcnn.explain.attributions import METHODS, draw_attributions
 from jaxcnn.explain.occlusion_maps import draw_occlusion_maps
@@ -21,6 +21,14 @@ VIEWS: dict[str, Callable[..., Section]] = {
     'occlusion_maps': draw_occlusion_maps,
     'scores': score_attributions,
     'sanity_check': compare_with_random_parameters,
+    'filters': feature_views.filters,
+    'features': feature_views.features,
+    'maximize': feature_views.maximize,
+    'invert': feature_views.invert,
+    'deconvnet': deconvnet_views.deconvnet,
+    'evolution': deconvnet_views.evolution,
+    'invariance': response_views.invariance,
+    'receptive_field': response_views.receptive_field,
     **data_views.VIEWS,
 }
 
@@ -47,7 +55,8 @@ def parse(text: str, arguments: Sequence[str] = ()) -> tuple[dict[str, Callable[
 
     Args:
       text: one or several views, such as `'gradcam|integrated_gradients(steps=100)'`.
-      arguments: picture files. Before them may be the `layer` of a view that has this option first, as in `conv4:3`.
+      arguments: picture files. Before them may be the `layer` of all views that have this option first, as in
+        `conv4:3`.
 
     Returns:
       The functions that make the sections, by name, and the picture files. All attributions are drawn side by side in one
@@ -57,7 +66,7 @@ def parse(text: str, arguments: Sequence[str] = ()) -> tuple[dict[str, Callable[
       UserError: A view is unknown, or does not take an argument.
     """
     sections: dict[str, Callable[[Request], Section]] = {}
-    paths = list(arguments)
+    paths, layer = list(arguments), ''
     calls = parse_calls(text.replace('gradcam++', 'gradcam_plus_plus'), 'VIEW')
     methods = {name: METHODS[name].with_options(args, kwargs) for name, args, kwargs in calls if name in METHODS}
     for name, args, kwargs in calls:
@@ -65,8 +74,11 @@ def parse(text: str, arguments: Sequence[str] = ()) -> tuple[dict[str, Callable[
             sections[ATTRIBUTION] = functools.partial(draw_attributions, methods=methods)
         elif name in VIEWS:
             view = VIEWS[name]
-            if _takes_layer(view) and not args and 'layer' not in kwargs and paths and not os.path.exists(paths[0]):
-                kwargs['layer'] = paths.pop(0)
+            if _takes_layer(view) and not args and 'layer' not in kwargs:
+                if not layer and paths and not os.path.exists(paths[0]):
+                    layer = paths.pop(0)
+                if layer:
+                    kwargs['layer'] = layer
             if 'methods' in kwargs:
                 raise UserError("the methods are views beside it, as in 'gradcam|saliency|scores'", field=name)
             options = bind(functools.partial(view, None), args, kwargs, name)

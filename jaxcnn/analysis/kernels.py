@@ -1,0 +1,55 @@
+"""The kernel with which a network's first convolution looks at the image."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxcnn.models import Network
+from jaxcnn.optim import path_name
+
+
+def first_kernel(network: Network, variables: Any, image_shape: Sequence[int]) -> str:
+    """Return the path of the kernel of the first convolution, such as `params/Conv_0/kernel`; '' if the first layer with
+    parameters is none.
+
+    Args:
+      network: the network.
+      variables: its variables, or their shapes.
+      image_shape: (H, W, C) of its images.
+    """
+    network = network.clone(conv_implementation='xla')
+    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    jaxpr = jax.make_jaxpr(lambda variables, images: network.apply(variables, images, train=False))(variables, images).jaxpr
+    paths = [path_name(path) for path, _ in jax.tree.leaves_with_path(variables)]
+    return _first_product(jaxpr, [*paths, _IMAGE])[1] or ''
+
+
+_IMAGE = '*'  # the source of arrays that depend on the images
+
+
+def _first_product(jaxpr: Any, inputs: Sequence[str | None]) -> tuple[list[str | None], str | None]:
+    """Return the sources of a jaxpr's outputs, and the kernel of the first convolution of the images; '' if it is a product,
+    None if there is neither. The source of an array is a variable that it is computed from alone, or `_IMAGE`.
+    """
+    sources = dict(zip(jaxpr.invars, inputs, strict=True))
+
+    def read(v: Any) -> str | None:
+        return None if hasattr(v, 'val') else sources.get(v)
+    for eqn in jaxpr.eqns:
+        operands = [read(v) for v in eqn.invars]
+        inner = next((eqn.params[key] for key in ('jaxpr', 'call_jaxpr', 'fun_jaxpr') if key in eqn.params), None)
+        inner = getattr(inner, 'jaxpr', inner)
+        if inner is not None and len(inner.invars) == len(operands):
+            results, kernel = _first_product(inner, operands)
+            if kernel is not None:
+                return results, kernel
+        elif eqn.primitive.name in ('conv_general_dilated', 'dot_general') and _IMAGE in operands:
+            is_convolution = eqn.primitive.name == 'conv_general_dilated' and operands[0] == _IMAGE
+            return [None] * len(jaxpr.outvars), (operands[1] or '') if is_convolution else ''
+        else:
+            known = {source for source in operands if source}
+            results = [_IMAGE if _IMAGE in known else known.pop() if len(known) == 1 else None] * len(eqn.outvars)
+        sources.update(zip(eqn.outvars, results, strict=True))
+    return [read(v) for v in jaxpr.outvars], None

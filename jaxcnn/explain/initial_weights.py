@@ -1,0 +1,49 @@
+"""The weights that a run started from."""
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxcnn.analysis.markdown import escape
+from jaxcnn.errors import UserError
+from jaxcnn.explain.request import Request
+from jaxcnn.training import initialize, whiten
+from jaxcnn.training.state import init_weights, variables
+
+
+def initial_variables(request: Request) -> tuple[dict[str, Any] | None, str]:
+    """Return the variables before the first step, and a sentence that says where they are from.
+
+    They are drawn anew from the seed of the config, with the weights that `config.init` names and the filters of
+    `config.whiten`. They are None if these weights cannot be read any more.
+    """
+    run = request.run
+    config, network, image_shape = run.config, run.experiment.network, run.experiment.image_shape
+    arrays: dict[str, Any] = {}
+    note = f'The initial filters are drawn from the seed {config.seed} of the run.'
+    template = jax.eval_shape(lambda: init_weights(network, image_shape, np.uint32(0), False))
+    if config.init is not None:
+        try:
+            weights = initialize.load_initial_weights(
+                config, network, {'params': template.params, 'batch_stats': template.batch_stats}, image_shape,
+                run.info['class_names'])
+        except UserError as e:
+            return None, f'The run started from other weights, which cannot be read any more: {escape(str(e))}.'
+        arrays = weights.arrays
+        note = f'The run started from {escape(weights.source)}.'
+
+    def transform(params: Any) -> Any:
+        if not config.whiten:
+            return params
+        return whiten.initializer(config.whiten, template.params, lambda count: _sample_images(request, count))(params)
+    initial = init_weights(network, image_shape, np.uint32(config.seed), False, transform, arrays)
+    return variables(initial)[False], note
+
+
+def _sample_images(request: Request, count: int) -> np.ndarray:
+    """Return the random training images that whitening took at the start of the run; see `training.setup.Setup`."""
+    train = request.dataset.splits['train']
+    rng = np.random.default_rng(request.run.config.seed)
+    positions = np.sort(rng.permutation(len(train))[:count])
+    return np.asarray(jax.jit(request.run.experiment.preprocessor.__call__)(train.take(positions)))
