@@ -1,6 +1,7 @@
 """Images that occur more than once in a data set, compared by their decoded pixels."""
 
 import contextlib
+import dataclasses
 import hashlib
 import itertools
 import logging
@@ -38,6 +39,41 @@ def digests(images: ArrayFile) -> np.ndarray:
     return computed
 
 
+@dataclasses.dataclass(frozen=True)
+class Duplicates:
+    """The images of a data set that occur more than once.
+
+    Attributes:
+      shared: for each split but `train`, the positions of its images that are also training images.
+      num_ambiguous: number of images that have equal pixels but different targets.
+      digests: the digests of each split's images.
+    """
+
+    shared: Mapping[str, np.ndarray]
+    num_ambiguous: int
+    digests: Mapping[str, np.ndarray]
+
+    def train_position(self, split: str, position: int) -> int:
+        """Return the position of the first training image that equals an image of another split."""
+        return int(np.flatnonzero(self.digests['train'] == self.digests[split][position])[0])
+
+
+def find(splits: Mapping[str, Split]) -> Duplicates:
+    """Return the images that occur more than once.
+
+    Args:
+      splits: the splits by name; one of them is `train`.
+    """
+    digests_of_splits = {name: digests(split.images)[split.index] for name, split in splits.items()}
+    shared = {name: np.flatnonzero(np.isin(split_digests, digests_of_splits['train']))
+              for name, split_digests in digests_of_splits.items() if name != 'train'}
+    _, image = np.unique(np.concatenate([*digests_of_splits.values()]), return_inverse=True)
+    _, target = np.unique(np.concatenate([_target_rows(split) for split in splits.values()]), axis=0, return_inverse=True)
+    image_target_pairs = np.unique(np.stack([image, target.reshape(-1)]), axis=1)
+    num_targets = np.bincount(image_target_pairs[0])  # of each different image
+    return Duplicates(shared, int((num_targets > 1)[image].sum()), digests_of_splits)
+
+
 def warn(location: str, splits: Mapping[str, Split]) -> None:
     """Log a warning with the number of images of other splits that are also training images, and of equal images with
     different labels.
@@ -46,20 +82,11 @@ def warn(location: str, splits: Mapping[str, Split]) -> None:
       location: the location of the data set, for the message.
       splits: the splits by name; one of them is `train`.
     """
-    digests_of_splits = {name: digests(split.images)[split.index] for name, split in splits.items()}
-    train_digests = digests_of_splits['train']
-    lines = []
-    for name, split_digests in digests_of_splits.items():
-        num_shared = int(np.isin(split_digests, train_digests).sum()) if name != 'train' else 0
-        if num_shared:
-            lines.append(f'{num_shared} of {counted(len(split_digests), f"{name} image")} are also training images')
-    _, image = np.unique(np.concatenate([*digests_of_splits.values()]), return_inverse=True)
-    _, target = np.unique(np.concatenate([_target_rows(split) for split in splits.values()]), axis=0, return_inverse=True)
-    image_target_pairs = np.unique(np.stack([image, target.reshape(-1)]), axis=1)
-    num_targets = np.bincount(image_target_pairs[0])  # of each different image
-    num_ambiguous = int((num_targets > 1)[image].sum())
-    if num_ambiguous:
-        lines.append(f'{counted(num_ambiguous, "image")} with equal pixels but different labels')
+    duplicates = find(splits)
+    lines = [f'{len(positions)} of {counted(len(splits[name]), f"{name} image")} are also training images'
+             for name, positions in duplicates.shared.items() if len(positions)]
+    if duplicates.num_ambiguous:
+        lines.append(f'{counted(duplicates.num_ambiguous, "image")} with equal pixels but different labels')
     if lines:
         log.warning('%s: %s', location, '; '.join(lines))
 

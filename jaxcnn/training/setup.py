@@ -29,6 +29,7 @@ class Setup:
       folder: workdir of the run.
       source: the data; None: what the config names.
       initial_variables: variables of the network to start from, for `config.init.variables`.
+      dataset: the data set, if it is loaded already.
 
     Attributes:
       config: config of the run.
@@ -48,11 +49,11 @@ class Setup:
     """
 
     def __init__(self, config: cfg.Config, folder: str, source: data.Source | None = None,
-                 initial_variables: Mapping[str, Any] | None = None):
+                 initial_variables: Mapping[str, Any] | None = None, dataset: data.Dataset | None = None):
         self.config, self.folder = config, folder
         self._initial_variables = initial_variables
         kind = tasks.find(config.task).kind
-        self.dataset = parallel.run_on_all_processes(lambda: data.load(config.data, kind, source))
+        self.dataset = dataset or parallel.run_on_all_processes(lambda: data.load(config.data, kind, source))
         train = self.dataset.splits['train']
         self.experiment = experiment.build(config, self.dataset.info(), self._fit_normalizers)
         self.timeline = self.experiment.timeline

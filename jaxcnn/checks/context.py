@@ -1,0 +1,225 @@
+"""What the checks of a config share: its objects, variants of it, and a short training run.
+
+All of it is made by `training.setup.Setup` and trained by `training.step`, so that what is checked is what `train` runs.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import logging
+import math
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxcnn import config as cfg
+from jaxcnn import data
+from jaxcnn.data import Source
+from jaxcnn.training.dispatch import dispatch_end
+from jaxcnn.training.setup import Setup
+from jaxcnn.training.state import TrainState, variables
+from jaxcnn.training.step import image_gradient, image_keys, step_keys
+
+MAX_VALIDATION_IMAGES = 1024  # that are used to compare outputs
+Scalars = dict[str, np.ndarray]
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Log errors only in the block, because variants of a config repeat the warnings of the config."""
+    log = logging.getLogger('jaxcnn')
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
+
+
+def train_steps(setup: Setup, state: TrainState, start: int, stop: int) -> tuple[TrainState, Scalars]:
+    """Run the steps `start` to `stop - 1` of a run, with its data and its compiled programs.
+
+    Args:
+      setup: the objects of the run.
+      state: the state before step `start`, on the devices. Its memory is reused.
+      start: first step.
+      stop: the step after the last one.
+
+    Returns:
+      The state, and the scalars of each step, (stop - start,) each.
+    """
+    step, parts = start, []
+    while step < stop:
+        end = dispatch_end(setup.timeline, step, setup.steps_per_dispatch, [], setup.variable_length)
+        if end > stop:
+            end = stop if setup.variable_length else step + 1
+        state, scalars = setup.program(setup.timeline.phase(step))(state, *setup.inputs(step, end - step))
+        parts.append({name: values[:end - step] for name, values in setup.backend.fetch(scalars).items()})
+        step = end
+    return state, {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+@dataclasses.dataclass(frozen=True)
+class ShortRun:
+    """The beginning of a run: the training of the config, shortened.
+
+    Attributes:
+      num_steps: number of steps.
+      scalars: the scalars of each step, (num_steps,) each.
+      states: host copies of the state by step: before the first step, in the middle, one step later, and at the end.
+    """
+
+    num_steps: int
+    scalars: Scalars
+    states: Mapping[int, TrainState]
+
+    @property
+    def middle(self) -> int:
+        """The step in the middle of the run."""
+        return self.num_steps // 2
+
+    @property
+    def final(self) -> TrainState:
+        """The state at the end."""
+        return self.states[self.num_steps]
+
+
+class Context:
+    """The objects that the checks of a config share.
+
+    Args:
+      config: the config, checked by `experiment.check`.
+      folder: folder for figures.
+      steps: number of steps of a short training run.
+      source: the data; None: what the config names.
+
+    Attributes:
+      config, folder, steps: the arguments; a run that is shorter than `steps` is not made longer.
+      setup: the objects of the run.
+
+    Raises:
+      UserError: the config does not fit the data, or the network does not take the images; see `Setup`.
+    """
+
+    def __init__(self, config: cfg.Config, folder: str, steps: int = 100, source: Source | None = None):
+        self.config, self.folder = config, folder
+        self._resources = contextlib.ExitStack()
+        self._scratch = self._resources.enter_context(tempfile.TemporaryDirectory(prefix='jaxcnn_check'))
+        os.makedirs(os.path.join(self._scratch, 'figures'))
+        self.setup = Setup(config, self._scratch, source)
+        self._resources.callback(self.setup.feed.close)
+        with open(os.path.join(self._scratch, 'config.json'), 'w', encoding='utf-8'):
+            pass  # variants of the config read what the normalisers have been fitted to, as a resumed run does
+        self.setup.check_batch_norm()
+        self.weights = self.setup.read_initial_weights(config)
+        self.steps = min(steps, self.setup.timeline.total)
+
+    def __enter__(self) -> 'Context':
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._resources.close()
+
+    def figure_path(self, name: str) -> str:
+        """Return the path of a figure."""
+        return os.path.join(self.folder, f'{name}.png')
+
+    # variants of the config
+
+    @contextlib.contextmanager
+    def variant(self, config: cfg.Config, dataset: data.Dataset | None = None) -> Iterator[Setup]:
+        """Yield the objects of another config for the same data, on one device.
+
+        Args:
+          config: the config.
+          dataset: other data, such as a part of it; normalisation is always that of the whole training split.
+        """
+        single = dataclasses.replace(config, parallel=dataclasses.replace(config.parallel, devices=1, backend='sharded'))
+        with quiet():
+            setup = Setup(single, self._scratch, dataset=dataset or self.setup.dataset)
+        try:
+            yield setup
+        finally:
+            setup.feed.close()
+
+    def initial_state(self, setup: Setup) -> TrainState:
+        """Return the state before the first step, on the devices of `setup`."""
+        with quiet():
+            return setup.initial_state(self.weights)
+
+    def shortened(self, num_steps: int, **optim: Any) -> cfg.Config:
+        """Return the config of a run of `num_steps` steps, with the schedule shortened accordingly.
+
+        Later stages, later batch sizes and a BatchNorm that is frozen later are not reached by a short run.
+
+        Args:
+          num_steps: number of steps.
+          **optim: other fields of `config.optim`.
+        """
+        config, timeline = self.config, self.setup.timeline
+        warmup = config.optim.warmup
+        if warmup is not None:
+            warmup = cfg.Duration('steps', math.ceil(num_steps * timeline.steps(warmup) / timeline.total))
+        freeze_bn = config.freeze_bn if config.freeze_bn is not None and not config.freeze_bn.value else None
+        return dataclasses.replace(
+            config, duration=cfg.Duration('steps', num_steps), batch_schedule=(), freeze_bn=freeze_bn,
+            optim=dataclasses.replace(config.optim, **{'warmup': warmup, 'switch': (), **optim}))
+
+    @functools.cached_property
+    def short_run(self) -> ShortRun:
+        """The training of the config, shortened to `steps` steps."""
+        num_steps = self.steps
+        middle = num_steps // 2
+        with self.variant(self.shortened(num_steps)) as setup:
+            state, states, parts = self.initial_state(setup), {}, []
+            for start, stop in ((0, 0), (0, middle), (middle, middle + 1), (middle + 1, num_steps)):
+                if stop > start:
+                    state, scalars = train_steps(setup, state, start, stop)
+                    parts.append(scalars)
+                states[max(start, stop)] = setup.backend.fetch(state)
+        return ShortRun(num_steps, {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}, states)
+
+    # images
+
+    @property
+    def run_key(self) -> jax.Array:
+        """The key of the run."""
+        return jax.random.key(np.uint32(self.config.seed))
+
+    def train_examples(self, count: int) -> dict[str, jax.Array]:
+        """Return the first `count` training examples as the network gets them: augmented, normalised, with their targets."""
+        setup = self.setup
+        positions = np.concatenate([setup.feed.positions(step) for step in range(
+            min(setup.timeline.total, -(-count // setup.timeline.phases[0].batch_size)))])[:count]
+        return self.preprocess(setup, positions)
+
+    def preprocess(self, setup: Setup, positions: np.ndarray) -> dict[str, jax.Array]:
+        """Return the training examples at `positions`, augmented and normalised as in the first step of a run."""
+        experiment, train = setup.experiment, setup.dataset.splits['train']
+        preprocessor = experiment.preprocessor
+        gradient = None
+        if preprocessor.augment and preprocessor.augment.has_attack:
+            gradient = image_gradient(experiment.network, preprocessor, experiment.task,
+                                      variables(setup.backend.fetch(self.initial_state(setup)))[False])
+        passes = image_keys(self.run_key, jnp.asarray(positions)), jnp.zeros(len(positions), jnp.int32)
+        examples = {'image': train.take(positions), **train.take_targets(positions)}
+        prepare = jax.jit(functools.partial(preprocessor.train, mixer=experiment.task, gradient=gradient, passes=passes))
+        return prepare(examples, step_keys(self.run_key, 0)[0])
+
+    @property
+    def validation_split(self) -> str:
+        """The name of the split that is evaluated in training."""
+        return 'val' if 'val' in self.setup.dataset.splits else 'test'
+
+    @functools.cached_property
+    def validation_examples(self) -> dict[str, np.ndarray]:
+        """Validation images, uint8, with their targets: all of them, or some that are drawn at random."""
+        split = self.setup.dataset.splits[self.validation_split]
+        rng = np.random.default_rng(0)
+        positions = np.sort(rng.permutation(len(split))[:MAX_VALIDATION_IMAGES])
+        return {'image': split.take(positions), **split.take_targets(positions)}

@@ -1,0 +1,109 @@
+"""Checks of the execution: equal starts give equal bits, and what limits the speed."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxcnn.analysis import complexity
+from jaxcnn.checks.base import FAILED, INFORMATION, WARNING, Findings, Verdict
+from jaxcnn.checks.context import Context, train_steps
+from jaxcnn.optim import path_name
+from jaxcnn.training.setup import Setup
+from jaxcnn.training.state import TrainState
+
+NUM_STEPS = 5  # of which two starts are compared
+MIN_SECONDS = 1.0  # of a measurement of speed
+MAX_DISPATCHES = 50
+SLOW_DATA = 1.2  # seconds of a step with its data over those of the step alone
+TRAINING_PASSES = 3  # multiply-adds of a training step over those of a forward pass
+
+
+def check_determinism(context: Context) -> Verdict:
+    """Start the training twice, and compare the states after some steps bit for bit."""
+    findings = Findings()
+    num_steps = min(NUM_STEPS, context.steps)
+    states = []
+    for _ in range(2):
+        with context.variant(context.config) as setup:  # traces and compiles its programs anew
+            state, _ = train_steps(setup, context.initial_state(setup), 0, num_steps)
+            states.append(setup.backend.fetch(state))
+    leaves = [jax.tree_util.tree_leaves_with_path(state) for state in states]
+    different = [path_name(path) for (path, x), (_, y) in zip(*leaves, strict=True)
+                 if np.asarray(x).tobytes() != np.asarray(y).tobytes()]
+    if different:
+        findings.add(FAILED, f'{len(different)} of {len(leaves[0])} arrays differ, such as {different[0]}',
+                     'look for random numbers that do not come from the key of the run, in augmentation, plugins or the '
+                     'network; on a GPU, XLA_FLAGS=--xla_gpu_deterministic_ops=true')
+        return findings.verdict(f'two starts differ after {num_steps} steps')
+    return findings.verdict(f'two starts have the same bits after {num_steps} steps, in {len(leaves[0])} arrays')
+
+
+def _seconds(run: Callable[[int], Any]) -> float:
+    """Return the shortest of three measurements of the seconds of a call `run(i)`; the calls are made for i = 0, 1, ..."""
+    jax.block_until_ready(run(0))
+    index, start = 1, time.monotonic()
+    while index < 3 or (time.monotonic() - start < MIN_SECONDS / 3 and index < MAX_DISPATCHES):
+        jax.block_until_ready(run(index))
+        index += 1
+    number = index - 1
+    times = []
+    for _ in range(3):
+        start = time.monotonic()
+        for _ in range(number):
+            result = run(index)
+            index += 1
+        jax.block_until_ready(result)
+        times.append((time.monotonic() - start) / number)
+    return min(times)
+
+
+def measure_step(context: Context, setup: Setup) -> tuple[float, float]:
+    """Return the seconds of a step with the feeding of its data, and those of a step alone, whose data is on the device."""
+    count = setup.steps_per_dispatch
+    state: list[TrainState] = [setup.initial_state(context.weights)]
+    program, last = setup.program(setup.timeline.phases[0]), setup.timeline.total // count
+
+    def with_data(index: int) -> Any:
+        state[0], scalars = program(state[0], *setup.inputs(index % last * count, count))
+        return scalars
+    inputs = jax.block_until_ready(jax.tree.map(jnp.asarray, setup.inputs(0, count)))
+
+    def alone(_: int) -> Any:
+        state[0], scalars = program(state[0], *inputs)
+        return scalars
+    return _seconds(with_data) / count, _seconds(alone) / count
+
+
+def measure_peak(dtype: str) -> float:
+    """Return the multiply-adds per second of a large product of matrices on one device."""
+    size = 2048 if jax.default_backend() == 'cpu' else 8192
+    a = jax.random.normal(jax.random.key(0), (size, size), dtype)
+    multiply = jax.jit(lambda a: a @ a)
+    return size ** 3 / _seconds(lambda _: multiply(a))
+
+
+def check_throughput(context: Context) -> Verdict:
+    """Measure the speed of steps with and without their data, and the part of the machine's peak that they reach."""
+    findings, setup = Findings(), context.setup
+    batch_size = setup.timeline.phases[0].batch_size
+    network = setup.experiment.network
+    with_data, alone = measure_step(context, setup)
+    peak = measure_peak(getattr(network, 'dtype', 'float32')) * setup.backend.num_devices
+    multiply_adds = TRAINING_PASSES * batch_size * complexity.cost(network, setup.experiment.image_shape, 1).multiply_adds
+    fraction = multiply_adds / alone / peak
+    limit = 'data' if with_data > SLOW_DATA * alone else 'step'
+    if limit == 'data':
+        findings.add(WARNING, f'of which data takes {100 * (1 - alone / with_data):.0f} %',
+                     'data is the limit: config.data.placement=device if it fits, config.data.workers, or a smaller '
+                     'config.data.image_size')
+    return findings.verdict(
+        f'{batch_size / with_data:,.0f} images/s; a step takes {1000 * with_data:.3g} ms with its data and '
+        f'{1000 * alone:.3g} ms alone, so that the {limit} is the limit; it reaches {100 * fraction:.0f} % of the '
+        'multiply-adds of a large product of matrices', [
+            f'A training step has {multiply_adds:,} multiply-adds: {TRAINING_PASSES} times those of the forward pass for '
+            f'{batch_size} images. A large product of matrices reaches {peak / 1e9:,.0f} billion a second.'],
+        status=INFORMATION)
