@@ -25,7 +25,7 @@ from jaxcnn.training.setup import Setup
 from jaxcnn.training.state import TrainState, variables
 from jaxcnn.training.step import image_gradient, image_keys, step_keys
 
-MAX_VALIDATION_IMAGES = 1024  # that are used to compare outputs
+MAX_IMAGES = 1024  # of a split that are evaluated
 Scalars = dict[str, np.ndarray]
 
 
@@ -212,14 +212,29 @@ class Context:
         return prepare(examples, step_keys(self.run_key, 0)[0])
 
     @property
+    def chance_loss(self) -> float:
+        """The training loss of outputs that are all 0, on some training images."""
+        task, examples = self.setup.experiment.task, self.some_train_examples
+        targets = {name: jnp.asarray(value) for name, value in examples.items() if name != 'image'}
+        return float(task.loss(jnp.zeros((len(examples['image']), task.num_classes)), targets))
+
+    @property
     def validation_split(self) -> str:
         """The name of the split that is evaluated in training."""
         return 'val' if 'val' in self.setup.dataset.splits else 'test'
 
+    def _some_examples(self, split: str) -> dict[str, np.ndarray]:
+        """Return images of a split, uint8, with their targets: all of them, or some that are drawn at random."""
+        examples = self.setup.dataset.splits[split]
+        positions = np.random.default_rng(0).permutation(len(examples))[:MAX_IMAGES]
+        return {'image': examples.take(positions), **examples.take_targets(positions)}
+
     @functools.cached_property
     def validation_examples(self) -> dict[str, np.ndarray]:
-        """Validation images, uint8, with their targets: all of them, or some that are drawn at random."""
-        split = self.setup.dataset.splits[self.validation_split]
-        rng = np.random.default_rng(0)
-        positions = np.sort(rng.permutation(len(split))[:MAX_VALIDATION_IMAGES])
-        return {'image': split.take(positions), **split.take_targets(positions)}
+        """Validation images, uint8, with their targets."""
+        return self._some_examples(self.validation_split)
+
+    @functools.cached_property
+    def some_train_examples(self) -> dict[str, np.ndarray]:
+        """Training images, uint8, with their targets."""
+        return self._some_examples('train')

@@ -1,5 +1,7 @@
 """Checks of the execution: equal starts give equal bits, and what limits the speed."""
 
+import itertools
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -16,9 +18,8 @@ from jaxcnn.training.setup import Setup
 from jaxcnn.training.state import TrainState
 
 NUM_STEPS = 5  # of which two starts are compared
-MIN_SECONDS = 1.0  # of a measurement of speed
-MAX_DISPATCHES = 50
-SLOW_DATA = 1.2  # seconds of a step with its data over those of the step alone
+NUM_ROUNDS, ROUND_SECONDS, MAX_CALLS = 5, 0.2, 50  # of a measurement of speed
+SLOW_DATA = 1.25  # seconds of a step with its data over those of the step alone
 TRAINING_PASSES = 3  # multiply-adds of a training step over those of a forward pass
 
 
@@ -42,48 +43,54 @@ def check_determinism(context: Context) -> Verdict:
     return findings.verdict(f'two starts have the same bits after {num_steps} steps, in {len(leaves[0])} arrays')
 
 
-def _seconds(run: Callable[[int], Any]) -> float:
-    """Return the shortest of three measurements of the seconds of a call `run(i)`; the calls are made for i = 0, 1, ..."""
-    jax.block_until_ready(run(0))
-    index, start = 1, time.monotonic()
-    while index < 3 or (time.monotonic() - start < MIN_SECONDS / 3 and index < MAX_DISPATCHES):
-        jax.block_until_ready(run(index))
-        index += 1
-    number = index - 1
-    times = []
-    for _ in range(3):
+def _seconds(*calls: Callable[[], Any]) -> list[float]:
+    """Return the seconds of each of several calls: the shortest of `NUM_ROUNDS` measurements, which alternate.
+
+    Each measurement makes as many calls as take about `ROUND_SECONDS`, and waits for the last result.
+    """
+    numbers = []
+    for call in calls:
+        jax.block_until_ready(call())  # compiles
         start = time.monotonic()
-        for _ in range(number):
-            result = run(index)
-            index += 1
-        jax.block_until_ready(result)
-        times.append((time.monotonic() - start) / number)
-    return min(times)
+        jax.block_until_ready(call())
+        numbers.append(int(np.clip(ROUND_SECONDS / (time.monotonic() - start), 1, MAX_CALLS)))
+    shortest = [math.inf] * len(calls)
+    for _ in range(NUM_ROUNDS):
+        for i, (call, number) in enumerate(zip(calls, numbers, strict=True)):
+            start = time.monotonic()
+            for _ in range(number):
+                result = call()
+            jax.block_until_ready(result)
+            shortest[i] = min(shortest[i], (time.monotonic() - start) / number)
+    return shortest
 
 
 def measure_step(context: Context, setup: Setup) -> tuple[float, float]:
     """Return the seconds of a step with the feeding of its data, and those of a step alone, whose data is on the device."""
     count = setup.steps_per_dispatch
     state: list[TrainState] = [setup.initial_state(context.weights)]
-    program, last = setup.program(setup.timeline.phases[0]), setup.timeline.total // count
+    program = setup.program(setup.timeline.phases[0])
+    steps = itertools.cycle(range(0, setup.timeline.total - count + 1, count))
 
-    def with_data(index: int) -> Any:
-        state[0], scalars = program(state[0], *setup.inputs(index % last * count, count))
+    def step_with_data() -> Any:
+        state[0], scalars = program(state[0], *setup.inputs(next(steps), count))
         return scalars
     inputs = jax.block_until_ready(jax.tree.map(jnp.asarray, setup.inputs(0, count)))
 
-    def alone(_: int) -> Any:
+    def step_alone() -> Any:
         state[0], scalars = program(state[0], *inputs)
         return scalars
-    return _seconds(with_data) / count, _seconds(alone) / count
+    with_data, alone = _seconds(step_with_data, step_alone)
+    return with_data / count, alone / count
 
 
 def measure_peak(dtype: str) -> float:
     """Return the multiply-adds per second of a large product of matrices on one device."""
     size = 2048 if jax.default_backend() == 'cpu' else 8192
-    a = jax.random.normal(jax.random.key(0), (size, size), dtype)
+    matrix = jax.random.normal(jax.random.key(0), (size, size), dtype)
     multiply = jax.jit(lambda a: a @ a)
-    return size ** 3 / _seconds(lambda _: multiply(a))
+    seconds, = _seconds(lambda: multiply(matrix))
+    return size ** 3 / seconds
 
 
 def check_throughput(context: Context) -> Verdict:
@@ -98,8 +105,8 @@ def check_throughput(context: Context) -> Verdict:
     limit = 'data' if with_data > SLOW_DATA * alone else 'step'
     if limit == 'data':
         findings.add(WARNING, f'of which data takes {100 * (1 - alone / with_data):.0f} %',
-                     'data is the limit: config.data.placement=device if it fits, config.data.workers, or a smaller '
-                     'config.data.image_size')
+                     'a larger config.parallel.steps_per_dispatch leaves less to the host' if setup.on_device else
+                     'try config.data.placement=device, more config.data.workers or a smaller config.data.image_size')
     return findings.verdict(
         f'{batch_size / with_data:,.0f} images/s; a step takes {1000 * with_data:.3g} ms with its data and '
         f'{1000 * alone:.3g} ms alone, so that the {limit} is the limit; it reaches {100 * fraction:.0f} % of the '

@@ -39,8 +39,14 @@ class Sweep:
     limit: float
 
 
-def evaluate_sweep(rates: np.ndarray, losses: np.ndarray) -> Sweep:
-    """Find the suggestion and the limit of a sweep; see `Sweep`."""
+def evaluate_sweep(rates: np.ndarray, losses: np.ndarray, chance_loss: float = math.inf) -> Sweep:
+    """Find the suggestion and the limit of a sweep; see `Sweep`.
+
+    Args:
+      rates: the learning rate of each step.
+      losses: the loss of each step.
+      chance_loss: the loss of outputs that say nothing, to which a network returns that a large learning rate has destroyed.
+    """
     finite = np.flatnonzero(~np.isfinite(losses))
     end = int(finite[0]) if len(finite) else len(losses)
     if end < 2:
@@ -56,7 +62,11 @@ def evaluate_sweep(rates: np.ndarray, losses: np.ndarray) -> Sweep:
         return Sweep(rates, losses, smooth, None, float(rates[risen[0]]) if len(risen) else math.inf)
     slopes = np.gradient(smooth, np.log(rates))[:lowest + 1]
     suggestion = float(rates[int(slopes.argmin())])
-    risen = np.flatnonzero(smooth[lowest:] > smooth[lowest] + 0.5 * fall)
+    base = min(start, chance_loss)
+    rise = 0.5 * (base - float(smooth[lowest]))
+    if rise <= 0.025 * abs(base):  # the network has learnt nothing but to give outputs without large errors
+        return Sweep(rates, losses, smooth, None, math.inf)
+    risen = np.flatnonzero(smooth[lowest:] > smooth[lowest] + rise)
     limit = float(rates[lowest + int(risen[0])]) if len(risen) else math.inf
     return Sweep(rates, losses, smooth, suggestion, limit)
 
@@ -69,7 +79,8 @@ def check_lr_range(context: Context) -> Verdict:
     schedule = cfg.Choice('exponential', {'decay_rate': highest / LOWEST, 'every': {'steps': num_steps}})
     with context.variant(context.shortened(num_steps, learning_rate=LOWEST, schedule=schedule, warmup=None)) as setup:
         _, scalars = train_steps(setup, context.initial_state(setup), 0, num_steps)
-    sweep = evaluate_sweep(scalars['learning_rate'].astype(float), scalars['loss'].astype(float))
+    sweep = evaluate_sweep(scalars['learning_rate'].astype(float), scalars['loss'].astype(float),
+                           context.chance_loss)
     with figures.warn_on_error(path := context.figure_path('lr_range')):
         draw_sweep(sweep, rate, path)
     if sweep.suggestion is None:

@@ -1,11 +1,13 @@
 """The checks in their order, and the page with their verdicts."""
 
+import dataclasses
 import os
 from collections.abc import Callable, Mapping, Sequence
 
 from jaxcnn import config as cfg
 from jaxcnn import experiment
 from jaxcnn.analysis.markdown import escape, figure, to_html
+from jaxcnn.checks.augmentation import check_augmentation
 from jaxcnn.checks.base import FAILED, OK, Check, Verdict
 from jaxcnn.checks.context import Context
 from jaxcnn.checks.data import check_batch, check_data
@@ -14,8 +16,9 @@ from jaxcnn.checks.gradients import check_gradients
 from jaxcnn.checks.learning_rate import check_batch_size, check_lr_range
 from jaxcnn.checks.loss import check_first_loss, check_zero_lr
 from jaxcnn.checks.signal import check_signal
-from jaxcnn.checks.training import check_augmentation, check_learns, check_overfit
+from jaxcnn.checks.training import check_learns, check_overfit
 from jaxcnn.data import Source
+from jaxcnn.data.sources import IN_MEMORY
 from jaxcnn.errors import UserError, describe_exception, from_os_error, name_file, unknown
 
 CHECKS: dict[str, Check] = {check.name: check for check in (
@@ -27,7 +30,7 @@ CHECKS: dict[str, Check] = {check.name: check for check in (
     Check('overfit', 'Can the network memorise a few images?', check_overfit),
     Check('learns', 'Does a short training help on images that the network has not seen?', check_learns),
     Check('signal', 'Do activations, gradients and updates have a sensible size in every layer?', check_signal),
-    Check('augmentation', 'Does augmentation make images that can occur?', check_augmentation),
+    Check('augmentation', 'Does augmentation leave images in their class?', check_augmentation),
     Check('lr_range', 'Which learning rates are possible?', check_lr_range),
     Check('batch_size', 'Which batch size does the noise of the gradient call for?', check_batch_size),
     Check('determinism', 'Do two starts give the same bits?', check_determinism),
@@ -59,6 +62,8 @@ def run_checks(config: cfg.Config, folder: str, names: Sequence[str] = (), steps
             raise unknown('check', name, CHECKS)
     if steps < MIN_STEPS:
         raise UserError(f'expected at least {MIN_STEPS}, got {steps}', field='--steps')
+    if source is not None:
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, name=IN_MEMORY, dir=''))
     config = experiment.check(config)
     verdicts = {}
     try:

@@ -1,7 +1,8 @@
-"""Checks that train briefly: can the network memorise a few images, does training generalise, does augmentation help."""
+"""Checks that train briefly: can the network memorise a few images, and does training generalise?"""
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -10,11 +11,9 @@ import numpy as np
 
 from jaxcnn import config as cfg
 from jaxcnn.analysis import figures
-from jaxcnn.checks.base import FAILED, INFORMATION, WARNING, Findings, Verdict
+from jaxcnn.checks.base import FAILED, WARNING, Findings, Verdict
 from jaxcnn.checks.context import Context, train_steps
 from jaxcnn.checks.figures import draw_losses, smoothed
-from jaxcnn.data import augment, normalize
-from jaxcnn.data.augment import Attack, Mix, Pipeline
 from jaxcnn.training.setup import Setup
 from jaxcnn.training.state import variables
 
@@ -22,10 +21,6 @@ NUM_MEMORISED = 8  # images
 MAX_MEMORISING_STEPS = 200
 NUM_PERMUTATIONS = 50
 MIN_DEVIATIONS = 5.0  # standard deviations by which a loss must be below that with permuted targets
-MIN_CHANGED = 20  # images that an op must change for a judgement
-MIN_SCORE = 0.1  # above chance, of a network that judges augmentation
-NUM_TILES = 8
-MIN_RETAINED = 0.4  # part of what a network knows that an augmentation must leave
 
 
 def _without_regularisation(context: Context, num_steps: int, learning_rate: float) -> cfg.Config:
@@ -123,43 +118,42 @@ class Generalisation:
     predictions: np.ndarray
 
 
-def measure_generalisation(context: Context, setup: Setup, weights: Any, images: np.ndarray | None = None,
-                           positions: np.ndarray | None = None) -> Generalisation:
-    """Evaluate weights on validation images, and on the same images with permuted targets.
+def measure_generalisation(setup: Setup, weights: Any, examples: Mapping[str, np.ndarray],
+                           preprocessed: bool = False) -> Generalisation:
+    """Evaluate weights on images, and on the same images with permuted targets.
 
     Args:
-      context: gives the images.
       setup: gives the network and the task.
       weights: variables of the network.
-      images: inputs of the network for all validation images; None: the images as in evaluation.
-      positions: the images that are evaluated; None: all.
+      examples: `image` and the targets.
+      preprocessed: whether the images are inputs of the network, and not uint8.
     """
     experiment, task = setup.experiment, setup.experiment.task
-    examples = dict(context.validation_examples)
-    inputs = examples.pop('image') if images is None else images
-    if positions is not None:
-        inputs, examples = inputs[positions], {name: value[positions] for name, value in examples.items()}
+    inputs = examples['image']
 
     @jax.jit
     def apply(x: jax.Array) -> jax.Array:
         def outputs(x: jax.Array) -> jax.Array:
             result: Any = experiment.network.apply(weights, x, train=False)
             return result.astype(jnp.float32)
-        return experiment.preprocessor.outputs(outputs, x, tta=False) if images is None else outputs(x)
+        return outputs(x) if preprocessed else experiment.preprocessor.outputs(outputs, x, tta=False)
     num_images, size = len(inputs), min(256, len(inputs))
     padded = np.concatenate([inputs, inputs[:-num_images % size]])
     logits = jnp.concatenate([apply(padded[i:i + size]) for i in range(0, len(padded), size)])[:num_images]
 
     @jax.jit
-    def scores(order: jax.Array) -> tuple[jax.Array, jax.Array]:
-        permuted = {name: jnp.asarray(value)[order] for name, value in examples.items() if name != 'image'}
+    def scores_of(logits: jax.Array, targets: dict[str, jax.Array], order: jax.Array) -> tuple[jax.Array, jax.Array]:
+        permuted = {name: value[order] for name, value in targets.items()}
         return task.example_losses(logits, permuted).mean(), task.train_scalars(logits, permuted)[task.train_metrics[1]]
+    scores = functools.partial(scores_of, logits, {name: value for name, value in examples.items() if name != 'image'})
     rng = np.random.default_rng(0)
     loss, score = map(float, scores(jnp.arange(num_images)))
     chance = np.array([scores(jnp.asarray(rng.permutation(num_images))) for _ in range(NUM_PERMUTATIONS)])
     chance_loss, chance_score = chance.mean(0)
-    deviations = (chance_loss - loss) / max(float(chance[:, 0].std(ddof=1)), 1e-9)
-    return Generalisation(loss, float(chance_loss), float(np.nan_to_num(deviations)), score, float(chance_score),
+    deviation = float(chance[:, 0].std(ddof=1))
+    # outputs that hardly depend on the images leave nothing but rounding
+    deviations = float(chance_loss - loss) / deviation if deviation > 1e-5 * abs(chance_loss) else 0.0
+    return Generalisation(loss, float(chance_loss), deviations, score, float(chance_score),
                           np.asarray(task.predict(logits)))
 
 
@@ -180,8 +174,8 @@ def check_learns(context: Context) -> Verdict:
         return findings.verdict('', lines, ['learns'])
     tenth = max(1, len(losses) // 10)
     first, last = losses[:tenth].mean(), losses[-tenth:].mean()
-    result = measure_generalisation(context, context.setup, variables(run.final)[False])
-    if result.deviations < MIN_DEVIATIONS:
+    result = measure_generalisation(context.setup, variables(run.final)[False], context.validation_examples)
+    if not result.deviations >= MIN_DEVIATIONS:
         findings.add(FAILED, 'the network has learnt nothing that holds for images it has not seen',
                      'check that labels belong to their images (see the figure of batch); if overfit or lr_range fail, '
                      f'begin with them; if learning is slow, raise --steps above {run.num_steps}')
@@ -190,133 +184,4 @@ def check_learns(context: Context) -> Verdict:
     return findings.verdict(
         f'in {run.num_steps} steps the training loss goes from {first:.3f} to {last:.3f}; the {metric} on '
         f'{context.validation_split} images is then {100 * result.score:.1f} %, by chance {100 * result.chance_score:.1f} % '
-        f'(their loss is {result.deviations:.0f} standard deviations below chance)', lines, ['learns'])
-
-
-# ---- augmentation
-
-
-@dataclasses.dataclass(frozen=True)
-class OpEffect:
-    """What an op of an augmentation leaves of what a network recognises.
-
-    Attributes:
-      text: the op.
-      score, raw_score: the first metric of training on the images that the op changes, with and without it.
-      chance_score: the metric by chance.
-      num_images: number of the images.
-    """
-
-    text: str
-    score: float
-    raw_score: float
-    chance_score: float
-    num_images: int
-
-    @property
-    def retained(self) -> float:
-        """The part of the metric above chance that is left."""
-        return (self.score - self.chance_score) / max(self.raw_score - self.chance_score, 1e-9)
-
-
-def _single_op_pipelines(setup: Setup) -> dict[str, tuple[Pipeline, Pipeline | None]]:
-    """Return for each op of the training augmentation that changes single images the pipeline with it and that without it.
-
-    Ops that change the size of images are in both pipelines, if the network needs them.
-    """
-    pipeline = setup.experiment.preprocessor.augment
-    if pipeline is None:
-        return {}
-    texts = [part.strip() for part in pipeline.text.split('|')]
-    ops = [(text, op) for text, op in zip(texts, pipeline.ops, strict=True) if not isinstance(op, (Mix, Attack))]
-    shape, resizing = setup.dataset.image_shape, []
-    for text, op in ops:
-        if not isinstance(op, augment.ByEpoch):
-            new_shape = jax.eval_shape(op, jax.random.key(0), jax.ShapeDtypeStruct(shape, jnp.float32)).shape
-            if new_shape != shape:
-                resizing.append(text)
-            shape = new_shape
-
-    def keep(names: list[str]) -> Pipeline | None:
-        kept = [(text, op) for text, op in ops if text in names]
-        return Pipeline('|'.join(text for text, _ in kept), tuple(op for _, op in kept)) if kept else None
-    return {text: (keep([*resizing, text]), keep(resizing)) for text, _ in ops if text not in resizing}  # type: ignore[misc]
-
-
-def _augmented(context: Context, setup: Setup, pipeline: Pipeline | None, normalized: bool = True) -> np.ndarray:
-    """Return the validation images after a pipeline, float32: as the network gets them, or in [0, 1]."""
-    preprocessor = dataclasses.replace(setup.experiment.preprocessor, augment=pipeline)
-    if not normalized:
-        preprocessor = dataclasses.replace(preprocessor, normalize=normalize.Normalization())
-    count = len(context.validation_examples['image'])
-    passes = jax.random.split(context.run_key, count), jnp.zeros(count, jnp.int32)
-    prepare = jax.jit(functools.partial(preprocessor.train, mixer=setup.experiment.task, passes=passes))
-    return np.asarray(prepare(context.validation_examples, jax.random.key(1))['image'])
-
-
-def check_augmentation(context: Context) -> Verdict:
-    """Train without augmentation, and see what the network recognises in validation images that each op has changed.
-
-    A network that has never seen an upside-down digit does not recognise it; a digit that is shifted by two pixels it does.
-    """
-    findings = Findings()
-    pipelines = _single_op_pipelines(context.setup)
-    if not pipelines:
-        return findings.verdict('config.data.augment has no op that changes single images')
-    config = context.shortened(context.steps)
-    config = dataclasses.replace(config, data=dataclasses.replace(config.data, augment=config.data.eval_augment))
-    with context.variant(config) as setup:
-        state, _ = train_steps(setup, context.initial_state(setup), 0, context.steps)
-        weights = variables(setup.backend.fetch(state))[False]
-        effects, tiles, titles = [], list[np.ndarray](), list[str]()
-        for text, (with_op, without_op) in pipelines.items():
-            raw, changed = (_augmented(context, setup, pipeline) for pipeline in (without_op, with_op))
-            positions = np.flatnonzero(np.abs(changed - raw).reshape(len(raw), -1).max(1) > 1e-3)
-            if len(positions) < MIN_CHANGED:
-                continue
-            before, after = (measure_generalisation(context, setup, weights, images, positions) for images in (raw, changed))
-            if before.deviations < MIN_DEVIATIONS or before.score < before.chance_score + MIN_SCORE:
-                findings.add(INFORMATION, f'the network recognises {100 * before.score:.1f} % after {context.steps} steps '
-                             'without augmentation', 'raise --steps: that is too little for this check')
-                break
-            effects.append(OpEffect(text, after.score, before.score, before.chance_score, len(positions)))
-            _append_tiles(context, setup, (with_op, without_op), positions, after.predictions, tiles, titles)
-    harmful = [effect for effect in effects if effect.retained < MIN_RETAINED]
-    for effect in harmful:
-        findings.add(WARNING, f'{effect.text} makes images unlike those of {context.validation_split}: a network that has '
-                     f'not seen it recognises {100 * effect.score:.0f} % of the images that it changes, and '
-                     f'{100 * effect.raw_score:.0f} % of the same images without it',
-                     'look at the figure of augmentation, and remove the op from config.data.augment unless images such as '
-                     'these occur')
-    if tiles:
-        with figures.warn_on_error(path := context.figure_path('augmentation')):
-            figures.image_grid(tiles, titles, path, columns=NUM_TILES, headings=[
-                heading for effect in effects for heading in (
-                    f'without {effect.text}: {100 * effect.raw_score:.0f} % are recognised', f'with {effect.text}: '
-                    f'{100 * effect.score:.0f} %')])
-    summary = ', '.join(f'{effect.text} {100 * effect.retained:.0f} %' for effect in effects)
-    return findings.verdict(
-        f'of what a network without augmentation recognises, augmented images keep: {summary}' if effects else '',
-        ['Validation images before and after each op of the augmentation, with their labels and, below, what a network '
-         'predicts that was trained for a short time without augmentation. An op is suspicious if it leaves less than '
-         f'{100 * MIN_RETAINED:.0f} % of what the network recognises above chance: it makes images that do not occur.'],
-        ['augmentation'] if tiles else [])
-
-
-def _append_tiles(context: Context, setup: Setup, pipelines: tuple[Pipeline | None, Pipeline | None],
-                  positions: np.ndarray, predictions: np.ndarray, tiles: list[np.ndarray], titles: list[str]) -> None:
-    """Append a row of images without an op and a row of the same images with it, with labels and predictions."""
-    task = setup.experiment.task
-    examples = context.validation_examples
-    for pipeline, is_changed in ((pipelines[1], False), (pipelines[0], True)):
-        pixels = _augmented(context, setup, pipeline, normalized=False)
-        for i, position in enumerate(positions[:NUM_TILES]):
-            tiles.append(pixels[position])
-            if is_changed:
-                predicted = {name: value[0] for name, value in task.targets_of(predictions[i:i + 1]).items()}
-                titles.append(f'predicted {task.title(predicted)}')
-            else:
-                titles.append(task.title({name: value[position] for name, value in examples.items() if name != 'image'}))
-        for _ in range(NUM_TILES - min(NUM_TILES, len(positions))):
-            tiles.append(np.ones_like(pixels[0]))
-            titles.append('')
+        f'(their loss is {max(result.deviations, 0):.0f} standard deviations below chance)', lines, ['learns'])
