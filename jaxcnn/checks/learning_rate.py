@@ -14,7 +14,7 @@ from jaxcnn.checks.context import Context, train_steps
 from jaxcnn.checks.figures import smoothed
 
 LOWEST, HIGHEST = 1e-5, 10.0  # learning rates of the sweep
-FAR_ABOVE = 2.0  # times the limit
+WARM_UP_FACTOR = 3.0  # how far above the limit a learning rate may be if there is a warm-up
 NUM_BATCHES = 20  # of which gradients are measured
 BATCH_RATIO = 8
 
@@ -86,12 +86,11 @@ def check_lr_range(context: Context) -> Verdict:
     if sweep.suggestion is None:
         findings.add(WARNING, '', 'see overfit and learns: something else keeps the '
                      'network from learning, or --steps is too small')
-    if rate > FAR_ABOVE * sweep.limit:
-        findings.add(FAILED, f'config.optim.learning_rate={rate:g} is {rate / sweep.limit:.0f} times that',
+    if rate > sweep.limit:
+        is_possible = bool(context.config.optim.warmup) and rate < WARM_UP_FACTOR * sweep.limit
+        findings.add(WARNING if is_possible else FAILED,
+                     f'config.optim.learning_rate={rate:g} is {rate / sweep.limit:.1f} times that',
                      'set a learning rate between the suggested one and half of the limit')
-    elif rate > sweep.limit:
-        findings.add(WARNING, f'config.optim.learning_rate={rate:g} is above that',
-                     'a warm-up or a lower learning rate may train more stably')
     elif sweep.suggestion and rate < sweep.suggestion / 100:
         findings.add(WARNING, f'config.optim.learning_rate={rate:g} is far below that', 'try the suggested learning rate')
     falls = 'falls at no learning rate' if sweep.suggestion is None else (

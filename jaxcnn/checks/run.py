@@ -19,7 +19,7 @@ from jaxcnn.checks.signal import check_signal
 from jaxcnn.checks.training import check_learns, check_overfit
 from jaxcnn.data import Source
 from jaxcnn.data.sources import IN_MEMORY
-from jaxcnn.errors import UserError, describe_exception, from_os_error, name_file, unknown
+from jaxcnn.errors import UserError, counted, describe_exception, from_os_error, name_file, unknown
 
 CHECKS: dict[str, Check] = {check.name: check for check in (
     Check('batch', 'What is the network fed?', check_batch),
@@ -93,9 +93,13 @@ def _run(check: Check, context: Context) -> Verdict:
                        'jaxcnn train may end with the same error; correct it first')
 
 
+def _capitalized(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
 def line(check: Check, verdict: Verdict) -> str:
     """Return the verdict of a check on one line."""
-    advice = f'. {verdict.advice[:1].upper()}{verdict.advice[1:]}' if verdict.advice else ''
+    advice = f'. {_capitalized(verdict.advice)}' if verdict.advice else ''
     return f'{check.name:13} {verdict.status:12} {verdict.measured}{advice}'
 
 
@@ -103,7 +107,7 @@ def summary(verdicts: Mapping[str, Verdict]) -> str:
     """Return the number of checks of each status."""
     statuses = [verdict.status for verdict in verdicts.values()]
     counts = [(status, statuses.count(status)) for status in dict.fromkeys([FAILED, 'warning', 'information', OK])]
-    return f'{len(verdicts)} checks: ' + ', '.join(f'{count} {status}' for status, count in counts if count)
+    return f'{counted(len(verdicts), "check")}: ' + ', '.join(f'{count} {status}' for status, count in counts if count)
 
 
 def write_page(config: cfg.Config, folder: str, verdicts: Mapping[str, Verdict]) -> None:
@@ -116,9 +120,9 @@ def write_page(config: cfg.Config, folder: str, verdicts: Mapping[str, Verdict])
                      f'{"**" if verdict.status == FAILED else ""} | {escape(verdict.measured)} | {escape(verdict.advice)} |')
     for name, verdict in verdicts.items():
         lines += ['', f'## {escape(name)}: {verdict.status}', '', f'*{CHECKS[name].question}*', '',
-                  f'{escape(verdict.measured)}.', '']
+                  f'{escape(_capitalized(verdict.measured))}.', '']
         if verdict.advice:
-            lines += [f'What to do: {escape(verdict.advice)}.', '']
+            lines += [f'**What to do:** {escape(verdict.advice)}.', '']
         lines += [*verdict.lines, '']
         for figure_name in verdict.figures:
             lines += [figure(os.path.join(folder, 'figures'), figure_name), '']

@@ -21,7 +21,7 @@ from jaxcnn.training.state import TrainState
 
 MAX_BYTES = 1 << 28  # of the outputs of all layers
 MAX_IMAGES = 128
-DEAD, ALMOST_DEAD = 0.9, 0.5  # fractions of a layer's units
+DEAD, ALMOST_DEAD = 0.99, 0.9  # fractions of a layer's units
 MAX_UPDATE_RATIO = 0.1
 MAX_GROWTH = 1e3  # factor between the deviations of two layers
 

@@ -12,6 +12,10 @@ import os
 
 from jaxcnn import cli, config
 
+# without importing them, so that --help is quick
+CHECK_NAMES = ('batch', 'data', 'first_loss', 'zero_lr', 'gradients', 'overfit', 'learns', 'signal', 'augmentation',
+               'lr_range', 'batch_size', 'determinism', 'throughput')
+
 
 def run(args: argparse.Namespace) -> int:
     """Run the command with its parsed arguments, and return its exit code."""
@@ -31,9 +35,8 @@ def main() -> None:
                                      epilog='Any field of the config can be set: --config.optim.learning_rate=0.05')
     parser.add_argument('--config', required=True, help='a config file, the name of a config that comes with jaxcnn, or the '
                         'config.json of a run')
-    parser.add_argument('checks', nargs='*', metavar='CHECK', help='checks to carry out (default: all): batch, data, '
-                        'first_loss, zero_lr, gradients, overfit, learns, signal, augmentation, lr_range, batch_size, '
-                        'determinism, throughput')
+    parser.add_argument('checks', nargs='*', metavar='CHECK',
+                        help=f'checks to carry out (default: all): {", ".join(CHECK_NAMES)}')
     parser.add_argument('--out', default='', metavar='DIR', help='folder of the page and its figures (default: checks/NAME, '
                         'with the name of the config)')
     parser.add_argument('--steps', type=int, default=100, metavar='N', help='number of steps of short trainings (default: '
