@@ -101,8 +101,8 @@ def receptive_field(request: Request, layer: str = '') -> Section:
         f'The element of `{name}` at row {row} and column {column} depends on {size} pixels with the centre {center} (row, '
         f'column; the first pixel is 0), padding included: the rectangle. Its neighbours look {field.stride[0]} x '
         f'{field.stride[1]} pixels further. The effective field is smaller: {(strength >= 1 - 0.9545).sum()} pixels, as '
-        f'many as a square with a side of {effective:.1f} has, get at least 4.55 % of the largest gradient (Luo et al. 2016), '
-        f'as a mean over {len(request.examples)} images. The image is {escape(request.examples.names[0])}.', '',
+        f'many as a square with a side of {effective:.1f} has, get at least 4.55 % of the largest gradient (Luo et al. '
+        f'2016), as a mean over {len(request.examples)} images. The image is {escape(request.examples.names[0])}.', '',
         '![receptive field](receptive_field.png)', '', '| layer | size | stride |', '|---|---|---|', *rows])
 
 
