@@ -74,26 +74,28 @@ def brier_score(probabilities: np.ndarray, labels: np.ndarray) -> float:
     return float(((probabilities - targets) ** 2).sum(1).mean())
 
 
-def reliability_diagram(result: Calibration, path: str, title: str = 'reliability') -> None:
+def reliability_diagram(result: Calibration, path: str, title: str = 'reliability',
+                        terms: tuple[str, str] = ('confidence', 'accuracy')) -> None:
     """Draw the accuracy over the confidence, and below it the number of predictions in each bin.
 
     Args:
       result: the predictions in bins.
       path: the PNG file.
       title: title of the figure.
+      terms: names of the confidence and the accuracy in the figure.
     """
     width = result.edges[1]
     centers, has_images = result.edges[:-1] + width / 2, result.counts > 0
     with figures.open_figure(path, 5.5, 6.5, [title], layout='constrained') as figure:
         axis, histogram = figure.subplots(2, 1, sharex=True, gridspec_kw={'height_ratios': [3, 1]})
-        axis.bar(centers[has_images], result.accuracy[has_images], 0.92 * width, color='#56b4e9', label='accuracy')
+        axis.bar(centers[has_images], result.accuracy[has_images], 0.92 * width, color='#56b4e9', label=terms[1])
         axis.plot([0, 1], [0, 1], color='black', linestyle='--', linewidth=1, label='perfect calibration')
         axis.plot(result.confidence[has_images], result.accuracy[has_images], color='#d55e00', marker='o', markersize=5,
-                  linestyle='', label='at the mean confidence')
-        axis.set(ylabel='accuracy', xlim=(0, 1), ylim=(0, 1.02),
+                  linestyle='', label=f'at the mean {terms[0]}')
+        axis.set(ylabel=terms[1], xlim=(0, 1), ylim=(0, 1.02),
                  title=f'{title}: expected calibration error {100 * result.ece:.2f} %')
         axis.grid(alpha=0.3)
         figure.legend(loc='outside lower center', ncols=3, fontsize=9)
         histogram.bar(centers, result.counts, 0.92 * width, color='#999999')
-        histogram.set(xlabel='confidence of the prediction', ylabel='predictions')
+        histogram.set(xlabel=terms[0], ylabel='predictions')
         histogram.grid(alpha=0.3)

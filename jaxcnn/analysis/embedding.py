@@ -192,6 +192,24 @@ def class_colors(num_classes: int) -> list[str]:
     return [COLORS[c % len(COLORS)] for c in range(num_classes)]
 
 
+def spread_labels(positions: np.ndarray, width: float = 0.13, height: float = 0.035) -> np.ndarray:
+    """Return positions (n, 2) of labels in axes of size 1, moved up and down until labels of this size do not overlap."""
+    positions = positions.copy()
+    for _ in range(100):
+        moved = False
+        for i, j in zip(*np.triu_indices(len(positions), 1), strict=True):
+            dx, dy = positions[j] - positions[i]
+            missing = height - abs(dy)
+            if abs(dx) < width and missing > 1e-6:
+                shift = missing / 2 * (1 if dy >= 0 else -1)
+                positions[i, 1] -= shift
+                positions[j, 1] += shift
+                moved = True
+        if not moved:
+            break
+    return positions
+
+
 def embedding_figure(embeddings: Mapping[str, np.ndarray], labels: np.ndarray, class_names: Sequence[str], path: str,
                      is_augmented: np.ndarray | None = None) -> None:
     """Draw embeddings side by side, with a colour for each class and its name at the median of its images.
@@ -217,8 +235,11 @@ def embedding_figure(embeddings: Mapping[str, np.ndarray], labels: np.ndarray, c
                 if selected.any():
                     axis.scatter(*points[selected].T, s=size, c=point_colors[selected], marker=marker, label=name,
                                  linewidths=0.8 if augmented else 0, alpha=0.8)
-            for c in np.unique(labels[labels >= 0]):
-                x, y = np.median(points[labels == c], 0)
+            classes = np.unique(labels[labels >= 0])
+            medians = np.array([np.median(points[labels == c], 0) for c in classes]).reshape(-1, 2)
+            low, size_of_axes = points.min(0), np.maximum(np.ptp(points, 0), 1e-30)
+            centers = spread_labels((medians - low) / size_of_axes) * size_of_axes + low
+            for c, (x, y) in zip(classes, centers, strict=True):
                 axis.text(x, y, names[c], fontsize=9, ha='center', va='center',
                           bbox={'facecolor': 'white', 'edgecolor': colors[c], 'alpha': 0.85, 'pad': 1.5})
             axis.set(title=title, xlabel='first coordinate', ylabel='second coordinate')

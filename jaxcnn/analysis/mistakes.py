@@ -136,6 +136,24 @@ def label_errors(probabilities: np.ndarray, labels: np.ndarray) -> LabelErrors:
     return LabelErrors(indices, scores, suggested[indices], joint)
 
 
+def label_set_errors(probabilities: np.ndarray, labels: np.ndarray) -> tuple[Ranking, np.ndarray]:
+    """Return the images with a class that is probably missing in their labels, or wrong, by `label_errors` of each class.
+
+    Args:
+      probabilities: (N, classes) probability of each class.
+      labels: (N, classes) of 0 and 1.
+
+    Returns:
+      The images with their scores, an image once for each doubtful class, and that class, (n,).
+    """
+    by_class = [label_errors(np.stack([1 - p, p], 1), (y > 0).astype(int)) for p, y in zip(
+        probabilities.T, labels.T, strict=True)]
+    indices, scores = (np.concatenate([getattr(errors, name) for errors in by_class]) for name in ('indices', 'scores'))
+    classes = np.repeat(np.arange(len(by_class)), [len(errors.indices) for errors in by_class])
+    order = np.argsort(-scores, kind='stable')
+    return Ranking(indices[order], scores[order]), classes[order]
+
+
 def draw_sheet(images: np.ndarray, titles: Sequence[str], path: str, columns: int = 8) -> None:
     """Draw images with their titles in a grid. Large images are reduced to 160 pixels.
 

@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -140,20 +140,22 @@ def calibration(request: Request, bins: int = calibrations.BINS) -> Section:
     if predictions.has_label:
         confidences, is_correct = probabilities.max(1), probabilities.argmax(1) == predictions.labels
         brier, unit = calibrations.brier_score(probabilities, predictions.labels), 'predictions'
+        terms = 'confidence', 'accuracy'
     else:
-        labels = predictions.targets['labels'].reshape(-1) > 0
-        confidences, is_correct = probabilities.reshape(-1), labels
-        brier, unit = float(((confidences - labels) ** 2).mean()), 'pairs of an image and a class'
+        is_correct = predictions.targets['labels'].reshape(-1) > 0
+        confidences = probabilities.reshape(-1)
+        brier, unit = float(((confidences - is_correct) ** 2).mean()), 'pairs of an image and a class'
+        terms = 'probability', 'frequency'
     result = calibrations.calibration(confidences, is_correct, bins)
-    calibrations.reliability_diagram(result, request.figure_path('calibration'), f'{predictions.split} split')
-    gap, is_over = result.overconfidence, result.overconfidence > 0
-    text = f'On average, the confidence is {format_percent(abs(gap))} {"above" if is_over else "below"} the accuracy.'
+    calibrations.reliability_diagram(result, request.figure_path('calibration'), f'{predictions.split} split', terms)
+    direction = 'above' if result.overconfidence > 0 else 'below'
     return Section('Calibration', [
-        f'{predictions.title}, {len(confidences):,} {unit} in {bins} bins of equal width. {text}', '',
+        f'{predictions.title}, {len(confidences):,} {unit} in {bins} bins of equal width. On average, the {terms[0]} is '
+        f'{format_percent(abs(result.overconfidence))} {direction} the {terms[1]}.', '',
         '| | |', '|---|---|', f'| expected calibration error | {format_percent(result.ece)} |',
         f'| largest error of a bin | {format_percent(result.max_error)} |', f'| Brier score | {brier:.4f} |',
-        f'| mean confidence | {format_percent(float(np.nanmean(confidences)))} |',
-        f'| accuracy | {format_percent(float(is_correct.mean()))} |', '',
+        f'| mean {terms[0]} | {format_percent(float(np.nanmean(confidences)))} |',
+        f'| {terms[1]} | {format_percent(float(is_correct.mean()))} |', '',
         '![calibration](calibration.png)'])
 
 
@@ -162,31 +164,28 @@ def errors(request: Request, count: int = 24) -> Section:
     _check_no_pictures(request, 'errors')
     if count < 1:
         raise UserError(f'expected at least 1, got {count}', field='count')
-    predictions, task = SplitPredictions(request, request.split), request.run.experiment.task
-    names, probabilities = task.class_names, predictions.probabilities
-    if not predictions.has_label:
-        accumulated = Accumulated({}, {'probabilities': probabilities})
-        positions, texts = task.confident_mistakes(accumulated, predictions.targets, count)
-        titles = [task.title({key: x[i] for key, x in predictions.targets.items()}).split('\n') for i in positions]
-        return Section('Mistakes', ['### Most confident mistakes', '', *_sheet(
-            request, predictions, positions, 'confident_mistakes',
-            [f'{text}\nlabel: {", ".join(title)}' for text, title in zip(texts, titles, strict=True)])])
-    labels, predicted = predictions.labels, probabilities.argmax(1)
-    confidences = probabilities.max(1)
+    predictions = SplitPredictions(request, request.split)
+    return (_errors_of_label if predictions.has_label else _errors_of_label_sets)(request, predictions, count)
+
+
+_LABEL_ERRORS = ('Confident learning suggests that these labels are wrong. A network that is often wrong suggests correct '
+                 'labels, too. `label_errors.csv` lists all of them.')
+
+
+def _errors_of_label(request: Request, predictions: SplitPredictions, count: int) -> Section:
+    """Return the section of a task with one class for each image."""
+    names, probabilities, labels = request.run.info['class_names'], predictions.probabilities, predictions.labels
+    predicted, confidences = probabilities.argmax(1), probabilities.max(1)
     wrong = mistakes.confident_mistakes(predicted, confidences, labels, count)
     doubtful = mistakes.doubtful_images(probabilities, count)
     suspects = mistakes.label_errors(probabilities, labels)
-    path = os.path.join(request.folder, 'label_errors.csv')
-    with open_replacement(path) as file:
-        writer = csv.writer(file)
-        writer.writerow(['image', 'label', 'suggested', 'score'])
-        for i, score, c in zip(suspects.indices, suspects.scores, suspects.suggested, strict=True):
-            writer.writerow([predictions.name(i), names[labels[i]], names[c], f'{score:.4f}'])
+    _write_label_errors(request, ([predictions.name(i), names[labels[i]], names[c], f'{score:.4f}'] for i, score, c in zip(
+        suspects.indices, suspects.scores, suspects.suggested, strict=True)))
 
     def describe(i: int) -> str:
         return f'{names[predicted[i]]} ({format_percent(confidences[i])})\nlabel: {names[labels[i]]}'
     suggestions = [f'label: {names[labels[i]]}\nrather: {names[c]}' for i, c in zip(
-        suspects.indices[:count], suspects.suggested, strict=False)]
+        suspects.indices[:count], suspects.suggested[:count], strict=True)]
     return Section('Mistakes', [
         f'{predictions.title}: {(predicted != labels).sum():,} wrong predictions, '
         f'{len(suspects.indices):,} probable label errors.', '',
@@ -194,9 +193,33 @@ def errors(request: Request, count: int = 24) -> Section:
                                                    [describe(i) for i in wrong.indices]), '',
         '### Most doubtful images', '', 'These predictions have the largest entropy.', '',
         *_sheet(request, predictions, doubtful.indices, 'doubtful_images', [describe(i) for i in doubtful.indices]), '',
-        '### Probable label errors', '', 'Confident learning suggests that these images show another class than that of '
-        'their label. A network that is often wrong suggests correct labels, too. `label_errors.csv` lists all of them.', '',
+        '### Probable label errors', '', _LABEL_ERRORS, '',
         *_sheet(request, predictions, suspects.indices[:count], 'label_errors', suggestions)])
+
+
+def _errors_of_label_sets(request: Request, predictions: SplitPredictions, count: int) -> Section:
+    """Return the section of a task with any number of classes for each image."""
+    task, names, probabilities = request.run.experiment.task, request.run.info['class_names'], predictions.probabilities
+    labels = predictions.targets['labels']
+    positions, texts = task.confident_mistakes(Accumulated({}, {'probabilities': probabilities}), predictions.targets, count)
+    titles = [f'{text}\nlabels: {", ".join(task.title({"labels": labels[i]}).split(chr(10)))}' for i, text in zip(
+        positions, texts, strict=True)]
+    (indices, scores), classes = mistakes.label_set_errors(probabilities, labels)
+    changes = [f'{"wrong" if labels[i, c] else "missing"}: {names[c]}' for i, c in zip(indices, classes, strict=True)]
+    _write_label_errors(request, ([predictions.name(i), names[c], 'not shown' if labels[i, c] else 'shown', f'{score:.4f}']
+                                  for i, c, score in zip(indices, classes, scores, strict=True)))
+    return Section('Mistakes', [
+        f'{predictions.title}: {len(indices):,} probable label errors.', '',
+        '### Most confident mistakes', '', *_sheet(request, predictions, positions, 'confident_mistakes', titles), '',
+        '### Probable label errors', '', _LABEL_ERRORS, '',
+        *_sheet(request, predictions, indices[:count], 'label_errors', changes[:count])])
+
+
+def _write_label_errors(request: Request, rows: Iterable[Sequence[str]]) -> None:
+    with open_replacement(os.path.join(request.folder, 'label_errors.csv')) as file:
+        writer = csv.writer(file)
+        writer.writerow(['image', 'label', 'suggested', 'score'])
+        writer.writerows(rows)
 
 
 def _sheet(request: Request, predictions: SplitPredictions, indices: np.ndarray, name: str,

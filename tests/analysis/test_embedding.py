@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from matplotlib.axes import Axes
 from PIL import Image
+from threadpoolctl import threadpool_limits
 
 from jaxcnn import models
 from jaxcnn.analysis import embedding
@@ -51,7 +52,8 @@ def test_pca_is_the_eigendecomposition_of_the_covariance():
 
 def test_tsne_keeps_clusters_apart():
     labels = np.repeat([0, 1, 2], 20)
-    points = embedding.tsne(10 * np.eye(8)[labels] + RNG.normal(size=(60, 8)), perplexity=10)
+    with threadpool_limits(1):  # threads of OpenMP wait for each other by spinning, which is slow on a busy machine
+        points = embedding.tsne(10 * np.eye(8)[labels] + RNG.normal(size=(60, 8)), perplexity=10)
     centers = np.stack([points[labels == c].mean(0) for c in range(3)])
     assert (((points[:, None] - centers) ** 2).sum(-1).argmin(1) == labels).all()
     with pytest.raises(UserError, match='at least 4 images, got 3'):
@@ -72,6 +74,15 @@ def test_the_nearest_neighbor_of_a_copy_is_its_original(metric):
     np.testing.assert_allclose(distances[0], expected, atol=1e-5)
     with pytest.raises(UserError, match='k: expected from 1 to'):
         embedding.nearest_neighbors(features[:1], features, 41)
+
+
+def test_labels_are_spread_until_they_do_not_overlap():
+    positions = np.array([[0.5, 0.5], [0.52, 0.5], [0.48, 0.51], [0.9, 0.5]])
+    spread = embedding.spread_labels(positions)
+    np.testing.assert_array_equal(spread[3], positions[3])
+    np.testing.assert_array_equal(spread[:, 0], positions[:, 0])
+    assert np.diff(np.sort(spread[:3, 1])).min() > 0.0349
+    assert np.abs(spread - positions).max() < 0.05
 
 
 def test_the_page_holds_the_thumbnails_and_needs_no_network(tmp_path):

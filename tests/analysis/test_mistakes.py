@@ -44,6 +44,15 @@ def test_label_errors_of_a_table_that_is_computed_by_hand():
     assert errors.joint.tolist() == [[2, 1], [1, 2]]
 
 
+def test_label_errors_of_several_labels_name_the_class():
+    labels = np.tile([[1, 0], [0, 1], [1, 1], [0, 0]], (10, 1))
+    probabilities = np.where(labels, 0.9, 0.1)
+    labels[6, 1], labels[9, 0] = 0, 1  # both were different
+    ranking, classes = mistakes.label_set_errors(probabilities, labels)
+    assert sorted(zip(ranking.indices.tolist(), classes.tolist(), strict=True)) == [(6, 1), (9, 0)]
+    np.testing.assert_allclose(ranking.scores, 0.8)
+
+
 def test_planted_label_errors_are_found():
     images, labels = load_digits(return_X_y=True)
     rng = np.random.default_rng(0)

@@ -7,6 +7,7 @@ import os
 import numpy as np
 import pytest
 from PIL import Image
+from threadpoolctl import threadpool_limits
 
 from jaxcnn.errors import UserError
 from jaxcnn.explain import data_views, views
@@ -58,7 +59,8 @@ def test_errors_confusion_and_calibration_agree_with_the_evaluation(make_request
 
 def test_embed_writes_a_figure_a_page_and_the_features_of_plain_and_augmented_images(make_request, workdir):
     request = make_request()
-    section = data_views.embed(request, layer='conv2', images=40, augmented=True)
+    with threadpool_limits(1):  # see test_embedding.py
+        section = data_views.embed(request, layer='conv2', images=40, augmented=True)
     assert '40 images of the test split, by 16 features of the layer conv2, plain (circles)' in section.lines[0]
     arrays = np.load(os.path.join(workdir, 'explain', 'embed.npz'))
     assert arrays['features'].shape == (80, 16)
