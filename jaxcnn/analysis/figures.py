@@ -150,8 +150,8 @@ def thumbnails(images: np.ndarray, max_side: int) -> np.ndarray:
 
 
 def image_grid(images: np.ndarray | Sequence[np.ndarray], titles: Sequence[str], path: str, columns: int = 8,
-               headings: Sequence[str] = ()) -> None:
-    """Draw images in a grid. Small ones are enlarged by a whole factor, so that cells have at least 96 pixels a side.
+               headings: Sequence[str] = (), min_side: int = 96) -> None:
+    """Draw images in a grid. Small ones are enlarged by a whole factor, until cells have at least `min_side` pixels a side.
 
     Args:
       images: N images, float (H, W, C), clipped to [0, 1]; C is 1 or 3, and sizes may differ.
@@ -159,9 +159,10 @@ def image_grid(images: np.ndarray | Sequence[np.ndarray], titles: Sequence[str],
       path: the PNG file.
       columns: images in a row.
       headings: a line of text above each row, or empty.
+      min_side: the smallest side of a cell in pixels.
     """
     height, width = (max(image.shape[i] for image in images) for i in (0, 1))
-    factor, gap = max(1, -(-96 // max(height, width))), 6
+    factor, gap = max(1, -(-min_side // max(height, width))), 6
     cell_height, cell_width = height * factor, width * factor
     title_lines = [[printable(line) for line in str(title).split('\n')] for title in titles]
     title_height = 2 + _LINE_HEIGHT * max(map(len, title_lines))

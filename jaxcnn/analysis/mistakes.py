@@ -155,7 +155,7 @@ def label_set_errors(probabilities: np.ndarray, labels: np.ndarray) -> tuple[Ran
 
 
 def draw_sheet(images: np.ndarray, titles: Sequence[str], path: str, columns: int = 8) -> None:
-    """Draw images with their titles in a grid. Large images are reduced to 160 pixels.
+    """Draw images with their titles in a grid, with 144 pixels a side or more. Large images are reduced to 160 pixels.
 
     Args:
       images: uint8 (N, H, W, C).
@@ -163,4 +163,4 @@ def draw_sheet(images: np.ndarray, titles: Sequence[str], path: str, columns: in
       path: the PNG file.
       columns: images in a row.
     """
-    figures.image_grid(figures.thumbnails(images, 160) / 255, titles, path, min(columns, len(images)))
+    figures.image_grid(figures.thumbnails(images, 160) / 255, titles, path, min(columns, len(images)), min_side=144)
