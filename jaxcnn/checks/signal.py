@@ -52,11 +52,15 @@ def layer_signals(network: Network, variables: Any, examples: Mapping[str, jax.A
       examples: `image`, normalised, and the targets; as many of them are used as memory allows.
       task: gives the loss.
     """
+    names: list[str] = []  # in the order of computation, which JAX's trees do not keep
+
     def forward(offsets: Mapping[str, jax.Array] | None, examples: Mapping[str, jax.Array]) -> tuple[jax.Array, Any]:
         layer_outputs: dict[str, jax.Array] = {}
+        names.clear()
 
         def record(name: str, x: jax.Array, output: jax.Array) -> jax.Array:
             layer_outputs[name] = output
+            names.append(name)
             return output if offsets is None else output + offsets[name]
         outputs = apply_with_layers(network, variables, examples['image'], record)
         targets = {name: value for name, value in examples.items() if name != 'image'}
@@ -67,17 +71,15 @@ def layer_signals(network: Network, variables: Any, examples: Mapping[str, jax.A
     size = sum(math.prod(x.shape[1:]) * x.dtype.itemsize for x in shapes.values())
     count = int(np.clip(MAX_BYTES // max(size, 1), 2, min(MAX_IMAGES, len(examples['image']))))
     examples = {name: value[:count] for name, value in examples.items()}
-    names: list[str] = []
 
     @jax.jit
     def statistics(examples: Mapping[str, jax.Array]) -> list[jax.Array]:
         _, shapes = jax.eval_shape(lambda examples: forward(None, examples), examples)
         offsets = {name: jnp.zeros(x.shape, x.dtype) for name, x in shapes.items()}
         grads, outputs = jax.grad(forward, has_aux=True)(offsets, examples)
-        names[:] = outputs
         results = []
-        for name, output in outputs.items():
-            y, g = output.astype(jnp.float32), grads[name].astype(jnp.float32)
+        for name in names:
+            y, g = outputs[name].astype(jnp.float32), grads[name].astype(jnp.float32)
             axes = tuple(range(y.ndim - 1))
             results.append(jnp.stack([y.mean(), y.std(), count * jnp.sqrt(jnp.square(g).mean()), (g == 0).all(axes).mean()]))
         return results

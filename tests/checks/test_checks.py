@@ -245,6 +245,11 @@ def test_statistics_of_layers_are_those_of_a_network_that_is_computed_by_hand():
     # the logits are (100, 0), up to a few, so that images of class 1 have the gradient (1, -1), and others 0
     assert signals['Dense_1'].gradient == pytest.approx(math.sqrt(0.5), rel=1e-4)
 
+    network = models.create('sequential', 2, layers='conv(2, 1)|norm|relu|flatten|dense')
+    variables = network.init(jax.random.key(0), images)
+    examples = {'image': jnp.asarray(images), 'label': jnp.arange(8) % 2}
+    assert list(layer_signals(network, variables, examples, task)) == ['Conv_0', 'BatchNorm_0', 'Dense_0']
+
 
 @pytest.mark.slow
 @pytest.mark.usefixtures('new_registrations')
