@@ -18,6 +18,7 @@ from collections.abc import Callable
 from jaxcnn.errors import UserError
 
 TRAIN_COMMAND = [sys.executable, '-m', 'jaxcnn.cli', 'train']
+PEER_PACKAGES = {'airbench': 'airbench==0.1.8 (--no-deps)', 'captum': 'captum==0.9.0 (--no-deps)'}  # of single benchmarks
 TORCH_PEER = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'torch_peer')
 
 
@@ -189,8 +190,9 @@ def require_torch(python: str, *extra: str) -> None:
     except OSError as e:
         raise UserError(f'--torch_python: {python!r} cannot be run: {e.strerror}') from e
     if done.returncode or done.stdout.strip():
+        needed = ['torch==2.13.0', 'pytorchcv==0.0.67', 'pillow', *(PEER_PACKAGES[name] for name in extra)]
         raise UserError(f'--torch_python: {python!r} lacks {done.stdout.strip() or "a Python that runs"}; it needs '
-                        f'torch==2.13.0, pytorchcv==0.0.67 and pillow{", and airbench==0.1.8 (--no-deps)" if extra else ""}')
+                        f'{", ".join(needed)}')
 
 
 class TorchPeer:

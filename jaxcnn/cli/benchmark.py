@@ -8,6 +8,7 @@
     jaxcnn benchmark checkpoint [--models resnet50] [--peers torch]
     jaxcnn benchmark loop --config=mnist_lenet [--config.a.b=VALUE ...]
     jaxcnn benchmark startup --config=digits_lenet5
+    jaxcnn benchmark integrated_gradients [--models=shallow_cnn] [--steps=50] [--peers=torch]
     jaxcnn benchmark train_step loop --config=cifar10_fast --write=docs/performance.md \\
         --config.model.dtype=bfloat16
 
@@ -43,6 +44,9 @@ training loop waits), and to read it, compared with torch.save and torch.load.
 loop: The images/s of the training loop of `jaxcnn train`, which includes feeding, logging and progress, and their ratio to
 those of the bare compiled step on one batch on the device. Both are measured alternately.
 
+integrated_gradients: The images/s of the integrated gradients of 64 images, and their ratio to those of captum==0.9.0 with
+PyTorch, which computes ten steps of all images at a time.
+
 startup: The seconds from the command to its first finished step, with an empty and with a full compilation cache.
 """
 
@@ -55,7 +59,7 @@ import sys
 from collections.abc import Callable, Iterable
 
 from jaxcnn import cli
-from jaxcnn.benchmarks import data, networks, runs
+from jaxcnn.benchmarks import data, explanations, networks, runs
 from jaxcnn.benchmarks.measure import Table, machine, write
 from jaxcnn.errors import UserError, unknown
 
@@ -63,7 +67,8 @@ PEERS = ('torch', 'compiled', 'jax', 'xla')
 BENCHMARKS: dict[str, Callable[[argparse.Namespace], Table | Iterable[Table]]] = {
     'train_step': functools.partial(networks.compare, benchmark='train_step'),
     'eval': functools.partial(networks.compare, benchmark='eval'), 'data': data.compare,
-    'train': runs.train, 'checkpoint': runs.checkpoint, 'loop': runs.loop, 'startup': runs.startup}
+    'train': runs.train, 'checkpoint': runs.checkpoint, 'loop': runs.loop, 'startup': runs.startup,
+    'integrated_gradients': explanations.compare}
 
 
 def run(args: argparse.Namespace) -> int:
@@ -99,7 +104,9 @@ def main() -> None:
     parser.add_argument('what', nargs='+', choices=BENCHMARKS)
     parser.add_argument('--config', default='', help='config for data, train, loop and startup: a file, or the name of a '
                         'config that comes with jaxcnn')
-    parser.add_argument('--models', default='', help='comma-separated networks for train_step, eval and checkpoint')
+    parser.add_argument('--models', default='', help='comma-separated networks for train_step, eval, checkpoint and '
+                        'integrated_gradients')
+    parser.add_argument('--steps', type=int, default=50, help='steps of integrated_gradients (default: 50)')
     parser.add_argument('--peers', default='torch,compiled', help='comma-separated peers: torch, compiled, jax, xla '
                         '(default: torch,compiled)')
     parser.add_argument('--torch_python', default=sys.executable, help='Python interpreter with PyTorch (default: this one)')

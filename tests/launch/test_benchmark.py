@@ -63,6 +63,8 @@ def test_rates_are_compared_with_the_limits_of_the_machine(command, tmp_path, be
     (['data', '--config=configs/food_shallow.py'], ["augmentation of the PyTorch peer 'color_jitter'", 'flip_lr']),
     (['train', '--config=configs/digits_lenet5.py'], ['config.data.name', 'lenet5 on digits', 'mnist']),
     (['train', '--config=configs/mnist_lenet.py', '--torch_python=nowhere/python'], ['--torch_python', "'nowhere/python'"]),
+    (['integrated_gradients', '--models=resnet81'], ["'resnet81'", 'resnet18']),
+    (['integrated_gradients', '--torch_python=false'], ['--torch_python', "'false'", 'captum==0.9.0']),
     (['eval', '--torch_python=false'], ['--torch_python', "'false'", 'torch==2.13.0']),
     (['startup', '--config=configs/digits_lenet5.py', '--config.optim.learning_rat=1'], ['config.optim.learning_rate']),
     (['train_step', '--rounds=0'], ['--rounds', 'at least 1', '0']),
@@ -184,3 +186,17 @@ def test_memory_traffic_includes_native_convolutions_and_agrees_with_xla_otherwi
         assert memory_traffic(program.as_text()) == pytest.approx(4 * x.nbytes + kernel.nbytes, rel=0.1)
         if implementation == 'xla':
             assert memory_traffic(program.as_text()) == pytest.approx(program.cost_analysis()['bytes accessed'], rel=0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.torch
+def test_integrated_gradients_are_compared_with_captum(command, tmp_path):
+    pytest.importorskip('captum')
+    path = tmp_path / 'figures.json'
+    code, out, err = command('benchmark', 'integrated_gradients', '--models=shallow_cnn', '--steps=2', '--peers=torch',
+                             '--rounds=1', '--seconds=0.1', f'--json={path}')
+    assert code == 0, '\n'.join(err)
+    (title, values), = json.loads(path.read_text())['integrated_gradients'].items()
+    assert title == 'shallow_cnn, 32 px, batch 64'
+    assert {side: len(rates) for side, rates in values['images/s'].items() if min(rates) > 0} == {'jaxcnn': 1, 'captum': 1}
+    assert any(line.startswith(f'| {title} |') for line in out)

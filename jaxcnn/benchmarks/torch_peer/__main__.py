@@ -3,6 +3,7 @@
     python jaxcnn/benchmarks/torch_peer train_step resnet18 32 64 [--compile] [--device=cuda --dtype=bfloat16]
     python jaxcnn/benchmarks/torch_peer data IMAGES.json 64 128
     python jaxcnn/benchmarks/torch_peer checkpoint resnet50 224 0 --folder=DIR
+    python jaxcnn/benchmarks/torch_peer integrated_gradients resnet18 64 64 --steps=50
     python jaxcnn/benchmarks/torch_peer train lenet5 28 128 --folder=DIR --epochs=2 --workers=2
     python jaxcnn/benchmarks/torch_peer train airbench94 32 1024 --folder=DIR
 
@@ -13,7 +14,8 @@ The other commands print `ready`. Then, for each line with a number of seconds o
 images/s over that time, or `checkpoint` the seconds to save and to read. They use channels_last and SGD with momentum and
 weight decay; bfloat16 is autocast's.
 
-It needs torch (on a CPU 2.13.0), pytorchcv==0.0.67, and airbench==0.1.8 for its program.
+It needs torch (on a CPU 2.13.0), pytorchcv==0.0.67, airbench==0.1.8 for its program, and
+captum==0.9.0 for integrated gradients.
 """
 
 import argparse
@@ -80,7 +82,8 @@ def serve_checkpoints(net, optimizer, size, folder):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('what', choices=('train_step', 'eval', 'data', 'decode', 'checkpoint', 'train'))
+    parser.add_argument('what', choices=('train_step', 'eval', 'data', 'decode', 'checkpoint', 'train',
+                                         'integrated_gradients'))
     parser.add_argument('model')
     parser.add_argument('size', type=int)
     parser.add_argument('batch', type=int)
@@ -92,6 +95,7 @@ def main():
     parser.add_argument('--epochs', type=int, default=0, help='of train; 0: 9.9, for airbench')
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--workers', type=int, default=0)
+    parser.add_argument('--steps', type=int, default=50, help='of integrated_gradients')
     args = parser.parse_args()
     torch.manual_seed(args.seed)
     torch.set_num_threads(len(os.sched_getaffinity(0)))
@@ -113,6 +117,11 @@ def main():
     optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4, fused=cuda)
     if args.what == 'checkpoint':
         return serve_checkpoints(net, optimizer, args.size, args.folder)
+    if args.what == 'integrated_gradients':
+        from captum.attr import IntegratedGradients
+        net.eval()
+        method, part = IntegratedGradients(net), 10 * args.batch  # faster than one step of all images at a time
+        return serve(lambda: method.attribute(x, target=y, n_steps=args.steps, internal_batch_size=part), args.batch, cuda)
     run = torch.compile(net) if args.compile else net
 
     autocast = functools.partial(torch.autocast, args.device, getattr(torch, args.dtype), enabled=args.dtype != 'float32')
