@@ -158,13 +158,17 @@ def cascading_randomisation(network: Network, variables: Any, image_shape: Seque
     return results
 
 
-def rank_correlation(maps: np.ndarray, other_maps: np.ndarray) -> np.ndarray:
-    """Return Spearman's rank correlation of the absolute values of two maps (N, H, W) for each image: (N,).
+def rank_correlation(maps: np.ndarray, other_maps: np.ndarray, absolute: bool = True) -> np.ndarray:
+    """Return Spearman's rank correlation of two maps (N, H, W) for each image: (N,).
 
     It is 0 where a map has the same value everywhere.
+
+    Args:
+      maps, other_maps: the maps.
+      absolute: whether to compare their absolute values.
     """
     from scipy import stats
-    ranks = [stats.rankdata(np.abs(x.reshape(len(x), -1)), axis=-1) for x in (maps, other_maps)]
+    ranks = [stats.rankdata((np.abs(x) if absolute else x).reshape(len(x), -1), axis=-1) for x in (maps, other_maps)]
     a, b = (x - x.mean(-1, keepdims=True) for x in ranks)
     scale = np.sqrt((a ** 2).sum(-1) * (b ** 2).sum(-1))
     return np.asarray(np.divide((a * b).sum(-1), scale, out=np.zeros(len(a)), where=scale > 0))

@@ -102,17 +102,26 @@ def compare_with_random_parameters(request: Request, stages: int = 8, *,
                            request.figure_path('sanity_check_maps'))
     rows = []
     for title, values in correlations.items():
-        top, last = values[0].mean(), values[-1].mean()
-        verdict = 'looks at the network' if abs(last) < LARGEST_CORRELATION else (
-            'depends little on what the network has learned')
-        rows.append(f'| {title} | {top:.2f} | {last:.2f} | {verdict} |')
+        last_signed = attribution_checks.rank_correlation(maps[title][0], maps[title][-1], absolute=False).mean()
+        rows.append(f'| {title} | {values[0].mean():.2f} | {values[-1].mean():.2f} | {last_signed:.2f} | '
+                    f'{_verdict(values[-1].mean(), last_signed)} |')
     return Section('Sanity check by random parameters', [
         'The layers are initialised anew, one after the other from the top (Adebayo et al. 2018). Maps that stay the same '
-        'do not show what the network has learned. The numbers are rank correlations of the absolute maps with '
-        f'those of the trained network, on average over {len(request.examples)} images: 1 for the same order of the pixels, '
-        f'0 for none. The verdict is about random parameters in all layers, with a limit of {LARGEST_CORRELATION}.', '',
-        '![sanity check](sanity_check.png)', '', '![maps](sanity_check_maps.png)', '',
-        f'| method | top layer random ({names[0]}) | all layers random | verdict |', '|---|---|---|---|', *rows])
+        'do not show what the network has learned. The numbers are rank correlations of the maps, or of their absolute '
+        f'values, with those of the trained network, on average over {len(request.examples)} images: 1 for the same order '
+        f'of the pixels, 0 for none. A method looks at the network if both are below {LARGEST_CORRELATION} after all layers '
+        'have random parameters.', '', '![sanity check](sanity_check.png)', '', '![maps](sanity_check_maps.png)', '',
+        f'| method | top layer random ({names[0]}), absolute | all random, absolute | all random, signed | verdict |',
+        '|---|---|---|---|---|', *rows])
+
+
+def _verdict(absolute: float, signed: float) -> str:
+    """Return what the rank correlations of the maps of random parameters say about a method."""
+    if max(abs(absolute), abs(signed)) < LARGEST_CORRELATION:
+        return 'looks at the network'
+    if abs(signed) < LARGEST_CORRELATION:
+        return 'only the signs depend on what the network has learned, hardly the places'
+    return 'depends little on what the network has learned'
 
 
 def correlation_figure(correlations: Mapping[str, np.ndarray], names: Sequence[str], path: str) -> None:
@@ -130,7 +139,8 @@ def correlation_figure(correlations: Mapping[str, np.ndarray], names: Sequence[s
             axis.plot(range(len(means)), means, marker=_MARKERS[row % len(_MARKERS)], color=f'C{row % 10}', label=title)
         axis.axhline(0, color='0.6', linewidth=0.8)
         axis.set_xticks(range(len(names) + 1), ['trained', *names], rotation=30, ha='right', fontsize=9)
-        axis.set(xlabel='lowest layer with random parameters', ylabel='rank correlation with the trained network')
+        axis.set(xlabel='lowest layer with random parameters',
+                 ylabel='rank correlation with the trained network,\nabsolute values')
         axis.grid(alpha=0.3)
         figure.legend(loc='outside right upper', fontsize=9)
 

@@ -13,6 +13,7 @@ from jaxcnn.explain.request import Request, Section
 # Okabe & Ito 2008, "Color universal design"; other classes are white
 _CLASS_COLORS = ('#0072b2', '#e69f00', '#009e73', '#cc79a7', '#56b4e9', '#d55e00', '#f0e442', '#000000')
 _OTHER_COLOR = '#ffffff'
+_PROBABILITY_RANGE = 0.2  # of the colour scale at least, so that it does not magnify tiny changes
 
 
 def draw_occlusion_maps(request: Request, layer: str = '', size: int = 0, stride: int = 0, fill: Any = 'grey') -> Section:
@@ -54,6 +55,7 @@ def occlusion_figure(pixels: np.ndarray, titles: Sequence[str], responses: dict[
       path: the PNG file.
     """
     from matplotlib.patches import Rectangle
+    from matplotlib.ticker import MaxNLocator
     side, text_height = 1.7, 0.4
     height = side * grid.height / grid.width
     lefts = [0.05, 1.7, 3.5, 5.75, 8.0]  # of the title, the image and the three maps
@@ -71,10 +73,12 @@ def occlusion_figure(pixels: np.ndarray, titles: Sequence[str], responses: dict[
             axes[1].add_patch(Rectangle((-0.5, -0.5), grid.size, grid.size, facecolor='0.5', edgecolor='white'))
             maps = {'probability': responses['probability'][i],
                     f'channel {responses["channel"][i]} of {layer}': responses['activation'][i]}
-            for axis, (name, values) in zip(axes[2:4], maps.items(), strict=True):
-                drawn = axis.imshow(values, cmap='viridis', extent=extent, interpolation='nearest')
+            for axis, (name, values), least_range in zip(axes[2:4], maps.items(), [_PROBABILITY_RANGE, 0], strict=True):
+                low = min(values.min(), max(0, values.max() - least_range))
+                high = max(values.max(), low + least_range)
+                drawn = axis.imshow(values, cmap='viridis', vmin=low, vmax=high, extent=extent, interpolation='nearest')
                 bar = axis.inset_axes((1.03, 0, 0.05, 1))
-                figure.colorbar(drawn, cax=bar).ax.tick_params(labelsize=8, length=2, pad=2)
+                figure.colorbar(drawn, cax=bar, ticks=MaxNLocator(5)).ax.tick_params(labelsize=8, length=2, pad=2)
                 axis.set_title(figures.shortened(name), fontsize=9, pad=3)
             _draw_classes(axes[4], responses['best_class'][i], class_names, extent)
             for axis in axes[2:]:

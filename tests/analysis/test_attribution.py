@@ -185,5 +185,6 @@ def test_layers_are_randomised_from_the_top(shallow):
 def test_rank_correlation():
     maps = np.random.default_rng(0).normal(size=(2, 6, 6))
     np.testing.assert_allclose(attribution_checks.rank_correlation(maps, -3 * maps), 1)
+    np.testing.assert_allclose(attribution_checks.rank_correlation(maps, -3 * maps, absolute=False), -1)
     np.testing.assert_allclose(attribution_checks.rank_correlation(maps, 1 / maps), -1)
     np.testing.assert_array_equal(attribution_checks.rank_correlation(maps, np.zeros_like(maps)), 0)
