@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxcnn.analysis import attribution_checks, figures
+from jaxcnn.analysis.markdown import escape
+from jaxcnn.errors import UserError
 from jaxcnn.explain.attributions import METHODS, Method, color_scale, filled, remove_frame, show_image, show_map
 from jaxcnn.explain.request import Request, Section
 
@@ -24,7 +26,8 @@ def score_attributions(request: Request, steps: int = 50, fill: Any = 'mean', *,
     inserted."""
     run = request.run
     random = np.random.default_rng(request.seed).random(request.inputs.shape[:3], np.float32)
-    maps = {**{method.title: method.maps(request) for method in methods.values()}, RANDOM: random}
+    usable, notes = _usable_methods(request, methods)
+    maps = {**usable, RANDOM: random}
     fill_pixels, predict = filled(request, fill, 'scores: fill'), run.experiment.task.predict
     curves: Curves = {}
     for title, values in maps.items():
@@ -44,7 +47,24 @@ def score_attributions(request: Request, steps: int = 50, fill: Any = 'mean', *,
         f'probability of the class falls, or rises, early. Mean over {len(request.examples)} images with its standard '
         'error; a random order of the pixels is what a method must beat.', '', '![scores](scores.png)', '',
         '| method | area under deletion (smaller is better) | area under insertion (larger is better) |',
-        '|---|---|---|', *rows])
+        '|---|---|---|', *rows, *notes])
+
+
+def _usable_methods(request: Request, methods: Mapping[str, Method]) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Return the maps of the methods by title, and lines of Markdown about the methods that the network cannot have.
+
+    Raises:
+      UserError: The network cannot have a method that the user has asked for.
+    """
+    maps, notes = {}, []
+    for method in methods.values():
+        try:
+            maps[method.title] = method.maps(request)
+        except UserError as e:
+            if methods is not METHODS:
+                raise
+            notes.append(f'Without {method.title}: {escape(str(e))}.')
+    return maps, ['', *notes] if notes else []
 
 
 def _mean_and_error(values: np.ndarray) -> str:
@@ -90,8 +110,9 @@ def compare_with_random_parameters(request: Request, stages: int = 8, *,
     shape = request.inputs.shape[1:]
     randomised = attribution_checks.cascading_randomisation(run.experiment.network, run.variables, shape, stages,
                                                             request.seed)
-    maps = {method.title: [method.maps(request), *(method.maps(request, variables) for variables in randomised.values())]
-            for method in methods.values()}
+    usable, notes = _usable_methods(request, methods)
+    maps = {method.title: [usable[method.title], *(method.maps(request, variables) for variables in randomised.values())]
+            for method in methods.values() if method.title in usable}
     correlations = {title: np.stack([attribution_checks.rank_correlation(stage_maps[0], other) for other in stage_maps[1:]])
                     for title, stage_maps in maps.items()}
     names = list(randomised)
@@ -112,7 +133,7 @@ def compare_with_random_parameters(request: Request, stages: int = 8, *,
         f'of the pixels, 0 for none. A method looks at the network if both are below {LARGEST_CORRELATION} after all layers '
         'have random parameters.', '', '![sanity check](sanity_check.png)', '', '![maps](sanity_check_maps.png)', '',
         f'| method | top layer random ({names[0]}), absolute | all random, absolute | all random, signed | verdict |',
-        '|---|---|---|---|---|', *rows])
+        '|---|---|---|---|---|', *rows, *notes])
 
 
 def _verdict(absolute: float, signed: float) -> str:

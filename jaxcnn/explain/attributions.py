@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import glob
 import inspect
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -135,6 +136,7 @@ def draw_attributions(request: Request, methods: Mapping[str, Method]) -> Sectio
     values = {name: method.values(request) for name, method in methods.items()}
     columns = {method.title: (method.as_maps(values[name]), method.signed) for name, method in methods.items()}
     titles = [request.title(i) for i in range(len(request.examples))]
+    remove_figures(request, 'attribution')
     names: list[str] = []
     for rows in slices(len(titles), IMAGES_IN_FIGURE):
         for part in slices(len(columns), METHODS_IN_FIGURE):
@@ -164,6 +166,12 @@ def _completeness_table(request: Request, method: Method, values: np.ndarray) ->
     return ['Integrated gradients add up to the difference of the class scores of the image and of the baseline, up to an '
             'error that falls with the number of steps:', '',
             '| image | sum of attributions | score(image) - score(baseline) | error |', '|---|---|---|---|', *rows, '']
+
+
+def remove_figures(request: Request, name: str) -> None:
+    """Remove the numbered figures `NAME_1.png` and so on of an earlier request, which may have had more images."""
+    for path in glob.glob(glob.escape(request.figure_path(name)[:-len('.png')]) + '_[0-9]*.png'):
+        os.remove(path)
 
 
 def slices(count: int, size: int) -> list[slice]:

@@ -7,7 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxcnn.analysis import figures, occlusion, tracing
-from jaxcnn.explain.attributions import IMAGES_IN_FIGURE, filled, remove_frame, show_image, slices, write_title
+from jaxcnn.explain.attributions import (
+    IMAGES_IN_FIGURE,
+    filled,
+    remove_figures,
+    remove_frame,
+    show_image,
+    slices,
+    write_title,
+)
 from jaxcnn.explain.request import Request, Section
 
 # Okabe & Ito 2008, "Color universal design"; other classes are white
@@ -28,6 +36,7 @@ def draw_occlusion_maps(request: Request, layer: str = '', size: int = 0, stride
         filled(request, fill, 'occlusion_maps: fill'), run.experiment.task.predict).items()}
     titles = [request.title(i) for i in range(len(request.examples))]
     class_names = [str(name) for name in run.info['class_names']]
+    remove_figures(request, 'occlusion_maps')
     names = []
     for number, rows in enumerate(slices(len(titles), IMAGES_IN_FIGURE), 1):
         names.append(f'occlusion_maps_{number}')
@@ -54,8 +63,6 @@ def occlusion_figure(pixels: np.ndarray, titles: Sequence[str], responses: dict[
       class_names: names of the classes.
       path: the PNG file.
     """
-    from matplotlib.patches import Rectangle
-    from matplotlib.ticker import MaxNLocator
     side, text_height = 1.7, 0.4
     height = side * grid.height / grid.width
     lefts = [0.05, 1.7, 3.5, 5.75, 8.0]  # of the title, the image and the three maps
@@ -64,6 +71,8 @@ def occlusion_figure(pixels: np.ndarray, titles: Sequence[str], responses: dict[
     left = top = (grid.size - grid.stride) / 2 - 0.5  # of the first position, in pixels of the image
     extent = left, left + columns * grid.stride, top + rows * grid.stride, top
     with figures.open_figure(path, total_width, total_height, [*titles, *class_names], dpi=100) as figure:
+        from matplotlib.patches import Rectangle
+        from matplotlib.ticker import MaxNLocator
         for i, (image, title) in enumerate(zip(pixels, titles, strict=True)):
             bottom = total_height - (i + 1) * (height + text_height) + 0.1
             axes = [figure.add_axes((x / total_width, bottom / total_height, width / total_width, height / total_height))

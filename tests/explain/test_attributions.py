@@ -8,8 +8,8 @@ import pytest
 
 from jaxcnn import config
 from jaxcnn.errors import UserError
-from jaxcnn.explain import attributions, views
-from jaxcnn.explain.attributions import METHODS, filled
+from jaxcnn.explain import attribution_checks, attributions, views
+from jaxcnn.explain.attributions import METHODS, Method, filled
 from jaxcnn.explain.request import Request
 from jaxcnn.run import load_run
 from jaxcnn.training import train
@@ -61,6 +61,17 @@ def test_the_methods_of_the_command_are_scored_and_checked(request_for):
     assert "'conv1'" in occlusion
     for name in ('scores', 'sanity_check', 'sanity_check_maps', 'occlusion_maps_1'):
         assert os.path.getsize(request.figure_path(name)) > 1000
+
+
+def test_all_methods_that_a_network_can_have_are_scored_by_default(request_for, monkeypatch):
+    def raise_error(*_):
+        raise UserError('the network has none')
+    broken = {'gradcam': METHODS['gradcam'], 'guided_backprop': Method('guided backprop', raise_error)}
+    monkeypatch.setattr(attribution_checks, 'METHODS', broken)
+    section = attribution_checks.score_attributions(request_for(count=1), steps=2, methods=broken)
+    assert section.lines[-1] == 'Without guided backprop: the network has none.'
+    with pytest.raises(UserError, match='the network has none'):
+        attribution_checks.score_attributions(request_for(count=1), steps=2, methods=dict(broken))
 
 
 def test_fills_are_normalised_pixels(request_for):
