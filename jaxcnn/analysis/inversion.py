@@ -27,7 +27,7 @@ class Inversion(NamedTuple):
     errors: jax.Array
 
 
-@functools.partial(jax.jit, static_argnames=('network', 'layer', 'steps'))
+@functools.partial(jax.jit, static_argnames=('network', 'layer', 'steps', 'beta'))
 def invert(network: Network, variables: Any, images: jax.Array, layer: str, *, steps: int = 400,
            learning_rate: float = 0.1, total_variation: float = 0.02, beta: float = 2.0, norm: float = 1e-4,
            seed: Any = 0) -> Inversion:
