@@ -29,7 +29,7 @@ class Inversion(NamedTuple):
 
 @functools.partial(jax.jit, static_argnames=('network', 'layer', 'steps', 'beta'))
 def invert(network: Network, variables: Any, images: jax.Array, layer: str, *, steps: int = 400,
-           learning_rate: float = 0.1, total_variation: float = 0.02, beta: float = 2.0, norm: float = 1e-4,
+           learning_rate: float = 0.1, total_variation: float = 0.1, beta: float = 2.0, norm: float = 1e-4,
            seed: Any = 0) -> Inversion:
     """Reconstruct images from a feature map by gradient descent, from noise.
 

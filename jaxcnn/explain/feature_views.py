@@ -161,7 +161,7 @@ def maximize(request: Request, layer: str = '', channels: int = 16, steps: int =
         'network takes them.'])
 
 
-def invert(request: Request, layer: str = '', steps: int = 400, learning_rate: float = 0.1, total_variation: float = 0.02,
+def invert(request: Request, layer: str = '', steps: int = 400, learning_rate: float = 0.1, total_variation: float = 0.1,
            beta: float = 2.0, norm: float = 1e-4) -> Section:
     """Reconstruct the images from their features, in one layer or in all of them.
 

@@ -9,7 +9,7 @@ from jaxcnn.analysis.markdown import escape
 from jaxcnn.errors import UserError
 from jaxcnn.explain.request import Request
 from jaxcnn.training import initialize, whiten
-from jaxcnn.training.state import init_weights, variables
+from jaxcnn.training.state import init_weights, run_once, variables
 
 
 def initial_variables(request: Request) -> tuple[dict[str, Any] | None, str]:
@@ -33,12 +33,11 @@ def initial_variables(request: Request) -> tuple[dict[str, Any] | None, str]:
         arrays = weights.arrays
         note = f'The run started from {escape(weights.source)}.'
 
-    def transform(params: Any) -> Any:
-        if not config.whiten:
-            return params
-        return whiten.initializer(config.whiten, template.params, lambda count: _sample_images(request, count))(params)
-    initial = init_weights(network, image_shape, np.uint32(config.seed), False, transform, arrays)
-    return variables(initial)[False], note
+    transform = (lambda params: params) if config.whiten is None else whiten.initializer(
+        config.whiten, template.params, lambda count: _sample_images(request, count))
+    init = jax.jit(lambda seed, arrays: init_weights(network, image_shape, seed, False, transform, arrays),
+                   compiler_options=run_once())
+    return variables(init(np.uint32(config.seed), arrays))[False], note
 
 
 def _sample_images(request: Request, count: int) -> np.ndarray:
