@@ -118,5 +118,5 @@ def test_a_network_without_first_filters_or_deconvnet_says_why(make_request, mon
     monkeypatch.setattr(layers, 'network_of', lambda _: (network, variables, (16, 16, 1)))
     monkeypatch.setattr(deconvnet_views, 'network_of', layers.network_of)
     variables = jax.eval_shape(network.init, jax.random.key(0), np.zeros((1, 16, 16, 1), np.float32))
-    with pytest.raises(UserError, match=r"from 'stage3': it adds arrays .* a skip connection.*; these layers have one: stem"):
+    with pytest.raises(UserError, match=r"from 'stage3': it adds arrays .* skip connection.*; these layers have one: stem"):
         deconvnet_views.deconvnet(request)
