@@ -84,7 +84,7 @@ def check_lr_range(context: Context) -> Verdict:
     with figures.warn_on_error(path := context.figure_path('lr_range')):
         draw_sweep(sweep, rate, path)
     if sweep.suggestion is None:
-        findings.add(WARNING, '', 'see overfit and learns: something else keeps the '
+        findings.add(INFORMATION, '', 'see overfit and learns: something else keeps the '
                      'network from learning, or --steps is too small')
     if rate > sweep.limit:
         is_possible = bool(context.config.optim.warmup) and rate < WARM_UP_FACTOR * sweep.limit
