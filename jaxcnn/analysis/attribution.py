@@ -48,8 +48,12 @@ def map_parts(function: Callable[..., Any], *arrays: jax.Array, size: int = PART
     count = len(arrays[0])
     size = min(size, count)
     num_parts = -(-count // size)
-    rows = np.concatenate([np.arange(count), np.zeros(num_parts * size - count, int)])
-    parts = [jnp.asarray(x)[rows].reshape(num_parts, size, *x.shape[1:]) for x in arrays]
+
+    def split(x: jax.Array) -> jax.Array:
+        missing = num_parts * size - count
+        padded = jnp.concatenate([x, jnp.broadcast_to(x[:1], (missing, *x.shape[1:]))]) if missing else x
+        return padded.reshape(num_parts, size, *x.shape[1:])
+    parts = [split(jnp.asarray(x)) for x in arrays]
     results = jax.lax.map(lambda part: function(*part), parts)
     return jax.tree.map(lambda x: x.reshape(num_parts * size, *x.shape[2:])[:count], results)
 
@@ -107,6 +111,20 @@ def require_positive(name: str, value: int) -> None:
     """Raise a UserError for a number of steps, or a size, that is not a positive integer."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise UserError(f'expected a positive integer, got {value!r}', field=name)
+
+
+def rows_of(value: Any, images: jax.Array) -> Callable[[jax.Array], jax.Array]:
+    """Return a function from the numbers of n images to the value for each of them, (n, H, W, C).
+
+    Args:
+      value: number or array that broadcasts to the images (N, H, W, C).
+      images: the images.
+    """
+    value = jnp.asarray(value, images.dtype)
+    if value.ndim == 4 and len(value) > 1:
+        values = jnp.broadcast_to(value, images.shape)
+        return lambda rows: values[rows]
+    return lambda rows: jnp.broadcast_to(value, (len(rows), *images.shape[1:]))
 
 
 def class_scores(logits: Any, classes: jax.Array) -> jax.Array:
@@ -233,12 +251,13 @@ def integrated_gradients(network: Network, variables: Any, images: jax.Array, cl
       UserError: See `quadrature`.
     """
     positions, weights = (jnp.asarray(x, images.dtype) for x in quadrature(rule, steps))
-    baselines = jnp.broadcast_to(jnp.asarray(baseline, images.dtype), images.shape)
+    baseline_rows = rows_of(baseline, images)
 
-    def gradient(step: jax.Array, x: jax.Array, baselines: jax.Array, c: jax.Array) -> jax.Array:
-        position = positions[step][:, None, None, None]
-        return weights[step][:, None, None, None] * _gradient(network, variables, baselines + position * (x - baselines), c)
-    return (images - baselines) * sum_over_steps(gradient, steps, images, baselines, classes)
+    def gradient(step: jax.Array, rows: jax.Array, x: jax.Array, c: jax.Array) -> jax.Array:
+        position, weight = (values[step][:, None, None, None] for values in (positions, weights))
+        baselines = baseline_rows(rows)
+        return weight * _gradient(network, variables, baselines + position * (x - baselines), c)
+    return (images - baseline) * sum_over_steps(gradient, steps, jnp.arange(len(images)), images, classes)
 
 
 @_compiled
@@ -254,9 +273,11 @@ def completeness(network: Network, variables: Any, images: jax.Array, classes: j
     Returns:
       The sums, and the differences of the class scores of the images and of the baseline.
     """
-    baselines = jnp.broadcast_to(jnp.asarray(baseline, images.dtype), images.shape)
-    scores, baseline_scores = (map_parts(lambda x, c: class_scores(network.apply(variables, x, train=False), c), x, classes)
-                               for x in (images, baselines))
+    def class_score(x: jax.Array, c: jax.Array) -> jax.Array:
+        return class_scores(network.apply(variables, x, train=False), c)
+    scores = map_parts(class_score, images, classes)
+    baseline_rows = rows_of(baseline, images)
+    baseline_scores = map_parts(lambda rows, c: class_score(baseline_rows(rows), c), jnp.arange(len(images)), classes)
     return attributions.reshape(len(images), -1).sum(-1), scores - baseline_scores
 
 

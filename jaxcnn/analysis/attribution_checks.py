@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxcnn.analysis.attribution import class_scores, map_steps, require_positive
+from jaxcnn.analysis.attribution import class_scores, map_steps, require_positive, rows_of
 from jaxcnn.models import Network
 
 BLUR_SIZE, BLUR_SIGMA = 11, 5.0  # pixels, of the images that insertion starts from in the paper
@@ -39,7 +39,6 @@ def deletion_curve(network: Network, variables: Any, images: jax.Array, classes:
     Raises:
       UserError: The number of steps is not positive.
     """
-    fill = jnp.broadcast_to(jnp.asarray(fill, images.dtype), images.shape)
     return _replacement_curve(network, variables, images, fill, classes, maps, steps, predict)
 
 
@@ -78,18 +77,19 @@ def area_under(curves: np.ndarray) -> np.ndarray:
     return np.asarray((curves[:, 1:] + curves[:, :-1]).mean(-1) / 2)
 
 
-def _replacement_curve(network: Network, variables: Any, images: jax.Array, replacements: jax.Array, classes: jax.Array,
+def _replacement_curve(network: Network, variables: Any, images: jax.Array, replacements: Any, classes: jax.Array,
                        maps: jax.Array, steps: int, predict: Callable[[jax.Array], jax.Array]) -> jax.Array:
     """Return the probability of the class while pixels of images are replaced, in descending order of the attributions."""
     require_positive('steps', steps)
     num_pixels = maps.shape[1] * maps.shape[2]
     order = jnp.argsort(-maps.reshape(len(maps), -1), axis=-1)
     ranks = jnp.argsort(order, axis=-1).reshape(maps.shape)
+    replacement_rows = rows_of(replacements, images)
 
     def probabilities(rows: jax.Array, steps_done: jax.Array) -> jax.Array:
         num_replaced = (steps_done * num_pixels + steps // 2) // steps
         is_replaced = ranks[rows] < num_replaced[:, None, None]
-        x = jnp.where(is_replaced[..., None], replacements[rows], images[rows])
+        x = jnp.where(is_replaced[..., None], replacement_rows(rows), images[rows])
         return class_scores(predict(jnp.asarray(network.apply(variables, x, train=False))), classes[rows])
     result: jax.Array = map_steps(probabilities, len(images), steps + 1)
     return result

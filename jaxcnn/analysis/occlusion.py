@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxcnn.analysis import tracing
-from jaxcnn.analysis.attribution import class_scores, map_parts, map_steps, require_positive
+from jaxcnn.analysis.attribution import class_scores, map_parts, map_steps, require_positive, rows_of
 from jaxcnn.errors import UserError
 from jaxcnn.models import Network
 
@@ -87,11 +87,11 @@ def _map_occluded(function: Callable[[jax.Array, jax.Array], Any], grid: Grid, i
     """
     rows, columns = map(jnp.asarray, grid.covered())
     num_rows, num_columns = grid.shape
-    fill = jnp.broadcast_to(jnp.asarray(fill, images.dtype), images.shape)
+    fill_rows = rows_of(fill, images)
 
     def apply(numbers: jax.Array, positions: jax.Array) -> Any:
         mask = rows[positions // num_columns][:, :, None] & columns[positions % num_columns][:, None, :]
-        return function(jnp.where(mask[..., None], fill[numbers], images[numbers]), numbers)
+        return function(jnp.where(mask[..., None], fill_rows(numbers), images[numbers]), numbers)
     results = map_steps(apply, len(images), num_rows * num_columns)
     return jax.tree.map(lambda x: x.reshape(len(images), num_rows, num_columns, *x.shape[2:]), results)
 

@@ -49,7 +49,7 @@ def filled(request: Request, fill: Any, field: str) -> jax.Array:
         pixels = np.full(1, fill, np.float32)
     else:
         raise UserError(f'expected black, grey, white, mean or a brightness from 0 to 1, got {fill!r}', field=field)
-    return request.run.experiment.preprocessor.normalize(jnp.broadcast_to(pixels, request.inputs.shape))
+    return request.run.experiment.preprocessor.normalize(jnp.broadcast_to(pixels, (1, *request.inputs.shape[1:])))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -77,6 +77,10 @@ def test_the_gradients_of_a_linear_network_have_closed_forms():
         values = attribution.integrated_gradients(*arguments, steps=5, baseline=0.5, rule=rule)
         assert_close(values, weights * (images - 0.5))
         assert_close(*attribution.completeness(*arguments, values, 0.5))
+    baselines = jnp.linspace(0, 1, 40)[:, None, None, None]  # one for each image
+    values = attribution.integrated_gradients(*arguments, steps=2, baseline=baselines)
+    assert_close(values, weights * (images - baselines))
+    assert_close(*attribution.completeness(*arguments, values, baselines))
     assert_close(occlusion.occlusion(*arguments, size=1, fill=0.5), (weights * (images - 0.5)).sum(-1))
     with pytest.raises(UserError, match='the network has none'):
         attribution.guided_backprop(*arguments)
