@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxcnn.analysis import tracing
-from jaxcnn.analysis.attribution import map_parts
+from jaxcnn.analysis.attribution import PART_SIZE, map_parts
 from jaxcnn.models import Network
 
 LOGITS = 'logits'  # the layer whose channels are the classes
@@ -93,9 +93,7 @@ def color_matrix_of(images: np.ndarray) -> np.ndarray:
     return np.asarray(root / np.linalg.norm(root, axis=0).max(), np.float32)
 
 
-@functools.partial(jax.jit, static_argnames=(
-    'network', 'image_shape', 'layer', 'steps', 'objective', 'jitter', 'blur', 'fourier'))
-def maximize(network: Network, variables: Any, channels: jax.Array, image_shape: tuple[int, ...], layer: str, *,
+def maximize(network: Network, variables: Any, channels: Any, image_shape: tuple[int, ...], layer: str, *,
              steps: int = 256, learning_rate: float = 0.05, objective: str = 'channel', jitter: int = 0, blur: float = 0.0,
              total_variation: float = 0.0, l2: float = 0.0, fourier: bool = False, color_matrix: jax.Array | None = None,
              limit: Any = jnp.inf, tolerance: float = 1e-3, seed: Any = 0) -> Maximization:
@@ -103,7 +101,8 @@ def maximize(network: Network, variables: Any, channels: jax.Array, image_shape:
 
     A step adds the gradient, divided by its root mean square, times the learning rate. An image ends when its response is
     above `limit`, or when the mean response of `WINDOW` steps grows by less than the fraction `tolerance`. Where no unit of
-    a ReLU is active, its gradient is redirected; see `tracing.with_relu_gradient`.
+    a ReLU is active, its gradient is redirected; see `tracing.with_relu_gradient`. The image of a channel does not depend on
+    the other channels, of which `PART_SIZE` at a time are computed together.
 
     Args:
       network: the network.
@@ -123,10 +122,29 @@ def maximize(network: Network, variables: Any, channels: jax.Array, image_shape:
       tolerance: see above.
       seed: of the noise and the jitter.
     """
+    channels = np.asarray(channels)
+    limits = np.broadcast_to(np.asarray(limit, np.float32), channels.shape)
+    size = min(PART_SIZE, len(channels))
+    parts = []
+    for start in range(0, len(channels), size):
+        rows = np.arange(start, start + size) % len(channels)  # parts of one size, which compile once
+        parts.append(_maximize_part(
+            network, variables, channels[rows], tuple(image_shape), layer, limits[rows], color_matrix, seed, learning_rate,
+            total_variation, l2, tolerance, steps=steps, objective=objective, jitter=jitter, blur=blur, fourier=fourier))
+    return jax.tree.map(lambda *arrays: jnp.concatenate(arrays)[:len(channels)], *parts)
+
+
+@functools.partial(jax.jit, static_argnames=(
+    'network', 'image_shape', 'layer', 'steps', 'objective', 'jitter', 'blur', 'fourier'))
+def _maximize_part(network: Network, variables: Any, channels: jax.Array, image_shape: tuple[int, ...], layer: str,
+                   limit: jax.Array, color_matrix: jax.Array | None, seed: Any, learning_rate: Any, total_variation: Any,
+                   l2: Any, tolerance: Any, *, steps: int, objective: str, jitter: int, blur: float,
+                   fourier: bool) -> Maximization:
+    """See `maximize`."""
     parametrization = make_parametrization(image_shape, fourier, color_matrix)
     count = len(channels)
-    start_key, jitter_key = jax.random.split(jax.random.key(seed))
-    values = jax.vmap(parametrization.start)(jax.random.split(start_key, count))
+    keys = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(seed)))(channels)
+    values = jax.vmap(parametrization.start)(keys)
     to_images = jax.vmap(parametrization.image)
     images = jax.eval_shape(to_images, values)
     output = tracing.with_relu_gradient(functools.partial(_layer_output, network, variables, layer), images, 'redirected',
@@ -144,7 +162,7 @@ def maximize(network: Network, variables: Any, channels: jax.Array, image_shape:
         return sum(jnp.abs(jnp.diff(x, axis=axis)).mean((1, 2, 3)).sum() for axis in (1, 2))  # type: ignore[return-value]
 
     def next_values(values: jax.Array, step: jax.Array) -> jax.Array:
-        shifts = jax.random.randint(jax.random.fold_in(jitter_key, step), (count, 2), -jitter, jitter + 1)
+        shifts = jax.vmap(lambda key: jax.random.randint(jax.random.fold_in(key, step), (2,), -jitter, jitter + 1))(keys)
         direction = _normalized(jax.grad(respond_shifted)(values, shifts))
         direction -= total_variation * _normalized(jax.grad(variation)(values))
         values = (1 - l2) * values + learning_rate * direction

@@ -62,19 +62,17 @@ def features(request: Request, channels: int = 64) -> Section:
       request: the request.
       channels: largest number of maps of a layer.
     """
-    network, variables, _ = network_of(request)
-    maps = network.apply(variables, request.inputs[:1], train=False, features=True)[1]
-    shapes = map_shapes(request)
+    shapes, maps = map_shapes(request), request.run.features(request.examples.images[:1])
     lines = [f'The feature maps of {escape(request.examples.names[0])}. All maps of a layer have the scale beside them; a '
              'dark map is off.']
     sheets.panels([request.pixels[0].repeat(factor := max(1, 96 // len(request.pixels[0])), 0).repeat(factor, 1)],
                   [figures.shortened(request.examples.names[0])], request.figure_path('features_image'))
     lines += ['', '![the image](features_image.png)']
     for name, (height, width, count) in shapes.items():
-        values = np.asarray(maps[name][0], np.float32)[..., :channels]
+        values = maps[name][0].astype(np.float32)[..., :channels]
         title = f'{name}: {height} x {width}, {counted(count, "channel")}'
         _draw_maps(values, title, request.figure_path(f'features_{name}'))
-        off = (np.asarray(maps[name][0]) <= 0).all((0, 1)).sum()
+        off = (maps[name][0] <= 0).all((0, 1)).sum()
         lines += ['', f'### {escape(name)}', '', f'{counted(count, "map")} of {height} x {width}'
                   f'{f", the first {channels} of which are shown" if count > channels else ""}; {off} are nowhere above 0.',
                   '', f'![{name}](features_{name}.png)']

@@ -12,6 +12,7 @@ from jaxcnn.analysis import feature_maximization as maximization
 from jaxcnn.analysis.invariance import invariance, transform, transformation_matrices
 from jaxcnn.errors import UserError
 from jaxcnn.models.layers import Network
+from jaxcnn.ops.lrn import local_response_norm
 from jaxcnn.ops.pool import max_pool
 
 
@@ -37,6 +38,8 @@ class Chain(Network):
                 y *= self.dense(features)(y.mean((1, 2), keepdims=True))
             if self.branch == 'swish':
                 y = nn.swish(y)
+            if self.branch == 'lrn':
+                y = local_response_norm(y, alpha=1.0)
             maps[f'conv{i}'] = x = y
             if self.pool:
                 x = max_pool(x, 2)
@@ -100,6 +103,18 @@ def test_deconvnet_rectifies_the_signal_and_unpools_it_at_the_switches():
         np.testing.assert_allclose(projections[n], expected, rtol=1e-4, atol=1e-5)
 
 
+def test_deconvnet_divides_by_the_local_response_normalisation_of_the_image():
+    network, variables, images = chain(8, branch='lrn')
+    kernel = variables['params']['Conv_0']['kernel']
+    before = network.clone(branch='').apply(variables, images, features=True)[1]['conv1']
+    after = network.apply(variables, images, features=True)[1]['conv1']
+    channels = jnp.asarray([0, 1, 3])
+    projections = deconvnet.project(network, variables, images, channels, jnp.full((3, 2), 4), 'conv1')
+    for n, c in enumerate([0, 1, 3]):
+        signal = after[n, 4, 4, c] ** 2 / before[n, 4, 4, c]
+        np.testing.assert_allclose(projections[n, 3:6, 3:6], signal * kernel[..., c], rtol=1e-4, atol=1e-6)
+
+
 def test_planted_patches_are_the_strongest_and_their_projections_show_them():
     patch = np.array([[1, -1, 1], [-1, 1, -1], [1, -1, 1]], np.float32)
     network, variables, _ = chain(16, 1, kernels=((3, 1),), relu=True)
@@ -154,6 +169,9 @@ def test_maximising_a_linear_channel_converges_to_its_kernel(fourier):
     kernels = variables['params']['Conv_0']['kernel']
     result = maximization.maximize(network, variables, jnp.arange(4), (9, 9, 3), 'conv1', steps=100, objective='center',
                                    fourier=fourier)
+    alone = maximization.maximize(network, variables, [2], (9, 9, 3), 'conv1', steps=100, objective='center',
+                                  fourier=fourier)
+    np.testing.assert_allclose(alone.images[0], result.images[2], rtol=1e-3, atol=1e-4)
     for image, kernel in zip(result.images, np.moveaxis(kernels, -1, 0), strict=True):
         if fourier:  # the kernel times the squared weight of each frequency, of which the real transform has half
             rows, columns = np.meshgrid(np.fft.fftfreq(9), np.fft.fftfreq(9), indexing='ij')
