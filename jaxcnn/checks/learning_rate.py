@@ -191,7 +191,7 @@ def check_batch_size(context: Context) -> Verdict:
     advice = ''
     if 0 < final < big / 10:
         advice = 'a smaller batch would learn about as much in each step'
-    elif final > 10 * big:
+    elif 10 * big < final < math.inf:
         advice = 'a larger batch, with a larger learning rate, would need fewer steps'
     if advice:
         findings.add(INFORMATION, '', advice)
