@@ -33,8 +33,8 @@ def run(args: argparse.Namespace) -> int:
     from jaxcnn.explain.request import Request
     from jaxcnn.run import load_run
     sections, paths = views.parse(args.view, args.arguments)
-    request = Request(load_run(args.workdir, args.checkpoint), paths, args.split, args.count, args.class_name, args.data_dir,
-                      args.seed)
+    request = Request(load_run(args.workdir, args.checkpoint), paths, split=args.split, count=args.count,
+                      only_mistakes=args.mistakes, class_name=args.class_name, data_dir=args.data_dir, seed=args.seed)
     try:
         os.makedirs(request.folder, exist_ok=True)
         for name, make_section in sections.items():
@@ -60,6 +60,8 @@ def main() -> None:
                         help='name or number of the class whose score is explained (default: the predicted class)')
     parser.add_argument('--split', default='test', help='train, val or test (default: test)')
     parser.add_argument('--count', type=int, default=8, help='number of images of the split (default: 8)')
+    parser.add_argument('--mistakes', action='store_true', help='use the most confident mistakes of the split instead of '
+                        'images that are drawn by the seed')
     parser.add_argument('--seed', type=int, default=0, help='seed of all random numbers (default: 0)')
     parser.add_argument('--data_dir', default='', help='another config.data.dir than in training')
     cli.main(parser, run)

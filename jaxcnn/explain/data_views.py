@@ -17,97 +17,13 @@ from jaxcnn.analysis import embedding, mistakes
 from jaxcnn.analysis.embedding_page import write_embedding_page
 from jaxcnn.analysis.markdown import escape
 from jaxcnn.data import normalize
-from jaxcnn.data.targets import LABEL
 from jaxcnn.errors import UserError, unknown
 from jaxcnn.explain.request import Request, Section
+from jaxcnn.explain.split_predictions import BATCH_SIZE, SplitPredictions, compute_in_batches, predict
 from jaxcnn.files import open_replacement
 from jaxcnn.metrics import format_percent
-from jaxcnn.run import Run
 from jaxcnn.tasks import Accumulated
 from jaxcnn.training.step import image_gradient
-
-BATCH_SIZE = 256
-
-
-class SplitPredictions:
-    """The images of a request's split with their predictions.
-
-    Attributes:
-      split: the split.
-      positions: (N,) positions of the images in the split.
-      targets: targets of the images by name.
-      has_label: whether each image has one class; otherwise it has any number of classes.
-    """
-
-    def __init__(self, request: Request, split: str, count: int | None = None):
-        splits = request.dataset.splits
-        if split not in splits:
-            raise UserError(f'no split {split!r}; there are: {", ".join(splits)}', field='--split')
-        self._request, self._examples, self.split = request, splits[split], split
-        self.positions = np.arange(len(self._examples))
-        if count is not None and count < len(self.positions):
-            self.positions = np.sort(np.random.default_rng(request.seed).permutation(len(self.positions))[:count])
-        self.targets = self._examples.take_targets(self.positions)
-        self.has_label = request.run.experiment.task.kind is LABEL
-
-    def __len__(self) -> int:
-        return len(self.positions)
-
-    @property
-    def labels(self) -> np.ndarray:
-        """The class of each image, (N,); -1 if images have any number of classes."""
-        return self.targets['label'] if self.has_label else np.full(len(self), -1)
-
-    def images(self, indices: Any = slice(None)) -> np.ndarray:
-        """Return images at indices among the N images, uint8 (n, H, W, C)."""
-        return self._examples.take(self.positions[indices])
-
-    def name(self, index: int) -> str:
-        """Return the name of an image."""
-        return self._request.dataset.image_name(self.split, int(self.positions[index]))
-
-    def features(self, layer: str) -> np.ndarray:
-        """Return the features of all images in a layer, (N, D); see `embedding.layer_features`."""
-        run = self._request.run
-        network, preprocessor = run.experiment.network, run.experiment.preprocessor
-        return compute_in_batches(lambda variables, images: embedding.layer_features(
-            network, variables, preprocessor(images), layer), run.variables, len(self), self.images)
-
-    @functools.cached_property
-    def probabilities(self) -> np.ndarray:
-        """The probability of each class, without test-time augmentation, (N, classes)."""
-        run = self._request.run
-        return compute_in_batches(lambda variables, images: _predict(run, variables, run.experiment.preprocessor(images)),
-                                  run.variables, len(self), self.images)
-
-    @property
-    def title(self) -> str:
-        """The split with the number of its images that are used."""
-        return f'{len(self):,} images of the {self.split} split'
-
-
-def _predict(run: Run, variables: Any, inputs: jax.Array) -> jax.Array:
-    outputs: Any = run.experiment.network.apply(variables, inputs, train=False)
-    return run.experiment.task.predict(outputs.astype(jnp.float32))
-
-
-def compute_in_batches(function: Callable[[Any, jax.Array], jax.Array], variables: Any, count: int,
-                       take: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-    """Return the results of a function for `count` images, which is compiled once and gets batches of one size.
-
-    Args:
-      function: maps variables and a batch of images to an array (n, ...).
-      variables: variables of the network.
-      count: number of images.
-      take: returns the images at indices.
-    """
-    compiled, results = jax.jit(function), []
-    size = min(BATCH_SIZE, count)
-    for start in range(0, count, size):
-        indices = np.arange(start, start + size)
-        batch = np.asarray(compiled(variables, take(np.minimum(indices, count - 1))))
-        results.append(batch[:count - start])
-    return np.concatenate(results)
 
 
 def _check_no_pictures(request: Request, view: str) -> None:
@@ -252,7 +168,7 @@ def embed(request: Request, layer: str = embedding.CLASSIFIER_INPUT, images: int
         network, preprocessor = run.experiment.network, run.experiment.preprocessor
         augmented_features = compute_in_batches(lambda variables, x: embedding.layer_features(
             network, variables, preprocessor.normalize(x), layer), run.variables, len(pixels), pixels.__getitem__)
-        augmented_probabilities = compute_in_batches(lambda variables, x: _predict(
+        augmented_probabilities = compute_in_batches(lambda variables, x: predict(
             run, variables, preprocessor.normalize(x)), run.variables, len(pixels), pixels.__getitem__)
         plain = np.asarray(jax.jit(preprocessor.pixels)(pictures))  # of the same size as augmented images
         pictures = np.rint(np.concatenate([plain, pixels]).clip(0, 1) * 255).astype(np.uint8)

@@ -11,8 +11,10 @@ import numpy as np
 
 from jaxcnn import config as cfg
 from jaxcnn import data
+from jaxcnn.analysis.mistakes import confident_mistakes
 from jaxcnn.data import picture
 from jaxcnn.errors import UserError, as_text, unknown
+from jaxcnn.explain.split_predictions import SplitPredictions
 from jaxcnn.run import Run
 from jaxcnn.tasks import Section
 
@@ -46,6 +48,7 @@ class Request:
       paths: picture files; empty for images of a split.
       split: the split whose images are used without `paths`.
       count: number of these images.
+      only_mistakes: whether these images are the most confident mistakes, instead of drawn by the seed.
       class_name: name or number of the class whose score is explained; empty for the predicted class of each image.
       data_dir: another `config.data.dir` than in training.
       seed: seed of all random numbers, such as the choice of images.
@@ -55,6 +58,7 @@ class Request:
     paths: Sequence[str] = ()
     split: str = 'test'
     count: int = 8
+    only_mistakes: bool = False
     class_name: str = ''
     data_dir: str = ''
     seed: int = 0
@@ -79,10 +83,10 @@ class Request:
 
     @functools.cached_property
     def examples(self) -> Examples:
-        """The images: those of `paths`, or `count` images of the split, drawn by the seed.
+        """The images: those of `paths`, or `count` images of the split.
 
         Raises:
-          UserError: An image cannot be read, or there is no such split.
+          UserError: An image cannot be read, there is no such split, or mistakes are asked for and there are none.
         """
         if self.paths:
             settings = self.run.config.data
@@ -94,8 +98,22 @@ class Request:
             raise UserError(f'no split {self.split!r}; there are: {", ".join(splits)}', field='--split')
         split = splits[self.split]
         positions = np.random.default_rng(self.seed).permutation(len(split))[:self.count]
+        if self.only_mistakes:
+            positions = self._confident_mistakes()
         labels = split.take_targets(positions).get('label', np.full(len(positions), -1))
         return Examples(split.take(positions), [self.dataset.image_name(self.split, i) for i in positions], labels)
+
+    def _confident_mistakes(self) -> np.ndarray:
+        """Return the positions of the most confident mistakes in the split."""
+        predictions = SplitPredictions(self, self.split)
+        if not predictions.has_label:
+            raise UserError(f'expects a task with one class for each image, not {self.run.experiment.task.name!r}',
+                            field='--mistakes')
+        probabilities = predictions.probabilities
+        positions = confident_mistakes(probabilities.argmax(1), probabilities.max(1), predictions.labels, self.count).indices
+        if not len(positions):
+            raise UserError(f'all predictions for the {self.split} split are right', field='--mistakes')
+        return positions
 
     @functools.cached_property
     def inputs(self) -> jax.Array:

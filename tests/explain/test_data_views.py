@@ -44,6 +44,7 @@ def test_errors_confusion_and_calibration_agree_with_the_evaluation(make_request
     assert f'359 images of the test split: {num_wrong} wrong predictions' in text
     images, titles = sheets['confident_mistakes.png']
     assert len(images) == len(titles) == min(5, num_wrong)
+    np.testing.assert_array_equal(make_request(count=5, only_mistakes=True).examples.images, images)
     predictions = data_views.SplitPredictions(request, 'test')
     assert [title.split(' ')[0] for title in titles] == [str(c) for c in request.run.predict(images).argmax(1)]
     with open(os.path.join(workdir, 'explain', 'label_errors.csv'), newline='') as file:
