@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxcnn.analysis import attribution_checks, figures
 from jaxcnn.analysis.markdown import escape
-from jaxcnn.errors import UserError
+from jaxcnn.errors import UserError, counted
 from jaxcnn.explain.attributions import METHODS, Method, color_scale, filled, remove_frame, show_image, show_map
 from jaxcnn.explain.request import Request, Section
 
@@ -42,10 +42,10 @@ def score_attributions(request: Request, steps: int = 50, fill: Any = 'mean', *,
     rows = [f'| {title} | {_mean_and_error(deletion)} | {_mean_and_error(insertion)} |'
             for title, (deletion, insertion) in sorted(areas.items(), key=lambda item: -item[1][1].mean())]
     return Section('Scores of the attributions', [
-        'The pixels of an image are deleted (replaced by the mean of the training images) or inserted (into the blurred '
-        'image) in descending order of their attributions (Petsiuk et al. 2018). If the attributions are right, the '
-        f'probability of the class falls, or rises, early. Mean over {len(request.examples)} images with its standard '
-        'error; a random order of the pixels is what a method must beat.', '', '![scores](scores.png)', '',
+        f'The pixels of an image are deleted (filled with: {fill}) or inserted (into the blurred image) in descending order '
+        'of their attributions (Petsiuk et al. 2018). If the attributions are right, the probability of the class falls, or '
+        'rises, early; a random order of the pixels is what a method must beat. The numbers are means over '
+        f'{counted(len(request.examples), "image")} with their standard errors.', '', '![scores](scores.png)', '',
         '| method | area under deletion (smaller is better) | area under insertion (larger is better) |',
         '|---|---|---|', *rows, *notes])
 
@@ -88,10 +88,11 @@ def scores_figure(curves: Curves, areas: Curves, path: str) -> None:
             above, below = axes[0, column], axes[1, column]
             for row, title in enumerate(titles):
                 curve, area = curves[title][column].mean(0), areas[title][column]
-                style: dict[str, Any] = {'color': '0.4'} if title == RANDOM else {'color': f'C{row % 10}'}
+                style: dict[str, Any] = {'color': 'black'} if title == RANDOM else {'color': f'C{row % 10}'}
                 style['marker'] = _MARKERS[row % len(_MARKERS)]
                 fractions = np.linspace(0, 1, len(curve))
-                above.plot(fractions, curve, markevery=max(1, len(curve) // 8), markersize=4, linewidth=1.2, **style)
+                above.plot(fractions, curve, markevery=max(1, len(curve) // 8), markersize=4, linewidth=1.2,
+                           linestyle='--' if title == RANDOM else '-', **style)
                 error = area.std(ddof=1) / np.sqrt(len(area)) if len(area) > 1 else 0
                 below.errorbar(area.mean(), row, xerr=error, linestyle='', capsize=3, **style)
             above.set(xlabel=f'fraction of the pixels {verb}', ylabel='probability of the class', title=name, xlim=(0, 1))
@@ -129,9 +130,10 @@ def compare_with_random_parameters(request: Request, stages: int = 8, *,
     return Section('Sanity check by random parameters', [
         'The layers are initialised anew, one after the other from the top (Adebayo et al. 2018). Maps that stay the same '
         'do not show what the network has learned. The numbers are rank correlations of the maps, or of their absolute '
-        f'values, with those of the trained network, on average over {len(request.examples)} images: 1 for the same order '
-        f'of the pixels, 0 for none. A method looks at the network if both are below {LARGEST_CORRELATION} after all layers '
-        'have random parameters.', '', '![sanity check](sanity_check.png)', '', '![maps](sanity_check_maps.png)', '',
+        f'values, with those of the trained network, on average over {counted(len(request.examples), "image")}: 1 for the '
+        f'same order of the pixels, 0 for none. A method looks at the network if both are below {LARGEST_CORRELATION} after '
+        'all layers have random parameters.', '', '![sanity check](sanity_check.png)', '', '![maps](sanity_check_maps.png)',
+        '',
         f'| method | top layer random ({names[0]}), absolute | all random, absolute | all random, signed | verdict |',
         '|---|---|---|---|---|', *rows, *notes])
 
@@ -177,7 +179,8 @@ def randomised_maps_figure(pixels: np.ndarray, maps: Mapping[str, np.ndarray], s
       names: name of the lowest randomised layer of each stage.
       path: the PNG file.
     """
-    side, num_columns = 1.15, 2 + len(names)
+    num_columns = 2 + len(names)
+    side = min(1.15, 9.5 / num_columns)
     height = side * pixels.shape[0] / pixels.shape[1]
     with figures.open_figure(path, side * num_columns + 0.2, (height + 0.05) * len(maps) + 0.4, dpi=100,
                              layout='constrained') as figure:

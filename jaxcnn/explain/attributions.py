@@ -101,6 +101,8 @@ class Method:
         if self.fill:
             name, default = self.fill
             options[name] = filled(request, options.get(name, default), f'{self.title}: {name}')
+        if 'seed' in inspect.signature(self.function).parameters:
+            options.setdefault('seed', request.seed)
         variables = run.variables if variables is None else variables
         classes = jnp.asarray(request.classes)
         return np.asarray(self.function(run.experiment.network, variables, request.inputs, classes, **options))

@@ -3,6 +3,7 @@
 import functools
 import inspect
 import os
+import re
 from collections.abc import Callable, Sequence
 
 from jaxcnn.config import bind, parse_calls
@@ -14,6 +15,9 @@ from jaxcnn.explain.occlusion_maps import draw_occlusion_maps
 from jaxcnn.explain.request import Request, Section
 
 ATTRIBUTION = 'attribution'  # the section that shows all methods of attribution side by side
+
+_NO_OPTIONS = 'methods', 'seed'  # of the command and not of a view
+_CITATION = re.compile(r' \([A-Z][^()]* \d{4}(, "[^()]*")?\)')
 
 # a view's first argument is the request, and the others are its options; its docstring's first line is its help text.
 # A view with the keyword argument `methods` gets the methods of attribution in the same command, or all of them.
@@ -44,8 +48,10 @@ def descriptions() -> dict[str, str]:
     for name in names():
         function, first_option = (METHODS[name].function, 4) if name in METHODS else (VIEWS[name], 1)
         parameters = [*inspect.signature(function).parameters.values()][first_option:]
-        options = ', '.join(f'{p.name}={p.default!r}' for p in parameters if p.name != 'methods')
+        fill = dict([METHODS[name].fill or ('', '')]) if name in METHODS else {}
+        options = ', '.join(f'{p.name}={fill.get(p.name, p.default)!r}' for p in parameters if p.name not in _NO_OPTIONS)
         first_sentence = ' '.join((inspect.getdoc(function) or '').split('\n\n')[0].split())
+        first_sentence = _CITATION.sub('', first_sentence)
         texts[name] = f'({options}) {first_sentence}' if options else first_sentence
     return texts
 
