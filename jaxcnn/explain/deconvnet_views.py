@@ -14,7 +14,7 @@ from jaxcnn.analysis import figures
 from jaxcnn.analysis.layer_fields import Box, map_fields
 from jaxcnn.errors import UserError
 from jaxcnn.explain import sheets
-from jaxcnn.explain.layers import Layer, find_split, map_split, network_of, parse_layer, take
+from jaxcnn.explain.layers import Layer, check_options, find_split, map_split, network_of, parse_layer, take
 from jaxcnn.explain.request import Request, Section
 from jaxcnn.models import Network
 from jaxcnn.training.state import variables as variables_of
@@ -35,6 +35,8 @@ def deconvnet(request: Request, layer: str = '', channels: int = 16, count: int 
       split: split of the images; by default `val`, or `test` for a run without it.
       max_images: number of images of the split, the first ones; 0: all.
     """
+    check_options(1, channels=channels, count=count)
+    check_options(0, max_images=max_images)
     selected, split = _plain_layer(request, layer, channels), find_split(request, split)
     network, variables, image_shape = network_of(request)
     indices = np.asarray(selected.channels)
@@ -86,6 +88,8 @@ def evolution(request: Request, layer: str = '', channels: int = 8, split: str =
       split: split of the images; by default `val`, or `test` for a run without it.
       max_images: number of images of the split, the first ones; 0: all.
     """
+    check_options(1, channels=channels)
+    check_options(0, max_images=max_images)
     run = request.run
     selected, split = _plain_layer(request, layer, channels), find_split(request, split)
     steps = run.steps()

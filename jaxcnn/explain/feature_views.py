@@ -12,7 +12,7 @@ from jaxcnn.analysis.markdown import escape
 from jaxcnn.errors import UserError, counted
 from jaxcnn.explain import sheets
 from jaxcnn.explain.initial_weights import initial_variables
-from jaxcnn.explain.layers import find_map, find_split, map_shapes, map_split, network_of, parse_layer
+from jaxcnn.explain.layers import check_options, find_map, find_split, map_shapes, map_split, network_of, parse_layer
 from jaxcnn.explain.request import Request, Section
 from jaxcnn.optim import path_name
 
@@ -62,9 +62,10 @@ def features(request: Request, channels: int = 64) -> Section:
       request: the request.
       channels: largest number of maps of a layer.
     """
+    check_options(1, channels=channels)
     shapes, maps = map_shapes(request), request.run.features(request.examples.images[:1])
-    lines = [f'The feature maps of {escape(request.examples.names[0])}. All maps of a layer have the scale beside them; a '
-             'dark map is off.']
+    lines = [f'The feature maps of {escape(request.examples.names[0])}. Channel 0 is the first one, and '
+             'numbers rise along the rows. All maps of a layer have the scale beside them.']
     sheets.panels([request.pixels[0].repeat(factor := max(1, 96 // len(request.pixels[0])), 0).repeat(factor, 1)],
                   [figures.shortened(request.examples.names[0])], request.figure_path('features_image'))
     lines += ['', '![the image](features_image.png)']
@@ -81,9 +82,9 @@ def features(request: Request, channels: int = 64) -> Section:
 
 def _draw_maps(values: np.ndarray, title: str, path: str) -> None:
     """Draw maps (H, W, C) as a sheet with a colour scale."""
-    _, width, count = values.shape
+    width = values.shape[1]
     factor = max(1, -(-48 // width))
-    columns = max(1, min(count, 900 // (factor * width + 2)))
+    columns = next(n for n in (16, 8, 4, 2, 1) if n == 1 or n * (factor * width + 2) <= 900)
     low, high = min(0.0, float(np.percentile(values, 0.1))), float(np.percentile(values, 99.9)) or 1.0
     sheet = sheets.montage(np.moveaxis(values, -1, 0)[..., None], columns, factor, gap=2, background=np.nan)
     rows_of_pixels, columns_of_pixels = sheet.shape[:2]
@@ -110,6 +111,9 @@ def maximize(request: Request, layer: str = '', channels: int = 16, steps: int =
       decorrelate: ascend colours whose covariance over the data is the identity.
       runaway: an image ends when its response is this many times the largest one of the data.
     """
+    check_options(1, channels=channels, steps=steps)
+    check_options(0, jitter=jitter)
+    check_options(0.0, learning_rate=learning_rate, blur=blur, total_variation=total_variation, l2=l2, runaway=runaway)
     if objective not in ('channel', 'center'):
         raise UserError(f"expected 'channel' or 'center', got {objective!r}", field='objective')
     selected = parse_layer(request, layer, channels, logits=True)
@@ -169,6 +173,8 @@ def invert(request: Request, layer: str = '', steps: int = 400, learning_rate: f
       steps, learning_rate, total_variation, beta, norm: see `inversion.invert`.
     """
     network, variables, _ = network_of(request)
+    check_options(1, steps=steps)
+    check_options(0.0, learning_rate=learning_rate, total_variation=total_variation, beta=beta, norm=norm)
     names = [find_map(request, layer)[0]] if layer else [*map_shapes(request)]
     inputs = np.asarray(request.inputs)
     low, high = inputs.min((1, 2, 3), keepdims=True), inputs.max((1, 2, 3), keepdims=True)

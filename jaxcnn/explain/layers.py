@@ -1,6 +1,7 @@
 """What a view of a layer needs: the layer with its channels or its place, and parts of a split."""
 
 import dataclasses
+import math
 import operator
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -34,6 +35,20 @@ class Layer:
     def title(self, request: Request, channel: int) -> str:
         """Return a title of a channel: its number, or the name of the class."""
         return str(request.run.info['class_names'][channel]) if self.name == LOGITS else f'{self.name}:{channel}'
+
+
+def check_options(minimum: float, **options: Any) -> None:
+    """Check that options of a view are numbers of at least `minimum`; whole numbers if it is one.
+
+    Raises:
+      UserError: An option is not.
+    """
+    for name, value in options.items():
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        is_allowed = is_number and (isinstance(value, int) or isinstance(minimum, float))
+        if not is_allowed or not minimum <= value < math.inf:
+            noun = 'a whole number' if isinstance(minimum, int) else 'a number'
+            raise UserError(f'expected {noun} of at least {minimum:g}, got {value!r}', field=name)
 
 
 def network_of(request: Request) -> tuple[Network, Any, tuple[int, int, int]]:
@@ -93,7 +108,7 @@ def parse_layer(request: Request, text: str, count: int, logits: bool = False) -
     for item in channels_text.split(','):
         first, _, last = item.partition('-')
         if name == LOGITS:
-            channels.append(request.class_number(item))
+            channels.append(request.class_number(item, field=None))
         elif not (first + last).isascii() or not first.isdigit() or (last and not last.isdigit()):
             raise UserError(f'expected channels as in {name}:3, {name}:3,7 or {name}:0-8, got {text!r}')
         else:

@@ -146,7 +146,7 @@ class Request:
             return self.probabilities.argmax(-1)
         return np.full(len(self.examples), self.class_number(self.class_name))
 
-    def class_number(self, name: str) -> int:
+    def class_number(self, name: str, field: str | None = '--class') -> int:
         """Return the number of the class with a name or a number.
 
         Raises:
@@ -157,7 +157,7 @@ class Request:
             return names.index(name)
         if name.isascii() and name.isdigit() and int(name) < len(names):
             return int(name)
-        raise unknown('class', name, names, field='--class')
+        raise unknown('class', name, names, field=field)
 
     def title(self, i: int) -> str:
         """Return a title of image i: its name, its label if it is known, and the explained class with its probability."""

@@ -13,7 +13,7 @@ from jaxcnn.analysis.invariance import transform, transformation_matrices
 from jaxcnn.analysis.markdown import escape
 from jaxcnn.errors import UserError
 from jaxcnn.explain import sheets
-from jaxcnn.explain.layers import map_shapes, network_of, parse_element
+from jaxcnn.explain.layers import check_options, map_shapes, network_of, parse_element
 from jaxcnn.explain.request import Request, Section
 
 _INVARIANCE_IMAGES = 5
@@ -30,8 +30,9 @@ def invariance(request: Request, translation: float = 0.25, scale: float = 1.8, 
       rotation: largest rotation, in degrees.
       points: number of amounts of each transformation.
     """
-    if points < 2 or scale <= 1 or not 0 < translation <= 1 or rotation <= 0:
-        raise UserError('expected at least 2 points, a scale above 1, a translation in (0, 1] and a rotation above 0')
+    check_options(2, points=points)
+    check_options(1.0, scale=scale)
+    check_options(0.0, translation=translation, rotation=rotation)
     run, (network, variables, image_shape) = request.run, network_of(request)
     if run.experiment.task.kind.name != 'label':
         raise UserError('invariance needs one class for each image', hint='the task of this run has none')

@@ -102,6 +102,17 @@ def test_wrong_layers_and_channels_name_the_nearest(make_request, text, message)
         layers.parse_layer(make_request(), text, 4, logits=True)
 
 
+@pytest.mark.parametrize(('view', 'message'), [
+    ('maximize(steps=0)', 'steps: expected a whole number of at least 1, got 0'),
+    ('maximize(blur=-1)', 'blur: expected a number of at least 0, got -1'),
+    ('deconvnet(count=1.5)', 'count: expected a whole number of at least 1, got 1.5'),
+    ('invariance(points=1)', 'points: expected a whole number of at least 2, got 1')])
+def test_wrong_options_name_the_field_and_the_value(make_request, view, message):
+    (make_section,) = views.parse(view)[0].values()
+    with pytest.raises(UserError, match=message):
+        make_section(make_request())
+
+
 def test_layers_channels_and_elements(make_request):
     request = make_request()
     assert layers.parse_layer(request, '', 3) == layers.Layer('conv4', (2, 2, 8), (0, 1, 2))
