@@ -1,15 +1,19 @@
 """The views of features and receptive fields, of one short run."""
 
+import dataclasses
 import os
+import re
 
 import jax
 import numpy as np
 import pytest
 
+from jaxcnn import config as cfg
 from jaxcnn import models
 from jaxcnn.analysis import figures
 from jaxcnn.errors import UserError
 from jaxcnn.explain import deconvnet_views, feature_views, layers, page, sheets, views
+from jaxcnn.explain.initial_weights import initial_variables
 from jaxcnn.explain.request import Request
 from jaxcnn.run import load_run
 from jaxcnn.training import train
@@ -30,7 +34,7 @@ def make_request(small, workdir):
                       optim=dict(groups=[dict(match='Conv_0', rate=0.0)]), whiten=dict(match='Conv_0/kernel', images=40))
         train(small(**fields), workdir)
     os.makedirs(os.path.join(workdir, 'explain'), exist_ok=True)
-    return lambda **fields: Request(load_run(workdir), **fields)
+    return lambda **fields: Request(load_run(workdir, 'latest'), **fields)
 
 
 @pytest.fixture
@@ -50,6 +54,22 @@ def test_the_filters_before_training_are_those_that_the_run_started_from(make_re
     (before, after), titles = grids['filters.png']
     np.testing.assert_allclose(before, after, atol=1e-5)
     assert titles == ['Conv_0/kernel before training', 'Conv_0/kernel after training']
+
+
+@pytest.mark.parametrize(('source', 'note'), [('run', 'The run started from .*, checkpoint 12'), (
+    'missing', 'The run started from other weights, which cannot be read any more: .*missing')])
+def test_a_run_that_started_from_other_weights_says_so(make_request, workdir, source, note):
+    request = make_request()
+    path = workdir if source == 'run' else os.path.join(workdir, source)
+    init = cfg.InitConfig(run=path, checkpoint='12', exclude='^Conv_0/')
+    config = dataclasses.replace(request.run.config, init=init)
+    initial, text = initial_variables(dataclasses.replace(request, run=dataclasses.replace(request.run, config=config)))
+    assert re.match(note, text)
+    if source == 'missing':
+        assert initial is None
+    else:
+        kernels = [variables['params']['Dense_0']['kernel'] for variables in (initial, request.run.variables)]
+        np.testing.assert_array_equal(*kernels)
 
 
 def test_deconvnet_finds_the_strongest_patches_of_a_split(make_request, grids, workdir):
