@@ -21,6 +21,7 @@ from jaxcnn.explain.request import Request, Section
 OVERLAY_WEIGHT = 0.6  # of the heat map over the image
 IMAGES_IN_FIGURE, METHODS_IN_FIGURE = 8, 5
 _CLIPPED_PERCENT = 0.5  # largest values that share the end of the colour scale, so that a few pixels do not darken the rest
+_MAX_COLUMNS = 6  # of axes, into which several images with few methods are put side by side
 _GREY = 0.5  # of the square that covers a part of an image
 _FILLS = {'black': 0.0, 'grey': _GREY, 'white': 1.0}
 
@@ -191,22 +192,27 @@ def attribution_figure(pixels: np.ndarray, titles: Sequence[str], columns: Mappi
       columns: for each title, the maps (N, H, W) and whether they are signed.
       path: the PNG file.
     """
-    side = 1.7
+    side, width = 1.7, len(columns) + 1  # width in axes of an image with its maps
     height = side * pixels.shape[1] / pixels.shape[2]
-    with figures.open_figure(path, side * (len(columns) + 1), (2 * height + 0.5) * len(pixels), titles, dpi=100,
+    images_in_row = min(len(pixels), max(1, _MAX_COLUMNS // width))
+    num_rows = -(-len(pixels) // images_in_row)
+    with figures.open_figure(path, side * width * images_in_row, (2 * height + 0.5) * num_rows, titles, dpi=100,
                              layout='constrained') as figure:
         figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, hspace=0, wspace=0)
-        axes = figure.subplots(2 * len(pixels), len(columns) + 1, squeeze=False)
-        for row, (image, title) in enumerate(zip(pixels, titles, strict=True)):
-            above, below = axes[2 * row], axes[2 * row + 1]
+        axes = figure.subplots(2 * num_rows, width * images_in_row, squeeze=False)
+        for axis in axes.flat:
+            remove_frame(axis)
+        for i, (image, title) in enumerate(zip(pixels, titles, strict=True)):
+            row, first = i // images_in_row, i % images_in_row * width
+            above, below = axes[2 * row, first:first + width], axes[2 * row + 1, first:first + width]
             show_image(above[0], image)
             write_title(below[0], title)
             for column, (name, (maps, signed)) in enumerate(columns.items(), 1):
-                scale = color_scale(maps[row], signed)
+                scale = color_scale(maps[i], signed)
                 show_image(above[column], image.mean(-1, keepdims=True))
-                show_map(above[column], maps[row], alpha=OVERLAY_WEIGHT, **scale)
+                show_map(above[column], maps[i], alpha=OVERLAY_WEIGHT, **scale)
                 above[column].set_title(figures.shortened(name), fontsize=9, pad=3)
-                show_map(below[column], maps[row], **scale)
+                show_map(below[column], maps[i], **scale)
                 below[column].set_xlabel(f'{scale["vmin"]:.2g} to {scale["vmax"]:.2g}', fontsize=9, labelpad=2)
 
 

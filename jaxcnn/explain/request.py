@@ -163,5 +163,5 @@ class Request:
         """Return a title of image i: its name, its label if it is known, and the explained class with its probability."""
         names, examples = self.run.info['class_names'], self.examples
         label = examples.labels[i]
-        shown = f'{names[self.classes[i]]} {self.probabilities[i, self.classes[i]]:.1%}'
-        return '\n'.join([examples.names[i], *([f'label {names[label]}'] if label >= 0 else []), shown])
+        shown = f'{names[self.classes[i]]}: {100 * self.probabilities[i, self.classes[i]]:.1f} %'
+        return '\n'.join([examples.names[i], *([f'label: {names[label]}'] if label >= 0 else []), shown])
