@@ -35,7 +35,7 @@ def _check_no_pictures(request: Request, view: str) -> None:
 def confusion(request: Request) -> Section:
     """Show which classes are taken for which, and precision, recall and F1 of each class."""
     _check_no_pictures(request, 'confusion')
-    predictions, task = SplitPredictions(request, request.split), request.run.experiment.task
+    predictions, task = request.predictions(request.split), request.run.experiment.task
     if predictions.has_label:
         counts = np.zeros((task.num_classes, task.num_classes), np.int64)
         np.add.at(counts, (predictions.labels, predictions.probabilities.argmax(1)), 1)
@@ -51,7 +51,7 @@ def calibration(request: Request, bins: int = calibrations.BINS) -> Section:
     _check_no_pictures(request, 'calibration')
     if bins < 1:
         raise UserError(f'expected at least 1, got {bins}', field='bins')
-    predictions = SplitPredictions(request, request.split)
+    predictions = request.predictions(request.split)
     probabilities = predictions.probabilities
     if predictions.has_label:
         confidences, is_correct = probabilities.max(1), probabilities.argmax(1) == predictions.labels
@@ -80,7 +80,7 @@ def errors(request: Request, count: int = 24) -> Section:
     _check_no_pictures(request, 'errors')
     if count < 1:
         raise UserError(f'expected at least 1, got {count}', field='count')
-    predictions = SplitPredictions(request, request.split)
+    predictions = request.predictions(request.split)
     return (_errors_of_label if predictions.has_label else _errors_of_label_sets)(request, predictions, count)
 
 
@@ -158,7 +158,7 @@ def embed(request: Request, layer: str = embedding.CLASSIFIER_INPUT, images: int
     """
     _check_no_pictures(request, 'embed')
     run = request.run
-    predictions = SplitPredictions(request, request.split, images)
+    predictions = request.predictions(request.split, images)
     features = predictions.features(layer)
     pictures, labels, probabilities = predictions.images(), predictions.labels, predictions.probabilities
     names = [predictions.name(i) for i in range(len(predictions))]
@@ -218,7 +218,7 @@ def neighbors(request: Request, layer: str = embedding.CLASSIFIER_INPUT, k: int 
     if among not in request.dataset.splits:
         raise unknown('split', among, request.dataset.splits, field='among')
     examples, class_names = request.examples, request.run.info['class_names']
-    searched = SplitPredictions(request, among, images)
+    searched = request.predictions(among, images)
     features, run = searched.features(layer), request.run
     queries = embedding.layer_features(run.experiment.network, run.variables, request.inputs, layer)
     rows, distances = map(np.asarray, embedding.nearest_neighbors(queries, jnp.asarray(features), k, metric))

@@ -103,9 +103,13 @@ class Request:
         labels = split.take_targets(positions).get('label', np.full(len(positions), -1))
         return Examples(split.take(positions), [self.dataset.image_name(self.split, i) for i in positions], labels)
 
+    def predictions(self, split: str, count: int | None = None) -> SplitPredictions:
+        """Return the images of a split with their predictions; `count` of them, drawn by the seed, or all."""
+        return SplitPredictions(self.run, self.dataset, split, count, self.seed)
+
     def _confident_mistakes(self) -> np.ndarray:
         """Return the positions of the most confident mistakes in the split."""
-        predictions = SplitPredictions(self, self.split)
+        predictions = self.predictions(self.split)
         if not predictions.has_label:
             raise UserError(f'expects a task with one class for each image, not {self.run.experiment.task.name!r}',
                             field='--mistakes')

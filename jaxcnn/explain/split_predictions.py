@@ -2,25 +2,30 @@
 
 import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxcnn.analysis import embedding
+from jaxcnn.data import Dataset
 from jaxcnn.data.targets import LABEL
 from jaxcnn.errors import UserError
 from jaxcnn.run import Run
-
-if TYPE_CHECKING:
-    from jaxcnn.explain.request import Request
 
 BATCH_SIZE = 256
 
 
 class SplitPredictions:
-    """The images of a request's split with their predictions.
+    """The images of a split with their predictions.
+
+    Args:
+      run: the run whose network predicts.
+      dataset: the data.
+      split: name of the split.
+      count: number of images, which are drawn by the seed; None: all of them.
+      seed: the seed.
 
     Attributes:
       split: the split.
@@ -29,16 +34,16 @@ class SplitPredictions:
       has_label: whether each image has one class; otherwise it has any number of classes.
     """
 
-    def __init__(self, request: 'Request', split: str, count: int | None = None):
-        splits = request.dataset.splits
+    def __init__(self, run: Run, dataset: Dataset, split: str, count: int | None = None, seed: int = 0):
+        splits = dataset.splits
         if split not in splits:
             raise UserError(f'no split {split!r}; there are: {", ".join(splits)}', field='--split')
-        self._request, self._examples, self.split = request, splits[split], split
+        self._run, self._dataset, self._examples, self.split = run, dataset, splits[split], split
         self.positions = np.arange(len(self._examples))
         if count is not None and count < len(self.positions):
-            self.positions = np.sort(np.random.default_rng(request.seed).permutation(len(self.positions))[:count])
+            self.positions = np.sort(np.random.default_rng(seed).permutation(len(self.positions))[:count])
         self.targets = self._examples.take_targets(self.positions)
-        self.has_label = request.run.experiment.task.kind is LABEL
+        self.has_label = run.experiment.task.kind is LABEL
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -54,11 +59,11 @@ class SplitPredictions:
 
     def name(self, index: int) -> str:
         """Return the name of an image."""
-        return self._request.dataset.image_name(self.split, int(self.positions[index]))
+        return self._dataset.image_name(self.split, int(self.positions[index]))
 
     def features(self, layer: str) -> np.ndarray:
         """Return the features of all images in a layer, (N, D); see `embedding.layer_features`."""
-        run = self._request.run
+        run = self._run
         network, preprocessor = run.experiment.network, run.experiment.preprocessor
         return compute_in_batches(lambda variables, images: embedding.layer_features(
             network, variables, preprocessor(images), layer), run.variables, len(self), self.images)
@@ -66,7 +71,7 @@ class SplitPredictions:
     @functools.cached_property
     def probabilities(self) -> np.ndarray:
         """The probability of each class, without test-time augmentation, (N, classes)."""
-        run = self._request.run
+        run = self._run
         return compute_in_batches(lambda variables, images: predict(run, variables, run.experiment.preprocessor(images)),
                                   run.variables, len(self), self.images)
 

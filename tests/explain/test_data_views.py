@@ -45,7 +45,7 @@ def test_errors_confusion_and_calibration_agree_with_the_evaluation(make_request
     images, titles = sheets['confident_mistakes.png']
     assert len(images) == len(titles) == min(5, num_wrong)
     np.testing.assert_array_equal(make_request(count=5, only_mistakes=True).examples.images, images)
-    predictions = data_views.SplitPredictions(request, 'test')
+    predictions = request.predictions('test')
     assert [title.split(' ')[0] for title in titles] == [str(c) for c in request.run.predict(images).argmax(1)]
     with open(os.path.join(workdir, 'explain', 'label_errors.csv'), newline='') as file:
         rows = list(csv.DictReader(file))
@@ -66,7 +66,7 @@ def test_embed_writes_a_figure_a_page_and_the_features_of_plain_and_augmented_im
     arrays = np.load(os.path.join(workdir, 'explain', 'embed.npz'))
     assert arrays['features'].shape == (80, 16)
     assert arrays['is_augmented'].sum() == 40
-    predictions = data_views.SplitPredictions(request, 'test', 40)
+    predictions = request.predictions('test', 40)
     maps = request.run.features(predictions.images(), 'conv2')
     np.testing.assert_allclose(arrays['features'][:40], maps.mean((1, 2)), atol=1e-4)
     assert np.abs(arrays['features'][40:] - arrays['features'][:40]).max() > 0.01
