@@ -44,7 +44,7 @@ class Timeline:
       total: number of steps of the run.
       stages: the first step of each stage.
       phases: the phases, in order.
-      kept_checkpoints: the steps of `config.checkpoint.at`, in order.
+      permanent_checkpoints: the steps of `config.checkpoint.at`, in order.
 
     Raises:
       UserError: a stage or a batch size begins outside the run, or not after the one before it.
@@ -71,7 +71,7 @@ class Timeline:
                              (f'config.batch_schedule[{len(self._batch_sizes) - 2}]', self._batch_sizes[-1].start)]:
             if start >= self.total:
                 raise UserError(f'begins at step {start}, but the run ends at step {self.total}', field=field)
-        self.kept_checkpoints = sorted(
+        self.permanent_checkpoints = sorted(
             step for step in {self.steps(duration) for duration in config.checkpoint.at} if step <= self.total)
         starts = sorted({entry.start for entry in self._batch_sizes} | set(self.stages) | {freeze})
         self.phases = [Phase(s, self._batch_size_at(s).size, sum(s >= stage for stage in self.stages) - 1, s >= freeze)
@@ -164,9 +164,9 @@ class Timeline:
         """Return whether `step` is a multiple of the duration `every`, or the end of the run."""
         return step > 0 and self.next_multiple(step - 1, every) == step
 
-    def next_kept_checkpoint(self, step: int) -> int:
-        """Return the first step of `kept_checkpoints` after `step`, or the end of the run."""
-        return next((kept_step for kept_step in self.kept_checkpoints if kept_step > step), self.total)
+    def next_permanent_checkpoint(self, step: int) -> int:
+        """Return the first step of `permanent_checkpoints` after `step`, or the end of the run."""
+        return next((later_step for later_step in self.permanent_checkpoints if later_step > step), self.total)
 
     def next_logged(self, step: int) -> int:
         """Return the first step after `step` at which training metrics are logged.

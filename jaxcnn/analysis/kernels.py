@@ -49,7 +49,10 @@ def _first_product(jaxpr: Any, inputs: Sequence[str | None]) -> tuple[list[str |
             is_convolution = eqn.primitive.name == 'conv_general_dilated' and operands[0] == _IMAGE
             return [None] * len(jaxpr.outvars), (operands[1] or '') if is_convolution else ''
         else:
-            known = {source for source in operands if source}
-            results = [_IMAGE if _IMAGE in known else known.pop() if len(known) == 1 else None] * len(eqn.outvars)
+            operand_sources = {name for name in operands if name}
+            if _IMAGE in operand_sources:
+                operand_sources = {_IMAGE}
+            source = operand_sources.pop() if len(operand_sources) == 1 else None
+            results = [source] * len(eqn.outvars)
         sources.update(zip(eqn.outvars, results, strict=True))
     return [read(v) for v in jaxpr.outvars], None

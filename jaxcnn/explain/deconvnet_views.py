@@ -63,8 +63,8 @@ def deconvnet(request: Request, layer: str = '', channels: int = 16, count: int 
         tiles.append(sheets.montage(pair, 2, gap=8))
         titles.append(f'{selected.title(request, channel)}: {values[part][0]:.3g} to {values[part][-1]:.3g}'
                       + (' (off)' if values[part][0] <= 0 else ''))
-        known = '' if labels is None else ', '.join(str(names[label]) for label in labels[part])
-        table.append(f'| {channel} | {values[part][0]:.3g} | {", ".join(map(str, rows[part]))} | {known} |')
+        label_names = '' if labels is None else ', '.join(str(names[label]) for label in labels[part])
+        table.append(f'| {channel} | {values[part][0]:.3g} | {", ".join(map(str, rows[part]))} | {label_names} |')
     figures.image_grid(tiles, titles, request.figure_path('deconvnet'), columns=max(1, 960 // tiles[0].shape[1]))
     np.savez(os.path.join(request.folder, 'deconvnet.npz'), channels=indices, images=strongest,
              activations=values.reshape(strongest.shape), elements=elements.reshape(*strongest.shape, 2),

@@ -179,14 +179,14 @@ def invert(request: Request, layer: str = '', steps: int = 400, learning_rate: f
     inputs = np.asarray(request.inputs)
     low, high = inputs.min((1, 2, 3), keepdims=True), inputs.max((1, 2, 3), keepdims=True)
 
-    def shown(images: np.ndarray) -> np.ndarray:
+    def to_display(images: np.ndarray) -> np.ndarray:
         return ((images - low) / np.maximum(high - low, 1e-9)).clip(0, 1)  # the scale of the original
-    columns, headings = [shown(inputs)], [[figures.shortened(name, 20) for name in request.examples.names]]
+    columns, headings = [to_display(inputs)], [[figures.shortened(name, 20) for name in request.examples.names]]
     arrays: dict[str, Any] = {'inputs': inputs}
     for name in names:
         result = inversion.invert(network, variables, request.inputs, name, steps=steps, learning_rate=learning_rate,
                                   total_variation=total_variation, beta=beta, norm=norm, seed=request.seed)
-        columns.append(shown(np.asarray(result.images)))
+        columns.append(to_display(np.asarray(result.images)))
         headings.append([f'{name}\nerror {error:.2%}' for error in np.asarray(result.errors)])
         arrays[name] = np.asarray(result.images)
     images = [image for row in zip(*columns, strict=True) for image in row]

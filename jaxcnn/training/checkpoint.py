@@ -83,13 +83,13 @@ def _sync_processes(name: str) -> None:
 class _PreserveNewestAndBest(PreservationPolicy):
     """Orbax's policy to preserve the newest checkpoints, the best one, and those of certain steps."""
 
-    def __init__(self, num_newest: int, best_step: Callable[[list[int]], int | None], kept_steps: Collection[int]):
-        self._num_newest, self._best_step, self._kept_steps = num_newest, best_step, kept_steps
+    def __init__(self, num_newest: int, best_step: Callable[[list[int]], int | None], permanent_steps: Collection[int]):
+        self._num_newest, self._best_step, self._permanent_steps = num_newest, best_step, permanent_steps
 
     def should_preserve(self, checkpoints: Any, *, context: Any) -> list[bool]:
         """See Orbax."""
         steps = [c.step for c in checkpoints]
-        preserved = {*sorted(steps)[-self._num_newest:], self._best_step(steps), *self._kept_steps}
+        preserved = {*sorted(steps)[-self._num_newest:], self._best_step(steps), *self._permanent_steps}
         return [step in preserved for step in steps]
 
 
@@ -103,11 +103,11 @@ class Checkpoints:
       config: checkpoint fields of the config, such as the number of checkpoints to retain.
       best: measurement by which one checkpoint is the best; None if the best one is not needed.
       read_only: whether the checkpoints are only read, while another process may be writing some.
-      kept_steps: steps whose checkpoints are never removed.
+      permanent_steps: steps whose checkpoints are never removed.
     """
 
     def __init__(self, workdir: str, config: cfg.CheckpointConfig, best: Measurement | None = None,
-                 read_only: bool = False, kept_steps: Collection[int] = ()):
+                 read_only: bool = False, permanent_steps: Collection[int] = ()):
         self.folder = os.path.abspath(os.path.join(workdir, 'checkpoints'))
         self._measurement = best
         self._metrics: dict[int, dict[str, float] | None] = {}
@@ -119,7 +119,8 @@ class Checkpoints:
         if jax.process_index() == 0:
             self._restore_replaced()
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=_PreserveNewestAndBest(config.keep, self._best_of, kept_steps), cleanup_tmp_directories=True)
+            preservation_policy=_PreserveNewestAndBest(config.keep, self._best_of, permanent_steps),
+            cleanup_tmp_directories=True)
         self._manager = ocp.CheckpointManager(self.folder, options=options, item_handlers={
             'state': ocp.StandardCheckpointHandler(), 'progress': ocp.JsonCheckpointHandler()})
 

@@ -31,7 +31,7 @@ def dispatch_end(timeline: Timeline, step: int, steps_per_dispatch: int, boundar
         that a run needs only two programs.
     """
     end = min((step // steps_per_dispatch + 1) * steps_per_dispatch, timeline.phase_end(step),
-              timeline.next_kept_checkpoint(step), *(timeline.next_multiple(step, every) for every in boundaries))
+              timeline.next_permanent_checkpoint(step), *(timeline.next_multiple(step, every) for every in boundaries))
     is_full = end - step == steps_per_dispatch
     return end if is_full or variable_length else step + 1
 

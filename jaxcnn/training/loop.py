@@ -94,7 +94,7 @@ class TrainingRun:
             setup.dataset.check_same(read_json(data_path), folder)
         is_extended = check_run(folder, setup.config, setup.timeline.num_train)
         self.checkpoints = Checkpoints(folder, setup.config.checkpoint, setup.experiment.best,
-                                       kept_steps=setup.timeline.kept_checkpoints)
+                                       permanent_steps=setup.timeline.permanent_checkpoints)
         resources.callback(self.checkpoints.close)
         resources.callback(setup.feed.close)
         newest = next(self.checkpoints.undamaged(template), None)
@@ -173,7 +173,7 @@ class TrainingRun:
             is_finished = self.step == timeline.total or self._is_out_of_patience()
             is_stopped = self.should_stop()
             is_best = self.progress.evaluated_step == self.step and self.progress.evaluations_since_best == 0
-            is_due = self.step in timeline.kept_checkpoints or timeline.is_multiple(self.step, save_every)
+            is_due = self.step in timeline.permanent_checkpoints or timeline.is_multiple(self.step, save_every)
             if is_stopped or is_finished or is_due or (is_best and self.monitored_split == 'val'):
                 self._save()
             if is_finished:

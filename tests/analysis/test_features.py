@@ -132,8 +132,8 @@ def test_planted_patches_are_the_strongest_and_their_projections_show_them():
     projections = deconvnet.project(network, variables, jnp.asarray(images[planted]), jnp.zeros(9, int),
                                     positions[planted, 0], 'conv1')
     field = layer_fields.map_fields(network, variables, (16, 16, 1))['conv1']
-    for projection, place, activation in zip(projections, positions[planted, 0], activations[planted, 0], strict=True):
-        box = field.box(*map(int, place))
+    for projection, position, activation in zip(projections, positions[planted, 0], activations[planted, 0], strict=True):
+        box = field.box(*map(int, position))
         np.testing.assert_allclose(projection[box.top:box.bottom, box.left:box.right, 0], activation * patch, rtol=1e-5)
 
 
@@ -214,9 +214,9 @@ def test_classes_jitter_and_decorrelated_colours(tmp_path):
     logits = network.apply(variables, result.images)
     np.testing.assert_allclose(result.responses[:, -1], logits[jnp.arange(3), jnp.arange(3)], rtol=1e-4)
     assert (result.responses[:, -1] > result.responses[:, 0]).all()
-    shown = maximization.display(np.asarray(result.images))
-    assert shown.min() >= 0
-    assert shown.max() <= 1
+    displayed = maximization.display(np.asarray(result.images))
+    assert displayed.min() >= 0
+    assert displayed.max() <= 1
 
 
 # inversion, invariance, receptive fields

@@ -38,8 +38,8 @@ MEASUREMENTS = metrics.measurements(metrics.of_targets('label').values(), ['val'
 ACCURACY = MEASUREMENTS['val_accuracy']
 
 
-def open_checkpoints(folder, best=ACCURACY, kept_steps=(), **fields):
-    return Checkpoints(str(folder), cfg.CheckpointConfig(**fields), best, kept_steps=kept_steps)
+def open_checkpoints(folder, best=ACCURACY, permanent_steps=(), **fields):
+    return Checkpoints(str(folder), cfg.CheckpointConfig(**fields), best, permanent_steps=permanent_steps)
 
 
 def save(checkpoints, step, value=None, metric='val_accuracy', state=None):
@@ -292,7 +292,7 @@ def test_the_newest_and_the_best_are_kept(tmp_path):
 
 def test_checkpoints_of_certain_steps_are_never_removed(tmp_path):
     for steps in (range(1, 4), range(4, 8)):  # a run and its continuation
-        checkpoints = open_checkpoints(tmp_path, kept_steps=[1, 3, 5, 64], keep=1)
+        checkpoints = open_checkpoints(tmp_path, permanent_steps=[1, 3, 5, 64], keep=1)
         for step in steps:
             save(checkpoints, step, 0.9 if step == 2 else 0.1)
         checkpoints.close()

@@ -32,7 +32,7 @@ def test_dispatches_end_at_evaluations_and_checkpoints(boundary, ends):
     assert dispatch_ends(20, 5, [('steps', 100), boundary]) == dispatch_ends(20, 5, [boundary, ('steps', 100)]) == ends
 
 
-def test_dispatches_end_at_kept_checkpoints():
+def test_dispatches_end_at_permanent_checkpoints():
     fields = dict(checkpoint=dict(at=[dict(steps=7), dict(epochs=1.2), dict(fraction=0.25), dict(epochs=64)]))
     assert dispatch_ends(20, 20, **fields) == [5, 7, 12, 20]
     assert dispatch_ends(20, 5, **fields, variable_length=False, first=5) == [6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 20]
