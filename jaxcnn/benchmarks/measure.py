@@ -182,17 +182,27 @@ def clean_environment() -> dict[str, str]:
     return {k: v for k, v in os.environ.items() if k not in internal}
 
 
-def require_torch(python: str, *extra: str) -> None:
-    """Raise a UserError if a Python interpreter lacks a package of the PyTorch peer or one of the `extra` packages."""
+def require_packages(python: str, needed: str, *packages: str) -> None:
+    """Raise a UserError if a Python interpreter lacks a package.
+
+    Args:
+      python: Python interpreter.
+      needed: names and versions of the packages, for the message.
+      *packages: names of the packages as they are imported.
+    """
     code = 'import importlib.util, sys; print(*[p for p in sys.argv[1:] if not importlib.util.find_spec(p)])'
     try:
-        done = subprocess.run([python, '-c', code, 'torch', 'pytorchcv', 'PIL', *extra], capture_output=True, text=True)
+        done = subprocess.run([python, '-c', code, *packages], capture_output=True, text=True)
     except OSError as e:
         raise UserError(f'--torch_python: {python!r} cannot be run: {e.strerror}') from e
     if done.returncode or done.stdout.strip():
-        needed = ['torch==2.13.0', 'pytorchcv==0.0.67', 'pillow', *(PEER_PACKAGES[name] for name in extra)]
-        raise UserError(f'--torch_python: {python!r} lacks {done.stdout.strip() or "a Python that runs"}; it needs '
-                        f'{", ".join(needed)}')
+        raise UserError(f'--torch_python: {python!r} lacks {done.stdout.strip() or "a Python that runs"}; it needs {needed}')
+
+
+def require_torch(python: str, *extra: str) -> None:
+    """Raise a UserError if a Python interpreter lacks a package of the PyTorch peer or one of the `extra` packages."""
+    needed = ['torch==2.13.0', 'pytorchcv==0.0.67', 'pillow', *(PEER_PACKAGES[name] for name in extra)]
+    require_packages(python, ', '.join(needed), 'torch', 'pytorchcv', 'PIL', *extra)
 
 
 class TorchPeer:

@@ -5,6 +5,7 @@
     jaxcnn benchmark data --config=cifar10_shallow [--peers torch]
     jaxcnn benchmark train --config=mnist_lenet [--config.model=lenet5 --config.duration.epochs=2]
     jaxcnn benchmark train --config=cifar10_fast
+    jaxcnn benchmark operators [--models nms,roi_align,...] [--peers torch]
     jaxcnn benchmark checkpoint [--models resnet50] [--peers torch]
     jaxcnn benchmark loop --config=mnist_lenet [--config.a.b=VALUE ...]
     jaxcnn benchmark startup --config=digits_lenet5
@@ -38,6 +39,10 @@ airbench==0.1.8, which trains 9.9 epochs of 48 batches of 1024 images (in float3
 The time of airbench includes its whitening filters. On a GPU, the time of jaxcnn includes the choice of cuDNN's algorithms,
 which airbench makes before its clock starts.
 
+operators: The milliseconds of the operators of object detection (non-maximum suppression, RoIAlign, RoI max pooling and
+their gradients), and the ratio of their speed to that of torchvision's operators. --torch_python needs torch==2.14.1 and
+torchvision==0.29.1.
+
 checkpoint: The seconds to save the state of a network and of SGD with momentum to the disk, to hand it over (while the
 training loop waits), and to read it, compared with torch.save and torch.load.
 
@@ -59,14 +64,14 @@ import sys
 from collections.abc import Callable, Iterable
 
 from jaxcnn import cli
-from jaxcnn.benchmarks import data, explanations, networks, runs
+from jaxcnn.benchmarks import data, explanations, networks, operators, runs
 from jaxcnn.benchmarks.measure import Table, machine, write
 from jaxcnn.errors import UserError, unknown
 
 PEERS = ('torch', 'compiled', 'jax', 'xla')
 BENCHMARKS: dict[str, Callable[[argparse.Namespace], Table | Iterable[Table]]] = {
     'train_step': functools.partial(networks.compare, benchmark='train_step'),
-    'eval': functools.partial(networks.compare, benchmark='eval'), 'data': data.compare,
+    'eval': functools.partial(networks.compare, benchmark='eval'), 'data': data.compare, 'operators': operators.compare,
     'train': runs.train, 'checkpoint': runs.checkpoint, 'loop': runs.loop, 'startup': runs.startup,
     'integrated_gradients': explanations.compare}
 
@@ -105,7 +110,7 @@ def main() -> None:
     parser.add_argument('--config', default='', help='config for data, train, loop and startup: a file, or the name of a '
                         'config that comes with jaxcnn')
     parser.add_argument('--models', default='', help='comma-separated networks for train_step, eval, checkpoint and '
-                        'integrated_gradients')
+                        'integrated_gradients, or operators')
     parser.add_argument('--steps', type=int, default=50, help='steps of integrated_gradients (default: 50)')
     parser.add_argument('--peers', default='torch,compiled', help='comma-separated peers: torch, compiled, jax, xla '
                         '(default: torch,compiled)')

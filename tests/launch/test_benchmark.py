@@ -57,8 +57,19 @@ def test_rates_are_compared_with_the_limits_of_the_machine(command, tmp_path, be
         assert any(line.startswith(f'| {title} |') for line in out)
 
 
+def test_operators_of_object_detection_are_measured(command, tmp_path):
+    path = tmp_path / 'figures.json'
+    code, _, err = command('benchmark', 'operators', '--models=nms', '--peers=', '--rounds=1', '--seconds=0.1',
+                           f'--json={path}')
+    assert code == 0, '\n'.join(err)
+    (rates,) = json.loads(path.read_text())['operators'].values()
+    assert min(rates['calls/s']['jaxcnn']) > 0
+
+
 @pytest.mark.parametrize(('arguments', 'fragments'), [
     (['train_step', '--models=resnet19'], ["'resnet19'", 'resnet18']),
+    (['operators', '--models=roi_pool'], ["'roi_pool'", 'roi_max_pool']),
+    (['operators', '--torch_python=false'], ['--torch_python', "'false'", 'torchvision==0.29.1']),
     (['eval', '--peers=torhc'], ["'torhc'", 'torch']),
     (['data', '--config=configs/food_shallow.py'], ["augmentation of the PyTorch peer 'color_jitter'", 'flip_lr']),
     (['train', '--config=configs/digits_lenet5.py'], ['config.data.name', 'lenet5 on digits', 'mnist']),

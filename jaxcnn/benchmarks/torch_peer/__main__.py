@@ -4,6 +4,7 @@
     python jaxcnn/benchmarks/torch_peer data IMAGES.json 64 128
     python jaxcnn/benchmarks/torch_peer checkpoint resnet50 224 0 --folder=DIR
     python jaxcnn/benchmarks/torch_peer integrated_gradients resnet18 64 64 --steps=50
+    python jaxcnn/benchmarks/torch_peer operator roi_align 0 1 --folder=DIR
     python jaxcnn/benchmarks/torch_peer train lenet5 28 128 --folder=DIR --epochs=2 --workers=2
     python jaxcnn/benchmarks/torch_peer train airbench94 32 1024 --folder=DIR
 
@@ -11,11 +12,11 @@
 own program. The last line of its output is JSON: the accuracy on the test images and the seconds of the training steps.
 
 The other commands print `ready`. Then, for each line with a number of seconds on their standard input, they print the
-images/s over that time, or `checkpoint` the seconds to save and to read. They use channels_last and SGD with momentum and
-weight decay; bfloat16 is autocast's.
+images/s over that time, `operator` the calls/s, or `checkpoint` the seconds to save and to read. They use channels_last and
+SGD with momentum and weight decay; bfloat16 is autocast's.
 
-It needs torch (on a CPU 2.13.0), pytorchcv==0.0.67, airbench==0.1.8 for its program, and
-captum==0.9.0 for integrated gradients.
+It needs torch (on a CPU 2.13.0), pytorchcv==0.0.67, airbench==0.1.8 for its program, and captum==0.9.0 for integrated
+gradients. `operator` needs torch==2.14.1 and torchvision==0.29.1 instead.
 """
 
 import argparse
@@ -29,6 +30,7 @@ import time
 
 import torch
 from networks import create
+from operators import operator
 from pictures import Images, batches, decode, set_images
 from torch.nn import functional as F
 from trainings import train, train_airbench
@@ -82,7 +84,7 @@ def serve_checkpoints(net, optimizer, size, folder):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('what', choices=('train_step', 'eval', 'data', 'decode', 'checkpoint', 'train',
+    parser.add_argument('what', choices=('train_step', 'eval', 'data', 'decode', 'checkpoint', 'operator', 'train',
                                          'integrated_gradients'))
     parser.add_argument('model')
     parser.add_argument('size', type=int)
@@ -103,6 +105,10 @@ def main():
         if args.model == 'airbench94':
             return train_airbench(args.epochs, args.folder, args.device)
         return train(args.model, args.batch, args.epochs, args.workers, args.folder, args.device)
+    if args.what == 'operator':
+        step = operator(args.model, args.folder, args.device)
+        step()
+        return serve(step, args.batch, args.device == 'cuda')
     if args.what == 'data':
         return serve(batches(args.model, args.size, args.batch), args.batch)
     if args.what == 'decode':
