@@ -8,6 +8,7 @@ to the boxes. A coordinate of NaN gives NaN in RoIAlign, and counts as 0 elsewhe
 
 import functools
 from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,7 @@ from jaxcnn.ops.boxes import as_float, coordinates
 MAX_PART = 1 << 21  # values of the result for the regions that are processed at a time
 MAX_ROWS = 1 << 19  # values of the intermediate result of RoIAlign by matrix products
 MAX_TABLES = 1 << 24  # values of the tables of maxima for the channels that are processed at a time
+_Tree = Any  # an array, or a pytree of arrays of one shape
 _Samples = tuple[jax.Array, jax.Array]  # points and weights
 MAX_GATHERED_SAMPLES = 2  # RoIAlign with more samples per bin along an axis uses matrix products
 
@@ -35,16 +37,21 @@ def _over_images(pool: Callable[[jax.Array, jax.Array], jax.Array], features: ja
     return pooled.reshape(*lead, *pooled.shape[1:])
 
 
+def _in_parts(arrays: _Tree, part: int) -> _Tree:
+    """Pad arrays (R, ...) with zeros and reshape them to (parts, regions of a part, ...)."""
+    count = len(jax.tree.leaves(arrays)[0])
+    part = max(1, min(part, count))
+    parts = -(-count // part)
+    return jax.tree.map(lambda x: jnp.pad(x, [(0, parts * part - count)] + [(0, 0)] * (x.ndim - 1)).reshape(
+        parts, part, *x.shape[1:]), arrays)
+
+
 def _over_parts(pool: Callable[[jax.Array], jax.Array], regions: jax.Array, part: int) -> jax.Array:
     """Apply a function to `part` regions (R, ...) at a time, and compute it again for its gradient."""
-    count = len(regions)
-    part = max(1, min(part, count))
-    if part == count:
+    if len(regions) <= max(1, part):
         return pool(regions)
-    parts = -(-count // part)
-    regions = jnp.pad(regions, [(0, parts * part - count)] + [(0, 0)] * (regions.ndim - 1))
-    pooled = lax.map(jax.checkpoint(pool), regions.reshape(parts, part, *regions.shape[1:]))
-    return pooled.reshape(parts * part, *pooled.shape[2:])[:count]
+    pooled = lax.map(jax.checkpoint(pool), _in_parts(regions, part))
+    return pooled.reshape(-1, *pooled.shape[2:])[:len(regions)]
 
 
 def _samples(begin: jax.Array, end: jax.Array, size: int, side: int, sampling_ratio: int) -> _Samples:
@@ -150,25 +157,83 @@ def roi_align(features: jax.Array, boxes: jax.Array, size: int, spatial_scale: f
     return _over_images(align, features, boxes)
 
 
-def _max_tables(features: jax.Array, rows: int, columns: int) -> jax.Array:
+class _Maximum(NamedTuple):
+    """Maxima, and the indices of their pixels in the feature map."""
+
+    value: jax.Array
+    pixel: jax.Array
+
+
+def _larger(a: _Maximum, b: _Maximum) -> _Maximum:
+    """Return the larger of two maxima; where they are equal, that of the pixel with the lower index."""
+    is_b = (b.value > a.value) | ((b.value == a.value) & (b.pixel < a.pixel))
+    return _Maximum(*(jnp.where(is_b, y, x) for x, y in zip(a, b, strict=True)))
+
+
+def _max_tables(pixels: _Tree, rows: int, columns: int, combine: Callable[[_Tree, _Tree], _Tree]) -> _Tree:
     """Return the maxima (levels of columns, levels of rows, H, W, C) of all windows whose sides are powers of 2.
 
     Args:
-      features: (H, W, C).
+      pixels: (H, W, C).
       rows: largest height of a window that will be needed.
       columns: largest width of a window that will be needed.
+      combine: returns the larger of two maxima.
     """
-    def double(tables: list[jax.Array], axis: int, largest: int) -> jax.Array:
+    def double(pixels: _Tree, axis: int, largest: int) -> _Tree:
+        tables = [pixels]
         for level in range(largest.bit_length() - 1):
-            last = tables[-1]
-            shift = 1 << level
-            following = lax.slice_in_dim(last, shift, last.shape[axis], axis=axis)
-            padding = [(0, 0)] * last.ndim
-            padding[axis] = 0, shift
-            tables.append(jnp.maximum(last, jnp.pad(following, padding, constant_values=-jnp.inf)))
-        return jnp.stack(tables)
-    by_rows = double([features], 0, rows)
-    return double([by_rows], 2, columns)
+            # Windows that reach over the map are not looked up, so it does not matter what `roll` moves into them.
+            following = jax.tree.map(functools.partial(jnp.roll, shift=-(1 << level), axis=axis), tables[-1])
+            tables.append(combine(tables[-1], following))
+        return jax.tree.map(lambda *levels: jnp.stack(levels), *tables)
+    return double(double(pixels, 0, rows), 2, columns)
+
+
+class _WindowMaxima:
+    """Looks up the maxima of the bins of windows of a feature map.
+
+    The maximum of a bin is that of four windows with sides of powers of 2 that cover it.
+
+    Args:
+      pixels: the features (H, W, C), or with `combine=_larger` a `_Maximum` of them.
+      smallest: smallest number of bins along an axis, which defines the largest bin.
+      combine: returns the larger of two maxima.
+    """
+
+    def __init__(self, pixels: _Tree, smallest: int, combine: Callable[[_Tree, _Tree], _Tree]):
+        self.shape = h, w, channels = jax.tree.leaves(pixels)[0].shape
+        self.largest, self.combine = _largest_bins(h, w, smallest), combine
+        tables = _max_tables(pixels, *self.largest, combine)
+        self.table = jax.tree.map(lambda x: x.reshape(-1, channels), tables)
+
+    def __call__(self, windows: jax.Array, size: int) -> tuple[_Tree, jax.Array]:
+        """Return the maxima (R, size ** 2, C) of the bins of windows, and which bins (R, size ** 2, 1) have pixels."""
+        h, w, channels = self.shape
+        x0, y0, x1, y1 = windows.T
+
+        def cover(begin: jax.Array, end: jax.Array, side: int, largest: int) -> tuple:
+            """Return the level, the positions of the two windows that cover each bin, and the bins that have pixels."""
+            first, last = _bins(begin, end, size, side)
+            level = sum(((last - first >= 1 << i) for i in range(1, largest.bit_length())), jnp.zeros_like(first))
+            return level, jnp.minimum(first, side - 1), jnp.maximum(last - (1 << level), 0), last > first
+
+        y_level, *y, has_rows = cover(y0, y1, h, self.largest[0])
+        x_level, *x, has_columns = cover(x0, x1, w, self.largest[1])
+        level = x_level[:, None, :] * self.largest[0].bit_length() + y_level[:, :, None]
+        maxima = functools.reduce(self.combine, (
+            jax.tree.map(lambda table, index=(level * h + row[:, :, None]) * w + column[:, None, :]:
+                         table.at[index].get(mode='clip').reshape(-1, size ** 2, channels), self.table)
+            for row in y for column in x))
+        return maxima, (has_rows[:, :, None] & has_columns[:, None, :]).reshape(-1, size ** 2, 1)
+
+
+def _largest_bins(height: int, width: int, smallest: int) -> tuple[int, int]:
+    """Return the largest height and width of a bin if there are at least `smallest` of them along an axis.
+
+    The bins of `side + 1` pixels have `(side + 1) / size`, rounded up, or one more where they begin within a pixel.
+    """
+    rows, columns = (min(side, -(-(side + 1) // smallest) + 1) for side in (height, width))
+    return rows, columns
 
 
 def _bins(begin: jax.Array, end: jax.Array, size: int, side: int) -> tuple[jax.Array, jax.Array]:
@@ -178,10 +243,24 @@ def _bins(begin: jax.Array, end: jax.Array, size: int, side: int) -> tuple[jax.A
             jnp.clip(begin[:, None] - (-(index + 1) * length) // size, 0, side))
 
 
-def _pool_windows(features: jax.Array, windows: jax.Array, sizes: Sequence[int]) -> jax.Array:
+def _over_channels(pool: Callable[..., jax.Array], smallest: int, *arrays: jax.Array) -> jax.Array:
+    """Apply a function of (H, W, C) and (R, B, C) to groups of channels whose tables of maxima have a bounded size."""
+    h, w, channels = arrays[0].shape
+    rows, columns = _largest_bins(h, w, smallest)
+    largest = MAX_TABLES // (rows.bit_length() * columns.bit_length() * h * w)
+    groups = next(n for n in range(1, channels + 1) if channels % n == 0 and (channels // n <= largest or n == channels))
+    if groups == 1:
+        return pool(*arrays)
+    pooled = lax.map(lambda group: pool(*group), tuple(
+        jnp.moveaxis(x.reshape(*x.shape[:2], groups, -1), 2, 0) for x in arrays))
+    return jnp.moveaxis(pooled, 0, 2).reshape(*pooled.shape[1:3], channels)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _pool_windows(features: jax.Array, windows: jax.Array, sizes: tuple[int, ...]) -> jax.Array:
     """Return the maxima of the bins of windows of a feature map.
 
-    The maximum of a bin is that of four windows with sides of powers of 2 that cover it, which are looked up in tables.
+    The gradient of JAX would add to all tables of maxima. This one adds to the pixel of each maximum.
 
     Args:
       features: (H, W, C).
@@ -191,42 +270,44 @@ def _pool_windows(features: jax.Array, windows: jax.Array, sizes: Sequence[int])
     Returns:
       (R, sum of size ** 2, C); 0 for empty bins.
     """
-    h, w, channels = features.shape
-    # The bins of `side + 1` pixels have `(side + 1) / size`, rounded up, or one more where they begin within a pixel.
-    largest_rows, largest_columns = (min(side, -(-(side + 1) // min(sizes)) + 1) for side in (h, w))
-    levels = largest_rows.bit_length() * largest_columns.bit_length()
-    group = max(divisor for divisor in range(1, channels + 1)
-                if channels % divisor == 0 and (divisor == 1 or divisor * levels * h * w <= MAX_TABLES))
-
-    def pool_channels(features: jax.Array) -> jax.Array:
-        tables = _max_tables(features, largest_rows, largest_columns)
-        row_levels = tables.shape[1]
-        table = tables.reshape(-1, group)
+    def pool(features: jax.Array) -> jax.Array:
+        maxima = _WindowMaxima(features, min(sizes), jnp.maximum)
 
         def lookup(windows: jax.Array, size: int) -> jax.Array:
-            x0, y0, x1, y1 = windows.T
+            values, exists = maxima(windows, size)
+            return jnp.where(exists, values, 0)
 
-            def cover(begin: jax.Array, end: jax.Array, side: int, largest: int) -> tuple:
-                first, last = _bins(begin, end, size, side)
-                level = sum(((last - first >= 1 << i) for i in range(1, largest.bit_length())), jnp.zeros_like(first))
-                return level, jnp.minimum(first, side - 1), jnp.maximum(last - (1 << level), 0), last > first
+        return jnp.concatenate([
+            _over_parts(functools.partial(lookup, size=size), windows, MAX_PART // (size ** 2 * features.shape[-1]))
+            for size in sizes], axis=1)
+    return _over_channels(pool, min(sizes), features)
 
-            y_level, *y, has_rows = cover(y0, y1, h, largest_rows)
-            x_level, *x, has_columns = cover(x0, x1, w, largest_columns)
-            level = x_level[:, None, :] * row_levels + y_level[:, :, None]
-            maxima = functools.reduce(jnp.maximum, (
-                table.at[(level * h + row[:, :, None]) * w + column[:, None, :]].get(mode='clip')
-                for row in y for column in x))
-            exists = has_rows[:, :, None] & has_columns[:, None, :]
-            return jnp.where(exists[..., None], maxima, 0).reshape(-1, size ** 2, group)
 
-        return jnp.concatenate([_over_parts(functools.partial(lookup, size=size), windows, MAX_PART // (size ** 2 * group))
-                                for size in sizes], axis=1)
+def _pool_windows_forward(features: jax.Array, windows: jax.Array, sizes: tuple[int, ...]) -> tuple:
+    return _pool_windows(features, windows, sizes), (features, windows)
 
-    if group == channels:
-        return pool_channels(features)
-    grouped = jnp.moveaxis(features.reshape(h, w, channels // group, group), 2, 0)
-    return jnp.moveaxis(lax.map(pool_channels, grouped), 0, 2).reshape(len(windows), -1, channels)
+
+def _pool_windows_backward(sizes: tuple[int, ...], saved: tuple, g: jax.Array) -> tuple:
+    def gradient(features: jax.Array, g: jax.Array) -> jax.Array:
+        h, w, channels = features.shape
+        index = jnp.broadcast_to(jnp.arange(h * w, dtype=jnp.int32).reshape(h, w, 1), features.shape)
+        maxima = _WindowMaxima(_Maximum(features, index), min(sizes), _larger)
+        total, first = jnp.zeros(h * w * channels, g.dtype), 0
+        for size in sizes:
+            def add(total: jax.Array, part: tuple, size: int = size) -> tuple[jax.Array, None]:
+                windows, g = part
+                maximum, exists = maxima(windows, size)
+                return total.at[maximum.pixel * channels + jnp.arange(channels)].add(jnp.where(exists, g, 0)), None
+
+            part = MAX_PART // (size ** 2 * channels)
+            total = lax.scan(add, total, _in_parts((windows, g[:, first:first + size ** 2]), part))[0]
+            first += size ** 2
+        return total.reshape(features.shape)
+    features, windows = saved
+    return _over_channels(gradient, min(sizes), features, g), None
+
+
+_pool_windows.defvjp(_pool_windows_forward, _pool_windows_backward)
 
 
 @jax.named_scope('roi_max_pool')
@@ -234,7 +315,8 @@ def roi_max_pool(features: jax.Array, boxes: jax.Array, size: int, spatial_scale
     """Return the maxima of the bins of each region, whose coordinates are rounded to pixels (Girshick 2015, Fast R-CNN).
 
     As in the paper's code, a region contains the pixels of both of its rounded corners, neighbouring bins may share pixels,
-    and an empty bin gives 0. Boxes are clipped to the feature map. Values that tie for a maximum share its gradient.
+    and an empty bin gives 0. Boxes are clipped to the feature map. Of values that tie for a maximum, the first one by rows
+    gets its gradient.
 
     Args:
       features: (..., H, W, C).

@@ -48,11 +48,14 @@ def main() -> None:
     for ratio in (0, 1, 2, 3):
         for aligned in (False, True):
             results[f'{ratio}_{aligned}'] = ops.roi_align(maps, [t['regions']], 4, 1 / 16, ratio, aligned)
+    ties = torch.round(maps.detach()).relu().requires_grad_()
+    results['max_of_ties'] = ops.roi_pool(ties, [t['regions']], 4, 1 / 16)
     for name, y in results.items():
         # the gradient of the sum of y * cos(0, 1, 2, ...), in the layout of jaxcnn
         weights = torch.cos(torch.arange(y.numel(), dtype=torch.float32)).reshape(y.permute(0, 2, 3, 1).shape)
         arrays[f'roi_{name}'] = y.detach().permute(0, 2, 3, 1)
-        arrays[f'roi_{name}_gradient'] = torch.autograd.grad(y, maps, weights.permute(0, 3, 1, 2))[0][0].permute(1, 2, 0)
+        arrays[f'roi_{name}_gradient'] = torch.autograd.grad(
+            y, ties if name == 'max_of_ties' else maps, weights.permute(0, 3, 1, 2))[0][0].permute(1, 2, 0)
     np.savez_compressed(PATH, **{name: np.asarray(value) for name, value in arrays.items()})
 
 
