@@ -164,28 +164,36 @@ class _Maximum(NamedTuple):
     pixel: jax.Array
 
 
-def _larger(a: _Maximum, b: _Maximum) -> _Maximum:
-    """Return the larger of two maxima; where they are equal, that of the pixel with the lower index."""
-    is_b = (b.value > a.value) | ((b.value == a.value) & (b.pixel < a.pixel))
-    return _Maximum(*(jnp.where(is_b, y, x) for x, y in zip(a, b, strict=True)))
+def _largest_value(*values: jax.Array) -> jax.Array:
+    return functools.reduce(jnp.maximum, values)
 
 
-def _max_tables(pixels: _Tree, rows: int, columns: int, combine: Callable[[_Tree, _Tree], _Tree]) -> _Tree:
+def _largest(*maxima: _Maximum) -> _Maximum:
+    """Return the largest of some maxima; where several are equal, with the lowest index of a pixel."""
+    value = _largest_value(*(maximum.value for maximum in maxima))
+    no_pixel = jnp.iinfo(jnp.int32).max
+    pixels = (jnp.where(maximum.value == value, maximum.pixel, no_pixel) for maximum in maxima)
+    return _Maximum(value, functools.reduce(jnp.minimum, pixels))
+
+
+def _max_tables(pixels: _Tree, rows: int, columns: int, combine: Callable[..., _Tree]) -> _Tree:
     """Return the maxima (levels of columns, levels of rows, H, W, C) of all windows whose sides are powers of 2.
 
     Args:
       pixels: (H, W, C).
       rows: largest height of a window that will be needed.
       columns: largest width of a window that will be needed.
-      combine: returns the larger of two maxima.
+      combine: returns the largest of several maxima.
     """
     def double(pixels: _Tree, axis: int, largest: int) -> _Tree:
-        tables = [pixels]
-        for level in range(largest.bit_length() - 1):
-            # Windows that reach over the map are not looked up, so it does not matter what `roll` moves into them.
-            following = jax.tree.map(functools.partial(jnp.roll, shift=-(1 << level), axis=axis), tables[-1])
-            tables.append(combine(tables[-1], following))
-        return jax.tree.map(lambda *levels: jnp.stack(levels), *tables)
+        side = jax.tree.leaves(pixels)[0].shape[axis]
+
+        def widen(table: _Tree, level: jax.Array) -> tuple[_Tree, _Tree]:
+            following = jnp.minimum(jnp.arange(side) + (1 << level), side - 1)
+            return combine(table, jax.tree.map(lambda x: jnp.take(x, following, axis, mode='clip'), table)), table
+
+        # In a loop, XLA computes each table from the last one; otherwise it would compute each from the pixels.
+        return lax.scan(widen, pixels, jnp.arange(largest.bit_length()))[1]
     return double(double(pixels, 0, rows), 2, columns)
 
 
@@ -195,12 +203,12 @@ class _WindowMaxima:
     The maximum of a bin is that of four windows with sides of powers of 2 that cover it.
 
     Args:
-      pixels: the features (H, W, C), or with `combine=_larger` a `_Maximum` of them.
+      pixels: the features (H, W, C), or with `combine=_largest` a `_Maximum` of them.
       smallest: smallest number of bins along an axis, which defines the largest bin.
-      combine: returns the larger of two maxima.
+      combine: returns the largest of several maxima.
     """
 
-    def __init__(self, pixels: _Tree, smallest: int, combine: Callable[[_Tree, _Tree], _Tree]):
+    def __init__(self, pixels: _Tree, smallest: int, combine: Callable[..., _Tree]):
         self.shape = h, w, channels = jax.tree.leaves(pixels)[0].shape
         self.largest, self.combine = _largest_bins(h, w, smallest), combine
         tables = _max_tables(pixels, *self.largest, combine)
@@ -220,7 +228,7 @@ class _WindowMaxima:
         y_level, *y, has_rows = cover(y0, y1, h, self.largest[0])
         x_level, *x, has_columns = cover(x0, x1, w, self.largest[1])
         level = x_level[:, None, :] * self.largest[0].bit_length() + y_level[:, :, None]
-        maxima = functools.reduce(self.combine, (
+        maxima = self.combine(*(
             jax.tree.map(lambda table, index=(level * h + row[:, :, None]) * w + column[:, None, :]:
                          table.at[index].get(mode='clip').reshape(-1, size ** 2, channels), self.table)
             for row in y for column in x))
@@ -271,7 +279,7 @@ def _pool_windows(features: jax.Array, windows: jax.Array, sizes: tuple[int, ...
       (R, sum of size ** 2, C); 0 for empty bins.
     """
     def pool(features: jax.Array) -> jax.Array:
-        maxima = _WindowMaxima(features, min(sizes), jnp.maximum)
+        maxima = _WindowMaxima(features, min(sizes), _largest_value)
 
         def lookup(windows: jax.Array, size: int) -> jax.Array:
             values, exists = maxima(windows, size)
@@ -291,7 +299,7 @@ def _pool_windows_backward(sizes: tuple[int, ...], saved: tuple, g: jax.Array) -
     def gradient(features: jax.Array, g: jax.Array) -> jax.Array:
         h, w, channels = features.shape
         index = jnp.broadcast_to(jnp.arange(h * w, dtype=jnp.int32).reshape(h, w, 1), features.shape)
-        maxima = _WindowMaxima(_Maximum(features, index), min(sizes), _larger)
+        maxima = _WindowMaxima(_Maximum(features, index), min(sizes), _largest)
         total, first = jnp.zeros(h * w * channels, g.dtype), 0
         for size in sizes:
             def add(total: jax.Array, part: tuple, size: int = size) -> tuple[jax.Array, None]:
