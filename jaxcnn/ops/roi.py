@@ -298,17 +298,22 @@ def _pool_windows_forward(features: jax.Array, windows: jax.Array, sizes: tuple[
 def _pool_windows_backward(sizes: tuple[int, ...], saved: tuple, g: jax.Array) -> tuple:
     def gradient(features: jax.Array, g: jax.Array) -> jax.Array:
         h, w, channels = features.shape
-        index = jnp.broadcast_to(jnp.arange(h * w, dtype=jnp.int32).reshape(h, w, 1), features.shape)
-        maxima = _WindowMaxima(_Maximum(features, index), min(sizes), _largest)
+        pixel = jnp.broadcast_to(jnp.arange(h * w, dtype=jnp.int32).reshape(h, w, 1), features.shape)
+        maxima = _WindowMaxima(_Maximum(features, pixel), min(sizes), _largest)
         total, first = jnp.zeros(h * w * channels, g.dtype), 0
         for size in sizes:
-            def add(total: jax.Array, part: tuple, size: int = size) -> tuple[jax.Array, None]:
-                windows, g = part
+            def pixels(windows: jax.Array, size: int = size) -> jax.Array:
                 maximum, exists = maxima(windows, size)
-                return total.at[maximum.pixel * channels + jnp.arange(channels)].add(jnp.where(exists, g, 0)), None
+                index = maximum.pixel * channels + jnp.arange(channels)
+                return jnp.where(exists & (maximum.pixel < h * w), index, h * w * channels)  # nothing is added there
 
+            def add(total: jax.Array, part: tuple) -> tuple[jax.Array, None]:
+                return total.at[part[0]].add(part[1]), None
+
+            # Two loops, because XLA would compute the pixels element by element while it adds to them.
             part = MAX_PART // (size ** 2 * channels)
-            total = lax.scan(add, total, _in_parts((windows, g[:, first:first + size ** 2]), part))[0]
+            indices = _over_parts(pixels, windows, part)
+            total = lax.scan(add, total, _in_parts((indices, g[:, first:first + size ** 2]), part))[0]
             first += size ** 2
         return total.reshape(features.shape)
     features, windows = saved

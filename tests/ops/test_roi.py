@@ -147,12 +147,15 @@ def test_the_spatial_pyramid_is_that_of_plain_loops():
 
 def test_boxes_outside_the_image_and_no_boxes_have_results():
     outside = jnp.array([[500.0, 500, 600, 600], [-300, -300, -200, -200], [np.nan] * 4, [80, 80, 40, 40]])
-    aligned, adaptive, pooled, pyramid = jax.jit(lambda x: (
+    aligned, adaptive, pooled, pyramid, gradient = jax.jit(lambda x: (
         roi_align(x, outside, 3, 1 / 16, 1), roi_align(x, outside, 3, 1 / 16, 0), roi_max_pool(x, outside, 3, 1 / 16),
-        spatial_pyramid_pool(x, outside, 16, levels=(1,))))(FEATURES)
+        spatial_pyramid_pool(x, outside, 16, levels=(1,)),
+        jax.grad(lambda x: roi_max_pool(x, outside[:1], 3, 1 / 16).sum())(x)))(FEATURES)
     np.testing.assert_array_equal(aligned[:2], 0)
     np.testing.assert_array_equal(adaptive[jnp.array([0, 1, 3])], 0)  # an empty region has no samples
     assert np.isfinite(pooled).all()
+    np.testing.assert_array_equal(pooled[0], 0)  # its bins are empty
+    np.testing.assert_array_equal(gradient, 0)
     assert np.isfinite(pyramid).all()
     nothing = jnp.zeros((0, 4))
     shapes = jax.eval_shape(lambda: (roi_align(FEATURES, nothing, 3), roi_max_pool(FEATURES, nothing, 3),
