@@ -5,7 +5,8 @@
 
 DIR holds TFDS data sets (or set TFDS_DATA_DIR). The network has six convolutions and two dense layers. The quick form has
 2,000 training images of CIFAR-10 and a quarter of the features. Published for label smoothing on ImageNet: +0.2 points
-(Szegedy et al. 2015). Result: not yet measured.
+(Szegedy et al. 2015).
+Result of the quick form: none 43.96 %, BatchNorm 49.94 %, crops and flips 47.57 %, cutmix 47.44 % (docs/results.md).
 """
 
 from jaxcnn.config import make
