@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxcnn import config as cfg
 from jaxcnn import optim
 from jaxcnn.analysis.activation_memory import ActivationMemory, TracedArray, tree_bytes
-from jaxcnn.analysis.receptive_field import HEIGHT, WIDTH, ReceptiveField, is_spatial, propagate
+from jaxcnn.analysis.receptive_field import HEIGHT, WIDTH, ReceptiveField, called_jaxpr, is_spatial, propagate
 from jaxcnn.errors import UserError
 from jaxcnn.models import Network
 from jaxcnn.timeline import Timeline
@@ -243,12 +243,8 @@ class _Walk:
                needed: bool) -> list[TracedArray]:
         """Visit a primitive and return its outputs; see `_walk`."""
         name = eqn.primitive.name
-        inner = next((eqn.params[key] for key in ('jaxpr', 'call_jaxpr', 'fun_jaxpr') if key in eqn.params), None)
-        if name == 'cond':
-            inner, operands = eqn.params['branches'][-1], operands[1:]
-        inner = getattr(inner, 'jaxpr', inner)
-        if inner is not None and len(inner.invars) == len(operands):
-            return self._visit_call(name, inner, operands, path, memory, needed)
+        if call := called_jaxpr(eqn, operands):
+            return self._visit_call(name, *call, path, memory, needed)
         trained = any(a.trained for a in operands)
         fields = propagate(eqn, [a.field for a in operands])
         results = [TracedArray(v.aval, field, trained) for v, field in zip(eqn.outvars, fields, strict=True)]

@@ -16,6 +16,7 @@ import numpy as np
 
 from jaxcnn.analysis import tracing
 from jaxcnn.analysis.attribution import map_parts
+from jaxcnn.analysis.receptive_field import called_jaxpr
 from jaxcnn.errors import UserError
 from jaxcnn.models import Network
 
@@ -149,12 +150,8 @@ class _Origins:
         dependent = {origin for origin in operands if origin is not None}
         if not dependent:
             return [None] * len(eqn.outvars)
-        inner = next((eqn.params[key] for key in ('jaxpr', 'call_jaxpr', 'fun_jaxpr') if key in eqn.params), None)
-        if name == 'cond':
-            inner, operands = eqn.params['branches'][-1], operands[1:]
-        inner = getattr(inner, 'jaxpr', inner)
-        if inner is not None and len(inner.invars) == len(operands):
-            return self.walk(inner, operands)
+        if call := called_jaxpr(eqn, operands):
+            return self.walk(*call)
         origin: Origin = next((o for o in dependent if isinstance(o, str)), next(iter(dependent)))
         is_product = name in ('conv_general_dilated', 'dot_general')
         if not isinstance(origin, str):

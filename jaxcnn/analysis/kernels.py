@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxcnn.analysis.receptive_field import called_jaxpr
 from jaxcnn.models import Network
 from jaxcnn.optim import path_name
 
@@ -39,10 +40,8 @@ def _first_product(jaxpr: Any, inputs: Sequence[str | None]) -> tuple[list[str |
         return None if hasattr(v, 'val') else sources.get(v)
     for eqn in jaxpr.eqns:
         operands = [read(v) for v in eqn.invars]
-        inner = next((eqn.params[key] for key in ('jaxpr', 'call_jaxpr', 'fun_jaxpr') if key in eqn.params), None)
-        inner = getattr(inner, 'jaxpr', inner)
-        if inner is not None and len(inner.invars) == len(operands):
-            results, kernel = _first_product(inner, operands)
+        if call := called_jaxpr(eqn, operands):
+            results, kernel = _first_product(*call)
             if kernel is not None:
                 return results, kernel
         elif eqn.primitive.name in ('conv_general_dilated', 'dot_general') and _IMAGE in operands:

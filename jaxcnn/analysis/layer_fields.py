@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxcnn.analysis.attribution import map_parts
-from jaxcnn.analysis.receptive_field import ReceptiveField, propagate
+from jaxcnn.analysis.receptive_field import ReceptiveField, called_jaxpr, propagate
 from jaxcnn.models import Network
 
 
@@ -89,12 +89,8 @@ def _walk(jaxpr: Any, inputs: Sequence[ReceptiveField | None]) -> list[Receptive
         operands = [read(v) for v in eqn.invars]
         if all(field is None for field in operands):
             continue
-        inner = next((eqn.params[key] for key in ('jaxpr', 'call_jaxpr', 'fun_jaxpr') if key in eqn.params), None)
-        if eqn.primitive.name == 'cond':
-            inner, operands = eqn.params['branches'][-1], operands[1:]
-        inner = getattr(inner, 'jaxpr', inner)
-        is_call = inner is not None and len(inner.invars) == len(operands)
-        fields.update(zip(eqn.outvars, _walk(inner, operands) if is_call else propagate(eqn, operands), strict=True))
+        call = called_jaxpr(eqn, operands)
+        fields.update(zip(eqn.outvars, _walk(*call) if call else propagate(eqn, operands), strict=True))
     return [read(v) for v in jaxpr.outvars]
 
 

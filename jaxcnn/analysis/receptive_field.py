@@ -159,6 +159,24 @@ def _layout(field: ReceptiveField, axis: int) -> tuple[tuple[int, int, Factor], 
 
 # ---- primitives
 
+
+def called_jaxpr(eqn: Any, operands: Sequence[Any]) -> tuple[Any, Sequence[Any]] | None:
+    """Return the jaxpr that an equation calls, with the operands of the call; None for a primitive.
+
+    Calls are those of `jit`, rematerialisation and custom gradients, the last branch of a `cond`, and one iteration of a
+    `scan`.
+
+    Args:
+      eqn: equation of a jaxpr.
+      operands: what is known of each of its inputs.
+    """
+    inner = next((eqn.params[key] for key in ('jaxpr', 'call_jaxpr', 'fun_jaxpr') if key in eqn.params), None)
+    if eqn.primitive.name == 'cond':
+        inner, operands = eqn.params['branches'][-1], operands[1:]
+    inner = getattr(inner, 'jaxpr', inner)
+    return (inner, operands) if inner is not None and len(inner.invars) == len(operands) else None
+
+
 ELEMENTWISE = frozenset((
     'abs', 'acos', 'acosh', 'add', 'add_any', 'and', 'asin', 'asinh', 'atan', 'atan2', 'atanh', 'cbrt', 'ceil',
     'clamp', 'convert_element_type', 'copy', 'copy_p', 'cos', 'cosh', 'div', 'eq', 'erf', 'erf_inv', 'erfc', 'exp',

@@ -99,6 +99,7 @@ def interpret(trace: core.ClosedJaxpr, inputs: Sequence[Any], rule: Rule = lambd
     """
     jaxpr = trace.jaxpr
     values = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*trace.consts, *inputs], strict=True))
+    values.update({v: x for v, x in replacements.items() if v in values})
 
     def read(variable: Any) -> Any:
         return variable.val if isinstance(variable, core.Literal) else values[variable]
@@ -162,6 +163,7 @@ def _redirected_backward(x: jax.Array, g: jax.Array) -> tuple[jax.Array]:
 
 _redirected_relu.defvjp(lambda x: (jnp.maximum(x, 0), x), _redirected_backward)
 
+_LOOPS = 'scan', 'while', 'cond'
 _RELUS = {'guided': _guided_relu, 'deconvnet': _deconvnet_relu, 'redirected': _redirected_relu}
 
 
@@ -191,16 +193,21 @@ def with_relu_gradient(function: Callable[[jax.Array], Any], images: jax.Array, 
     def rule(eqn: Any, operands: Sequence[Any]) -> Sequence[Any] | None:
         nonlocal num_relus
         if eqn.primitive.name == 'max':
-            zeros = [isinstance(v, core.Literal) and v.val == 0 for v in eqn.invars]
-            if not any(zeros):
+            constants = [v.val if isinstance(v, core.Literal) else None for v in eqn.invars]
+            if constants == [None, None]:
                 return [_first_maximum(*operands)]
+            if 0 not in constants:  # such as a clipped value
+                return None
             num_relus += 1
-            return [_RELUS[gradient](operands[zeros.index(False)])]
+            return [_RELUS[gradient](operands[constants.index(None)])]
         if eqn.primitive.name in fixed:
             return [eqn.primitive.bind(*map(jax.lax.stop_gradient, operands), **eqn.params)]
-        inner = next((eqn.params[key] for key in ('jaxpr', 'call_jaxpr', 'fun_jaxpr') if key in eqn.params), None)
-        if inner is None or not _contains(inner, {'max', *fixed}):
+        if not any(_contains(inner, {'max', *fixed}) for inner in core.jaxprs_in_params(eqn.params)):
             return None
+        if eqn.primitive.name in _LOOPS:
+            raise UserError(f'the gradient rule {gradient!r} does not reach a ReLU or a pooling in a loop or a condition '
+                            f'({eqn.primitive.name})')
+        inner = next(eqn.params[key] for key in ('jaxpr', 'call_jaxpr', 'fun_jaxpr') if key in eqn.params)
         closed = inner if isinstance(inner, core.ClosedJaxpr) else core.ClosedJaxpr(inner, [])
         return interpret(closed, operands, rule)
 

@@ -69,6 +69,7 @@ class Setup:
                                    max_steps=self.steps_per_dispatch,
                                    classes=kind.strata(train.targets) if config.data.balance == 'sampling' else None)
         self.evaluator = Evaluator(self.experiment, self.dataset, self.backend, self.on_device)
+        self._augmenters: dict[bool, Callable[..., Batch]] = {}
         self._programs: dict[Phase, jax.stages.Wrapped] = {}
         self._resident_epoch = -1  # the epoch whose order is on the devices
 
@@ -292,11 +293,12 @@ class Setup:
         key, _ = step_keys(run_key, step)
         passes = image_keys(run_key, jax.numpy.asarray(positions)), jax.numpy.asarray(epochs[rows])
         examples = {'image': train.take(positions), **train.take_targets(positions)}
-        augmented = self._augment(normalized)(weights, examples, key, rows, passes)
+        if normalized not in self._augmenters:
+            self._augmenters[normalized] = self._make_augmenter(normalized)
+        augmented = self._augmenters[normalized](weights, examples, key, rows, passes)
         return {name: np.asarray(value)[num_mixed:] for name, value in augmented.items()}
 
-    @functools.cache  # noqa: B019 (a Setup lives as long as its run)
-    def _augment(self, normalized: bool) -> Callable[..., Batch]:
+    def _make_augmenter(self, normalized: bool) -> Callable[..., Batch]:
         """Return the jitted function that augments examples; see `augmented_batch`."""
         experiment, preprocessor = self.experiment, self.experiment.preprocessor
         if not normalized:

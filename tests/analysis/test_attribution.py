@@ -24,7 +24,7 @@ def detector():
     images = np.zeros((3, 16, 16, 1), np.float32)
     for image, (row, column) in zip(images, [(1, 1), (11, 3), (6, 12)], strict=True):
         image[row:row + 3, column:column + 3, 0] = PATCH
-    variables = network.init(jax.random.key(0), images)
+    variables = jax.jit(network.init)(jax.random.key(0), images)
     params = jax.tree.map(jnp.zeros_like, variables['params'])
     conv, dense = params
     kernel = 2 * PATCH - 1
@@ -63,7 +63,7 @@ def test_class_activation_maps_have_the_form_of_the_papers(detector):
 def test_the_gradients_of_a_linear_network_have_closed_forms():
     network = models.create('sequential', 3, layers='flatten|dense')
     images = jax.random.normal(jax.random.key(0), (40, 4, 4, 2))
-    variables = network.init(jax.random.key(1), images)
+    variables = jax.jit(network.init)(jax.random.key(1), images)
     classes = np.arange(40) % 3
     weights = np.asarray(jax.tree.leaves(variables['params'])[1]).T.reshape(3, 4, 4, 2)[classes]
     arguments = network, variables, images, classes
@@ -91,7 +91,7 @@ def shallow():
     network = models.create('sequential', 4, layers='conv(6)|norm|relu|max_pool(2)|conv(8)|norm|relu|flatten|dense')
     images = jax.random.normal(jax.random.key(0), (5, 12, 12, 3))
     variables = jax.tree.map(lambda x: x + 0.2 * jnp.cos(jnp.arange(x.size)).reshape(x.shape),
-                             network.init(jax.random.key(1), images))
+                             jax.jit(network.init)(jax.random.key(1), images))
     return network, variables, images, np.arange(5) % 4
 
 

@@ -24,7 +24,7 @@ RNG = np.random.default_rng(0)
 def test_features_are_those_of_each_layer_and_maps_are_averaged():
     network = models.create('lenet5', 10)
     images = RNG.normal(size=(5, 32, 32, 1)).astype(np.float32)
-    variables = network.init(jax.random.key(0), images[:1])
+    variables = jax.jit(network.init)(jax.random.key(0), images[:1])
     names = embedding.feature_names(network, variables, (32, 32, 1))
     assert names == ['conv1', 'conv2', 'Dense_0', 'Dense_1', 'classifier_input', 'logits']
     features = {name: np.asarray(embedding.layer_features(network, variables, images, name)) for name in (

@@ -49,7 +49,7 @@ class Chain(Network):
 def chain(size=8, channels=2, **fields):
     network = Chain(num_classes=4, **fields)
     images = jax.random.normal(jax.random.key(0), (3, size, size, channels))
-    variables = network.init(jax.random.key(1), images)
+    variables = jax.jit(network.init)(jax.random.key(1), images)
     return network, jax.tree.map(lambda x: x, variables), images
 
 

@@ -15,7 +15,7 @@ from jaxcnn.ops.pool import max_pool
 def network_and_variables():
     network = models.create('resnet20_cifar', 3, width=4, blocks=(1, 1, 1))
     images = jax.random.normal(jax.random.key(0), (2, 16, 16, 3))
-    return network, network.init(jax.random.key(1), images), images
+    return network, jax.jit(network.init)(jax.random.key(1), images), images
 
 
 def test_the_parts_before_and_after_a_map_are_the_network(network_and_variables):
@@ -45,6 +45,10 @@ def test_relu_gradients_are_those_of_the_papers():
     np.testing.assert_array_equal(gradient('deconvnet'), [1, 0, 2, 0])
     with pytest.raises(UserError, match='the network has none'):
         tracing.with_relu_gradient(jnp.tanh, x, 'guided')
+    clipped = tracing.with_relu_gradient(lambda x: jnp.maximum(jax.nn.relu(x), 3.5).sum(), x, 'guided')
+    np.testing.assert_array_equal(jax.grad(clipped)(x), [0, 1, 0, 0])
+    with pytest.raises(UserError, match=r'does not reach a ReLU or a pooling in a loop or a condition \(scan\)'):
+        tracing.with_relu_gradient(lambda x: jax.lax.scan(lambda c, _: (jax.nn.relu(c), None), x, length=2)[0], x, 'guided')
 
 
 def test_unpooling_puts_a_value_at_the_switch_of_its_window():
@@ -60,7 +64,7 @@ def test_unpooling_puts_a_value_at_the_switch_of_its_window():
 def test_the_gradient_rules_reach_relus_within_blocks_and_normalisation(fields):
     network = models.create('sequential', 3, layers='conv(4)|norm|relu|conv(4)|norm|relu|global_avg_pool|dense', **fields)
     images = jax.random.normal(jax.random.key(0), (1, 8, 8, 3))
-    variables = network.init(jax.random.key(1), images)
+    variables = jax.jit(network.init)(jax.random.key(1), images)
 
     def score(x):
         return network.apply(variables, x)[:, 0].sum()

@@ -1,7 +1,9 @@
 """Histograms, images and curves during training show the run and do not change it."""
 
+import gc
 import io
 import os
+import weakref
 
 import jax
 import jax.numpy as jnp
@@ -10,9 +12,11 @@ import pytest
 from event_files import read_events
 from PIL import Image
 
+from jaxcnn import config
 from jaxcnn.analysis.histograms import histogram
 from jaxcnn.run import load_run
 from jaxcnn.training import Callback, train
+from jaxcnn.training.setup import Setup
 from jaxcnn.training.workdir import read_metrics
 
 pytestmark = pytest.mark.usefixtures('no_pictures')
@@ -95,3 +99,14 @@ def test_histograms_are_those_of_the_next_step_and_images_and_curves_are_drawn(s
     with Image.open(io.BytesIO(images[8, 'train/batch'].encoded_image_string)) as sheet:
         assert sheet.size == (images[8, 'train/batch'].width, images[8, 'train/batch'].height)
     assert os.path.getsize(tmp_path / 'figures' / 'batch.png') > 1000
+
+
+def test_a_batch_that_was_drawn_keeps_no_run_in_memory(small, tmp_path):
+    os.makedirs(tmp_path / 'figures')
+    setup = Setup(config.parse(small()), str(tmp_path))
+    setup.augmented_batch(0, 2, setup.initial_state(None))
+    reference = weakref.ref(setup)
+    setup.feed.close()
+    del setup
+    gc.collect()
+    assert reference() is None
