@@ -5,7 +5,8 @@
 
 DIR holds `tiny-imagenet-200`. On ImageNet, He et al. 2015 give top-1 errors of 27.94 and 28.54 % for the plain networks of
 18 and 34 layers, 27.88 % for ResNet-18, and 25.03, 24.52 and 24.19 % for ResNet-34 with shortcuts A, B and C. The
-quick form has an eighth of the features on handwritten digits, and needs no data. Result: not yet measured.
+quick form has an eighth of the features on handwritten digits, and needs no data.
+Result of the quick form: plain 97.77 and 91.92 %, residual 97.86 and 98.24 % with 18 and 34 layers (docs/results.md).
 """
 
 from jaxcnn.config import make
