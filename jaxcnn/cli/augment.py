@@ -61,13 +61,13 @@ def inputs_of_pictures(args: argparse.Namespace) -> Inputs:
     import numpy as np
 
     from jaxcnn import config, tasks
-    from jaxcnn.data import decode, picture
+    from jaxcnn.data import picture, resizing
     if args.images:
         pixels = [picture.read(path, 'RGB') for path in args.images]
     else:
         from sklearn.datasets import load_sample_images
         pixels = load_sample_images().images
-    images = [decode.resize(image, (args.size, args.size), 'crop') for image in pixels]
+    images = [resizing.resize(image, (args.size, args.size), 'crop') for image in pixels]
     task = tasks.create(config.parse({}), ['first', 'second'], [1, 1], 2)
     return Inputs(images, {'label': np.arange(len(images))}, task)
 

@@ -63,7 +63,7 @@ class DataConfig:
     image_size: int = _field(0, 'side in pixels of the square to which images are resized on the host; 0: not resized',
                              minimum=0)
     resize: str = _field('crop', 'how an image that is not square is resized, also by predict. crop: take the central '
-                         'square; squash: change the aspect ratio', choices=('crop', 'squash'))
+                         'square; squash: change the aspect ratio; pad: add grey borders', choices=('crop', 'squash', 'pad'))
     per_class: int = _field(0, 'number of training images of each class, for quick experiments; 0: all', minimum=0)
     balance: str = _field('none', 'treatment of imbalanced classes. sampling: an epoch has equally many images of each '
                           'class, repeated where needed; loss: weights inversely proportional to class frequency, 1 on '

@@ -74,7 +74,8 @@ def _conversion_hint(name: str, x: np.ndarray, shape: Sequence[int] | None, resi
     if pixels is None:
         return 'pass the pixels from 0 to 255, as they were before any normalisation, which jaxcnn does itself'
     if shape and size[:2] != (height, width):
-        pixels = f'np.stack([jaxcnn.data.decode.resize(image, ({height}, {width}), {resize_mode!r}) for image in {pixels}])'
+        resized = f'jaxcnn.data.resizing.resize(image, ({height}, {width}), {resize_mode!r})'
+        pixels = f'np.stack([{resized} for image in {pixels}])'
     return f'convert with {pixels}' if pixels != name else 'its last axis must hold the channels'
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from jaxcnn import config as cfg
 from jaxcnn.data import workers
 from jaxcnn.data.checks import check_images
+from jaxcnn.data.resizing import resize
 from jaxcnn.data.sources import Example, Examples, InMemoryExamples, Source
 from jaxcnn.data.targets import TargetKind
 from jaxcnn.errors import UserError, name_field, name_file
@@ -21,31 +22,6 @@ PROCESS_THRESHOLD = 5000  # number of images from which processes decode them in
 _THREAD_BLOCK_SIZE = 50  # images that a thread decodes at a time
 _SKIP_HINT = 'config.data.skip_broken=True skips such images'
 log = logging.getLogger('jaxcnn')
-
-
-def resize(image: np.ndarray, shape: tuple[int, int], mode: str) -> np.ndarray:
-    """Resize an image by antialiased bilinear interpolation.
-
-    Args:
-      image: uint8 (H, W, C).
-      shape: the new height and width.
-      mode: `crop` takes the largest central part with the aspect ratio of `shape`; `squash` changes the aspect ratio.
-
-    Returns:
-      uint8 (height, width, C).
-    """
-    from PIL import Image
-    height, width = shape
-    if mode == 'crop':
-        scale = min(image.shape[0] / height, image.shape[1] / width)
-        rows, columns = max(1, round(scale * height)), max(1, round(scale * width))
-        top, left = (image.shape[0] - rows) // 2, (image.shape[1] - columns) // 2
-        image = image[top:top + rows, left:left + columns]
-    if image.shape[:2] == (height, width):
-        return image
-    squeezed = image[..., 0] if image.shape[-1] == 1 else image
-    resized = np.asarray(Image.fromarray(squeezed).resize((width, height), Image.Resampling.BILINEAR))
-    return resized.reshape(height, width, image.shape[-1])
 
 
 class _DecodedBlock(NamedTuple):

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from jaxcnn.data.decode import resize
+from jaxcnn.data.resizing import resize
 from jaxcnn.errors import UserError, as_text
 
 # formats that Pillow decodes, without stubs, documents, films and icons

@@ -806,7 +806,7 @@ def test_images_are_read_as_a_viewer_shows_them(tmp_path, kind):
 # ---- sizes and subsets
 
 
-@pytest.mark.parametrize('how', ['crop', 'squash'])
+@pytest.mark.parametrize('how', ['crop', 'squash', 'pad'])
 def test_predict_resizes_images_as_a_layout_does(tmp_path, how):
     rng = np.random.default_rng(0)
     for name in ('a', 'b'):

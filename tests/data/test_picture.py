@@ -13,7 +13,7 @@ import pytest
 from PIL import Image, ImageDraw, ImageOps
 
 from jaxcnn.data import picture
-from jaxcnn.data.decode import resize
+from jaxcnn.data.resizing import resize
 from jaxcnn.errors import UserError
 
 MNIST = {'size': 28, 'box': 20, 'by_mass': True}
