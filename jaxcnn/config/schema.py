@@ -68,8 +68,10 @@ class DataConfig:
     balance: str = _field('none', 'treatment of imbalanced classes. sampling: an epoch has equally many images of each '
                           'class, repeated where needed; loss: weights inversely proportional to class frequency, 1 on '
                           'average', choices=('none', 'sampling', 'loss'))
-    skip_broken: bool = _field(False, 'whether images that cannot be read are skipped, logged and counted; otherwise they '
-                               'stop the run')
+    skip_broken: bool = _field(False, 'whether images that cannot be read are skipped, logged and counted, and so are '
+                               'boxes without an area or outside the image; otherwise they stop the run')
+    max_boxes: int = _field(100, 'number of boxes that are stored for each image, in detection; an image with more boxes is '
+                            'an error', minimum=1)
     augment: str = _field('', "training augmentation: a pipeline of registered ops such as 'pad_crop(4)|flip_lr|cutout(8)'")
     eval_augment: str = _field('', "the same for evaluation, of deterministic ops, such as 'resize(64)|center_crop(56)'; "
                                'both pipelines must give images of the same size')

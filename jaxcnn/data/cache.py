@@ -110,7 +110,8 @@ def open_cache(source: Source, config: cfg.DataConfig) -> tuple[dict[str, Any], 
         the cache cannot be written.
     """
     root = cache_folder(config.cache_dir)
-    settings = [config.image_size, config.image_size and config.resize, config.skip_broken]
+    settings = [config.image_size, config.image_size and config.resize, config.skip_broken,
+                *source.kind.cache_settings(config)]
     key = json.dumps([_FORMAT, source.kind.name, source.key, *settings], sort_keys=True)
     location = os.path.realpath(config.dir) if config.dir else source.location
     origin = [config.name, location, source.kind.name, _FORMAT, *settings]
@@ -137,7 +138,8 @@ def open_cache(source: Source, config: cfg.DataConfig) -> tuple[dict[str, Any], 
     splits = {}
     for split in source.splits:
         images = ArrayFile(os.path.join(folder, f'{split}.images.npy'), shared)
-        targets = {name: load_array(split, name) for name in source.kind.targets(len(meta['class_names']))}
+        names = source.kind.targets(len(meta['class_names']), config.max_boxes)
+        targets = {name: load_array(split, name) for name in names}
         splits[split] = CachedSplit(images, targets, load_array(split, 'usable'))
     return meta, splits
 

@@ -14,7 +14,7 @@ from jaxcnn import config as cfg
 from jaxcnn.data import workers
 from jaxcnn.data.checks import check_images
 from jaxcnn.data.resizing import resize
-from jaxcnn.data.sources import Example, Examples, InMemoryExamples, Source
+from jaxcnn.data.sources import Example, Examples, InMemoryExamples, NamedExamples, Source
 from jaxcnn.data.targets import TargetKind
 from jaxcnn.errors import UserError, name_field, name_file
 
@@ -31,11 +31,13 @@ class _DecodedBlock(NamedTuple):
       targets: one array (n, ...) for each target, by name.
       usable: (n,) bool; false for images that could not be read.
       reasons: why these could not be read.
+      problems: mistakes in annotations that were corrected; see `targets.EncodedTargets`.
     """
 
     targets: dict[str, np.ndarray]
     usable: np.ndarray
     reasons: list[str]
+    problems: list[str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +63,8 @@ class _Decoder:
     path: str
 
     def _image_name(self, index: int) -> str:
+        if isinstance(self.examples, NamedExamples):
+            return self.examples.image_name(index)
         return f'{self.location}: {self.split} image {index}'
 
     def _read(self, index: int) -> Example:
@@ -110,9 +114,11 @@ class _Decoder:
             first image, or a target is wrong.
         """
         images = np.asarray(np.load(self.path, mmap_mode='r+'))
-        specs = self.kind.targets(self.num_classes)
+        specs = self.kind.targets(self.num_classes, self.config.max_boxes)
         targets = {name: np.zeros((len(indices), *spec.shape), spec.dtype) for name, spec in specs.items()}
-        usable, reasons = np.ones(len(indices), bool), []
+        usable = np.ones(len(indices), bool)
+        reasons: list[str] = []
+        problems: list[str] = []
         size = self.config.image_size
         for row, index in enumerate(indices):
             try:
@@ -124,6 +130,11 @@ class _Decoder:
                 reasons.append(str(e))
                 continue
             image = self._check_image(example['image'], index)
+            with name_field(self._image_name(index)):
+                encoded = self.kind.encode({**example, 'image': image}, self.num_classes, self.config)
+            problems += [f'{self._image_name(index)}: {problem}' for problem in encoded.problems]
+            for name, value in encoded.arrays.items():
+                targets[name][row] = value
             if size:
                 image = resize(image, (size, size), self.config.resize)
             if image.shape != images.shape[1:]:
@@ -132,11 +143,8 @@ class _Decoder:
                                 field=self._image_name(index),
                                 hint='config.data.image_size=SIZE resizes all images to one size' if has_channels else
                                 'all images must have the same number of channels')
-            with name_field(self._image_name(index)):
-                for name, spec in specs.items():
-                    targets[name][row] = spec.check(name, example[name], self.num_classes)
             images[index] = image
-        return _DecodedBlock(targets, usable, reasons)
+        return _DecodedBlock(targets, usable, reasons, problems)
 
 
 def _needs_processes(examples: Examples) -> bool:
@@ -188,12 +196,15 @@ def _decode_split(decoder: _Decoder, folder: str) -> int:
             log.warning('skipped: %s', reason)
         if _needs_processes(decoder.examples):
             log.info('decoding %s: %d of %d images', split, num_decoded, count)
+    if problems := [problem for block in decoded for problem in block.problems]:
+        log.warning('%s: left out or clipped %s of the %s split, for example: %s', decoder.location,
+                    f'{len(problems)} {"box" if len(problems) == 1 else "boxes"}', split, problems[0])
     usable = np.concatenate([block.usable for block in decoded])
     with name_file(decoder.path), open(decoder.path, 'r+b') as f:
         os.fsync(f.fileno())
     with name_file(folder):
         np.save(os.path.join(folder, f'{split}.usable.npy'), usable)
-        for name in decoder.kind.targets(decoder.num_classes):
+        for name in decoder.kind.targets(decoder.num_classes, decoder.config.max_boxes):
             np.save(os.path.join(folder, f'{split}.{name}.npy'), np.concatenate([block.targets[name] for block in decoded]))
     return int((~usable).sum())
 

@@ -11,7 +11,7 @@ import os
 import re
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 
@@ -35,6 +35,14 @@ class Examples(Protocol):
 
     def __getitem__(self, index: int) -> Example:
         """Return an example: its `image`, uint8 (H, W, C), and its targets by name."""
+
+
+@runtime_checkable
+class NamedExamples(Examples, Protocol):
+    """Examples whose images have names, for errors."""
+
+    def image_name(self, index: int) -> str:
+        """Return the name of an image, for example the path of its file."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,7 +224,8 @@ def register(factory: Any = None, *, name: str | None = None, targets: str = LAB
     Args:
       factory: a function that returns the `Source` of a `DataConfig`.
       name: its name in configs; that of the function by default. A name can have one function for each kind of targets.
-      targets: the kind of targets of its examples: `label`, one class for each image; `labels`, several.
+      targets: the kind of targets of its examples: `label`, one class for each image; `labels`, several;
+        `boxes`, boxes around objects with one class each.
 
     Raises:
       UserError: the kind of targets is unknown, or the name is taken.

@@ -3,13 +3,17 @@
 import abc
 import dataclasses
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
+from jaxcnn.config import DataConfig
+from jaxcnn.data.resizing import Resizing
 from jaxcnn.errors import UserError
 
 Arrays = Mapping[str, np.ndarray]  # of N examples, one array (N, ...) for each target, by name
+EDGE_TOLERANCE = 1  # pixels by which a box may reach beyond the image, because annotation tools count and round differently
+MIN_VISIBLE = 0.25  # fraction of its area below which a box that is cropped with its image becomes difficult
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +28,7 @@ class TargetSpec:
 
     shape: tuple[int, ...]
     dtype: type[np.generic]
-    maximum: int
+    maximum: float
 
     def check(self, name: str, value: object, num_classes: int) -> np.ndarray:
         """Return one example's value as an array.
@@ -47,6 +51,18 @@ class TargetSpec:
         return array.astype(self.dtype)
 
 
+class EncodedTargets(NamedTuple):
+    """The targets of an example as the cache stores them.
+
+    Attributes:
+      arrays: the values by name.
+      problems: the mistakes in the annotation that were corrected because of `config.data.skip_broken`.
+    """
+
+    arrays: dict[str, np.ndarray]
+    problems: list[str]
+
+
 class TargetKind(abc.ABC):
     """What the examples of a task hold besides their images.
 
@@ -59,8 +75,26 @@ class TargetKind(abc.ABC):
     description: ClassVar[str]
 
     @abc.abstractmethod
-    def targets(self, num_classes: int) -> dict[str, TargetSpec]:
-        """Return the targets of an example, by name."""
+    def targets(self, num_classes: int, max_boxes: int = 0) -> dict[str, TargetSpec]:
+        """Return the targets of an example, by name. Only `ObjectBoxes` depends on `max_boxes`."""
+
+    def encode(self, example: Mapping[str, Any], num_classes: int, config: DataConfig) -> EncodedTargets:
+        """Return the targets of an example as the cache stores them.
+
+        Args:
+          example: the image before resizing, uint8 (H, W, C), and the targets that the source gives.
+          num_classes: the number of classes of the data set.
+          config: says how the image is resized.
+
+        Raises:
+          UserError: a value is wrong.
+        """
+        specs = self.targets(num_classes, config.max_boxes)
+        return EncodedTargets({name: spec.check(name, example[name], num_classes) for name, spec in specs.items()}, [])
+
+    def cache_settings(self, config: DataConfig) -> list[Any]:
+        """Return the fields of the config, other than those for images, on which the stored targets depend."""
+        return []
 
     @abc.abstractmethod
     def strata(self, targets: Arrays) -> np.ndarray:
@@ -77,7 +111,7 @@ class ClassLabel(TargetKind):
     name = 'label'
     description = 'one class for each image'
 
-    def targets(self, num_classes: int) -> dict[str, TargetSpec]:
+    def targets(self, num_classes: int, max_boxes: int = 0) -> dict[str, TargetSpec]:
         """See `TargetKind`."""
         return {'label': TargetSpec((), np.int32, num_classes - 1)}
 
@@ -96,25 +130,151 @@ class ClassLabels(TargetKind):
     name = 'labels'
     description = 'several classes for each image'
 
-    def targets(self, num_classes: int) -> dict[str, TargetSpec]:
+    def targets(self, num_classes: int, max_boxes: int = 0) -> dict[str, TargetSpec]:
         """See `TargetKind`."""
         return {'labels': TargetSpec((num_classes,), np.uint8, 1)}
 
     def strata(self, targets: Arrays) -> np.ndarray:
-        """Return the number of each example's set of classes, and -1 for sets that occur once.
-
-        The sets are numbered in random order, because `stratified_split` breaks ties between strata by their numbers and
-        must not prefer sets without the first classes.
-        """
-        _, set_indices, counts = np.unique(targets['labels'], axis=0, return_inverse=True, return_counts=True)
-        set_indices = set_indices.reshape(-1)  # of shape (N, 1) in some versions of NumPy
-        set_numbers = np.random.Generator(np.random.PCG64(0)).permutation(len(counts))
-        return np.where(counts[set_indices] > 1, set_numbers[set_indices], -1)
+        """Return the number of each example's set of classes, and -1 for sets that occur once."""
+        return _strata_of_sets(targets['labels'])
 
     def class_counts(self, targets: Arrays, num_classes: int) -> np.ndarray:
         """See `TargetKind`."""
         return targets['labels'].sum(0, dtype=np.int64)
 
 
-LABEL, LABELS = ClassLabel(), ClassLabels()
-KINDS: dict[str, TargetKind] = {kind.name: kind for kind in (LABEL, LABELS)}
+def _strata_of_sets(labels: np.ndarray) -> np.ndarray:
+    """Return the number of each row's set of classes, and -1 for sets that occur once: labels (N, classes) -> (N,).
+
+    The sets are numbered in random order, because `stratified_split` breaks ties between strata by their numbers and
+    must not prefer sets without the first classes.
+    """
+    _, set_indices, counts = np.unique(labels, axis=0, return_inverse=True, return_counts=True)
+    set_indices = set_indices.reshape(-1)  # of shape (N, 1) in some versions of NumPy
+    set_numbers = np.random.Generator(np.random.PCG64(0)).permutation(len(counts))
+    return np.where(counts[set_indices] > 1, set_numbers[set_indices], -1)
+
+
+class ObjectBoxes(TargetKind):
+    """Any number of objects in each image, each with a box and a class.
+
+    The number of boxes of an example is fixed by padding with zeros to `config.data.max_boxes`, M:
+
+    - `boxes`: (M, 4), `x0, y0, x1, y1` in pixels of the resized image, where the left upper pixel is the box `0, 0, 1, 1`;
+    - `classes`: (M,), the number of each box's class;
+    - `valid`: (M,), false for padding;
+    - `difficult`: (M,), true for boxes that evaluation does not count: objects that are hard to see, groups of objects,
+      and boxes of which less than `MIN_VISIBLE` is left in a cropped image;
+    - `original_size`: (2,), height and width of the image before it was resized.
+
+    A source gives `boxes` (n, 4) in pixels of the image before resizing, `classes` (n,) and, optionally, `difficult` (n,)
+    and `valid` (n,).
+    """
+
+    name = 'boxes'
+    description = 'boxes around the objects of each image'
+
+    def targets(self, num_classes: int, max_boxes: int = 0) -> dict[str, TargetSpec]:
+        """See `TargetKind`."""
+        return {'boxes': TargetSpec((max_boxes, 4), np.float32, np.inf),
+                'classes': TargetSpec((max_boxes,), np.int32, num_classes - 1),
+                'valid': TargetSpec((max_boxes,), np.bool_, 1), 'difficult': TargetSpec((max_boxes,), np.bool_, 1),
+                'original_size': TargetSpec((2,), np.int32, np.iinfo(np.int32).max)}
+
+    def cache_settings(self, config: DataConfig) -> list[Any]:
+        """See `TargetKind`."""
+        return [config.max_boxes]
+
+    def encode(self, example: Mapping[str, Any], num_classes: int, config: DataConfig) -> EncodedTargets:
+        """See `TargetKind`.
+
+        Boxes are clipped to the image, of which they may exceed the edges by `EDGE_TOLERANCE`. With `config.skip_broken`,
+        boxes that exceed them further are clipped, too, and boxes without an area or wholly outside the image are left
+        out; both are counted. Otherwise these are errors.
+
+        Raises:
+          UserError: a box is wrong, or there are more than `config.max_boxes` boxes.
+        """
+        height, width = example['image'].shape[:2]
+        boxes = np.array(example['boxes'], np.float64).reshape(-1, 4)
+        classes = np.asarray(example['classes'], np.int64).reshape(-1)
+        difficult = np.asarray(example.get('difficult', np.zeros(len(boxes))), bool).reshape(-1)
+        if not len(boxes) == len(classes) == len(difficult):
+            raise UserError(f'there are {len(boxes)} boxes, but {len(classes)} classes and {len(difficult)} values of '
+                            'difficult')
+        if 'valid' in example:
+            valid = np.asarray(example['valid'], bool)
+            boxes, classes, difficult = boxes[valid], classes[valid], difficult[valid]
+        problems = [problem for box in boxes if (problem := box_problem(box, height, width))]
+        if problems and not config.skip_broken:
+            raise UserError(problems[0], hint='correct it; config.data.skip_broken=True clips boxes at the edges of the '
+                            'image and leaves out those that are empty then')
+        boxes[~np.isfinite(boxes).all(1)] = 0
+        boxes = np.clip(boxes, 0, [width, height, width, height])
+        areas = _areas(boxes)
+        if config.image_size:
+            shape = config.image_size, config.image_size
+            resizing = Resizing.between((height, width), shape, config.resize)
+            complete = resizing.map_boxes(boxes)
+            boxes = np.clip(complete, 0, [shape[1], shape[0], shape[1], shape[0]])
+            areas = _areas(complete)
+        remaining = _areas(boxes) > 0
+        difficult = difficult | (_areas(boxes) < MIN_VISIBLE * areas)
+        boxes, classes, difficult = boxes[remaining], classes[remaining], difficult[remaining]
+        check_number_of_boxes(len(boxes), config.max_boxes)
+
+        specs = self.targets(num_classes, config.max_boxes)
+        values = {'boxes': boxes, 'classes': classes, 'valid': np.ones(len(boxes), bool), 'difficult': difficult}
+        arrays = {'original_size': np.array([height, width], np.int32)}
+        for name, value in values.items():
+            padding = [(0, config.max_boxes - len(value)), *[(0, 0)] * (value.ndim - 1)]
+            arrays[name] = specs[name].check(name, np.pad(value, padding), num_classes)
+        return EncodedTargets({name: arrays[name] for name in specs}, problems)
+
+    def strata(self, targets: Arrays) -> np.ndarray:
+        """Return the number of each example's set of classes, and -1 for sets that occur once."""
+        return _strata_of_sets(_presence(targets, int(targets['classes'].max(initial=0)) + 1))
+
+    def class_counts(self, targets: Arrays, num_classes: int) -> np.ndarray:
+        """See `TargetKind`. An image counts once for each class that it shows, however many boxes there are."""
+        return _presence(targets, num_classes).sum(0, dtype=np.int64)
+
+
+def _presence(targets: Arrays, num_classes: int) -> np.ndarray:
+    """Return whether each example has a box of each class: uint8 (N, num_classes)."""
+    presence = np.zeros((len(targets['classes']), num_classes), np.uint8)
+    examples, positions = np.nonzero(targets['valid'])
+    presence[examples, targets['classes'][examples, positions]] = 1
+    return presence
+
+
+def _areas(boxes: np.ndarray) -> np.ndarray:
+    """Return the areas (n,) of boxes (n, 4)."""
+    return np.maximum(boxes[:, 2] - boxes[:, 0], 0) * np.maximum(boxes[:, 3] - boxes[:, 1], 0)
+
+
+def box_problem(box: np.ndarray, height: int, width: int) -> str | None:
+    """Return what is wrong with a box (4,) of an image of the given size in pixels; None if nothing is."""
+    x0, y0, x1, y1 = box
+    name = f'the box x0={x0:g}, y0={y0:g}, x1={x1:g}, y1={y1:g}'
+    if not np.isfinite(box).all():
+        return f'{name} is not finite'
+    if x1 <= x0 or y1 <= y0:
+        return f'{name} has no area'
+    size = f'the image, which is {width} x {height} pixels (width x height)'
+    if x0 >= width or y0 >= height or x1 <= 0 or y1 <= 0:
+        return f'{name} is outside {size}'
+    if min(x0, y0, width - x1, height - y1) < -EDGE_TOLERANCE:
+        return f'{name} reaches beyond {size}'
+    return None
+
+
+def check_number_of_boxes(number: int, max_boxes: int) -> None:
+    """Raise a UserError if the number of boxes in an image exceeds `config.data.max_boxes`."""
+    if number > max_boxes:
+        raise UserError(f'has {number} boxes, but config.data.max_boxes={max_boxes}',
+                        hint=f'set config.data.max_boxes={number} or more')
+
+
+LABEL, LABELS, BOXES = ClassLabel(), ClassLabels(), ObjectBoxes()
+KINDS: dict[str, TargetKind] = {kind.name: kind for kind in (LABEL, LABELS, BOXES)}
