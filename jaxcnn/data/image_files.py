@@ -77,7 +77,7 @@ def existing_path(path: str, name: str) -> str:
     """
     if not path:
         raise UserError(f'the layout {name!r} needs the folder or file that holds the images')
-    path = _stored_path(os.path.expanduser(path))
+    path = stored_path(os.path.expanduser(path))
     if not os.path.exists(path):
         raise UserError(f'{path!r} does not exist')
     return path
@@ -94,14 +94,14 @@ def _stored_names(folder: str, mtime_ns: int) -> dict[str, str]:
     return {compose_unicode(name): name for name in sorted(os.listdir(folder), reverse=True)}
 
 
-def _stored_path(path: str) -> str:
+def stored_path(path: str) -> str:
     """Return the path itself if it exists, or else the existing one whose names differ only in their Unicode form."""
     if path.isascii() or os.path.lexists(path):
         return path
     folder, name = os.path.split(path)
     if not name or folder == path:
         return path
-    folder = _stored_path(folder)
+    folder = stored_path(folder)
     path = os.path.join(folder, name)
     if os.path.lexists(path):
         return path
@@ -243,7 +243,7 @@ def make_file_source(name: str, root: str, listing: Listing, expected: str, clas
     images = _labelled_images(root, listing)
     if not images['train']:
         raise UserError('holds no labelled images to train on', field=as_text(root), hint=f'expected {expected}')
-    classes = list(classes or sorted({c for image in images['train'] for c in image.classes}, key=_natural_order))
+    classes = list(classes or sorted({c for image in images['train'] for c in image.classes}, key=natural_order))
     if not classes:
         raise UserError('no training image has a class', field=as_text(root))
     if len(classes) < 2 and kind is LABEL:
@@ -257,7 +257,7 @@ def make_file_source(name: str, root: str, listing: Listing, expected: str, clas
     images, digest = _find_files(root, images, labels)
     splits = {split: ImageFiles(root, [image.path for image in split_images], _make_targets(split_images, labels, kind))
               for split, split_images in images.items() if split_images}
-    names = _unique_names([(class_names or {}).get(c, c) for c in classes], classes)
+    names = unique_names([(class_names or {}).get(c, c) for c in classes], classes)
     return Source(as_text(root), key={'source': name, 'files': digest, 'classes': classes, 'names': names},
                   splits={split: functools.partial(splits.__getitem__, split) for split in splits},
                   class_names=lambda: names, kind=kind,
@@ -295,17 +295,17 @@ def _find_files(root: str, listing: Listing, labels: Mapping[str, int]) -> tuple
         stored[split] = []
         for path, classes in images:
             listed_path = os.path.join(root, path)
-            stored_path = _stored_path(listed_path)
-            if stored_path != listed_path:
-                path = os.path.relpath(stored_path, root)
+            path_on_disk = stored_path(listed_path)
+            if path_on_disk != listed_path:
+                path = os.path.relpath(path_on_disk, root)
             for c in classes:
                 if c not in labels:
                     raise UserError(f'its class {c!r} is not one of the {len(labels)} classes of the training split',
-                                    field=as_text(stored_path))
+                                    field=as_text(path_on_disk))
             try:
-                status = os.stat(stored_path)
+                status = os.stat(path_on_disk)
             except (OSError, ValueError) as e:  # a ValueError for a name with a zero byte
-                raise UserError(str(getattr(e, 'strerror', e)), field=as_text(stored_path)) from e
+                raise UserError(str(getattr(e, 'strerror', e)), field=as_text(path_on_disk)) from e
             fields = split, path, '\0'.join(classes), str(status.st_size), str(status.st_mtime_ns)
             digest.update(os.fsencode('\0'.join(fields) + '\n'))
             stored[split].append(ListedImage(path, classes))
@@ -322,13 +322,13 @@ def _make_targets(images: Sequence[ListedImage], labels: Mapping[str, int], kind
     return {'labels': label_sets}
 
 
-def _unique_names(names: Sequence[str], classes: Sequence[str]) -> list[str]:
+def unique_names(names: Sequence[str], classes: Sequence[str]) -> list[str]:
     """Return printable names of classes; a name that several classes have is followed by the class."""
     printed = [as_text(name) for name in names]
     return [name if printed.count(name) == 1 else f'{name} ({as_text(c)})' for name, c in zip(printed, classes, strict=True)]
 
 
-def _natural_order(name: str) -> tuple:
+def natural_order(name: str) -> tuple:
     """Return a sort key that sorts numbers by their value, and before other names."""
     if re.fullmatch(r'-?[0-9]+(\.[0-9]+)?', name):
         return 0, decimal.Decimal(name), os.fsencode(name)

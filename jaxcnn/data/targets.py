@@ -207,8 +207,8 @@ class ObjectBoxes(TargetKind):
             boxes, classes, difficult = boxes[valid], classes[valid], difficult[valid]
         problems = [problem for box in boxes if (problem := box_problem(box, height, width))]
         if problems and not config.skip_broken:
-            raise UserError(problems[0], hint='correct it; config.data.skip_broken=True clips boxes at the edges of the '
-                            'image and leaves out those that are empty then')
+            raise UserError(problems[0], hint='config.data.skip_broken=True leaves out such boxes, or clips them at the '
+                            'edges of the image')
         boxes[~np.isfinite(boxes).all(1)] = 0
         boxes = np.clip(boxes, 0, [width, height, width, height])
         areas = _areas(boxes)

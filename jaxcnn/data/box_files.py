@@ -1,0 +1,200 @@
+"""Image files with boxes: what the layouts of object detection have in common.
+
+A layout lists the images of each split with their annotations. `make_box_source` checks them as far as it can without
+decoding the images; `targets.ObjectBoxes` checks the boxes against the sizes of the images.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from jaxcnn.config import DataConfig
+from jaxcnn.data import picture
+from jaxcnn.data.image_files import compose_unicode, log, natural_order, stored_path, unique_names
+from jaxcnn.data.sources import Example, Source
+from jaxcnn.data.targets import BOXES, check_number_of_boxes
+from jaxcnn.errors import UserError, as_text, counted, unknown
+
+SKIP_IMAGE_HINT = 'config.data.skip_broken=True skips such images'
+_SKIP_BOX_HINT = 'config.data.skip_broken=True leaves out such boxes'
+Box = tuple[float, float, float, float]
+
+
+@dataclasses.dataclass
+class AnnotatedImage:
+    """An image with its boxes.
+
+    Attributes:
+      path: its path, relative to the folder of the layout.
+      annotation: the file, or the line of a file, that holds the boxes, for errors.
+      boxes: `x0, y0, x1, y1` of each object, in pixels or, if the layout says so, in fractions of the image.
+      classes: the class of each object.
+      difficult: whether evaluation ignores each object.
+      size: width and height of the image according to the annotation; None if it does not say.
+      problem: why the image is skipped; '' if it is not.
+    """
+
+    path: str
+    annotation: str = ''
+    boxes: list[Box] = dataclasses.field(default_factory=list)
+    classes: list[str] = dataclasses.field(default_factory=list)
+    difficult: list[bool] = dataclasses.field(default_factory=list)
+    size: tuple[int, int] | None = None
+    problem: str = ''
+
+    def add(self, box: Box, class_name: str, difficult: bool = False) -> None:
+        """Add an object."""
+        self.boxes.append(box)
+        self.classes.append(compose_unicode(class_name))
+        self.difficult.append(difficult)
+
+    def skip(self, error: UserError, config: DataConfig) -> None:
+        """Mark the image as broken, so that it is skipped and counted; without `config.skip_broken`, raise the error."""
+        if not config.skip_broken:
+            error.add_hint(SKIP_IMAGE_HINT)
+            raise error
+        self.problem = str(error)
+
+
+BoxListing = dict[str, list[AnnotatedImage]]  # the images of each split
+
+
+@dataclasses.dataclass(frozen=True)
+class BoxFiles:
+    """The examples of a split in image files.
+
+    Attributes:
+      root: the folder that the paths are relative to.
+      images: the images.
+      labels: the number of each class.
+      in_fractions: whether the boxes are in fractions of the width and height of their image, and not in pixels.
+    """
+
+    root: str
+    images: Sequence[AnnotatedImage]
+    labels: Mapping[str, int]
+    in_fractions: bool
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def image_name(self, index: int) -> str:
+        """Return the path of an image."""
+        return as_text(os.path.join(self.root, self.images[index].path))
+
+    def __getitem__(self, index: int) -> Example:
+        image = self.images[index]
+        if image.problem:
+            raise UserError(image.problem)
+        pixels = picture.read(os.path.join(self.root, image.path), 'RGB')
+        height, width = pixels.shape[:2]
+        if image.size not in (None, (width, height)):
+            raise UserError('is {} x {} pixels (width x height), but {} says {} x {}'.format(
+                width, height, as_text(image.annotation), *image.size), field=self.image_name(index))
+        boxes = np.array(image.boxes, np.float64).reshape(-1, 4)
+        if self.in_fractions:
+            boxes = boxes * [width, height, width, height]
+        return {'image': pixels, 'boxes': boxes, 'classes': np.array([self.labels[c] for c in image.classes], np.int64),
+                'difficult': np.array(image.difficult, bool)}
+
+
+def make_box_source(name: str, root: str, listing: BoxListing, config: DataConfig, expected: str,
+                    classes: Sequence[str] | None = None, in_fractions: bool = False) -> Source:
+    """Return the source of image files with boxes.
+
+    Args:
+      name: the name of the layout.
+      root: the folder that the paths are relative to.
+      listing: the images of each split.
+      config: holds `max_boxes` and `skip_broken`.
+      expected: describes the layout, for errors.
+      classes: the classes in the order of their numbers; by default those of the training images, sorted.
+      in_fractions: see `BoxFiles`.
+
+    Raises:
+      UserError: there is nothing to train on, a class is unknown, an image has too many boxes, or a file is missing.
+    """
+    if not any(not image.problem for image in listing.get('train', [])):
+        raise UserError('holds no images to train on', field=as_text(root), hint=f'expected {expected}')
+    train_classes = {c for image in listing['train'] for c in image.classes}
+    class_list = [*map(compose_unicode, classes)] if classes else sorted(train_classes, key=natural_order)
+    if not class_list:
+        raise UserError('no training image has a box', field=as_text(root), hint=f'expected {expected}')
+    labels = {c: label for label, c in enumerate(class_list)}
+    digest = hashlib.sha256(os.fsencode(os.path.realpath(root)))
+    for split, images in listing.items():
+        _remove_unknown_classes(root, split, images, labels, config)
+        for image in images:
+            _find_file(root, image, config)
+            _update_digest(digest, split, root, image)
+    _check_max_boxes(root, listing, config)
+    splits = {split: BoxFiles(root, images, labels, in_fractions) for split, images in listing.items() if images}
+    names = unique_names(class_list, class_list)
+    return Source(as_text(root), key={'source': name, 'files': digest.hexdigest(), 'names': names},
+                  splits={split: functools.partial(splits.__getitem__, split) for split in splits},
+                  class_names=lambda: names, kind=BOXES,
+                  paths={split: [image.path for image in files.images] for split, files in splits.items()})
+
+
+def _remove_unknown_classes(root: str, split: str, images: Sequence[AnnotatedImage], labels: Mapping[str, int],
+                            config: DataConfig) -> None:
+    """Remove the boxes whose class is not in `labels`, and log their number; without `skip_broken`, raise a UserError."""
+    problems = []
+    for image in images:
+        is_known = [c in labels for c in image.classes]
+        if all(is_known):
+            continue
+        unknown_classes = [c for c in image.classes if c not in labels]
+        error = unknown('class', unknown_classes[0], labels, as_text(image.annotation))
+        if not config.skip_broken:
+            error.add_hint(_SKIP_BOX_HINT)
+            raise error
+        problems += [str(error)] * len(unknown_classes)
+        for field in ('boxes', 'classes', 'difficult'):
+            values = getattr(image, field)
+            setattr(image, field, [value for value, known in zip(values, is_known, strict=True) if known])
+    if problems:
+        log.warning('%s: left out %s in the %s split, for example: %s', as_text(root),
+                    counted(len(problems), 'object'), split, problems[0])
+
+
+def _find_file(root: str, image: AnnotatedImage, config: DataConfig) -> None:
+    """Change the path of an image to the one that is stored, which may differ in its Unicode form."""
+    if image.problem:
+        return
+    listed_path = os.path.join(root, image.path)
+    path = stored_path(listed_path)
+    try:
+        exists = os.path.isfile(path)
+    except ValueError:  # a zero byte in the name
+        exists = False
+    if not exists:
+        image.skip(UserError(f'names the image {as_text(listed_path)}, which does not exist',
+                             field=as_text(image.annotation)), config)
+    elif path != listed_path:
+        image.path = os.path.relpath(path, root)
+
+
+def _update_digest(digest: 'hashlib._Hash', split: str, root: str, image: AnnotatedImage) -> None:
+    """Add everything to a digest on which the decoded image and its targets depend."""
+    stamp = ''
+    if not image.problem:
+        status = os.stat(os.path.join(root, image.path))
+        stamp = f'{status.st_size} {status.st_mtime_ns}'
+    fields = split, image.path, stamp, image.boxes, image.classes, image.difficult, image.size, image.problem
+    digest.update(repr(fields).encode('utf-8', 'surrogatepass'))
+
+
+def _check_max_boxes(root: str, listing: BoxListing, config: DataConfig) -> None:
+    """Raise a UserError with the largest number of boxes of all images if it exceeds `config.max_boxes`."""
+    usable = [image for images in listing.values() for image in images if not image.problem]
+    fullest = max(usable, key=lambda image: len(image.boxes))
+    try:
+        check_number_of_boxes(len(fullest.boxes), config.max_boxes)
+    except UserError as e:
+        e.field = as_text(os.path.join(root, fullest.path))
+        raise
