@@ -125,6 +125,9 @@ def make_box_source(name: str, root: str, listing: BoxListing, config: DataConfi
     if not class_list:
         raise UserError('no training image has a box', field=as_text(root), hint=f'expected {expected}')
     labels = {c: label for label, c in enumerate(class_list)}
+    if len(labels) < len(class_list):
+        repeated = next(c for c in class_list if class_list.count(c) > 1)
+        raise UserError(f'has two classes called {repeated!r}', field=as_text(root), hint='rename one of them')
     digest = hashlib.sha256(os.fsencode(os.path.realpath(root)))
     for split, images in listing.items():
         _remove_unknown_classes(root, split, images, labels, config)
@@ -148,18 +151,21 @@ def _remove_unknown_classes(root: str, split: str, images: Sequence[AnnotatedIma
         is_known = [c in labels for c in image.classes]
         if all(is_known):
             continue
-        unknown_classes = [c for c in image.classes if c not in labels]
-        error = unknown('class', unknown_classes[0], labels, as_text(image.annotation))
-        if not config.skip_broken:
-            error.add_hint(_SKIP_BOX_HINT)
-            raise error
-        problems += [str(error)] * len(unknown_classes)
+        problems += [unknown('class', c, labels, as_text(image.annotation)) for c in image.classes if c not in labels]
         for field in ('boxes', 'classes', 'difficult'):
             values = getattr(image, field)
             setattr(image, field, [value for value, known in zip(values, is_known, strict=True) if known])
+    report_objects(root, split, problems, config)
+
+
+def report_objects(root: str, split: str, problems: Sequence[UserError], config: DataConfig) -> None:
+    """Log the number of objects that are left out, with an example; without `config.skip_broken`, raise the first error."""
+    if problems and not config.skip_broken:
+        problems[0].add_hint(_SKIP_BOX_HINT)
+        raise problems[0]
     if problems:
-        log.warning('%s: left out %s in the %s split, for example: %s', as_text(root),
-                    counted(len(problems), 'object'), split, problems[0])
+        log.warning('%s: left out %s of the %s split, for example: %s', as_text(root), counted(len(problems), 'object'),
+                    split, problems[0])
 
 
 def _find_file(root: str, image: AnnotatedImage, config: DataConfig) -> None:

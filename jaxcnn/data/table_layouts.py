@@ -24,7 +24,7 @@ from jaxcnn.errors import UserError, as_text, counted
 
 _EXPECTED = 'a table with a path and a label in each row'
 # by the meaning of a column, its possible names in lower case
-_COLUMN_NAMES = {'path': ('path', 'file', 'filename', 'file_name', 'image', 'image_path', 'id'),
+COLUMN_NAMES = {'path': ('path', 'file', 'filename', 'file_name', 'image', 'image_path', 'id'),
                  'label': ('label', 'class', 'category', 'target'), 'split': ('split', 'part', 'subset')}
 
 
@@ -163,16 +163,7 @@ def _read_listing(name: str, config: DataConfig, read_rows: Callable[[_Table, st
     Raises:
       UserError: a table cannot be read, a row is wrong, or two rows give an image different labels.
     """
-    path = existing_path(config.dir, name)
-    if os.path.isdir(path):
-        entries = list_entries(path)
-        files = paths_of_splits(path, {entry.name[:-4]: entry.path for ending in ('.tsv', '.csv') for entry in entries
-                                       if entry.name.lower().endswith(ending)})
-        root = path
-        if 'train' not in files:
-            raise UserError('holds no train.csv', field=path)
-    else:
-        files, root = {'train': path}, os.path.dirname(os.path.abspath(path))
+    root, files = find_tables(existing_path(config.dir, name))
     listing: Listing = {'train': []}
     first_rows: dict[str, tuple[tuple[str, ...], str]] = {}  # by path, the classes and the line where it is first listed
     repeated: list[str] = []
@@ -194,6 +185,33 @@ def _read_listing(name: str, config: DataConfig, read_rows: Callable[[_Table, st
     return root, listing
 
 
+def find_tables(path: str) -> tuple[str, dict[str, str]]:
+    """Return the folder that paths in a table are relative to, and the table of each split.
+
+    Args:
+      path: a table, which is that of the training split, or a folder of tables such as `train.csv`.
+
+    Raises:
+      UserError: the folder holds no table to train on.
+    """
+    if not os.path.isdir(path):
+        return os.path.dirname(os.path.abspath(path)), {'train': path}
+    files = paths_of_splits(path, {entry.name[:-4]: entry.path for ending in ('.tsv', '.csv') for entry in list_entries(path)
+                                   if entry.name.lower().endswith(ending)})
+    if 'train' not in files:
+        raise UserError('holds no train.csv', field=path)
+    return path, files
+
+
+def parse_split(cell: str, field: str) -> str:
+    """Return the split whose name is in a cell; `field` names the line in the error for an unknown name."""
+    name = cell.strip().lower()
+    split = next((split for split, split_names in SPLITS.items() if name in split_names), None)
+    if split is None:
+        raise UserError(f'unknown split {name!r}', field=field, hint=f'known: {", ".join(SPLITS)}')
+    return split
+
+
 def _read_table(file: str) -> _Table:
     """Return a table, whose first row may name its columns."""
     rows = tables.read_rows(file)
@@ -201,7 +219,7 @@ def _read_table(file: str) -> _Table:
         head = [cell.strip() for cell in rows[0][1]]
         lower_head = [cell.lower() for cell in head]
         columns = {}
-        for meaning, column_names in _COLUMN_NAMES.items():
+        for meaning, column_names in COLUMN_NAMES.items():
             present = [name for name in column_names if name in lower_head]
             if present:
                 columns[meaning] = lower_head.index(present[0])
@@ -213,10 +231,7 @@ def _read_table(file: str) -> _Table:
 def _make_row(table: _Table, default_split: str, line: int, cells: Sequence[str], classes: tuple[str, ...]) -> _Row:
     """Return a row of a table; `default_split` is its split if the table has no column for it."""
     columns = table.columns
-    name = cells[columns['split']].strip().lower() if 'split' in columns else default_split
-    split = next((split for split, split_names in SPLITS.items() if name in split_names), None)
-    if split is None:
-        raise UserError(f'unknown split {name!r}', field=table.name_line(line), hint=f'known: {", ".join(SPLITS)}')
+    split = parse_split(cells[columns['split']] if 'split' in columns else default_split, table.name_line(line))
     return _Row(line, split, cells[columns['path']].strip(), classes)
 
 
@@ -241,7 +256,7 @@ def _label_rows(table: _Table, default_split: str,
     """
     columns = table.columns
     if 'label' not in columns and default_split != 'test':
-        raise UserError(f'no column is called {", ".join(_COLUMN_NAMES["label"])}', field=table.file,
+        raise UserError(f'no column is called {", ".join(COLUMN_NAMES["label"])}', field=table.file,
                         hint=f'its columns are called {", ".join(map(str.lower, table.head))}')
     for line, cells in table.rows:
         _check_cells(table, line, cells, max(columns.values()) + 1)

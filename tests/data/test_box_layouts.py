@@ -46,6 +46,31 @@ def write_voc(root):
     return root
 
 
+def write_yolo(root):
+    (root / 'images').mkdir(parents=True)
+    (root / 'data.yaml').write_text('train: ../train/images\nnc: 2\nnames:\n  0: ant\n  1: bee\n')
+    for split, images in SCENE.items():
+        (root / 'labels' / split).mkdir(parents=True)
+        for name, objects in images.items():
+            save_image(root / 'images' / split / f'{name}.png')
+            if objects:
+                (root / 'labels' / split / f'{name}.txt').write_text(''.join(
+                    f'{CLASSES.index(class_name)} {(x0 + x1) / 2 / WIDTH} {(y0 + y1) / 2 / HEIGHT} {(x1 - x0) / WIDTH} '
+                    f'{(y1 - y0) / HEIGHT}\n' for class_name, (x0, y0, x1, y1), _ in objects))
+    return root
+
+
+def write_csv(root):
+    rows = ['split;filename;class;xmin;ymin;xmax;ymax;difficult;width;height']
+    for split, images in SCENE.items():
+        for name, objects in images.items():
+            save_image(root / split / f'{name}.png')
+            rows += [f'{split};{split}/{name}.png;{class_name};{";".join(map(str, box))};{int(difficult)};16;12'
+                     for class_name, box, difficult in objects] or [f'{split};{split}/{name}.png;;;;;;;16;12']
+    (root / 'boxes.csv').write_text('\n'.join(rows))
+    return root / 'boxes.csv'
+
+
 def load(tmp_path, name, root, **fields):
     fields = {'max_boxes': 3, **fields}
     return data.load(DataConfig(name=name, dir=str(root), cache_dir=str(tmp_path / 'cache'), **fields), BOXES)
@@ -62,13 +87,22 @@ def contents(dataset):
     return scene
 
 
-WRITERS = {'voc': write_voc}
+def without_difficult(scene):
+    return {split: {name: [(class_name, box, False) for class_name, box, _ in objects] for name, objects in images.items()}
+            for split, images in scene.items()}
+
+
+def scene_of(name):
+    return without_difficult(SCENE) if name == 'yolo' else SCENE
+
+
+WRITERS = {'voc': write_voc, 'yolo': write_yolo, 'csv': write_csv}
 
 
 @pytest.mark.parametrize('name', WRITERS)
 def test_each_layout_gives_the_same_boxes(tmp_path, name):
     dataset = load(tmp_path, name, WRITERS[name](tmp_path / 'set'))
-    assert contents(dataset) == SCENE
+    assert contents(dataset) == scene_of(name)
     assert dataset.class_names == CLASSES
     assert dataset.image_shape == (HEIGHT, WIDTH, 3)
     assert dataset.class_counts('train') == [1, 2]
@@ -94,7 +128,7 @@ def assert_error_or_skipped(tmp_path, caplog, name, root, message, expected):
     assert 'config.data.skip_broken=True' in raised.value.hint
     with caplog.at_level(logging.WARNING):
         dataset = load(tmp_path, name, root, skip_broken=True)
-    assert contents(dataset) == {**SCENE, **expected}
+    assert contents(dataset) == {**scene_of(name), **(without_difficult(expected) if name == 'yolo' else expected)}
     assert any(raised.value.message.split(': ', 1)[-1][:30] in line for line in caplog.messages), caplog.messages
     return dataset
 
@@ -124,6 +158,47 @@ def test_mistakes_in_an_annotation_of_voc(tmp_path, caplog, mistake):
     change(root / 'Annotations' / f'{name}.xml', old, new)
     dataset = assert_error_or_skipped(tmp_path, caplog, 'voc', root, message, expected)
     assert dataset.broken == {'train': int(expected is WITHOUT_ONE), 'val': 0, 'test': 0}
+
+
+@pytest.mark.parametrize(('old', 'new', 'message', 'expected'), [
+    ('0 0.125 0.625 0.25', '0 0.125 0.625 0', 'x0=2, y0=3, x1=2, y1=12 has no area', NO_SECOND_ANT),
+    ('0 0.125 0.625 0.25', '0 1.5 0.625 0.25', 'x0=22, y0=3, x1=26, y1=12 is outside the image', NO_SECOND_ANT),
+    ('0 0.125 0.625 0.25', '2 0.125 0.625 0.25', "unknown class '2'; known: ant, bee", NO_SECOND_ANT),
+    ('0 0.125 0.625 0.25', '-1 0.125 0.625 0.25', r'three.txt: line 2 is .-1 0.125 .* expected the number of a class',
+     {'val': {}}),
+    ('0 0.125 0.625 0.25', '0 0.1 0.1 0.2 0.1 0.2 0.2', 'line 2 is', {'val': {}}),
+    ('0 0.125 0.625 0.25', '0 0.125 b 0.25', "line 2 has no number for y: 'b'", {'val': {}})])
+def test_mistakes_in_a_file_of_yolo(tmp_path, caplog, old, new, message, expected):
+    root = write_yolo(tmp_path / 'set')
+    save_image(root / 'images' / 'val' / 'other.png', seed=1)
+    change(root / 'labels' / 'val' / 'three.txt', old, new)
+    expected = {'val': {**expected['val'], 'other': []}}
+    assert_error_or_skipped(tmp_path, caplog, 'yolo', root, message, expected)
+
+
+CSV_ROW = 'val/three.png;ant;0;3;4;12'
+
+
+@pytest.mark.parametrize(('old', 'new', 'message', 'expected'), [
+    (CSV_ROW, 'val/three.png;ant;4;3;0;12', 'x0=4, y0=3, x1=0, y1=12 has no area', NO_SECOND_ANT),
+    (CSV_ROW, 'val/three.png;ant;0;31;4;32', 'is outside the image', NO_SECOND_ANT),
+    (CSV_ROW, 'val/three.png;ants;0;3;4;12', r"line \d: unknown class 'ants'; nearest: ant", NO_SECOND_ANT),
+    (f'{CSV_ROW};0;16', f'{CSV_ROW};0;17', 'is 16 x 12 pixels', {'val': {'other': []}}),
+    (CSV_ROW, 'val/three.png;;0;3;4;12', r'boxes.csv: line 7: has a box, but no class', {'val': {'other': []}}),
+    (CSV_ROW, 'val/three.png;ant;0;3;;12', r"line 7: the box of class 'ant' has no number for x1: ''",
+     {'val': {'other': []}}),
+    ('test/four.png', 'test/five.png', r'line \d: names the image .*five.png, which does not exist', None)])
+def test_mistakes_in_a_table_of_boxes(tmp_path, caplog, old, new, message, expected):
+    file = write_csv(tmp_path / 'set')
+    with open(file, 'a', encoding='utf-8') as f:
+        f.write('\nval;val/other.png;;;;;;;;\ntest;test/last.png;;;;;;;;')
+    save_image(tmp_path / 'set' / 'val' / 'other.png', seed=1)
+    save_image(tmp_path / 'set' / 'test' / 'last.png', seed=2)
+    change(file, old, new)
+    val = (expected or SCENE)['val']
+    test = SCENE['test'] if expected else {}
+    assert_error_or_skipped(tmp_path, caplog, 'csv', file, message,
+                            {'val': {**val, 'other': []}, 'test': {**test, 'last': []}})
 
 
 @pytest.mark.parametrize(('file', 'message'), [
@@ -165,6 +240,49 @@ def test_the_splits_of_voc(tmp_path):
     assert {name: len(split) for name, split in splits.items()} == {'train': 4, 'val': 1}
     with pytest.raises(UserError, match='holds no folders Annotations and JPEGImages'):
         load(tmp_path, 'voc', tmp_path)
+
+
+def test_splits_of_yolo_in_folders_of_their_own(tmp_path):
+    root = write_yolo(tmp_path / 'set')
+    expected = contents(load(tmp_path, 'yolo', root))
+    for split in SCENE:
+        (root / split).mkdir()
+        (root / 'images' / split).rename(root / split / 'images')
+        (root / 'labels' / split).rename(root / split / 'labels')
+    (root / 'images').rmdir()
+    (root / 'data.yaml').unlink()
+    with pytest.raises(UserError, match=r'holds no data\.yaml or classes\.txt'):
+        load(tmp_path, 'yolo', root)
+    (root / 'labels' / 'classes.txt').write_text('ant\nbee\n')
+    assert contents(load(tmp_path, 'yolo', root)) == expected
+    (root / 'data.yaml').write_text('names: [ant, bee, "cat: small"]')
+    assert load(tmp_path, 'yolo', root).class_names == ['ant', 'bee', 'cat: small']
+    (root / 'test' / 'labels').rename(root / 'test' / 'annotations')
+    with pytest.raises(UserError, match=r'four\.txt: does not exist, nor does the file of any other image of'):
+        load(tmp_path, 'yolo', root)
+    (root / 'data.yaml').write_text('names: [ant')
+    with pytest.raises(UserError, match='cannot be read as YAML'):
+        load(tmp_path, 'yolo', root)
+    (root / 'data.yaml').write_text('names: {0: ant, 2: bee}')
+    with pytest.raises(UserError, match='the classes have the numbers 0, 2, expected 0 to 1'):
+        load(tmp_path, 'yolo', root)
+
+
+def test_tables_of_boxes_without_names_of_columns(tmp_path):
+    root = tmp_path / 'set'
+    for split, images in SCENE.items():
+        rows = [f'{split}/{name}.png,{",".join(map(str, box))},{class_name}' for name, objects in images.items()
+                for class_name, box, _ in objects]
+        for name in images:
+            save_image(root / split / f'{name}.png')
+        (root / f'{split}.csv').write_text('\n'.join([*rows, 'train/empty.png,,,,,'] if split == 'train' else rows))
+    assert contents(load(tmp_path, 'csv', root)) == without_difficult(SCENE)
+    (root / 'val.csv').write_text('val/three.png,1,2,3,ant\n')
+    with pytest.raises(UserError, match=r'val\.csv: line 1: has 5 cells, expected 6 or more'):
+        load(tmp_path, 'csv', root)
+    (root / 'val.csv').write_text('image,x,y,width,height,class\n')
+    with pytest.raises(UserError, match=r'has no columns for x0, y0, x1 and y1; its columns are: image, x, y'):
+        load(tmp_path, 'csv', root)
 
 
 def test_a_changed_annotation_is_read_again(tmp_path):
