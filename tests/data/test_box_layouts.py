@@ -1,6 +1,7 @@
 """Layouts of images with boxes: each is read as the same boxes, and mistakes in it are one line each, or counted."""
 
 import collections
+import json
 import logging
 import pathlib
 from xml.etree import ElementTree
@@ -60,6 +61,22 @@ def write_yolo(root):
     return root
 
 
+def write_coco(root):
+    """The ids of the categories are in descending order, and those of images are not positions."""
+    (root / 'annotations').mkdir(parents=True)
+    for split, images in SCENE.items():
+        content = {'images': [], 'annotations': [], 'categories': [{'id': 7, 'name': 'bee'}, {'id': 3, 'name': 'ant'}]}
+        for image_id, (name, objects) in enumerate(images.items(), 100):
+            save_image(root / f'{split}2017' / f'{name}.png')
+            content['images'].append({'id': image_id, 'file_name': f'{name}.png', 'width': WIDTH, 'height': HEIGHT})
+            content['annotations'] += [
+                {'id': i, 'image_id': image_id, 'category_id': {'ant': 3, 'bee': 7}[class_name], 'iscrowd': int(difficult),
+                 'bbox': [x0, y0, x1 - x0, y1 - y0]} for i, (class_name, (x0, y0, x1, y1), difficult) in enumerate(objects)]
+        (root / 'annotations' / f'instances_{split}2017.json').write_text(json.dumps(content))
+        (root / 'annotations' / f'captions_{split}2017.json').write_text('{}')
+    return root
+
+
 def write_csv(root):
     rows = ['split;filename;class;xmin;ymin;xmax;ymax;difficult;width;height']
     for split, images in SCENE.items():
@@ -96,7 +113,7 @@ def scene_of(name):
     return without_difficult(SCENE) if name == 'yolo' else SCENE
 
 
-WRITERS = {'voc': write_voc, 'yolo': write_yolo, 'csv': write_csv}
+WRITERS = {'voc': write_voc, 'coco': write_coco, 'yolo': write_yolo, 'csv': write_csv}
 
 
 @pytest.mark.parametrize('name', WRITERS)
@@ -174,6 +191,25 @@ def test_mistakes_in_a_file_of_yolo(tmp_path, caplog, old, new, message, expecte
     change(root / 'labels' / 'val' / 'three.txt', old, new)
     expected = {'val': {**expected['val'], 'other': []}}
     assert_error_or_skipped(tmp_path, caplog, 'yolo', root, message, expected)
+
+
+@pytest.mark.parametrize(('old', 'new', 'message', 'expected'), [
+    ('"bbox": [0, 3, 4, 9]', '"bbox": [0, 3, 0, 9]', 'x0=0, y0=3, x1=0, y1=12 has no area', NO_SECOND_ANT),
+    ('"bbox": [0, 3, 4, 9]', '"bbox": [20, 3, 4, 9]', 'is outside the image', NO_SECOND_ANT),
+    ('"bbox": [0, 3, 4, 9]', '"bbox": [0, 3, 4]', r'annotation 1 has the bbox \[0, 3, 4\], expected', NO_SECOND_ANT),
+    ('"id": 1, "image_id": 100, "category_id": 3', '"id": 1, "image_id": 100, "category_id": 4',
+     'annotation 1 has the category_id 4, which is none of the categories; their ids are: 3, 7', NO_SECOND_ANT),
+    ('"id": 1, "image_id": 100', '"id": 1, "image_id": [5]', r'annotation 1 is of the image \[5\]', NO_SECOND_ANT),
+    ('"id": 1, "image_id": 100', '"id": 1, "image_id": 5', 'annotation 1 is of the image 5, which is not', NO_SECOND_ANT),
+    ('"width": 16', '"width": 12', r'is 16 x 12 pixels .* but .*val2017.json says 12 x 12', {'val': {}}),
+    ('three.png', 'four.png', r'names the image .*val2017/four.png, which does not exist', {'val': {}})])
+def test_mistakes_in_a_file_of_coco(tmp_path, caplog, old, new, message, expected):
+    root = write_coco(tmp_path / 'set')
+    file = root / 'annotations' / 'instances_val2017.json'
+    save_image(root / 'val2017' / 'other.png', seed=1)
+    change(file, '"images": [', '"images": [{"id": "x", "file_name": "other.png"}, ')
+    change(file, old, new)
+    assert_error_or_skipped(tmp_path, caplog, 'coco', root, message, {'val': {**expected['val'], 'other': []}})
 
 
 CSV_ROW = 'val/three.png;ant;0;3;4;12'
@@ -266,6 +302,39 @@ def test_splits_of_yolo_in_folders_of_their_own(tmp_path):
     (root / 'data.yaml').write_text('names: {0: ant, 2: bee}')
     with pytest.raises(UserError, match='the classes have the numbers 0, 2, expected 0 to 1'):
         load(tmp_path, 'yolo', root)
+
+
+def test_folders_of_coco(tmp_path):
+    root = write_coco(tmp_path / 'set')
+    for split in SCENE:
+        (root / f'{split}2017').rename(root / split)
+        (root / 'annotations' / f'instances_{split}2017.json').rename(root / split / '_annotations.coco.json')
+    assert contents(load(tmp_path, 'coco', root)) == SCENE
+    for split in SCENE:
+        (root / split / '_annotations.coco.json').rename(root / f'{split}.json')
+        for path in (root / split).glob('*.png'):
+            save_image(root / 'images' / path.name)
+            path.unlink()
+        (root / split).rmdir()
+    assert contents(load(tmp_path, 'coco', root)) == SCENE
+    only_train = contents(load(tmp_path, 'coco', root / 'train.json', val_fraction=0.34))
+    assert {**only_train['train'], **only_train['val']} == SCENE['train']
+    (root / 'dev.json').write_text('{}')
+    with pytest.raises(UserError, match=r'holds two files of the val split: dev\.json and val\.json'):
+        load(tmp_path, 'coco', root)
+
+
+@pytest.mark.parametrize(('old', 'new', 'message'), [
+    ('"images"', '"image"', r"val2017\.json: has no list 'images'"), ('{', '', r'val2017\.json: cannot be read as JSON'),
+    ('"id": 3, "name": "ant"', '"id": 3, "name": "fly"', "must have the same names: 3 is 'ant' there, and 'fly' here"),
+    ('"id": 3, "name": "ant"', '"id": 7, "name": "ant"', 'has no id or name of its own'),
+    ('"id": 3, "name": "ant"', '"id": null, "name": "ant"', 'has no id or name of its own'),
+    ('"file_name"', '"name"', 'has no id or file_name of its own')])
+def test_a_file_of_coco_that_cannot_be_used(tmp_path, old, new, message):
+    root = write_coco(tmp_path / 'set')
+    change(root / 'annotations' / 'instances_val2017.json', old, new)
+    with pytest.raises(UserError, match=message):
+        load(tmp_path, 'coco', root, skip_broken=True)
 
 
 def test_tables_of_boxes_without_names_of_columns(tmp_path):
