@@ -3,6 +3,7 @@
 import io
 import json
 
+import numpy as np
 from PIL import Image
 
 VERSION = '3.0.1'
@@ -53,3 +54,43 @@ def write_tfds(folder, name, parts, broken=-1, classes=10, kind='PNG'):
                       'classLabel': {'numClasses': str(classes)}}}}}))
     (version / 'label.labels.txt').write_text('\n'.join(f'class {i}' for i in range(classes)))
     return version
+
+
+def write_tfds_boxes(folder, name, parts, flag):
+    """A prepared TFDS data set with boxes.
+
+    Args:
+      folder: of all data sets.
+      name: of this one and its configuration, such as `voc/2007`.
+      parts: split -> for each image, its pixels, and its objects as (label, box of TFDS, flag).
+      flag: the name of a boolean feature of the objects.
+    """
+    import tensorflow_datasets as tfds
+    from array_record.python.array_record_module import ArrayRecordWriter
+    from tensorflow_datasets.proto import tf_example_pb2
+    from tensorflow_datasets.proto import tf_feature_pb2 as pb
+    version = folder / name / VERSION
+    version.mkdir(parents=True)
+    base, configuration = name.split('/')
+    splits = []
+    for split, examples in parts.items():
+        writer = ArrayRecordWriter(str(version / f'{base}-{split}.array_record-00000-of-00001'), 'group_size:1')
+        for image, objects in examples:
+            encoded = io.BytesIO()
+            Image.fromarray(image).save(encoded, 'PNG')
+            labels, boxes, flags = zip(*objects, strict=True) if objects else ((), (), ())
+            writer.write(tf_example_pb2.Example(features=pb.Features(feature={
+                'image': pb.Feature(bytes_list=pb.BytesList(value=[encoded.getvalue()])),
+                'objects/label': pb.Feature(int64_list=pb.Int64List(value=labels)),
+                f'objects/{flag}': pb.Feature(int64_list=pb.Int64List(value=map(int, flags))),
+                'objects/bbox': pb.Feature(float_list=pb.FloatList(value=[side for box in boxes for side in box]))},
+            )).SerializeToString())
+        writer.close()
+        splits.append({'name': split, 'numBytes': '1', 'shardLengths': [str(len(examples))],
+                       'filepathTemplate': '{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}'})
+    tfds.features.FeaturesDict({'image': tfds.features.Image(), 'objects': tfds.features.Sequence({
+        'label': tfds.features.ClassLabel(names=['ant', 'bee']), 'bbox': tfds.features.BBoxFeature(),
+        flag: np.bool_})}).save_config(version)
+    (version / 'dataset_info.json').write_text(json.dumps({
+        'name': base, 'configName': configuration, 'version': VERSION, 'fileFormat': 'array_record', 'splits': splits,
+        'moduleName': f'tensorflow_datasets.object_detection.{base}'}))

@@ -18,7 +18,7 @@ import numpy as np
 from jaxcnn.config import DataConfig
 from jaxcnn.data import tfds
 from jaxcnn.data.checks import check_class_names, check_images, check_label_sets, check_labels, number_classes
-from jaxcnn.data.targets import KINDS, LABEL, LABELS, TargetKind
+from jaxcnn.data.targets import BOXES, KINDS, LABEL, LABELS, TargetKind
 from jaxcnn.errors import UserError, describe_exception, name_field, unknown
 from jaxcnn.registry import Registry
 
@@ -364,7 +364,20 @@ def _tfds_factory(name: str, ink: Ink | None = None) -> SourceFactory:
     return make_source
 
 
+def _tfds_boxes_factory(name: str) -> SourceFactory:
+    """Return the factory of a prepared TFDS data set with boxes."""
+    def make_source(config: DataConfig) -> Source:
+        prepared = tfds.find_prepared(name, _tfds_root(config))
+        return Source(prepared.path, key={'source': f'tfds:{name}', 'version': prepared.version, 'files': prepared.files()},
+                      splits={split: functools.partial(prepared.read_boxes, tfds_name)
+                              for split, tfds_name in prepared.splits().items()},
+                      class_names=prepared.box_class_names, kind=BOXES)
+    return make_source
+
+
 register(_digits, name='digits')
 register(_tfds_factory('mnist', ink=Ink(28, 20, by_mass=True)), name='mnist')
 for _name in ('cifar10', 'cifar100', 'fashion_mnist', 'svhn_cropped', 'imagenet2012'):
     register(_tfds_factory(_name), name=_name)
+for _name in ('voc/2007', 'voc/2012', 'coco/2014', 'coco/2017'):
+    register(_tfds_boxes_factory(_name), name=_name, targets=BOXES.name)

@@ -9,7 +9,12 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
+
 from jaxcnn.errors import UserError
+
+# by the beginning of its name, data sets whose split 'test' has no labels
+_WITHOUT_TEST_LABELS = ('imagenet2012', 'voc/2012', 'coco/')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +29,26 @@ class TfdsExamples:
     def __getitem__(self, index: int) -> dict[str, Any]:
         example = self.data_source[index]
         return {'image': example['image'], 'label': example['label']}
+
+
+@dataclasses.dataclass(frozen=True)
+class TfdsBoxExamples:
+    """The examples of a split with boxes: `image`, uint8 (H, W, C), and what `targets.ObjectBoxes` takes."""
+
+    data_source: Any  # what `tfds.data_source` returns for a split
+    counts_from_one: bool  # whether the first pixel is 1, and the last ones belong to the box, as in Pascal VOC
+
+    def __len__(self) -> int:
+        return len(self.data_source)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        example = self.data_source[index]
+        height, width = example['image'].shape[:2]
+        objects = example['objects']
+        y0, x0, y1, x1 = np.asarray(objects['bbox'], np.float64).reshape(-1, 4).T * [[height], [width], [height], [width]]
+        difficult = objects.get('is_difficult', objects.get('is_crowd'))
+        return {'image': example['image'], 'classes': objects['label'], 'difficult': difficult,
+                'boxes': np.stack([x0 - self.counts_from_one, y0 - self.counts_from_one, x1, y1], -1)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +84,7 @@ class PreparedDataset:
         if 'train' not in names:
             raise UserError(f'has no split train; its splits are: {", ".join(names) or "none"}', field=self.path)
         # networks are tested on 'validation' if there is no split 'test' or, as in ImageNet, it has no labels
-        candidates = ('validation',) if self.name.startswith('imagenet2012') else ('test', 'validation')
+        candidates = ('validation',) if self.name.startswith(_WITHOUT_TEST_LABELS) else ('test', 'validation')
         test = next((name for name in candidates if name in names), None)
         val = 'validation' if test == 'test' and 'validation' in names else None
         return {split: name for split, name in {'train': 'train', 'val': val, 'test': test}.items() if name}
@@ -68,6 +93,16 @@ class PreparedDataset:
         """Return the examples of a split, by the name that TFDS gives to it."""
         with self._raise_user_errors():
             return TfdsExamples(self._builder.as_data_source(split=name))
+
+    def read_boxes(self, name: str) -> TfdsBoxExamples:
+        """Return the examples of a split with boxes, by the name that TFDS gives to it."""
+        with self._raise_user_errors():
+            return TfdsBoxExamples(self._builder.as_data_source(split=name), self.name.startswith('voc'))
+
+    def box_class_names(self) -> Sequence[str]:
+        """Return the names of the classes of objects in the order of their labels."""
+        with self._raise_user_errors():
+            return self._builder.info.features['objects']['label'].names
 
     def class_names(self) -> Sequence[str]:
         """Return the names of the classes in the order of their labels."""

@@ -9,11 +9,12 @@ import sys
 import numpy as np
 import pytest
 from sklearn.datasets import load_digits
-from tfds_files import VERSION, write_tfds
+from tfds_files import VERSION, write_tfds, write_tfds_boxes
 
 from jaxcnn import data
 from jaxcnn.config import DataConfig
 from jaxcnn.data import sources
+from jaxcnn.data.targets import BOXES
 from jaxcnn.errors import UserError
 
 COUNTS = {'train': 50, 'test': 20}
@@ -38,6 +39,32 @@ def prepared(tmp_path_factory):
 
 def config(folder, name='mnist', **fields):
     return DataConfig(name=name, dir=str(folder), **{'val_fraction': 0.0, **fields})
+
+
+# boxes
+
+
+@pytest.mark.parametrize(('name', 'flag', 'expected', 'splits'), [
+    ('voc/2007', 'is_difficult', [[3, 2, 8, 12], [0, 0, 16, 6]], {'train': 2, 'val': 1, 'test': 3}),
+    ('voc/2012', 'is_difficult', [[3, 2, 8, 12], [0, 0, 16, 6]], {'train': 2, 'test': 1}),
+    ('coco/2017', 'is_crowd', [[4, 3, 8, 12], [1, 1, 16, 6]], {'train': 2, 'test': 1})])
+def test_boxes_are_read_as_tfds_prepares_them(tmp_path, name, flag, expected, splits):
+    """TFDS gives `y0, x0, y1, x1` in fractions of the image, for Pascal VOC of the numbers in its files."""
+    objects = [(1, (3 / 12, 4 / 16, 1, 8 / 16), False), (0, (1 / 12, 1 / 16, 6 / 12, 1), True)]
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 256, (12, 16, 3), np.uint8) for _ in range(6)]
+    write_tfds_boxes(tmp_path, name, {'train': [(images[0], objects), (images[1], [])], 'validation': [(images[2], objects)],
+                                      'test': [(image, objects) for image in images[3:]]}, flag)
+    dataset = data.load(DataConfig(name=name, dir=str(tmp_path), cache_dir=str(tmp_path / 'cache'), val_fraction=None
+                                   if 'val' in splits else 0.0, max_boxes=3), BOXES)
+    assert {split: len(examples) for split, examples in dataset.splits.items()} == splits
+    assert dataset.class_names == ['ant', 'bee']
+    train = dataset.splits['train']
+    np.testing.assert_array_equal(train.take(np.arange(2)), images[:2])
+    np.testing.assert_allclose(train.targets['boxes'][0, :2], expected, atol=1e-5)
+    assert train.targets['valid'].tolist() == [[True, True, False], [False] * 3]
+    assert train.targets['classes'][0].tolist() == [1, 0, 0]
+    assert train.targets['difficult'][0].tolist() == [False, True, False]
 
 
 # ImageNet
