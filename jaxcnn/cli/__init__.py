@@ -125,7 +125,9 @@ def _parse_arguments(parser: argparse.ArgumentParser, arguments: Sequence[str]) 
     parser.error = exit_with  # type: ignore[method-assign]
     has_config = any(action.dest in ('config', 'study') for action in parser._actions)
     flags, overrides = split_overrides(arguments)
-    args, unrecognized = parser.parse_known_args(flags)
+    takes_rest = any(action.nargs == argparse.REMAINDER for action in parser._actions)
+    # intermixed, so that flags may stand between files
+    args, unrecognized = (parser.parse_known_args if takes_rest else parser.parse_known_intermixed_args)(flags)
     if unrecognized:
         hint = '; fields of the config are set by --config.PATH=VALUE' if has_config else ''
         exit_with(f'unrecognized arguments: {" ".join(unrecognized)}{hint}')

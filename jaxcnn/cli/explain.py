@@ -27,17 +27,24 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if not args.workdir:
         raise UserError('expected the workdir of a run', field='--workdir')
-    if args.count < 1:
-        raise UserError(f'expected at least 1, got {args.count}', field='--count')
+    for flag, value, minimum in (('--count', args.count, 1), ('--seed', args.seed, 0)):
+        if value < minimum:
+            raise UserError(f'expected at least {minimum}, got {value}', field=flag)
     from jaxcnn.explain import page, views
     from jaxcnn.explain.request import Request
     from jaxcnn.run import load_run
     sections, paths = views.parse(args.view, args.arguments)
-    request = Request(load_run(args.workdir, args.checkpoint), paths, split=args.split, count=args.count,
+    if paths and (args.mistakes or args.split):
+        raise UserError('selects images of the data set, but there are picture files, too',
+                        field='--mistakes' if args.mistakes else '--split')
+    loaded = load_run(args.workdir, args.checkpoint)
+    split = args.split or ('test' if 'test' in loaded.info['sizes'] else 'val')
+    request = Request(loaded, paths, split=split, count=args.count,
                       only_mistakes=args.mistakes, class_name=args.class_name, data_dir=args.data_dir, seed=args.seed)
     try:
         os.makedirs(request.folder, exist_ok=True)
         for name, make_section in sections.items():
+            cli.log.info('%s ...', name)
             page.write_section(request, name, make_section(request))
             cli.log.info('%s: %s', name, os.path.join(request.folder, f'{name}.md'))
         path = page.write_page(request)
@@ -58,7 +65,8 @@ def main() -> None:
     parser.add_argument('--checkpoint', default='best', help='best, latest or a step (default: best)')
     parser.add_argument('--class', dest='class_name', default='', metavar='CLASS',
                         help='name or number of the class whose score is explained (default: the predicted class)')
-    parser.add_argument('--split', default='test', help='train, val or test (default: test)')
+    parser.add_argument('--split', default='', help='train, val or test (default: test, or val if there is no '
+                        'labelled test split)')
     parser.add_argument('--count', type=int, default=8, help='number of images of the split (default: 8)')
     parser.add_argument('--mistakes', action='store_true', help='use the most confident mistakes of the split instead of '
                         'images that are drawn by the seed')
