@@ -17,6 +17,7 @@ from jaxcnn.explain import sheets
 from jaxcnn.explain.layers import Layer, check_options, find_split, map_split, network_of, parse_layer, take
 from jaxcnn.explain.request import Request, Section
 from jaxcnn.models import Network
+from jaxcnn.timeline import displayed_epoch
 from jaxcnn.training.state import variables as variables_of
 
 _PATCH_SIDE = 48  # least pixels of a patch in a figure
@@ -112,7 +113,7 @@ def evolution(request: Request, layer: str = '', channels: int = 8, split: str =
             network, variables, inputs, jnp.asarray(indices), jnp.asarray(elements), selected.name))
         boxes = _boxes(request, selected, elements)
         tiles.append([_crop(image, box) for image, box in zip(sheets.centred(projections), boxes, strict=True)])
-        epoch = run.experiment.timeline.epoch(step)
+        epoch = displayed_epoch(run.experiment.timeline.epoch(step), run.config.duration)
         titles.append([f'epoch {epoch:.3g}\n{activations[image, channel]:.3g}'
                        for image, channel in zip(strongest, indices, strict=True)])
         arrays[f'images_{step}'], arrays[f'projections_{step}'] = strongest, projections
