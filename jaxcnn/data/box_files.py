@@ -7,6 +7,7 @@ decoding the images; `targets.ObjectBoxes` checks the boxes against the sizes of
 import dataclasses
 import functools
 import hashlib
+import itertools
 import os
 from collections.abc import Mapping, Sequence
 
@@ -14,13 +15,13 @@ import numpy as np
 
 from jaxcnn.config import DataConfig
 from jaxcnn.data import picture
-from jaxcnn.data.image_files import compose_unicode, log, natural_order, stored_path, unique_names
+from jaxcnn.data.image_files import compose_unicode, natural_order, stored_path, unique_names
 from jaxcnn.data.sources import Example, Source
 from jaxcnn.data.targets import BOXES, check_number_of_boxes
-from jaxcnn.errors import UserError, as_text, counted, unknown
+from jaxcnn.errors import UserError, as_text, unknown
 
 SKIP_IMAGE_HINT = 'config.data.skip_broken=True skips such images'
-_SKIP_BOX_HINT = 'config.data.skip_broken=True leaves out such boxes'
+SKIP_BOX_HINT = 'config.data.skip_broken=True leaves out such boxes'
 Box = tuple[float, float, float, float]
 
 
@@ -36,6 +37,7 @@ class AnnotatedImage:
       difficult: whether evaluation ignores each object.
       size: width and height of the image according to the annotation; None if it does not say.
       problem: why the image is skipped; '' if it is not.
+      box_problems: why boxes are left out.
     """
 
     path: str
@@ -45,12 +47,20 @@ class AnnotatedImage:
     difficult: list[bool] = dataclasses.field(default_factory=list)
     size: tuple[int, int] | None = None
     problem: str = ''
+    box_problems: list[str] = dataclasses.field(default_factory=list)
 
     def add(self, box: Box, class_name: str, difficult: bool = False) -> None:
         """Add an object."""
         self.boxes.append(box)
         self.classes.append(compose_unicode(class_name))
         self.difficult.append(difficult)
+
+    def leave_out(self, error: UserError, config: DataConfig) -> None:
+        """Count a box that is left out; without `config.skip_broken`, raise the error."""
+        if not config.skip_broken:
+            error.add_hint(SKIP_BOX_HINT)
+            raise error
+        self.box_problems.append(str(error))
 
     def skip(self, error: UserError, config: DataConfig) -> None:
         """Mark the image as broken, so that it is skipped and counted; without `config.skip_broken`, raise the error."""
@@ -99,7 +109,7 @@ class BoxFiles:
         if self.in_fractions:
             boxes = boxes * [width, height, width, height]
         return {'image': pixels, 'boxes': boxes, 'classes': np.array([self.labels[c] for c in image.classes], np.int64),
-                'difficult': np.array(image.difficult, bool)}
+                'difficult': np.array(image.difficult, bool), 'problems': image.box_problems}
 
 
 def make_box_source(name: str, root: str, listing: BoxListing, config: DataConfig, expected: str,
@@ -130,8 +140,8 @@ def make_box_source(name: str, root: str, listing: BoxListing, config: DataConfi
         raise UserError(f'has two classes called {repeated!r}', field=as_text(root), hint='rename one of them')
     digest = hashlib.sha256(os.fsencode(os.path.realpath(root)))
     for split, images in listing.items():
-        _remove_unknown_classes(root, split, images, labels, config)
         for image in images:
+            _remove_unknown_classes(image, labels, config)
             _find_file(root, image, config)
             _update_digest(digest, split, root, image)
     _check_max_boxes(root, listing, config)
@@ -143,29 +153,17 @@ def make_box_source(name: str, root: str, listing: BoxListing, config: DataConfi
                   paths={split: [image.path for image in files.images] for split, files in splits.items()})
 
 
-def _remove_unknown_classes(root: str, split: str, images: Sequence[AnnotatedImage], labels: Mapping[str, int],
-                            config: DataConfig) -> None:
-    """Remove the boxes whose class is not in `labels`, and log their number; without `skip_broken`, raise a UserError."""
-    problems = []
-    for image in images:
-        is_known = [c in labels for c in image.classes]
-        if all(is_known):
-            continue
-        problems += [unknown('class', c, labels, as_text(image.annotation)) for c in image.classes if c not in labels]
-        for field in ('boxes', 'classes', 'difficult'):
-            values = getattr(image, field)
-            setattr(image, field, [value for value, known in zip(values, is_known, strict=True) if known])
-    report_objects(root, split, problems, config)
-
-
-def report_objects(root: str, split: str, problems: Sequence[UserError], config: DataConfig) -> None:
-    """Log the number of objects that are left out, with an example; without `config.skip_broken`, raise the first error."""
-    if problems and not config.skip_broken:
-        problems[0].add_hint(_SKIP_BOX_HINT)
-        raise problems[0]
-    if problems:
-        log.warning('%s: left out %s of the %s split, for example: %s', as_text(root), counted(len(problems), 'object'),
-                    split, problems[0])
+def _remove_unknown_classes(image: AnnotatedImage, labels: Mapping[str, int], config: DataConfig) -> None:
+    """Leave out the boxes of an image whose class is not in `labels`."""
+    is_known = [c in labels for c in image.classes]
+    if all(is_known):
+        return
+    for c in image.classes:
+        if c not in labels:
+            image.leave_out(unknown('class', c, labels, as_text(image.annotation)), config)
+    image.boxes = [*itertools.compress(image.boxes, is_known)]
+    image.classes = [*itertools.compress(image.classes, is_known)]
+    image.difficult = [*itertools.compress(image.difficult, is_known)]
 
 
 def _find_file(root: str, image: AnnotatedImage, config: DataConfig) -> None:
@@ -191,8 +189,7 @@ def _update_digest(digest: 'hashlib._Hash', split: str, root: str, image: Annota
     if not image.problem:
         status = os.stat(os.path.join(root, image.path))
         stamp = f'{status.st_size} {status.st_mtime_ns}'
-    fields = split, image.path, stamp, image.boxes, image.classes, image.difficult, image.size, image.problem
-    digest.update(repr(fields).encode('utf-8', 'surrogatepass'))
+    digest.update(f'{split} {stamp} {image!r}'.encode('utf-8', 'surrogatepass'))
 
 
 def _check_max_boxes(root: str, listing: BoxListing, config: DataConfig) -> None:

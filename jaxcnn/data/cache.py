@@ -104,6 +104,7 @@ def open_cache(source: Source, config: cfg.DataConfig) -> tuple[dict[str, Any], 
 
     Returns:
       The metadata, with `class_names` and, in `broken`, the number of unusable images of each split; and the splits.
+      Caches of versions with boxes also have `wrong_boxes`, the number of boxes that were left out or clipped.
 
     Raises:
       UserError: an image cannot be decoded or differs in size from the first one, a label is out of range, or the folder of
@@ -213,8 +214,9 @@ def _build(source: Source, folder: str, config: cfg.DataConfig, origin: list[Any
     os.makedirs(temporary)
     try:
         class_names = list(source.class_names())
-        broken = decode_source(source, len(class_names), config, temporary)
+        broken, wrong_boxes = decode_source(source, len(class_names), config, temporary)
         meta = {'name': config.name, 'origin': origin, 'class_names': class_names, 'broken': broken,
+                'wrong_boxes': wrong_boxes,
                 'checksums': {name: _checksum(os.path.join(temporary, name)) for name in sorted(os.listdir(temporary))}}
         with name_file(temporary), open(os.path.join(temporary, 'meta.json'), 'w', encoding='utf-8') as f:
             json.dump(seal(meta), f)

@@ -8,11 +8,11 @@ from typing import Any
 
 from jaxcnn.config import DataConfig
 from jaxcnn.data import tables
-from jaxcnn.data.box_files import AnnotatedImage, BoxListing, make_box_source, report_objects
-from jaxcnn.data.image_files import SPLITS, existing_path, is_hidden, list_entries
+from jaxcnn.data.box_files import SKIP_BOX_HINT, AnnotatedImage, BoxListing, make_box_source
+from jaxcnn.data.image_files import SPLITS, existing_path, is_hidden, list_entries, log
 from jaxcnn.data.sources import Source, register
 from jaxcnn.data.targets import BOXES
-from jaxcnn.errors import UserError, as_text
+from jaxcnn.errors import UserError, as_text, counted
 
 _EXPECTED = 'JSON files whose names contain train, val and test, and folders of images'
 _OTHER_FILES = ('captions_', 'person_keypoints_', 'image_info_', 'panoptic_', 'stuff_')  # files of COCO without boxes
@@ -135,21 +135,31 @@ def _read_images(content: Mapping[str, list[dict[str, Any]]], root: str, split: 
             image.size = width, height
     problems = []
     for annotation in content['annotations']:
+        image_id = annotation.get('image_id')
+        if not isinstance(image_id, int | str) or image_id not in images:
+            problems.append(UserError(f'annotation {annotation.get("id")} is of the image {image_id!r}, which is not in the '
+                                      'list of images', field=as_text(file)))
+            continue
         try:
-            _add_object(annotation, images, categories, file)
+            _add_object(annotation, images[image_id], categories, file)
         except UserError as e:
-            problems.append(e)
-    report_objects(root, split, problems, config)
+            images[image_id].leave_out(e, config)
+    if problems and not config.skip_broken:
+        problems[0].add_hint(SKIP_BOX_HINT)
+        raise problems[0]
+    if problems:
+        log.warning('%s: skipped %s of the %s split, for example: %s', as_text(root), counted(len(problems), 'annotation'),
+                    split, problems[0])
     return list(images.values())
 
 
-def _add_object(annotation: Mapping[str, Any], images: Mapping[Any, AnnotatedImage], categories: Mapping[int, str],
-                file: str) -> None:
-    """Add the object of an annotation to its image."""
-    name, box = f'annotation {annotation.get("id")}', annotation.get('bbox')
-    image_id, category_id = annotation.get('image_id'), annotation.get('category_id')
-    if not isinstance(image_id, int | str) or image_id not in images:
-        raise UserError(f'{name} is of the image {image_id!r}, which is not in the list of images', field=as_text(file))
+def _add_object(annotation: Mapping[str, Any], image: AnnotatedImage, categories: Mapping[int, str], file: str) -> None:
+    """Add the object of an annotation to its image.
+
+    Raises:
+      UserError: its category is unknown, or its box is not four numbers.
+    """
+    name, box, category_id = f'annotation {annotation.get("id")}', annotation.get('bbox'), annotation.get('category_id')
     if not isinstance(category_id, int) or category_id not in categories:
         ids = ', '.join(map(str, sorted(categories)[:20])) + ', ...' * (len(categories) > 20)
         raise UserError(f'{name} has the category_id {category_id!r}, which is none of the categories',
@@ -157,7 +167,7 @@ def _add_object(annotation: Mapping[str, Any], images: Mapping[Any, AnnotatedIma
     if not isinstance(box, list) or len(box) != 4 or not all(isinstance(value, int | float) for value in box):
         raise UserError(f'{name} has the bbox {json.dumps(box)[:60]}, expected [x, y, width, height]', field=as_text(file))
     x, y, width, height = box
-    images[image_id].add((x, y, x + width, y + height), categories[category_id], bool(annotation.get('iscrowd')))
+    image.add((x, y, x + width, y + height), categories[category_id], bool(annotation.get('iscrowd')))
 
 
 def _image_folder(root: str, split: str, file: str, file_names: Sequence[str]) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 from jaxcnn.config import DataConfig
 from jaxcnn.data import cache, duplicates, sources
 from jaxcnn.data.split import Split
-from jaxcnn.data.targets import LABEL, TargetKind
+from jaxcnn.data.targets import BOXES, LABEL, TargetKind
 from jaxcnn.errors import UserError, as_text
 from jaxcnn.files import open_replacement
 from jaxcnn.sealed import seal, unseal
@@ -36,6 +36,8 @@ class Dataset:
       digest: for each split, a digest of each of its targets and of its images, in order.
       kind: kind of targets.
       paths: by split, the paths of the images in `Split.images`; empty if the images are not in files of their own.
+      wrong_boxes: for each split of the source, the number of boxes that were left out or clipped; see
+        `config.data.skip_broken`.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Dataset:
     digest: dict[str, str] = dataclasses.field(default_factory=dict)
     kind: TargetKind = LABEL
     paths: dict[str, Sequence[str]] = dataclasses.field(default_factory=dict)
+    wrong_boxes: dict[str, int] = dataclasses.field(default_factory=dict)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -71,10 +74,12 @@ class Dataset:
 
     def info(self) -> dict[str, Any]:
         """Return the properties of the data that evaluation and prediction need; they are written to `data.json`."""
+        boxes = {'wrong_boxes': self.wrong_boxes} if self.kind is BOXES else {}
         return {'name': self.name, 'class_names': list(self.class_names), 'image_shape': list(self.image_shape),
                 'mean': list(self.mean), 'std': list(self.std), 'ink': dataclasses.asdict(self.ink) if self.ink else None,
                 'sizes': {name: len(split) for name, split in self.splits.items()}, 'broken': self.broken,
-                'digest': self.digest, 'targets': self.kind.name, 'class_counts': self.class_counts('train')}
+                'digest': self.digest, 'targets': self.kind.name, 'class_counts': self.class_counts('train'),
+                **boxes}
 
     def check_same(self, info: Any, workdir: str) -> None:
         """Check that a run was trained on this data.
@@ -254,4 +259,4 @@ def load(config: DataConfig, kind: TargetKind = LABEL, source: sources.Source | 
     duplicates.warn(source.location, splits)
     mean, std = _cached_statistics(splits['train'])
     return Dataset(config.name, meta['class_names'], splits, mean, std, source.ink, meta['broken'],
-                   _digest(splits, meta['checksums']), kind, paths)
+                   _digest(splits, meta['checksums']), kind, paths, meta.get('wrong_boxes', {}))

@@ -31,7 +31,7 @@ class _DecodedBlock(NamedTuple):
       targets: one array (n, ...) for each target, by name.
       usable: (n,) bool; false for images that could not be read.
       reasons: why these could not be read.
-      problems: mistakes in annotations that were corrected; see `targets.EncodedTargets`.
+      problems: the boxes that were left out or clipped; see `targets.EncodedTargets`.
     """
 
     targets: dict[str, np.ndarray]
@@ -177,8 +177,11 @@ def _decode_blocks(decoder: _Decoder) -> Iterator[_DecodedBlock]:
     yield from results
 
 
-def _decode_split(decoder: _Decoder, folder: str) -> int:
-    """Write the images and the targets of a split, and return the number of images that could not be read.
+def _decode_split(decoder: _Decoder, folder: str) -> tuple[int, int]:
+    """Write the images and the targets of a split.
+
+    Returns:
+      The number of images that could not be read, and of boxes that were left out or clipped.
 
     Raises:
       UserError: there are no images, or see `_Decoder.decode`.
@@ -206,7 +209,7 @@ def _decode_split(decoder: _Decoder, folder: str) -> int:
         np.save(os.path.join(folder, f'{split}.usable.npy'), usable)
         for name in decoder.kind.targets(decoder.num_classes, decoder.config.max_boxes):
             np.save(os.path.join(folder, f'{split}.{name}.npy'), np.concatenate([block.targets[name] for block in decoded]))
-    return int((~usable).sum())
+    return int((~usable).sum()), len(problems)
 
 
 @contextlib.contextmanager
@@ -229,17 +232,21 @@ def _handle_processes(is_used: bool) -> Iterator[None]:
             loky.get_reusable_executor().shutdown()
 
 
-def decode_source(source: Source, num_classes: int, config: cfg.DataConfig, folder: str) -> dict[str, int]:
-    """Decode all splits of a source into a folder, and return the number of images of each that could not be read.
+def decode_source(source: Source, num_classes: int, config: cfg.DataConfig,
+                  folder: str) -> tuple[dict[str, int], dict[str, int]]:
+    """Decode all splits of a source into a folder.
+
+    Returns:
+      For each split, the number of images that could not be read, and of boxes that were left out or clipped.
 
     Raises:
       UserError: a split holds no images, or an image or a target is wrong.
     """
     splits = {split: read() for split, read in source.splits.items()}
-    broken = {}
+    broken, wrong_boxes = {}, {}
     with _handle_processes(any(map(_needs_processes, splits.values()))):
         for split, examples in splits.items():
             path = os.path.join(folder, f'{split}.images.npy')
             decoder = _Decoder(examples, source.location, split, source.kind, num_classes, config, path)
-            broken[split] = _decode_split(decoder, folder)
-    return broken
+            broken[split], wrong_boxes[split] = _decode_split(decoder, folder)
+    return broken, wrong_boxes

@@ -56,7 +56,7 @@ class EncodedTargets(NamedTuple):
 
     Attributes:
       arrays: the values by name.
-      problems: the mistakes in the annotation that were corrected because of `config.data.skip_broken`.
+      problems: why boxes were left out or clipped, which `config.data.skip_broken` allows; one text for each box.
     """
 
     arrays: dict[str, np.ndarray]
@@ -168,7 +168,7 @@ class ObjectBoxes(TargetKind):
     - `original_size`: (2,), height and width of the image before it was resized.
 
     A source gives `boxes` (n, 4) in pixels of the image before resizing, `classes` (n,) and, optionally, `difficult` (n,)
-    and `valid` (n,).
+    and `valid` (n,), and `problems`, the reasons why it has left out boxes itself.
     """
 
     name = 'boxes'
@@ -229,7 +229,7 @@ class ObjectBoxes(TargetKind):
         for name, value in values.items():
             padding = [(0, config.max_boxes - len(value)), *[(0, 0)] * (value.ndim - 1)]
             arrays[name] = specs[name].check(name, np.pad(value, padding), num_classes)
-        return EncodedTargets({name: arrays[name] for name in specs}, problems)
+        return EncodedTargets({name: arrays[name] for name in specs}, [*example.get('problems', ()), *problems])
 
     def strata(self, targets: Arrays) -> np.ndarray:
         """Return the number of each example's set of classes, and -1 for sets that occur once."""

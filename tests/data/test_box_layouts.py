@@ -174,7 +174,11 @@ def test_mistakes_in_an_annotation_of_voc(tmp_path, caplog, mistake):
     root = write_voc(tmp_path / 'set')
     change(root / 'Annotations' / f'{name}.xml', old, new)
     dataset = assert_error_or_skipped(tmp_path, caplog, 'voc', root, message, expected)
-    assert dataset.broken == {'train': int(expected is WITHOUT_ONE), 'val': 0, 'test': 0}
+    is_broken = expected is WITHOUT_ONE
+    split = 'val' if name == 'three' else 'train'
+    for counts, count in ((dataset.broken, int(is_broken)), (dataset.wrong_boxes, int(not is_broken))):
+        assert counts == {'train': 0, 'val': 0, 'test': 0, split: count}
+    assert dataset.info()['wrong_boxes'] == dataset.wrong_boxes
 
 
 @pytest.mark.parametrize(('old', 'new', 'message', 'expected'), [
