@@ -77,39 +77,68 @@ BoxListing = dict[str, list[AnnotatedImage]]  # the images of each split
 class BoxFiles:
     """The examples of a split in image files.
 
+    The boxes of all images are in arrays, which worker processes share, and not in an object for each image.
+
     Attributes:
       root: the folder that the paths are relative to.
-      images: the images.
-      labels: the number of each class.
+      paths: (N,) the paths of the images.
+      annotations: (N,) the file, or the line of a file, that holds the boxes of each image, for errors.
+      sizes: (N, 2) width and height of each image according to its annotation; 0 if it does not say.
+      starts: (N + 1,) the position of each image's first object in the following arrays.
+      boxes: (n, 4) `x0, y0, x1, y1`.
+      classes: (n,) numbers of classes.
+      difficult: (n,) bool.
+      problems: by the index of an image, why it is skipped.
+      box_problems: by the index of an image, why boxes are left out.
       in_fractions: whether the boxes are in fractions of the width and height of their image, and not in pixels.
     """
 
     root: str
-    images: Sequence[AnnotatedImage]
-    labels: Mapping[str, int]
+    paths: Sequence[str]
+    annotations: Sequence[str]
+    sizes: np.ndarray
+    starts: np.ndarray
+    boxes: np.ndarray
+    classes: np.ndarray
+    difficult: np.ndarray
+    problems: Mapping[int, str]
+    box_problems: Mapping[int, Sequence[str]]
     in_fractions: bool
 
+    @classmethod
+    def from_images(cls, root: str, images: Sequence[AnnotatedImage], labels: Mapping[str, int],
+                    in_fractions: bool) -> 'BoxFiles':
+        """Return the examples of annotated images; `labels` gives the number of each class."""
+        return cls(root, [image.path for image in images], [image.annotation for image in images],
+                   sizes=np.array([image.size or (0, 0) for image in images]),
+                   starts=np.cumsum([0, *(len(image.boxes) for image in images)]),
+                   boxes=np.array([box for image in images for box in image.boxes], np.float64).reshape(-1, 4),
+                   classes=np.array([labels[c] for image in images for c in image.classes], np.int64),
+                   difficult=np.array([value for image in images for value in image.difficult], bool),
+                   problems={index: image.problem for index, image in enumerate(images) if image.problem},
+                   box_problems={index: image.box_problems for index, image in enumerate(images) if image.box_problems},
+                   in_fractions=in_fractions)
+
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.paths)
 
     def image_name(self, index: int) -> str:
         """Return the path of an image."""
-        return as_text(os.path.join(self.root, self.images[index].path))
+        return as_text(os.path.join(self.root, self.paths[index]))
 
     def __getitem__(self, index: int) -> Example:
-        image = self.images[index]
-        if image.problem:
-            raise UserError(image.problem)
-        pixels = picture.read(os.path.join(self.root, image.path), 'RGB')
+        if index in self.problems:
+            raise UserError(self.problems[index])
+        pixels = picture.read(os.path.join(self.root, self.paths[index]), 'RGB')
         height, width = pixels.shape[:2]
-        if image.size not in (None, (width, height)):
-            raise UserError('is {} x {} pixels (width x height), but {} says {} x {}'.format(
-                width, height, as_text(image.annotation), *image.size), field=self.image_name(index))
-        boxes = np.array(image.boxes, np.float64).reshape(-1, 4)
-        if self.in_fractions:
-            boxes = boxes * [width, height, width, height]
-        return {'image': pixels, 'boxes': boxes, 'classes': np.array([self.labels[c] for c in image.classes], np.int64),
-                'difficult': np.array(image.difficult, bool), 'problems': image.box_problems}
+        expected_width, expected_height = self.sizes[index]
+        if expected_width and (width, height) != (expected_width, expected_height):
+            raise UserError(f'is {width} x {height} pixels (width x height), but {as_text(self.annotations[index])} says '
+                            f'{expected_width} x {expected_height}', field=self.image_name(index))
+        objects = slice(self.starts[index], self.starts[index + 1])
+        scale = np.array([width, height, width, height]) if self.in_fractions else 1
+        return {'image': pixels, 'boxes': self.boxes[objects] * scale, 'classes': self.classes[objects],
+                'difficult': self.difficult[objects], 'problems': self.box_problems.get(index, ())}
 
 
 def make_box_source(name: str, root: str, listing: BoxListing, config: DataConfig, expected: str,
@@ -145,12 +174,12 @@ def make_box_source(name: str, root: str, listing: BoxListing, config: DataConfi
             _find_file(root, image, config)
             _update_digest(digest, split, root, image)
     _check_max_boxes(root, listing, config)
-    splits = {split: BoxFiles(root, images, labels, in_fractions) for split, images in listing.items() if images}
+    splits = {split: BoxFiles.from_images(root, images, labels, in_fractions) for split, images in listing.items() if images}
     names = unique_names(class_list, class_list)
     return Source(as_text(root), key={'source': name, 'files': digest.hexdigest(), 'names': names},
                   splits={split: functools.partial(splits.__getitem__, split) for split in splits},
                   class_names=lambda: names, kind=BOXES,
-                  paths={split: [image.path for image in files.images] for split, files in splits.items()})
+                  paths={split: files.paths for split, files in splits.items()})
 
 
 def _remove_unknown_classes(image: AnnotatedImage, labels: Mapping[str, int], config: DataConfig) -> None:
