@@ -1,15 +1,16 @@
 """Checks of the loss before training: its value, and that it stays put without updates."""
 
-import dataclasses
 import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxcnn import config as cfg
 from jaxcnn.checks.base import FAILED, INFORMATION, WARNING, Findings, Verdict
 from jaxcnn.checks.context import Context, train_steps
 from jaxcnn.data.targets import LABELS
+from jaxcnn.optim import path_name
 from jaxcnn.training.state import variables
 
 NUM_STEPS = 10  # with learning rate 0
@@ -83,17 +84,19 @@ def check_zero_lr(context: Context) -> Verdict:
     """Train with learning rate 0: no parameter may change, and the loss must stay put."""
     findings = Findings()
     num_steps = min(NUM_STEPS, context.steps)
-    config = context.shortened(num_steps)
-    config = dataclasses.replace(config, optim=dataclasses.replace(config.optim, learning_rate=0.0))
+    # look-ahead would change the last bits of parameters that do not move
+    config = context.shortened(num_steps, learning_rate=0.0, schedule=cfg.Choice('constant'), warmup=None, lookahead=None)
     with context.variant(config) as setup:
         state = context.initial_state(setup)
         before = setup.backend.fetch(state.params)
         state, scalars = train_steps(setup, state, 0, num_steps)
         after = setup.backend.fetch(state.params)
-    names = [jax.tree_util.keystr(path, simple=True, separator='/')
-             for path, (x, y) in jax.tree_util.tree_leaves_with_path(
-                 jax.tree.map(lambda x, y: (x, y), before, after), is_leaf=lambda x: isinstance(x, tuple))
-             if not np.array_equal(x, y, equal_nan=True)]
+    groups = setup.experiment.optimizer.groups
+    leaves = zip(jax.tree_util.tree_leaves_with_path(before), jax.tree.leaves(after),
+                 jax.tree.leaves(groups.indices(before)), strict=True)
+    # kernels of groups with normalize are scaled to a fixed norm at any learning rate
+    names = [path_name(path) for (path, x), y, group in leaves if not np.array_equal(x, y, equal_nan=True)
+             and not (group >= 0 and groups.groups[group].normalize and x.ndim > 1)]
     losses = scalars['loss']
     if names:
         findings.add(FAILED, f'{len(names)} parameters change, such as {names[0]}',

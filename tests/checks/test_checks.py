@@ -191,6 +191,12 @@ def test_an_optimizer_that_ignores_the_learning_rate(check):
     assert check('zero_lr', optim=dict(optimizer='restless')).status == FAILED
 
 
+def test_kernels_that_are_normalised_may_change_with_learning_rate_0(check):
+    groups = [dict(match='Conv.*kernel', normalize=True)]
+    verdict = check('zero_lr', optim=dict(groups=groups, lookahead=dict(every=2)))
+    assert verdict.status == OK, verdict
+
+
 def test_a_gradient_that_is_wrong_is_found_and_a_right_one_is_not():
     @jax.custom_vjp
     def square(x):
