@@ -83,10 +83,13 @@ class Speed:
 
 def measure_speed(context: Context, setup: Setup) -> Speed:
     """Measure the speed of the training steps of a config and of the machine."""
+    end = setup.timeline.phase_end(0)  # later batches may have another size
     count = setup.steps_per_dispatch
+    if count > end:
+        count = end if setup.variable_length else 1
     state: list[TrainState] = [setup.initial_state(context.weights)]
     program = setup.program(setup.timeline.phases[0])
-    steps = itertools.cycle(range(0, setup.timeline.total - count + 1, count))
+    steps = itertools.cycle(range(0, end - count + 1, count))
 
     def step_with_data() -> Any:
         state[0], scalars = program(state[0], *setup.inputs(next(steps), count))

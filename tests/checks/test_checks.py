@@ -21,6 +21,7 @@ from jaxcnn.cli.check import CHECK_NAMES
 from jaxcnn.data import Source
 from jaxcnn.errors import UserError
 from jaxcnn.models.sequential import Sequential
+from jaxcnn.training.setup import Setup
 
 LAYERS = 'conv(8, 3)|relu|max_pool(2)|flatten|dense(32)|relu|dense'
 MODEL = dict(name='sequential', layers=LAYERS, kernel_init='lecun_normal')
@@ -277,6 +278,27 @@ def test_batch_size_and_throughput_are_information(check, monkeypatch):
     assert 'the batch size is 32' in verdicts['batch_size'].measured
     assert verdicts['throughput'].status in (INFORMATION, WARNING)
     assert 'images/s' in verdicts['throughput'].measured
+
+
+@pytest.mark.parametrize('steps_per_dispatch', [3, 10])
+def test_throughput_times_the_first_batch_size_of_a_batch_schedule(check, monkeypatch, steps_per_dispatch):
+    sizes, inputs = set(), Setup.inputs
+
+    def record_sizes(setup, step, count):
+        arguments = inputs(setup, step, count)
+        sizes.add(arguments[0]['image'].shape[1])
+        return arguments
+
+    def call_a_few_times(step_with_data, *others):
+        for _ in range(5):
+            step_with_data()
+        return 1.0, 1.0, 1.0
+    monkeypatch.setattr(Setup, 'inputs', record_sizes)
+    monkeypatch.setattr(execution, '_seconds', call_a_few_times)
+    verdict = check('throughput', data=dict(placement='host'), duration=dict(steps=20), batch_schedule=[(dict(steps=5), 64)],
+                    parallel=dict(devices=1, steps_per_dispatch=steps_per_dispatch))
+    assert verdict.status in (INFORMATION, WARNING), verdict
+    assert sizes == {32}
 
 
 def test_classes_that_are_swapped_count_and_mistakes_at_random_do_not():
