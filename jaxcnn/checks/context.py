@@ -20,6 +20,7 @@ import numpy as np
 from jaxcnn import config as cfg
 from jaxcnn import data
 from jaxcnn.data import Source
+from jaxcnn.errors import UserError
 from jaxcnn.training.dispatch import dispatch_end
 from jaxcnn.training.setup import Setup
 from jaxcnn.training.state import TrainState, variables
@@ -27,6 +28,10 @@ from jaxcnn.training.step import image_gradient, image_keys, step_keys
 
 MAX_IMAGES = 1024  # of a split that are evaluated
 Scalars = dict[str, np.ndarray]
+
+
+class TooShort(UserError):
+    """The schedule of a config does not fit into the steps of a short training run."""
 
 
 @contextlib.contextmanager
@@ -138,10 +143,18 @@ class Context:
         Args:
           config: the config.
           dataset: other data, such as a part of it; normalisation is always that of the whole training split.
+
+        Raises:
+          TooShort: the config has fewer steps than its schedule needs.
         """
         single = dataclasses.replace(config, parallel=dataclasses.replace(config.parallel, devices=1, backend='sharded'))
         with quiet():
-            setup = Setup(single, self._scratch, dataset=dataset or self.setup.dataset)
+            try:
+                setup = Setup(single, self._scratch, dataset=dataset or self.setup.dataset)
+            except UserError as e:
+                if e.field != 'config.optim.schedule':
+                    raise
+                raise TooShort(f'the config cannot be shortened to {config.duration.value:g} steps: {e}') from e
         try:
             yield setup
         finally:
@@ -155,7 +168,8 @@ class Context:
     def shortened(self, num_steps: int, **optim: Any) -> cfg.Config:
         """Return the config of a run of `num_steps` steps, with the schedule shortened accordingly.
 
-        Later stages, later batch sizes and a BatchNorm that is frozen later are not reached by a short run.
+        Later stages, later batch sizes and a BatchNorm that is frozen later are not reached by a short run. A schedule may
+        need more steps, such as a triangle whose peak comes early; `variant` then raises `TooShort`.
 
         Args:
           num_steps: number of steps.

@@ -161,10 +161,8 @@ def noise_scale(small_batch: int, small_norms: np.ndarray, big_batch: int, big_n
 
 def _gradient_norms(context: Context, batch_size: int, params: Any, stats: Any) -> np.ndarray:
     """Return the norms of the gradients of `NUM_BATCHES` batches, from steps with learning rate 0."""
-    config = dataclasses.replace(context.shortened(NUM_BATCHES), batch_size=batch_size)
-    config = dataclasses.replace(config, optim=dataclasses.replace(
-        config.optim, learning_rate=0.0, accumulate=1, clip_norm=0.0))
-    with context.variant(config) as setup:
+    config = context.shortened(NUM_BATCHES, learning_rate=0.0, schedule=cfg.Choice('constant'), warmup=None, accumulate=1)
+    with context.variant(dataclasses.replace(config, batch_size=batch_size)) as setup:
         params, stats = setup.backend.replicate(params), setup.backend.replicate(stats)
         state = dataclasses.replace(context.initial_state(setup), params=params, batch_stats=stats)
         _, scalars = train_steps(setup, state, 0, NUM_BATCHES)

@@ -8,8 +8,8 @@ from jaxcnn import config as cfg
 from jaxcnn import experiment
 from jaxcnn.analysis.markdown import escape, figure, to_html
 from jaxcnn.checks.augmentation import check_augmentation
-from jaxcnn.checks.base import FAILED, OK, Check, Verdict
-from jaxcnn.checks.context import Context
+from jaxcnn.checks.base import FAILED, INFORMATION, OK, Check, Verdict
+from jaxcnn.checks.context import Context, TooShort
 from jaxcnn.checks.data import check_batch, check_data
 from jaxcnn.checks.execution import check_determinism, check_throughput
 from jaxcnn.checks.gradients import check_gradients
@@ -84,6 +84,8 @@ def _run(check: Check, context: Context) -> Verdict:
     """Carry out a check; an error in it is the verdict, so that the other checks are carried out, too."""
     try:
         return check.run(context)
+    except TooShort as e:
+        return Verdict(INFORMATION, str(e), 'raise --steps')
     except UserError as e:
         return Verdict(FAILED, str(e))
     except OSError:

@@ -310,6 +310,14 @@ def test_classes_that_are_swapped_count_and_mistakes_at_random_do_not():
     assert abs(swapped_fraction(labels, np.where(is_wrong, rng.integers(0, 10, 1000), labels), 10)) < 0.02
 
 
+def test_a_schedule_that_needs_more_steps_is_no_failure(check):
+    schedule = dict(name='triangle', peak=0.05)
+    verdicts = check('zero_lr learns', steps=12, optim=dict(schedule=schedule))
+    assert (verdicts['zero_lr'].status, verdicts['learns'].status) == (OK, INFORMATION), verdicts
+    assert 'cannot be shortened to 12 steps: config.optim.schedule: schedule triangle' in verdicts['learns'].measured
+    assert verdicts['learns'].advice == 'raise --steps'
+
+
 def test_an_error_in_a_check_is_its_verdict(check, monkeypatch):
     def fails(context):
         raise UserError('something is wrong')
