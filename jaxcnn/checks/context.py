@@ -23,8 +23,7 @@ from jaxcnn.data import Source
 from jaxcnn.errors import UserError
 from jaxcnn.training.dispatch import dispatch_end
 from jaxcnn.training.setup import Setup
-from jaxcnn.training.state import TrainState, variables
-from jaxcnn.training.step import image_gradient, image_keys, step_keys
+from jaxcnn.training.state import TrainState
 
 MAX_IMAGES = 1024  # of a split that are evaluated
 Scalars = dict[str, np.ndarray]
@@ -115,7 +114,6 @@ class Context:
         self.config, self.folder = config, folder
         self._resources = contextlib.ExitStack()
         self._scratch = self._resources.enter_context(tempfile.TemporaryDirectory(prefix='jaxcnn_check'))
-        os.makedirs(os.path.join(self._scratch, 'figures'))
         self.setup = Setup(config, self._scratch, source)
         self._resources.callback(self.setup.feed.close)
         with open(os.path.join(self._scratch, 'config.json'), 'w', encoding='utf-8'):
@@ -165,6 +163,11 @@ class Context:
         with quiet():
             return setup.initial_state(self.weights)
 
+    @functools.cached_property
+    def host_state(self) -> TrainState:
+        """A host copy of the state before the first step."""
+        return self.setup.backend.fetch(self.initial_state(self.setup))
+
     def shortened(self, num_steps: int, **optim: Any) -> cfg.Config:
         """Return the config of a run of `num_steps` steps, with the schedule shortened accordingly.
 
@@ -206,24 +209,18 @@ class Context:
         return jax.random.key(np.uint32(self.config.seed))
 
     def train_examples(self, count: int) -> dict[str, jax.Array]:
-        """Return the first `count` training examples as the network gets them: augmented, normalised, with their targets."""
-        setup = self.setup
-        positions = np.concatenate([setup.feed.positions(step) for step in range(
-            min(setup.timeline.total, -(-count // setup.timeline.phases[0].batch_size)))])[:count]
-        return self.preprocess(setup, positions)
+        """Return the first `count` training examples as the network gets them: augmented, normalised, with their targets.
 
-    def preprocess(self, setup: Setup, positions: np.ndarray) -> dict[str, jax.Array]:
-        """Return the training examples at `positions`, augmented and normalised as in the first step of a run."""
-        experiment, train = setup.experiment, setup.dataset.splits['train']
-        preprocessor = experiment.preprocessor
-        gradient = None
-        if preprocessor.augment and preprocessor.augment.has_attack:
-            gradient = image_gradient(experiment.network, preprocessor, experiment.task,
-                                      variables(setup.backend.fetch(self.initial_state(setup)))[False])
-        passes = image_keys(self.run_key, jnp.asarray(positions)), jnp.zeros(len(positions), jnp.int32)
-        examples = {'image': train.take(positions), **train.take_targets(positions)}
-        prepare = jax.jit(functools.partial(preprocessor.train, mixer=experiment.task, gradient=gradient, passes=passes))
-        return prepare(examples, step_keys(self.run_key, 0)[0])
+        A run that has fewer examples gives all of them.
+        """
+        setup, timeline, batches = self.setup, self.setup.timeline, []
+        state = setup.backend.replicate(self.host_state)
+        for step in range(timeline.total):
+            missing = count - timeline.examples(step)
+            if missing <= 0:
+                break
+            batches.append(setup.augmented_batch(step, missing, state))
+        return {name: jnp.concatenate([batch[name] for batch in batches]) for name in batches[0]}
 
     @property
     def chance_loss(self) -> float:

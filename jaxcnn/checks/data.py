@@ -1,8 +1,5 @@
 """Checks of the data: what the network is fed, the balance of classes, and duplicates between splits."""
 
-import os
-import shutil
-
 import numpy as np
 
 from jaxcnn.analysis import figures
@@ -37,11 +34,8 @@ def check_batch(context: Context) -> Verdict:
     setup, findings = context.setup, Findings()
     examples = context.train_examples(MAX_IMAGES)
     images = np.asarray(examples['image'], np.float32)
-    state = context.initial_state(setup)
-    setup.draw_first_batch(state)
-    drawn = os.path.join(setup.folder, 'figures', 'first_batch.png')
-    if os.path.exists(drawn):
-        shutil.move(drawn, context.figure_path('batch'))
+    with figures.warn_on_error(path := context.figure_path('batch')):
+        setup.draw_batch(0, setup.backend.replicate(context.host_state), path)
     mean, std = images.mean((0, 1, 2)), images.std((0, 1, 2))
     train = setup.dataset.splits['train']
     pixels = train.take(np.arange(min(len(train), MAX_IMAGES)))
@@ -55,7 +49,7 @@ def check_batch(context: Context) -> Verdict:
     elif _statistics_error(mean, std):
         findings.add(severity, f'the input should have a mean within {MAX_MEAN:g} of 0 and a deviation from {MIN_STD:g} to '
                      f'{MAX_STD:g}', 'check that images are normalised once: config.data.normalize gets pixels in [0, 1]')
-    first = first_layer_input(setup.experiment.network, variables(setup.backend.fetch(state))[False], images)
+    first = first_layer_input(setup.experiment.network, variables(context.host_state)[False], images)
     if first is not None and np.isfinite(images).all():
         x = np.asarray(first)
         axes = tuple(range(x.ndim - 1))

@@ -110,8 +110,7 @@ def check_gradients(context: Context) -> Verdict:
     setup = context.setup
     task = setup.experiment.task
     examples = jax.tree.map(np.asarray, context.train_examples(NUM_IMAGES))
-    params, stats = (jax.tree.map(np.asarray, tree) for tree in (
-        lambda state: (state.params, state.batch_stats))(setup.backend.fetch(context.initial_state(setup))))
+    params, stats = (jax.tree.map(np.asarray, tree) for tree in (context.host_state.params, context.host_state.batch_stats))
     # casts of losses and of normalisation layers to float32 would round the differences
     with jax.enable_x64(True), unittest.mock.patch.object(jnp, 'float32', jnp.float64):
         network = setup.experiment.network.clone(conv_implementation='xla', dtype='float64', param_dtype='float64')

@@ -55,12 +55,13 @@ def first_layer_input(network: Network, variables: Any, images: jax.typing.Array
     """Return what the first layer with parameters is fed, or None if the network has no such layer."""
     inputs: list[jax.Array] = []
 
-    def apply(images: jax.Array) -> list[jax.Array]:
+    @jax.jit
+    def apply(variables: Any, images: jax.Array) -> list[jax.Array]:
         def record(name: str, x: jax.Array, output: jax.Array) -> jax.Array:
             inputs.append(x)
             return output
         inputs.clear()
         apply_with_layers(network, variables, images, record, train=False)
         return [x.astype(jnp.float32) for x in inputs[:1]]
-    first = jax.jit(apply)(images)
+    first = apply(variables, images)
     return first[0] if first else None

@@ -1,6 +1,7 @@
 """Checks of the loss before training: its value, and that it stays put without updates."""
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -30,16 +31,15 @@ def check_first_loss(context: Context) -> Verdict:
     targets = {name: value for name, value in examples.items() if name != 'image'}
     zeros = jnp.zeros((len(examples['image']), task.num_classes))
     expected = float(task.loss(zeros, targets))
-    state = context.initial_state(setup)
-    weights = variables(setup.backend.fetch(state))[False]
     network = experiment.network
 
-    def apply(images: jax.Array) -> jax.Array:
+    @jax.jit
+    def apply(weights: Any, images: jax.Array) -> jax.Array:
         outputs, _ = network.apply(weights, images, train=True, mutable=['batch_stats'],
                                    rngs={'dropout': jax.random.key(0)})
         return (outputs[0] if isinstance(outputs, tuple) else outputs).astype(jnp.float32)
-    outputs = np.asarray(jax.jit(apply)(examples['image'][:NUM_IMAGES]))
-    _, scalars = train_steps(setup, state, 0, 1)
+    outputs = np.asarray(apply(variables(context.host_state)[False], examples['image'][:NUM_IMAGES]))
+    _, scalars = train_steps(setup, context.initial_state(setup), 0, 1)
     loss = float(scalars['loss'][0])
     auxiliary = getattr(network, 'aux_weight', 0)
     _check_outputs(outputs, findings, task.kind is LABELS)

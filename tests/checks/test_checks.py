@@ -14,6 +14,7 @@ from jaxcnn import config as cfg
 from jaxcnn import models
 from jaxcnn.checks import CHECKS, FAILED, INFORMATION, OK, WARNING, execution, run_checks
 from jaxcnn.checks.augmentation import swapped_fraction
+from jaxcnn.checks.context import Context
 from jaxcnn.checks.gradients import compare_gradients
 from jaxcnn.checks.learning_rate import evaluate_sweep, noise_scale
 from jaxcnn.checks.signal import layer_signals
@@ -165,6 +166,17 @@ def test_augmentation_that_turns_digits_upside_down(check):
 
 
 # ---- further mistakes, and the parts
+
+
+def test_training_examples_are_those_of_the_run(small, tmp_path):
+    """mixup mixes each image with the one before it in the batch, which may be the last one."""
+    config = cfg.parse(small(**FIELDS, model=dict(name='sequential', layers='flatten|dense'),
+                             data=dict(augment='mixup(1.0)', image_size=0)))
+    with Context(config, str(tmp_path)) as context:
+        examples, setup = context.train_examples(40), context.setup
+        batches = [setup.augmented_batch(step, 32, context.initial_state(setup)) for step in (0, 1)]
+    for name, values in examples.items():
+        np.testing.assert_array_equal(values, np.concatenate([batch[name] for batch in batches])[:40])
 
 
 @pytest.mark.slow
