@@ -55,8 +55,22 @@ def _handful(context: Context) -> Any:
     return dataclasses.replace(dataset, splits={**dataset.splits, 'train': train.subset(positions)})
 
 
-def _memorise(context: Context, learning_rate: float) -> tuple[np.ndarray, int | None]:
-    """Return the accuracy of each step, and the number of steps after which all images are right twice in a row."""
+@dataclasses.dataclass(frozen=True)
+class Memorisation:
+    """The training on a few images.
+
+    Attributes:
+      accuracies, losses: those of each step, (steps,) each.
+      num_steps: number of steps after which all images are right twice in a row, or None if they never are.
+    """
+
+    accuracies: np.ndarray
+    losses: np.ndarray
+    num_steps: int | None
+
+
+def _memorise(context: Context, learning_rate: float) -> Memorisation:
+    """Train on a few images without regularisation until all of them are right twice in a row."""
     with context.variant(_without_regularisation(context, MAX_MEMORISING_STEPS, learning_rate), _handful(context)) as setup:
         name = setup.experiment.task.train_metrics[1]
         state, parts, step = context.initial_state(setup), [], 0
@@ -68,33 +82,33 @@ def _memorise(context: Context, learning_rate: float) -> tuple[np.ndarray, int |
             if (accuracies[-2:] == 1).all():
                 break
     right = np.flatnonzero((accuracies[:-1] == 1) & (accuracies[1:] == 1))
-    return np.stack([accuracies, np.concatenate([part['loss'] for part in parts])]), int(right[0]) if len(right) else None
+    return Memorisation(accuracies, np.concatenate([part['loss'] for part in parts]), int(right[0]) if len(right) else None)
 
 
 def check_overfit(context: Context) -> Verdict:
     """Train on a few images without augmentation and regularisation until all of them are right."""
     findings = Findings()
     rate = context.config.optim.learning_rate
-    (accuracies, losses), num_steps = _memorise(context, rate)
-    curves = {f'learning rate {rate:g}': losses}
-    if num_steps is None:
-        (slow_accuracies, slow_losses), slow_steps = _memorise(context, rate / 10)
-        curves[f'learning rate {rate / 10:g}'] = slow_losses
-        if slow_steps is not None:
-            findings.add(WARNING, f'with a tenth of the learning rate they are, after {slow_steps} steps',
+    result = _memorise(context, rate)
+    curves = {f'learning rate {rate:g}': result.losses}
+    if result.num_steps is None:
+        slower = _memorise(context, rate / 10)
+        curves[f'learning rate {rate / 10:g}'] = slower.losses
+        if slower.num_steps is not None:
+            findings.add(WARNING, f'with a tenth of the learning rate they are, after {slower.num_steps} steps',
                          'reduce config.optim.learning_rate, and see lr_range')
         else:
-            findings.add(FAILED, f'{100 * slow_accuracies[-10:].mean():.0f} % with a tenth of the learning rate',
+            findings.add(FAILED, f'{100 * slower.accuracies[-10:].mean():.0f} % with a tenth of the learning rate',
                          'check the loss, the outputs (see first_loss), dead units and parameters that are not trained '
                          '(see signal): a network that cannot memorise a few images has a defect')
     with figures.warn_on_error(path := context.figure_path('overfit')):
         draw_losses(curves, path, ylabel='training loss of the same images')
     count = min(NUM_MEMORISED, len(context.setup.dataset.splits['train']))
-    if num_steps is not None:
-        measured = f'{count} images are all right after {num_steps} steps, with loss {losses[-1]:.2g}'
+    if result.num_steps is not None:
+        measured = f'{count} images are all right after {result.num_steps} steps, with loss {result.losses[-1]:.2g}'
     else:
         measured = (f'{count} images are not all right within {MAX_MEMORISING_STEPS} steps at learning rate {rate:g}: '
-                    f'{100 * accuracies[-10:].mean():.0f} %')
+                    f'{100 * result.accuracies[-10:].mean():.0f} %')
     return findings.verdict(measured, ['The loss of a few training images on which the network is trained without '
                                        'augmentation, dropout, decay and label smoothing.'], ['overfit'])
 
