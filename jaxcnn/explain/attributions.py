@@ -1,7 +1,6 @@
 """The views that attribute a class score to pixels."""
 
 import dataclasses
-import functools
 import glob
 import inspect
 import os
@@ -14,7 +13,6 @@ import numpy as np
 
 from jaxcnn.analysis import attribution, class_activation, figures, occlusion
 from jaxcnn.analysis.markdown import escape
-from jaxcnn.config import bind
 from jaxcnn.errors import UserError, unknown
 from jaxcnn.explain.request import Request, Section
 
@@ -73,23 +71,6 @@ class Method:
     signed: bool = False
     fill: tuple[str, str] | None = None
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-
-    def with_options(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> 'Method':
-        """Return the method with values for its options.
-
-        Raises:
-          UserError: It does not take an option, or not of this type.
-        """
-        function = functools.partial(self.function, None, None, None, None)
-        options = bind(function, args, kwargs, self.title)
-        for name, value in options.items():
-            default = inspect.signature(self.function).parameters[name].default
-            is_number = isinstance(value, int | float) and not isinstance(value, bool)
-            is_valid = is_number if isinstance(default, float) else type(value) is type(default)
-            if not is_valid and not (self.fill and name == self.fill[0]):
-                raise UserError(f'expected a value of type {type(default).__name__}, got {value!r}',
-                                field=f'{self.title}: {name}')
-        return dataclasses.replace(self, options=options)
 
     def values(self, request: Request, variables: Any = None) -> np.ndarray:
         """Return the attributions to the request's images, (N, H, W) or (N, H, W, C).

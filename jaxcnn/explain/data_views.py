@@ -18,6 +18,7 @@ from jaxcnn.analysis.embedding_page import write_embedding_page
 from jaxcnn.analysis.markdown import escape
 from jaxcnn.data import normalize
 from jaxcnn.errors import UserError, unknown
+from jaxcnn.explain.layers import check_options
 from jaxcnn.explain.request import Request, Section
 from jaxcnn.explain.split_predictions import BATCH_SIZE, SplitPredictions, compute_in_batches, predict
 from jaxcnn.files import open_replacement
@@ -49,8 +50,7 @@ def confusion(request: Request) -> Section:
 def calibration(request: Request, bins: int = calibrations.BINS) -> Section:
     """Show whether predictions of 80 % are right in 80 % of the cases."""
     _check_no_pictures(request, 'calibration')
-    if bins < 1:
-        raise UserError(f'expected at least 1, got {bins}', field='bins')
+    check_options(1, bins=bins)
     predictions = request.predictions(request.split)
     probabilities = predictions.probabilities
     if predictions.has_label:
@@ -78,8 +78,7 @@ def calibration(request: Request, bins: int = calibrations.BINS) -> Section:
 def errors(request: Request, count: int = 24) -> Section:
     """Show the most confident mistakes, the most doubtful images and probable label errors."""
     _check_no_pictures(request, 'errors')
-    if count < 1:
-        raise UserError(f'expected at least 1, got {count}', field='count')
+    check_options(1, count=count)
     predictions = request.predictions(request.split)
     return (_errors_of_label if predictions.has_label else _errors_of_label_sets)(request, predictions, count)
 
@@ -157,6 +156,7 @@ def embed(request: Request, layer: str = embedding.CLASSIFIER_INPUT, images: int
     With `augmented`, each image is shown also as training sees it.
     """
     _check_no_pictures(request, 'embed')
+    check_options(1, images=images)
     run = request.run
     predictions = request.predictions(request.split, images)
     features = predictions.features(layer)
@@ -215,6 +215,7 @@ def neighbors(request: Request, layer: str = embedding.CLASSIFIER_INPUT, k: int 
 
     They are searched among `images` images of the split `among`, drawn by the seed. The layers are those of `embed`.
     """
+    check_options(1, k=k, images=images)
     if among not in request.dataset.splits:
         raise unknown('split', among, request.dataset.splits, field='among')
     examples, class_names = request.examples, request.run.info['class_names']

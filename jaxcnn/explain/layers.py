@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import operator
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -38,15 +39,17 @@ class Layer:
 
 
 def check_options(minimum: float, **options: Any) -> None:
-    """Check that options of a view are numbers of at least `minimum`; whole numbers if it is one.
+    """Check that numbers are finite and at least `minimum`. Their types are checked by `views.parse`.
+
+    Args:
+      minimum: the smallest value; a float if the options need not be whole numbers.
+      **options: the values of the options by name.
 
     Raises:
-      UserError: An option is not.
+      UserError: An option is smaller, or not finite.
     """
     for name, value in options.items():
-        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        is_allowed = is_number and (isinstance(value, int) or isinstance(minimum, float))
-        if not is_allowed or not minimum <= value < math.inf:
+        if not minimum <= value < math.inf:
             noun = 'a whole number' if isinstance(minimum, int) else 'a number'
             raise UserError(f'expected {noun} of at least {minimum:g}, got {value!r}', field=name)
 
@@ -109,7 +112,7 @@ def parse_layer(request: Request, text: str, count: int, logits: bool = False) -
         first, _, last = item.partition('-')
         if name == LOGITS:
             channels.append(request.class_number(item, field=None))
-        elif not (first + last).isascii() or not first.isdigit() or (last and not last.isdigit()):
+        elif not re.fullmatch('[0-9]+(-[0-9]+)?', item) or (last and int(last) < int(first)):
             raise UserError(f'expected channels as in {name}:3, {name}:3,7 or {name}:0-8, got {text!r}')
         else:
             channels += range(int(first), int(last or first) + 1)

@@ -1,10 +1,12 @@
 """The views by name, and how a request for some of them is parsed."""
 
+import dataclasses
 import functools
 import inspect
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from jaxcnn.config import bind, parse_calls
 from jaxcnn.errors import UserError, unknown
@@ -69,12 +71,13 @@ def parse(text: str, arguments: Sequence[str] = ()) -> tuple[dict[str, Callable[
       section.
 
     Raises:
-      UserError: A view is unknown, or does not take an argument.
+      UserError: A view is unknown or repeated, or does not take an argument, or not of this type.
     """
     sections: dict[str, Callable[[Request], Section]] = {}
     paths, layer = list(arguments), ''
     calls = parse_calls(text.replace('gradcam++', 'gradcam_plus_plus'), 'VIEW')
-    methods = {name: METHODS[name].with_options(args, kwargs) for name, args, kwargs in calls if name in METHODS}
+    methods = {name: dataclasses.replace(METHODS[name], options=_bind_options(
+        METHODS[name].function, 4, args, kwargs, METHODS[name].title)) for name, args, kwargs in calls if name in METHODS}
     for name, args, kwargs in calls:
         if name in METHODS:
             sections[ATTRIBUTION] = functools.partial(draw_attributions, methods=methods)
@@ -87,13 +90,39 @@ def parse(text: str, arguments: Sequence[str] = ()) -> tuple[dict[str, Callable[
                     kwargs['layer'] = layer
             if 'methods' in kwargs:
                 raise UserError("the methods are views beside it, as in 'gradcam|saliency|scores'", field=name)
-            options = bind(functools.partial(view, None), args, kwargs, name)
+            options = _bind_options(view, 1, args, kwargs, name)
             if methods and 'methods' in inspect.signature(view).parameters:
                 options['methods'] = methods
             sections[name] = functools.partial(view, **options)
         else:
             raise unknown('view', name, names(), field='VIEW')
     return sections, paths
+
+
+def _bind_options(function: Callable[..., Any], num_inputs: int, args: Sequence[Any], kwargs: Mapping[str, Any],
+                  description: str) -> dict[str, Any]:
+    """Return options of a view as keyword arguments, after a check of their types.
+
+    Args:
+      function: the function of the view, whose first `num_inputs` arguments are no options. The type of an option is that
+        of its default, unless its annotation is `Any`.
+      num_inputs: see `function`.
+      args, kwargs: the options.
+      description: name of the view in errors.
+
+    Raises:
+      UserError: The view does not take an option, or not of this type.
+    """
+    options = bind(functools.partial(function, *[None] * num_inputs), args, kwargs, description)
+    parameters = inspect.signature(function).parameters
+    for name, value in options.items():
+        default = parameters[name].default
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        is_valid = is_number if isinstance(default, float) else type(value) is type(default)
+        if not is_valid and parameters[name].annotation is not Any:
+            raise UserError(f'expected a value of type {type(default).__name__}, got {value!r}',
+                            field=f'{description}: {name}')
+    return options
 
 
 def _takes_layer(view: Callable[..., Section]) -> bool:

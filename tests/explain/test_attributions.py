@@ -98,6 +98,21 @@ def test_wrong_views_and_options_are_named(request_for, text, message):
         make_section()
 
 
+@pytest.mark.parametrize(('text', 'message'), [
+    ('errors(count=2.5)', 'errors: count: expected a value of type int, got 2.5'),
+    ('calibration("x")', "calibration: bins: expected a value of type int, got 'x'"),
+    ('embed(augmented=1)', 'embed: augmented: expected a value of type bool, got 1'),
+    ('embed(perplexity=True)', 'embed: perplexity: expected a value of type float, got True'),
+    ('maximize(layer=3)', 'maximize: layer: expected a value of type str, got 3')])
+def test_options_of_a_wrong_type_are_named(text, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        views.parse(text)
+
+
+def test_options_of_any_type_and_whole_numbers_for_floats_are_accepted():
+    views.parse('occlusion(fill=0.5)|scores(fill=1)|embed(perplexity=5)')
+
+
 def test_a_wrong_class_is_named(request_for):
     with pytest.raises(UserError, match="--class: unknown class '10'"):
         request_for(count=1, class_name='10').classes  # noqa: B018

@@ -91,7 +91,8 @@ def test_the_nearest_neighbor_of_a_training_image_is_itself(make_request, workdi
     ('confusion', dict(split='tset'), "no split 'tset'; there are: train, val, test"),
     ('neighbors(among="valid")', {}, r"split 'valid'.*val"),
     ('embed(layer="conv3")', {}, r"layer 'conv3'.*conv2"),
-    ('calibration(bins=0)', {}, 'bins: expected at least 1, got 0')])
+    ('calibration(bins=0)', {}, 'bins: expected a whole number of at least 1, got 0'),
+    ('embed(images=-1)', {}, 'images: expected a whole number of at least 1, got -1')])
 def test_errors_name_what_is_there(make_request, view, fields, message):
     sections, _ = views.parse(view)
     with pytest.raises(UserError, match=message):

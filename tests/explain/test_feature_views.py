@@ -116,7 +116,8 @@ def test_the_other_views_draw_their_figures(make_request, grids, workdir):
 
 @pytest.mark.parametrize(('text', 'message'), [
     ('conv9', "unknown layer 'conv9'; nearest: conv4, conv3, conv2"), ('conv4:8', "'conv4' has no channel 8; nearest: 7"),
-    ('conv4:x', 'expected channels as in conv4:3'), ('logits:dog', "unknown class 'dog'")])
+    ('conv4:x', 'expected channels as in conv4:3'), ('conv1:3-1', "conv1:0-8, got 'conv1:3-1'"),
+    ('logits:dog', "unknown class 'dog'")])
 def test_wrong_layers_and_channels_name_the_nearest(make_request, text, message):
     with pytest.raises(UserError, match=message):
         layers.parse_layer(make_request(), text, 4, logits=True)
@@ -125,7 +126,7 @@ def test_wrong_layers_and_channels_name_the_nearest(make_request, text, message)
 @pytest.mark.parametrize(('view', 'message'), [
     ('maximize(steps=0)', 'steps: expected a whole number of at least 1, got 0'),
     ('maximize(blur=-1)', 'blur: expected a number of at least 0, got -1'),
-    ('deconvnet(count=1.5)', 'count: expected a whole number of at least 1, got 1.5'),
+    ('deconvnet(count=0)', 'count: expected a whole number of at least 1, got 0'),
     ('invariance(points=1)', 'points: expected a whole number of at least 2, got 1')])
 def test_wrong_options_name_the_field_and_the_value(make_request, view, message):
     (make_section,) = views.parse(view)[0].values()
