@@ -5,6 +5,7 @@ import functools
 import inspect
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -76,6 +77,11 @@ def parse(text: str, arguments: Sequence[str] = ()) -> tuple[dict[str, Callable[
     sections: dict[str, Callable[[Request], Section]] = {}
     paths, layer = list(arguments), ''
     calls = parse_calls(text.replace('gradcam++', 'gradcam_plus_plus'), 'VIEW')
+    counts = Counter(name for name, _, _ in calls)
+    for name, count in counts.items():
+        if count > 1:
+            raise UserError(f'expected each view once, got {name!r} {count} times', field='VIEW', hint='a later section of '
+                            'a view replaces the earlier one')
     methods = {name: dataclasses.replace(METHODS[name], options=_bind_options(
         METHODS[name].function, 4, args, kwargs, METHODS[name].title)) for name, args, kwargs in calls if name in METHODS}
     for name, args, kwargs in calls:

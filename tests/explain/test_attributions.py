@@ -103,8 +103,10 @@ def test_wrong_views_and_options_are_named(request_for, text, message):
     ('calibration("x")', "calibration: bins: expected a value of type int, got 'x'"),
     ('embed(augmented=1)', 'embed: augmented: expected a value of type bool, got 1'),
     ('embed(perplexity=True)', 'embed: perplexity: expected a value of type float, got True'),
+    ('maximize("conv1")|filters|maximize("conv2")', "VIEW: expected each view once, got 'maximize' 2 times"),
+    ('gradcam++|gradcam_plus_plus', "expected each view once, got 'gradcam_plus_plus' 2 times"),
     ('maximize(layer=3)', 'maximize: layer: expected a value of type str, got 3')])
-def test_options_of_a_wrong_type_are_named(text, message):
+def test_repeated_views_and_options_of_a_wrong_type_are_named(text, message):
     with pytest.raises(UserError, match=re.escape(message)):
         views.parse(text)
 
