@@ -128,8 +128,8 @@ def rows_of(value: Any, images: jax.Array) -> Callable[[jax.Array], jax.Array]:
 
 
 def class_scores(logits: Any, classes: jax.Array) -> jax.Array:
-    """Return the score of the class `classes[i]` of each image i: (N,)."""
-    return jnp.take_along_axis(logits, classes[:, None], -1)[:, 0]
+    """Return the score of the class `classes[i]` of each image i, float32 (N,)."""
+    return jnp.take_along_axis(logits, classes[:, None], -1)[:, 0].astype(jnp.float32)
 
 
 def _gradient(network: Network, variables: Any, images: jax.Array, classes: jax.Array, relu_gradient: str = '') -> jax.Array:

@@ -90,7 +90,7 @@ def _replacement_curve(network: Network, variables: Any, images: jax.Array, repl
         num_replaced = (steps_done * num_pixels + steps // 2) // steps
         is_replaced = ranks[rows] < num_replaced[:, None, None]
         x = jnp.where(is_replaced[..., None], replacement_rows(rows), images[rows])
-        return class_scores(predict(jnp.asarray(network.apply(variables, x, train=False))), classes[rows])
+        return class_scores(predict(jnp.asarray(network.apply(variables, x, train=False), jnp.float32)), classes[rows])
     result: jax.Array = map_steps(probabilities, len(images), steps + 1)
     return result
 

@@ -104,7 +104,7 @@ def scorecam(network: Network, variables: Any, images: jax.Array, classes: jax.A
 
     def map_of_part(x: jax.Array, c: jax.Array) -> jax.Array:
         _, maps = network.apply(variables, x, train=False, features=True)
-        feature_map = maps[layer]
+        feature_map = maps[layer].astype(jnp.float32)
 
         def masked_scores(rows: jax.Array, channels: jax.Array) -> jax.Array:
             masks = resize_maps(jnp.take_along_axis(feature_map[rows], channels[:, None, None, None], -1)[..., 0], size)
@@ -126,7 +126,8 @@ def _class_activation(network: Network, variables: Any, images: jax.Array, class
         before, after = tracing.split_at(network, variables, x, layer)
         feature_map = before(x)
         gradient = jax.grad(lambda value: class_scores(after(x, value), c).sum())(feature_map)
-        return _as_attribution(combine(feature_map, gradient), images.shape[1:3])
+        combined = combine(feature_map.astype(jnp.float32), gradient.astype(jnp.float32))
+        return _as_attribution(combined, images.shape[1:3])
     result: jax.Array = map_parts(map_of_part, images, classes)
     return result
 

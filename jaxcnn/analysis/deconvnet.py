@@ -39,15 +39,15 @@ def channel_maxima(network: Network, variables: Any, images: jax.Array, layer: s
       layer: name of the feature map.
 
     Returns:
-      Activations (N, channels), and positions (N, channels, 2) as row and column of the map.
+      Activations, float32 (N, channels), and positions (N, channels, 2) as row and column of the map.
     """
-    def of_part(x: jax.Array) -> jax.Array:
+    def of_part(x: jax.Array) -> tuple[jax.Array, jax.Array]:
         feature_map = _feature_map(network, variables, x, layer)
         flat = feature_map.reshape(len(x), -1, feature_map.shape[-1])
-        index = flat.argmax(1)
-        return jnp.stack([flat.max(1), *jnp.divmod(index, feature_map.shape[2])], -1)  # exact in float32 up to 2 ** 24
-    maxima = map_parts(of_part, images)
-    return maxima[..., 0], maxima[..., 1:].astype(jnp.int32)
+        positions = jnp.divmod(flat.argmax(1), feature_map.shape[2])
+        return flat.max(1).astype(jnp.float32), jnp.stack(positions, -1)
+    activations, positions = map_parts(of_part, images)
+    return activations, positions
 
 
 def strongest_images(activations: np.ndarray, count: int = 9) -> np.ndarray:

@@ -201,7 +201,7 @@ def responses(network: Network, variables: Any, images: jax.Array, channels: jax
 def _layer_output(network: Network, variables: Any, layer: str, images: jax.Array) -> jax.Array:
     logits, maps = network.apply(variables, images, train=False, features=True)
     output: jax.Array = logits if layer == LOGITS else maps[layer]
-    return output
+    return output.astype(jnp.float32)
 
 
 def _responses(output: jax.Array, channels: jax.Array, objective: str) -> jax.Array:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxcnn.analysis.attribution import map_parts
+from jaxcnn.analysis.attribution import class_scores, map_parts
 from jaxcnn.data.augment.geometry import affine_matrix, warp
 from jaxcnn.models import Network
 
@@ -66,14 +66,14 @@ def invariance(network: Network, variables: Any, images: jax.Array, transformed:
     """
     def respond(x: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
         logits, maps = network.apply(variables, x, train=False, features=True)
-        return jax.nn.softmax(logits), [maps[layer].reshape(len(x), -1) for layer in layers]
+        features = [maps[layer].astype(jnp.float32).reshape(len(x), -1) for layer in layers]
+        return jax.nn.softmax(jnp.asarray(logits, jnp.float32)), features
 
-    def of_part(x: jax.Array, original: jax.Array, c: jax.Array) -> jax.Array:
+    def of_part(x: jax.Array, original: jax.Array, c: jax.Array) -> Invariance:
         (probabilities, features), (_, original_features) = respond(x), respond(original)
         distances = [jnp.linalg.norm(a - b, axis=1) for a, b in zip(features, original_features, strict=True)]
-        return jnp.stack([*distances, jnp.take_along_axis(probabilities, c[:, None], 1)[:, 0]], 1)
+        return Invariance(jnp.stack(distances, -1), class_scores(probabilities, c))
     count = len(transformed)
     flat = transformed.reshape(-1, *images.shape[1:])
     result = map_parts(of_part, flat, jnp.tile(images, (count, 1, 1, 1)), jnp.tile(classes, count))
-    result = result.reshape(count, len(images), -1)
-    return Invariance(result[..., :-1], result[..., -1])
+    return Invariance(*(values.reshape(count, len(images), *values.shape[1:]) for values in result))

@@ -53,9 +53,9 @@ def invert(network: Network, variables: Any, images: jax.Array, layer: str, *, s
 
     def features(x: jax.Array) -> jax.Array:
         feature_map: jax.Array = network.apply(variables, x, train=False, features=True)[1][layer]
-        return feature_map
+        return feature_map.astype(jnp.float32)
 
-    def of_part(x: jax.Array) -> jax.Array:
+    def of_part(x: jax.Array) -> Inversion:
         target = features(x)
         target_norm = (target ** 2).sum(range(1, target.ndim))
         target_norm = jnp.where(target_norm > 0, target_norm, 1)
@@ -73,10 +73,9 @@ def invert(network: Network, variables: Any, images: jax.Array, layer: str, *, s
             return (image + updates, state), None
         noise = _START_STD * jax.random.normal(jax.random.key(seed), x.shape)
         (image, _), _ = jax.lax.scan(step, (noise, optimizer.init(noise)), None, steps)
-        flat: jax.Array = jnp.concatenate([image.reshape(len(x), -1), errors(image)[:, None]], 1)
-        return flat
-    flat = map_parts(of_part, images)
-    return Inversion(flat[:, :-1].reshape(images.shape), flat[:, -1])
+        return Inversion(image, errors(image))
+    result: Inversion = map_parts(of_part, images)
+    return result
 
 
 def variation(images: jax.Array, beta: float) -> jax.Array:

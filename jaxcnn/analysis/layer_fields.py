@@ -113,7 +113,7 @@ def effective_field(network: Network, variables: Any, images: jax.Array, row: An
     def of_part(x: jax.Array) -> jax.Array:
         def element(x: jax.Array) -> jax.Array:
             maps = network.apply(variables, x, train=False, features=True)[1]
-            return maps[layer][:, row, column].mean(-1).sum()
+            return maps[layer][:, row, column].astype(jnp.float32).mean(-1).sum()
         return (jax.grad(element)(x) ** 2).mean(-1)
     strength = jnp.sqrt(map_parts(of_part, images).mean(0))
     return strength / jnp.maximum(strength.max(), jnp.finfo(jnp.float32).tiny)

@@ -151,7 +151,7 @@ def occlusion_responses(network: Network, variables: Any, images: jax.Array, cla
 
     def apply(x: jax.Array) -> tuple[jax.Array, jax.Array]:
         logits, maps = network.apply(variables, x, train=False, features=True)
-        return predict(logits), maps[layer].sum((1, 2))
+        return predict(jnp.asarray(logits, jnp.float32)), maps[layer].astype(jnp.float32).sum((1, 2))
     channels = map_parts(lambda x: jnp.argmax(apply(x)[1], -1), images)
 
     def responses(x: jax.Array, numbers: jax.Array) -> dict[str, jax.Array]:

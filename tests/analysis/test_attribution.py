@@ -60,6 +60,16 @@ def test_class_activation_maps_have_the_form_of_the_papers(detector):
         np.testing.assert_allclose(method(*detector), expected, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.parametrize('method', METHODS[-5:], ids=lambda method: method.__name__)
+def test_maps_of_a_bfloat16_network_are_float32_and_can_be_ranked(detector, method):
+    network, *arguments = detector
+    maps = [np.asarray(method(net, *arguments)) for net in (network, network.clone(dtype='bfloat16'))]
+    assert maps[1].dtype == np.float32
+    np.testing.assert_allclose(maps[1], maps[0], atol=0.01 * np.abs(maps[0]).max())
+    maps = [values.reshape(3, 16, 16) for values in maps]
+    assert (attribution_checks.rank_correlation(*maps) > 0.5).all()
+
+
 def test_the_gradients_of_a_linear_network_have_closed_forms():
     network = models.create('sequential', 3, layers='flatten|dense')
     images = jax.random.normal(jax.random.key(0), (40, 4, 4, 2))

@@ -103,6 +103,15 @@ def test_deconvnet_rectifies_the_signal_and_unpools_it_at_the_switches():
         np.testing.assert_allclose(projections[n], expected, rtol=1e-4, atol=1e-5)
 
 
+def test_the_positions_of_maxima_are_exact_for_a_bfloat16_network():
+    network, variables, _ = chain(kernels=((1, 1),), channels=1)
+    images = np.zeros((2, 4, 600, 1), np.float32)
+    images[0, 3, 515] = images[1, 2, 514] = 1
+    variables = {'params': jax.tree.map(jnp.ones_like, variables['params'])}
+    activations, positions = deconvnet.channel_maxima(network.clone(dtype='bfloat16'), variables, images, 'conv1')
+    assert (activations.dtype, positions.tolist()) == (jnp.float32, [[[3, 515]], [[2, 514]]])
+
+
 def test_deconvnet_divides_by_the_local_response_normalisation_of_the_image():
     network, variables, images = chain(8, branch='lrn')
     kernel = variables['params']['Conv_0']['kernel']
