@@ -134,19 +134,14 @@ def maximize(request: Request, layer: str = '', channels: int = 16, steps: int =
         color_matrix=color_matrix, limit=jnp.asarray(limit), seed=request.seed)
     responses, ends = np.asarray(result.responses), np.asarray(result.steps)
     last = responses[np.arange(len(ends)), ends]
-    titles = [f'{figures.shortened(selected.title(request, c), 18)}\n{value:.3g} ({value / max(top, 1e-9):.1f} x)'
-              for c, value, top in zip(selected.channels, last, natural, strict=True)]
+    titles = [f'{figures.shortened(selected.title(request, c), 18)}\n{value:.3g}' + (
+        f' ({value / largest:.1f} x)' if largest > 0 else '')
+        for c, value, largest in zip(selected.channels, last, natural, strict=True)]
     images = maximization.display(np.asarray(result.images))
     if images.shape[-1] not in (1, 3):
         images = images.mean(-1, keepdims=True)
     figures.image_grid(images, titles, request.figure_path('maximize'), columns=min(8, len(images)))
-    with figures.open_figure(request.figure_path('maximize_curves'), 6, 3.2, layout='constrained') as figure:
-        axis = figure.subplots()
-        axis.plot((responses / np.maximum(natural, 1e-9)[:, None]).T, linewidth=1, color='tab:blue', alpha=0.6)
-        axis.axhline(1, color='black', linestyle='--', linewidth=1, label='largest of the data')
-        axis.set(xlabel='step', ylabel='response / largest of the data', title=selected.name)
-        axis.grid(alpha=0.3)
-        axis.legend()
+    _draw_responses(responses, natural, selected.name, request.figure_path('maximize_curves'))
     np.savez(os.path.join(request.folder, 'maximize.npz'), images=result.images, responses=responses, steps=ends)
     reasons = [f'{int((last >= limit).sum())} ran away (a response of {runaway:g} times the largest of the data)',
                f'{int(((ends < steps) & (last < limit)).sum())} stopped growing', f'{int((ends == steps).sum())} took all '
@@ -154,13 +149,35 @@ def maximize(request: Request, layer: str = '', channels: int = 16, steps: int =
     measure = {'channel': 'the mean of its map', 'center': 'the element in the middle of its map'}[objective]
     what = 'the score of the class' if selected.name == maximization.LOGITS else measure
     num_natural = counted(min(NATURAL_IMAGES, len(request.dataset.splits[split])), 'image')
+    num_dead = int((natural <= 0).sum())
+    dead = [f'{counted(num_dead, "channel")} without a response above 0 to these images of the data: shown without a '
+            'ratio and a curve.', ''] if num_dead else []
     return Section('Activation maximisation', [
         f'Images that channels of `{selected.name}` respond to most, by gradient ascent from noise. The response is {what}; '
         f'in brackets, how many times it is the largest one of {num_natural} of the split {split}. Of '
         f'{counted(len(ends), "image")}, {", ".join(reasons)}. The images are not clipped; each is drawn from three '
-        'standard deviations below to three above its mean.', '',
+        'standard deviations below to three above its mean.', '', *dead,
         '![maximize](maximize.png)', '', '![responses](maximize_curves.png)', '', '`maximize.npz` holds the images as the '
         'network takes them.'])
+
+
+def _draw_responses(responses: np.ndarray, natural: np.ndarray, layer: str, path: str) -> None:
+    """Draw the responses of channels by step, relative to their largest responses to the data.
+
+    Args:
+      responses: (K, steps + 1), NaN after the end of an image.
+      natural: (K,) the largest responses to the data; channels without a positive one have no curve.
+      layer: name of the layer.
+      path: the PNG file.
+    """
+    is_alive = natural > 0
+    with figures.open_figure(path, 6, 3.2, layout='constrained') as figure:
+        axis = figure.subplots()
+        axis.plot((responses[is_alive] / natural[is_alive, None]).T, linewidth=1, color='tab:blue', alpha=0.6)
+        axis.axhline(1, color='black', linestyle='--', linewidth=1, label='largest of the data')
+        axis.set(xlabel='step', ylabel='response / largest of the data', title=layer)
+        axis.grid(alpha=0.3)
+        axis.legend()
 
 
 def invert(request: Request, layer: str = '', steps: int = 400, learning_rate: float = 0.1, total_variation: float = 0.1,

@@ -114,6 +114,13 @@ def test_the_other_views_draw_their_figures(make_request, grids, workdir):
     assert text.count('data:image/png') == 4 + 1 + 1 + 1  # maps, curves of maximize, invariance, field
 
 
+def test_channels_without_a_response_to_the_data_have_no_ratio(make_request, grids, monkeypatch):
+    monkeypatch.setattr(feature_views, 'map_split', lambda *_: np.array([[0, 0.5, -1]], np.float32))
+    lines = feature_views.maximize(make_request(count=1), 'conv2:0-2', steps=2).lines
+    assert [' x)' in title for title in grids['maximize.png'][1]] == [False, True, False]
+    assert any('2 channels without a response above 0' in line for line in lines)
+
+
 @pytest.mark.parametrize(('text', 'message'), [
     ('conv9', "unknown layer 'conv9'; nearest: conv4, conv3, conv2"), ('conv4:8', "'conv4' has no channel 8; nearest: 7"),
     ('conv4:x', 'expected channels as in conv4:3'), ('conv1:3-1', "conv1:0-8, got 'conv1:3-1'"),
