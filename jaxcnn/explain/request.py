@@ -104,8 +104,18 @@ class Request:
         return Examples(split.take(positions), [self.dataset.image_name(self.split, i) for i in positions], labels)
 
     def predictions(self, split: str, count: int | None = None) -> SplitPredictions:
-        """Return the images of a split with their predictions; `count` of them, drawn by the seed, or all."""
-        return SplitPredictions(self.run, self.dataset, split, count, self.seed)
+        """Return the images of a split with their predictions; `count` of them, drawn by the seed, or all.
+
+        They are the same object for the same arguments, so that several views share the predictions.
+        """
+        key = split, count
+        if key not in self._predictions:
+            self._predictions[key] = SplitPredictions(self.run, self.dataset, split, count, self.seed)
+        return self._predictions[key]
+
+    @functools.cached_property
+    def _predictions(self) -> dict[tuple[str, int | None], SplitPredictions]:
+        return {}
 
     def _confident_mistakes(self) -> np.ndarray:
         """Return the positions of the most confident mistakes in the split."""

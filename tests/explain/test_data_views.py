@@ -10,7 +10,7 @@ from PIL import Image
 from threadpoolctl import threadpool_limits
 
 from jaxcnn.errors import UserError
-from jaxcnn.explain import data_views, views
+from jaxcnn.explain import data_views, split_predictions, views
 from jaxcnn.explain.request import Request
 from jaxcnn.run import load_run
 from jaxcnn.training import train
@@ -46,6 +46,7 @@ def test_errors_confusion_and_calibration_agree_with_the_evaluation(make_request
     assert len(images) == len(titles) == min(5, num_wrong)
     np.testing.assert_array_equal(make_request(count=5, only_mistakes=True).examples.images, images)
     predictions = request.predictions('test')
+    monkeypatch.setattr(split_predictions, 'compute_in_batches', None)  # the views share the predictions
     assert [title.split(' ')[0] for title in titles] == [str(c) for c in request.run.predict(images).argmax(1)]
     with open(os.path.join(workdir, 'explain', 'label_errors.csv'), newline='') as file:
         rows = list(csv.DictReader(file))
