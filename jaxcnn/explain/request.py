@@ -11,10 +11,11 @@ import numpy as np
 
 from jaxcnn import config as cfg
 from jaxcnn import data
+from jaxcnn.analysis.attribution import map_parts
 from jaxcnn.analysis.mistakes import confident_mistakes
 from jaxcnn.data import picture
 from jaxcnn.errors import UserError, as_text, unknown
-from jaxcnn.explain.split_predictions import SplitPredictions
+from jaxcnn.explain.split_predictions import SplitPredictions, predict
 from jaxcnn.run import Run
 from jaxcnn.tasks import Section
 
@@ -142,12 +143,9 @@ class Request:
     @functools.cached_property
     def probabilities(self) -> np.ndarray:
         """The probability of each class for each image, without test-time augmentation: (N, classes)."""
-        network, task = self.run.experiment.network, self.run.experiment.task
-
-        def predict(variables: Any, x: jax.Array) -> jax.Array:
-            outputs: Any = network.apply(variables, x, train=False)
-            return task.predict(outputs)
-        return np.asarray(jax.jit(predict)(self.run.variables, self.inputs))
+        def predict_parts(variables: Any, x: jax.Array) -> Any:
+            return map_parts(functools.partial(predict, self.run, variables), x)
+        return np.asarray(jax.jit(predict_parts)(self.run.variables, self.inputs))
 
     @functools.cached_property
     def classes(self) -> np.ndarray:
