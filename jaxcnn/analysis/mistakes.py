@@ -79,6 +79,9 @@ def doubtful_images(probabilities: np.ndarray, count: int | None = None) -> Rank
     return _rank(entropy, np.ones(len(p), bool), count)
 
 
+_TOLERANCE = 1e-6  # of probabilities at a threshold, since the mean of equal ones may be rounded above them
+
+
 class LabelErrors(NamedTuple):
     """Images whose labels are probably wrong, most probable first.
 
@@ -114,7 +117,7 @@ def label_errors(probabilities: np.ndarray, labels: np.ndarray) -> LabelErrors:
     thresholds = np.full(num_classes, np.inf)  # a class without images has no threshold, and is not suggested
     for c in np.flatnonzero(counts):
         thresholds[c] = probabilities[is_finite & (labels == c), c].mean()
-    is_confident = is_finite[:, None] & (probabilities >= thresholds)
+    is_confident = is_finite[:, None] & (probabilities >= thresholds - _TOLERANCE)
     is_counted = is_confident.any(1)
     probable = np.where(is_confident, probabilities, -1).argmax(1)
     joint = np.zeros((num_classes, num_classes), np.int64)

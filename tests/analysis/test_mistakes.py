@@ -44,6 +44,12 @@ def test_label_errors_of_a_table_that_is_computed_by_hand():
     assert errors.joint.tolist() == [[2, 1], [1, 2]]
 
 
+def test_equal_probabilities_reach_their_mean():
+    probabilities, labels = np.full((997, 10), 0.1, np.float32), np.zeros(997, int)
+    assert probabilities[:, 0].mean() > probabilities[0, 0]  # by rounding
+    assert mistakes.label_errors(probabilities, labels).joint[0, 0] == 997
+
+
 def test_label_errors_of_several_labels_name_the_class():
     labels = np.tile([[1, 0], [0, 1], [1, 1], [0, 0]], (10, 1))
     probabilities = np.where(labels, 0.9, 0.1)
