@@ -9,8 +9,10 @@ from jaxcnn.files import open_replacement
 
 
 def write_section(request: Request, name: str, section: Section) -> None:
-    """Write the section of a view as `explain/NAME.md`, in place of an earlier one."""
-    text = '\n'.join([f'## {section.title}', '', *section.lines, ''])
+    """Write the section of a view as `explain/NAME.md`, with the checkpoint that it is of, in place of an earlier one."""
+    run = request.run
+    checkpoint = f'Checkpoint: {run.checkpoint}, step {run.find_step(run.checkpoint)}.'
+    text = '\n'.join([f'## {section.title}', '', checkpoint, '', *section.lines, ''])
     with open_replacement(os.path.join(request.folder, f'{name}.md')) as file:
         file.write(text)
 
@@ -25,8 +27,7 @@ def write_page(request: Request) -> str:
                 sections.append(file.read())
     run = request.run
     title = f'{run.config.model.name} on {run.info["name"]}'
-    checkpoint = f'Checkpoint: {run.checkpoint}, step {run.find_step(run.checkpoint)}.'
-    text = '\n'.join([f'# {escape(title)}', '', checkpoint, '', *sections])
+    text = '\n'.join([f'# {escape(title)}', '', *sections])
     page = os.path.join(run.workdir, 'explain.html')
     with open_replacement(page) as file:
         file.write(to_html(text, title, request.folder))
