@@ -90,9 +90,10 @@ def check_lr_range(context: Context) -> Verdict:
         is_possible = bool(context.config.optim.warmup) and rate < WARM_UP_FACTOR * sweep.limit
         findings.add(WARNING if is_possible else FAILED,
                      f'config.optim.learning_rate={rate:g} is {rate / sweep.limit:.1f} times that',
-                     'set a learning rate between the suggested one and half of the limit')
+                     'choose one between that at which the loss falls fastest and half of that from which it rises')
     elif sweep.suggestion and rate < sweep.suggestion / 100:
-        findings.add(WARNING, f'config.optim.learning_rate={rate:g} is far below that', 'try the suggested learning rate')
+        findings.add(WARNING, f'config.optim.learning_rate={rate:g} is far below that',
+                     'try the learning rate at which the loss falls fastest')
     falls = 'falls at no learning rate' if sweep.suggestion is None else (
         f'falls fastest at learning rate {sweep.suggestion:.2g}')
     rises = f'rises from {sweep.limit:.2g} on' if math.isfinite(sweep.limit) else f'does not rise up to {highest:g}'
@@ -183,13 +184,18 @@ def check_batch_size(context: Context) -> Verdict:
             break
         norms = {size: _gradient_norms(context, size, state.params, state.batch_stats) for size in (small, big)}
         scales.append(noise_scale(small, norms[small], big, norms[big]))
-    texts = [f'{scale.images:,.0f} images' if math.isfinite(scale.images) and scale.images > 0 else 'not measurable'
-             for scale in scales]
+    num_train = context.setup.timeline.num_train
+
+    def describe(images: float) -> str:
+        if not (math.isfinite(images) and images > 0):
+            return 'not measurable'
+        return f'{images:,.0f} images' if images <= num_train else f'more than the {num_train:,} training images'
+    texts = [describe(scale.images) for scale in scales]
     final = scales[-1].images if scales else math.inf
     advice = ''
     if 0 < final < big / 10:
         advice = 'a smaller batch would learn about as much in each step'
-    elif 10 * big < final < math.inf:
+    elif 10 * big < final <= num_train:
         advice = 'a larger batch, with a larger learning rate, would need fewer steps'
     if advice:
         findings.add(INFORMATION, '', advice)

@@ -121,11 +121,12 @@ def check_signal(context: Context) -> Verdict:
         draw_signals(moments, ratios, path)
     start, end = moments.values()
     median = float(np.median([*ratios.values()])) if ratios else math.nan
-    dead = max(layer.dead for layer in (*start.values(), *end.values()))
+    dead_before, dead_after = (max(layer.dead for layer in layers.values()) for layers in (start, end))
     stds = [layer.std for layer in start.values()]
     return findings.verdict(
-        f'activations before training have deviations from {min(stds):.2g} to {max(stds):.2g}, at most {100 * dead:.0f} % '
-        f'of the units of a layer are dead, and an update is {median:.1g} of the parameters (median of the layers)',
+        f'activations before training have deviations from {min(stds):.2g} to {max(stds):.2g}; in the worst layer, '
+        f'{100 * dead_before:.0f} % of the units are dead before training and {100 * dead_after:.0f} % after '
+        f'{run.num_steps} steps; an update is {median:.1g} of the parameters (median of the layers)',
         _table(moments, ratios), ['signal'])
 
 
