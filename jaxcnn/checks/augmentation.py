@@ -11,7 +11,7 @@ import numpy as np
 from jaxcnn.analysis import figures
 from jaxcnn.checks.base import INFORMATION, WARNING, Findings, Verdict
 from jaxcnn.checks.context import Context, train_steps
-from jaxcnn.checks.training import MIN_DEVIATIONS, measure_generalisation
+from jaxcnn.checks.training import MIN_DEVIATIONS, GeneralisationTest
 from jaxcnn.data import augment, normalize
 from jaxcnn.data.augment import Attack, Mix, Pipeline
 from jaxcnn.data.targets import LABEL
@@ -73,14 +73,14 @@ def _renamed(labels: np.ndarray, predicted: np.ndarray, num_classes: int) -> lis
     return sorted((pair for pair in pairs if pair[0] != pair[1]), key=lambda pair: -pair[2])
 
 
-def _single_op_pipelines(setup: Setup) -> dict[str, tuple[Pipeline | None, Pipeline | None]]:
-    """Return for each op of the training augmentation that changes single images the pipeline with it and that without it.
+def _single_op_pipelines(setup: Setup) -> tuple[dict[str, Pipeline | None], Pipeline | None]:
+    """Return a pipeline for each op of the training augmentation that changes single images, and one without these ops.
 
-    Ops that change the size of images are in both pipelines, if the network needs them.
+    Ops that change the size of images are in all pipelines, because the network may need them.
     """
     pipeline = setup.experiment.preprocessor.augment
     if pipeline is None:
-        return {}
+        return {}, None
     texts = [part.strip() for part in pipeline.text.split('|')]
     ops = [(text, op) for text, op in zip(texts, pipeline.ops, strict=True) if not isinstance(op, (Mix, Attack))]
     shape, resizing = setup.dataset.image_shape, []
@@ -91,17 +91,15 @@ def _single_op_pipelines(setup: Setup) -> dict[str, tuple[Pipeline | None, Pipel
                 resizing.append(text)
             shape = new_shape
 
-    def keep(names: list[str]) -> Pipeline | None:
-        kept = [(text, op) for text, op in ops if text in names]
-        return Pipeline('|'.join(text for text, _ in kept), tuple(op for _, op in kept)) if kept else None
-    return {text: (keep([*resizing, text]), keep(resizing)) for text, _ in ops if text not in resizing}
+    def select(names: list[str]) -> Pipeline | None:
+        selected = [(text, op) for text, op in ops if text in names]
+        return Pipeline('|'.join(text for text, _ in selected), tuple(op for _, op in selected)) if selected else None
+    return {text: select([*resizing, text]) for text, _ in ops if text not in resizing}, select(resizing)
 
 
-def _augmented(context: Context, setup: Setup, pipeline: Pipeline | None, normalized: bool = True) -> np.ndarray:
-    """Return the images that are compared after a pipeline, float32: as the network gets them, or in [0, 1]."""
-    preprocessor = dataclasses.replace(setup.experiment.preprocessor, augment=pipeline)
-    if not normalized:
-        preprocessor = dataclasses.replace(preprocessor, normalize=normalize.Normalization())
+def _augmented(context: Context, setup: Setup, pipeline: Pipeline | None) -> np.ndarray:
+    """Return the pixels of the images that are compared after a pipeline, float32 in [0, 1]."""
+    preprocessor = dataclasses.replace(setup.experiment.preprocessor, augment=pipeline, normalize=normalize.Normalization())
     examples = context.some_train_examples
     count = len(examples['image'])
     passes = jax.random.split(context.run_key, count), jnp.zeros(count, jnp.int32)
@@ -116,7 +114,7 @@ def check_augmentation(context: Context) -> Verdict:
     class look like those of another one leads to predictions that are wrong consistently.
     """
     findings, task = Findings(), context.setup.experiment.task
-    pipelines = _single_op_pipelines(context.setup)
+    pipelines, without_op = _single_op_pipelines(context.setup)
     if not pipelines:
         return findings.verdict('config.data.augment has no op that changes single images')
     if task.kind is not LABEL:
@@ -128,14 +126,17 @@ def check_augmentation(context: Context) -> Verdict:
     with context.variant(config) as setup:
         state, _ = train_steps(setup, context.initial_state(setup), 0, context.steps)
         weights = variables(setup.backend.fetch(state))[False]
-        for text, (with_op, without_op) in pipelines.items():
-            raw, changed = (_augmented(context, setup, pipeline) for pipeline in (without_op, with_op))
+        test = GeneralisationTest(setup, {name: value for name, value in examples.items() if name != 'image'})
+        raw = _augmented(context, setup, without_op)
+        raw_logits = test.logits(weights, raw)
+        for text, pipeline in pipelines.items():
+            changed = _augmented(context, setup, pipeline)
             positions = np.flatnonzero(np.abs(changed - raw).reshape(len(raw), -1).max(1) > 1e-3)
             if len(positions) < MIN_CHANGED:
                 continue
             labels = examples['label'][positions]
-            before, after = (measure_generalisation(setup, weights, {'image': images[positions], 'label': labels}, True)
-                             for images in (raw, changed))
+            before = test.measure(raw_logits, positions)
+            after = test.measure(test.logits(weights, changed), positions)
             if not before.deviations >= MIN_DEVIATIONS or before.score < before.chance_score + MIN_SCORE:
                 findings.add(INFORMATION, f'the network recognises {100 * before.score:.1f} % after {context.steps} steps '
                              'without augmentation', 'raise --steps: that is too little for this check')
@@ -145,7 +146,10 @@ def check_augmentation(context: Context) -> Verdict:
                                     _renamed(labels, predicted, task.num_classes)))
             headings += [f'without {text}: {100 * before.score:.0f} % are recognised', f'with {text}: '
                          f'{100 * after.score:.0f} %']
-            _append_tiles(context, setup, (with_op, without_op), positions, predicted, tiles, titles)
+            # a row of images without the op, and a row of the same images with it
+            tiles += [*raw[positions[:NUM_TILES]], *changed[positions[:NUM_TILES]]]
+            titles += [task.class_names[label] for label in labels[:NUM_TILES]]
+            titles += [f'predicted {task.class_names[label]}' for label in predicted[:NUM_TILES]]
     names = [figures.shortened(name) for name in task.class_names]
     for effect in effects:
         if effect.swapped > MAX_SWAPPED:
@@ -163,14 +167,3 @@ def check_augmentation(context: Context) -> Verdict:
         'Training images before and after each op of the augmentation, with their labels, and with the predictions of a '
         'network that was trained for a short time without augmentation. An op may make images harder, but it should not '
         'make those of one class look like those of another.'], ['augmentation'] if tiles else [])
-
-
-def _append_tiles(context: Context, setup: Setup, pipelines: tuple[Pipeline | None, Pipeline | None],
-                  positions: np.ndarray, predicted: np.ndarray, tiles: list[np.ndarray], titles: list[str]) -> None:
-    """Append a row of images without an op and a row of the same images with it, with labels and predictions."""
-    names, labels = setup.experiment.task.class_names, context.some_train_examples['label']
-    for pipeline, is_changed in ((pipelines[1], False), (pipelines[0], True)):
-        pixels = _augmented(context, setup, pipeline, normalized=False)
-        for i, position in enumerate(positions[:NUM_TILES]):
-            tiles.append(pixels[position])
-            titles.append(f'predicted {names[predicted[i]]}' if is_changed else names[labels[position]])

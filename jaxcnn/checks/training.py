@@ -1,7 +1,6 @@
 """Checks that train briefly: can the network memorise a few images, and does training generalise?"""
 
 import dataclasses
-import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -121,7 +120,7 @@ class Generalisation:
       loss, chance_loss: mean loss with the targets, and with permuted ones.
       deviations: by how many standard deviations of permutations the loss is below the chance loss.
       score, chance_score: the same of the first metric of training, such as the accuracy.
-      predictions: the task's prediction for each image, (N, ...).
+      predictions: the task's prediction for each of these images.
     """
 
     loss: float
@@ -132,43 +131,70 @@ class Generalisation:
     predictions: np.ndarray
 
 
-def measure_generalisation(setup: Setup, weights: Any, examples: Mapping[str, np.ndarray],
-                           preprocessed: bool = False) -> Generalisation:
-    """Evaluate weights on images, and on the same images with permuted targets.
+class GeneralisationTest:
+    """Evaluates weights of a network on images, and on the same images with permuted targets; its programs compile once.
 
     Args:
-      setup: gives the network and the task.
-      weights: variables of the network.
-      examples: `image` and the targets.
-      preprocessed: whether the images are inputs of the network, and not uint8.
+      setup: gives the network, the preprocessing and the task.
+      targets: the targets of all images, (N, ...) each.
     """
-    experiment, task = setup.experiment, setup.experiment.task
-    inputs = examples['image']
 
-    @jax.jit
-    def apply(x: jax.Array) -> jax.Array:
-        def outputs(x: jax.Array) -> jax.Array:
-            result: Any = experiment.network.apply(weights, x, train=False)
-            return result.astype(jnp.float32)
-        return outputs(x) if preprocessed else experiment.preprocessor.outputs(outputs, x, tta=False)
-    num_images, size = len(inputs), min(256, len(inputs))
-    padded = np.concatenate([inputs, inputs[:-num_images % size]])
-    logits = jnp.concatenate([apply(padded[i:i + size]) for i in range(0, len(padded), size)])[:num_images]
+    def __init__(self, setup: Setup, targets: Mapping[str, np.ndarray]):
+        network, preprocessor, task = setup.experiment.network, setup.experiment.preprocessor, setup.experiment.task
+        self._task, self._targets = task, dict(targets)
 
-    @jax.jit
-    def scores_of(logits: jax.Array, targets: dict[str, jax.Array], order: jax.Array) -> tuple[jax.Array, jax.Array]:
-        permuted = {name: value[order] for name, value in targets.items()}
-        return task.example_losses(logits, permuted).mean(), task.train_scalars(logits, permuted)[task.train_metrics[1]]
-    scores = functools.partial(scores_of, logits, {name: value for name, value in examples.items() if name != 'image'})
-    rng = np.random.default_rng(0)
-    loss, score = map(float, scores(jnp.arange(num_images)))
-    chance = np.array([scores(jnp.asarray(rng.permutation(num_images))) for _ in range(NUM_PERMUTATIONS)])
-    chance_loss, chance_score = chance.mean(0)
-    deviation = float(chance[:, 0].std(ddof=1))
-    # outputs that hardly depend on the images leave nothing but rounding
-    deviations = float(chance_loss - loss) / deviation if deviation > 1e-5 * abs(chance_loss) else 0.0
-    return Generalisation(loss, float(chance_loss), deviations, score, float(chance_score),
-                          np.asarray(task.predict(logits)))
+        def outputs(weights: Any, images: jax.Array) -> jax.Array:
+            pixels = preprocessor.pixels(images) if images.dtype == jnp.uint8 else images
+            logits: Any = network.apply(weights, preprocessor.normalize(pixels), train=False)
+            return logits.astype(jnp.float32)
+
+        def mean_scores(logits: jax.Array, targets: dict[str, jax.Array], rows: jax.Array, target_rows: jax.Array,
+                        count: jax.Array) -> tuple[jax.Array, jax.Array]:
+            def score(logits: jax.Array, targets: dict[str, jax.Array]) -> jax.Array:
+                example = jax.tree.map(lambda x: x[None], (logits, targets))
+                return task.train_scalars(*example)[task.train_metrics[1]]
+            logits, targets = logits[rows], {name: value[target_rows] for name, value in targets.items()}
+            is_counted = jnp.arange(len(rows)) < count
+            losses, scores = task.example_losses(logits, targets), jax.vmap(score)(logits, targets)
+            return jnp.where(is_counted, losses, 0).sum() / count, jnp.where(is_counted, scores, 0).sum() / count
+        self._outputs, self._mean_scores = jax.jit(outputs), jax.jit(mean_scores)
+
+    def logits(self, weights: Any, images: np.ndarray) -> jax.Array:
+        """Return the outputs of the network in evaluation, (N, ...).
+
+        Args:
+          weights: variables of the network.
+          images: uint8, or float32 pixels in [0, 1] of the size that the network takes.
+        """
+        num_images, size = len(images), min(256, len(images))
+        padded = np.concatenate([images, images[:-num_images % size]])
+        return jnp.concatenate([self._outputs(weights, padded[i:i + size])
+                                for i in range(0, len(padded), size)])[:num_images]
+
+    def measure(self, logits: jax.Array, positions: np.ndarray | None = None) -> Generalisation:
+        """Compare the outputs (N, ...) with the targets, and with permuted ones.
+
+        Args:
+          logits: the outputs for all images.
+          positions: the images that count; None: all of them.
+        """
+        positions = np.arange(len(logits)) if positions is None else positions
+
+        def pad(positions: np.ndarray) -> np.ndarray:
+            return np.resize(positions, len(logits))  # so that any number of positions has the same program
+
+        def scores(target_positions: np.ndarray) -> tuple[float, float]:
+            loss, score = self._mean_scores(logits, self._targets, pad(positions), pad(target_positions), len(positions))
+            return float(loss), float(score)
+        rng = np.random.default_rng(0)
+        loss, score = scores(positions)
+        chance = np.array([scores(rng.permutation(positions)) for _ in range(NUM_PERMUTATIONS)])
+        chance_loss, chance_score = chance.mean(0)
+        deviation = float(chance[:, 0].std(ddof=1))
+        # outputs that hardly depend on the images leave nothing but rounding
+        deviations = float(chance_loss - loss) / deviation if deviation > 1e-5 * abs(chance_loss) else 0.0
+        return Generalisation(loss, float(chance_loss), deviations, score, float(chance_score),
+                              np.asarray(self._task.predict(logits))[positions])
 
 
 def check_learns(context: Context) -> Verdict:
@@ -188,7 +214,10 @@ def check_learns(context: Context) -> Verdict:
         return findings.verdict('', lines, ['learns'])
     tenth = max(1, len(losses) // 10)
     first, last = losses[:tenth].mean(), losses[-tenth:].mean()
-    result = measure_generalisation(context.setup, variables(run.final)[False], context.validation_examples)
+    examples = dict(context.validation_examples)
+    images = examples.pop('image')
+    test = GeneralisationTest(context.setup, examples)
+    result = test.measure(test.logits(variables(run.final)[False], images))
     if not result.deviations >= MIN_DEVIATIONS:
         findings.add(FAILED, 'the network has learnt nothing that holds for images it has not seen',
                      'check that labels belong to their images (see the figure of batch); if overfit or lr_range fail, '
