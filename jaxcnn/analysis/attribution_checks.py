@@ -154,7 +154,8 @@ def cascading_randomisation(network: Network, variables: Any, image_shape: Seque
     for count in counts:
         randomised = {path for group in groups[:count] for path in group}
         mixed = {path: fresh[path] if path[1:-1] in randomised else x for path, x in values.items()}
-        results['.'.join(groups[count - 1][0])] = flax.traverse_util.unflatten_dict(mixed)
+        name = '.'.join(groups[count - 1][0]) or 'network'  # of the network itself, such as a class token
+        results[name] = flax.traverse_util.unflatten_dict(mixed)
     return results
 
 

@@ -45,7 +45,7 @@ def _all_features(network: Network, variables: Any, images: jax.Array) -> dict[s
     names = [name for name in dense if name != CLASSIFIER_INPUT]
     classifier_input = dense.get(CLASSIFIER_INPUT)
     if classifier_input is None:  # a network without dense layers
-        classifier_input = list(maps.values())[-1]
+        classifier_input = list(maps.values())[-1] if maps else logits
     features = {**maps, **{name: dense[name] for name in names[:-1]}, CLASSIFIER_INPUT: classifier_input, LOGITS: logits}
     return {name: jnp.asarray(x).reshape(len(images), -1, x.shape[-1]).mean(1) for name, x in features.items()}
 
@@ -69,7 +69,7 @@ def feature_names(network: Network, variables: Any, image_shape: Sequence[int]) 
     return names
 
 
-@functools.partial(jax.jit, static_argnums=(0, 3), static_argnames='layer')
+@functools.partial(jax.jit, static_argnames=('network', 'layer'))
 def layer_features(network: Network, variables: Any, images: jax.Array, layer: str = CLASSIFIER_INPUT) -> jax.Array:
     """Return the features of images in a layer, (N, D); spatial maps are reduced to the mean of each channel.
 

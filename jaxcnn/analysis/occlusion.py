@@ -43,7 +43,8 @@ class Grid:
         Args:
           shape: shape of the images.
           size: side of the square; 0 for a fifth of the shorter side of the image.
-          stride: distance between positions; 0 for the smallest with at most 28 positions along the longer side.
+          stride: distance between positions; 0 for the smallest with at most 28 positions along the longer side, or
+            the size of the square if it is smaller.
 
         Raises:
           UserError: The size or the stride is negative, the square is larger than the image, or the stride is larger than
@@ -51,7 +52,7 @@ class Grid:
         """
         height, width = shape[:2]
         size = size or max(1, round(min(height, width) / _SQUARES_IN_SIDE))
-        stride = stride or min(size, max(1, -(-(max(height, width) - size) // _POSITIONS_IN_SIDE)))
+        stride = stride or min(size, max(1, -(-(max(height, width) - size) // (_POSITIONS_IN_SIDE - 1))))
         require_positive('size', size)
         require_positive('stride', stride)
         if size > min(height, width):

@@ -21,7 +21,7 @@ def describe_views() -> str:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command with its parsed arguments, and return its exit code."""
-    from jaxcnn.errors import UserError
+    from jaxcnn.errors import UserError, from_os_error
     if args.view is None:
         print(f'The views, whose options are in brackets:\n{describe_views()}')
         return 0
@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
             cli.log.info('%s: %s', name, os.path.join(request.folder, f'{name}.md'))
         path = page.write_page(request)
     except OSError as e:
-        raise UserError(f'cannot be written: {e.strerror}', field=str(e.filename)) from e
+        raise from_os_error(e, request.folder) from e
     print(f'page: {path}')
     return 0
 

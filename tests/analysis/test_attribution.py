@@ -169,6 +169,11 @@ def test_occlusion_responses_fall_where_the_square_covers_the_patch(detector):
         assert responses['best_class'][i][far] == 1
 
 
+def test_the_square_has_at_most_28_positions_in_a_side_by_default():
+    assert all(max(occlusion.Grid.for_images((side, side, 3)).shape) <= 28 for side in range(2, 300))
+    assert occlusion.Grid.for_images((34, 34, 3)).shape == (28, 28)
+
+
 def test_deletion_and_insertion_prefer_the_map_of_the_patch(detector):
     network, variables, images, _ = detector
     patch, reverse = (np.abs(images[..., 0]) * sign for sign in (1, -1))

@@ -17,6 +17,7 @@ from jaxcnn import models
 from jaxcnn.analysis import embedding
 from jaxcnn.analysis.embedding_page import write_embedding_page
 from jaxcnn.errors import UserError
+from jaxcnn.models import Network
 
 RNG = np.random.default_rng(0)
 
@@ -37,6 +38,16 @@ def test_features_are_those_of_each_layer_and_maps_are_averaged():
     assert features['classifier_input'].shape == (5, 84)
     with pytest.raises(UserError, match=r"layer 'conv3'.*conv1"):
         embedding.layer_features(network, variables, images, 'conv3')
+
+
+def test_the_classifier_input_of_a_network_without_layers_is_its_logits():
+    class Pixels(Network):
+        def forward(self, x, train, maps):
+            return x.reshape(len(x), -1)[:, :self.num_classes]
+    network, images = Pixels(num_classes=3), RNG.normal(size=(2, 4, 4, 1)).astype(np.float32)
+    assert embedding.feature_names(network, {}, (4, 4, 1)) == ['classifier_input', 'logits']
+    features = embedding.layer_features(network=network, variables={}, images=images, layer='classifier_input')
+    np.testing.assert_allclose(features, images.reshape(2, -1)[:, :3])
 
 
 def test_pca_is_the_eigendecomposition_of_the_covariance():
