@@ -1,4 +1,4 @@
-"""The check of gradients: numerical ones against those of automatic differentiation, in float64."""
+"""The check of gradients: numerical ones against those of automatic differentiation, in float64 where possible."""
 
 import dataclasses
 import unittest.mock
@@ -11,6 +11,7 @@ import numpy as np
 
 from jaxcnn.checks.base import FAILED, INFORMATION, Findings, Verdict
 from jaxcnn.checks.context import Context
+from jaxcnn.checks.layers import training_loss
 
 MAX_PARAMETERS = 40
 NUM_IMAGES = 4
@@ -102,9 +103,9 @@ def compare_gradients(loss: Callable[[Any], jax.Array], params: Any, count: int 
 
 
 def check_gradients(context: Context) -> Verdict:
-    """Compare gradients of the training loss with central differences in float64, for some parameters of each layer.
+    """Compare gradients of the training loss with central differences, for some parameters of each layer.
 
-    The parameters are near the initial ones.
+    The parameters are near the initial ones. Both are computed in float64 unless a part of the network computes in float32.
     """
     findings = Findings()
     setup = context.setup
@@ -121,8 +122,7 @@ def check_gradients(context: Context) -> Verdict:
         def loss(params: Any) -> jax.Array:
             outputs, _ = network.apply({'params': params, 'batch_stats': batch_stats}, images, train=True,
                                        mutable=['batch_stats'], rngs={'dropout': jax.random.key(0)})
-            parts = outputs if isinstance(outputs, tuple) else [outputs]
-            return sum((task.loss(part, targets) for part in parts), jnp.zeros((), jnp.float64))
+            return training_loss(network, task, outputs, targets)
         is_exact = jax.eval_shape(loss, weights).dtype == jnp.float64
         comparisons = compare_gradients(loss, weights, seed=context.config.seed)
     worst = max(comparisons, key=lambda c: c.error)
@@ -134,8 +134,9 @@ def check_gradients(context: Context) -> Verdict:
                      'without a derivative')
     if all(c.analytic == 0 for c in comparisons):
         findings.add(INFORMATION, 'all of these gradients are 0', 'see signal')
+    precision = 'float64' if is_exact else 'float32, in which a part of the network computes'
     lines = ['The largest differences between gradients and central differences of the training loss of '
-             f'{NUM_IMAGES} images in float64.', '', '| parameter | gradient | numerical | relative difference |',
+             f'{NUM_IMAGES} images in {precision}.', '', '| parameter | gradient | numerical | relative difference |',
              '|---|---|---|---|',
              *(f'| `{c.name}` | {c.analytic:.6g} | {c.numerical:.6g} | {c.error:.1e} |'
                for c in sorted(comparisons, key=lambda c: -c.error)[:10])]

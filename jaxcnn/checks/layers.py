@@ -1,6 +1,6 @@
-"""The inputs, outputs and gradients of a network's layers, recorded while it is applied."""
+"""The inputs and outputs of a network's layers, recorded while it is applied, and its training loss."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxcnn.models import Network
+from jaxcnn.tasks import Task
 
 Recorder = Callable[[str, jax.Array, jax.Array], jax.Array]
 
@@ -49,6 +50,21 @@ def apply_with_layers(network: Network, variables: Any, images: jax.Array, recor
         outputs, _ = network.apply(variables, images, train=train, mutable=['batch_stats'],
                                    rngs={'dropout': jax.random.key(0) if key is None else key})
     return outputs
+
+
+def training_loss(network: Network, task: Task, outputs: Any, targets: Mapping[str, jax.Array]) -> jax.Array:
+    """Return the loss of the first training step, including the weighted losses of auxiliary classifiers.
+
+    Args:
+      network: the network.
+      task: gives the loss.
+      outputs: the outputs of the network in training mode.
+      targets: the targets.
+    """
+    if not isinstance(outputs, tuple):
+        return task.loss(outputs, targets)
+    loss, *aux_losses = [task.loss(logits, targets) for logits in outputs]
+    return loss + getattr(network, 'aux_weight', 0) * sum(aux_losses)
 
 
 def first_layer_input(network: Network, variables: Any, images: jax.typing.ArrayLike) -> jax.Array | None:

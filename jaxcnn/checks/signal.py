@@ -1,6 +1,7 @@
 """The check of signals: activations, gradients and updates, layer by layer."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,7 +14,7 @@ from jaxcnn.analysis import figures
 from jaxcnn.analysis.markdown import escape
 from jaxcnn.checks.base import FAILED, INFORMATION, WARNING, Findings, Verdict
 from jaxcnn.checks.context import Context
-from jaxcnn.checks.layers import apply_with_layers
+from jaxcnn.checks.layers import apply_with_layers, training_loss
 from jaxcnn.models import Network
 from jaxcnn.optim import path_name
 from jaxcnn.tasks import Task
@@ -54,7 +55,8 @@ def layer_signals(network: Network, variables: Any, examples: Mapping[str, jax.A
     """
     names: list[str] = []  # in the order of computation, which JAX's trees do not keep
 
-    def forward(offsets: Mapping[str, jax.Array] | None, examples: Mapping[str, jax.Array]) -> tuple[jax.Array, Any]:
+    def forward(offsets: Mapping[str, jax.Array] | None, variables: Any,
+                examples: Mapping[str, jax.Array]) -> tuple[jax.Array, Any]:
         layer_outputs: dict[str, jax.Array] = {}
         names.clear()
 
@@ -64,26 +66,27 @@ def layer_signals(network: Network, variables: Any, examples: Mapping[str, jax.A
             return output if offsets is None else output + offsets[name]
         outputs = apply_with_layers(network, variables, examples['image'], record)
         targets = {name: value for name, value in examples.items() if name != 'image'}
-        parts = outputs if isinstance(outputs, tuple) else [outputs]
-        return sum((task.loss(part, targets) for part in parts), jnp.zeros(())), layer_outputs
+        return training_loss(network, task, outputs, targets), layer_outputs
 
-    _, shapes = jax.eval_shape(lambda examples: forward(None, examples), examples)
+    def output_shapes(variables: Any, examples: Mapping[str, jax.Array]) -> dict[str, jax.ShapeDtypeStruct]:
+        shapes: dict[str, jax.ShapeDtypeStruct] = jax.eval_shape(functools.partial(forward, None), variables, examples)[1]
+        return shapes
+    shapes = output_shapes(variables, examples)
     size = sum(math.prod(x.shape[1:]) * x.dtype.itemsize for x in shapes.values())
     count = int(np.clip(MAX_BYTES // max(size, 1), 2, min(MAX_IMAGES, len(examples['image']))))
     examples = {name: value[:count] for name, value in examples.items()}
 
     @jax.jit
-    def statistics(examples: Mapping[str, jax.Array]) -> list[jax.Array]:
-        _, shapes = jax.eval_shape(lambda examples: forward(None, examples), examples)
-        offsets = {name: jnp.zeros(x.shape, x.dtype) for name, x in shapes.items()}
-        grads, outputs = jax.grad(forward, has_aux=True)(offsets, examples)
+    def statistics(variables: Any, examples: Mapping[str, jax.Array]) -> list[jax.Array]:
+        offsets = {name: jnp.zeros(x.shape, x.dtype) for name, x in output_shapes(variables, examples).items()}
+        grads, outputs = jax.grad(forward, has_aux=True)(offsets, variables, examples)
         results = []
         for name in names:
             y, g = outputs[name].astype(jnp.float32), grads[name].astype(jnp.float32)
             axes = tuple(range(y.ndim - 1))
             results.append(jnp.stack([y.mean(), y.std(), count * jnp.sqrt(jnp.square(g).mean()), (g == 0).all(axes).mean()]))
         return results
-    results = statistics(examples)
+    results = statistics(variables, examples)
     return {name: LayerSignal(*map(float, values)) for name, values in zip(names, results, strict=True)}
 
 
