@@ -20,7 +20,7 @@ from jaxcnn.data import normalize
 from jaxcnn.errors import UserError, unknown
 from jaxcnn.explain.layers import check_options
 from jaxcnn.explain.request import Request, Section
-from jaxcnn.explain.split_predictions import BATCH_SIZE, SplitPredictions, compute_in_batches, predict
+from jaxcnn.explain.split_predictions import SplitPredictions, compute_in_batches, map_batches, predict
 from jaxcnn.files import open_replacement
 from jaxcnn.metrics import format_percent
 from jaxcnn.tasks import Accumulated
@@ -201,12 +201,11 @@ def augment_images(request: Request, images: np.ndarray, targets: Any) -> np.nda
     preprocessor = dataclasses.replace(experiment.preprocessor, normalize=normalize.Normalization())
     gradient = image_gradient(experiment.network, experiment.preprocessor, experiment.task, request.run.variables)
     augment = jax.jit(functools.partial(preprocessor.train, mixer=experiment.task, gradient=gradient))
-    results = []
-    for start in range(0, len(images), BATCH_SIZE):
-        rows = slice(start, start + BATCH_SIZE)
-        examples = {'image': images[rows], **{name: values[rows] for name, values in targets.items()}}
-        results.append(np.asarray(augment(examples, jax.random.key(request.seed), np.arange(len(images))[rows])['image']))
-    return np.concatenate(results)
+    def take(indices: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        return {'image': images[indices], **{name: values[indices] for name, values in targets.items()}}, indices
+    key = jax.random.key(request.seed)
+    pixels: np.ndarray = map_batches(lambda batch: augment(batch[0], key, batch[1])['image'], len(images), take)
+    return pixels
 
 
 def neighbors(request: Request, layer: str = embedding.CLASSIFIER_INPUT, k: int = 8, among: str = 'train',

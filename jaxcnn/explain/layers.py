@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import operator
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,9 +13,8 @@ from jaxcnn.analysis import tracing
 from jaxcnn.analysis.feature_maximization import LOGITS
 from jaxcnn.errors import UserError, unknown
 from jaxcnn.explain.request import Request
+from jaxcnn.explain.split_predictions import map_batches
 from jaxcnn.models import Network
-
-PART_SIZE = 256  # images of a split that are in memory at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,13 +163,7 @@ def map_split(request: Request, split: str, function: Callable[[jax.Array], Any]
     images = request.dataset.splits[split]
     count = min(len(images), max_images or len(images))
     preprocess = jax.jit(request.run.experiment.preprocessor.__call__)
-    parts = []
-    for start in range(0, count, PART_SIZE):
-        positions = np.arange(start, start + PART_SIZE) % count  # parts of one size, which compile once
-        size = min(PART_SIZE, count - start)
-        results = jax.tree.map(np.asarray, function(preprocess(images.take(positions))))
-        parts.append(jax.tree.map(operator.itemgetter(slice(size)), results))
-    return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
+    return map_batches(lambda batch: function(preprocess(batch)), count, images.take)
 
 
 def take(request: Request, split: str, positions: Sequence[int] | np.ndarray) -> tuple[jax.Array, np.ndarray]:

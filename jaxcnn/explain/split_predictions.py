@@ -1,6 +1,7 @@
 """All images of a split with their predictions."""
 
 import functools
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -65,15 +66,17 @@ class SplitPredictions:
         """Return the features of all images in a layer, (N, D); see `embedding.layer_features`."""
         run = self._run
         network, preprocessor = run.experiment.network, run.experiment.preprocessor
-        return compute_in_batches(lambda variables, images: embedding.layer_features(
+        features: np.ndarray = compute_in_batches(lambda variables, images: embedding.layer_features(
             network, variables, preprocessor(images), layer), run.variables, len(self), self.images)
+        return features
 
     @functools.cached_property
     def probabilities(self) -> np.ndarray:
         """The probability of each class, without test-time augmentation, (N, classes)."""
         run = self._run
-        return compute_in_batches(lambda variables, images: predict(run, variables, run.experiment.preprocessor(images)),
-                                  run.variables, len(self), self.images)
+        probabilities: np.ndarray = compute_in_batches(lambda variables, images: predict(
+            run, variables, run.experiment.preprocessor(images)), run.variables, len(self), self.images)
+        return probabilities
 
     @property
     def title(self) -> str:
@@ -87,20 +90,30 @@ def predict(run: Run, variables: Any, inputs: jax.Array) -> jax.Array:
     return run.experiment.task.predict(outputs.astype(jnp.float32))
 
 
-def compute_in_batches(function: Callable[[Any, jax.Array], jax.Array], variables: Any, count: int,
-                       take: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-    """Return the results of a function for `count` images, which is compiled once and gets batches of one size.
+def compute_in_batches(function: Callable[[Any, jax.Array], Any], variables: Any, count: int,
+                       take: Callable[[np.ndarray], np.ndarray]) -> Any:
+    """Return the results of a function for `count` images, which is compiled once; see `map_batches`.
 
     Args:
-      function: maps variables and a batch of images to an array (n, ...).
+      function: maps variables and a batch of images to a tree of arrays (n, ...).
       variables: variables of the network.
       count: number of images.
       take: returns the images at indices.
     """
-    compiled, results = jax.jit(function), []
-    size = min(BATCH_SIZE, count)
+    return map_batches(functools.partial(jax.jit(function), variables), count, take)
+
+
+def map_batches(function: Callable[[Any], Any], count: int, take: Callable[[np.ndarray], Any]) -> Any:
+    """Return the results of a function for `count` images, as host arrays.
+
+    Args:
+      function: maps a batch of images to a tree of arrays (n, ...). All batches have one size, so that it is compiled once.
+      count: number of images.
+      take: returns the images at indices, or a tree of arrays with a row for each of them.
+    """
+    results, size = [], min(BATCH_SIZE, count)
     for start in range(0, count, size):
-        indices = np.arange(start, start + size)
-        batch = np.asarray(compiled(variables, take(np.minimum(indices, count - 1))))
-        results.append(batch[:count - start])
-    return np.concatenate(results)
+        indices = np.minimum(np.arange(start, start + size), count - 1)
+        batch = jax.tree.map(np.asarray, function(take(indices)))
+        results.append(jax.tree.map(operator.itemgetter(slice(count - start)), batch))
+    return jax.tree.map(lambda *arrays: np.concatenate(arrays), *results)
