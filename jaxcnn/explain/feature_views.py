@@ -3,6 +3,7 @@
 import os
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -21,7 +22,6 @@ NATURAL_IMAGES = 512  # images of the split whose responses activation maximisat
 
 def filters(request: Request) -> Section:
     """Show the kernels of the first convolution before and after training."""
-    import jax
     network, variables, image_shape = network_of(request)
     path = kernels.first_kernel(network, variables, image_shape)
     if not path:
@@ -143,9 +143,7 @@ def maximize(request: Request, layer: str = '', channels: int = 16, steps: int =
     figures.image_grid(images, titles, request.figure_path('maximize'), columns=min(8, len(images)))
     _draw_responses(responses, natural, selected.name, request.figure_path('maximize_curves'))
     np.savez(os.path.join(request.folder, 'maximize.npz'), images=result.images, responses=responses, steps=ends)
-    reasons = [f'{int((last >= limit).sum())} ran away (a response of {runaway:g} times the largest of the data)',
-               f'{int(((ends < steps) & (last < limit)).sum())} stopped growing', f'{int((ends == steps).sum())} took all '
-               f'{steps} steps']
+    reasons = _describe_ends(last >= limit, ends == steps, steps, runaway)
     measure = {'channel': 'the mean of its map', 'center': 'the element in the middle of its map'}[objective]
     what = 'the score of the class' if selected.name == maximization.LOGITS else measure
     num_natural = counted(min(NATURAL_IMAGES, len(request.dataset.splits[split])), 'image')
@@ -155,10 +153,24 @@ def maximize(request: Request, layer: str = '', channels: int = 16, steps: int =
     return Section('Activation maximisation', [
         f'Images that channels of `{selected.name}` respond to most, by gradient ascent from noise. The response is {what}; '
         f'in brackets, how many times it is the largest one of {num_natural} of the split {split}. Of '
-        f'{counted(len(ends), "image")}, {", ".join(reasons)}. The images are not clipped; each is drawn from three '
+        f'{counted(len(ends), "image")}, {reasons}. The images are not clipped; each is drawn from three '
         'standard deviations below to three above its mean.', '', *dead,
         '![maximize](maximize.png)', '', '![responses](maximize_curves.png)', '', '`maximize.npz` holds the images as the '
         'network takes them.'])
+
+
+def _describe_ends(has_run_away: np.ndarray, is_last: np.ndarray, steps: int, runaway: float) -> str:
+    """Return how many images ended for which reason.
+
+    Args:
+      has_run_away: (K,) whether the response of an image reached the limit.
+      is_last: (K,) whether the image took all steps.
+      steps: number of all steps.
+      runaway: the limit, as a multiple of the largest response to the data.
+    """
+    has_stopped = ~has_run_away & ~is_last
+    return (f'{has_run_away.sum()} ran away (a response of {runaway:g} times the largest of the data), '
+            f'{has_stopped.sum()} stopped growing, {is_last.sum()} took all {steps} steps')
 
 
 def _draw_responses(responses: np.ndarray, natural: np.ndarray, layer: str, path: str) -> None:

@@ -36,7 +36,8 @@ def invariance(request: Request, translation: float = 0.25, scale: float = 1.8, 
     run, (network, variables, image_shape) = request.run, network_of(request)
     if run.experiment.task.kind.name != 'label':
         raise UserError('invariance needs one class for each image', hint='the task of this run has none')
-    layers = tuple(dict.fromkeys([*map_shapes(request)][::len(map_shapes(request)) - 1 or 1]))
+    map_names = [*map_shapes(request)]
+    layers = tuple(dict.fromkeys([map_names[0], map_names[-1]]))
     pixels, labels = jnp.asarray(request.pixels[:_INVARIANCE_IMAGES]), request.examples.labels[:_INVARIANCE_IMAGES]
     classes = np.where(labels >= 0, labels, request.classes[:_INVARIANCE_IMAGES])
     names = [f'{run.info["class_names"][c]} ({figures.shortened(request.examples.names[i], 18)})'
