@@ -18,6 +18,7 @@ from jaxcnn.explain.request import Request, Section
 from jaxcnn.optim import path_name
 
 NATURAL_IMAGES = 512  # images of the split whose responses activation maximisation is compared with
+_MIN_SHEET_WIDTH = 240  # pixels of a sheet of filters
 
 
 def filters(request: Request) -> Section:
@@ -36,15 +37,15 @@ def filters(request: Request) -> Section:
     if before_variables is not None:
         stages = {'before training': kernel_of(before_variables), **stages}
     height, width, channels, count = after.shape
-    factor = max(1, 40 // max(height, width))
     columns = int(np.ceil(np.sqrt(count)))
+    factor = max(1, 40 // max(height, width), -(-_MIN_SHEET_WIDTH // (columns * width)))
     images = []
     for kernel in stages.values():
         tiles = sheets.centred(np.moveaxis(kernel, -1, 0), joint=True)
         if channels not in (1, 3):
             tiles = tiles.mean(-1, keepdims=True)
         images.append(sheets.montage(tiles, columns, factor, gap=2))
-    sheets.panels(images, [f'{path.removeprefix("params/")} {title}' for title in stages], request.figure_path('filters'))
+    sheets.panels(images, [*stages], request.figure_path('filters'))
     lines = [f'The {count} filters of {height} x {width} pixels of the first convolution, `{path.removeprefix("params/")}`. '
              'Grey is 0, and each sheet has one scale'
              f'{"" if channels in (1, 3) else f"; shown is the mean over the {channels} input channels"}. {note}']
