@@ -12,7 +12,7 @@ from jaxcnn import config as cfg
 from jaxcnn import models
 from jaxcnn.analysis import figures
 from jaxcnn.errors import UserError
-from jaxcnn.explain import deconvnet_views, feature_views, layers, page, sheets, views
+from jaxcnn.explain import deconvnet_views, feature_views, layers, page, response_views, sheets, views
 from jaxcnn.explain.initial_weights import initial_variables
 from jaxcnn.explain.request import Request
 from jaxcnn.run import load_run
@@ -99,25 +99,37 @@ def test_evolution_has_a_column_for_each_kept_checkpoint(make_request, grids):
 
 def test_the_other_views_draw_their_figures(make_request, grids, workdir):
     request = make_request(count=2)
-    text = 'features(channels=4)|maximize(steps=3)|invert(steps=2)|invariance(points=3)|receptive_field'
-    sections, paths = views.parse(text, ['conv3'])
+    sections, paths = views.parse('features(channels=4)|invert(steps=2)|invariance(points=2)', ['conv3'])
     assert not paths
-    for name, make_section in sections.items():
-        page.write_section(request, name, make_section(request))
-    assert [*grids] == ['features_image.png', 'maximize.png', 'invert.png', 'invariance_images.png']
-    assert len(grids['maximize.png'][0]) == 8
-    assert grids['invert.png'][1][1].startswith('conv3\nerror ')
+    lines = {name: '\n'.join(make_section(request).lines) for name, make_section in sections.items()}
+    assert re.findall(r'\((features_conv\d\.png)\)', lines['features']) == [f'features_conv{i}.png' for i in (1, 2, 3, 4)]
+    first, second = request.examples.names
+    assert [title.split('\n')[0] for title in grids['invert.png'][1]] == [first, 'conv3', second, 'conv3']
+    with np.load(os.path.join(workdir, 'explain', 'invariance.npz')) as arrays:
+        assert arrays['rotation_distances'].shape == (2, 2, 2)
+        np.testing.assert_allclose(arrays['rotation_distances'][0], 0, atol=1e-4)  # without a rotation
+
+
+def test_the_page_shows_a_section_with_its_checkpoint_and_its_figure(make_request):
+    request = make_request(count=1)
+    page.write_section(request, 'receptive_field', response_views.receptive_field(request, 'conv3'))
     with open(page.write_page(request)) as file:
         text = file.read()
-    for title in ('Feature maps', 'Activation maximisation', 'Inversion', 'Invariance', 'Receptive field'):
-        assert f'<h2>{title}</h2>' in text
-    assert text.count('data:image/png') == 4 + 1 + 1 + 1  # maps, curves of maximize, invariance, field
+    assert re.search(r'<h2>Receptive field</h2>\s*<p>Checkpoint: latest, step 12\.</p>', text)
+    assert text.count('data:image/png') == 1
 
 
 def test_channels_without_a_response_to_the_data_have_no_ratio(make_request, grids, monkeypatch):
-    monkeypatch.setattr(feature_views, 'map_split', lambda *_: np.array([[0, 0.5, -1]], np.float32))
-    lines = feature_views.maximize(make_request(count=1), 'conv2:0-2', steps=2).lines
-    assert [' x)' in title for title in grids['maximize.png'][1]] == [False, True, False]
+    request, factors = make_request(count=1), np.array([0, 1, -1])
+    split = request.dataset.splits['val']
+    responses = request.run.features(split.take(np.arange(len(split))), 'conv2').mean((1, 2))[:, :3]
+    assert (responses.max(0) > 0).all()
+    monkeypatch.setattr(feature_views, 'map_split', lambda *args: layers.map_split(*args) * factors)
+    lines = feature_views.maximize(request, 'conv2:0-2', steps=2).lines
+    titles = grids['maximize.png'][1]
+    assert [' x)' in title for title in titles] == [False, True, False]
+    value, ratio = re.findall(r'[\d.]+', titles[1].split('\n')[1])
+    assert float(ratio) == pytest.approx(float(value) / responses[:, 1].max(), abs=0.051)
     assert any('2 channels without a response above 0' in line for line in lines)
 
 
