@@ -23,7 +23,7 @@ from jaxcnn.data import Source
 from jaxcnn.errors import UserError
 from jaxcnn.training.dispatch import dispatch_end
 from jaxcnn.training.setup import Setup
-from jaxcnn.training.state import TrainState
+from jaxcnn.training.state import TrainState, Weights
 
 MAX_IMAGES = 1024  # of a split that are evaluated
 Scalars = dict[str, np.ndarray]
@@ -75,12 +75,12 @@ class ShortRun:
     Attributes:
       num_steps: number of steps.
       scalars: the scalars of each step, (num_steps,) each.
-      states: host copies of the state by step: before the first step, in the middle, one step later, and at the end.
+      weights: host copies of the weights by step: before the first step, in the middle, one step later, and at the end.
     """
 
     num_steps: int
     scalars: Scalars
-    states: Mapping[int, TrainState]
+    weights: Mapping[int, Weights]
 
     @property
     def middle(self) -> int:
@@ -88,9 +88,9 @@ class ShortRun:
         return self.num_steps // 2
 
     @property
-    def final(self) -> TrainState:
-        """The state at the end."""
-        return self.states[self.num_steps]
+    def final(self) -> Weights:
+        """The weights at the end."""
+        return self.weights[self.num_steps]
 
 
 class Context:
@@ -193,13 +193,13 @@ class Context:
         num_steps = self.steps
         middle = num_steps // 2
         with self.variant(self.shortened(num_steps)) as setup:
-            state, states, parts = self.initial_state(setup), {}, []
+            state, weights, parts = self.initial_state(setup), {}, []
             for start, stop in ((0, 0), (0, middle), (middle, middle + 1), (middle + 1, num_steps)):
                 if stop > start:
                     state, scalars = train_steps(setup, state, start, stop)
                     parts.append(scalars)
-                states[max(start, stop)] = setup.backend.fetch(state)
-        return ShortRun(num_steps, {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}, states)
+                weights[max(start, stop)] = setup.backend.fetch(Weights(state.params, state.batch_stats))
+        return ShortRun(num_steps, {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}, weights)
 
     # images
 

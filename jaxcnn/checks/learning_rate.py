@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-from typing import Any
 
 import jax
 import numpy as np
@@ -12,6 +11,7 @@ from jaxcnn.analysis import figures
 from jaxcnn.checks.base import FAILED, INFORMATION, WARNING, Findings, Verdict
 from jaxcnn.checks.context import Context, train_steps
 from jaxcnn.checks.figures import smoothed
+from jaxcnn.training.state import Weights
 
 LOWEST, HIGHEST = 1e-5, 10.0  # learning rates of the sweep
 WARM_UP_FACTOR = 3.0  # how far above the limit a learning rate may be if there is a warm-up
@@ -160,11 +160,11 @@ def noise_scale(small_batch: int, small_norms: np.ndarray, big_batch: int, big_n
     return NoiseScale(squared_norm, variance)
 
 
-def _gradient_norms(context: Context, batch_size: int, params: Any, stats: Any) -> np.ndarray:
+def _gradient_norms(context: Context, batch_size: int, weights: Weights) -> np.ndarray:
     """Return the norms of the gradients of `NUM_BATCHES` batches, from steps with learning rate 0."""
     config = context.shortened(NUM_BATCHES, learning_rate=0.0, schedule=cfg.Choice('constant'), warmup=None, accumulate=1)
     with context.variant(dataclasses.replace(config, batch_size=batch_size)) as setup:
-        params, stats = setup.backend.replicate(params), setup.backend.replicate(stats)
+        params, stats = setup.backend.replicate((weights.params, weights.batch_stats))
         state = dataclasses.replace(context.initial_state(setup), params=params, batch_stats=stats)
         _, scalars = train_steps(setup, state, 0, NUM_BATCHES)
     return scalars['grad_norm']
@@ -178,11 +178,11 @@ def check_batch_size(context: Context) -> Verdict:
     if small >= big:
         return findings.verdict(f'a batch of {big} is too small to measure the noise of gradients', status=INFORMATION)
     run, scales = context.short_run, []
-    for state in (run.states[0], run.states[run.middle]):
-        if not all(np.isfinite(x).all() for x in jax.tree.leaves(state.params)):
+    for weights in (run.weights[0], run.weights[run.middle]):
+        if not all(np.isfinite(x).all() for x in jax.tree.leaves(weights.params)):
             findings.add(WARNING, 'parameters are not finite in a short run', 'see learns and lr_range')
             break
-        norms = {size: _gradient_norms(context, size, state.params, state.batch_stats) for size in (small, big)}
+        norms = {size: _gradient_norms(context, size, weights) for size in (small, big)}
         scales.append(noise_scale(small, norms[small], big, norms[big]))
     num_train = context.setup.timeline.num_train
 

@@ -18,7 +18,7 @@ from jaxcnn.checks.layers import apply_with_layers, training_loss
 from jaxcnn.models import Network
 from jaxcnn.optim import path_name
 from jaxcnn.tasks import Task
-from jaxcnn.training.state import TrainState
+from jaxcnn.training.state import Weights, variables
 
 MAX_BYTES = 1 << 28  # of the outputs of all layers
 MAX_IMAGES = 128
@@ -111,15 +111,14 @@ def check_signal(context: Context) -> Verdict:
     findings, run, setup = Findings(), context.short_run, context.setup
     examples = context.train_examples(MAX_IMAGES)
 
-    def signals(state: TrainState) -> dict[str, LayerSignal]:
-        return layer_signals(setup.experiment.network, {'params': state.params, 'batch_stats': state.batch_stats}, examples,
-                             setup.experiment.task)
-    moments = {'before training': signals(run.states[0]), f'after {run.num_steps} steps': signals(run.final)}
-    ratios = update_ratios(run.states[run.middle].params, run.states[run.middle + 1].params) if run.num_steps > 1 else {}
+    def signals(weights: Weights) -> dict[str, LayerSignal]:
+        return layer_signals(setup.experiment.network, variables(weights)[False], examples, setup.experiment.task)
+    moments = {'before training': signals(run.weights[0]), f'after {run.num_steps} steps': signals(run.final)}
+    ratios = update_ratios(run.weights[run.middle].params, run.weights[run.middle + 1].params) if run.num_steps > 1 else {}
     # only after some steps: residual blocks often begin with a layer of zeros, which lets no gradient pass at first
     _check_layers(f'after {run.num_steps} steps', moments[f'after {run.num_steps} steps'], findings)
     _check_updates(ratios, findings)
-    _check_unchanged(context, unchanged_parameters(run.states[0].params, run.final.params), findings)
+    _check_unchanged(context, unchanged_parameters(run.weights[0].params, run.final.params), findings)
     with figures.warn_on_error(path := context.figure_path('signal')):
         draw_signals(moments, ratios, path)
     start, end = moments.values()
