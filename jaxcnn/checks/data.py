@@ -64,6 +64,11 @@ def check_batch(context: Context) -> Verdict:
                             'targets. Check that each image can be recognised and has the right label.'], ['batch'])
 
 
+def shared_images_status(count: int, size: int) -> str:
+    """Return the status of `count` training images among the `size` images of another split."""
+    return FAILED if count > SHARED_FRACTION * size else WARNING
+
+
 def check_data(context: Context) -> Verdict:
     """Check the balance of the classes, and look for images that are in two splits or have several labels."""
     setup, findings = context.setup, Findings()
@@ -85,7 +90,7 @@ def check_data(context: Context) -> Verdict:
         if not len(positions):
             continue
         size = len(dataset.splits[name])
-        findings.add(FAILED if len(positions) > SHARED_FRACTION * size else WARNING,
+        findings.add(shared_images_status(len(positions), size),
                      f'{len(positions)} of {counted(size, f"{name} image")} are also training images '
                      f'({100 * len(positions) / size:.2f} %)',
                      'remove the training images that are also in another split: results on it are too good otherwise')
