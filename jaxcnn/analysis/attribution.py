@@ -22,7 +22,7 @@ from jaxcnn.analysis import tracing
 from jaxcnn.errors import UserError, unknown
 from jaxcnn.models import Network
 
-PART_SIZE = 32  # images in one pass through the network
+PART_SIZE = 64  # images in one pass through the network; 32 are a quarter slower on two cores
 QUADRATURE_RULES = ('gauss_legendre', 'middle', 'trapezoid')
 
 _compiled = functools.partial(jax.jit, static_argnames='network')
