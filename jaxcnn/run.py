@@ -203,6 +203,21 @@ class Run:
         """The rows of `metrics.jsonl`: what was logged and evaluated, each with its `step`."""
         return read_metrics(self.workdir)
 
+    def load_dataset(self, data_dir: str = '', source: data.Source | None = None) -> data.Dataset:
+        """Return the data that the run was trained on.
+
+        Args:
+          data_dir: another `config.data.dir` than in training.
+          source: the data, if it was handed over from Python in training.
+
+        Raises:
+          UserError: The data is missing or differs from that of the training.
+        """
+        config = cfg.parse(cfg.override(cfg.to_dict(self.config), [f'data.dir={data_dir}'] if data_dir else []))
+        dataset = data.load(config.data, self.experiment.task.kind, source)
+        dataset.check_same(self.info, self.workdir)
+        return dataset
+
     def evaluator(self, split: str, data_dir: str = '', source: data.Source | None = None) -> 'SplitEvaluator':
         """Return a function that evaluates weights on one split of the run's data.
 
@@ -214,11 +229,9 @@ class Run:
         Raises:
           UserError: There is no such split, or the data is missing or differs from that of the training.
         """
-        config = cfg.parse(cfg.override(cfg.to_dict(self.config), [f'data.dir={data_dir}'] if data_dir else []))
-        dataset = data.load(config.data, self.experiment.task.kind, source)
+        dataset = self.load_dataset(data_dir, source)
         if split not in dataset.splits:
             raise UserError(f'no split {split!r}; there are: {", ".join(dataset.splits)}')
-        dataset.check_same(self.info, self.workdir)
         return SplitEvaluator(self.experiment, dataset, split)
 
     def evaluate(self, split: str, data: data.Source | None = None) -> dict[str, float]:

@@ -353,25 +353,15 @@ def _tfds_root(config: DataConfig) -> str:
     return os.path.expanduser(config.dir or os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets')
 
 
-def _tfds_factory(name: str, ink: Ink | None = None) -> SourceFactory:
-    """Return the factory of a prepared TFDS data set."""
+def _tfds_factory(name: str, ink: Ink | None = None, kind: TargetKind = LABEL) -> SourceFactory:
+    """Return the factory of a prepared TFDS data set with one class or with boxes for each image."""
     def make_source(config: DataConfig) -> Source:
         prepared = tfds.find_prepared(name, _tfds_root(config))
+        read, class_names = (prepared.read_boxes, prepared.box_class_names) if kind is BOXES else (
+            prepared.read, prepared.class_names)
         return Source(prepared.path, key={'source': f'tfds:{name}', 'version': prepared.version, 'files': prepared.files()},
-                      splits={split: functools.partial(prepared.read, tfds_name)
-                              for split, tfds_name in prepared.splits().items()},
-                      class_names=prepared.class_names, ink=ink)
-    return make_source
-
-
-def _tfds_boxes_factory(name: str) -> SourceFactory:
-    """Return the factory of a prepared TFDS data set with boxes."""
-    def make_source(config: DataConfig) -> Source:
-        prepared = tfds.find_prepared(name, _tfds_root(config))
-        return Source(prepared.path, key={'source': f'tfds:{name}', 'version': prepared.version, 'files': prepared.files()},
-                      splits={split: functools.partial(prepared.read_boxes, tfds_name)
-                              for split, tfds_name in prepared.splits().items()},
-                      class_names=prepared.box_class_names, kind=BOXES)
+                      splits={split: functools.partial(read, tfds_name) for split, tfds_name in prepared.splits().items()},
+                      class_names=class_names, ink=ink, kind=kind)
     return make_source
 
 
@@ -380,4 +370,4 @@ register(_tfds_factory('mnist', ink=Ink(28, 20, by_mass=True)), name='mnist')
 for _name in ('cifar10', 'cifar100', 'fashion_mnist', 'svhn_cropped', 'imagenet2012'):
     register(_tfds_factory(_name), name=_name)
 for _name in ('voc/2007', 'voc/2012', 'coco/2014', 'coco/2017'):
-    register(_tfds_boxes_factory(_name), name=_name, targets=BOXES.name)
+    register(_tfds_factory(_name, kind=BOXES), name=_name, targets=BOXES.name)

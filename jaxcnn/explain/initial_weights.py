@@ -34,15 +34,8 @@ def initial_variables(request: Request) -> tuple[dict[str, Any] | None, str]:
         note = f'The run started from {escape(weights.source)}.'
 
     transform = (lambda params: params) if config.whiten is None else whiten.initializer(
-        config.whiten, template.params, lambda count: _sample_images(request, count))
+        config.whiten, template.params, lambda count: whiten.sample_images(
+            request.dataset.splits['train'], run.experiment.preprocessor, config.seed, count))
     init = jax.jit(lambda seed, arrays: init_weights(network, image_shape, seed, False, transform, arrays),
                    compiler_options=run_once())
     return variables(init(np.uint32(config.seed), arrays))[False], note
-
-
-def _sample_images(request: Request, count: int) -> np.ndarray:
-    """Return the random training images that whitening took at the start of the run; see `training.setup.Setup`."""
-    train = request.dataset.splits['train']
-    rng = np.random.default_rng(request.run.config.seed)
-    positions = np.sort(rng.permutation(len(train))[:count])
-    return np.asarray(jax.jit(request.run.experiment.preprocessor.__call__)(train.take(positions)))

@@ -9,7 +9,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxcnn import config as cfg
 from jaxcnn import data
 from jaxcnn.analysis.attribution import map_parts
 from jaxcnn.analysis.mistakes import confident_mistakes
@@ -76,11 +75,12 @@ class Request:
     @functools.cached_property
     def dataset(self) -> data.Dataset:
         """The run's data."""
-        overrides = [f'data.dir={self.data_dir}'] if self.data_dir else []
-        config = cfg.parse(cfg.override(cfg.to_dict(self.run.config), overrides))
-        dataset = data.load(config.data, self.run.experiment.task.kind)
-        dataset.check_same(self.run.info, self.run.workdir)
-        return dataset
+        return self.run.load_dataset(self.data_dir)
+
+    def check_no_pictures(self, view: str) -> None:
+        """Raise a UserError if there are picture files, for a view that cannot use them."""
+        if self.paths:
+            raise UserError(f'the view {view} takes no picture files', field='IMAGE', hint='leave them out')
 
     @functools.cached_property
     def examples(self) -> Examples:

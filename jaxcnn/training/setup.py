@@ -213,9 +213,7 @@ class Setup:
 
     def _sample_images(self, count: int) -> np.ndarray:
         """Return `count` random training images, as the network sees them in evaluation."""
-        train = self.dataset.splits['train']
-        rng = np.random.default_rng(self.config.seed)
-        return np.asarray(jax.jit(self.experiment.preprocessor)(train.take(np.sort(rng.permutation(len(train))[:count]))))
+        return whiten.sample_images(self.dataset.splits['train'], self.experiment.preprocessor, self.config.seed, count)
 
     @functools.cached_property
     def resident_data(self) -> dict[str, Any]:

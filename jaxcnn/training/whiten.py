@@ -8,8 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxcnn import config as cfg
+from jaxcnn.data.split import Split
 from jaxcnn.errors import UserError
 from jaxcnn.optim import path_mask, path_name
+from jaxcnn.preprocessing import Preprocessor
+
+
+def sample_images(train: Split, preprocessor: Preprocessor, seed: int, count: int) -> np.ndarray:
+    """Return `count` training images, drawn by the seed, as the network sees them in evaluation: float (count, H, W, C)."""
+    positions = np.sort(np.random.default_rng(seed).permutation(len(train))[:count])
+    return np.asarray(jax.jit(preprocessor.__call__)(train.take(positions)))
 
 
 def filters(images: np.ndarray, height: int, width: int, features: int, epsilon: float) -> np.ndarray:
