@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -17,7 +17,7 @@ from jaxcnn.analysis import embedding, mistakes
 from jaxcnn.analysis.embedding_page import write_embedding_page
 from jaxcnn.analysis.markdown import escape
 from jaxcnn.data import normalize
-from jaxcnn.errors import UserError, unknown
+from jaxcnn.errors import unknown
 from jaxcnn.explain.layers import check_options
 from jaxcnn.explain.request import Request, Section
 from jaxcnn.explain.split_predictions import SplitPredictions, compute_in_batches, map_batches, predict
@@ -27,15 +27,9 @@ from jaxcnn.tasks import Accumulated
 from jaxcnn.training.step import image_gradient
 
 
-def _check_no_pictures(request: Request, view: str) -> None:
-    if request.paths:
-        raise UserError(f'the view {view} is of a split and takes no picture files', field='IMAGE',
-                        hint='--split selects the split')
-
-
 def confusion(request: Request) -> Section:
     """Show which classes are taken for which, and precision, recall and F1 of each class."""
-    _check_no_pictures(request, 'confusion')
+    request.check_no_pictures('confusion')
     predictions, task = request.predictions(request.split), request.run.experiment.task
     if predictions.has_label:
         counts = np.zeros((task.num_classes, task.num_classes), np.int64)
@@ -49,7 +43,7 @@ def confusion(request: Request) -> Section:
 
 def calibration(request: Request, bins: int = calibrations.BINS) -> Section:
     """Show whether predictions of 80 % are right in 80 % of the cases."""
-    _check_no_pictures(request, 'calibration')
+    request.check_no_pictures('calibration')
     check_options(1, bins=bins)
     predictions = request.predictions(request.split)
     probabilities = predictions.probabilities
@@ -67,7 +61,7 @@ def calibration(request: Request, bins: int = calibrations.BINS) -> Section:
     direction = 'above' if result.overconfidence > 0 else 'below'
     return Section('Calibration', [
         f'{predictions.title}, {len(confidences):,} {unit} in {bins} bins of equal width. On average, the {terms[0]} is '
-        f'{format_percent(abs(result.overconfidence))} {direction} the {terms[1]}.', '',
+        f'{100 * abs(result.overconfidence):.2f} percentage points {direction} the {terms[1]}.', '',
         '| | |', '|---|---|', f'| expected calibration error | {format_percent(result.ece)} |',
         f'| largest error of a bin | {format_percent(result.max_error)} |', f'| Brier score | {brier:.4f} |',
         f'| mean {terms[0]} | {format_percent(float(np.nanmean(confidences)))} |',
@@ -77,7 +71,7 @@ def calibration(request: Request, bins: int = calibrations.BINS) -> Section:
 
 def errors(request: Request, count: int = 24) -> Section:
     """Show the most confident mistakes, the most doubtful images and probable label errors."""
-    _check_no_pictures(request, 'errors')
+    request.check_no_pictures('errors')
     check_options(1, count=count)
     predictions = request.predictions(request.split)
     return (_errors_of_label if predictions.has_label else _errors_of_label_sets)(request, predictions, count)
@@ -155,7 +149,7 @@ def embed(request: Request, layer: str = embedding.CLASSIFIER_INPUT, images: int
     The layer is a feature map, whose values are averaged over its pixels, a dense layer, `classifier_input` or `logits`.
     With `augmented`, each image is shown also as training sees it.
     """
-    _check_no_pictures(request, 'embed')
+    request.check_no_pictures('embed')
     check_options(1, images=images)
     run = request.run
     predictions = request.predictions(request.split, images)
@@ -201,6 +195,7 @@ def augment_images(request: Request, images: np.ndarray, targets: Any) -> np.nda
     preprocessor = dataclasses.replace(experiment.preprocessor, normalize=normalize.Normalization())
     gradient = image_gradient(experiment.network, experiment.preprocessor, experiment.task, request.run.variables)
     augment = jax.jit(functools.partial(preprocessor.train, mixer=experiment.task, gradient=gradient))
+
     def take(indices: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray]:
         return {'image': images[indices], **{name: values[indices] for name, values in targets.items()}}, indices
     key = jax.random.key(request.seed)
@@ -241,7 +236,3 @@ def neighbors(request: Request, layer: str = embedding.CLASSIFIER_INPUT, k: int 
         f'The first image of each row, and the {k} nearest of {searched.title} by the {metric} distance of '
         f'{features.shape[1]:,} features of the layer {escape(layer)}. `neighbors.json` holds their names.', '',
         '![neighbors](neighbors.png)'])
-
-
-VIEWS: dict[str, Callable[..., Section]] = {
-    'errors': errors, 'confusion': confusion, 'calibration': calibration, 'embed': embed, 'neighbors': neighbors}

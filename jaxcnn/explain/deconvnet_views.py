@@ -38,6 +38,7 @@ def deconvnet(request: Request, layer: str = '', channels: int = 16, count: int 
     """
     check_options(1, channels=channels, count=count)
     check_options(0, max_images=max_images)
+    request.check_no_pictures('deconvnet')
     selected, split = _plain_layer(request, layer, channels), find_split(request, split)
     network, variables, image_shape = network_of(request)
     indices = np.asarray(selected.channels)
@@ -91,6 +92,7 @@ def evolution(request: Request, layer: str = '', channels: int = 8, split: str =
     """
     check_options(1, channels=channels)
     check_options(0, max_images=max_images)
+    request.check_no_pictures('evolution')
     run = request.run
     selected, split = _plain_layer(request, layer, channels), find_split(request, split)
     steps = run.steps()

@@ -23,6 +23,7 @@ _MIN_SHEET_WIDTH = 240  # pixels of a sheet of filters
 
 def filters(request: Request) -> Section:
     """Show the kernels of the first convolution before and after training."""
+    request.check_no_pictures('filters')
     network, variables, image_shape = network_of(request)
     path = kernels.first_kernel(network, variables, image_shape)
     if not path:
@@ -112,6 +113,7 @@ def maximize(request: Request, layer: str = '', channels: int = 16, steps: int =
       decorrelate: ascend colours whose covariance over the data is the identity.
       runaway: an image ends when its response is this many times the largest one of the data.
     """
+    request.check_no_pictures('maximize')
     check_options(1, channels=channels, steps=steps)
     check_options(0, jitter=jitter)
     check_options(0.0, learning_rate=learning_rate, blur=blur, total_variation=total_variation, l2=l2, runaway=runaway)

@@ -36,7 +36,11 @@ VIEWS: dict[str, Callable[..., Section]] = {
     'evolution': deconvnet_views.evolution,
     'invariance': response_views.invariance,
     'receptive_field': response_views.receptive_field,
-    **data_views.VIEWS,
+    'errors': data_views.errors,
+    'confusion': data_views.confusion,
+    'calibration': data_views.calibration,
+    'embed': data_views.embed,
+    'neighbors': data_views.neighbors,
 }
 
 

@@ -88,7 +88,8 @@ def test_the_nearest_neighbor_of_a_training_image_is_itself(make_request, workdi
 
 
 @pytest.mark.parametrize(('view', 'fields', 'message'), [
-    ('errors', dict(paths=['a.png']), 'the view errors is of a split and takes no picture files'),
+    ('errors', dict(paths=['a.png']), 'the view errors takes no picture files'),
+    ('filters', dict(paths=['a.png']), 'the view filters takes no picture files'),
     ('confusion', dict(split='tset'), "no split 'tset'; there are: train, val, test"),
     ('neighbors(among="valid")', {}, r"split 'valid'.*val"),
     ('embed(layer="conv3")', {}, r"layer 'conv3'.*conv2"),
