@@ -85,8 +85,8 @@ def check_data(context: Context) -> Verdict:
     elif counts[largest] > MAX_IMBALANCE * counts[smallest] and context.config.data.balance == 'none':
         findings.add(WARNING, f'{names[largest]} has {counts[largest] / counts[smallest]:.0f} times as many images as '
                      f'{names[smallest]}', "compare with config.data.balance='sampling' or 'loss'")
-    found = duplicates.find(dataset.splits)
-    for name, positions in found.shared.items():
+    equal_images = duplicates.find(dataset.splits)
+    for name, positions in equal_images.shared.items():
         if not len(positions):
             continue
         size = len(dataset.splits[name])
@@ -95,10 +95,10 @@ def check_data(context: Context) -> Verdict:
                      f'({100 * len(positions) / size:.2f} %)',
                      'remove the training images that are also in another split: results on it are too good otherwise')
         with figures.warn_on_error(path := context.figure_path(f'duplicates_{name}')):
-            _draw_duplicates(context, found, name, path)
+            _draw_duplicates(context, equal_images, name, path)
         figures_drawn.append(f'duplicates_{name}')
-    if found.num_ambiguous:
-        findings.add(WARNING, f'{counted(found.num_ambiguous, "image")} with equal pixels but different labels',
+    if equal_images.num_ambiguous:
+        findings.add(WARNING, f'{counted(equal_images.num_ambiguous, "image")} with equal pixels but different labels',
                      'correct these labels: the network cannot learn them')
     sizes = ', '.join(f'{len(split):,} {name}' for name, split in dataset.splits.items())
     lines = ['Training images of each class. Below it, images of another split that are also training images, if there are '
@@ -121,13 +121,14 @@ def draw_class_counts(counts: np.ndarray, names: list[str], path: str) -> None:
         axis.grid(axis='y', alpha=0.3)
 
 
-def _draw_duplicates(context: Context, found: duplicates.Duplicates, name: str, path: str) -> None:
+def _draw_duplicates(context: Context, equal_images: duplicates.Duplicates, name: str, path: str) -> None:
     """Draw images of a split beside the training images that they equal."""
     task, splits = context.setup.experiment.task, context.setup.dataset.splits
     train, split = splits['train'], splits[name]
     tiles, titles = [], []
-    for position in found.shared[name][:MAX_DRAWN_PAIRS]:
-        for part, examples, index in ((name, split, position), ('train', train, found.train_position(name, position))):
+    for position in equal_images.shared[name][:MAX_DRAWN_PAIRS]:
+        pair = (name, split, position), ('train', train, equal_images.train_position(name, position))
+        for part, examples, index in pair:
             tiles.append(examples.take(np.array([index]))[0] / 255)
             targets = {key: value[0] for key, value in examples.take_targets(np.array([index])).items()}
             titles.append(f'{part} {index}\n{task.title(targets)}')

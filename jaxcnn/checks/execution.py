@@ -107,6 +107,10 @@ def measure_speed(context: Context, setup: Setup) -> Speed:
     return Speed(with_data / count, alone / count, product / size ** 3)
 
 
+def _milliseconds(seconds: float) -> str:
+    return f'{1000 * seconds:,.0f} ms' if seconds >= 0.1 else f'{1000 * seconds:.3g} ms'
+
+
 def check_throughput(context: Context) -> Verdict:
     """Measure the speed of steps with and without their data, and the part of the machine's peak that they reach."""
     findings, setup = Findings(), context.setup
@@ -124,8 +128,8 @@ def check_throughput(context: Context) -> Verdict:
                      'a larger config.parallel.steps_per_dispatch leaves less to the host' if setup.on_device else
                      'try config.data.placement=device, more config.data.workers or a smaller config.data.image_size')
     return findings.verdict(
-        f'{batch_size / with_data:,.0f} images/s; a step takes {1000 * with_data:.3g} ms with its data and '
-        f'{1000 * alone:.3g} ms alone, so that the {limit} is the limit; it reaches {100 * fraction:.0f} % of the '
+        f'{batch_size / with_data:,.0f} images/s; a step takes {_milliseconds(with_data)} with its data and '
+        f'{_milliseconds(alone)} alone, so that the {limit} is the limit; it reaches {100 * fraction:.0f} % of the '
         'multiply-adds of a large product of matrices', [
             f'A training step has {multiply_adds:,} multiply-adds: {TRAINING_PASSES} times those of the forward pass for '
             f'{batch_size} images. A large product of matrices reaches {peak / 1e9:,.0f} billion a second. '
