@@ -1,10 +1,12 @@
 """AlexNet (Krizhevsky et al. 2012, "ImageNet classification with deep convolutional neural networks") and ZFNet (Zeiler &
 Fergus 2013, "Visualizing and understanding convolutional networks")."""
 
+import functools
+
 import jax
 
 from jaxcnn.errors import UserError, unknown
-from jaxcnn.models.layers import Maps, Models, activation, check_kernels, positive_ints
+from jaxcnn.models.layers import Maps, Models, Step, activation, check_kernels, positive_ints
 from jaxcnn.models.plain import Plain
 from jaxcnn.ops.lrn import local_response_norm
 from jaxcnn.ops.pool import max_pool
@@ -86,14 +88,27 @@ class AlexNet(Plain):
     def forward(self, x: jax.Array, train: bool, maps: Maps) -> jax.Array:
         """See `Network.forward`; the feature maps are `conv1`, `conv2` and so on, before pooling, and after normalisation
         unless this follows pooling."""
-        for i in range(1, len(self.widths) + 1):
-            in_stem = i <= len(self.stem)
-            x = maps[f'conv{i}'] = self.block(type(self).convolution, x, i)
-            if in_stem or i == len(self.widths):
-                x = max_pool(x, 3, 2, ceil=True)
-            if in_stem:
-                x = self._normalize(x, 'after_pool')
-        return self.classify(x, train, (self.hidden,) * self.hidden_layers)
+        return self.classify(max_pool(self.trunk(x, train, maps), 3, 2, ceil=True), train)
+
+    def hidden_features(self) -> tuple[int, ...]:
+        """See `Plain.hidden_features`."""
+        return (self.hidden,) * self.hidden_layers
+
+    def steps(self, train: bool) -> list[Step]:
+        """See `Network.steps`; a convolution begins with the pooling and normalisation after the one before it."""
+        def step(x: jax.Array, i: int) -> jax.Array:
+            if self._is_after_pool(i):
+                x = self._normalize(max_pool(x, 3, 2, ceil=True), 'after_pool')
+            return self.block(type(self).convolution, x, i)
+
+        def windows(i: int) -> tuple[tuple[int, int, int], ...]:
+            pooling = ((3, 2, 0),) if self._is_after_pool(i) else ()
+            return pooling + ((self.stem[i - 1],) if i <= len(self.stem) else ())
+        return [Step(f'conv{i}', functools.partial(step, i=i), windows(i)) for i in range(1, len(self.widths) + 1)]
+
+    def _is_after_pool(self, i: int) -> bool:
+        """Return whether convolution `i` follows pooling."""
+        return 1 < i <= len(self.stem) + 1
 
     def convolution(self, x: jax.Array, i: int) -> jax.Array:
         """Apply convolution `i`, counted from 1, with the activation and normalisation."""

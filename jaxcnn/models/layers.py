@@ -3,7 +3,7 @@
 import bisect
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import flax.linen as nn
 import jax
@@ -15,9 +15,26 @@ from jaxcnn.errors import UserError, unknown
 from jaxcnn.ops import batch_norm, native
 from jaxcnn.ops.conv import add_bias, check_implementation, conv_general_dilated
 from jaxcnn.ops.geometry import NHWC
+from jaxcnn.ops.roi import response_geometry
 from jaxcnn.ops.tanh import tanh
 
 Maps = dict[str, jax.Array]  # feature maps by name
+Pool = Callable[[Maps], jax.Array]  # returns regions (K, h, w, C) of feature maps
+
+
+class Step(NamedTuple):
+    """The layers of a network from one feature map, or from the image, to the next.
+
+    Attributes:
+      name: name of the feature map that they compute.
+      apply: computes it from the previous one.
+      windows: kernel size, stride and padding of the layers that have a stride, or a padding other than half the kernel's
+        size, in their order.
+    """
+
+    name: str
+    apply: Callable[[jax.Array], jax.Array]
+    windows: tuple[tuple[int, int, int], ...] = ()
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     'relu': nn.relu, 'leaky_relu': nn.leaky_relu, 'elu': nn.elu, 'selu': nn.selu, 'relu6': nn.relu6, 'swish': nn.swish,
@@ -214,7 +231,8 @@ class Network(nn.Module):
     """The base class of all networks, which map float images (N, H, W, C) to logits (N, num_classes).
 
     A subclass implements `forward`, extends `check` for its own fields, and overrides `min_image_size` and `published_for`
-    where the defaults do not hold.
+    where the defaults do not hold. A network that detectors can use as their backbone also implements `steps`,
+    `region_input` and `pooled_features`, and its `forward` calls `trunk`.
 
     Attributes:
       num_classes: number of logits.
@@ -234,6 +252,8 @@ class Network(nn.Module):
       bn_axis: name of the pmap axis over which BatchNorm statistics are averaged.
       remat: store only the outputs of blocks for the backward pass and recompute what is inside them.
     """
+
+    outputs: ClassVar[str] = 'logits'  # what it returns: `logits`, or `detections` if it is a `detection.Detector`
 
     num_classes: int = 10
     dtype: str = 'float32'
@@ -286,6 +306,30 @@ class Network(nn.Module):
             raise UserError(f'{type(self).__name__} needs images of at least {smallest} x {smallest} pixels, '
                             f'got {shape[0]} x {shape[1]}')
 
+    def check_output(self, output: Any) -> None:
+        """Check the output of the network in training or evaluation.
+
+        Raises:
+          UserError: The output is not one row of logits (num_classes,) for each image.
+        """
+        logits = output[0] if isinstance(output, tuple) else output
+        if logits.ndim != 2 and getattr(self, 'head', '') == 'dense_conv':
+            raise UserError("training needs one row of logits for each image, and 'dense_conv' gives a map of scores "
+                            f'{logits.shape[1:]}', field='config.model.head',
+                            hint="train with head='dense', which has the same parameters")
+        if logits.shape[1:] != (self.num_classes,):
+            shape = ', '.join(map(str, ('N', *logits.shape[1:])))
+            raise UserError(f'{type(self).__name__} gives an output of shape ({shape}) for N images, expected '
+                            f'(N, {self.num_classes})', field='config.model',
+                            hint='the last layer has self.num_classes features, as many as the data has classes')
+
+    def classifier_part(self) -> 'tuple[str, Network]':
+        """Return the part whose parameters a classifier's weights initialise: its name in the parameters, and itself.
+
+        By default it is the network as a whole, which has no name.
+        """
+        return '', self
+
     def published_for(self) -> tuple[tuple[int, int, int], int]:
         """Return the image shape (H, W, C) and the number of classes for which the network was published."""
         return (224, 224, 3), 1000
@@ -303,14 +347,102 @@ class Network(nn.Module):
         """
         raise UserError(f'the network {type(self).__name__} has no method forward(self, x, train, maps)')
 
+    def steps(self, train: bool) -> list[Step]:
+        """Return the steps that compute the feature maps one after the other; a network for detectors implements it."""
+        raise UserError(f'the network {type(self).__name__} cannot be the backbone of a detector',
+                        hint='choose a ResNet, VGG, AlexNet, MobileNet v2 or EfficientNet-Lite, such as resnet18')
+
+    def region_input(self) -> tuple[str, int]:
+        """Return the name of the feature map from which detectors without a feature pyramid pool their regions, and the
+        height and width of a pooled region."""
+        return self.steps(False)[-1].name, 7
+
+    def pooled_features(self, x: jax.Array, train: bool) -> jax.Array:
+        """Return the features (N, F) before the last dense layer, from the last feature map (N, H, W, C)."""
+        return x.mean((1, 2))
+
+    def map_geometry(self, name: str) -> tuple[int, float]:
+        """Return the stride of a feature map, and the centre of its first receptive field, in pixels of the image.
+
+        They are the arguments `stride` and `first_center` of `ops.roi.map_to_features`. With the padding `SAME` they hold
+        for images whose sides are multiples of the stride.
+        """
+        windows: list[tuple[int, int, int]] = []
+        for step in self._steps(False, last=name):
+            windows.extend(step.windows)
+        return response_geometry(windows)
+
+    def _steps(self, train: bool, after: str = '', last: str = '') -> list[Step]:
+        """Return the steps after one feature map and up to another; by default from the first to the last."""
+        steps = self.steps(train)
+        names = [step.name for step in steps]
+        for name in (after, last):
+            if name and name not in names:
+                raise unknown(f'feature map of {type(self).__name__}', name, names)
+        return steps[names.index(after) + 1 if after else 0:names.index(last) + 1 if last else None]
+
+    def trunk(self, x: jax.Array, train: bool, maps: Maps, after: str = '', last: str = '') -> jax.Array:
+        """Compute the feature maps and return the last one.
+
+        Args:
+          x: images (N, H, W, C), or the feature map `after`.
+          train: see `__call__`.
+          maps: the feature maps are added to this dict.
+          after: start after this feature map instead of from the images.
+          last: stop at this feature map; by default all are computed.
+        """
+        for step in self._steps(train, after, last):
+            x = maps[step.name] = step.apply(x)
+        return x
+
+    def feature_maps(self, x: jax.Array, train: bool = False, last: str = '') -> Maps:
+        """Compute the feature maps up to `last`, and no layer after it.
+
+        The parameters have the names and shapes that they have in the classifier; those of the layers after `last` do not
+        exist. A module that uses the network as its part `backbone` can so start from a classifier's weights.
+
+        Args:
+          x: images (N, H, W, C), normalised as in training.
+          train: see `__call__`.
+          last: name of the last feature map; by default all are computed.
+
+        Raises:
+          UserError: The network has no such feature map, or cannot be a backbone.
+        """
+        maps: Maps = self(x, train, last=last)
+        return maps
+
+    def region_features(self, x: jax.Array, train: bool, pool: Pool, last: str = '') -> jax.Array:
+        """Compute the feature maps up to `last`, pool regions from them, and apply the classifier's other layers to these.
+
+        The layers after `last`, without the last dense one, map each region to the features that the classifier computes
+        of an image: dense layers in VGG and AlexNet, the last stage and the mean in ResNet. Parameters have the names of
+        the classifier's. They are numbered in the order of computation, so that all of this is one call.
+
+        Args:
+          x: images (N, H, W, C), normalised as in training.
+          train: see `__call__`.
+          pool: returns pooled regions (K, h, w, C) of the map `last`, or (K, bins, C) where dense layers follow; its
+            argument is the dict of the maps. It may call other modules, which must have been created before.
+          last: name of the map; by default that of `region_input`.
+
+        Returns:
+          (K, F).
+        """
+        regions: jax.Array = self(x, train, last=last or self.region_input()[0], pool=pool)
+        return regions
+
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool = False, features: bool = False) -> Any:
+    def __call__(self, x: jax.Array, train: bool = False, features: bool = False, *, last: str | None = None,
+                 pool: Pool | None = None) -> Any:
         """Compute the logits of images.
 
         Args:
           x: images (N, H, W, C), normalised as in training.
           train: apply dropout, normalise by the batch's statistics, and compute auxiliary classifiers.
           features: also return the feature maps.
+          last: return the dict of the feature maps up to this one instead; see `feature_maps`.
+          pool: return the features of regions instead; see `region_features`.
 
         Returns:
           Logits (N, num_classes). In training, networks with auxiliary classifiers return a tuple of their logits and those
@@ -323,6 +455,11 @@ class Network(nn.Module):
             raise UserError(f'{type(self).__name__} takes images (N, H, W, C), got an array of shape {x.shape}')
         self.check_image(x.shape[1:])
         maps: Maps = {}
+        if last is not None:
+            self.trunk(x, train, maps, last=last)
+            if pool is None:
+                return maps
+            return self.pooled_features(self.trunk(pool(maps), train, {}, after=last), train)
         output = self.forward(x, train, maps)
         return (output, maps) if features else output
 

@@ -37,12 +37,16 @@ class LeeDL(Plain):
         """See `Network.published_for`."""
         return (128, 128, 3), 11
 
+    def hidden_features(self) -> tuple[int, ...]:
+        """See `Plain.hidden_features`."""
+        return self.hidden
+
     def forward(self, x: jax.Array, train: bool, maps: Maps) -> jax.Array:
         """See `Network.forward`; the feature maps are `conv1`, `conv2` and so on, before pooling."""
         for i, width in enumerate(self.widths, 1):
             x = maps[f'conv{i}'] = self.block(type(self).convolution, x, train, width)
             x = max_pool(x, 2)
-        return self.classify(x, train, self.hidden)
+        return self.classify(x, train)
 
     def convolution(self, x: jax.Array, train: bool, width: int) -> jax.Array:
         """Apply a 3x3 convolution with BatchNorm and the activation."""

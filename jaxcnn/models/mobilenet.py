@@ -1,13 +1,14 @@
 """MobileNet v1 (Howard et al. 2017, "MobileNets: efficient convolutional neural networks for mobile vision") and v2 (Sandler
 et al. 2018, "MobileNetV2: inverted residuals and linear bottlenecks")."""
 
+import functools
 from typing import ClassVar, NamedTuple
 
 import flax.linen as nn
 import jax
 
 from jaxcnn.errors import UserError, unknown
-from jaxcnn.models.layers import Maps, Models, Network, activation, positive_ints
+from jaxcnn.models.layers import Maps, Models, Network, Step, activation, positive_ints
 
 STEMS = ('imagenet', 'small')
 PADDINGS = ('symmetric', 'same')
@@ -142,18 +143,47 @@ class InvertedResidualNetwork(MobileNet):
 
     def forward(self, x: jax.Array, train: bool, maps: Maps) -> jax.Array:
         """See `Network.forward`; the feature maps are `stem`, `stage1`, `stage2` and so on, and `head`."""
-        small = self.stem == 'small'
-        x = maps['stem'] = self.convolution(x, train, self.stem_features(), 3, 1 if small else 2, padding=self._padding())
-        index = 0
-        for number, (stage, count) in enumerate(zip(self.STAGES, self.blocks, strict=True), 1):
-            for i in range(count):
-                stride = 1 if i > 0 or (small and number == 2) else stage.stride
-                rate = self.drop_connect * index / sum(self.blocks)
-                x = self.block(type(self).inverted_residual, x, train, stage, stride, rate)
-                index += 1
-            maps[f'stage{number}'] = x
-        x = maps['head'] = self.convolution(x, train, self.head_features(), 1)
-        return self.dense(self.num_classes)(self.drop(x.mean((1, 2)), train))
+        x = self.pooled_features(self.trunk(x, train, maps), train)
+        return self.dense(self.num_classes)(self.drop(x, train))
+
+    def region_input(self) -> tuple[str, int]:
+        """See `Network.region_input`: regions go through the stages from the last one with a stride, which halves them."""
+        last = max((i for i, stage in enumerate(self.STAGES) if stage.stride > 1), default=0)
+        return (f'stage{last}', 14) if last else super().region_input()
+
+    def steps(self, train: bool) -> list[Step]:
+        """See `Network.steps`."""
+        def stem(x: jax.Array) -> jax.Array:
+            return self.convolution(x, train, self.stem_features(), 3, stem_stride, padding=self._padding())
+
+        def head(x: jax.Array) -> jax.Array:
+            return self.convolution(x, train, self.head_features(), 1)
+
+        stem_stride = 1 if self.stem == 'small' else 2
+        steps = [Step('stem', stem, self._window(3, stem_stride))]
+        for i, stage in enumerate(self.STAGES):
+            steps.append(Step(f'stage{i + 1}', functools.partial(self._stage, train=train, index=i),
+                              self._window(stage.size, self._stride(i))))
+        return [*steps, Step('head', head)]
+
+    def _stride(self, index: int) -> int:
+        """Return the stride of stage `index`, counted from 0."""
+        return 1 if self.stem == 'small' and index == 1 else self.STAGES[index].stride
+
+    def _window(self, size: int, stride: int) -> tuple[tuple[int, int, int], ...]:
+        """Return the window of a depthwise convolution for `Step`."""
+        if stride == 1:
+            return ()
+        return ((size, stride, (size - stride) // 2 if self.padding == 'same' else size // 2),)
+
+    def _stage(self, x: jax.Array, train: bool, index: int) -> jax.Array:
+        """Apply stage `index`, counted from 0."""
+        stage, first = self.STAGES[index], sum(self.blocks[:index])
+        for i in range(self.blocks[index]):
+            stride = 1 if i > 0 else self._stride(index)
+            rate = self.drop_connect * (first + i) / sum(self.blocks)
+            x = self.block(type(self).inverted_residual, x, train, stage, stride, rate)
+        return x
 
     def inverted_residual(self, x: jax.Array, train: bool, stage: Stage, stride: int, rate: float) -> jax.Array:
         """Apply a block, which training images skip with probability `rate`."""

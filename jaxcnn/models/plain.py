@@ -60,23 +60,37 @@ class Plain(Network):
         """See `Network.min_image_size`."""
         return min_input_size(self.last_map_size, self.window if self.head == 'dense_conv' else 1)
 
-    def classify(self, x: jax.Array, train: bool, hidden: Sequence[int]) -> jax.Array:
+    def classify(self, x: jax.Array, train: bool) -> jax.Array:
         """Apply the dense layers to the last feature map.
 
         Args:
           x: the feature map (N, H, W, C).
           train: apply dropout.
-          hidden: features of the dense layers before the last.
         """
         if self.head == 'dense':
             x = x.reshape(len(x), -1)
         elif self.head == 'spp':
             x = spatial_pyramid(x, self.pyramid)
-        first, *others = [*hidden, self.num_classes]
+        first, *others = [*self.hidden_features(), self.num_classes]
         x = self._first_dense(first)(x)
         for width in others:
             x = self.drop(activation(self.activation)(x), train)
             x = self.dense(width)(x)
+        return x
+
+    def hidden_features(self) -> Sequence[int]:
+        """Return the features of the dense layers before the last."""
+        raise NotImplementedError
+
+    def region_input(self) -> tuple[str, int]:
+        """See `Network.region_input`; a region has the size that the first dense layer takes."""
+        return super().region_input()[0], self.window
+
+    def pooled_features(self, x: jax.Array, train: bool) -> jax.Array:
+        """See `Network.pooled_features`; regions (N, ...) of any shape are flattened for the dense layers."""
+        x = x.reshape(len(x), -1)
+        for width in self.hidden_features():
+            x = self.drop(activation(self.activation)(self.dense(width)(x)), train)
         return x
 
     def _first_dense(self, features: int) -> nn.Dense:

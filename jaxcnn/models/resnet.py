@@ -2,12 +2,14 @@
 al. 2016, "Identity mappings in deep residual networks"), and ResNeXt (Xie et al. 2016, "Aggregated residual
 transformations for deep neural networks")."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from jaxcnn.errors import UserError, unknown
-from jaxcnn.models.layers import Maps, Models, Network, activation, positive_ints
+from jaxcnn.models.layers import Maps, Models, Network, Step, activation, positive_ints
 from jaxcnn.ops.pool import max_pool
 
 STEMS = ('imagenet', 'small')
@@ -94,24 +96,38 @@ class ResNet(Network):
     def forward(self, x: jax.Array, train: bool, maps: Maps) -> jax.Array:
         """See `Network.forward`; the feature maps are `stem`, before pooling, `stage1`, `stage2` and so on, and with
         pre-activation `activation`, after the last ReLU."""
-        if self.stem == 'imagenet':
-            if self.stem_norm:
-                x = maps['stem'] = self.convolution(x, train, self.width, 7, 2)
-            else:
-                x = maps['stem'] = self.conv(self.width, 7, 2, use_bias=False)(x)
-            x = max_pool(x, 3, 2, padding=1)
-        elif self.preact:
-            x = maps['stem'] = self.conv(self.width, 3, use_bias=False)(x)
-        else:
-            x = maps['stem'] = self.convolution(x, train, self.width, 3)
-        for stage, count in enumerate(self.blocks):
-            for i in range(count):
-                stride = 2 if stage > 0 and i == 0 else 1
-                x = self.block(type(self).residual, x, train, self.width << stage, stride)
-            maps[f'stage{stage + 1}'] = x
+        x = self.pooled_features(self.trunk(x, train, maps), train)
+        return self.dense(self.num_classes)(self.drop(x, train))
+
+    def region_input(self) -> tuple[str, int]:
+        """See `Network.region_input`: regions go through the last stage, which halves them."""
+        return (f'stage{len(self.blocks) - 1}', 14) if len(self.blocks) > 1 else super().region_input()
+
+    def steps(self, train: bool) -> list[Step]:
+        """See `Network.steps`; the first stage begins with the pooling after the ImageNet stem."""
+        steps = [Step('stem', functools.partial(self._stem, train=train), ((7, 2, 3),) if self.stem == 'imagenet' else ())]
+        for stage in range(len(self.blocks)):
+            halves = stage > 0 or self.stem == 'imagenet'
+            steps.append(Step(f'stage{stage + 1}', functools.partial(self._stage, train=train, stage=stage),
+                              ((3, 2, 1),) if halves else ()))
         if self.preact:
-            x = maps['activation'] = self.norm_activation(x, train, self.activation)
-        return self.dense(self.num_classes)(self.drop(x.mean((1, 2)), train))
+            steps.append(Step('activation', lambda x: self.norm_activation(x, train, self.activation)))
+        return steps
+
+    def _stem(self, x: jax.Array, train: bool) -> jax.Array:
+        size, stride = (7, 2) if self.stem == 'imagenet' else (3, 1)
+        if self.stem_norm if self.stem == 'imagenet' else not self.preact:
+            return self.convolution(x, train, self.width, size, stride)
+        return self.conv(self.width, size, stride, use_bias=False)(x)
+
+    def _stage(self, x: jax.Array, train: bool, stage: int) -> jax.Array:
+        """Apply stage `stage`, counted from 0."""
+        if stage == 0 and self.stem == 'imagenet':
+            x = max_pool(x, 3, 2, padding=1)
+        for i in range(self.blocks[stage]):
+            stride = 2 if stage > 0 and i == 0 else 1
+            x = self.block(type(self).residual, x, train, self.width << stage, stride)
+        return x
 
     def residual(self, x: jax.Array, train: bool, features: int, stride: int) -> jax.Array:
         """Apply a residual block whose 3x3 convolutions have `features` channels, or `group_width` ones per group."""

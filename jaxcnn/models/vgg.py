@@ -1,11 +1,12 @@
 """VGG (Simonyan & Zisserman 2014, "Very deep convolutional networks for large-scale image recognition")."""
 
+import functools
 from typing import Any
 
 import jax
 
 from jaxcnn.errors import UserError
-from jaxcnn.models.layers import Maps, Models, activation, positive_ints
+from jaxcnn.models.layers import Maps, Models, Step, activation, positive_ints
 from jaxcnn.models.plain import Plain
 from jaxcnn.ops.lrn import local_response_norm
 from jaxcnn.ops.pool import max_pool
@@ -45,10 +46,18 @@ class VGG(Plain):
 
     def forward(self, x: jax.Array, train: bool, maps: Maps) -> jax.Array:
         """See `Network.forward`; the feature maps are `stage1`, `stage2` and so on, before pooling."""
-        for i in range(1, len(self.stages) + 1):
-            x = maps[f'stage{i}'] = self.block(type(self).stage, x, train, i)
-            x = max_pool(x, 2)
-        return self.classify(x, train, (self.hidden, self.hidden))
+        return self.classify(max_pool(self.trunk(x, train, maps), 2), train)
+
+    def hidden_features(self) -> tuple[int, ...]:
+        """See `Plain.hidden_features`."""
+        return self.hidden, self.hidden
+
+    def steps(self, train: bool) -> list[Step]:
+        """See `Network.steps`; a stage begins with the pooling of the one before it."""
+        def step(x: jax.Array, i: int) -> jax.Array:
+            return self.block(type(self).stage, max_pool(x, 2) if i > 1 else x, train, i)
+        return [Step(f'stage{i}', functools.partial(step, i=i), ((2, 2, 0),) if i > 1 else ())
+                for i in range(1, len(self.stages) + 1)]
 
     def stage(self, x: jax.Array, train: bool, i: int) -> jax.Array:
         """Apply the convolutions of stage `i`, counted from 1."""
