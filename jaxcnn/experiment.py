@@ -79,6 +79,7 @@ def _check_names(config: cfg.Config) -> None:
     tasks.check(config)
     kind = tasks.find(config.task).kind
     sources.find_factory(config.data, kind)
+    kind.check(config.data)
     for field, reason in (('num_classes', 'it is the number of classes of the data set'),
                           ('bn_axis', 'config.parallel says over which devices'), ('bn_frozen', 'see config.freeze_bn')):
         if field in config.model.args:

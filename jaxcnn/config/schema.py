@@ -72,6 +72,9 @@ class DataConfig:
                                'boxes without an area or outside the image; otherwise they stop the run')
     max_boxes: int = _field(100, 'number of boxes that are stored for each image, in detection; an image with more boxes is '
                             'an error', minimum=1)
+    proposals: str = _field('', 'object proposals for detectors that classify regions, which are computed when images are '
+                            "decoded: a registered method such as 'selective_search(mode=\"fast\")' or "
+                            "'sliding_windows(scales=(64, 128))'; '': none")
     augment: str = _field('', "training augmentation: a pipeline of registered ops such as 'pad_crop(4)|flip_lr|cutout(8)'")
     eval_augment: str = _field('', "the same for evaluation, of deterministic ops, such as 'resize(64)|center_crop(56)'; "
                                'both pipelines must give images of the same size')

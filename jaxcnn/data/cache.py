@@ -139,7 +139,7 @@ def open_cache(source: Source, config: cfg.DataConfig) -> tuple[dict[str, Any], 
     splits = {}
     for split in source.splits:
         images = ArrayFile(os.path.join(folder, f'{split}.images.npy'), shared)
-        names = source.kind.targets(len(meta['class_names']), config.max_boxes)
+        names = source.kind.targets(len(meta['class_names']), config)
         targets = {name: load_array(split, name) for name in names}
         splits[split] = CachedSplit(images, targets, load_array(split, 'usable'))
     return meta, splits
@@ -213,10 +213,11 @@ def _build(source: Source, folder: str, config: cfg.DataConfig, origin: list[Any
     shutil.rmtree(temporary, ignore_errors=True)
     os.makedirs(temporary)
     try:
+        versions = source.kind.package_versions(config)
         class_names = list(source.class_names())
         broken, wrong_boxes = decode_source(source, len(class_names), config, temporary)
         meta = {'name': config.name, 'origin': origin, 'class_names': class_names, 'broken': broken,
-                'wrong_boxes': wrong_boxes,
+                'wrong_boxes': wrong_boxes, 'package_versions': versions,
                 'checksums': {name: _checksum(os.path.join(temporary, name)) for name in sorted(os.listdir(temporary))}}
         with name_file(temporary), open(os.path.join(temporary, 'meta.json'), 'w', encoding='utf-8') as f:
             json.dump(seal(meta), f)

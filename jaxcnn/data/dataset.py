@@ -225,9 +225,10 @@ def load(config: DataConfig, kind: TargetKind = LABEL, source: sources.Source | 
       source: source of the images, instead of the one that the config names.
 
     Raises:
-      UserError: the data set is unknown, missing or broken, its splits differ in shape, or it has too few images for a
-        validation split.
+      UserError: the data set is unknown, missing or broken, a field does not fit the kind of targets, the splits differ in
+        shape, or there are too few images for a validation split.
     """
+    kind.check(config)
     if source is None:
         source = sources.find(config, kind)
     elif source.kind != kind:

@@ -5,6 +5,7 @@ import dataclasses
 import logging
 import os
 import re
+import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -20,6 +21,8 @@ from jaxcnn.errors import UserError, name_field, name_file
 
 PROCESS_THRESHOLD = 5000  # number of images from which processes decode them instead of threads
 _THREAD_BLOCK_SIZE = 50  # images that a thread decodes at a time
+_PROPOSAL_BLOCK_SIZE = 4  # the same with proposals, which take up to several seconds for an image
+_PROGRESS_INTERVAL = 10  # seconds between lines of progress with proposals
 _SKIP_HINT = 'config.data.skip_broken=True skips such images'
 log = logging.getLogger('jaxcnn')
 
@@ -114,7 +117,7 @@ class _Decoder:
             first image, or a target is wrong.
         """
         images = np.asarray(np.load(self.path, mmap_mode='r+'))
-        specs = self.kind.targets(self.num_classes, self.config.max_boxes)
+        specs = self.kind.targets(self.num_classes, self.config)
         targets = {name: np.zeros((len(indices), *spec.shape), spec.dtype) for name, spec in specs.items()}
         usable = np.ones(len(indices), bool)
         reasons: list[str] = []
@@ -170,6 +173,8 @@ def _decode_blocks(decoder: _Decoder) -> Iterator[_DecodedBlock]:
         starting: contextlib.AbstractContextManager = workers.block_stop_signals()
     else:
         block_size, arguments, starting = _THREAD_BLOCK_SIZE, dict(backend='threading'), contextlib.nullcontext()
+    if decoder.config.proposals:
+        block_size = min(block_size, _PROPOSAL_BLOCK_SIZE)
     blocks = (range(start, min(start + block_size, count)) for start in range(0, count, block_size))
     with starting:
         results = joblib.Parallel(cores, return_as='generator', **arguments)(
@@ -191,13 +196,16 @@ def _decode_split(decoder: _Decoder, folder: str) -> tuple[int, int]:
         raise UserError(f'the split {split} holds no images', field=decoder.location)
     _create_array_file(decoder.path, (count, *decoder.image_shape()))
     decoded: list[_DecodedBlock] = []
-    num_decoded = 0
+    num_decoded, next_progress = 0, time.monotonic() + _PROGRESS_INTERVAL
     for block in _decode_blocks(decoder):
         decoded.append(block)
         num_decoded += len(block.usable)
         for reason in block.reasons:
             log.warning('skipped: %s', reason)
-        if _needs_processes(decoder.examples):
+        if decoder.config.proposals and time.monotonic() >= next_progress:
+            log.info('decoding %s and computing proposals: %d of %d images', split, num_decoded, count)
+            next_progress = time.monotonic() + _PROGRESS_INTERVAL
+        elif _needs_processes(decoder.examples) and not decoder.config.proposals:
             log.info('decoding %s: %d of %d images', split, num_decoded, count)
     if problems := [problem for block in decoded for problem in block.problems]:
         log.warning('%s: left out or clipped %s of the %s split, for example: %s', decoder.location,
@@ -207,7 +215,7 @@ def _decode_split(decoder: _Decoder, folder: str) -> tuple[int, int]:
         os.fsync(f.fileno())
     with name_file(folder):
         np.save(os.path.join(folder, f'{split}.usable.npy'), usable)
-        for name in decoder.kind.targets(decoder.num_classes, decoder.config.max_boxes):
+        for name in decoder.kind.targets(decoder.num_classes, decoder.config):
             np.save(os.path.join(folder, f'{split}.{name}.npy'), np.concatenate([block.targets[name] for block in decoded]))
     return int((~usable).sum()), len(problems)
 

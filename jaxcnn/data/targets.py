@@ -8,11 +8,13 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from jaxcnn.config import DataConfig
-from jaxcnn.data.resizing import Resizing
+from jaxcnn.data import proposals
+from jaxcnn.data.resizing import Resizing, resize
 from jaxcnn.errors import UserError
 
 Arrays = Mapping[str, np.ndarray]  # of N examples, one array (N, ...) for each target, by name
 EDGE_TOLERANCE = 1  # pixels by which a box may reach beyond the image, because annotation tools count and round differently
+_DEFAULTS = DataConfig()
 MIN_VISIBLE = 0.25  # fraction of its area below which a box that is cropped with its image becomes difficult
 
 
@@ -75,8 +77,14 @@ class TargetKind(abc.ABC):
     description: ClassVar[str]
 
     @abc.abstractmethod
-    def targets(self, num_classes: int, max_boxes: int = 0) -> dict[str, TargetSpec]:
-        """Return the targets of an example, by name. Only `ObjectBoxes` depends on `max_boxes`."""
+    def targets(self, num_classes: int, config: DataConfig = _DEFAULTS) -> dict[str, TargetSpec]:
+        """Return the targets of an example, by name. Only those of `ObjectBoxes` depend on the config."""
+
+    def check(self, config: DataConfig) -> None:
+        """Raise a UserError for fields of a config that do not fit this kind of targets."""
+        if config.proposals:
+            raise UserError(f'{config.proposals!r} needs boxes around objects, but config.task has {self.description}',
+                            field=proposals.FIELD, hint="leave it '', or choose a task of object detection")
 
     def encode(self, example: Mapping[str, Any], num_classes: int, config: DataConfig) -> EncodedTargets:
         """Return the targets of an example as the cache stores them.
@@ -89,12 +97,20 @@ class TargetKind(abc.ABC):
         Raises:
           UserError: a value is wrong.
         """
-        specs = self.targets(num_classes, config.max_boxes)
+        specs = self.targets(num_classes, config)
         return EncodedTargets({name: spec.check(name, example[name], num_classes) for name, spec in specs.items()}, [])
 
     def cache_settings(self, config: DataConfig) -> list[Any]:
         """Return the fields of the config, other than those for images, on which the stored targets depend."""
         return []
+
+    def package_versions(self, config: DataConfig) -> dict[str, str]:
+        """Return the versions of the packages that compute targets, by name; they are recorded in the cache.
+
+        Raises:
+          UserError: a package is not installed.
+        """
+        return {}
 
     @abc.abstractmethod
     def strata(self, targets: Arrays) -> np.ndarray:
@@ -111,7 +127,7 @@ class ClassLabel(TargetKind):
     name = 'label'
     description = 'one class for each image'
 
-    def targets(self, num_classes: int, max_boxes: int = 0) -> dict[str, TargetSpec]:
+    def targets(self, num_classes: int, config: DataConfig = _DEFAULTS) -> dict[str, TargetSpec]:
         """See `TargetKind`."""
         return {'label': TargetSpec((), np.int32, num_classes - 1)}
 
@@ -130,7 +146,7 @@ class ClassLabels(TargetKind):
     name = 'labels'
     description = 'several classes for each image'
 
-    def targets(self, num_classes: int, max_boxes: int = 0) -> dict[str, TargetSpec]:
+    def targets(self, num_classes: int, config: DataConfig = _DEFAULTS) -> dict[str, TargetSpec]:
         """See `TargetKind`."""
         return {'labels': TargetSpec((num_classes,), np.uint8, 1)}
 
@@ -165,7 +181,8 @@ class ObjectBoxes(TargetKind):
     - `valid`: (M,), false for padding;
     - `difficult`: (M,), true for boxes that evaluation does not count: objects that are hard to see, groups of objects,
       and boxes of which less than `MIN_VISIBLE` is left in a cropped image;
-    - `original_size`: (2,), height and width of the image before it was resized.
+    - `original_size`: (2,), height and width of the image before it was resized;
+    - `proposals` and `proposal_valid`, if `config.data.proposals` is set; see `jaxcnn.data.proposals`.
 
     A source gives `boxes` (n, 4) in pixels of the image before resizing, `classes` (n,) and, optionally, `difficult` (n,)
     and `valid` (n,), and `problems`, the reasons why it has left out boxes itself.
@@ -174,16 +191,33 @@ class ObjectBoxes(TargetKind):
     name = 'boxes'
     description = 'boxes around the objects of each image'
 
-    def targets(self, num_classes: int, max_boxes: int = 0) -> dict[str, TargetSpec]:
+    def targets(self, num_classes: int, config: DataConfig = _DEFAULTS) -> dict[str, TargetSpec]:
         """See `TargetKind`."""
-        return {'boxes': TargetSpec((max_boxes, 4), np.float32, np.inf),
-                'classes': TargetSpec((max_boxes,), np.int32, num_classes - 1),
-                'valid': TargetSpec((max_boxes,), np.bool_, 1), 'difficult': TargetSpec((max_boxes,), np.bool_, 1),
-                'original_size': TargetSpec((2,), np.int32, np.iinfo(np.int32).max)}
+        boxes = config.max_boxes
+        specs = {'boxes': TargetSpec((boxes, 4), np.float32, np.inf),
+                 'classes': TargetSpec((boxes,), np.int32, num_classes - 1),
+                 'valid': TargetSpec((boxes,), np.bool_, 1), 'difficult': TargetSpec((boxes,), np.bool_, 1),
+                 'original_size': TargetSpec((2,), np.int32, np.iinfo(np.int32).max)}
+        if config.proposals:
+            count = proposals.find(config.proposals).max_proposals
+            specs |= {'proposals': TargetSpec((count, 4), np.float32, np.inf),
+                      'proposal_valid': TargetSpec((count,), np.bool_, 1)}
+        return specs
+
+    def check(self, config: DataConfig) -> None:
+        """See `TargetKind`."""
+        if config.proposals:
+            proposals.find(config.proposals)
 
     def cache_settings(self, config: DataConfig) -> list[Any]:
         """See `TargetKind`."""
-        return [config.max_boxes]
+        if not config.proposals:
+            return [config.max_boxes]
+        return [config.max_boxes, proposals.canonical(config.proposals), proposals.VERSION]
+
+    def package_versions(self, config: DataConfig) -> dict[str, str]:
+        """See `TargetKind`."""
+        return dict(proposals.find(config.proposals).versions()) if config.proposals else {}
 
     def encode(self, example: Mapping[str, Any], num_classes: int, config: DataConfig) -> EncodedTargets:
         """See `TargetKind`.
@@ -223,12 +257,15 @@ class ObjectBoxes(TargetKind):
         boxes, classes, difficult = boxes[remaining], classes[remaining], difficult[remaining]
         check_number_of_boxes(len(boxes), config.max_boxes)
 
-        specs = self.targets(num_classes, config.max_boxes)
+        specs = self.targets(num_classes, config)
         values = {'boxes': boxes, 'classes': classes, 'valid': np.ones(len(boxes), bool), 'difficult': difficult}
         arrays = {'original_size': np.array([height, width], np.int32)}
         for name, value in values.items():
             padding = [(0, config.max_boxes - len(value)), *[(0, 0)] * (value.ndim - 1)]
             arrays[name] = specs[name].check(name, np.pad(value, padding), num_classes)
+        if config.proposals:
+            image, size = example['image'], config.image_size
+            arrays |= proposals.find(config.proposals).encode(resize(image, (size, size), config.resize) if size else image)
         return EncodedTargets({name: arrays[name] for name in specs}, [*example.get('problems', ()), *problems])
 
     def strata(self, targets: Arrays) -> np.ndarray:
