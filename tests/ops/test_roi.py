@@ -9,10 +9,19 @@ import numpy as np
 import pytest
 
 from jaxcnn.errors import UserError
-from jaxcnn.ops import roi
-from jaxcnn.ops.roi import map_to_features, response_geometry, roi_align, roi_max_pool, spatial_pyramid_pool
+from jaxcnn.ops import region_parts, roi, window_maxima
+from jaxcnn.ops.roi import (
+    map_to_features,
+    multilevel_roi_align,
+    pyramid_level,
+    response_geometry,
+    roi_align,
+    roi_max_pool,
+    spatial_pyramid_pool,
+)
 
 TORCHVISION = np.load(pathlib.Path(__file__).with_name('torchvision_reference.npz'))
+DETECTION = np.load(pathlib.Path(__file__).with_name('detection_reference.npz'))
 FEATURES, REGIONS = TORCHVISION['features'], TORCHVISION['regions']
 
 
@@ -49,7 +58,7 @@ def value_and_gradient(pool, features=FEATURES):
     def run(features):
         y, vjp = jax.vjp(pool, features)
         return y, vjp(jnp.cos(jnp.arange(y.size, dtype=jnp.float32)).reshape(y.shape))[0]
-    return run(jnp.asarray(features))
+    return run(jax.tree.map(jnp.asarray, features))
 
 
 @pytest.mark.parametrize('aligned', [False, True])
@@ -78,6 +87,28 @@ def test_roi_align_is_that_of_plain_loops(samples):
     np.testing.assert_allclose(y, [align_by_hand(features, box, 2, samples) for box in boxes], atol=1e-5)
 
 
+def test_roi_align_from_several_levels_is_that_of_each_regions_level_and_of_torchvision():
+    maps, regions = [DETECTION[f'level{i}'] for i in range(3)], DETECTION['regions']
+    levels = pyramid_level(regions, 3, 5, 32)
+    np.testing.assert_array_equal(levels.ravel() - 3, DETECTION['levels'])
+    assert set(DETECTION['levels']) == {0, 1, 2}
+    pooled = jax.jit(lambda: multilevel_roi_align(maps, regions, (8, 16, 32), 3, aligned=False, canonical_size=32))()
+    np.testing.assert_allclose(pooled.reshape(40, 3, 3, 4), DETECTION['pooled'], atol=1e-5)
+
+    def by_level(maps):
+        return sum(jnp.where((levels == 3 + i)[..., None, None, None], roi_align(x, regions, 3, 1 / stride), 0)
+                   for i, (x, stride) in enumerate(zip(maps, (8, 16, 32), strict=True)))
+    expected = value_and_gradient(by_level, maps)
+    actual = value_and_gradient(lambda x: multilevel_roi_align(x, regions, (8, 16, 32), 3, canonical_size=32), maps)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), actual, expected)
+    extreme = np.float32([[0, 0, 0, 0], [9, 9, 3, 3], [0, 0, 1e9, 1e9], [np.nan] * 4])
+    assert pyramid_level(extreme, 2, 5).tolist() == [2, 2, 5, 2]
+    assert np.isfinite(multilevel_roi_align(maps, np.zeros((2, 1, 4)), (8, 16, 32), 3)).all()
+    for strides, ratio in (((8, 16, 64), 2), ((8, 16), 2), ((8, 16, 32), 0)):
+        with pytest.raises(UserError, match=r'strides such as 4, 8, 16|sampling_ratio'):
+            multilevel_roi_align(maps, regions, strides, 3, ratio)
+
+
 def test_the_mean_of_a_linear_function_is_its_value_at_the_centre_of_the_bin():
     rows, columns = np.mgrid[:9, :12] + 0.5
     features = jnp.asarray(np.stack([rows, columns], axis=-1), jnp.float32)
@@ -101,8 +132,9 @@ def test_results_do_not_depend_on_the_parts_in_which_they_are_computed(monkeypat
     gradient, expected = run()
     single = jax.jit(lambda x: roi_align(x, boxes[1], 2, 1 / 16, 1))(features[1])
     np.testing.assert_allclose(expected[0][1], single, atol=1e-6)
-    for name, value in {'MAX_PART': 2 * 2 * 6 * 4, 'MAX_ROWS': 2 * 11 * 6 * 4, 'MAX_TABLES': 4 * 4 * 11 * 14 * 2}.items():
-        monkeypatch.setattr(roi, name, value)
+    for module, name, value in ((region_parts, 'MAX_PART', 2 * 2 * 6 * 4), (roi, 'MAX_ROWS', 2 * 11 * 6 * 4),
+                                (window_maxima, 'MAX_TABLES', 4 * 4 * 11 * 14 * 2)):
+        monkeypatch.setattr(module, name, value)
     in_parts, actual = run()
     for a, b in zip(actual, expected, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-6)

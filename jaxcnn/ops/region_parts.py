@@ -1,0 +1,42 @@
+"""Processing of the regions of several images in parts of bounded memory, for `ops.roi`."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxcnn.errors import UserError
+
+MAX_PART = 1 << 21  # values of the result for the regions that are processed at a time
+Tree = Any  # an array, or a pytree of arrays of one shape
+
+
+def over_images(pool: Callable[[jax.Array, jax.Array], jax.Array], features: jax.Array, regions: jax.Array) -> jax.Array:
+    """Apply a function of (H, W, C) and (R, ...) to each image of (..., H, W, C) and (..., R, ...)."""
+    lead = features.shape[:-3]
+    if lead != regions.shape[:len(lead)]:
+        raise UserError(f'the features {features.shape} and the regions {regions.shape} have different leading axes')
+    if not lead:
+        return pool(features, regions)
+    pooled = lax.map(lambda image: pool(*image), (features.reshape(-1, *features.shape[-3:]),
+                                                  regions.reshape(-1, *regions.shape[len(lead):])))
+    return pooled.reshape(*lead, *pooled.shape[1:])
+
+
+def in_parts(arrays: Tree, part: int) -> Tree:
+    """Pad arrays (R, ...) with zeros and reshape them to (parts, regions of a part, ...)."""
+    count = len(jax.tree.leaves(arrays)[0])
+    part = max(1, min(part, count))
+    parts = -(-count // part)
+    return jax.tree.map(lambda x: jnp.pad(x, [(0, parts * part - count)] + [(0, 0)] * (x.ndim - 1)).reshape(
+        parts, part, *x.shape[1:]), arrays)
+
+
+def over_parts(pool: Callable[[jax.Array], jax.Array], regions: jax.Array, part: int) -> jax.Array:
+    """Apply a function to `part` regions (R, ...) at a time, and compute it again for its gradient."""
+    if len(regions) <= max(1, part):
+        return pool(regions)
+    pooled = lax.map(jax.checkpoint(pool), in_parts(regions, part))
+    return pooled.reshape(-1, *pooled.shape[2:])[:len(regions)]
