@@ -80,6 +80,20 @@ class Curve(NamedTuple):
         return float(np.append(self.interpolated_precision, 0)[first].mean())
 
 
+def class_curves(scores: np.ndarray, classes: np.ndarray, is_correct: np.ndarray, num_boxes: np.ndarray) -> list[Curve]:
+    """Return the curve of each class.
+
+    Args:
+      scores: (D,) the scores of the detections that count, in decreasing order.
+      classes: (D,) their classes.
+      is_correct: (D,) whether each is a true positive.
+      num_boxes: (num_classes,) the number of boxes of each class that are not difficult.
+    """
+    of_classes = (classes == c for c in range(len(num_boxes)))
+    return [Curve(scores[of_class], is_correct[of_class].cumsum(), int(count))
+            for of_class, count in zip(of_classes, num_boxes, strict=True)]
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class DetectionScores:
     """The detections and the true boxes of all images of a split.
@@ -164,11 +178,8 @@ class DetectionScores:
         """Return the precision and the recall of each class."""
         matches = self.matches(iou_threshold)
         counted = self.order[~matches.is_ignored.ravel()[self.order]]
-        classes, is_correct = self.detections['classes'].ravel()[counted], matches.is_correct.ravel()[counted]
-        scores = self.detections['scores'].ravel()[counted]
-        of_classes = (classes == c for c in range(self.num_classes))
-        return [Curve(scores[of_class], is_correct[of_class].cumsum(), int(count))
-                for of_class, count in zip(of_classes, self.num_boxes, strict=True)]
+        return class_curves(self.detections['scores'].ravel()[counted], self.detections['classes'].ravel()[counted],
+                            matches.is_correct.ravel()[counted], self.num_boxes)
 
     def average_precisions(self, iou_threshold: float = IOU_THRESHOLD) -> np.ndarray:
         """Return the area under the precision-recall curve of each class, (num_classes,); NaN for classes without boxes."""

@@ -24,7 +24,7 @@ class Ranking(NamedTuple):
     scores: np.ndarray
 
 
-def _rank(scores: np.ndarray, candidates: np.ndarray, count: int | None) -> Ranking:
+def rank(scores: np.ndarray, candidates: np.ndarray, count: int | None) -> Ranking:
     """Return the candidates, (N,) bool, with the largest finite scores (N,)."""
     indices = np.flatnonzero(candidates & np.isfinite(scores))
     indices = indices[np.argsort(-scores[indices], kind='stable')][:count]
@@ -41,7 +41,7 @@ def confident_mistakes(predictions: np.ndarray, confidences: np.ndarray, labels:
       labels: (N,) correct classes.
       count: maximum number of images; None: all mistakes.
     """
-    return _rank(confidences, predictions != labels, count)
+    return rank(confidences, predictions != labels, count)
 
 
 def confident_label_mistakes(probabilities: np.ndarray, labels: np.ndarray, count: int | None = None,
@@ -64,7 +64,7 @@ def confident_label_mistakes(probabilities: np.ndarray, labels: np.ndarray, coun
     confidences = np.where(is_predicted != (labels > 0), np.where(is_predicted, probabilities, 1 - probabilities), -1.0)
     classes = confidences.argmax(1)
     largest = confidences[np.arange(len(classes)), classes]
-    ranking = _rank(largest, largest >= 0, count)
+    ranking = rank(largest, largest >= 0, count)
     return ranking, classes[ranking.indices]
 
 
@@ -76,7 +76,7 @@ def doubtful_images(probabilities: np.ndarray, count: int | None = None) -> Rank
     """
     p = np.clip(probabilities.astype(np.float64), 1e-300, 1)
     entropy = -(probabilities * np.log(p)).sum(1) / np.log(max(2, probabilities.shape[1]))
-    return _rank(entropy, np.ones(len(p), bool), count)
+    return rank(entropy, np.ones(len(p), bool), count)
 
 
 _TOLERANCE = 1e-6  # of probabilities at a threshold, since the mean of equal ones may be rounded above them
@@ -135,7 +135,7 @@ def label_errors(probabilities: np.ndarray, labels: np.ndarray) -> LabelErrors:
         is_larger = differences > margins[images]
         margins[images[is_larger]] = differences[is_larger]
         suggested[images[is_larger]] = shown
-    indices, scores = _rank(margins, margins > 0, None)
+    indices, scores = rank(margins, margins > 0, None)
     return LabelErrors(indices, scores, suggested[indices], joint)
 
 
