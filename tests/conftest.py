@@ -16,7 +16,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from jaxcnn import config, memory, registry
-from jaxcnn.analysis import figures, report
+from jaxcnn.analysis import figures, mistakes
 from jaxcnn.ops import native
 from jaxcnn.training.setup import Setup
 
@@ -45,7 +45,7 @@ def no_pictures(monkeypatch):
     monkeypatch.setattr(Setup, 'draw_first_batch', lambda *_: None)
     for name in ('curves', 'confusion_matrix'):
         monkeypatch.setattr(figures, name, lambda *_, **__: None)
-    monkeypatch.setattr(report, 'draw_sheet', lambda *_, **__: None)
+    monkeypatch.setattr(mistakes, 'draw_sheet', lambda *_, **__: None)
 
 
 @pytest.fixture

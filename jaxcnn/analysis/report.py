@@ -1,6 +1,7 @@
 """The report of a run, for readers who have not followed it."""
 
 import dataclasses
+import functools
 import json
 import math
 import os
@@ -10,7 +11,6 @@ from typing import Any
 from jaxcnn import config as cfg
 from jaxcnn.analysis import figures
 from jaxcnn.analysis.markdown import escape, figure, to_html
-from jaxcnn.analysis.mistakes import draw_sheet
 from jaxcnn.data import layouts
 from jaxcnn.data.dataset import Dataset
 from jaxcnn.errors import counted, name_file
@@ -20,7 +20,6 @@ from jaxcnn.tasks import Accumulated
 from jaxcnn.timeline import displayed_epoch
 from jaxcnn.training.initialize import FILE_NAME as INITIAL_WEIGHTS
 
-_MAX_MISTAKES = 16  # most confident ones, on the sheet
 _MAX_ROWS = 20  # of the table of initial weights
 _SPLIT_NAMES = {'test': 'test', 'val': 'validation'}
 
@@ -36,18 +35,21 @@ def write_report(workdir: str, experiment: Experiment, summary: Mapping[str, Any
       rows: the rows of `metrics.jsonl`.
       split: the split that is shown in detail: `test`, or `val` if there is no test split.
       accumulated: the evaluation of this split.
-      dataset: data set of the run, of which the most confident mistakes are shown; None: they are not shown.
+      dataset: data set of the run, of which the worst mistakes are shown; None: they are not shown.
     """
     config, info, folder = experiment.config, experiment.info, os.path.join(workdir, 'figures')
     draw_curves(workdir, experiment, rows)
-    sections = experiment.task.report(accumulated, info['class_counts'], _SPLIT_NAMES[split], folder)
+    task, split_name = experiment.task, _SPLIT_NAMES[split]
+    sections = task.report(accumulated, info['class_counts'], split_name, folder)
+    if dataset:
+        sections += task.report_mistakes(accumulated, dataset.splits[split], functools.partial(dataset.image_name, split),
+                                         split_name, folder)
     lines = [
         *_introduction(experiment, summary),
         '| | |', '|---|---|', *_table_of_metrics(experiment, summary), *_table_of_resources(summary), '',
         '## Curves', '', figure(folder, 'curves'), '',
         *_initial_weights(workdir),
         *(line for section in sections for line in (f'## {section.title}', '', *section.lines, '')),
-        *(_mistakes(experiment, dataset, split, accumulated, folder) if dataset else []),
         '## The first training batch, augmented, not normalised', '', figure(folder, 'first_batch'), '',
         '## Config', '', 'Fields that differ from their defaults (all of them: `config.json`):', '',
         '```', _changed_fields(config), '```', '',
@@ -118,28 +120,6 @@ def _initial_weights(workdir: str) -> list[str]:
             lines.append(f'| {escape(row["name"])} | {shape} | {title}{f": {escape(reason)}" if reason else ""} |')
         lines.append('')
     return [*lines, f'`{INITIAL_WEIGHTS}` holds the complete table.', '']
-
-
-def _mistakes(experiment: Experiment, dataset: Dataset, split: str, accumulated: Accumulated, folder: str) -> list[str]:
-    """Return the section on the most confident mistakes, with a sheet of their images; nothing if there are none."""
-    task, examples = experiment.task, dataset.splits[split]
-    positions, predictions = task.confident_mistakes(accumulated, examples.targets, _MAX_MISTAKES)
-    if not len(positions):
-        return []
-    labels = [task.title({name: values[i] for name, values in examples.targets.items()}) for i in positions]
-    names = [dataset.image_name(split, i) for i in positions]
-    with figures.warn_on_error(path := os.path.join(folder, 'confident_mistakes.png')):
-        titles = [f'{prediction}\nlabel: {", ".join(label.split(chr(10)))}\n{os.path.basename(name)}'
-                  for prediction, label, name in zip(predictions, labels, names, strict=True)]
-        draw_sheet(examples.take(positions), titles, path)
-    return [
-        '## The most confident mistakes', '',
-        f'These wrong predictions in the {_SPLIT_NAMES[split]} part have the highest probabilities. Some may be errors of '
-        'the labels. Above each image are the prediction with its probability, the label and the file.', '',
-        figure(folder, 'confident_mistakes'), '',
-        '| image | prediction | label |', '|---|---|---|',
-        *(f'| {escape(name)} | {escape(prediction)} | {escape(", ".join(label.split(chr(10))))} |'
-          for name, prediction, label in zip(names, predictions, labels, strict=True)), '']
 
 
 def _data_name(config: cfg.DataConfig) -> str:

@@ -7,7 +7,8 @@ subclass of `Task` in a file of its own, and put `@register` above it.
 import abc
 import dataclasses
 import inspect
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, TypeVar
 
 import jax
@@ -16,11 +17,13 @@ import numpy as np
 from jaxcnn import config as cfg
 from jaxcnn import losses, metrics
 from jaxcnn.config import bind
+from jaxcnn.data.split import Split
 from jaxcnn.data.targets import TargetKind
 from jaxcnn.errors import UserError, unknown
 from jaxcnn.metrics import LOSS, Metric
 from jaxcnn.registry import Registry
 
+MAX_MISTAKES = 16  # on the sheet of the most confident ones in a report
 MAX_LISTED_METRICS = 12  # an error lists all metrics up to this number; of more, the ones nearest to the given name
 Targets = Mapping[str, jax.Array]  # by name, (N, ...) each
 Tree = dict[str, Any]  # of arrays
@@ -188,6 +191,39 @@ class Task(abc.ABC):
           split: name of the evaluated split in the report, `test` or `validation`.
           folder: folder for the figures.
         """
+
+    def report_mistakes(self, accumulated: Accumulated, examples: Split, image_name: Callable[[int], str], split: str,
+                        folder: str) -> list[Section]:
+        """Draw the images of the worst mistakes, and return the sections that show them; none if there are no mistakes.
+
+        By default, these are the images of `confident_mistakes`.
+
+        Args:
+          accumulated: the result of the evaluation.
+          examples: the images and the targets of the evaluated split.
+          image_name: returns the name of the image at a position in the split.
+          split: name of the split in the report, `test` or `validation`.
+          folder: folder for the figures.
+        """
+        from jaxcnn.analysis import figures, mistakes
+        from jaxcnn.analysis.markdown import escape, figure
+        positions, predictions = self.confident_mistakes(accumulated, examples.targets, MAX_MISTAKES)
+        if not len(positions):
+            return []
+        targets = [{name: values[i] for name, values in examples.targets.items()} for i in positions]
+        labels = [', '.join(self.title(of_image).split('\n')) for of_image in targets]
+        names = [image_name(i) for i in positions]
+        with figures.warn_on_error(path := f'{folder}/confident_mistakes.png'):
+            titles = [f'{prediction}\nlabel: {label}\n{os.path.basename(name)}'
+                      for prediction, label, name in zip(predictions, labels, names, strict=True)]
+            mistakes.draw_sheet(examples.take(positions), titles, path)
+        return [Section('The most confident mistakes', [
+            f'These wrong predictions in the {split} part have the highest probabilities. Some may be errors of the labels. '
+            'Above each image are the prediction with its probability, the label and the file.', '',
+            figure(folder, 'confident_mistakes'), '',
+            '| image | prediction | label |', '|---|---|---|',
+            *(f'| {escape(name)} | {escape(prediction)} | {escape(label)} |'
+              for name, prediction, label in zip(names, predictions, labels, strict=True))])]
 
     @abc.abstractmethod
     def predict(self, outputs: jax.Array) -> jax.Array:

@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from PIL import Image
 
 from jaxcnn import config, experiment, metrics, tasks
-from jaxcnn.analysis import figures, report
+from jaxcnn.analysis import figures, mistakes, report
 from jaxcnn.data.dataset import Dataset
 from jaxcnn.data.split import Split
 
@@ -400,7 +400,7 @@ def test_report_lists_only_changed_fields(write_text):
 def test_report_shows_the_most_confident_mistakes_with_their_images_and_files(write_text, tmp_path, monkeypatch):
     assert 'confident' not in write_text()
     sheets = []
-    monkeypatch.setattr(report, 'draw_sheet', lambda images, titles, path: sheets.append((images, titles)))
+    monkeypatch.setattr(mistakes, 'draw_sheet', lambda images, titles, path: sheets.append((images, titles)))
     images = np.arange(6, dtype=np.uint8)[:, None, None, None] * np.ones((1, 4, 4, 1), np.uint8)
     split = Split(images, np.array([5, 3, 1]), {'label': np.array([0, 1, 2])})
     rows = {'predicted': np.array([2, 0, 2]), 'confidence': np.array([0.75, 0.99, 0.5])}
