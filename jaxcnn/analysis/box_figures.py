@@ -1,7 +1,7 @@
-"""Sheets of images with boxes around objects."""
+"""Images with boxes around objects."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,8 @@ COLOURS = ('#E69F00', '#56B4E9', '#CC79A7', '#009E73', '#F0E442', '#D55E00', '#0
 _DARK_COLOURS = ('#009E73', '#D55E00', '#0072B2')  # with white text
 _MAX_LEGEND_CLASSES = 12
 _IMAGE_WIDTH = 4.2  # inches
+MIN_PICTURE_WIDTH, MAX_PICTURE_SIDE = 640, 4096  # pixels of a picture that is drawn alone
+_DPI = 100
 _SMALL_BOX = 0.12  # height, as a fraction of that of the image, below which a label would hide the object
 
 
@@ -29,48 +31,128 @@ def draw_boxes(path: str, images: np.ndarray, targets: Mapping[str, np.ndarray],
       titles: the title of each image.
       columns: the number of images in a row.
     """
+    def draw(axis: Any, index: int) -> None:
+        _draw_objects(axis, {name: values[index] for name, values in targets.items()}, class_names, *images.shape[1:3])
+    shown_classes = np.unique(targets['classes'][targets['valid']])
+    _draw_sheet(path, images, draw, shown_classes, class_names, titles, columns)
+
+
+def draw_detections(path: str, images: np.ndarray, detections: Mapping[str, np.ndarray], truth: Mapping[str, np.ndarray],
+                    class_names: Sequence[str], titles: Sequence[str] = (), columns: int = 3) -> None:
+    """Draw images with their true boxes in dashed white lines and the detections in the colours of their classes.
+
+    Args:
+      path: the PNG file.
+      images: uint8 (N, H, W, C) with 1 or 3 channels.
+      detections: `boxes` (N, K, 4), `scores` (N, K), `classes` (N, K), `valid` (N, K) and `errors` (N, K), a text for each
+        wrong detection and an empty one for the others. Wrong detections have a label with the class, the score and this
+        text.
+      truth: `boxes` (N, M, 4), `classes` (N, M), `valid` (N, M) and `undetected` (N, M), true for boxes that are drawn with
+        a thick line and a label.
+      class_names: the names of the classes.
+      titles: the title of each image.
+      columns: the number of images in a row.
+    """
+    height, width = images.shape[1:3]
+
+    def draw(axis: Any, index: int) -> None:
+        for i in np.flatnonzero(truth['valid'][index]):
+            is_undetected = truth['undetected'][index, i]
+            label = f'missed: {shortened(class_names[truth["classes"][index, i]], 16)}' if is_undetected else ''
+            _draw_box(axis, truth['boxes'][index, i], 'white', label, height, width, 2.2 if is_undetected else 0.8, '--')
+        for i in np.flatnonzero(detections['valid'][index])[::-1]:  # the most confident one last
+            label, error = detections['classes'][index, i], detections['errors'][index, i]
+            text = f'{shortened(class_names[label], 16)} {detections["scores"][index, i]:.2f} {error}' if error else ''
+            _draw_box(axis, detections['boxes'][index, i], COLOURS[label % len(COLOURS)], text, height, width,
+                      2.0 if error else 1.2)
+    shown_classes = np.unique(detections['classes'][detections['valid']])
+    _draw_sheet(path, images, draw, shown_classes, class_names, titles, columns)
+
+
+def draw_picture(path: str, image: np.ndarray, targets: Mapping[str, np.ndarray], class_names: Sequence[str],
+                 title: str = '') -> None:
+    """Draw one image with its boxes, as large as the image but at least `MIN_PICTURE_WIDTH` pixels wide.
+
+    Args:
+      path: the file; its extension, such as `.png` or `.jpg`, selects the format.
+      image: uint8 (H, W, C) with 1 or 3 channels.
+      targets: as in `draw_boxes`, of this image: `boxes` (M, 4) and so on. Without `boxes` none are drawn.
+      class_names: the names of the classes.
+      title: a text of one or several lines above the image.
+    """
+    height, width = image.shape[:2]
+    scale = min(max(MIN_PICTURE_WIDTH / width, 1), MAX_PICTURE_SIDE / max(height, width))
+    columns, rows = round(width * scale), round(height * scale)
+    lines = [shortened(line, max(12, columns // 8)) for line in title.split('\n')] if title else []
+    title_height = 18 * len(lines) + 4 * bool(lines)
+    with open_figure(path, columns / _DPI, (rows + title_height) / _DPI, [title, *class_names], dpi=_DPI) as figure:
+        axis = figure.add_axes((0, 0, 1, rows / (rows + title_height)))
+        _show_image(axis, image)
+        axis.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
+        if 'boxes' in targets:
+            _draw_objects(axis, targets, class_names, height, width, font_size=8.5)
+        figure.text(6 / columns, 1 - 2 / (rows + title_height), '\n'.join(lines), va='top', fontsize=10, linespacing=1.25)
+
+
+def _draw_sheet(path: str, images: np.ndarray, draw: Callable[[Any, int], None], shown_classes: np.ndarray,
+                class_names: Sequence[str], titles: Sequence[str], columns: int) -> None:
+    """Draw images in a grid with a legend of classes; `draw` adds the boxes of the image at an index to its axes."""
     count, (height, width) = len(images), images.shape[1:3]
     columns = min(columns, count)
     rows = math.ceil(count / columns)
     row_height = _IMAGE_WIDTH * height / width + (0.3 if titles else 0.1)
-    shown_classes = np.unique(targets['classes'][targets['valid']])
     with open_figure(path, columns * _IMAGE_WIDTH, rows * row_height + 0.4, texts=[*titles, *class_names],
                      layout='constrained') as figure:
         axes = figure.subplots(rows, columns, squeeze=False).ravel()
         for axis in axes:
             axis.set_axis_off()
         for index, (axis, image) in enumerate(zip(axes, images, strict=False)):
-            axis.imshow(image if image.shape[-1] == 3 else image[..., 0], cmap='gray', vmin=0, vmax=255)
+            _show_image(axis, image)
             if titles:
                 axis.set_title(shortened(titles[index], 48), fontsize=9)
-            _draw_objects(axis, {name: values[index] for name, values in targets.items()}, class_names, height, width)
+            draw(axis, index)
         if 0 < len(shown_classes) <= _MAX_LEGEND_CLASSES:
             _draw_legend(figure, shown_classes, class_names)
 
 
-def _draw_objects(axis: Any, targets: Mapping[str, np.ndarray], class_names: Sequence[str], height: int, width: int) -> None:
-    """Draw the boxes of an image of the given size, large ones first, so that small ones stay visible.
+def _show_image(axis: Any, image: np.ndarray) -> None:
+    axis.imshow(image if image.shape[-1] == 3 else image[..., 0], cmap='gray', vmin=0, vmax=255)
+    axis.set_axis_off()
+
+
+def _draw_objects(axis: Any, targets: Mapping[str, np.ndarray], class_names: Sequence[str], height: int, width: int,
+                  font_size: float = 6.5) -> None:
+    """Draw the boxes of an image of the given size with their labels, large ones first, so that small ones stay visible."""
+    boxes = targets['boxes']
+    areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    for i in sorted(np.flatnonzero(targets['valid']), key=lambda i: -areas[i]):
+        colour = COLOURS[targets['classes'][i] % len(COLOURS)]
+        is_difficult = 'difficult' in targets and targets['difficult'][i]
+        label = shortened(class_names[targets['classes'][i]], 16)
+        if 'scores' in targets:
+            label += f' {targets["scores"][i]:.2f}'
+        _draw_box(axis, boxes[i], colour, label, height, width, line_style='--' if is_difficult else '-',
+                  font_size=font_size)
+
+
+def _draw_box(axis: Any, box: np.ndarray, colour: str, label: str, height: int, width: int, line_width: float = 1.6,
+              line_style: str = '-', font_size: float = 6.5) -> None:
+    """Draw one box of an image of the given size.
 
     The label of a large box is in its left upper corner, that of a small one above it.
     """
     from matplotlib import patches, patheffects
-    boxes = targets['boxes']
-    areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-    outline = [patheffects.withStroke(linewidth=2.8, foreground='black', alpha=0.6)]
-    for i in sorted(np.flatnonzero(targets['valid']), key=lambda i: -areas[i]):
-        x0, y0, x1, y1 = boxes[i] - 0.5  # matplotlib counts from the centres of pixels
-        colour = COLOURS[targets['classes'][i] % len(COLOURS)]
-        is_difficult = 'difficult' in targets and targets['difficult'][i]
-        axis.add_patch(patches.Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=colour, linewidth=1.6,
-                                         linestyle='--' if is_difficult else '-', path_effects=outline))
-        label = shortened(class_names[targets['classes'][i]], 16)
-        if 'scores' in targets:
-            label += f' {targets["scores"][i]:.2f}'
-        is_small = y1 - y0 < _SMALL_BOX * height and y0 > _SMALL_BOX / 2 * height
-        axis.text(max(x0, 0) + 0.006 * width, max(y0, 0) + (-0.008 if is_small else 0.006) * height, label, fontsize=6.5,
-                  va='bottom' if is_small else 'top', ha='left', clip_on=True,
-                  color='white' if colour in _DARK_COLOURS else 'black',
-                  bbox={'facecolor': colour, 'edgecolor': 'none', 'pad': 0.8, 'alpha': 0.85})
+    x0, y0, x1, y1 = box - 0.5  # matplotlib counts from the centres of pixels
+    outline = [patheffects.withStroke(linewidth=line_width + 1.2, foreground='black', alpha=0.6)]
+    axis.add_patch(patches.Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=colour, linewidth=line_width,
+                                     linestyle=line_style, path_effects=outline))
+    if not label:
+        return
+    is_small = y1 - y0 < _SMALL_BOX * height and y0 > _SMALL_BOX / 2 * height
+    axis.text(max(x0, 0) + 0.006 * width, max(y0, 0) + (-0.008 if is_small else 0.006) * height, label, fontsize=font_size,
+              va='bottom' if is_small else 'top', ha='left', clip_on=True,
+              color='white' if colour in _DARK_COLOURS else 'black',
+              bbox={'facecolor': colour, 'edgecolor': 'none', 'pad': 0.8, 'alpha': 0.85})
 
 
 def _draw_legend(figure: Any, classes: np.ndarray, class_names: Sequence[str]) -> None:
