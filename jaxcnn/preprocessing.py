@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxcnn.config import DataConfig
 from jaxcnn.data import normalize
@@ -19,6 +20,11 @@ from jaxcnn.errors import UserError, name_field
 Batch = dict[str, jax.Array]
 # fits normalisers to the training images, given the function from uint8 images to the input of the normalisers
 Fit = Callable[[Sequence[Normalizer], Callable[[jax.Array], jax.Array]], Sequence[Fitted]]
+
+
+def _as_float32(x: jax.Array) -> jax.Array:
+    """Convert floating-point numbers to float32; other arrays stay as they are."""
+    return x.astype(jnp.float32) if jnp.issubdtype(x.dtype, jnp.floating) else x
 
 
 @dataclass(frozen=True)
@@ -66,19 +72,42 @@ class Preprocessor:
             x = jax.vmap(functools.partial(self.eval_augment, jax.random.key(0)))(x)
         return x
 
-    def outputs(self, network: Callable[[jax.Array], jax.Array], images: jax.Array, tta: bool = True) -> jax.Array:
+    def move_targets(self, examples: Batch, mixer: TargetMixer) -> Batch:
+        """Return examples in evaluation with the targets for the images that the network gets.
+
+        Only targets that are positions, such as boxes, change: `eval_augment` moves them with the pixels.
+
+        Args:
+          examples: `image`, uint8 (N, H, W, C), which is returned unchanged, and the targets.
+          mixer: the task, which moves the targets.
+        """
+        if self.eval_augment is None:
+            return examples
+        images = examples['image']
+        keys = jax.random.split(jax.random.key(0), len(images))
+        moved = self.eval_augment.batch(keys, {**examples, 'image': images.astype(jnp.float32) / 255}, mixer, lambda x: x,
+                                        None, train=False)
+        return {**moved, 'image': images}
+
+    def eval_matrix(self, image_shape: tuple[int, ...]) -> np.ndarray:
+        """Return the matrix (2, 3) that maps positions in images of shape (H, W, C) to those in the network's input."""
+        return np.eye(2, 3, dtype=np.float32) if self.eval_augment is None else self.eval_augment.matrix(image_shape)
+
+    def outputs(self, network: Callable[[jax.Array], Any], images: jax.Array, tta: bool = True) -> Any:
         """Return the outputs of a network in evaluation.
 
         Args:
-          network: maps normalised images to outputs.
+          network: maps normalised images to outputs, an array or a tree of arrays.
           images: uint8 (N, H, W, C).
           tta: whether to return the weighted mean of the outputs over the variants of test-time augmentation, if there is
             any.
         """
         pixels = self.pixels(images)
-        variants = self.tta(pixels) if self.tta and tta else [(1.0, pixels)]
-        outputs = [weight * network(self.normalize(variant)).astype(jnp.float32) for weight, variant in variants]
-        return sum(outputs)  # type: ignore[return-value]
+        if not (self.tta and tta):
+            return jax.tree.map(_as_float32, network(self.normalize(pixels)))
+        outputs = [jax.tree.map(lambda x, w=weight: w * _as_float32(x), network(self.normalize(variant)))
+                   for weight, variant in self.tta(pixels)]
+        return jax.tree.map(lambda *parts: sum(parts), *outputs)
 
     def train(self, examples: Batch, key: jax.Array, rows: Any = None, *, mixer: TargetMixer,
               previous_rows: Callable[[jax.Array], jax.Array] = lambda x: jnp.roll(x, 1, 0),

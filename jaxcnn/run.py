@@ -138,7 +138,7 @@ class Run:
         theirs, such as `val_ema_loss`."""
         return variables(self.weights)[self.experiment.best.ema]
 
-    def predict(self, images: np.ndarray) -> np.ndarray:
+    def predict(self, images: np.ndarray) -> Any:
         """Return the predictions for images, with the run's test-time augmentation.
 
         Args:
@@ -146,26 +146,28 @@ class Run:
 
         Returns:
           The task's prediction for each image (N, ...): for classification and multi-label classification the probability
-          of each class (N, classes).
+          of each class (N, classes), for detection a dict of arrays, see `models.detection.Detections`.
 
         Raises:
           UserError: The images have another dtype or shape. The message contains the conversion.
         """
         images = check_images('images', images, self.info['image_shape'], self.config.data.resize)
+        inputs = self.experiment.task.inputs(images, self.config.data)
         if not len(images):
-            image = jax.ShapeDtypeStruct((1, *images.shape[1:]), images.dtype)
-            prediction = jax.eval_shape(self._predict, self.variables, image)
-            return np.zeros((0, *prediction.shape[1:]), prediction.dtype)
-        return np.asarray(self._predict(self.variables, images))
+            shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype), (images, inputs))
+            prediction = jax.eval_shape(self._predict, self.variables, *shapes)
+            return jax.tree.map(lambda x: np.zeros((0, *x.shape[1:]), x.dtype), prediction)
+        return jax.tree.map(np.asarray, self._predict(self.variables, images, inputs))
 
     @functools.cached_property
     def _predict(self) -> Any:
         network, preprocessor, task = self.experiment.network, self.experiment.preprocessor, self.experiment.task
 
-        def predict(variables: Any, images: jax.Array) -> jax.Array:
-            def apply(x: jax.Array) -> jax.Array:
-                outputs: Any = network.apply(variables, x, train=False)
-                return outputs
+        def predict(variables: Any, images: jax.Array, inputs: dict[str, jax.Array]) -> Any:
+            targets = preprocessor.move_targets({'image': images, **inputs}, task)
+
+            def apply(x: jax.Array) -> Any:
+                return network.apply(variables, x, train=False, **task.network_arguments(targets, train=False))
             return task.predict(preprocessor.outputs(apply, images))
         return jax.jit(predict)
 

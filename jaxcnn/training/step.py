@@ -289,6 +289,7 @@ def eval_step(network: Network, preprocessor: Preprocessor, task: Task, axis_nam
     def run(variables: Any, batch: Batch, examples: Batch, sums: Any) -> tuple[Any, Batch]:
         if 'position' in batch:
             batch = {**batch, **gather(batch['position'], examples)}
+        batch = preprocessor.move_targets(batch, task)
 
         def apply(x: jax.Array) -> jax.Array:
             outputs: Any = network.apply(variables, x, train=False)

@@ -77,6 +77,7 @@ def test_affine_ops_draw_uniform_amounts(image, apply_to_image, monkeypatch):
         return jnp.stack([jnp.asarray(x, jnp.float32).reshape(()) for x in flat])
     monkeypatch.setattr(geometry, 'affine_matrix', stack_amounts)
     monkeypatch.setattr(geometry, 'warp', lambda image, matrix, interpolation, fill: matrix)
+    monkeypatch.setattr(geometry, 'invert', lambda matrix: matrix)
     ops = {'degrees': geometry.rotate(30), 'translation': geometry.translate((0.25, 0.5)),
            'factor': geometry.scale((0.5, 2.0)), 'shear': geometry.shear((10, 20)),
            'all': geometry.affine(180, 0.1, (0.9, 1.0), 5)}

@@ -1,9 +1,10 @@
 """Augmentation: pure functions of a key and a float image in [0, 1], which run inside the compiled training step.
 
 A pipeline is a string of registered augmentations such as `'random_resized_crop(64)|flip_lr|mixup(0.2)'`. They are applied
-in this order, each with its own key. There are four kinds of ops:
+in this order, each with its own key. There are five kinds of ops:
 
-- an image op, `(key, image) -> image`;
+- an image op, `(key, image) -> image`, which leaves every object where it is;
+- a `Geometric` op, which moves pixels and tells by which affine map, so that boxes are moved with them;
 - a `Mix`, which mixes an image with the image of the row before it in the batch;
 - an `Attack` on the network that is being trained;
 - a `ByEpoch` op, which depends on the epoch.
@@ -13,20 +14,24 @@ To add an augmentation, write a function from its arguments to such an op, and p
 """
 
 from jaxcnn.data.augment import adversarial, color, erase, geometry, mixing, policies
+from jaxcnn.data.augment.box_targets import move_boxes
 from jaxcnn.data.augment.registry import (
     AUGMENTATIONS,
     Attack,
     ByEpoch,
+    Geometric,
     Gradient,
     Mix,
     Op,
     Pipeline,
     TargetMixer,
+    Transformed,
     describe,
     names,
     parse_pipeline,
     register,
 )
 
-__all__ = ['AUGMENTATIONS', 'Attack', 'ByEpoch', 'Gradient', 'Mix', 'Op', 'Pipeline', 'TargetMixer', 'adversarial', 'color',
-           'describe', 'erase', 'geometry', 'mixing', 'names', 'parse_pipeline', 'policies', 'register']
+__all__ = ['AUGMENTATIONS', 'Attack', 'ByEpoch', 'Geometric', 'Gradient', 'Mix', 'Op', 'Pipeline', 'TargetMixer',
+           'Transformed', 'adversarial', 'color', 'describe', 'erase', 'geometry', 'mixing', 'move_boxes', 'names',
+           'parse_pipeline', 'policies', 'register']

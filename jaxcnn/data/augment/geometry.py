@@ -1,16 +1,17 @@
-"""Ops that move pixels: crops, flips, resizing and affine maps.
+"""Ops that move pixels: crops, flips, resizing and affine maps. Each returns its map with the image.
 
 Coordinates are in pixels from the upper left corner, and the centre of the first pixel is at 0.5, as in PIL and torchvision.
 Affine maps fill what comes in from outside the image. Resizing is bilinear, and antialiased where the image becomes smaller.
 """
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from jaxcnn.config.arguments import check_choice, check_number, check_range, check_whole_number
-from jaxcnn.data.augment.registry import ByEpoch, Op, apply_with_probability, register
+from jaxcnn.data.augment.registry import ByEpoch, Geometric, Transformed, register
 from jaxcnn.errors import UserError
 
 PADDING_MODES = ('constant', 'reflect', 'edge', 'symmetric')
@@ -21,11 +22,37 @@ def _pad(image: jax.Array, pixels: int, mode: str) -> jax.Array:
     return jnp.pad(image, ((pixels, pixels), (pixels, pixels), (0, 0)), mode=mode)
 
 
-def _check_image_size(op: str, image: jax.Array, size: int) -> None:
+def _size(op: str, size: int, width: int | None) -> tuple[int, int]:
+    """Return the height and the width that the arguments of an op mean.
+
+    Raises:
+      UserError: one of them is no whole number of at least 1.
+    """
+    check_whole_number(op, size=size)
+    if width is None:
+        return size, size
+    check_whole_number(op, width=width)
+    return size, width
+
+
+def _check_image_size(op: str, image: jax.Array, size: int, width: int | None) -> None:
     """Raise a UserError for an image that is smaller than the crop."""
-    height, width = image.shape[:2]
-    if min(height, width) < size:
-        raise UserError(f'images of {height} x {width} are smaller than {size} x {size}', field=f'{op}({size})')
+    if image.shape[0] < size or image.shape[1] < (width or size):
+        raise UserError(f'images of {image.shape[0]} x {image.shape[1]} are smaller than {size} x {width or size}',
+                        field=f'{op}({size}{f", {width}" if width else ""})')
+
+
+def _matrix(scale_x: Any = 1.0, scale_y: Any = 1.0, x: Any = 0.0, y: Any = 0.0) -> jax.Array:
+    """Return the matrix (2, 3) that scales positions and then translates them by x and y."""
+    scale_x, scale_y, x, y = (jnp.asarray(value, jnp.float32) for value in (scale_x, scale_y, x, y))
+    zero = jnp.zeros(())
+    return jnp.stack([jnp.stack([scale_x, zero, x]), jnp.stack([zero, scale_y, y])])
+
+
+def invert(matrix: jax.Array) -> jax.Array:
+    """Return the matrix (2, 3) of the inverse of an affine map (2, 3)."""
+    (a, b, x), (c, d, y) = matrix
+    return jnp.array([[d, -b, b * y - d * x], [-c, a, c * x - a * y]]) / (a * d - b * c)
 
 
 def _crop(image: jax.Array, top: jax.Array | int, left: jax.Array | int, height: int, width: int) -> jax.Array:
@@ -33,7 +60,7 @@ def _crop(image: jax.Array, top: jax.Array | int, left: jax.Array | int, height:
 
 
 @register(deterministic=True)
-def pad(pixels: int, mode: str = 'constant') -> Op:
+def pad(pixels: int, mode: str = 'constant') -> Geometric:
     """Pad each side.
 
     Args:
@@ -42,11 +69,11 @@ def pad(pixels: int, mode: str = 'constant') -> Op:
     """
     check_whole_number('pad', pixels=pixels)
     check_choice('pad', PADDING_MODES, mode=mode)
-    return lambda key, image: _pad(image, pixels, mode)
+    return Geometric(lambda key, image: Transformed(_pad(image, pixels, mode), _matrix(x=pixels, y=pixels)))
 
 
 @register
-def pad_crop(pad: int, mode: str = 'constant') -> Op:
+def pad_crop(pad: int, mode: str = 'constant') -> Geometric:
     """Pad each side, then crop the original size at a uniformly drawn position (He et al. 2015, section 4.2).
 
     Args:
@@ -56,48 +83,67 @@ def pad_crop(pad: int, mode: str = 'constant') -> Op:
     check_whole_number('pad_crop', pad=pad)
     check_choice('pad_crop', PADDING_MODES, mode=mode)
 
-    def apply(key: jax.Array, image: jax.Array) -> jax.Array:  # (H, W, C)
+    def apply(key: jax.Array, image: jax.Array) -> Transformed:  # (H, W, C)
         top, left = jax.random.randint(key, (2,), 0, 2 * pad + 1)
-        return _crop(_pad(image, pad, mode), top, left, *image.shape[:2])
-    return apply
+        return Transformed(_crop(_pad(image, pad, mode), top, left, *image.shape[:2]), _matrix(x=pad - left, y=pad - top))
+    return Geometric(apply)
 
 
 @register
-def random_crop(size: int) -> Op:
-    """Crop `size` x `size` pixels at a uniformly drawn position (Krizhevsky et al. 2012, section 4.1)."""
-    check_whole_number('random_crop', size=size)
+def random_crop(size: int, width: int | None = None) -> Geometric:
+    """Crop `size` x `size` pixels at a uniformly drawn position (Krizhevsky et al. 2012, section 4.1).
 
-    def apply(key: jax.Array, image: jax.Array) -> jax.Array:
-        _check_image_size('random_crop', image, size)
-        top, left = jax.random.randint(key, (2,), 0, jnp.array(image.shape[:2]) - size + 1)
-        return _crop(image, top, left, size, size)
-    return apply
+    Args:
+      size: side of the crop in pixels, at least 1.
+      width: width of the crop, at least 1, if it is not square; `size` is its height then.
+    """
+    crop_size = _size('random_crop', size, width)
 
-
-@register(deterministic=True)
-def center_crop(size: int) -> Op:
-    """Crop `size` x `size` pixels from the centre; an odd margin is one pixel smaller at the top or on the left."""
-    check_whole_number('center_crop', size=size)
-
-    def apply(key: jax.Array, image: jax.Array) -> jax.Array:
-        _check_image_size('center_crop', image, size)
-        height, width = image.shape[:2]
-        return _crop(image, (height - size) // 2, (width - size) // 2, size, size)
-    return apply
+    def apply(key: jax.Array, image: jax.Array) -> Transformed:
+        _check_image_size('random_crop', image, size, width)
+        top, left = jax.random.randint(key, (2,), 0, jnp.array(image.shape[:2]) - jnp.array(crop_size) + 1)
+        return Transformed(_crop(image, top, left, *crop_size), _matrix(x=-left, y=-top))
+    return Geometric(apply)
 
 
 @register(deterministic=True)
-def resize(size: int) -> Op:
-    """Resize images to `size` x `size` pixels, without keeping their proportions."""
-    check_whole_number('resize', size=size)
-    return lambda key, image: jax.image.resize(image, (size, size, image.shape[-1]), 'linear', antialias=True)
+def center_crop(size: int, width: int | None = None) -> Geometric:
+    """Crop `size` x `size` pixels from the centre; an odd margin is one pixel smaller at the top or on the left.
+
+    Args:
+      size: side of the crop in pixels, at least 1.
+      width: width of the crop, at least 1, if it is not square; `size` is its height then.
+    """
+    crop_size = _size('center_crop', size, width)
+
+    def apply(key: jax.Array, image: jax.Array) -> Transformed:
+        _check_image_size('center_crop', image, size, width)
+        top, left = ((side - crop_side) // 2 for side, crop_side in zip(image.shape[:2], crop_size, strict=True))
+        return Transformed(_crop(image, top, left, *crop_size), _matrix(x=-left, y=-top))
+    return Geometric(apply)
 
 
-def _resize_rectangle(image: jax.Array, size: int, top: jax.Array, left: jax.Array, height: jax.Array,
+@register(deterministic=True)
+def resize(size: int, width: int | None = None) -> Geometric:
+    """Resize images to `size` x `size` pixels, without keeping their proportions.
+
+    Args:
+      size: side of the result in pixels, at least 1.
+      width: width of the result, at least 1, if it is not square; `size` is its height then.
+    """
+    new_height, new_width = _size('resize', size, width)
+
+    def apply(key: jax.Array, image: jax.Array) -> Transformed:
+        resized = jax.image.resize(image, (new_height, new_width, image.shape[-1]), 'linear', antialias=True)
+        return Transformed(resized, _matrix(new_width / image.shape[1], new_height / image.shape[0]))
+    return Geometric(apply)
+
+
+def _resize_rectangle(image: jax.Array, size: tuple[int, int], top: jax.Array, left: jax.Array, height: jax.Array,
                       width: jax.Array) -> jax.Array:
-    """Return a rectangle of the image resized to `size` x `size`; pixels outside the rectangle have no influence."""
+    """Return a rectangle of the image resized to a height and a width; pixels outside it have no influence."""
     for axis, start, length in ((0, top, height), (1, left, width)):
-        indices, weights = _resize_weights(image.shape[axis], size, start, length)
+        indices, weights = _resize_weights(image.shape[axis], size[axis], start, length)
         image = _weighted_sum(image, axis, indices, weights)
     return image
 
@@ -141,7 +187,8 @@ def _resize_weights(side: int, size: int, start: jax.Array, length: jax.Array) -
 
 
 @register
-def random_resized_crop(size: int, scale: tuple = (0.08, 1.0), ratio: tuple = (3 / 4, 4 / 3)) -> Op:
+def random_resized_crop(size: int, scale: tuple = (0.08, 1.0), ratio: tuple = (3 / 4, 4 / 3),
+                        width: int | None = None) -> Geometric:
     """Crop a rectangle of random area, proportions and position, and resize it to `size` x `size` (Szegedy et al. 2015,
     section 6).
 
@@ -151,16 +198,20 @@ def random_resized_crop(size: int, scale: tuple = (0.08, 1.0), ratio: tuple = (3
     Args:
       size: side of the result in pixels, at least 1.
       scale: range of the area as a fraction of the image's area, in (0, 1]; drawn uniformly.
-      ratio: range of width over height, above 0; its logarithm is drawn uniformly.
+      ratio: range of the rectangle's width over its height, above 0; its logarithm is drawn uniformly.
+      width: width of the result, at least 1, if it is not square; `size` is its height then.
     """
-    check_whole_number('random_resized_crop', size=size)
+    new_height, new_width = _size('random_resized_crop', size, width)
     check_range('random_resized_crop', 1e-6, 1, scale=scale)
     check_range('random_resized_crop', 1e-3, 1e3, ratio=ratio)
 
-    def apply(key: jax.Array, image: jax.Array) -> jax.Array:
+    def apply(key: jax.Array, image: jax.Array) -> Transformed:
         rectangle = draw_rectangle(key, image.shape, scale, ratio, allow_full_image=True)
-        return _resize_rectangle(image, size, *(x.astype(jnp.float32) for x in rectangle))
-    return apply
+        top, left, crop_height, crop_width = (x.astype(jnp.float32) for x in rectangle)
+        crop = _resize_rectangle(image, (new_height, new_width), top, left, crop_height, crop_width)
+        scale_x, scale_y = new_width / crop_width, new_height / crop_height
+        return Transformed(crop, _matrix(scale_x, scale_y, -left * scale_x, -top * scale_y))
+    return Geometric(apply)
 
 
 def draw_rectangle(key: jax.Array, shape: tuple[int, ...], scale: tuple, ratio: tuple, allow_full_image: bool) -> tuple:
@@ -201,7 +252,7 @@ def _largest_size(height: int, width: int, ratio: tuple) -> tuple[int, int]:
 
 
 @register
-def scale_jitter(size: int, shorter: tuple = (256, 512)) -> Op:
+def scale_jitter(size: int, shorter: tuple = (256, 512)) -> Geometric:
     """Resize the image such that its shorter side has a random length, then crop `size` x `size` pixels at a random position
     (Simonyan & Zisserman 2015, section 3.1).
 
@@ -212,22 +263,29 @@ def scale_jitter(size: int, shorter: tuple = (256, 512)) -> Op:
     check_whole_number('scale_jitter', size=size)
     check_range('scale_jitter', size, shorter=shorter)
 
-    def apply(key: jax.Array, image: jax.Array) -> jax.Array:
+    def apply(key: jax.Array, image: jax.Array) -> Transformed:
         length_key, position_key = jax.random.split(key)
         length = jax.random.randint(length_key, (), math.ceil(shorter[0]), math.floor(shorter[1]) + 1)
         scale = length / min(image.shape[:2])
         room = jnp.round(jnp.array(image.shape[:2]) * scale).astype(jnp.int32) - size
         position = jax.random.randint(position_key, (2,), 0, room + 1).astype(jnp.float32)
-        return jax.image.scale_and_translate(image, (size, size, image.shape[-1]), (0, 1), jnp.stack([scale, scale]),
+        crop = jax.image.scale_and_translate(image, (size, size, image.shape[-1]), (0, 1), jnp.stack([scale, scale]),
                                              -position, 'linear', antialias=True)
-    return apply
+        return Transformed(crop, _matrix(scale, scale, -position[1], -position[0]))
+    return Geometric(apply)
+
+
+def _flip(image: jax.Array, is_flipped: jax.Array, axis: int) -> Transformed:
+    """Mirror an image along an axis, 0 or 1, if `is_flipped` is true."""
+    mirrored = _matrix(scale_x=-1, x=image.shape[1]) if axis == 1 else _matrix(scale_y=-1, y=image.shape[0])
+    return Transformed(jnp.where(is_flipped, jnp.flip(image, axis), image), jnp.where(is_flipped, mirrored, _matrix()))
 
 
 @register
-def flip_lr(p: float = 0.5) -> Op:
+def flip_lr(p: float = 0.5) -> Geometric:
     """Mirror left and right with probability `p` in [0, 1]."""
     check_number('flip_lr', maximum=1, p=p)
-    return apply_with_probability(p, lambda key, image: image[:, ::-1])
+    return Geometric(lambda key, image: _flip(image, jax.random.bernoulli(key, float(p)), axis=1))
 
 
 @register
@@ -236,18 +294,18 @@ def alternating_flip() -> ByEpoch:
 
     The half is drawn once for the whole run, so that two consecutive epochs show every image and its mirror image.
     """
-    def apply(key: jax.Array, epoch: jax.Array, image: jax.Array) -> jax.Array:
+    def apply(key: jax.Array, epoch: jax.Array, image: jax.Array) -> Transformed:
         in_first_half = jax.random.bernoulli(key)
         is_odd = epoch % 2 == 1
-        return jnp.where(in_first_half ^ is_odd, image[:, ::-1], image)
+        return _flip(image, in_first_half ^ is_odd, axis=1)
     return ByEpoch(apply)
 
 
 @register
-def flip_ud(p: float = 0.5) -> Op:
+def flip_ud(p: float = 0.5) -> Geometric:
     """Mirror top and bottom with probability `p` in [0, 1]."""
     check_number('flip_ud', maximum=1, p=p)
-    return apply_with_probability(p, lambda key, image: image[::-1])
+    return Geometric(lambda key, image: _flip(image, jax.random.bernoulli(key, float(p)), axis=0))
 
 
 def warp(image: jax.Array, matrix: jax.Array, interpolation: str = 'bilinear', fill: float | jax.Array = 0.0) -> jax.Array:
@@ -324,24 +382,24 @@ def _along_x_and_y(op: str, name: str, value: float | tuple, maximum: float) -> 
 
 
 def _make_affine(op: str, degrees: float = 0.0, translate: tuple = (0.0, 0.0), scale: tuple = (1.0, 1.0),
-                 shear: tuple = (0.0, 0.0), interpolation: str = 'bilinear', fill: float = 0.0) -> Op:
+                 shear: tuple = (0.0, 0.0), interpolation: str = 'bilinear', fill: float = 0.0) -> Geometric:
     check_number(op, maximum=1, fill=fill)
     check_choice(op, INTERPOLATIONS, interpolation=interpolation)
 
-    def apply(key: jax.Array, image: jax.Array) -> jax.Array:
+    def apply(key: jax.Array, image: jax.Array) -> Transformed:
         height, width = image.shape[:2]
         limits = jnp.array([degrees, translate[0] * width, translate[1] * height, *shear], jnp.float32)
         limits_key, scale_key = jax.random.split(key)
         angle, right, down, shear_x, shear_y = limits * jax.random.uniform(limits_key, (5,), minval=-1.0)
         factor = jax.random.uniform(scale_key, minval=scale[0], maxval=scale[1])
         matrix = affine_matrix(image.shape, angle, (right, down), factor, (shear_x, shear_y))
-        return warp(image, matrix, interpolation, fill)
-    return apply
+        return Transformed(warp(image, matrix, interpolation, fill), invert(matrix))
+    return Geometric(apply)
 
 
 @register
 def affine(degrees: float = 0.0, translate: float | tuple = 0.0, scale: tuple = (1.0, 1.0), shear: float | tuple = 0.0,
-           interpolation: str = 'bilinear', fill: float = 0.0) -> Op:
+           interpolation: str = 'bilinear', fill: float = 0.0) -> Geometric:
     """Shear, rotate, scale and translate the image, in this order, about its centre, each by a uniformly drawn amount.
 
     Args:
@@ -361,28 +419,28 @@ def affine(degrees: float = 0.0, translate: float | tuple = 0.0, scale: tuple = 
 
 
 @register
-def rotate(degrees: float, interpolation: str = 'bilinear', fill: float = 0.0) -> Op:
+def rotate(degrees: float, interpolation: str = 'bilinear', fill: float = 0.0) -> Geometric:
     """Rotate the image about its centre by up to `degrees` in either direction; see `affine`."""
     check_number('rotate', maximum=180, degrees=degrees)
     return _make_affine('rotate', degrees, interpolation=interpolation, fill=fill)
 
 
 @register
-def translate(fraction: float | tuple, interpolation: str = 'bilinear', fill: float = 0.0) -> Op:
+def translate(fraction: float | tuple, interpolation: str = 'bilinear', fill: float = 0.0) -> Geometric:
     """Translate the image by up to `fraction` of its size in either direction along x and y; see `affine`."""
     translation = _along_x_and_y('translate', 'fraction', fraction, 1)
     return _make_affine('translate', translate=translation, interpolation=interpolation, fill=fill)
 
 
 @register
-def scale(factor: tuple, interpolation: str = 'bilinear', fill: float = 0.0) -> Op:
+def scale(factor: tuple, interpolation: str = 'bilinear', fill: float = 0.0) -> Geometric:
     """Scale the content of the image by a factor from the range `factor`; the size stays the same; see `affine`."""
     check_range('scale', 1e-3, factor=factor)
     return _make_affine('scale', scale=factor, interpolation=interpolation, fill=fill)
 
 
 @register
-def shear(degrees: float | tuple, interpolation: str = 'bilinear', fill: float = 0.0) -> Op:
+def shear(degrees: float | tuple, interpolation: str = 'bilinear', fill: float = 0.0) -> Geometric:
     """Shear the image by up to `degrees` in either direction along x and y; see `affine`."""
     shears = _along_x_and_y('shear', 'degrees', degrees, 89)
     return _make_affine('shear', shear=shears, interpolation=interpolation, fill=fill)

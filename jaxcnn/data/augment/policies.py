@@ -13,8 +13,8 @@ import numpy as np
 
 from jaxcnn.config.arguments import check_choice, check_number, check_whole_number
 from jaxcnn.data.augment.color import equalization_table, histogram, look_up, smooth, to_bytes
-from jaxcnn.data.augment.geometry import affine_matrix, warp
-from jaxcnn.data.augment.registry import Op, register, sequential_on_cpu
+from jaxcnn.data.augment.geometry import affine_matrix, invert, warp
+from jaxcnn.data.augment.registry import Geometric, Transformed, compose, register, sequential_on_cpu
 from jaxcnn.errors import UserError
 
 # The ops whose amounts may be negative. They come first in `OPS`.
@@ -92,6 +92,21 @@ class AugmentationSpace:
         return np.stack([rows.get(name, 0 * ramp) for name in OPS]).astype(np.float32)
 
 
+def _warp_matrix(shape: tuple[int, ...], degrees: Any = 0.0, shear_x: Any = 0.0, shear_y: Any = 0.0, x: Any = 0.0,
+                 y: Any = 0.0) -> jax.Array:
+    """Return the matrix (2, 3) with which `warp` rotates, shears or translates an image, of which only one may be."""
+    zero = jnp.zeros(())
+    return affine_matrix(shape, degrees) + jnp.array([[zero, shear_x, -x], [shear_y, zero, -y]])
+
+
+def matrix_of(shape: tuple[int, ...], op: jax.Array | int, amount: jax.Array | float) -> jax.Array:
+    """Return the map (2, 3) of positions in an image of shape (H, W, ...) that belongs to an op; see `transform`."""
+    def amount_of(name: str) -> jax.Array:
+        return jnp.where(op == _INDEX[name], amount, 0.0)
+    return invert(_warp_matrix(shape, amount_of('rotate'), amount_of('shear_x'), amount_of('shear_y'),
+                               amount_of('translate_x'), amount_of('translate_y')))
+
+
 def transform(image: jax.Array, op: jax.Array | int, amount: jax.Array | float, fill: float = 0.0) -> jax.Array:
     """Apply one op to an image.
 
@@ -105,10 +120,8 @@ def transform(image: jax.Array, op: jax.Array | int, amount: jax.Array | float, 
     Returns:
       The image (H, W, C) of whole numbers in [0, 255], as float32.
     """
-    def warp_image(degrees: Any = 0.0, shear_x: Any = 0.0, shear_y: Any = 0.0, x: Any = 0.0, y: Any = 0.0) -> jax.Array:
-        zero = jnp.zeros(())
-        return warp(image, affine_matrix(image.shape, degrees) + jnp.array([[zero, shear_x, -x], [shear_y, zero, -y]]),
-                    'nearest', fill)
+    def warp_image(**amounts: Any) -> jax.Array:
+        return warp(image, _warp_matrix(image.shape, **amounts), 'nearest', fill)
 
     def enhance(other: jax.Array) -> jax.Array:
         return _to_byte(other + (1 + amount) * (image - other))
@@ -156,7 +169,7 @@ def _to_grey(image: jax.Array) -> jax.Array:
 Sampler = Callable[[jax.Array, tuple[int, ...]], tuple[jax.Array, jax.Array]]
 
 
-def _policy_op(name: str, sample: Sampler, fill: float) -> Op:
+def _policy_op(name: str, sample: Sampler, fill: float) -> Geometric:
     """Return an augmentation that applies the ops drawn by `sample` one after another."""
     def apply(key: jax.Array, image: jax.Array) -> jax.Array:
         if image.shape[-1] not in (1, 3):
@@ -165,7 +178,15 @@ def _policy_op(name: str, sample: Sampler, fill: float) -> Op:
         for op, amount in zip(*sample(key, image.shape), strict=True):
             x = transform(x, op, amount, fill=round(255 * fill))
         return (x / 255).astype(image.dtype)
-    return sequential_on_cpu(apply)
+
+    def matrix(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+        total = jnp.eye(2, 3)
+        for op, amount in zip(*sample(key, shape), strict=True):
+            total = compose(matrix_of(shape, op, amount), total)
+        return total
+    change_pixels = sequential_on_cpu(apply)
+    # the matrix is computed apart from the image, so that XLA leaves it out if no target needs it
+    return Geometric(lambda key, image: Transformed(change_pixels(key, image), matrix(key, image.shape)))
 
 
 def _randomly_negate(key: jax.Array, ops: jax.Array, amounts: jax.Array) -> jax.Array:
@@ -214,7 +235,7 @@ def op_sampler(num_ops: int, space: AugmentationSpace, magnitude: int | None) ->
 
 
 @register
-def auto_augment(policy: str, fill: float = 0.0) -> Op:
+def auto_augment(policy: str, fill: float = 0.0) -> Geometric:
     """Apply AutoAugment (Cubuk et al. 2019): one of 25 pairs of ops that were found by a search on a data set.
 
     Args:
@@ -227,7 +248,7 @@ def auto_augment(policy: str, fill: float = 0.0) -> Op:
 
 
 @register
-def rand_augment(num_ops: int = 2, magnitude: int = 9, fill: float = 0.0) -> Op:
+def rand_augment(num_ops: int = 2, magnitude: int = 9, fill: float = 0.0) -> Geometric:
     """Apply RandAugment (Cubuk et al. 2020): `num_ops` of 14 ops, all with the same magnitude.
 
     Args:
@@ -243,7 +264,7 @@ def rand_augment(num_ops: int = 2, magnitude: int = 9, fill: float = 0.0) -> Op:
 
 
 @register
-def trivial_augment(fill: float = 0.0) -> Op:
+def trivial_augment(fill: float = 0.0) -> Geometric:
     """Apply TrivialAugment in its wide form (Müller & Hutter 2021): one of 14 ops, with a random one of 31 magnitudes.
 
     Args:

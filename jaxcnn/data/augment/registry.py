@@ -1,5 +1,6 @@
 """The registry of augmentations, and the pipelines that strings describe."""
 
+import functools
 import inspect
 import textwrap
 from collections.abc import Callable
@@ -8,6 +9,7 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxcnn.config import bind, parse_calls
 from jaxcnn.errors import UserError
@@ -21,13 +23,52 @@ Gradient = Callable[[jax.Array, Targets], jax.Array]
 
 
 class TargetMixer(Protocol):
-    """The methods of a task that mixing calls."""
+    """The methods of a task that augmentation calls to change targets with their images."""
 
     def mixable(self, targets: Targets) -> Targets:
         """Return the targets of a batch in the form that `mix` takes."""
 
     def mix(self, targets: Targets, others: Targets, share: jax.Array) -> Targets:
         """Return the targets of an image that is mixed with another one; `share` of the result is the first image."""
+
+    def move(self, targets: Targets, matrix: jax.Array, size: tuple[int, int], train: bool) -> Targets:
+        """Return the targets of an image after an affine map of its pixels; see `jaxcnn.tasks.Task.move`."""
+
+
+class Transformed(NamedTuple):
+    """An image whose pixels an op has moved, and the affine map by which it has moved them.
+
+    Attributes:
+      image: the result, (H', W', C).
+      matrix: (2, 3). It maps the position (x, y, 1) of a point of the input to its x and y in the result. Positions are in
+        pixels from the upper left corner of the image, and the first pixel reaches from 0 to 1.
+    """
+
+    image: jax.Array
+    matrix: jax.Array
+
+
+def compose(second: jax.Array, first: jax.Array) -> jax.Array:
+    """Return the matrix (2, 3) of the affine map that applies the map `first` and then `second`, (2, 3) each.
+
+    It uses no matrix product, which a GPU would round to 10 bits.
+    """
+    columns = [second[:, 0] * first[0, i] + second[:, 1] * first[1, i] for i in range(3)]
+    return jnp.stack(columns, 1).at[:, 2].add(second[:, 2])
+
+
+@dataclass(frozen=True)
+class Geometric:
+    """An op that moves pixels: `(key, image) -> Transformed`. Its matrix also moves the targets that are positions.
+
+    Call it as a function to get the image alone.
+    """
+
+    apply: Callable[[jax.Array, jax.Array], Transformed]
+
+    def __call__(self, key: jax.Array, image: jax.Array) -> jax.Array:
+        """Return the image whose pixels are moved."""
+        return self.apply(key, image).image
 
 
 @dataclass(frozen=True)
@@ -49,15 +90,15 @@ class Attack:
 
 @dataclass(frozen=True)
 class ByEpoch:
-    """An op that depends on the epoch: `(key, epoch, image) -> image`.
+    """An op that depends on the epoch: `(key, epoch, image) -> image`, or `-> Transformed` if it moves pixels.
 
     The key belongs to the image and is the same in all epochs.
     """
 
-    apply: Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+    apply: Callable[[jax.Array, jax.Array, jax.Array], jax.Array | Transformed]
 
 
-AnyOp = Op | Mix | Attack | ByEpoch
+AnyOp = Op | Geometric | Mix | Attack | ByEpoch
 Factory = Callable[..., AnyOp]  # from arguments to an op
 
 
@@ -159,18 +200,19 @@ class Pipeline:
 
     def batch(self, keys: jax.Array, examples: Examples, mixer: TargetMixer,
               previous: Callable[[jax.Array], jax.Array], gradient: Gradient | None,
-              passes: tuple[jax.Array, jax.Array] | None = None) -> Examples:
+              passes: tuple[jax.Array, jax.Array] | None = None, train: bool = True) -> Examples:
         """Augment a batch.
 
         Args:
           keys: (N,), one for each example.
           examples: `image`, float (N, H, W, C) in [0, 1], and the targets.
-          mixer: the task, which mixes the targets.
+          mixer: the task, which mixes and moves the targets.
           previous: maps an array (N, ...) to the array in which each row is replaced by the row before it in the global
             batch, and the first row by the last one.
           gradient: the gradient of the network's loss with respect to images; None if there is no network.
           passes: for each image a key that is the same in all epochs, (N,), and the epoch, (N,); None stands for `keys` and
             the first epoch.
+          train: whether the examples are for training; see `jaxcnn.tasks.Task.move`.
 
         Returns:
           The images (N, H', W', C), and the targets, in the form that `mixer.mixable` gives if any op mixes images.
@@ -186,18 +228,41 @@ class Pipeline:
         image_keys, epochs = passes or (keys, jnp.zeros(len(keys), jnp.int32))
         for position, op in enumerate(self.ops):
             op_keys = _fold_in(keys, position)
+            result: jax.Array | Transformed
             if isinstance(op, Mix):
-                images, shares = jax.vmap(op.apply)(op_keys, images, previous(images))
+                result, shares = jax.vmap(op.apply)(op_keys, images, previous(images))
                 others = {name: previous(value) for name, value in targets.items()}
                 targets = jax.vmap(mixer.mix)(targets, others, shares)
             elif isinstance(op, Attack):
                 assert gradient is not None
-                images = op.apply(op_keys, images, targets, gradient)
+                result = op.apply(op_keys, images, targets, gradient)
             elif isinstance(op, ByEpoch):
-                images = jax.vmap(op.apply)(_fold_in(image_keys, position), epochs, images)
+                result = jax.vmap(op.apply)(_fold_in(image_keys, position), epochs, images)
+            elif isinstance(op, Geometric):
+                result = jax.vmap(op.apply)(op_keys, images)
             else:
-                images = jax.vmap(op)(op_keys, images)
+                result = jax.vmap(op)(op_keys, images)
+            if not isinstance(result, Transformed):
+                images = result
+                continue
+            images = result.image
+            if targets:
+                move = functools.partial(mixer.move, size=(images.shape[1], images.shape[2]), train=train)
+                targets = jax.vmap(move)(targets, result.matrix)
         return {'image': images, **targets}
+
+    def matrix(self, image_shape: tuple[int, ...]) -> np.ndarray:
+        """Return the map of a deterministic pipeline for images of shape (H, W, C): (2, 3), as in `Transformed`."""
+        def composed() -> jax.Array:
+            key, image, total = jax.random.key(0), jnp.zeros(image_shape), jnp.eye(2, 3)
+            for op in self.ops:
+                if isinstance(op, Geometric):
+                    image, matrix = op.apply(key, image)
+                    total = compose(matrix, total)
+                elif not isinstance(op, (Mix, Attack, ByEpoch)):
+                    image = op(key, image)
+            return total
+        return np.asarray(jax.jit(composed)())
 
 
 def parse_pipeline(text: str, deterministic: bool = False) -> Pipeline | None:
