@@ -17,7 +17,8 @@ BOX = np.array([24, 16, 48, 36], np.float32)
 # by op, its call and the distance in pixels by which the moved box may differ
 CALLS = {
     'affine': ('affine(10, 0.2, (0.7, 1.3), 10)', 1.5), 'alternating_flip': ('alternating_flip', 0),
-    'center_crop': ('center_crop(40, 50)', 0), 'flip_lr': ('flip_lr', 0), 'flip_ud': ('flip_ud', 0), 'pad': ('pad(7)', 0),
+    'center_crop': ('center_crop(40, 50)', 0), 'flip_lr': ('flip_lr', 0), 'flip_ud': ('flip_ud', 0),
+    'large_scale_jitter': ('large_scale_jitter((0.4, 2.0), 0)', 1), 'pad': ('pad(7)', 0),
     'pad_crop': ('pad_crop(20)', 0), 'random_crop': ('random_crop(32, 40)', 0),
     'random_resized_crop': ('random_resized_crop(48, (0.4, 1.0), width=64)', 1),
     'resize': ('resize(50, 70)', 1), 'rotate': ('rotate(90)', 1.5), 'scale': ('scale((0.5, 1.5))', 1),

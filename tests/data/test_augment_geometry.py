@@ -150,6 +150,20 @@ def test_scale_jitter_crops_the_resized_image(image, apply_to_image):
     assert set(sides) >= set(range(18, 38))
 
 
+@pytest.mark.parametrize('factor', [0.5, 1.0, 2.5])
+def test_large_scale_jitter_pads_or_crops_the_resized_image(image, apply_to_image, factor):
+    height, width = (round(factor * side) for side in image.shape[:2])
+    resized = apply_pil(image, lambda plane: plane.resize((width, height), Image.Resampling.BILINEAR))
+    results, = apply_to_image(KEYS[:20], image, geometry.large_scale_jitter((factor, factor), 0.25).apply)
+    positions = results.matrix[:, ::-1, 2].astype(int)  # of the upper left corner of the resized image: row, column
+    assert len(np.unique(positions, axis=0)) > 10 or factor == 1
+    for result, (top, left) in zip(results.image, positions, strict=True):
+        assert min(top, left, 0) >= min(image.shape[0] - height, image.shape[1] - width, 0)
+        canvas = np.full((200, 200, 3), 0.25, np.float32)  # its first 100 rows and columns are beyond the result
+        canvas[100 + top:, 100 + left:][:height, :width] = resized
+        np.testing.assert_allclose(result, canvas[100:, 100:][:image.shape[0], :image.shape[1]], atol=2e-5)
+
+
 def test_random_crops_have_uniform_positions_and_center_crops_are_central(image, apply_to_image):
     keys = jax.random.split(jax.random.key(3), 1500)
     crops, = apply_to_image(keys, image, geometry.random_crop(17))
@@ -176,6 +190,7 @@ def test_flip_ud_mirrors_rows_and_pad_pads(image, apply_to_image):
     ('random_resized_crop(8, 0.5)', r'random_resized_crop\.scale: expected two numbers \(low, high\), got 0.5'),
     ('random_resized_crop(8, (0.5, 2))', r'random_resized_crop\.scale\[1\]: expected a number between 1e-06 and 1, got 2'),
     ('scale_jitter(224, (100, 300))', r'scale_jitter\.shorter\[0\]: expected a number of at least 224, got 100'),
+    ('large_scale_jitter((0, 2))', r'large_scale_jitter\.scale\[0\]: expected a number of at least 0.01, got 0'),
     ('rotate(200)', 'rotate.degrees: expected a number between 0 and 180, got 200'),
     ('rotate(20, "cubic")', "unknown interpolation of rotate 'cubic'; known: bilinear, nearest"),
     ('translate((0.1, 0.2, 0.3))', 'translate.fraction: expected a number, or two along x and y'),

@@ -143,7 +143,8 @@ def _resize_rectangle(image: jax.Array, size: tuple[int, int], top: jax.Array, l
                       width: jax.Array) -> jax.Array:
     """Return a rectangle of the image resized to a height and a width; pixels outside it have no influence."""
     for axis, start, length in ((0, top, height), (1, left, width)):
-        indices, weights = _resize_weights(image.shape[axis], size[axis], start, length)
+        num_taps = math.ceil(2 * max(image.shape[axis] / size[axis], 1))
+        indices, weights = _resize_weights(num_taps, size[axis], start, length, (start, start + length))
         image = _weighted_sum(image, axis, indices, weights)
     return image
 
@@ -167,23 +168,25 @@ def _weighted_sum(image: jax.Array, axis: int, indices: jax.Array, weights: jax.
     return jax.lax.fori_loop(0, len(indices), add, jnp.zeros(shape, image.dtype))
 
 
-def _resize_weights(side: int, size: int, start: jax.Array, length: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Return the indices and the weights of antialiased bilinear resizing along one axis: (taps, size) each.
+def _resize_weights(num_taps: int, size: int, start: jax.Array, length: jax.Array,
+                    limits: tuple[Any, Any]) -> tuple[jax.Array, jax.Array]:
+    """Return the indices and the weights of antialiased bilinear resizing along one axis: (num_taps, size) each.
 
     Args:
-      side: number of pixels of the image along the axis.
+      num_taps: number of pixels that are added for each pixel of the result; at least 2, and 2 for each pixel of the image
+        that becomes one of the result.
       size: number of pixels of the result.
-      start, length: the interval of the image that becomes the result.
+      start, length: the interval of the axis that becomes the result.
+      limits: the interval whose pixels are used. The weights of pixels that are too far from it are 0.
     """
     scale = length / size
     centres = start + (jnp.arange(size) + 0.5) * scale
     support = jnp.maximum(scale, 1)  # half the width of the triangular filter
-    num_taps = math.ceil(2 * max(side / size, 1))
     indices = jnp.floor(centres - support + 0.5).astype(jnp.int32) + jnp.arange(num_taps)[:, None]
     pixels = indices + 0.5
     weights = jnp.maximum(1 - jnp.abs(pixels - centres) / support, 0)
-    weights = jnp.where((pixels > start) & (pixels < start + length), weights, 0)
-    return indices, weights / weights.sum(0)
+    weights = jnp.where((pixels > limits[0]) & (pixels < limits[1]), weights, 0)
+    return indices, weights / jnp.maximum(weights.sum(0), 1e-6)
 
 
 @register
@@ -272,6 +275,36 @@ def scale_jitter(size: int, shorter: tuple = (256, 512)) -> Geometric:
         crop = jax.image.scale_and_translate(image, (size, size, image.shape[-1]), (0, 1), jnp.stack([scale, scale]),
                                              -position, 'linear', antialias=True)
         return Transformed(crop, _matrix(scale, scale, -position[1], -position[0]))
+    return Geometric(apply)
+
+
+@register
+def large_scale_jitter(scale: tuple = (0.1, 2.0), fill: float = 0.5) -> Geometric:
+    """Resize the image by a random factor, and crop or pad it to its original size at a random position (Ghiasi et al. 2021,
+    section 3).
+
+    Args:
+      scale: range of the factor, at least 0.01; drawn uniformly. The paper compares (0.1, 2.0) with (0.8, 1.25).
+      fill: value in [0, 1] of the padding, grey in the paper.
+    """
+    check_range('large_scale_jitter', 0.01, scale=scale)
+    check_number('large_scale_jitter', maximum=1, fill=fill)
+    num_taps = math.ceil(2 * max(1 / scale[0], 1))
+
+    def apply(key: jax.Array, image: jax.Array) -> Transformed:
+        factor_key, position_key = jax.random.split(key)
+        factor = jax.random.uniform(factor_key, minval=scale[0], maxval=scale[1])
+        sides = image.shape[:2]
+        room = jnp.array(sides) * (1 - factor)  # negative if the resized image is cropped
+        position = jnp.round(jax.random.uniform(position_key, (2,)) * room)
+        result, is_inside = image, jnp.ones((1, 1), bool)
+        for axis, side in enumerate(sides):
+            start = -position[axis] / factor
+            result = _weighted_sum(result, axis, *_resize_weights(num_taps, side, start, side / factor, (0, side)))
+            centres = start + (jnp.arange(side) + 0.5) / factor
+            is_inside &= jnp.expand_dims((centres > 0) & (centres < side), 1 - axis)
+        result = jnp.where(is_inside[..., None], result, jnp.asarray(fill, image.dtype))
+        return Transformed(result, _matrix(factor, factor, position[1], position[0]))
     return Geometric(apply)
 
 
