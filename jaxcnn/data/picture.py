@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from jaxcnn.data.resizing import resize
+from jaxcnn.data.resizing import Resizing
 from jaxcnn.errors import UserError, as_text
 
 # formats that Pillow decodes, without stubs, documents, films and icons
@@ -264,11 +264,20 @@ def load(path: str | os.PathLike, info: Mapping[str, Any], resize_mode: str = 'c
     Raises:
       UserError: the file is missing or not a picture.
     """
+    return load_with_resizing(path, info, resize_mode, tone)[0]
+
+
+def load_with_resizing(path: str | os.PathLike, info: Mapping[str, Any], resize_mode: str = 'crop',
+                       tone: str = 'auto') -> tuple[np.ndarray, Resizing]:
+    """Return what `load` returns, and how the picture, or the framed handwriting, was resized."""
     height, width, channels = info['image_shape']
     if info['ink']:
-        framed = frame_ink(read(path, 'L'), info['ink'], tone)
-        if not framed.any():
+        image = frame_ink(read(path, 'L'), info['ink'], tone)
+        if not image.any():
             log.warning('%s: no handwriting found', os.fspath(path))
-        return np.broadcast_to(resize(framed, (height, width), resize_mode), (height, width, channels))
-    image = read(path, 'L' if channels == 1 else 'RGB')
-    return resize(image.reshape(*image.shape[:2], channels), (height, width), resize_mode)
+    else:
+        image = read(path, 'L' if channels == 1 else 'RGB')
+        image = image.reshape(*image.shape[:2], channels)
+    resizing = Resizing.between(image.shape[:2], (height, width), resize_mode)
+    resized = resizing.apply(image)
+    return np.broadcast_to(resized, (height, width, channels)) if info['ink'] else resized, resizing

@@ -1,4 +1,4 @@
-"""Resizing images to the size of the data set, and the map of points that belongs to it."""
+"""Resizing images to the size of the data set, and the maps of boxes that belong to it."""
 
 from typing import NamedTuple
 
@@ -72,11 +72,23 @@ class Resizing(NamedTuple):
 
     def map_boxes(self, boxes: np.ndarray) -> np.ndarray:
         """Return boxes (..., 4), `x0, y0, x1, y1` in pixels of the image, in pixels of the result. They are not clipped."""
-        scale_x, scale_y = self.target.width / self.source.width, self.target.height / self.source.height
-        source_corner = np.array([self.source.left, self.source.top])
-        target_corner = np.array([self.target.left, self.target.top])
-        corners = boxes.reshape(*boxes.shape[:-1], 2, 2)
-        return (target_corner + (corners - source_corner) * [scale_x, scale_y]).reshape(boxes.shape)
+        return _map_boxes(boxes, self.source, self.target)
+
+    def map_boxes_back(self, boxes: np.ndarray) -> np.ndarray:
+        """Return boxes (..., 4), in pixels of the result, in pixels of the image.
+
+        They are clipped to the part of the image that the result shows.
+        """
+        left, top, right, bottom = (self.source.left, self.source.top, self.source.left + self.source.width,
+                                    self.source.top + self.source.height)
+        return np.clip(_map_boxes(boxes, self.target, self.source), [left, top] * 2, [right, bottom] * 2)
+
+
+def _map_boxes(boxes: np.ndarray, source: _Region, target: _Region) -> np.ndarray:
+    """Return boxes (..., 4) after the region `source` is moved and scaled to the region `target`."""
+    scale = np.array([target.width / source.width, target.height / source.height])
+    corners = boxes.reshape(*boxes.shape[:-1], 2, 2) - [source.left, source.top]
+    return (np.array([target.left, target.top]) + corners * scale).reshape(boxes.shape)
 
 
 def _centred(height: int, width: int, shape: tuple[int, int]) -> _Region:

@@ -21,10 +21,19 @@ def test_boxes_follow_the_pixels(mode, shape, box, expected):
     image = np.zeros((*shape, 1), np.uint8)
     image[box[1]:box[3], box[0]:box[2]] = 255
     resizing = Resizing.between(shape, (20, 20), mode)
+    margin = np.where(mode == 'crop', np.maximum(np.array(shape[::-1]) - min(shape), 0) / 2, 0)
+    shown = np.tile(margin, 2), np.tile(shape[::-1] - margin, 2)  # the limits of the part that is not cropped
     np.testing.assert_allclose(resizing.map_boxes(np.array([box], float)), [expected])
+    np.testing.assert_allclose(resizing.map_boxes_back(np.clip([expected], 0, 20)), [np.clip(box, *shown)])
     resized = resizing.apply(image)[..., 0]
     assert resized.shape == (20, 20)
     assert bounding_box((resized > 127) & (resized != PADDING)) == np.clip(expected, 0, 20).tolist()
+
+
+def test_boxes_in_the_padding_are_clipped_to_the_image():
+    resizing = Resizing.between((40, 80), (20, 20), 'pad')
+    np.testing.assert_allclose(resizing.map_boxes_back(np.array([[[0, 0, 10, 20], [3, 0, 5, 4]]], np.float32)),
+                               [[[0, 0, 40, 40], [12, 0, 20, 0]]])
 
 
 @pytest.mark.parametrize('channels', [1, 3])
