@@ -1,0 +1,47 @@
+"""Compare object proposals by the fraction of objects that they cover: a table, curves over IoU and number, and a sheet.
+
+    jaxcnn proposals --config=CONFIG
+    jaxcnn proposals --config=CONFIG 'selective_search(mode="fast")' 'sliding_windows(stride=0.25)' --images=20
+
+The methods are those of config.data.proposals. By default they are selective search in its three modes and by each of its
+similarities, and sliding windows.
+"""
+
+import argparse
+import os
+
+from jaxcnn import cli, config
+from jaxcnn.errors import UserError
+
+os.environ['JAX_PLATFORMS'] = 'cpu'  # this process must not reserve GPU memory
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command with its parsed arguments, and return its exit code."""
+    from jaxcnn.analysis.proposal_report import METHODS, compare_methods
+    if args.images < 0:
+        raise UserError(f'expected 0 or more, got {args.images}', field='--images')
+    settings = config.load(args.config, args.overrides)
+    folder = args.out or os.path.join('proposals', settings.name)
+    try:
+        rows = compare_methods(settings.data, args.methods or METHODS, args.split, args.images, folder)
+    except OSError as e:
+        raise UserError(f'{folder!r} cannot be written: {e.strerror}', field='--out') from e
+    cli.print_table(rows)
+    print(f'\nreport: {os.path.join(folder, "proposals.md")}')
+    return 0
+
+
+def main() -> None:
+    """Run the command with the arguments of the process."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+                                     epilog='Any field of the config can be set: --config.data.image_size=320')
+    parser.add_argument('--config', required=True, help='a config file, the name of a config that comes with jaxcnn, or the '
+                        'config.json of a run; its data set must have boxes')
+    parser.add_argument('methods', nargs='*', metavar='METHOD', help='a method of proposals with its arguments')
+    parser.add_argument('--split', default='val', help='split of the data set: train, val or test (default: val)')
+    parser.add_argument('--images', type=int, default=100, metavar='N',
+                        help='number of images, evenly spaced over the split; 0: all (default: 100)')
+    parser.add_argument('--out', default='', metavar='DIR', help='folder of the report (default: proposals/NAME, with the '
+                        'name of the config)')
+    cli.main(parser, run, needs_jax=False)
