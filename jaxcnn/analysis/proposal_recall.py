@@ -48,7 +48,7 @@ def best_ious(proposals: np.ndarray, proposal_valid: np.ndarray, boxes: np.ndarr
     """Return the IoU of each box with the best of the first k proposals of its image, for each k in `counts`.
 
     Args:
-      proposals: (N, P, 4), best first.
+      proposals: (N, P, 4), best first if they are ranked.
       proposal_valid: (N, P).
       boxes: (N, M, 4).
       counts: (K,) from 1 to P.
@@ -73,7 +73,7 @@ def proposal_recall(proposals: np.ndarray, proposal_valid: np.ndarray, targets: 
     """Return how well proposals cover the objects of several images; difficult objects do not count.
 
     Args:
-      proposals: (N, P, 4), best first.
+      proposals: (N, P, 4), best first if they are ranked.
       proposal_valid: (N, P), false for padding.
       targets: as in `data.targets.ObjectBoxes`: `boxes` (N, M, 4), `valid` (N, M) and, optionally, `difficult` (N, M).
       counts: numbers of proposals, to which P is added and from which larger ones are removed; by default up to 40 numbers

@@ -34,7 +34,7 @@ class ProposalSet(NamedTuple):
 
     Attributes:
       name: the method in the table and the figures.
-      proposals: (N, P, 4) in pixels of the images, best first.
+      proposals: (N, P, 4) in pixels of the images, best first if they are ranked.
       proposal_valid: (N, P), false for padding.
       seconds: mean time of an image in seconds of one CPU core; NaN if it was not measured.
     """

@@ -8,11 +8,9 @@ computed from the images as they are stored after resizing, when the cache is cr
 - `proposal_valid`: (P,) bool, false for padding.
 
 The order of the proposals is a function of the boxes alone, so that each run and each machine gets the same ones. They are
-sorted by `u * r`, where `r` is the rank of a box by its area, 1 for the largest, and `u` a pseudo-random number in (0, 1]
-that is computed from its coordinates. Uijlings et al. rank regions likewise, with the position in the hierarchy of regions
-for `r`: large boxes tend to come first, but every prefix of the list holds boxes of all sizes. Of more than `max_proposals`
-boxes the first ones are used. (OpenCV draws its ranks from the C library's global generator, so that they differ in each
-call, while its set of boxes does not.)
+sorted by a pseudo-random number that is computed from their coordinates, so that any prefix of the list holds boxes of all
+sizes in proportion. Of more than `max_proposals` boxes the first ones are used. OpenCV's own order is not used: it ranks
+boxes by random numbers of the C library, which differ in each call, while its set of boxes does not.
 
 To add a method, write a function from its arguments to a `ProposalMethod`, and put `@register` above it.
 
@@ -35,7 +33,7 @@ from jaxcnn.data.resizing import resize
 from jaxcnn.errors import UserError, name_field
 from jaxcnn.registry import Registry
 
-VERSION = 1  # of the order and of the methods in this file; part of the key of a cache
+VERSION = 2  # of the order and of the methods in this file; part of the key of a cache
 FIELD = 'config.data.proposals'
 MODES = {'fast': 'switchToSelectiveSearchFast', 'quality': 'switchToSelectiveSearchQuality',
          'single': 'switchToSingleStrategy'}
@@ -60,7 +58,7 @@ class ProposalMethod:
     versions: Callable[[], Mapping[str, str]] = dict
 
     def propose(self, image: np.ndarray) -> np.ndarray:
-        """Return the proposals for an image, best first: (n, 4) float32 with n at most `max_proposals`."""
+        """Return the proposals for an image: (n, 4) float32 with n at most `max_proposals`."""
         boxes = np.clip(self.search(image), 0, [image.shape[1], image.shape[0]] * 2).astype(np.float32)
         return sort_proposals(boxes, self.min_side)[:self.max_proposals]
 
@@ -149,20 +147,18 @@ def sort_proposals(boxes: np.ndarray, min_side: float = 0) -> np.ndarray:
     boxes = np.unique(np.asarray(boxes, np.float32).reshape(-1, 4) + 0.0, axis=0)  # -0 becomes 0
     sides = boxes[:, 2:] - boxes[:, :2]
     boxes = boxes[((sides > 0) & (sides >= min_side)).all(1)]
-    areas = np.prod((boxes[:, 2:] - boxes[:, :2]).astype(np.float64), axis=1)
-    boxes = boxes[np.argsort(-areas, kind='stable')]
-    return boxes[np.argsort(_random_numbers(boxes) * np.arange(1, len(boxes) + 1), kind='stable')]
+    return boxes[np.argsort(_random_numbers(boxes), kind='stable')]
 
 
 def _random_numbers(boxes: np.ndarray) -> np.ndarray:
-    """Return a pseudo-random number in (0, 1] for each box (n, 4) float32, computed from its coordinates by SplitMix64."""
+    """Return a pseudo-random uint64 for each box (n, 4) float32, computed from its coordinates by SplitMix64."""
     state = np.zeros(len(boxes), np.uint64)
     for column in boxes.view(np.uint32).astype(np.uint64).T:
         state = (state ^ column) + np.uint64(0x9E3779B97F4A7C15)
         for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
             state = (state ^ (state >> np.uint64(shift))) * np.uint64(factor)
         state ^= state >> np.uint64(31)
-    return ((state >> np.uint64(11)).astype(np.float64) + 1) / 2 ** 53
+    return state
 
 
 # ---- methods
