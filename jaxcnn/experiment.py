@@ -85,7 +85,8 @@ def _check_names(config: cfg.Config) -> None:
         if field in config.model.args:
             raise UserError(f'cannot be set; {reason}', field=f'config.model.{field}')
     with name_field('config.model'):
-        models.create(config.model.name, **config.model.args)
+        network = models.create(config.model.name, **config.model.args)
+    tasks.find(config.task).check_network(config.model.name, network)
     cfg.check_init(config.init)
     if config.init and config.init.pretrained:
         with name_field('config.init.pretrained'):

@@ -191,3 +191,19 @@ def bce_by_class(logits: jax.Array, targets: jax.Array, gamma: float = 0.0, alph
         positive *= jnp.maximum(jax.nn.sigmoid(-logits), 1e-12) ** gamma
         negative *= jnp.maximum(jax.nn.sigmoid(logits), 1e-12) ** gamma
     return positive + negative if alpha is None else alpha * positive + (1 - alpha) * negative
+
+
+@register('boxes')
+def detection(terms: dict[str, jax.Array], targets: object, classes: float = 1.0, boxes: float = 1.0,
+              rpn_objectness: float = 1.0, rpn_boxes: float = 1.0, centerness: float = 1.0) -> jax.Array:
+    """Return the weighted sum of the terms of a detector's loss.
+
+    Args:
+      terms: (N,) each, by name; see the detector.
+      targets: not used, as the terms depend on them already.
+      classes, boxes, rpn_objectness, rpn_boxes, centerness: weights of the terms with these names, at least 0; others have
+        the weight 1.
+    """
+    weights = {'classes': classes, 'boxes': boxes, 'rpn_objectness': rpn_objectness, 'rpn_boxes': rpn_boxes,
+               'centerness': centerness}
+    return sum((weights.get(name, 1.0) * term.astype(jnp.float32) for name, term in terms.items()), jnp.zeros(()))

@@ -15,7 +15,7 @@ from jaxcnn.data import layouts
 from jaxcnn.data.dataset import Dataset
 from jaxcnn.errors import counted, name_file
 from jaxcnn.experiment import Experiment
-from jaxcnn.metrics import LOSS, Measurement
+from jaxcnn.metrics import LOSS
 from jaxcnn.tasks import Accumulated
 from jaxcnn.timeline import displayed_epoch
 from jaxcnn.training.initialize import FILE_NAME as INITIAL_WEIGHTS
@@ -81,7 +81,7 @@ def _introduction(experiment: Experiment, summary: Mapping[str, Any]) -> list[st
     """Return the heading, and paragraphs that say what was trained and which checkpoint is shown."""
     config, data_name = experiment.config, _data_name(experiment.config.data)
     checkpoint = f'the last checkpoint, step {summary["best_step"]}'
-    if summary[Measurement('val', LOSS).name] is not None:
+    if summary.get(experiment.best.name) is not None and experiment.best.split == 'val':
         checkpoint = (f'the best of the evaluated checkpoints by `{experiment.best.name}`, step {summary["best_step"]}')
     without_tta = ''
     if experiment.preprocessor.tta is not None:

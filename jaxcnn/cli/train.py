@@ -14,7 +14,7 @@ from jaxcnn.metrics import Measurement, Metric
 def metrics_of(settings: config.Config) -> dict[str, Metric]:
     """Return the metrics of the config's task by name."""
     from jaxcnn import tasks
-    return metrics.of_targets(tasks.find(settings.task).kind.name)
+    return tasks.find(settings.task).known_metrics()
 
 
 def log_summary(summary: dict, settings: config.Config, workdir: str) -> None:

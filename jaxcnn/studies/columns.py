@@ -78,7 +78,7 @@ def main_metric(config: cfg.Config) -> Metric:
 
 
 def _metrics(config: cfg.Config) -> dict[str, Metric]:
-    return metrics.of_targets(tasks.find(config.task).kind.name)
+    return tasks.find(config.task).known_metrics()
 
 
 def _title(measurement: Measurement) -> str:

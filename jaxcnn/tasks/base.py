@@ -15,12 +15,13 @@ import jax
 import numpy as np
 
 from jaxcnn import config as cfg
-from jaxcnn import losses, metrics
+from jaxcnn import losses, metrics, models
 from jaxcnn.config import bind
 from jaxcnn.data.split import Split
 from jaxcnn.data.targets import TargetKind
 from jaxcnn.errors import UserError, unknown
 from jaxcnn.metrics import LOSS, Metric
+from jaxcnn.models import Network
 from jaxcnn.registry import Registry
 
 MAX_MISTAKES = 16  # on the sheet of the most confident ones in a report
@@ -70,6 +71,7 @@ class Task(abc.ABC):
     name: ClassVar[str]
     kind: ClassVar[TargetKind]
     train_metrics: ClassVar[tuple[str, ...]]  # the loss, and the names of `train_scalars`
+    outputs: ClassVar[str] = 'logits'  # what the network has to return; see `Network.outputs`
 
     class_names: Sequence[str]
     loss_function: losses.Loss
@@ -81,6 +83,11 @@ class Task(abc.ABC):
     def num_classes(self) -> int:
         """The number of classes."""
         return len(self.class_names)
+
+    @classmethod
+    def known_metrics(cls) -> dict[str, Metric]:
+        """Return the loss and the metrics of an evaluation by name."""
+        return metrics.of_targets(cls.kind.name)
 
     @property
     def main_metric(self) -> Metric:
@@ -104,8 +111,36 @@ class Task(abc.ABC):
 
     @classmethod
     @abc.abstractmethod
-    def check_data(cls, config: cfg.DataConfig) -> None:
-        """Raise a UserError for a field of `config.data` that this task does not support."""
+    def check_config(cls, config: cfg.Config) -> None:
+        """Raise a UserError for a field of the config that this task does not support."""
+
+    # the network
+
+    @classmethod
+    def check_network(cls, name: str, network: Network) -> None:
+        """Raise a UserError if a network, the name of which is given, does not return what this task takes."""
+        if network.outputs != cls.outputs:
+            raise UserError(f'{name} returns {network.outputs}, but config.task={cls.name!r} takes {cls.outputs}',
+                            field='config.model', hint=f'networks for this task: {", ".join(models.names(cls.outputs))}')
+
+    def network_arguments(self, targets: Targets, train: bool) -> dict[str, Any]:
+        """Return what the network takes besides images; nothing by default.
+
+        Args:
+          targets: the targets of a batch. In training, `key` is a random key for each image, (N,). In prediction there are
+            only those that `inputs` returns.
+          train: whether the network is in training mode.
+        """
+        return {}
+
+    def inputs(self, images: np.ndarray, config: cfg.DataConfig) -> dict[str, np.ndarray]:
+        """Return the targets that the network takes in prediction, computed from images; nothing by default.
+
+        Args:
+          images: uint8 (N, H, W, C), as the data pipeline stores them.
+          config: data fields of the config.
+        """
+        return {}
 
     # training
 
@@ -238,8 +273,8 @@ class Task(abc.ABC):
               for name, prediction, label in zip(names, predictions, labels, strict=True))])]
 
     @abc.abstractmethod
-    def predict(self, outputs: jax.Array) -> jax.Array:
-        """Return the prediction of each image, (N, ...)."""
+    def predict(self, outputs: Any) -> Any:
+        """Return the prediction of each image: an array (N, ...), or a dict of such arrays."""
 
     @abc.abstractmethod
     def targets_of(self, predictions: np.ndarray) -> dict[str, np.ndarray]:
@@ -310,14 +345,14 @@ def create(config: cfg.Config, class_names: Sequence[str], class_counts: Sequenc
     if config.data.balance == 'loss':
         weights = tuple(task.weights_of_classes(np.asarray(class_counts), num_images).tolist())
     fields: dict[str, Any] = dict(class_names=class_names, loss_function=loss, eval_loss_function=eval_loss,
-                                  class_weights=weights, metrics=metrics.of_targets(task.kind.name))
+                                  class_weights=weights, metrics=task.known_metrics())
     return task(**bind(task, (), {**fields, **config.task.args}, f'task {task.name}'))
 
 
 def check(config: cfg.Config) -> None:
     """Raise a UserError if the task, the loss or the metric of a config is unknown or they do not fit; no data is needed."""
     task = create(config, ['first', 'second'], [1, 1], 2)
-    task.check_data(config.data)
+    task.check_config(config)
     best_measurement(config, task)
 
 

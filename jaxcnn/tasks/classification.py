@@ -35,7 +35,7 @@ class Classification(Task):
         return np.where(counts > 0, weights, 0.0)
 
     @classmethod
-    def check_data(cls, config: cfg.DataConfig) -> None:
+    def check_config(cls, config: cfg.Config) -> None:
         """See `Task`; this task supports all fields."""
 
     def loss(self, outputs: jax.Array, targets: Targets) -> jax.Array:

@@ -44,10 +44,11 @@ class Multilabel(Task):
         return np.where((counts > 0) & (counts < num_images), (num_images - counts) / np.maximum(counts, 1), 1.0)
 
     @classmethod
-    def check_data(cls, config: cfg.DataConfig) -> None:
+    def check_config(cls, config: cfg.Config) -> None:
         """See `Task`."""
-        if config.balance == 'sampling' or config.per_class:
-            field, value = ('balance', config.balance) if config.balance == 'sampling' else ('per_class', config.per_class)
+        data = config.data
+        if data.balance == 'sampling' or data.per_class:
+            field, value = ('balance', data.balance) if data.balance == 'sampling' else ('per_class', data.per_class)
             raise UserError(f'{value!r} needs one class for each image', field=f'config.data.{field}',
                             hint="config.data.balance='loss' weighs the positives of each class")
 

@@ -168,6 +168,24 @@ class _Source:
         return weights.describe_file(self.names) or 'it may be of another network'
 
 
+    def in_part(self, part: str, targets: Iterable[str]) -> '_Source':
+        """Return the arrays as those of a part of a network.
+
+        Args:
+          part: name of the part, such as `backbone`.
+          targets: paths of the network's variables; the source may lack those of other parts.
+        """
+        def moved(path: str) -> str:
+            collection, _, name = path.partition('/')
+            return f'{collection}/{part}/{name}'
+        others = {path for path in targets if not _name(path).startswith(f'{part}/')}
+        return dataclasses.replace(
+            self, arrays={moved(path): array for path, array in self.arrays.items()},
+            origins={moved(path): name for path, name in self.origins.items()},
+            optional=None if self.optional is None else frozenset(others | {moved(path) for path in self.optional}),
+            expected={moved(path): name for path, name in self.expected.items()})
+
+
 def _flatten(tree: Any) -> dict[str, Any]:
     return {path_name(path): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
 
@@ -228,10 +246,15 @@ def _from_run(config: cfg.Config, init: cfg.InitConfig, class_names: Sequence[st
     return _from_variables(variables_by_ema[ema], f'{init.run}, checkpoint {step}{", moving averages" if ema else ""}')
 
 
-def _from_file(init: cfg.InitConfig, network: Network, shapes: Mapping[str, Any]) -> _Source:
+def _from_file(init: cfg.InitConfig, network: Network, shapes: Mapping[str, Any],
+               image_shape: tuple[int, int, int]) -> _Source:
+    part, classifier = network.classifier_part()
+    if part:
+        images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+        shapes = {'batch_stats': {}, **jax.eval_shape(classifier.init, jax.random.key(0), images)}
     path = pretrained.find_file(init.pretrained) if init.pretrained else os.path.expanduser(init.torch or init.safetensors)
     tensors = weights.read_safetensors(path) if init.safetensors else weights.read_torch(path, init.ema)
-    named = weights.arrange(network, tensors, shapes)
+    named = weights.arrange(classifier, tensors, shapes)
     if named.surplus and not init.include:
         error = weights.surplus_error(named, tensors)
         error.add_hint("config.init.include='.' takes what fits")
@@ -280,12 +303,15 @@ def load_initial_weights(config: cfg.Config, network: Network, shapes: Mapping[s
         if init.run:
             source = _from_run(config, init, class_names)
         elif not init.variables:
-            source = _from_file(init, network, shapes)
+            source = _from_file(init, network, shapes, image_shape)
         elif variables is None:
             raise UserError('the run started from variables of Python',
                             hint='pass them again: train(..., initial_variables=...)')
         else:
             source = _from_variables(variables, 'variables passed from Python')
+    part, _ = network.classifier_part()
+    if part and not any(_name(path).startswith(f'{part}/') for path in source.arrays):
+        source = source.in_part(part, _flatten(shapes))
     if init.checksum and init.checksum != source.checksum:
         raise UserError(f'{source.title} has the checksum {source.checksum}, expected {init.checksum}',
                         field='config.init.checksum', hint='the weights have changed since')

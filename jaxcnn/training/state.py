@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 
 from jaxcnn.config import OptimConfig
-from jaxcnn.errors import UserError
 from jaxcnn.models import Network
 from jaxcnn.optim import Optimizer, path_name
 
@@ -67,20 +66,11 @@ def init_weights(network: Network, image_shape: tuple[int, ...], seed: Any, ema:
       arrays: arrays by their path in the variables, which replace those that are drawn at random.
 
     Raises:
-      UserError: the network does not return one row of logits (num_classes,) for each image.
+      UserError: see `Network.check_output`.
     """
     images = jnp.zeros((1, *image_shape), jnp.float32)
     output, variables = network.init_with_output(jax.random.key(seed), images)
-    logits = output[0] if isinstance(output, tuple) else output
-    if logits.ndim != 2 and getattr(network, 'head', '') == 'dense_conv':
-        raise UserError("training needs one row of logits for each image, and 'dense_conv' gives a map of scores "
-                        f'{logits.shape[1:]}', field='config.model.head',
-                        hint="train with head='dense', which has the same parameters")
-    if logits.shape[1:] != (network.num_classes,):
-        shape = ', '.join(map(str, ('N', *logits.shape[1:])))
-        raise UserError(f'{type(network).__name__} gives an output of shape ({shape}) for N images, expected '
-                        f'(N, {network.num_classes})', field='config.model',
-                        hint='the last layer has self.num_classes features, as many as the data has classes')
+    network.check_output(output)
     variables = replace_arrays(variables, arrays)
     params, batch_stats = transform_params(variables['params']), variables.get('batch_stats', {})
     # in float32, because averages move by less than bfloat16 resolves

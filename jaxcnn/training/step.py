@@ -35,7 +35,8 @@ def image_gradient(network: Network, preprocessor: Preprocessor, task: Task, wei
     """
     def gradient(images: jax.Array, targets: Batch) -> jax.Array:
         def loss(images: jax.Array) -> jax.Array:
-            outputs: Any = network.apply(weights, preprocessor.normalize(images), train=False)
+            outputs: Any = network.apply(weights, preprocessor.normalize(images), train=False,
+                                         **task.network_arguments(targets, train=False))
             return task.example_losses(outputs, targets).sum()
         try:
             return jax.grad(loss)(images)
@@ -56,6 +57,12 @@ def image_keys(key: jax.Array, positions: jax.Array) -> jax.Array:
     """Return the keys of the training images at `positions` (N,), which are the same in all epochs, for the run's key."""
     images_key = jax.random.fold_in(key, np.uint32(2**32 - 1))  # no step has this number
     return jax.vmap(functools.partial(jax.random.fold_in, images_key))(positions)
+
+
+def row_keys(key: jax.Array, rows: jax.Array) -> jax.Array:
+    """Return the keys of the rows (N,) of a batch, which tasks use, for the key of a step's augmentation."""
+    key = jax.random.fold_in(key, np.uint32(2**32 - 1))  # no row has this number
+    return jax.vmap(functools.partial(jax.random.fold_in, key))(rows)
 
 
 def gather(position: jax.Array, examples: Batch) -> Batch:
@@ -95,18 +102,20 @@ class TrainStep:
     lookahead: LookaheadConfig | None = None
     total: int = 0
 
-    def _forward(self, params: Any, batch_stats: Any, images: jax.Array, key: jax.Array) -> tuple[list[jax.Array], Any]:
-        """Return the logits, followed by those of auxiliary classifiers, and the new BatchNorm statistics."""
-        def apply(x: jax.Array, key: jax.Array) -> tuple[list[jax.Array], Any]:
+    def _forward(self, params: Any, batch_stats: Any, images: jax.Array, arguments: dict[str, Any],
+                 key: jax.Array) -> tuple[list[Any], Any]:
+        """Return the outputs, followed by those of auxiliary classifiers, and the new BatchNorm statistics."""
+        def apply(x: jax.Array, arguments: dict[str, Any], key: jax.Array) -> tuple[list[Any], Any]:
             output, updates = self.network.apply({'params': params, 'batch_stats': batch_stats}, x, train=True,
-                                                 rngs={'dropout': key}, mutable=['batch_stats'])
+                                                 rngs={'dropout': key}, mutable=['batch_stats'], **arguments)
             return [*output] if isinstance(output, tuple) else [output], updates.get('batch_stats', batch_stats)
 
         if self.bn_groups == 1:
-            return apply(images, key)
-        groups = images.reshape(self.bn_groups, -1, *images.shape[1:])
-        logits, stats = jax.vmap(apply)(groups, jax.random.split(key, self.bn_groups))
-        return [x.reshape(len(images), -1) for x in logits], jax.tree.map(lambda s: s.mean(0), stats)
+            return apply(images, arguments, key)
+        x, of_groups = jax.tree.map(lambda x: x.reshape(self.bn_groups, -1, *x.shape[1:]), (images, arguments))
+        outputs, stats = jax.vmap(apply)(x, of_groups, jax.random.split(key, self.bn_groups))
+        return (jax.tree.map(lambda x: x.reshape(len(images), *x.shape[2:]), outputs),
+                jax.tree.map(lambda s: s.mean(0), stats))
 
     def _aux_weight(self, step: jax.Array) -> Any:
         """Return the weight of the losses of auxiliary classifiers at a step."""
@@ -119,9 +128,10 @@ class TrainStep:
                      aux_weight: Any) -> tuple[Any, Any, Scalars]:
         """Return the gradients, the new BatchNorm statistics and the scalars of a micro-batch, as means over its images."""
         images, targets = examples['image'], {name: value for name, value in examples.items() if name != 'image'}
+        arguments = self.task.network_arguments(targets, train=True)
 
         def loss_fn(params: Any) -> tuple[jax.Array, Any]:
-            (outputs, *auxiliary), stats = self._forward(params, batch_stats, images, key)
+            (outputs, *auxiliary), stats = self._forward(params, batch_stats, images, arguments, key)
             loss, *aux_losses = [self.task.loss(x, targets) for x in (outputs, *auxiliary)]
             return loss + aux_weight * sum(aux_losses), (outputs, stats)
 
@@ -137,6 +147,7 @@ class TrainStep:
           key: key of dropout.
           step: number of the step.
         """
+        examples = {**examples, 'key': row_keys(key, jnp.arange(len(examples['image'])))}
         grads, _, _ = self._micro_batch(params, batch_stats, examples, key, self._aux_weight(step))
         return grads
 
@@ -193,6 +204,7 @@ class TrainStep:
         examples = self.preprocessor.train(
             examples, augment_key, rows, passes=passes, mixer=self.task, previous_rows=self._previous_rows,
             gradient=image_gradient(self.network, self.preprocessor, self.task, variables(state)[False]))
+        examples['key'] = row_keys(augment_key, rows)
         grads, stats, scalars = self._gradients(state, examples, dropout_key)
         if self.axis_name:
             grads, stats, scalars = jax.lax.pmean((grads, stats, scalars), self.axis_name)
@@ -291,9 +303,8 @@ def eval_step(network: Network, preprocessor: Preprocessor, task: Task, axis_nam
             batch = {**batch, **gather(batch['position'], examples)}
         batch = preprocessor.move_targets(batch, task)
 
-        def apply(x: jax.Array) -> jax.Array:
-            outputs: Any = network.apply(variables, x, train=False)
-            return outputs
+        def apply(x: jax.Array) -> Any:
+            return network.apply(variables, x, train=False, **task.network_arguments(batch, train=False))
         outputs = preprocessor.outputs(apply, batch['image'], tta)
         batch_sums, rows = task.eval_sums(outputs, batch, batch['mask']), task.eval_rows(outputs, batch)
         if axis_name:
