@@ -34,9 +34,10 @@ def in_parts(arrays: Tree, part: int) -> Tree:
         parts, part, *x.shape[1:]), arrays)
 
 
-def over_parts(pool: Callable[[jax.Array], jax.Array], regions: jax.Array, part: int) -> jax.Array:
+def over_parts(pool: Callable[[Tree], jax.Array], regions: Tree, part: int) -> jax.Array:
     """Apply a function to `part` regions (R, ...) at a time, and compute it again for its gradient."""
-    if len(regions) <= max(1, part):
+    count = len(jax.tree.leaves(regions)[0])
+    if count <= max(1, part):
         return pool(regions)
     pooled = lax.map(jax.checkpoint(pool), in_parts(regions, part))
-    return pooled.reshape(-1, *pooled.shape[2:])[:len(regions)]
+    return pooled.reshape(-1, *pooled.shape[2:])[:count]

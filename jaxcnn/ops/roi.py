@@ -10,15 +10,17 @@ import functools
 import itertools
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from jaxcnn.errors import UserError
 from jaxcnn.ops import region_parts
 from jaxcnn.ops.boxes import area, as_float, coordinates
-from jaxcnn.ops.region_parts import over_images, over_parts
+from jaxcnn.ops.region_parts import in_parts, over_images, over_parts
 from jaxcnn.ops.window_maxima import pool_windows
 
 MAX_ROWS = 1 << 19  # values of the intermediate result of RoIAlign by matrix products
@@ -50,34 +52,81 @@ def _samples(begin: jax.Array, end: jax.Array, size: int, side: _Side, sampling_
     return jnp.clip(points, 0, side - 1), jnp.where(is_inside, 1 / safe, 0)
 
 
-def _align_by_gathering(pixels: jax.Array, y: _Samples, x: _Samples, height: _Side, width: _Side,
-                        first: _Side = 0) -> jax.Array:
-    """Add up the four neighbours of each sampling point.
+class _Neighbors(NamedTuple):
+    """The pixels next to the sampling points, along both axes.
 
-    XLA fuses the sum into one loop, which reads whole rows of channels.
+    Attributes:
+      rows: (R, size, 2 * samples) int32, index of the first pixel of the row.
+      columns: (R, size, 2 * samples) int32, position of the pixel in its row.
+      row_weights, column_weights: of the same shapes; a pixel counts with the product of the two.
+    """
+
+    rows: jax.Array
+    columns: jax.Array
+    row_weights: jax.Array
+    column_weights: jax.Array
+
+    @classmethod
+    def of(cls, y: _Samples, x: _Samples, height: _Side, width: _Side, first: _Side = 0) -> '_Neighbors':
+        """Return the neighbours of samples along y and x on a feature map that begins with the pixel `first`."""
+        def along_axis(points: jax.Array, weights: jax.Array, side: _Side) -> tuple[jax.Array, jax.Array]:
+            lower = jnp.floor(points)
+            fraction, lower = points - lower, lower.astype(jnp.int32)
+            return (jnp.concatenate([lower, jnp.minimum(lower + 1, side - 1)], axis=-1),
+                    jnp.concatenate([(1 - fraction) * weights, fraction * weights], axis=-1))
+        rows, row_weights = along_axis(*y, height)
+        columns, column_weights = along_axis(*x, width)
+        return cls(rows * width + first, columns, row_weights, column_weights)
+
+    def pair(self, i: int | jax.Array, j: int | jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Return the indices (R, size, size) and the weights (R, size, size, 1) of neighbours i along y and j along x."""
+        rows, row_weights = (lax.dynamic_index_in_dim(a, i, 2) for a in (self.rows, self.row_weights))
+        columns, column_weights = (lax.dynamic_index_in_dim(a, j, 2).swapaxes(1, 2)
+                                   for a in (self.columns, self.column_weights))
+        return rows + columns, (row_weights * column_weights)[..., None]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _gather(pixels: jax.Array, neighbors: _Neighbors, part: int) -> jax.Array:
+    """Return the weighted sums (R, size, size, C) of the neighbours of the samples in each bin.
+
+    XLA fuses the sum into one loop, which reads whole rows of channels. The gradient of JAX would have an array of the size
+    of all pixels for each neighbour; this one adds to a single array.
 
     Args:
       pixels: (P, C), those of the feature map by rows, or of several feature maps one after the other.
-      y, x: sampling points and weights along the axes.
-      height, width: of the feature map.
-      first: index of the first pixel of the feature map.
+      neighbors: of R regions.
+      part: number of regions that are processed at a time.
     """
-    def neighbors(points: jax.Array, weights: jax.Array, side: _Side) -> tuple[jax.Array, jax.Array]:
-        lower = jnp.floor(points)
-        fraction, lower = points - lower, lower.astype(jnp.int32)
-        return (jnp.concatenate([lower, jnp.minimum(lower + 1, side - 1)], axis=-1),
-                jnp.concatenate([(1 - fraction) * weights, fraction * weights], axis=-1))
+    def pool(neighbors: _Neighbors) -> jax.Array:
+        count, total = neighbors.rows.shape[-1], jnp.zeros((), pixels.dtype)
+        for i, j in np.ndindex(count, count):
+            index, weight = neighbors.pair(i, j)
+            total = total + weight * pixels.at[index].get(mode='clip')
+        return total
+    return over_parts(pool, neighbors, part)
 
-    rows, row_weights = neighbors(*y, height)
-    columns, column_weights = neighbors(*x, width)
-    rows = rows * width + first
-    total = jnp.zeros((), pixels.dtype)
-    for i in range(rows.shape[-1]):
-        for j in range(columns.shape[-1]):
-            index = rows[:, :, None, i] + columns[:, None, :, j]
-            weight = row_weights[:, :, None, i] * column_weights[:, None, :, j]
-            total = total + weight[..., None] * pixels.at[index].get(mode='clip')
-    return total
+
+def _gather_forward(pixels: jax.Array, neighbors: _Neighbors, part: int) -> tuple:
+    return _gather(pixels, neighbors, part), (pixels[:, :0], neighbors)
+
+
+def _gather_backward(part: int, saved: tuple, g: jax.Array) -> tuple:
+    without_channels, neighbors = saved
+    count = neighbors.rows.shape[-1]
+
+    def add_part(total: jax.Array, regions: tuple) -> tuple[jax.Array, None]:
+        neighbors, g = regions
+
+        def add(total: jax.Array, pair: jax.Array) -> tuple[jax.Array, None]:
+            index, weight = neighbors.pair(pair // count, pair % count)
+            return total.at[index].add(weight * g, mode='clip'), None
+        return lax.scan(add, total, jnp.arange(count ** 2))
+    zeros = jnp.zeros((len(without_channels), g.shape[-1]), g.dtype)
+    return lax.scan(add_part, zeros, in_parts((neighbors, g), part))[0], None
+
+
+_gather.defvjp(_gather_forward, _gather_backward)
 
 
 def _align_by_products(features: jax.Array, y: _Samples, x: _Samples) -> jax.Array:
@@ -121,16 +170,20 @@ def roi_align(features: jax.Array, boxes: jax.Array, size: int, spatial_scale: f
     def align(features: jax.Array, boxes: jax.Array) -> jax.Array:
         h, w, channels = features.shape
         wide = as_float(features)
-        by_gathering = 0 < sampling_ratio <= MAX_GATHERED_SAMPLES
+
+        def samples(boxes: jax.Array) -> tuple[_Samples, _Samples]:
+            return _samples_of_boxes(coordinates(boxes) * spatial_scale, size, h, w, sampling_ratio, aligned)
 
         def pool(boxes: jax.Array) -> jax.Array:
-            y, x = _samples_of_boxes(coordinates(boxes) * spatial_scale, size, h, w, sampling_ratio, aligned)
-            if by_gathering:
-                return _align_by_gathering(wide.reshape(h * w, channels), y, x, h, w)
-            return _align_by_products(wide, y, x)
+            return _align_by_products(wide, *samples(boxes))
 
-        part = region_parts.MAX_PART // (size ** 2 * channels) if by_gathering else MAX_ROWS // (size * h * channels)
-        return over_parts(pool, boxes, part).astype(features.dtype)
+        if 0 < sampling_ratio <= MAX_GATHERED_SAMPLES:
+            neighbors = _Neighbors.of(*samples(boxes), h, w)
+            part = region_parts.MAX_PART // (size ** 2 * channels)
+            pooled = _gather(wide.reshape(h * w, channels), neighbors, part)
+        else:
+            pooled = over_parts(pool, boxes, MAX_ROWS // (size * h * channels))
+        return pooled.astype(features.dtype)
     return over_images(align, features, boxes)
 
 
@@ -200,13 +253,11 @@ def multilevel_roi_align(maps: Sequence[jax.Array], boxes: jax.Array, strides: S
     table = jnp.asarray([[h, w, first] for (h, w), first in zip(shapes, first_pixels, strict=True)], jnp.int32)
 
     def align(pixels: jax.Array, boxes: jax.Array) -> jax.Array:
-        def pool(boxes: jax.Array) -> jax.Array:
-            level = pyramid_level(boxes, first_level, first_level + len(maps) - 1, canonical_size, canonical_level)
-            height, width, first = table[level - first_level].T[..., None, None]
-            on_map = coordinates(boxes) * scales[level - first_level]
-            y, x = _samples_of_boxes(on_map, size, height, width, sampling_ratio, aligned)
-            return _align_by_gathering(pixels[:, 0], y, x, height, width, first)
-        return over_parts(pool, boxes, region_parts.MAX_PART // (size ** 2 * channels)).astype(maps[0].dtype)
+        level = pyramid_level(boxes, first_level, first_level + len(maps) - 1, canonical_size, canonical_level) - first_level
+        height, width, first = table[level].T[..., None, None]
+        samples = _samples_of_boxes(coordinates(boxes) * scales[level], size, height, width, sampling_ratio, aligned)
+        neighbors = _Neighbors.of(*samples, height, width, first)
+        return _gather(pixels[:, 0], neighbors, region_parts.MAX_PART // (size ** 2 * channels)).astype(maps[0].dtype)
     pixels = jnp.concatenate([as_float(x).reshape(*x.shape[:-3], -1, 1, channels) for x in maps], axis=-3)
     return over_images(align, pixels, boxes)
 
