@@ -116,7 +116,7 @@ def _draw_sheet(path: str, images: np.ndarray, draw: Callable[[Any, int], None],
 
 
 def _show_image(axis: Any, image: np.ndarray) -> None:
-    axis.imshow(image if image.shape[-1] == 3 else image[..., 0], cmap='gray', vmin=0, vmax=255)
+    axis.imshow(np.broadcast_to(image, (*image.shape[:2], 3)))
     axis.set_axis_off()
 
 

@@ -1,21 +1,23 @@
-"""Predict the classes of image files with a trained network, and print their probabilities."""
+"""Predict the classes or the objects of image files with a trained network, and print their probabilities."""
 
 import argparse
 import csv
 import dataclasses
+import importlib.util
+import itertools
+import json
+import operator
 import os
 import unicodedata
 from collections.abc import Iterator, Sequence
 from concurrent import futures
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jaxcnn import cli
 from jaxcnn.errors import UserError, as_text, counted
 from jaxcnn.files import open_replacement
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from jaxcnn.run import Run
     from jaxcnn.tasks import Task
 
@@ -25,9 +27,11 @@ BATCH_SIZE = 64
 def run(args: argparse.Namespace) -> int:
     """Run the command with its parsed arguments, and return its exit code."""
     from jaxcnn.run import load_run
-    for path in filter(None, (args.csv, args.submission)):
+    for path in filter(None, (args.csv, args.submission, args.coco)):
         if not os.access(os.path.dirname(os.path.abspath(path)), os.W_OK):
             raise UserError(f'{path}: its folder is missing or cannot be written')
+    if args.draw:
+        check_drawing(args.draw)
     ids = submission_ids(args.images) if args.submission else {}
     loaded_run = load_run(args.workdir, args.checkpoint)
     if args.ink != 'auto' and not loaded_run.info['ink']:
@@ -36,12 +40,17 @@ def run(args: argparse.Namespace) -> int:
     task = loaded_run.experiment.task
     if args.threshold is not None:
         task = with_threshold(task, args.threshold)
+    if args.coco and task.kind.name != 'boxes':
+        raise UserError(f'the task {task.name!r} of this run predicts no boxes', field='--coco', hint='--csv writes a table')
     _ = loaded_run.weights  # errors in the checkpoint come before those in images
     predictions = list(predict(loaded_run, args))
     if args.csv and predictions:
-        cells = [task.row(prediction) for _, prediction in predictions]
-        write_table(args.csv, ['image', *cells[0]],
-                    [[path, *row.values()] for (path, _), row in zip(predictions, cells, strict=True)])
+        write_table(args.csv, ['image', *task.columns],
+                    [[path, *row] for path, prediction in predictions for row in task.rows(prediction)])
+    if args.coco:
+        write_coco(args.coco, task, predictions)
+    if args.draw:
+        draw(args.draw, task, predictions)
     if args.submission and predictions:
         write_submission(args.submission, ids, {path: task.category(prediction) for path, prediction in predictions})
     for path, prediction in predictions:  # after the tables, which are complete even if standard output cannot be written
@@ -49,15 +58,21 @@ def run(args: argparse.Namespace) -> int:
     return 0 if len(predictions) == len(args.images) else 2
 
 
-def predict(run: 'Run', args: argparse.Namespace) -> 'Iterator[tuple[str, np.ndarray]]':
-    """Yield the path and the prediction of each image; images that cannot be read are logged and skipped."""
+def predict(run: 'Run', args: argparse.Namespace) -> Iterator[tuple[str, Any]]:
+    """Yield the path and the prediction of each image, in the coordinates of its file.
+
+    Images that cannot be read are logged and skipped.
+    """
+    import jax
     import numpy as np
 
     from jaxcnn.data import picture
+    from jaxcnn.data.resizing import Resizing
+    task = run.experiment.task
 
-    def load(path: str) -> np.ndarray | UserError:
+    def load(path: str) -> tuple[np.ndarray, Resizing] | UserError:
         try:
-            return picture.load(path, run.info, run.config.data.resize, args.ink)
+            return picture.load_with_resizing(path, run.info, run.config.data.resize, args.ink)
         except UserError as e:
             return e
 
@@ -65,18 +80,22 @@ def predict(run: 'Run', args: argparse.Namespace) -> 'Iterator[tuple[str, np.nda
         batch_paths = args.images[start:start + BATCH_SIZE]
         with futures.ThreadPoolExecutor() as pool:
             loaded = [*pool.map(load, batch_paths)]
-        paths, images = [], []
-        for path, image in zip(batch_paths, loaded, strict=True):
-            if isinstance(image, UserError):
-                cli.log.error('error: %s', image)
+        paths, images, resizings = [], [], []
+        for path, result in zip(batch_paths, loaded, strict=True):
+            if isinstance(result, UserError):
+                cli.log.error('error: %s', result)
             else:
                 paths.append(path)
-                images.append(image)
+                images.append(result[0])
+                resizings.append(result[1])
         if images:
             # batches have one shape, so that the network is compiled once
             padded = np.zeros((min(BATCH_SIZE, len(args.images)), *run.info['image_shape']), np.uint8)
             padded[:len(images)] = images
-            yield from zip(paths, run.predict(padded), strict=False)
+            predictions = run.predict(padded)
+            for i, (path, resizing) in enumerate(zip(paths, resizings, strict=True)):
+                prediction = jax.tree.map(operator.itemgetter(i), predictions)
+                yield path, task.in_file(prediction, resizing)
 
 
 def with_threshold(task: 'Task', threshold: float) -> 'Task':
@@ -87,7 +106,7 @@ def with_threshold(task: 'Task', threshold: float) -> 'Task':
     """
     if 'threshold' not in {field.name for field in dataclasses.fields(task)}:
         raise UserError(f'the task {task.name!r} of this run has no threshold', field='--threshold',
-                        hint='leave the flag out; it is for runs of config.task=multilabel')
+                        hint='leave the flag out; it is for runs of config.task=multilabel and detection')
     try:
         return dataclasses.replace(task, threshold=threshold)  # type: ignore[call-arg]
     except UserError as e:
@@ -130,6 +149,59 @@ def write_submission(path: str, ids: dict[str, str], categories: dict[str, str])
                         ', '.join(unread[:5]), ', ...' * (len(unread) > 5))
 
 
+def write_coco(path: str, task: 'Task', predictions: Sequence[tuple[str, Any]]) -> None:
+    """Write detections in COCO's format of results, and beside it `..._ids.json`, which says what its ids mean.
+
+    The images have the ids 1, 2, ... in the order of the command line, and the classes in the order of their numbers. The
+    second file has the form of COCO's annotations, without boxes.
+    """
+    results = [entry for image_id, (_, prediction) in enumerate(predictions, 1)
+               for entry in task.coco_results(prediction, image_id)]
+    ids = {'images': [{'id': i, 'file_name': as_text(image_path)} for i, (image_path, _) in enumerate(predictions, 1)],
+           'categories': [{'id': i, 'name': name} for i, name in enumerate(task.class_names, 1)], 'annotations': []}
+    ids_path = f'{os.path.splitext(path)[0]}_ids.json'
+    for json_path, content in ((path, results), (ids_path, ids)):
+        try:
+            with open_replacement(json_path) as f:
+                json.dump(content, f)
+        except OSError as e:
+            raise UserError(f'{json_path}: cannot be written: {e.strerror}') from e
+    cli.log.info('%s: %s; the ids of images and categories: %s', counted(len(results), 'detection'), path, ids_path)
+
+
+def check_drawing(folder: str) -> None:
+    """Make the folder for pictures.
+
+    Raises:
+      UserError: It cannot be made or written, or matplotlib is not installed.
+    """
+    if importlib.util.find_spec('matplotlib') is None:
+        raise UserError('needs matplotlib', field='--draw', hint="pip install 'jaxcnn[plots]'")
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except OSError as e:
+        raise UserError(f'{folder}: cannot be made: {e.strerror}', field='--draw') from e
+    if not os.access(folder, os.W_OK):
+        raise UserError(f'{folder}: cannot be written', field='--draw')
+
+
+def draw(folder: str, task: 'Task', predictions: Sequence[tuple[str, Any]]) -> None:
+    """Draw each image with its prediction into a folder, as JPEG where the image is one, and as PNG otherwise."""
+    from jaxcnn.data import picture
+    names: set[str] = set()
+    for path, prediction in predictions:
+        stem, extension = os.path.splitext(os.path.basename(path))
+        extension = extension.lower() if extension.lower() in ('.jpg', '.jpeg') else '.png'
+        name = next(name for i in itertools.count(1) if (name := f'{stem}{f"_{i}" * (i > 1)}{extension}') not in names)
+        names.add(name)
+        target = os.path.join(folder, name)
+        try:
+            task.draw(picture.read(path, 'RGB'), prediction, target)
+        except OSError as e:
+            raise UserError(f'{as_text(target)}: cannot be written: {e.strerror}') from e
+    cli.log.info('%s: %s', counted(len(predictions), 'picture'), folder)
+
+
 def write_table(path: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Write a CSV file. It replaces an existing file only when it is complete."""
     try:
@@ -146,12 +218,17 @@ def main() -> None:
     parser.add_argument('--workdir', required=True, help='folder of the run')
     parser.add_argument('--checkpoint', default='best', help='best, latest or a step (default: best)')
     parser.add_argument('--csv', default='', metavar='FILE', help='also write the predictions to this CSV file')
+    parser.add_argument('--coco', default='', metavar='FILE',
+                        help='for detection runs: also write the detections to this JSON file, in the format of COCO '
+                        'results, and beside it a file that ends in _ids.json and says what its ids mean')
+    parser.add_argument('--draw', default='', metavar='FOLDER',
+                        help='also draw each image with its prediction into this folder')
     parser.add_argument('--submission', default='', metavar='FILE',
                         help='also write a table for a homework or contest, with the columns Id (the name of the image file '
                         'without its extension) and Category')
     parser.add_argument('--threshold', type=float,
-                        help='for multilabel runs: the probability from which a class is predicted (default: '
-                        'config.task.threshold)')
+                        help='for multilabel and detection runs: the probability or score from which a class or an object '
+                        'is predicted (default: config.task.threshold)')
     parser.add_argument('--ink', default='auto', choices=('auto', 'dark', 'light'),
                         help='handwriting: whether it is darker or lighter than the background (default: detected)')
     parser.add_argument('images', nargs='+', metavar='IMAGE', help='image files of any size, such as PNG or JPEG')

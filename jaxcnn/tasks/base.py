@@ -17,6 +17,7 @@ import numpy as np
 from jaxcnn import config as cfg
 from jaxcnn import losses, metrics, models
 from jaxcnn.config import bind
+from jaxcnn.data.resizing import Resizing
 from jaxcnn.data.split import Split
 from jaxcnn.data.targets import TargetKind
 from jaxcnn.errors import UserError, unknown
@@ -284,9 +285,39 @@ class Task(abc.ABC):
     def describe(self, prediction: np.ndarray) -> str:
         """Return one image's prediction on one line."""
 
+    def in_file(self, prediction: Any, resizing: Resizing) -> Any:
+        """Return one image's prediction in the coordinates of its file, which was resized for the network.
+
+        By default, a prediction has no coordinates and stays as it is.
+        """
+        return prediction
+
+    @property
     @abc.abstractmethod
-    def row(self, prediction: np.ndarray) -> dict[str, str]:
-        """Return one image's prediction as the cells of a table by column."""
+    def columns(self) -> Sequence[str]:
+        """The columns of a table of predictions, after that of the image."""
+
+    @abc.abstractmethod
+    def rows(self, prediction: Any) -> list[list[str]]:
+        """Return the cells of one image's rows in a table of predictions."""
+
+    def coco_results(self, prediction: Any, image_id: int) -> list[dict[str, Any]]:
+        """Return one image's prediction as entries of COCO's format of results; only tasks with boxes have them.
+
+        The numbers of the categories are those of the classes, plus 1.
+        """
+        raise NotImplementedError
+
+    def draw(self, image: np.ndarray, prediction: Any, path: str) -> None:
+        """Draw an image, uint8 (H, W, C), with its prediction, by default as a title.
+
+        Args:
+          image: the image as it is in its file.
+          prediction: the prediction in the coordinates of the file.
+          path: the picture file.
+        """
+        from jaxcnn.analysis.box_figures import draw_picture
+        draw_picture(path, image, {}, self.class_names, self.describe(prediction))
 
     @abc.abstractmethod
     def category(self, prediction: np.ndarray) -> str:

@@ -139,10 +139,15 @@ class Classification(Task):
         best = self.best(prediction)
         return f'{printable(best[0][0])}  (' + ', '.join(f'{printable(name)} {100 * p:.2f} %' for name, p in best) + ')'
 
-    def row(self, prediction: np.ndarray) -> dict[str, str]:
+    @property
+    def columns(self) -> list[str]:
+        """The most probable classes and their probabilities, best first."""
+        ranks = range(1, min(PREDICTED, self.num_classes) + 1)
+        return [f'{name}_{rank}' for rank in ranks for name in ('class', 'probability')]
+
+    def rows(self, prediction: np.ndarray) -> list[list[str]]:
         """See `Task`."""
-        return {column: value for rank, (name, p) in enumerate(self.best(prediction), 1)
-                for column, value in ((f'class_{rank}', name), (f'probability_{rank}', f'{p:.6f}'))}
+        return [[cell for name, p in self.best(prediction) for cell in (name, f'{p:.6f}')]]
 
     def category(self, prediction: np.ndarray) -> str:
         """Return the most probable class."""

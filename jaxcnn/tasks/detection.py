@@ -10,6 +10,7 @@ import numpy as np
 from jaxcnn import config as cfg
 from jaxcnn.data import augment, proposals, tta
 from jaxcnn.data.augment.box_targets import move_boxes
+from jaxcnn.data.resizing import Resizing
 from jaxcnn.data.split import Split
 from jaxcnn.data.targets import BOXES, MIN_VISIBLE
 from jaxcnn.detection_metrics import DetectionScores, require_evaluator
@@ -172,9 +173,32 @@ class Detection(Task):
                          f'{d["y1"]:.0f}' for d in shown[:DESCRIBED])
         return f'{counts}  ({best})' if shown else f'no object with a score of at least {self.threshold:g}'
 
-    def row(self, prediction: Any) -> dict[str, str]:
-        """See `Task`."""
-        return {'objects': str(len(self.shown(prediction)))}
+    def in_file(self, prediction: Any, resizing: Resizing) -> Any:
+        """See `Task`. Boxes are clipped to the image; those that lie in its padding are left out."""
+        boxes = resizing.map_boxes_back(prediction['boxes']).astype(np.float32)
+        has_area = (boxes[:, 2:] > boxes[:, :2]).all(-1)
+        return {**prediction, 'boxes': boxes, 'valid': prediction['valid'] & has_area}
+
+    columns = ('class', 'score', 'x0', 'y0', 'x1', 'y1')
+
+    def rows(self, prediction: Any) -> list[list[str]]:
+        """Return a row for each detection that is shown."""
+        return [[d['class'], f'{d["score"]:.6f}', *(f'{d[name]:.2f}' for name in self.columns[2:])]
+                for d in self.shown(prediction)]
+
+    def coco_results(self, prediction: Any, image_id: int) -> list[dict[str, Any]]:
+        """Return all detections, also those below the threshold, which average precision needs."""
+        indices = np.flatnonzero(prediction['valid'])
+        boxes = np.asarray(prediction['boxes'][indices], np.float64)
+        boxes[:, 2:] -= boxes[:, :2]
+        return [{'image_id': image_id, 'category_id': int(prediction['classes'][i]) + 1, 'bbox': np.round(box, 3).tolist(),
+                 'score': float(prediction['scores'][i])} for i, box in zip(indices, boxes, strict=True)]
+
+    def draw(self, image: np.ndarray, prediction: Any, path: str) -> None:
+        """See `Task`: the detections that are shown, with their scores."""
+        from jaxcnn.analysis.box_figures import draw_picture
+        is_shown = prediction['valid'] & (prediction['scores'] >= self.threshold)
+        draw_picture(path, image, {**prediction, 'valid': is_shown}, self.class_names)
 
     def category(self, prediction: Any) -> str:
         """Return the classes of the objects with semicolons between them, one for each object."""

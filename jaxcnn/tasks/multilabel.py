@@ -140,10 +140,14 @@ class Multilabel(Task):
                                   for i in order[:5].tolist())
         return f'{printable(", ".join(self._predicted(prediction)) or "none")}  ({probabilities})'
 
-    def row(self, prediction: np.ndarray) -> dict[str, str]:
+    @property
+    def columns(self) -> list[str]:
+        """The predicted classes, and the probability of each class."""
+        return ['classes', *(f'probability of {name}' for name in self.class_names)]
+
+    def rows(self, prediction: np.ndarray) -> list[list[str]]:
         """See `Task`."""
-        return {'classes': self.category(prediction),
-                **{f'probability of {name}': f'{p:.6f}' for name, p in zip(self.class_names, prediction, strict=True)}}
+        return [[self.category(prediction), *(f'{p:.6f}' for p in prediction)]]
 
     def category(self, prediction: np.ndarray) -> str:
         """Return the predicted classes with semicolons between them."""
