@@ -11,6 +11,7 @@ from jaxcnn.metrics import format_percent
 from jaxcnn.tasks.base import Section
 
 _MAX_IMAGES = 12  # on the sheet of the worst images
+_MAX_FALSE = 12  # false detections that are drawn in an image, so that those of an untrained network do not hide it
 _MAX_CLASSES = 4  # in a row of the table of errors
 
 
@@ -111,7 +112,8 @@ def mistakes_sections(scores: DetectionScores, class_names: Sequence[str], examp
     names = [image_name(i) for i in positions]
     with figures.warn_on_error(path := f'{folder}/worst_images.png'):
         texts = np.array([*detection_errors.ERROR_KINDS, ''])[errors.kinds]
-        detections = {**used.detections, 'errors': texts}
+        is_drawn = used.is_detected & (~image_errors.is_false | (image_errors.is_false.cumsum(1) <= _MAX_FALSE))
+        detections = {**used.detections, 'valid': is_drawn, 'errors': texts}
         truth = {**used.truth, 'undetected': image_errors.is_undetected}
         box_figures.draw_detections(
             path, examples.take(positions), _at(detections, positions), _at(truth, positions), class_names,
@@ -121,7 +123,7 @@ def mistakes_sections(scores: DetectionScores, class_names: Sequence[str], examp
         f'These images of the {split} part have the most boxes without a correct detection and the most confident false '
         f'detections with a score of at least {threshold:.2f}. Dashed white boxes are those of the labels, thick ones '
         'without a correct detection. Solid boxes are detections; wrong ones have a label with the score and the kind of '
-        'error. Some may be errors of the labels.', '',
+        f'error, and at most {_MAX_FALSE} of them are drawn in an image. Some may be errors of the labels.', '',
         figure(folder, 'worst_images'), '',
         '| image | boxes without a correct detection | false detections | boxes |', '|---|---|---|---|',
         *(f'| {escape(name)} | {undetected[i]} | {false[i]} | {used.is_required[i].sum()} |'

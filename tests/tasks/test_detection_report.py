@@ -44,6 +44,10 @@ def test_report_has_classes_errors_and_the_worst_images(tmp_path, monkeypatch):
     assert detections['errors'].tolist() == [['', 'class']]
     assert truth['undetected'].tolist() == [[True, True]]
     assert titles == ['1.jpg: 2 missed, 1 false']
+    assert detections['valid'].tolist() == [[False, True]]
+    monkeypatch.setattr(detection_report, '_MAX_FALSE', 0)
+    detection_report.mistakes_sections(scores, CLASS_NAMES, examples, str, 'test', str(tmp_path))
+    assert drawn[2]['valid'].tolist() == [[False, False]]
     perfect = DetectionScores({**TRUTH, 'scores': np.ones((2, 2))}, TRUTH, 3)
     assert detection_report.mistakes_sections(perfect, CLASS_NAMES, examples, str, 'test', '') == []
 
