@@ -122,8 +122,8 @@ class FasterRCNN(FastRCNN):
         else:
             sizes = [self.anchor_sizes or (128, 256, 512)]
         # with its parent, because a backbone may be calling this method
-        head = RPNHead(num_anchors=len(sizes[0]) * len(self.anchor_ratios), features=self.rpn_features, **shared_fields(self),
-                       name='rpn', parent=self)
+        num_anchors = len(sizes[0]) * len(self.anchor_ratios)
+        head = RPNHead(num_anchors=num_anchors, features=self.rpn_features, **shared_fields(self), name='rpn', parent=self)
         outputs = [head(level.features) for level in levels]
         anchors = [box_ops.anchors(level.features.shape[1], level.features.shape[2], level.stride,
                                    [size / level.stride for size in level_sizes], self.anchor_ratios, self.anchor_convention)

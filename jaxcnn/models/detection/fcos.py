@@ -111,7 +111,8 @@ class FCOS(Detector):
         levels = FPN(self.fpn_features, extra='convolutions', **shared_fields(self), name='fpn', parent=self)(
             [backbone_maps[names[stride]] for stride in STRIDES[:3]])
         maps.update({f'p{i}': level for i, level in enumerate(levels, 3)})
-        towers = {tower: [(self.conv(self.fpn_features, 3, name=f'{tower}{i}'), nn.GroupNorm(GROUPS, name=f'{tower}_norm{i}'))
+        towers = {tower: [(self.conv(self.fpn_features, 3, name=f'{tower}{i}'),
+                           nn.GroupNorm(GROUPS, dtype=jnp.dtype(self.dtype), name=f'{tower}_norm{i}'))
                           for i in range(self.head_layers)] for tower in ('classes', 'boxes')}
         std = nn.initializers.normal(0.01)
         bias = nn.initializers.constant(-math.log((1 - PRIOR) / PRIOR))
