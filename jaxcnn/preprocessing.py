@@ -12,10 +12,11 @@ import numpy as np
 
 from jaxcnn.config import DataConfig
 from jaxcnn.data import normalize
-from jaxcnn.data.augment import Gradient, Pipeline, TargetMixer, parse_pipeline
+from jaxcnn.data.augment import Gradient, Pipeline, TargetMixer, geometry, parse_pipeline
 from jaxcnn.data.normalize import Fitted, Normalization, Normalizer
 from jaxcnn.data.tta import TestTimeAugmentation
 from jaxcnn.errors import UserError, name_field
+from jaxcnn.ops import boxes as box_ops
 
 Batch = dict[str, jax.Array]
 # fits normalisers to the training images, given the function from uint8 images to the input of the normalisers
@@ -92,6 +93,16 @@ class Preprocessor:
     def eval_matrix(self, image_shape: tuple[int, ...]) -> np.ndarray:
         """Return the matrix (2, 3) that maps positions in images of shape (H, W, C) to those in the network's input."""
         return np.eye(2, 3, dtype=np.float32) if self.eval_augment is None else self.eval_augment.matrix(image_shape)
+
+    def map_boxes_back(self, boxes: np.ndarray, image_shape: tuple[int, ...]) -> np.ndarray:
+        """Return boxes (..., 4), `x0, y0, x1, y1` in the network's input, in the image (H, W, C) before `eval_augment`.
+
+        They are clipped to the image.
+        """
+        if self.eval_augment is None:
+            return boxes
+        matrix = geometry.invert(jnp.asarray(self.eval_matrix(image_shape)))
+        return np.asarray(box_ops.clip(box_ops.transform(jnp.asarray(boxes), matrix), *image_shape[:2]))
 
     def outputs(self, network: Callable[[jax.Array], Any], images: jax.Array, tta: bool = True) -> Any:
         """Return the outputs of a network in evaluation.

@@ -12,29 +12,57 @@ from jaxcnn.analysis.figures import open_figure, shortened
 COLOURS = ('#E69F00', '#56B4E9', '#CC79A7', '#009E73', '#F0E442', '#D55E00', '#0072B2')
 _DARK_COLOURS = ('#009E73', '#D55E00', '#0072B2')  # with white text
 _MAX_LEGEND_CLASSES = 12
-_IMAGE_WIDTH = 4.2  # inches
+_IMAGE_WIDTH, _MAX_SHEET_WIDTH = 4.2, 20  # inches
+_GAP, _LINE = 0.1, 0.22  # inches between images and of a line of text
+_LEGEND_COLUMNS = 6
+_MIN_LABELLED_WIDTH = 3  # inches; the boxes of smaller images have no labels if there is a legend
 MIN_PICTURE_WIDTH, MAX_PICTURE_SIDE = 640, 4096  # pixels of a picture that is drawn alone
 _DPI = 100
 _SMALL_BOX = 0.12  # height, as a fraction of that of the image, below which a label would hide the object
 
 
-def draw_boxes(path: str, images: np.ndarray, targets: Mapping[str, np.ndarray], class_names: Sequence[str],
-               titles: Sequence[str] = (), columns: int = 3) -> None:
+def draw_boxes(path: str, images: Sequence[np.ndarray] | np.ndarray, targets: Mapping[str, np.ndarray],
+               class_names: Sequence[str], titles: Sequence[str] = (), columns: int = 3,
+               headings: Sequence[str] = ()) -> None:
     """Draw images with their boxes as a PNG file. Difficult boxes are dashed.
 
     Args:
       path: the file.
-      images: uint8 (N, H, W, C) with 1 or 3 channels.
+      images: N images, uint8 (H, W, C) with 1 or 3 channels, whose sizes may differ.
       targets: as in `data.targets.ObjectBoxes`: `boxes` (N, M, 4), `classes` (N, M), `valid` (N, M) and, optionally,
         `difficult` (N, M) and, of detections, `scores` (N, M).
       class_names: the names of the classes.
       titles: the title of each image.
       columns: the number of images in a row.
+      headings: a line of text above each row.
     """
-    def draw(axis: Any, index: int) -> None:
-        _draw_objects(axis, {name: values[index] for name, values in targets.items()}, class_names, *images.shape[1:3])
     shown_classes = np.unique(targets['classes'][targets['valid']])
-    _draw_sheet(path, images, draw, shown_classes, class_names, titles, columns)
+    is_small = _image_width(min(columns, len(images))) < _MIN_LABELLED_WIDTH
+    has_labels = not (is_small and 0 < len(shown_classes) <= _MAX_LEGEND_CLASSES)
+
+    def draw(axis: Any, index: int) -> None:
+        height, width = images[index].shape[:2]
+        _draw_objects(axis, {name: values[index] for name, values in targets.items()}, class_names, height, width,
+                      has_labels=has_labels)
+    _draw_sheet(path, images, draw, shown_classes, class_names, titles, columns, headings)
+
+
+def draw_augmented(path: str, images: Sequence[np.ndarray] | np.ndarray, targets: Sequence[Mapping[str, np.ndarray]],
+                   class_names: Sequence[str], titles: Sequence[str] | None = None, columns: int | None = None,
+                   headings: Sequence[str] = ()) -> None:
+    """Draw augmented images with their boxes; see `draw_boxes`.
+
+    Args:
+      path: the file.
+      images: N images, float (H, W, C), clipped to [0, 1].
+      targets: the targets of each image, as in `data.targets.ObjectBoxes`.
+      class_names: the names of the classes.
+      titles, columns, headings: see `tasks.Task.draw_examples`.
+    """
+    pixels = [np.rint(np.clip(image, 0, 1) * 255).astype(np.uint8) for image in images]
+    stacked = {name: np.stack([np.asarray(values[name]) for values in targets])
+               for name in ('boxes', 'classes', 'valid', 'difficult')}
+    draw_boxes(path, pixels, stacked, class_names, titles or (), columns or 4, headings)
 
 
 def draw_detections(path: str, images: np.ndarray, detections: Mapping[str, np.ndarray], truth: Mapping[str, np.ndarray],
@@ -94,24 +122,42 @@ def draw_picture(path: str, image: np.ndarray, targets: Mapping[str, np.ndarray]
         figure.text(6 / columns, 1 - 2 / (rows + title_height), '\n'.join(lines), va='top', fontsize=10, linespacing=1.25)
 
 
-def _draw_sheet(path: str, images: np.ndarray, draw: Callable[[Any, int], None], shown_classes: np.ndarray,
-                class_names: Sequence[str], titles: Sequence[str], columns: int) -> None:
+def _image_width(columns: int) -> float:
+    """Return the width in inches of an image in a sheet."""
+    return min(_IMAGE_WIDTH, _MAX_SHEET_WIDTH / columns)
+
+
+def _draw_sheet(path: str, images: Sequence[np.ndarray] | np.ndarray, draw: Callable[[Any, int], None],
+                shown_classes: np.ndarray, class_names: Sequence[str], titles: Sequence[str], columns: int,
+                headings: Sequence[str] = ()) -> None:
     """Draw images in a grid with a legend of classes; `draw` adds the boxes of the image at an index to its axes."""
-    count, (height, width) = len(images), images.shape[1:3]
-    columns = min(columns, count)
-    rows = math.ceil(count / columns)
-    row_height = _IMAGE_WIDTH * height / width + (0.3 if titles else 0.1)
-    with open_figure(path, columns * _IMAGE_WIDTH, rows * row_height + 0.4, texts=[*titles, *class_names],
-                     layout='constrained') as figure:
-        axes = figure.subplots(rows, columns, squeeze=False).ravel()
-        for axis in axes:
-            axis.set_axis_off()
-        for index, (axis, image) in enumerate(zip(axes, images, strict=False)):
+    columns = min(columns, len(images))
+    rows = math.ceil(len(images) / columns)
+    image_width = _image_width(columns)
+    sheet_width = columns * (image_width + _GAP)
+    image_heights = [max(image_width * image.shape[0] / image.shape[1] for image in images[row * columns:][:columns])
+                     for row in range(rows)]
+    text_height = _LINE * bool(titles) + (_LINE + _GAP) * bool(headings)
+    num_legend_lines = math.ceil(len(shown_classes) / _LEGEND_COLUMNS) if len(shown_classes) <= _MAX_LEGEND_CLASSES else 0
+    top = _GAP + num_legend_lines * _LINE + _GAP * bool(num_legend_lines)
+    sheet_height = top + sum(image_heights) + rows * (text_height + _GAP)
+    with open_figure(path, sheet_width, sheet_height, texts=[*titles, *class_names, *headings]) as figure:
+        for index, image in enumerate(images):
+            row, column = divmod(index, columns)
+            x = _GAP / 2 + column * (image_width + _GAP)
+            y = top + sum(image_heights[:row]) + row * (text_height + _GAP)  # from the top
+            if headings and column == 0:
+                text = shortened(headings[row], int(12 * sheet_width))
+                figure.text(x / sheet_width, 1 - (y + _GAP) / sheet_height, text, va='top', fontsize=10, fontweight='bold')
+            y += text_height
+            height = image_width * image.shape[0] / image.shape[1]
+            axis = figure.add_axes((x / sheet_width, 1 - (y + height) / sheet_height, image_width / sheet_width,
+                                    height / sheet_height))
             _show_image(axis, image)
             if titles:
-                axis.set_title(shortened(titles[index], 48), fontsize=9)
+                axis.set_title(shortened(titles[index], int(11 * image_width)), fontsize=9, pad=4)
             draw(axis, index)
-        if 0 < len(shown_classes) <= _MAX_LEGEND_CLASSES:
+        if num_legend_lines:
             _draw_legend(figure, shown_classes, class_names)
 
 
@@ -121,7 +167,7 @@ def _show_image(axis: Any, image: np.ndarray) -> None:
 
 
 def _draw_objects(axis: Any, targets: Mapping[str, np.ndarray], class_names: Sequence[str], height: int, width: int,
-                  font_size: float = 6.5) -> None:
+                  font_size: float = 6.5, has_labels: bool = True) -> None:
     """Draw the boxes of an image of the given size with their labels, large ones first, so that small ones stay visible."""
     boxes = targets['boxes']
     areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
@@ -131,8 +177,8 @@ def _draw_objects(axis: Any, targets: Mapping[str, np.ndarray], class_names: Seq
         label = shortened(class_names[targets['classes'][i]], 16)
         if 'scores' in targets:
             label += f' {targets["scores"][i]:.2f}'
-        _draw_box(axis, boxes[i], colour, label, height, width, line_style='--' if is_difficult else '-',
-                  font_size=font_size)
+        _draw_box(axis, boxes[i], colour, label if has_labels else '', height, width,
+                  line_style='--' if is_difficult else '-', font_size=font_size)
 
 
 def _draw_box(axis: Any, box: np.ndarray, colour: str, label: str, height: int, width: int, line_width: float = 1.6,
@@ -159,4 +205,5 @@ def _draw_legend(figure: Any, classes: np.ndarray, class_names: Sequence[str]) -
     from matplotlib import patches
     handles = [patches.Patch(facecolor=COLOURS[c % len(COLOURS)], edgecolor='black', label=shortened(class_names[c]))
                for c in classes]
-    figure.legend(handles=handles, loc='outside upper center', ncols=min(len(handles), 6), fontsize=9, frameon=False)
+    figure.legend(handles=handles, loc='upper center', ncols=min(len(handles), _LEGEND_COLUMNS), fontsize=9, frameon=False,
+                  borderaxespad=0.4, borderpad=0.2)

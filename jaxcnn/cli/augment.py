@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from jaxcnn import cli
 
 if TYPE_CHECKING:
+    import jax
     import numpy as np
 
     from jaxcnn.data import augment
@@ -46,7 +47,7 @@ class Inputs:
     Attributes:
       images: uint8 (H, W, C); the first one is augmented, and mixed with the last one.
       targets: targets of the images, by name.
-      task: mixes the targets and gives images their titles.
+      task: mixes, moves and draws the targets.
       gradient: gradient of the network's loss with respect to images; None without a run.
     """
 
@@ -74,16 +75,25 @@ def inputs_of_pictures(args: argparse.Namespace) -> Inputs:
 
 def inputs_of_run(args: argparse.Namespace, loaded: 'Run') -> Inputs:
     """Return the pictures of --images with the labels that the network predicts, or two training images of the run."""
+    import jax
+    import jax.numpy as jnp
     import numpy as np
 
     from jaxcnn import data
     from jaxcnn.data import picture
+    from jaxcnn.data.augment import geometry
     from jaxcnn.training.step import image_gradient
     task, settings = loaded.experiment.task, loaded.config.data
     gradient = image_gradient(loaded.experiment.network, loaded.experiment.preprocessor, task, loaded.variables)
     if args.images:
         images = [picture.load(path, loaded.info, settings.resize) for path in args.images]
-        return Inputs(images, task.targets_of(loaded.predict(np.stack(images))), task, gradient)
+        height, width, channels = loaded.info['image_shape']
+        matrix = geometry.invert(jnp.asarray(loaded.experiment.preprocessor.eval_matrix((height, width, channels))))
+
+        def move_back(targets: dict) -> 'Mapping[str, jax.Array]':
+            return task.move(targets, matrix, (height, width), train=False)
+        targets = jax.vmap(move_back)(task.targets_of(loaded.predict(np.stack(images))))
+        return Inputs(images, jax.tree.map(np.asarray, targets), task, gradient)
     train = data.load(settings, task.kind).splits['train']
     positions = np.random.default_rng(args.seed).permutation(len(train))[:2]
     return Inputs(list(train.take(positions)), train.take_targets(positions), task, gradient)
@@ -124,8 +134,23 @@ def rows_of(text: str, has_network: bool, is_default: bool) -> list[Row]:
     return rows
 
 
-def augment_images(row: Row, inputs: Inputs, draws: int, seed: int) -> 'tuple[list[np.ndarray], list[str]]':
-    """Return the first image and its augmented versions with their titles.
+@dataclasses.dataclass
+class Tiles:
+    """The images of the figure.
+
+    Attributes:
+      images: float (H, W, C) in [0, 1].
+      targets: the targets of each image, by name.
+      titles: the title of each image.
+    """
+
+    images: 'list[np.ndarray]'
+    targets: 'list[dict[str, np.ndarray]]'
+    titles: list[str]
+
+
+def augment_images(row: Row, inputs: Inputs, draws: int, seed: int) -> Tiles:
+    """Return the first image and its augmented versions.
 
     Every other row of the batch holds the image with which the next one is mixed.
     """
@@ -145,10 +170,10 @@ def augment_images(row: Row, inputs: Inputs, draws: int, seed: int) -> 'tuple[li
     results = jax.jit(augment_batch, compiler_options=run_once())(keys, examples)
     augmented = {name: np.asarray(values)[1::2] for name, values in results.items()}
     images = augmented.pop('image')
-    titles = [''] * draws
-    if row.pipeline.num_mixes:
-        titles = [inputs.task.title({name: values[i] for name, values in augmented.items()}) for i in range(draws)]
-    return [np.asarray(first), *images], ['original', *titles]
+    targets = [{name: values[i] for name, values in augmented.items()} for i in range(draws)]
+    titles = [inputs.task.title(values) if row.pipeline.num_mixes else '' for values in targets]
+    original = {name: np.asarray(values[0]) for name, values in inputs.targets.items()}
+    return Tiles([np.asarray(first), *images], [original, *targets], ['original', *titles])
 
 
 def run(args: argparse.Namespace) -> int:
@@ -157,7 +182,6 @@ def run(args: argparse.Namespace) -> int:
         from jaxcnn.data import augment
         print('\n'.join(map(augment.describe, augment.names())), end='')
         return 0
-    from jaxcnn.analysis.figures import image_grid
     from jaxcnn.errors import UserError, counted
     from jaxcnn.run import load_run
     for name, value, minimum in (('--draws', args.draws, 1), ('--size', args.size, 8)):
@@ -173,15 +197,15 @@ def run(args: argparse.Namespace) -> int:
             raise UserError(f'the run in {args.workdir!r} has no augmentation', hint='name a pipeline')
     rows = rows_of(text or '|'.join(EXAMPLES), bool(loaded), is_default=not text)
     inputs = inputs_of_run(args, loaded) if loaded else inputs_of_pictures(args)
-    tiles, titles = [], []
+    tiles = Tiles([], [], [])
     for row in rows:
-        images, image_titles = augment_images(row, inputs, args.draws, args.seed)
-        tiles += images
-        titles += image_titles
+        new = augment_images(row, inputs, args.draws, args.seed)
+        tiles = Tiles(tiles.images + new.images, tiles.targets + new.targets, tiles.titles + new.titles)
     path = args.out or os.path.join(args.workdir, 'figures', 'augmentations.png')
     try:
         os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-        image_grid(tiles, titles, path, columns=args.draws + 1, headings=[row.heading for row in rows])
+        inputs.task.draw_examples(tiles.images, tiles.targets, path, tiles.titles, args.draws + 1,
+                                  [row.heading for row in rows])
     except (OSError, ValueError) as e:  # ValueError for an unknown format
         raise UserError(f'cannot be written: {getattr(e, "strerror", None) or e}', field=path) from e
     print(f'{counted(len(rows), "row")}: {path}')

@@ -327,6 +327,23 @@ class Task(abc.ABC):
     def title(self, targets: Mapping[str, np.ndarray]) -> str:
         """Return the title of one image with these targets."""
 
+    def draw_examples(self, images: Sequence[np.ndarray] | np.ndarray, targets: Sequence[Mapping[str, np.ndarray]],
+                      path: str, titles: Sequence[str] | None = None, columns: int | None = None,
+                      headings: Sequence[str] = ()) -> None:
+        """Write a figure of images with their targets. By default, the targets are the titles of the images.
+
+        Args:
+          images: N images, float (H, W, C), clipped to [0, 1]; sizes may differ.
+          targets: the targets of each image, by name.
+          path: the PNG file.
+          titles: the title of each image; None: what `title` returns, or no titles if the figure shows the targets itself.
+          columns: number of images in a row; None: a number that suits the figure.
+          headings: a line of text above each row, or empty.
+        """
+        from jaxcnn.analysis import figures
+        texts = [self.title(values) for values in targets] if titles is None else titles
+        figures.image_grid(images, texts, path, columns or 8, headings)
+
 
 T = TypeVar('T', bound=type[Task])
 _TASKS: Registry[type[Task]] = Registry('task')

@@ -263,12 +263,10 @@ class Setup:
           state: state whose network attacks use, on the devices.
           path: the PNG file.
         """
-        from jaxcnn.analysis import figures
         augmented = self.augmented_batch(step, 32, state, normalized=False)
         pixels = augmented.pop('image')
-        titles = [self.experiment.task.title({name: value[i] for name, value in augmented.items()})
-                  for i in range(len(pixels))]
-        figures.image_grid(pixels, titles, path)
+        targets = [{name: values[i] for name, values in augmented.items()} for i in range(len(pixels))]
+        self.experiment.task.draw_examples(pixels, targets, path)
 
     def augmented_batch(self, step: int, count: int, state: TrainState, normalized: bool = True) -> dict[str, np.ndarray]:
         """Return the first `count` examples of the batch of a step as the network gets them; one device computes them.

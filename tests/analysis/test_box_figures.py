@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import Image
 
-from jaxcnn.analysis.box_figures import COLOURS, draw_boxes
+from jaxcnn.analysis.box_figures import COLOURS, draw_augmented, draw_boxes
 
 GREY = 200
 
@@ -49,3 +49,31 @@ def test_images_without_boxes_and_detections_with_scores(tmp_path):
     none = {name: values[1:] for name, values in targets.items()}
     draw_boxes(str(tmp_path / 'b.png'), np.zeros((1, 20, 40, 1), np.uint8), none, ['ant', 'bee'])
     assert (tmp_path / 'b.png').stat().st_size > 0
+
+
+def runs(mask):
+    """Return the start and the end of each run of true values, (n, 2)."""
+    return np.flatnonzero(np.diff(np.pad(mask, 1).astype(int))).reshape(-1, 2)
+
+
+def test_augmented_images_of_different_sizes_are_drawn_in_rows(tmp_path):
+    """Each row is as high as its tallest image, and the box is at the same fraction of each image."""
+    def example(height, width):
+        box = np.array([[0.25 * width, 0.5 * height, 0.75 * width, 0.9 * height], [0, 0, 0, 0]], np.float32)
+        return np.full((height, width, 3), GREY / 255), {
+            'boxes': box, 'classes': np.array([0, 0]), 'valid': np.array([True, False]), 'difficult': np.zeros(2, bool)}
+    images, targets = zip(*map(example, (20, 40, 30, 20), (40, 40, 40, 40)), strict=True)
+    draw_augmented(str(tmp_path / 'a.png'), images * 4, targets * 4, ['cell'], [''] * 16, 8, ['first', 'a second row'])
+    pixels = np.asarray(Image.open(tmp_path / 'a.png').convert('RGB'))
+    is_drawn = (pixels < 250).any(-1)
+    columns = runs(is_drawn.mean(0) > 0.3)
+    assert len(columns) == 8
+    rows = runs(is_drawn[:, columns[1, 0]:columns[1, 1]].mean(1) > 0.9)
+    assert len(rows) == 2
+    for top, bottom in rows:
+        for (left, right), fraction in zip(columns[:4], (0.5, 1, 0.75, 0.5), strict=True):
+            image = left, top, right, top + fraction * (bottom - top)
+            tile = np.full_like(pixels, 255)
+            tile[top:bottom, left:right] = pixels[top:bottom, left:right]
+            np.testing.assert_allclose(positions(tile, COLOURS[0], image), [0.25, 0.5, 0.75, 0.9], atol=0.03)
+            assert runs(is_drawn[top:bottom, left + 5:right - 5].all(1))[-1, 1] - round(image[3] - top) in (-1, 0, 1)

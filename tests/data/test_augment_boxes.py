@@ -180,9 +180,12 @@ def test_evaluation_moves_targets_as_images():
     matrix = preprocessor.eval_matrix((HEIGHT, WIDTH, 1))
     corners = np.array([[*BOX[:2], 1], [*BOX[2:], 1]]) @ matrix.T
     np.testing.assert_allclose(corners.ravel(), moved['boxes'][0, 0], rtol=1e-5)
+    boxes = np.asarray(moved['boxes'][0])
+    np.testing.assert_allclose(preprocessor.map_boxes_back(boxes[:1], (HEIGHT, WIDTH, 1)), [BOX], rtol=1e-4)
     without = Preprocessor(None, Normalization())
     assert without.move_targets(batch, BoxMixer()) is batch
     np.testing.assert_array_equal(without.eval_matrix((HEIGHT, WIDTH, 1)), np.eye(2, 3))
+    assert without.map_boxes_back(boxes, (HEIGHT, WIDTH, 1)) is boxes
 
 
 def test_targets_of_other_kinds_stay_as_they_are():

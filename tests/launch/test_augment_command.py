@@ -23,7 +23,7 @@ def test_ops_are_listed_with_their_arguments(command):
     code, out, err = command('augment', '--ops', fresh=True)
     assert code == 0, err
     assert [line.partition('(')[0] for line in out if line and not line.startswith(' ')] == augment.names()
-    assert 'random_resized_crop(size, scale=(0.08, 1.0), ratio=(0.75, 1.3333333333333333))' in out
+    assert 'random_resized_crop(size, scale=(0.08, 1.0), ratio=(0.75, 1.3333333333333333), width=None)' in out
 
 
 def test_adversarial_ops_attack_the_network_of_a_run(command, tmp_path, tiny_run):
