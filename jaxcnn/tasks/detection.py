@@ -209,3 +209,10 @@ class Detection(Task):
         counts = np.bincount(targets['classes'][targets['valid']], minlength=self.num_classes)
         return ', '.join(f'{count} {printable(name)}' for name, count in zip(self.class_names, counts, strict=True)
                          if count) or 'none'
+
+    def draw_examples(self, images: Sequence[np.ndarray] | np.ndarray, targets: Sequence[Mapping[str, np.ndarray]],
+                      path: str, titles: Sequence[str] | None = None, columns: int | None = None,
+                      headings: Sequence[str] = ()) -> None:
+        """See `Task`: the boxes are drawn in the images."""
+        from jaxcnn.analysis.box_figures import draw_augmented
+        draw_augmented(path, images, targets, self.class_names, titles, columns, headings)

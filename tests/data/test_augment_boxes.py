@@ -5,10 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxcnn import config, tasks
 from jaxcnn.config import DataConfig
 from jaxcnn.data import augment
 from jaxcnn.data.augment import Geometric, geometry, move_boxes, policies
 from jaxcnn.data.normalize import Normalization
+from jaxcnn.errors import UserError
 from jaxcnn.preprocessing import Preprocessor
 from jaxcnn.tasks.base import Task
 
@@ -169,8 +171,8 @@ def test_rounding_does_not_make_a_complete_box_incomplete():
 
 
 def test_evaluation_moves_targets_as_images():
-    config = DataConfig(eval_augment='pad(3)|resize(100, 120)|center_crop(80, 90)')
-    preprocessor = Preprocessor.from_config(config, [0.5], [0.5], lambda ops, pixels: [])
+    data_config = DataConfig(eval_augment='pad(3)|resize(100, 120)|center_crop(80, 90)')
+    preprocessor = Preprocessor.from_config(data_config, [0.5], [0.5], lambda ops, pixels: [])
     batch = {name: jnp.asarray(value)[None] for name, value in example().items()}
     batch['image'] = jnp.uint8(255 * batch['image'])
     moved = preprocessor.move_targets({**batch, 'mask': jnp.ones(1)}, BoxMixer())
@@ -204,5 +206,20 @@ def test_targets_of_other_kinds_stay_as_they_are():
     ('resize(8, 0)', 'resize.width: expected a whole number of at least 1, got 0'),
     ('random_crop(20, 90)', r'random_crop\(20, 90\): images of 60 x 80 are smaller than 20 x 90')])
 def test_sizes_that_cannot_be(text, line):
-    with pytest.raises(Exception, match=line):
+    with pytest.raises(UserError, match=line):
         augment.parse_pipeline(text)(KEYS[0], jnp.asarray(example()['image']))
+
+
+def detection(**arguments):
+    parsed = config.parse({'task': dict(name='detection', **arguments), 'loss': 'detection'})
+    return tasks.create(parsed, ['a', 'b'], [1, 1], 2)
+
+
+@pytest.mark.parametrize(('arguments', 'remains'), [({}, True), ({'min_visible': 0.35}, False)])
+def test_detection_moves_boxes(arguments, remains):
+    """Of the box, 30 % are left."""
+    box = np.array([4, 20, 14, 30], np.float32)
+    results = apply_to_example('center_crop(40, 58)', example(box), detection(**arguments), KEYS[:1])
+    np.testing.assert_array_equal(results['boxes'][0], [[0, 10, 3, 20] if remains else [0] * 4, [0] * 4])
+    with pytest.raises(UserError, match=r'config\.task\.min_visible: expected a number from 0 to 1, got 25'):
+        detection(min_visible=25)
