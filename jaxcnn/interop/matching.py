@@ -53,8 +53,8 @@ def match_names(network: Network, names: Iterable[str]) -> Match:
 
 
 def _zoo() -> Iterator[tuple[str, Network]]:
-    """Yield the name of each registered network and the network with its default fields."""
-    for name in models.names():
+    """Yield the name of each registered classifier and the network with its default fields."""
+    for name in models.names('logits'):
         with contextlib.suppress(UserError):  # a network may need a field that has no default
             yield name, models.create(name)
 

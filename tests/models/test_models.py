@@ -58,7 +58,7 @@ def create(name, **fields):
 def distinct_networks():
     """One name for each set of networks that are equal when they are made small."""
     name_by_fields = {}
-    for name in models.names():
+    for name in models.names('logits'):
         network = create(name)
         name_by_fields.setdefault(repr((type(network), dataclasses.astuple(network))), name)
     return sorted(name_by_fields.values())
@@ -80,7 +80,7 @@ def network_kinds():
 def deepest_networks():
     """The deepest of each set of networks that differ in nothing but their number of blocks."""
     deepest = {}
-    for name in sorted(set(models.names()) - {'resnet1202_cifar'}):  # which takes a minute
+    for name in sorted(set(models.names('logits')) - {'resnet1202_cifar'}):  # which takes a minute
         network = models.create(name)
         depth_fields = {'blocks', 'stages', 'parent', 'name'}
         kind = repr([type(network), *((f.name, getattr(network, f.name)) for f in dataclasses.fields(network)
