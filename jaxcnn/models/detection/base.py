@@ -144,12 +144,9 @@ class Detector(Network):
         return jax.vmap(select)(boxes, scores.reshape(count, -1), usable)
 
 
-def strided_maps(maps: Maps, height: int) -> dict[int, str]:
-    """Return the name of the last feature map of each stride, for images of this height, in increasing order of strides."""
-    names: dict[int, str] = {}
-    for name, x in maps.items():
-        if x.ndim == 4:
-            names[round(height / x.shape[1])] = name
+def strided_maps(backbone: Network, maps: Maps) -> dict[int, str]:
+    """Return the name of the last feature map of each stride of a backbone, in increasing order of strides."""
+    names = {backbone.map_geometry(name)[0]: name for name in maps}
     return dict(sorted(names.items()))
 
 

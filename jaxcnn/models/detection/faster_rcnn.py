@@ -35,8 +35,8 @@ class FasterRCNN(FastRCNN):
     The paper's alternating training is a chain of runs with `trained='rpn'` and `trained='head'`; see docs/detection.md.
 
     Attributes:
-      anchor_sizes: sides of square anchors, in pixels; with `fpn` one for each level, the last of which has half the
-        resolution of the one before. By default (32, 64, 128, 256, 512) with `fpn` and else (128, 256, 512).
+      anchor_sizes: sides of square anchors, in pixels; with `fpn` one for each of `strides`, and one for a further level of
+        half the resolution. By default eight times the stride with `fpn`, and else (128, 256, 512).
       anchor_ratios: heights of anchors over their widths.
       anchor_convention: `paper` or `torchvision`; see `ops.boxes.anchors`.
       anchors_inside: anchors that cross the edges of the image are left out in training, as in the paper.
@@ -88,8 +88,9 @@ class FasterRCNN(FastRCNN):
             if len(getattr(self, name)) != 2 or min(getattr(self, name)) < 1:
                 raise UserError(f'{name} must be two positive integers, for training and for evaluation, got '
                                 f'{getattr(self, name)}')
-        if self.fpn and self.anchor_sizes and len(self.anchor_sizes) != 5:
-            raise UserError(f'anchor_sizes must be five numbers with fpn=True, one for each level, got {self.anchor_sizes}')
+        if self.fpn and self.anchor_sizes and len(self.anchor_sizes) != len(self.strides) + 1:
+            raise UserError(f'anchor_sizes must be {len(self.strides) + 1} numbers, for {len(self.strides)} strides and a '
+                            f'further level, got {self.anchor_sizes}')
         if min((*self.anchor_sizes, *self.anchor_ratios, self.rpn_beta), default=0) <= 0:
             raise UserError('anchor_sizes, anchor_ratios and rpn_beta must be above 0')
 
@@ -118,7 +119,8 @@ class FasterRCNN(FastRCNN):
         if self.fpn:
             coarsest = levels[-1]
             levels = [*levels, Level(coarsest.features[:, ::2, ::2], 2 * coarsest.stride)]
-            sizes: list[tuple[float, ...]] = [(size,) for size in self.anchor_sizes or (32, 64, 128, 256, 512)]
+            defaults = [8.0 * level.stride for level in levels]
+            sizes: list[tuple[float, ...]] = [(size,) for size in self.anchor_sizes or defaults]
         else:
             sizes = [self.anchor_sizes or (128, 256, 512)]
         # with its parent, because a backbone may be calling this method

@@ -107,7 +107,7 @@ class FCOS(Detector):
         backbone = self.backbone_network().clone(parent=self, name='backbone')
         backbone_maps = backbone.feature_maps(x, train)
         maps.update(backbone_maps)
-        names = strided_maps(backbone_maps, x.shape[1])
+        names = strided_maps(backbone, backbone_maps)
         levels = FPN(self.fpn_features, extra='convolutions', **shared_fields(self), name='fpn', parent=self)(
             [backbone_maps[names[stride]] for stride in STRIDES[:3]])
         maps.update({f'p{i}': level for i, level in enumerate(levels, 3)})
