@@ -121,32 +121,30 @@ class Detector(Network):
             output = self.detections(x, proposals or {}, train, maps)
         return (output, maps) if features else output
 
-    def select_detections(self, boxes: jax.Array, scores: jax.Array, mask: jax.Array,
+    def select_detections(self, boxes: jax.Array, scores: jax.Array, labels: jax.Array, mask: jax.Array,
                           shape: tuple[int, ...]) -> Detections:
         """Return the detections that non-maximum suppression leaves of the boxes of each class.
 
         Args:
-          boxes: (N, R, classes, 4).
-          scores: (N, R, classes).
+          boxes: (N, R, 4).
+          scores: (N, R).
+          labels: (N, R), the classes.
           mask: (N, R), which boxes exist.
           shape: (H, W, ...) of the image, to which boxes are clipped.
         """
-        count, regions, classes = scores.shape
-        boxes = box_ops.clip(boxes, *shape[:2]).reshape(count, regions * classes, 4)
-        labels = jnp.tile(jnp.arange(classes, dtype=jnp.int32), regions)
-        usable = (mask[..., None] & (scores >= self.score_threshold)).reshape(count, -1) & (box_ops.area(boxes) > 0)
+        boxes = box_ops.clip(boxes, *shape[:2])
+        usable = mask & (scores >= self.score_threshold) & (box_ops.area(boxes) > 0)
 
-        def select(boxes: jax.Array, scores: jax.Array, usable: jax.Array) -> Detections:
-            selection = nms_per_class(boxes, scores, labels, self.nms_threshold, self.max_detections, usable)
-            taken, valid = selection.indices, selection.mask
-            return {'boxes': jnp.where(valid[:, None], boxes[taken], 0), 'scores': jnp.where(valid, scores[taken], 0),
-                    'classes': jnp.where(valid, labels[taken], 0), 'valid': valid}
-        return jax.vmap(select)(boxes, scores.reshape(count, -1), usable)
+        def select(boxes: jax.Array, scores: jax.Array, labels: jax.Array, usable: jax.Array) -> Detections:
+            indices, valid = nms_per_class(boxes, scores, labels, self.nms_threshold, self.max_detections, usable)
+            return {'boxes': jnp.where(valid[:, None], boxes[indices], 0), 'scores': jnp.where(valid, scores[indices], 0),
+                    'classes': jnp.where(valid, labels[indices], 0).astype(jnp.int32), 'valid': valid}
+        return jax.vmap(select)(boxes, scores, labels, usable)
 
 
-def strided_maps(backbone: Network, maps: Maps) -> dict[int, str]:
-    """Return the name of the last feature map of each stride of a backbone, in increasing order of strides."""
-    names = {backbone.map_geometry(name)[0]: name for name in maps}
+def strided_maps(network: Network, maps: Maps) -> dict[int, str]:
+    """Return the name of the last feature map of each stride of a network, in increasing order of strides."""
+    names = {network.map_geometry(name)[0]: name for name, x in maps.items() if x.ndim == 4}
     return dict(sorted(names.items()))
 
 

@@ -66,6 +66,8 @@ class FastRCNN(Detector):
       roi_pool: `align` (He et al. 2017) or `max` (the paper's).
       roi_size: height and width of a pooled region; 0 stands for what the classifier takes, or 7 with `fpn`.
       sampling_ratio: of RoIAlign: points in each direction of a bin.
+      roi_aligned: of RoIAlign: the centres of pixels are at half-integer coordinates, as is right for these boxes;
+        torchvision's detectors have False.
       roi_batch, roi_positive, roi_high, roi_low: see above.
       box_weights: factors of the regression targets x, y, log width and log height, as in `ops.boxes.encode`.
       beta: from where the smooth L1 loss is linear.
@@ -78,6 +80,7 @@ class FastRCNN(Detector):
     roi_pool: str = 'max'
     roi_size: int = 0
     sampling_ratio: int = 2
+    roi_aligned: bool = True
     roi_batch: int = 64
     roi_positive: float = 0.25
     roi_high: float = 0.5
@@ -188,10 +191,11 @@ class FastRCNN(Detector):
         boxes = jax.lax.stop_gradient(boxes)
         size = self.roi_size or (7 if self.fpn else self.backbone_network().region_input()[1])
         if self.fpn:
-            return multilevel_roi_align([level.features for level in levels], boxes, self.strides, size, self.sampling_ratio)
+            return multilevel_roi_align([level.features for level in levels], boxes, self.strides, size, self.sampling_ratio,
+                                        self.roi_aligned)
         (features, stride), = levels
         if self.roi_pool == 'align':
-            return roi_align(features, boxes, size, 1 / stride, self.sampling_ratio)
+            return roi_align(features, boxes, size, 1 / stride, self.sampling_ratio, self.roi_aligned)
         return roi_max_pool(features, boxes, size, 1 / stride)
 
     # training
@@ -241,7 +245,11 @@ class FastRCNN(Detector):
                           shape: tuple[int, ...]) -> Detections:
         """Return the detections among regions; for the arguments see `classify_regions`."""
         boxes = box_ops.decode(deltas, regions.boxes[:, :, None], self.box_weights)
-        return self.select_detections(boxes, jax.nn.softmax(logits)[..., :-1], regions.valid, shape)
+        labels = jnp.broadcast_to(jnp.arange(self.num_classes), boxes.shape[:3])
+        mask = jnp.broadcast_to(regions.valid[..., None], boxes.shape[:3])
+        count, scores = len(boxes), jax.nn.softmax(logits)[..., :-1]
+        return self.select_detections(boxes.reshape(count, -1, 4), scores.reshape(count, -1), labels.reshape(count, -1),
+                                      mask.reshape(count, -1), shape)
 
 
 def smooth_l1(errors: jax.Array, beta: float) -> jax.Array:

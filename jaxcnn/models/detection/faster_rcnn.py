@@ -32,6 +32,10 @@ class FasterRCNN(FastRCNN):
     The terms of the loss are those of `FastRCNN`, and `rpn_objectness`, the mean binary cross-entropy over the anchors of an
     image, and `rpn_boxes`, the smooth L1 loss of its positive anchors, divided by the number of all its anchors.
 
+    torchvision's Faster R-CNN computes the same as this network with `roi_aligned=False`, for images whose sides are
+    multiples of 64; for others its anchors are spaced by the side of the image divided by that of the feature map. Its
+    proposals are in the order of sigmoid(logit), which puts ties where the sigmoid is 1.
+
     The paper's alternating training is a chain of runs with `trained='rpn'` and `trained='head'`; see docs/detection.md.
 
     Attributes:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxcnn.errors import UserError
+from jaxcnn.errors import UserError, unknown
 from jaxcnn.losses import bce_by_class
 from jaxcnn.models.detection.base import Detections, Detector, Losses, Targets, shared_fields, strided_maps
 from jaxcnn.models.detection.fpn import FPN
@@ -23,7 +23,7 @@ PRIOR = 0.01  # probability of a class at the start (Lin et al. 2017, "Focal los
 class FCOS(Detector):
     """Each position of a feature pyramid predicts the classes of an object, its box and how central the position is.
 
-    A position belongs to an object if it is within its box, at most `radius` strides from its centre, and if the largest
+    A position belongs to an object if it is within its box, less than `radius` strides from its centre, and if the largest
     distance to a side of the box is in the range of the level: up to 4, 8, 16 and 32 times `base_size` on the first four
     levels, each from where the one before ends, and any larger distance on the last. Of several such objects the smallest
     counts.
@@ -32,13 +32,19 @@ class FCOS(Detector):
     `boxes` (1 - GIoU, weighted by the centrality) and `centerness` (the binary cross-entropy). The score of a detection is
     the root of the product of the probabilities of its class and of its centrality.
 
+    torchvision's FCOS has `point_convention='torchvision'`, `weighted_boxes=False`, `score_threshold=0.2`,
+    `nms_threshold=0.6` and no parameters `scales`, which are 1.
+
     Attributes:
       fpn_features: channels of the feature pyramid, whose strides are 8 to 128.
       head_layers: number of convolutions before each output, with group normalisation.
       base_size: see above.
       radius: see above.
       gamma, alpha: of the focal loss.
-      pre_nms: number of candidates of each level before non-maximum suppression.
+      weighted_boxes: weigh the terms of the loss `boxes` by the centrality, as in the authors' code.
+      point_convention: `paper`, where positions are the centres of the cells of a feature map; or `torchvision`, where they
+        are the upper left corners of the cells.
+      pre_nms: number of candidates of each level, pairs of a position and a class, before non-maximum suppression.
     """
 
     fpn_features: int = 256
@@ -47,6 +53,8 @@ class FCOS(Detector):
     radius: float = 1.5
     gamma: float = 2.0
     alpha: float = 0.25
+    weighted_boxes: bool = True
+    point_convention: str = 'paper'
     pre_nms: int = 1000
 
     def check(self) -> None:
@@ -55,6 +63,8 @@ class FCOS(Detector):
         for name in ('fpn_features', 'head_layers', 'pre_nms'):
             if getattr(self, name) < 1:
                 raise UserError(f'{name} must be at least 1, got {getattr(self, name)!r}')
+        if self.point_convention not in box_ops.ANCHOR_CONVENTIONS:
+            raise unknown('point_convention', self.point_convention, box_ops.ANCHOR_CONVENTIONS)
         if self.fpn_features % GROUPS:
             raise UserError(f'fpn_features must be a multiple of {GROUPS}, got {self.fpn_features}')
         if min(self.base_size, self.radius) <= 0 or not 0 <= self.alpha <= 1 or self.gamma < 0:
@@ -75,8 +85,8 @@ class FCOS(Detector):
             centrality = jax.lax.stop_gradient(central(wanted_sides))
             overlaps = box_ops.giou(boxes_of(points, jnp.where(is_object[:, None], sides, 1)), boxes, aligned=True)
             entropies = optax.sigmoid_binary_cross_entropy(centerness, centrality)
-            total = jnp.maximum(jnp.where(is_object, centrality, 0).sum(), 1e-6)
-            return {'classes': focal, 'boxes': jnp.where(is_object, (1 - overlaps) * centrality, 0).sum() / total,
+            weights = jnp.where(is_object, centrality if self.weighted_boxes else 1.0, 0)
+            return {'classes': focal, 'boxes': ((1 - overlaps) * weights).sum() / jnp.maximum(weights.sum(), 1e-6),
                     'centerness': jnp.where(is_object, entropies, 0).sum() / count}
         return jax.vmap(of_image)(classes, sides, centerness, dict(targets))
 
@@ -84,16 +94,21 @@ class FCOS(Detector):
         """See `Detector.detections`."""
         classes, sides, centerness, points, _, sizes = self.predict(x, train, maps)
         scores = jnp.sqrt(jax.nn.sigmoid(classes) * jax.nn.sigmoid(centerness)[..., None])
-        best, candidates, start = scores.max(-1), [], 0
+        indices, start = [], 0
         for size in sizes:
-            top = jax.lax.top_k(best[:, start:start + size], min(self.pre_nms, size))[1]
-            candidates.append(start + top)
+            of_level = scores[:, start:start + size]
+            # The best pairs are at the positions with the best classes. Selecting these first makes the sorting short.
+            positions = jax.lax.top_k(of_level.max(-1), min(self.pre_nms, size))[1]
+            pairs = jnp.take_along_axis(of_level, positions[..., None], 1).reshape(len(x), -1)
+            best = jax.lax.top_k(pairs, min(self.pre_nms, pairs.shape[1]))[1]
+            position = jnp.take_along_axis(positions, best // self.num_classes, 1)
+            indices.append((start + position) * self.num_classes + best % self.num_classes)
             start += size
-        indices = jnp.concatenate(candidates, 1)
-        boxes = boxes_of(points[indices], jnp.take_along_axis(sides, indices[..., None], 1))
-        scores = jnp.take_along_axis(scores, indices[..., None], 1)
-        boxes = jnp.broadcast_to(boxes[:, :, None], (*scores.shape, 4))
-        return self.select_detections(boxes, scores, jnp.ones(indices.shape, bool), x.shape[1:])
+        pairs = jnp.concatenate(indices, 1)
+        positions, labels = pairs // self.num_classes, pairs % self.num_classes
+        boxes = boxes_of(points[positions], jnp.take_along_axis(sides, positions[..., None], 1))
+        scores = jnp.take_along_axis(scores.reshape(len(x), -1), pairs, 1)
+        return self.select_detections(boxes, scores, labels, jnp.ones(pairs.shape, bool), x.shape[1:])
 
     @nn.nowrap
     def predict(self, x: jax.Array, train: bool, maps: Maps) -> tuple[Any, ...]:
@@ -111,8 +126,7 @@ class FCOS(Detector):
         levels = FPN(self.fpn_features, extra='convolutions', **shared_fields(self), name='fpn', parent=self)(
             [backbone_maps[names[stride]] for stride in STRIDES[:3]])
         maps.update({f'p{i}': level for i, level in enumerate(levels, 3)})
-        towers = {tower: [(self.conv(self.fpn_features, 3, name=f'{tower}{i}'),
-                           nn.GroupNorm(GROUPS, dtype=jnp.dtype(self.dtype), name=f'{tower}_norm{i}'))
+        towers = {tower: [(self.conv(self.fpn_features, 3, name=f'{tower}{i}'), self._group_norm(f'{tower}_norm{i}'))
                           for i in range(self.head_layers)] for tower in ('classes', 'boxes')}
         std = nn.initializers.normal(0.01)
         bias = nn.initializers.constant(-math.log((1 - PRIOR) / PRIOR))
@@ -131,7 +145,8 @@ class FCOS(Detector):
             sides = nn.relu(regress(towered['boxes']).astype(jnp.float32) * scales[i]) * stride
             outputs.append([_flatten(values) for values in (classify(towered['classes']), sides,
                                                             centralize(towered['boxes']))])
-            points.append(grid(level.shape[1], level.shape[2], stride))
+            offset = 0.5 if self.point_convention == 'paper' else 0.0
+            points.append(grid(level.shape[1], level.shape[2], stride, offset))
             strides.append(jnp.full(len(points[-1]), stride))
         classes, sides, centerness = (jnp.concatenate(values, 1).astype(jnp.float32)
                                       for values in zip(*outputs, strict=True))
@@ -139,12 +154,16 @@ class FCOS(Detector):
         return classes, sides, centerness[..., 0], jnp.concatenate(points), jnp.concatenate(strides), sizes
 
     @nn.nowrap
+    def _group_norm(self, name: str) -> nn.GroupNorm:
+        return nn.GroupNorm(GROUPS, epsilon=1e-5, dtype=jnp.dtype(self.dtype), use_fast_variance=False, name=name)
+
+    @nn.nowrap
     def assign(self, points: jax.Array, strides: jax.Array, targets: Targets) -> tuple[jax.Array, jax.Array]:
         """Return the object of each position in an image, (A,), and whether there is one, (A,)."""
         boxes = targets['boxes']
         sides = distances(points[:, None], boxes[None])  # (A, M, 4)
         centers = (boxes[:, :2] + boxes[:, 2:]) / 2
-        is_central = (jnp.abs(points[:, None] - centers).max(-1) <= self.radius * strides[:, None])
+        is_central = (jnp.abs(points[:, None] - centers).max(-1) < self.radius * strides[:, None])
         largest = sides.max(-1)
         upper = jnp.where(strides == STRIDES[-1], jnp.inf, strides / STRIDES[0] * 4 * self.base_size)[:, None]
         lower = jnp.where(strides == STRIDES[0], 0, strides / STRIDES[0] * 2 * self.base_size)[:, None]
@@ -159,9 +178,12 @@ def _flatten(x: jax.Array) -> jax.Array:
     return x.reshape(len(x), -1, x.shape[-1])
 
 
-def grid(height: int, width: int, stride: int) -> jax.Array:
-    """Return the centres x and y, in pixels, of the cells of a map of this size: (height * width, 2)."""
-    y, x = jnp.meshgrid((jnp.arange(height) + 0.5) * stride, (jnp.arange(width) + 0.5) * stride, indexing='ij')
+def grid(height: int, width: int, stride: int, offset: float = 0.5) -> jax.Array:
+    """Return the positions x and y, in pixels, of the cells of a map of this size: (height * width, 2).
+
+    They are the centres of the cells if `offset` is 0.5, and their upper left corners if it is 0.
+    """
+    y, x = jnp.meshgrid((jnp.arange(height) + offset) * stride, (jnp.arange(width) + offset) * stride, indexing='ij')
     return jnp.stack([x, y], -1).reshape(-1, 2)
 
 

@@ -1,0 +1,165 @@
+"""Faster R-CNN and FCOS against torchvision's, with the same weights, image and boxes."""
+
+import pathlib
+
+import detector_weights
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxcnn.models.detection.faster_rcnn import FasterRCNN
+from jaxcnn.models.detection.fcos import FCOS
+from jaxcnn.training.state import run_once
+
+REFERENCE = np.load(pathlib.Path(__file__).with_name('torchvision_detectors.npz'))
+BACKBONE = f'resnet18(blocks=(1, 1, 1, 1), width={detector_weights.WIDTH})'
+IMAGE = jnp.asarray(detector_weights.image().transpose(1, 2, 0)[None])
+FIELDS = dict(num_classes=detector_weights.CLASSES, backbone=BACKBONE, conv_implementation='xla', bn_frozen=True)
+EXAMPLE = {'boxes': jnp.zeros((1, 5, 4)).at[:, :3].set(detector_weights.BOXES), 'valid': jnp.arange(5)[None] < 3,
+           'classes': jnp.zeros((1, 5), int).at[:, :3].set(detector_weights.LABELS), 'difficult': jnp.zeros((1, 5), bool),
+           'key': jax.random.split(jax.random.key(0), 1)}
+captured: dict[str, jax.Array] = {}  # what the stages of the last traced detector return
+
+
+class RecordedFasterRCNN(FasterRCNN):
+    """Keeps what the stages return."""
+
+    @nn.nowrap
+    def predict_anchors(self, levels):
+        logits, deltas, anchors = super().predict_anchors(levels)
+        captured.update(rpn_logits=jnp.concatenate(logits, 1), rpn_deltas=jnp.concatenate(deltas, 1))
+        return logits, deltas, anchors
+
+    @nn.nowrap
+    def region_detections(self, regions, logits, deltas, shape):
+        captured.update(proposals=regions.boxes, class_logits=logits, box_deltas=deltas)
+        return super().region_detections(regions, logits, deltas, shape)
+
+
+class RecordedFCOS(FCOS):
+    """Keeps the predictions, the offsets in strides."""
+
+    @nn.nowrap
+    def predict(self, x, train, maps):
+        result = classes, sides, centerness, _, strides, _ = super().predict(x, train, maps)
+        captured.update(cls_logits=classes, bbox_regression=sides / strides[:, None], bbox_ctrness=centerness[..., None])
+        return result
+
+
+def layer(name, shape):
+    """Return the parameters of a layer, of which torchvision's kernel has this shape."""
+    kernel = detector_weights.weight(f'{name}.weight', shape)
+    kernel = kernel.T if len(shape) == 2 else kernel.transpose(2, 3, 1, 0)
+    return {'kernel': kernel, 'bias': detector_weights.weight(f'{name}.bias', shape[:1])}
+
+
+def backbone_variables(prefix):
+    """Return the parameters and the statistics of the ResNet."""
+    params, statistics = {}, {}
+
+    def add(conv, norm, shape):
+        index = len(statistics)
+        kernel = detector_weights.weight(f'{prefix}{conv}.weight', shape).transpose(2, 3, 1, 0)
+        scale, bias, mean, var = (detector_weights.weight(f'{prefix}{norm}.{kind}', shape[:1])
+                                  for kind in ('weight', 'bias', 'running_mean', 'running_var'))
+        params.update({f'Conv_{index}': {'kernel': kernel}, f'BatchNorm_{index}': {'scale': scale, 'bias': bias}})
+        statistics[f'BatchNorm_{index}'] = {'mean': mean, 'var': var}
+    width = detector_weights.WIDTH
+    add('conv1', 'bn1', (width, 3, 7, 7))
+    for stage in range(4):
+        inputs, outputs, name = width << max(stage - 1, 0), width << stage, f'layer{stage + 1}.0'
+        if stage:
+            add(f'{name}.downsample.0', f'{name}.downsample.1', (outputs, inputs, 1, 1))
+        add(f'{name}.conv1', f'{name}.bn1', (outputs, inputs, 3, 3))
+        add(f'{name}.conv2', f'{name}.bn2', (outputs, outputs, 3, 3))
+    return params, statistics
+
+
+def pyramid(features, stages):
+    prefix = 'backbone.fpn'
+    return {f'{ours}{i}': layer(f'{prefix}.{theirs}_blocks.{i}.0', shape) for i, stage in enumerate(stages)
+            for ours, theirs, shape in (('lateral', 'inner', (features, detector_weights.WIDTH << stage, 1, 1)),
+                                        ('output', 'layer', (features, features, 3, 3)))}
+
+
+def faster_rcnn_variables():
+    features, hidden = detector_weights.FEATURES['faster_rcnn'], detector_weights.HEAD_FEATURES
+    classes = detector_weights.CLASSES
+    backbone, statistics = backbone_variables('backbone.body.')
+    head = layer('roi_heads.box_head.fc6', (hidden, features * 49))
+    head['kernel'] = head['kernel'].reshape(features, 49, hidden).transpose(1, 0, 2).reshape(-1, hidden)  # channels last
+    logits = jax.tree.map(lambda x: np.roll(x, -1, -1), layer('roi_heads.box_predictor.cls_score', (classes + 1, hidden)))
+    offsets = jax.tree.map(lambda x: x[..., 4:], layer('roi_heads.box_predictor.bbox_pred', (4 * classes + 4, hidden)))
+    params = {'backbone': backbone, 'fpn': pyramid(features, range(4)), 'head1': head,
+              'head2': layer('roi_heads.box_head.fc7', (hidden, hidden)), 'classes': logits, 'boxes': offsets,
+              'rpn': {'conv': layer('rpn.head.conv.0.0', (features, features, 3, 3)),
+                      'objectness': layer('rpn.head.cls_logits', (3, features, 1, 1)),
+                      'boxes': layer('rpn.head.bbox_pred', (12, features, 1, 1))}}
+    return {'params': params, 'batch_stats': {'backbone': statistics}}
+
+
+def fcos_variables():
+    features, square = detector_weights.FEATURES['fcos'], (detector_weights.FEATURES['fcos'],) * 2 + (3, 3)
+    backbone, statistics = backbone_variables('backbone.body.')
+    extra = {f'extra{i}': layer(f'backbone.fpn.extra_blocks.p{i + 6}', square) for i in range(2)}
+    params = {'backbone': backbone, 'fpn': pyramid(features, range(1, 4)) | extra, 'scales': np.ones(5, np.float32)}
+    for tower, theirs in (('classes', 'classification'), ('boxes', 'regression')):
+        for i in range(4):
+            name = f'head.{theirs}_head.conv.{{}}'.format
+            params[f'{tower}{i}'] = layer(name(3 * i), square)
+            params[f'{tower}_norm{i}'] = {ours: detector_weights.weight(f'{name(3 * i + 1)}.{theirs}', (features,))
+                                          for ours, theirs in (('scale', 'weight'), ('bias', 'bias'))}
+    for ours, theirs, count in (('class_logits', 'classification_head.cls_logits', detector_weights.CLASSES),
+                                ('sides', 'regression_head.bbox_reg', 4), ('centerness', 'regression_head.bbox_ctrness', 1)):
+        params[ours] = layer(f'head.{theirs}', (count, features, 3, 3))
+    return {'params': params, 'batch_stats': {'backbone': statistics}}
+
+
+@pytest.mark.parametrize('name', ['faster_rcnn', 'fcos'])
+def test_a_detector_computes_what_torchvisions_computes(name):
+    network, variables, terms = {
+        'faster_rcnn': lambda: (RecordedFasterRCNN(
+            **FIELDS, fpn_features=detector_weights.FEATURES[name], head_features=detector_weights.HEAD_FEATURES,
+            anchor_sizes=(8, 16, 32, 64, 128), pre_nms=(200, 100), post_nms=(100, 50), rpn_batch=8192, roi_batch=512,
+            roi_aligned=False), faster_rcnn_variables(),
+            {'classes': 'loss_classifier', 'boxes': 'loss_box_reg', 'rpn_objectness': 'loss_objectness',
+             'rpn_boxes': 'loss_rpn_box_reg'}),
+        'fcos': lambda: (RecordedFCOS(
+            **FIELDS, fpn_features=detector_weights.FEATURES[name], nms_threshold=0.6, pre_nms=50,
+            point_convention='torchvision', weighted_boxes=False), fcos_variables(),
+            {'classes': 'classification', 'boxes': 'bbox_regression', 'centerness': 'bbox_ctrness'})}[name]()
+    shapes = jax.eval_shape(network.init, jax.random.key(0), IMAGE)
+    assert jax.tree.map(jnp.shape, variables) == jax.tree.map(jnp.shape, shapes)
+
+    def detect(variables):
+        captured.clear()
+        return network.apply(variables, IMAGE), dict(captured)
+    detections, stages = jax.jit(detect, compiler_options=run_once())(variables)
+    for key, value in stages.items():
+        expected = REFERENCE[key]
+        if key == 'class_logits':
+            expected = np.roll(expected, -1, -1)
+        elif key == 'box_deltas':
+            expected = expected[:, 4:].reshape(value.shape[1:])
+        np.testing.assert_allclose(value[0], expected, rtol=1e-4, atol=1e-3, err_msg=key)
+    expected = {key: REFERENCE[f'{name}_{key}'] for key in ('boxes', 'scores', 'labels')}
+    has_area = (expected['boxes'][:, 2:] > expected['boxes'][:, :2]).all(1)  # torchvision's FCOS has empty boxes, too
+    expected = {key: values[has_area] for key, values in expected.items()}
+    count = len(expected['scores'])
+    assert detections['valid'][0].sum() == count > 20
+    assert (detections['classes'][0, :count] + (name == 'faster_rcnn')).tolist() == expected['labels'].tolist()
+    np.testing.assert_allclose(detections['scores'][0, :count], expected['scores'], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(detections['boxes'][0, :count], expected['boxes'], rtol=1e-4, atol=1e-3)
+
+    losses = jax.jit(lambda v: network.apply(v, IMAGE, True, targets=EXAMPLE), compiler_options=run_once())(variables)
+    assert set(losses) == set(terms)
+    for term, key in terms.items():
+        np.testing.assert_allclose(losses[term][0], REFERENCE[f'{name}_{key}'], rtol=1e-4, err_msg=term)
+
+
+@pytest.mark.parametrize('detector', [FasterRCNN, FCOS])
+def test_a_pyramid_takes_images_whose_sides_are_no_multiples_of_its_strides(detector):
+    detections = jax.eval_shape(detector(**FIELDS).init_with_output, jax.random.key(0), jnp.zeros((1, 100, 76, 3)))[0]
+    assert detections['boxes'].shape == (1, 100, 4)
