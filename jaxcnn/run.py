@@ -12,6 +12,7 @@ import os
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxcnn import config as cfg
@@ -21,6 +22,7 @@ from jaxcnn.data.checks import check_images
 from jaxcnn.errors import UserError, unknown
 from jaxcnn.experiment import Experiment
 from jaxcnn.metrics import Measurement
+from jaxcnn.ops import boxes as boxes_ops
 from jaxcnn.training import parallel
 from jaxcnn.training.checkpoint import Checkpoints
 from jaxcnn.training.evaluate import Evaluator
@@ -170,6 +172,39 @@ class Run:
                 return network.apply(variables, x, train=False, **task.network_arguments(targets, train=False))
             return task.predict(preprocessor.outputs(apply, images))
         return jax.jit(predict)
+
+    def proposals(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        """Return the proposals of a detector that makes them itself, best first.
+
+        Args:
+          images: as for `predict`.
+
+        Returns:
+          `proposals` (N, P, 4), in pixels of the images, and `proposal_valid` (N, P), false for padding.
+
+        Raises:
+          UserError: The images have another dtype or shape, or the network makes no proposals.
+        """
+        images = check_images('images', images, self.info['image_shape'], self.config.data.resize)
+        proposals = self._proposals(self.variables, images)
+        if 'proposals' not in proposals:
+            raise UserError(f'the network {self.config.model.name} of the run in {self.workdir!r} makes no proposals',
+                            hint='faster_rcnn does')
+        return {name: np.asarray(values[0]) for name, values in proposals.items()}
+
+    @functools.cached_property
+    def _proposals(self) -> Any:
+        network, preprocessor = self.experiment.network, self.experiment.preprocessor
+        matrix = np.vstack([preprocessor.eval_matrix(tuple(self.info['image_shape'])), [0, 0, 1]])
+        to_image = jnp.asarray(np.linalg.inv(matrix)[:2], jnp.float32)
+
+        def proposals(variables: Any, images: jax.Array) -> Any:
+            _, collections = network.apply(variables, preprocessor(images), train=False, mutable=['intermediates'])
+            sown = dict(collections.get('intermediates', {}))
+            if 'proposals' in sown:
+                sown['proposals'] = (boxes_ops.transform(sown['proposals'][0], to_image, sown['proposal_valid'][0]),)
+            return sown
+        return jax.jit(proposals)
 
     def features(self, images: np.ndarray, name: str | None = None) -> Any:
         """Return the feature maps of images, without test-time augmentation.

@@ -20,6 +20,7 @@ from jaxcnn.config import DataConfig
 from jaxcnn.data import proposals
 from jaxcnn.data.targets import BOXES
 from jaxcnn.errors import UserError, counted, name_file, unknown
+from jaxcnn.run import Run
 
 METHODS = ('selective_search(mode="fast")', 'selective_search(mode="quality")', 'selective_search(mode="single")',
            *(f'selective_search(mode="single", strategy="{strategy}")' for strategy in proposals.STRATEGIES),
@@ -114,6 +115,34 @@ def compute(text: str, images: np.ndarray) -> ProposalSet:
                        float(np.mean([seconds for _, seconds in results])))
 
 
+def of_run(run: Run, images: np.ndarray, batch_size: int = 4) -> ProposalSet:
+    """Return the proposals of a run's detector for images, uint8 (N, H, W, C); see `Run.proposals`."""
+    batches = []
+    start = time.monotonic()
+    for i in range(0, len(images), batch_size):
+        rows = np.arange(i, i + batch_size) % len(images)  # batches of one size, so that the network is compiled once
+        batches.append(run.proposals(images[rows]))
+        log.info('%s: %d of %d images', run.workdir, min(i + batch_size, len(images)), len(images))
+    seconds = (time.monotonic() - start) / len(images) * len(os.sched_getaffinity(0))
+    proposals, valid = (np.concatenate([batch[name] for batch in batches])[:len(images)]
+                        for name in ('proposals', 'proposal_valid'))
+    return ProposalSet(f'{run.config.model.name} in {run.workdir}', proposals, valid, seconds)
+
+
+def save_proposals(run: Run, path: str) -> int:
+    """Write the proposals of a run's detector for all images of its data set, and return the number of images.
+
+    Args:
+      run: the run.
+      path: the file, for the method `saved`.
+    """
+    splits = run.load_dataset().splits.values()
+    images = np.concatenate([split.take(np.arange(len(split))) for split in splits])
+    proposal_set = of_run(run, images)
+    proposals.save(path, images, proposal_set.proposals, proposal_set.proposal_valid)
+    return len(images)
+
+
 def table_rows(sets: Sequence[ProposalSet], recalls: Sequence[ProposalRecall]) -> list[list[str]]:
     """Return the cells of the table as text: the headings, and then a row for each method."""
     rows = [['method', 'proposals an image', 'CPU seconds an image', 'recall at 0.5', 'recall at 0.7', 'average recall']]
@@ -165,7 +194,7 @@ def _markdown_table(rows: Iterable[Sequence[str]]) -> list[str]:
 
 
 def compare_methods(config: DataConfig, methods: Sequence[str], split: str, count: int, folder: str,
-                    others: Sequence[ProposalSet] = ()) -> list[list[str]]:
+                    runs: Sequence[Run] = ()) -> list[list[str]]:
     """Compute the proposals of several methods for images of a data set, and write the report.
 
     Args:
@@ -174,7 +203,7 @@ def compare_methods(config: DataConfig, methods: Sequence[str], split: str, coun
       split: `train`, `val` or `test`.
       count: the number of images, evenly spaced over the split; 0: all.
       folder: the folder of the report.
-      others: proposals from elsewhere, such as a region proposal network, for the images of `load_images`.
+      runs: runs of detectors that make proposals themselves.
 
     Returns:
       The cells of the table.
@@ -186,4 +215,4 @@ def compare_methods(config: DataConfig, methods: Sequence[str], split: str, coun
         proposals.find(text).versions()
     images = load_images(config, split, count)
     sets = [compute(text, images.pixels) for text in dict.fromkeys(methods)]
-    return write_report(images, [*sets, *others], folder)
+    return write_report(images, [*sets, *(of_run(run, images.pixels) for run in runs)], folder)

@@ -19,10 +19,14 @@ Accurate Object Detection and Semantic Segmentation, 2014 (R-CNN).
 """
 
 import dataclasses
+import hashlib
 import inspect
+import io
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+import pathlib
+import zipfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -49,18 +53,22 @@ class ProposalMethod:
       search: maps an image, uint8 (H, W, C) with 1 or 3 channels, to boxes (n, 4) in any order, duplicates allowed.
       max_proposals: the largest number of proposals for an image.
       min_side: the smallest side of a proposal in pixels.
+      ranked: whether `search` returns boxes without duplicates, best first; they keep this order.
+      checksum: of the file that the proposals are read from, if there is one.
       versions: returns the versions of the packages that `search` needs, by name; raises a UserError if one is missing.
     """
 
     search: Search
     max_proposals: int
     min_side: float = 0
+    ranked: bool = False
+    checksum: str = ''
     versions: Callable[[], Mapping[str, str]] = dict
 
     def propose(self, image: np.ndarray) -> np.ndarray:
         """Return the proposals for an image: (n, 4) float32 with n at most `max_proposals`."""
         boxes = np.clip(self.search(image), 0, [image.shape[1], image.shape[0]] * 2).astype(np.float32)
-        return sort_proposals(boxes, self.min_side)[:self.max_proposals]
+        return (boxes if self.ranked else sort_proposals(boxes, self.min_side))[:self.max_proposals]
 
     def encode(self, image: np.ndarray) -> dict[str, np.ndarray]:
         """Return the targets `proposals` (P, 4) and `proposal_valid` (P,) of an image."""
@@ -161,6 +169,56 @@ def _random_numbers(boxes: np.ndarray) -> np.ndarray:
     return state
 
 
+# ---- files
+
+
+def image_key(image: np.ndarray) -> str:
+    """Return the SHA-256 checksum of the pixels and the shape of an image, by which a file of proposals identifies it."""
+    return hashlib.sha256(f'{image.shape}'.encode() + np.ascontiguousarray(image).data).hexdigest()
+
+
+def save(path: str, images: Iterable[np.ndarray], boxes: np.ndarray, valid: np.ndarray) -> None:
+    """Write proposals to a file for the method `saved`.
+
+    Args:
+      path: the file, whose name ends in `.npz`.
+      images: N images, uint8 (H, W, C).
+      boxes: (N, P, 4) in pixels of the images, best first.
+      valid: (N, P), false for padding.
+    """
+    np.savez_compressed(path, keys=np.array([image_key(image) for image in images]), boxes=boxes.astype(np.float32),
+                        valid=valid)
+
+
+@register
+def saved(path: str, max_proposals: int = 0) -> ProposalMethod:
+    """Read proposals from a file that `save` or `jaxcnn proposals --save` has written, such as those of a trained run.
+
+    Args:
+      path: the file.
+      max_proposals: the number of proposals that are used of each image, best first; 0: all.
+    """
+    check_whole_number('saved', 0, max_proposals=max_proposals)
+    try:
+        content = pathlib.Path(path).read_bytes()
+        with np.load(io.BytesIO(content)) as file:
+            keys, boxes, valid = (file[name] for name in ('keys', 'boxes', 'valid'))
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as e:
+        raise UserError(f'{path}: is no readable file of proposals', field='saved',
+                        hint='jaxcnn proposals --workdir=RUN --save=FILE writes one') from e
+    positions = {key: i for i, key in enumerate(keys.tolist())}
+
+    def search(image: np.ndarray) -> np.ndarray:
+        position = positions.get(image_key(image))
+        if position is None:
+            raise UserError(f'{path}: has no proposals for this image', field='saved',
+                            hint='its images must be those of the data set, resized in the same way')
+        ranked: np.ndarray = boxes[position][valid[position]]
+        return ranked
+    return ProposalMethod(search, max_proposals or boxes.shape[1], ranked=True,
+                          checksum=hashlib.sha256(content).hexdigest())
+
+
 # ---- methods
 
 
@@ -231,7 +289,7 @@ def selective_search(mode: str = 'fast', max_proposals: int = 2000, min_side: fl
     check_number('selective_search', min_side=min_side)
     check_number('selective_search', 1e-3, sigma=sigma)
     return ProposalMethod(_SelectiveSearch(mode, strategy, k, float(sigma), width), max_proposals, min_side,
-                          lambda: {'opencv': _import_opencv().__version__})
+                          versions=lambda: {'opencv': _import_opencv().__version__})
 
 
 @dataclasses.dataclass(frozen=True)

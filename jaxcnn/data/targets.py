@@ -213,7 +213,9 @@ class ObjectBoxes(TargetKind):
         """See `TargetKind`."""
         if not config.proposals:
             return [config.max_boxes]
-        return [config.max_boxes, proposals.canonical(config.proposals), proposals.VERSION]
+        method = proposals.find(config.proposals)
+        checksum = [method.checksum] if method.checksum else []
+        return [config.max_boxes, proposals.canonical(config.proposals), proposals.VERSION, *checksum]
 
     def package_versions(self, config: DataConfig) -> dict[str, str]:
         """See `TargetKind`."""

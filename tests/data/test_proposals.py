@@ -203,7 +203,7 @@ def test_the_cache_records_the_version_of_opencv(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(('text', 'message'), [
     ('selectve_search', "unknown proposal method 'selectve_search'; nearest: selective_search"),
-    ('edge_boxes', "unknown proposal method 'edge_boxes'; known: selective_search, sliding_windows"),
+    ('edge_boxes', "unknown proposal method 'edge_boxes'; known: saved, selective_search, sliding_windows"),
     ('selective_search(', 'is not a name, or name\\(value'),
     ('selective_search(modes="fast")', "unknown argument of proposal method selective_search 'modes'; nearest: mode"),
     ('selective_search(mode="slow")', "unknown mode of selective_search 'slow'; known: fast, quality, single"),
@@ -233,3 +233,20 @@ def test_opencv_is_missing(tmp_path, monkeypatch):
         data.load(DataConfig(cache_dir=str(tmp_path), val_fraction=0.5, proposals='selective_search'), BOXES,
                   tiny_source((8, 8))[1])
     assert not list(tmp_path.glob('*/'))
+
+
+def test_saved_proposals_keep_their_order_and_belong_to_their_image(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (2, 8, 10, 3), np.uint8)
+    boxes = np.array([[[4, 4, 8, 8], [0, 0, 2, 2], [0, 0, 0, 0]], [[1, 1, 9, 7], [2, 2, 5, 5], [0, 0, 3, 3]]], np.float32)
+    valid = np.array([[True, True, False], [True, True, True]])
+    path = str(tmp_path / 'proposals.npz')
+    proposals.save(path, images, boxes, valid)
+    config = DataConfig(proposals=f'saved("{path}", max_proposals=2)')
+    arrays = proposals.proposals_for(images[::-1], config)
+    np.testing.assert_array_equal(arrays['proposals'], boxes[::-1, :2])
+    assert arrays['proposal_valid'].all()
+    with pytest.raises(UserError, match='has no proposals for this image'):
+        proposals.proposals_for(images[:1] + 1, config)
+    first_key = BOXES.cache_settings(config)
+    proposals.save(path, images, boxes + 1, valid)
+    assert BOXES.cache_settings(config) != first_key

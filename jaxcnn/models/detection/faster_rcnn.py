@@ -112,9 +112,15 @@ class FasterRCNN(FastRCNN):
         return {**(rpn_losses if self.trained != 'head' else {}), **(head_losses if self.trained != 'rpn' else {})}
 
     def detections(self, x: jax.Array, proposals: Targets, train: bool, maps: Maps) -> Detections:
-        """See `Detector.detections`; the RPN's proposals take the place of given ones."""
+        """See `Detector.detections`; the RPN's proposals take the place of given ones.
+
+        They are in the collection `intermediates` as `proposals` (N, P, 4) and `proposal_valid` (N, P), best first.
+        """
         def select(levels: Sequence[Level]) -> Regions:
-            return self.propose(*self.predict_anchors(levels), x.shape[1:], train=False)
+            regions = self.propose(*self.predict_anchors(levels), x.shape[1:], train=False)
+            self.sow('intermediates', 'proposals', regions.boxes)
+            self.sow('intermediates', 'proposal_valid', regions.valid)
+            return regions
         return self.region_detections(*self.classify_regions(x, train, maps, select), x.shape[1:])
 
     @nn.nowrap
