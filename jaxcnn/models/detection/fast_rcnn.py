@@ -130,8 +130,10 @@ class FastRCNN(Detector):
 
     @nn.nowrap
     def classify_regions(self, x: jax.Array, train: bool, maps: Maps, select: Callable[[Sequence[Level]], Regions],
-                         ) -> tuple[Regions, jax.Array, jax.Array]:
+                         ) -> tuple[Regions, jax.Array, jax.Array | None]:
         """Return regions, the logits of their classes (N, R, classes + 1), and regression targets (N, R, classes, 4).
+
+        The regression targets are None for a network that does not refine boxes.
 
         Args:
           x: images (N, H, W, C).
@@ -224,29 +226,34 @@ class FastRCNN(Detector):
         return jax.vmap(of_image)(proposals, valid, dict(targets))
 
     @nn.nowrap
-    def region_losses(self, regions: Regions, logits: jax.Array, deltas: jax.Array) -> Losses:
+    def region_losses(self, regions: Regions, logits: jax.Array, deltas: jax.Array | None) -> Losses:
         """Return the terms of the loss; for the arguments see `classify_regions`."""
         assert regions.labels is not None
         assert regions.matched is not None
         counts = jnp.maximum(regions.valid.sum(1), 1)
         entropies = optax.softmax_cross_entropy_with_integer_labels(logits, regions.labels)
+        losses = {'classes': jnp.where(regions.valid, entropies, 0).sum(1) / counts}
+        if deltas is None:
+            return losses
         is_object = regions.valid & (regions.labels < self.num_classes)
         labels = jnp.minimum(regions.labels, self.num_classes - 1)
         predicted = jnp.take_along_axis(deltas, labels[..., None, None], axis=2)[..., 0, :]
         encoded = box_ops.encode(regions.matched, regions.boxes, self.box_weights)
         errors = smooth_l1(predicted - encoded, self.beta).sum(-1)
-        return {'classes': jnp.where(regions.valid, entropies, 0).sum(1) / counts,
-                'boxes': jnp.where(is_object, errors, 0).sum(1) / counts}
+        return {**losses, 'boxes': jnp.where(is_object, errors, 0).sum(1) / counts}
 
     # evaluation
 
     @nn.nowrap
-    def region_detections(self, regions: Regions, logits: jax.Array, deltas: jax.Array,
+    def region_detections(self, regions: Regions, logits: jax.Array, deltas: jax.Array | None,
                           shape: tuple[int, ...]) -> Detections:
         """Return the detections among regions; for the arguments see `classify_regions`."""
-        boxes = box_ops.decode(deltas, regions.boxes[:, :, None], self.box_weights)
-        labels = jnp.broadcast_to(jnp.arange(self.num_classes), boxes.shape[:3])
-        mask = jnp.broadcast_to(regions.valid[..., None], boxes.shape[:3])
+        shape_of_all = (*regions.boxes.shape[:2], self.num_classes)
+        boxes = jnp.broadcast_to(regions.boxes[:, :, None], (*shape_of_all, 4))
+        if deltas is not None:
+            boxes = box_ops.decode(deltas, boxes, self.box_weights)
+        labels = jnp.broadcast_to(jnp.arange(self.num_classes), shape_of_all)
+        mask = jnp.broadcast_to(regions.valid[..., None], shape_of_all)
         count, scores = len(boxes), jax.nn.softmax(logits)[..., :-1]
         return self.select_detections(boxes.reshape(count, -1, 4), scores.reshape(count, -1), labels.reshape(count, -1),
                                       mask.reshape(count, -1), shape)
