@@ -94,6 +94,12 @@ class Preprocessor:
         """Return the matrix (2, 3) that maps positions in images of shape (H, W, C) to those in the network's input."""
         return np.eye(2, 3, dtype=np.float32) if self.eval_augment is None else self.eval_augment.matrix(image_shape)
 
+    def uint8_pixels(self, images: np.ndarray) -> np.ndarray:
+        """Return the images in evaluation before normalisation, rounded to uint8, for uint8 (N, H, W, C)."""
+        if self.eval_augment is None:
+            return images
+        return np.rint(np.clip(jax.jit(self.pixels)(images), 0, 1) * 255).astype(np.uint8)
+
     def map_boxes_back(self, boxes: np.ndarray, image_shape: tuple[int, ...]) -> np.ndarray:
         """Return boxes (..., 4), `x0, y0, x1, y1` in the network's input, in the image (H, W, C) before `eval_augment`.
 

@@ -148,7 +148,8 @@ class Run:
 
         Returns:
           The task's prediction for each image (N, ...): for classification and multi-label classification the probability
-          of each class (N, classes), for detection a dict of arrays, see `models.detection.Detections`.
+          of each class (N, classes), for detection a dict of arrays, see `models.detection.Detections`, with
+          boxes in pixels of the given images.
 
         Raises:
           UserError: The images have another dtype or shape. The message contains the conversion.
@@ -159,7 +160,9 @@ class Run:
             shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype), (images, inputs))
             prediction = jax.eval_shape(self._predict, self.variables, *shapes)
             return jax.tree.map(lambda x: np.zeros((0, *x.shape[1:]), x.dtype), prediction)
-        return jax.tree.map(np.asarray, self._predict(self.variables, images, inputs))
+        predictions = jax.tree.map(np.asarray, self._predict(self.variables, images, inputs))
+        map_boxes = functools.partial(self.experiment.preprocessor.map_boxes_back, image_shape=images.shape[1:])
+        return self.experiment.task.map_back(predictions, map_boxes)
 
     @functools.cached_property
     def _predict(self) -> Any:

@@ -43,7 +43,7 @@ def write_report(workdir: str, experiment: Experiment, summary: Mapping[str, Any
     sections = task.report(accumulated, info['class_counts'], split_name, folder)
     if dataset:
         sections += task.report_mistakes(accumulated, dataset.splits[split], functools.partial(dataset.image_name, split),
-                                         split_name, folder)
+                                         split_name, folder, experiment.preprocessor.uint8_pixels)
     lines = [
         *_introduction(experiment, summary),
         '| | |', '|---|---|', *_table_of_metrics(experiment, summary), *_table_of_resources(summary), '',

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 from jaxcnn import cli
 
 if TYPE_CHECKING:
-    import jax
     import numpy as np
 
     from jaxcnn.data import augment
@@ -75,25 +74,16 @@ def inputs_of_pictures(args: argparse.Namespace) -> Inputs:
 
 def inputs_of_run(args: argparse.Namespace, loaded: 'Run') -> Inputs:
     """Return the pictures of --images with the labels that the network predicts, or two training images of the run."""
-    import jax
-    import jax.numpy as jnp
     import numpy as np
 
     from jaxcnn import data
     from jaxcnn.data import picture
-    from jaxcnn.data.augment import geometry
     from jaxcnn.training.step import image_gradient
     task, settings = loaded.experiment.task, loaded.config.data
     gradient = image_gradient(loaded.experiment.network, loaded.experiment.preprocessor, task, loaded.variables)
     if args.images:
         images = [picture.load(path, loaded.info, settings.resize) for path in args.images]
-        height, width, channels = loaded.info['image_shape']
-        matrix = geometry.invert(jnp.asarray(loaded.experiment.preprocessor.eval_matrix((height, width, channels))))
-
-        def move_back(targets: dict) -> 'Mapping[str, jax.Array]':
-            return task.move(targets, matrix, (height, width), train=False)
-        targets = jax.vmap(move_back)(task.targets_of(loaded.predict(np.stack(images))))
-        return Inputs(images, jax.tree.map(np.asarray, targets), task, gradient)
+        return Inputs(images, task.targets_of(loaded.predict(np.stack(images))), task, gradient)
     train = data.load(settings, task.kind).splits['train']
     positions = np.random.default_rng(args.seed).permutation(len(train))[:2]
     return Inputs(list(train.take(positions)), train.take_targets(positions), task, gradient)
@@ -197,6 +187,8 @@ def run(args: argparse.Namespace) -> int:
             raise UserError(f'the run in {args.workdir!r} has no augmentation', hint='name a pipeline')
     rows = rows_of(text or '|'.join(EXAMPLES), bool(loaded), is_default=not text)
     inputs = inputs_of_run(args, loaded) if loaded else inputs_of_pictures(args)
+    for row in rows:
+        inputs.task.check_augmentation(row.pipeline)
     tiles = Tiles([], [], [])
     for row in rows:
         new = augment_images(row, inputs, args.draws, args.seed)

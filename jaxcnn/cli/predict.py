@@ -95,7 +95,7 @@ def predict(run: 'Run', args: argparse.Namespace) -> Iterator[tuple[str, Any]]:
             predictions = run.predict(padded)
             for i, (path, resizing) in enumerate(zip(paths, resizings, strict=True)):
                 prediction = jax.tree.map(operator.itemgetter(i), predictions)
-                yield path, task.in_file(prediction, resizing)
+                yield path, task.map_back(prediction, resizing.map_boxes_back)
 
 
 def with_threshold(task: 'Task', threshold: float) -> 'Task':

@@ -17,7 +17,7 @@ import numpy as np
 from jaxcnn import config as cfg
 from jaxcnn import losses, metrics, models
 from jaxcnn.config import bind
-from jaxcnn.data.resizing import Resizing
+from jaxcnn.data.augment import Pipeline
 from jaxcnn.data.split import Split
 from jaxcnn.data.targets import TargetKind
 from jaxcnn.errors import UserError, unknown
@@ -73,6 +73,7 @@ class Task(abc.ABC):
     kind: ClassVar[TargetKind]
     train_metrics: ClassVar[tuple[str, ...]]  # the loss, and the names of `train_scalars`
     outputs: ClassVar[str] = 'logits'  # what the network has to return; see `Network.outputs`
+    is_mixable: ClassVar[bool] = True  # whether augmentation may mix images and attack the network
 
     class_names: Sequence[str]
     loss_function: losses.Loss
@@ -109,6 +110,13 @@ class Task(abc.ABC):
           counts: (classes,) number of training images that show each class.
           num_images: number of training images.
         """
+
+    @classmethod
+    def check_augmentation(cls, pipeline: Pipeline) -> None:
+        """Raise a UserError for an op of a training pipeline that this task does not support."""
+        if not cls.is_mixable and (pipeline.num_mixes or pipeline.has_attack):
+            raise UserError(f'{pipeline.text!r} mixes images or attacks the network, which {cls.name} does not support',
+                            field='config.data.augment')
 
     @classmethod
     @abc.abstractmethod
@@ -241,7 +249,7 @@ class Task(abc.ABC):
         """
 
     def report_mistakes(self, accumulated: Accumulated, examples: Split, image_name: Callable[[int], str], split: str,
-                        folder: str) -> list[Section]:
+                        folder: str, prepare: Callable[[np.ndarray], np.ndarray]) -> list[Section]:
         """Draw the images of the worst mistakes, and return the sections that show them; none if there are no mistakes.
 
         By default, these are the images of `confident_mistakes`.
@@ -252,6 +260,7 @@ class Task(abc.ABC):
           image_name: returns the name of the image at a position in the split.
           split: name of the split in the report, `test` or `validation`.
           folder: folder for the figures.
+          prepare: maps images of the split, uint8 (N, H, W, C), to those that the network gets, before normalisation.
         """
         from jaxcnn.analysis import figures, mistakes
         from jaxcnn.analysis.markdown import escape, figure
@@ -285,10 +294,14 @@ class Task(abc.ABC):
     def describe(self, prediction: np.ndarray) -> str:
         """Return one image's prediction on one line."""
 
-    def in_file(self, prediction: Any, resizing: Resizing) -> Any:
-        """Return one image's prediction in the coordinates of its file, which was resized for the network.
+    def map_back(self, prediction: Any, map_boxes: Callable[[np.ndarray], np.ndarray]) -> Any:
+        """Return predictions in the coordinates of their images before these were resized or augmented.
 
-        By default, a prediction has no coordinates and stays as it is.
+        By default, predictions have no coordinates and stay as they are.
+
+        Args:
+          prediction: the prediction of one image or, with a leading axis, of several.
+          map_boxes: maps boxes (..., 4) back.
         """
         return prediction
 

@@ -10,7 +10,6 @@ import numpy as np
 from jaxcnn import config as cfg
 from jaxcnn.data import augment, proposals, tta
 from jaxcnn.data.augment.box_targets import move_boxes
-from jaxcnn.data.resizing import Resizing
 from jaxcnn.data.split import Split
 from jaxcnn.data.targets import BOXES, MIN_VISIBLE
 from jaxcnn.detection_metrics import DetectionScores, require_evaluator
@@ -43,6 +42,7 @@ class Detection(Task):
     kind = BOXES
     train_metrics = ('loss',)
     outputs = Detector.outputs
+    is_mixable = False
 
     threshold: float = 0.5
     min_visible: float = MIN_VISIBLE
@@ -75,9 +75,8 @@ class Detection(Task):
             raise UserError(f'{config.eval.tta!r}: test-time augmentation of detections is not supported',
                             field='config.eval.tta')
         pipeline = augment.parse_pipeline(data.augment)
-        if pipeline and (pipeline.num_mixes or pipeline.has_attack):
-            raise UserError(f'{data.augment!r} mixes images or attacks the network, which detection does not support',
-                            field='config.data.augment')
+        if pipeline:
+            cls.check_augmentation(pipeline)
         stages = [config.optim.schedule, *(stage.schedule for stage in config.optim.switch)]
         if any(schedule and schedule.name == 'plateau' for schedule in stages):
             raise UserError('plateau follows the validation loss, which detection does not compute',
@@ -140,10 +139,10 @@ class Detection(Task):
         return detection_report.report_sections(self._scores(accumulated), self.class_names, train_counts, split, folder)
 
     def report_mistakes(self, accumulated: Accumulated, examples: Split, image_name: Callable[[int], str], split: str,
-                        folder: str) -> list[Section]:
+                        folder: str, prepare: Callable[[np.ndarray], np.ndarray]) -> list[Section]:
         """See `Task`: the images with the worst detections."""
         return detection_report.mistakes_sections(self._scores(accumulated), self.class_names, examples, image_name, split,
-                                                  folder)
+                                                  folder, prepare)
 
     def predict(self, outputs: Any) -> Detections:
         """Return the detections."""
@@ -173,10 +172,10 @@ class Detection(Task):
                          f'{d["y1"]:.0f}' for d in shown[:DESCRIBED])
         return f'{counts}  ({best})' if shown else f'no object with a score of at least {self.threshold:g}'
 
-    def in_file(self, prediction: Any, resizing: Resizing) -> Any:
+    def map_back(self, prediction: Any, map_boxes: Callable[[np.ndarray], np.ndarray]) -> Any:
         """See `Task`. Boxes are clipped to the image; those that lie in its padding are left out."""
-        boxes = resizing.map_boxes_back(prediction['boxes']).astype(np.float32)
-        has_area = (boxes[:, 2:] > boxes[:, :2]).all(-1)
+        boxes = map_boxes(prediction['boxes']).astype(np.float32)
+        has_area = (boxes[..., 2:] > boxes[..., :2]).all(-1)
         return {**prediction, 'boxes': boxes, 'valid': prediction['valid'] & has_area}
 
     columns = ('class', 'score', 'x0', 'y0', 'x1', 'y1')

@@ -89,7 +89,8 @@ _MEANINGS = {'localisation': 'right class, IoU from 0.1 to 0.5', 'class': 'wrong
 
 
 def mistakes_sections(scores: DetectionScores, class_names: Sequence[str], examples: Split,
-                      image_name: Callable[[int], str], split: str, folder: str) -> list[Section]:
+                      image_name: Callable[[int], str], split: str, folder: str,
+                      prepare: Callable[[np.ndarray], np.ndarray]) -> list[Section]:
     """Draw the images with the worst detections, and return the section that shows them; none if there are no errors.
 
     Args:
@@ -99,6 +100,7 @@ def mistakes_sections(scores: DetectionScores, class_names: Sequence[str], examp
       image_name: returns the name of the image at a position in the split.
       split: name of the split in the report, `test` or `validation`.
       folder: folder for the figure.
+      prepare: see `tasks.Task.report_mistakes`.
     """
     from jaxcnn.analysis import box_figures, detection_errors, figures
     from jaxcnn.analysis.markdown import escape, figure
@@ -116,7 +118,7 @@ def mistakes_sections(scores: DetectionScores, class_names: Sequence[str], examp
         detections = {**used.detections, 'valid': is_drawn, 'errors': texts}
         truth = {**used.truth, 'undetected': image_errors.is_undetected}
         box_figures.draw_detections(
-            path, examples.take(positions), _at(detections, positions), _at(truth, positions), class_names,
+            path, prepare(examples.take(positions)), _at(detections, positions), _at(truth, positions), class_names,
             [f'{os.path.basename(name)}: {undetected[i]} missed, {false[i]} false'
              for name, i in zip(names, positions, strict=True)])
     return [Section('The worst images', [

@@ -223,3 +223,19 @@ def test_detection_moves_boxes(arguments, remains):
     np.testing.assert_array_equal(results['boxes'][0], [[0, 10, 3, 20] if remains else [0] * 4, [0] * 4])
     with pytest.raises(UserError, match=r'config\.task\.min_visible: expected a number from 0 to 1, got 25'):
         detection(min_visible=25)
+
+
+@pytest.mark.parametrize('text', ['flip_lr|mixup(0.2)', 'fgsm(0.1)|flip_lr'])
+def test_detection_refuses_mixed_images_and_attacks(text):
+    with pytest.raises(UserError, match=r'config\.data\.augment: .* mixes images or attacks the network, which detection'):
+        detection().check_augmentation(augment.parse_pipeline(text))
+
+
+def test_detections_are_mapped_back_to_the_images_before_eval_augment():
+    preprocessor = Preprocessor.from_config(DataConfig(eval_augment='resize(30, 40)|pad(6)'), [0.5], [0.5], lambda *_: [])
+    boxes = np.array([[[6, 6, 46, 36], [16, 11, 26, 16], [0, 0, 5, 52]]], np.float32)  # the last one is in the padding
+    predictions = {'boxes': boxes, 'scores': np.ones((1, 3)), 'valid': np.array([[True, True, True]])}
+    results = detection().map_back(predictions, lambda boxes: preprocessor.map_boxes_back(boxes, (HEIGHT, WIDTH, 3)))
+    np.testing.assert_allclose(results['boxes'][0, :2], [[0, 0, 80, 60], [20, 10, 40, 20]], atol=1e-4)
+    np.testing.assert_array_equal(results['valid'], [[True, True, False]])
+    np.testing.assert_array_equal(results['scores'], predictions['scores'])

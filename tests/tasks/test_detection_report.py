@@ -37,19 +37,19 @@ def test_report_has_classes_errors_and_the_worst_images(tmp_path, monkeypatch):
     images = np.arange(2, dtype=np.uint8)[:, None, None, None] * np.ones((1, 64, 64, 3), np.uint8)
     examples = Split(images, np.arange(2), TRUTH)
     section, = detection_report.mistakes_sections(scores, CLASS_NAMES, examples, 'folder/{}.jpg'.format, 'test',
-                                                  str(tmp_path))
+                                                  str(tmp_path), lambda images: images + 1)
     assert cells(section.lines, 'folder/1.jpg') == ['2', '1', '2 |']
     _, pictures, detections, truth, _, titles = drawn.values()
-    assert (pictures == 1).all()
+    assert (pictures == 2).all(), 'the second image is drawn as the network gets it'
     assert detections['errors'].tolist() == [['', 'class']]
     assert truth['undetected'].tolist() == [[True, True]]
     assert titles == ['1.jpg: 2 missed, 1 false']
     assert detections['valid'].tolist() == [[False, True]]
     monkeypatch.setattr(detection_report, '_MAX_FALSE', 0)
-    detection_report.mistakes_sections(scores, CLASS_NAMES, examples, str, 'test', str(tmp_path))
+    detection_report.mistakes_sections(scores, CLASS_NAMES, examples, str, 'test', str(tmp_path), np.copy)
     assert drawn[2]['valid'].tolist() == [[False, False]]
     perfect = DetectionScores({**TRUTH, 'scores': np.ones((2, 2))}, TRUTH, 3)
-    assert detection_report.mistakes_sections(perfect, CLASS_NAMES, examples, str, 'test', '') == []
+    assert detection_report.mistakes_sections(perfect, CLASS_NAMES, examples, str, 'test', '', np.copy) == []
 
 
 def test_wrong_detections_and_undetected_boxes_are_drawn_with_their_names(tmp_path):
