@@ -1,4 +1,4 @@
-"""SPP-Net (He et al. 2014, "Spatial pyramid pooling in deep convolutional networks for visual recognition"), the detector."""
+"""SPP-Net, the detector (He et al. 2014, "Spatial pyramid pooling in deep convolutional networks for visual recognition")."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
