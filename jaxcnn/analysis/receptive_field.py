@@ -164,7 +164,7 @@ def called_jaxpr(eqn: Any, operands: Sequence[Any]) -> tuple[Any, Sequence[Any]]
     """Return the jaxpr that an equation calls, with the operands of the call; None for a primitive.
 
     Calls are those of `jit`, rematerialisation and custom gradients, the last branch of a `cond`, and one iteration of a
-    `scan`.
+    `scan`, unless it runs over the rows of arrays or returns such rows, as `lax.map` does.
 
     Args:
       eqn: equation of a jaxpr.
@@ -173,6 +173,10 @@ def called_jaxpr(eqn: Any, operands: Sequence[Any]) -> tuple[Any, Sequence[Any]]
     inner = next((eqn.params[key] for key in ('jaxpr', 'call_jaxpr', 'fun_jaxpr') if key in eqn.params), None)
     if eqn.primitive.name == 'cond':
         inner, operands = eqn.params['branches'][-1], operands[1:]
+    if eqn.primitive.name == 'scan':
+        carried = eqn.params['num_carry']
+        if len(eqn.invars) > eqn.params['num_consts'] + carried or len(eqn.outvars) > carried:
+            return None
     inner = getattr(inner, 'jaxpr', inner)
     return (inner, operands) if inner is not None and len(inner.invars) == len(operands) else None
 

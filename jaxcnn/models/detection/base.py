@@ -2,7 +2,7 @@
 
 import abc
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
 import flax.linen as nn
@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxcnn.config import parse_call
-from jaxcnn.errors import UserError
+from jaxcnn.errors import UserError, name_field
 from jaxcnn.models.layers import Maps, Network
 from jaxcnn.models.registry import create
 from jaxcnn.ops import boxes as box_ops
@@ -27,7 +27,8 @@ SHARED_FIELDS = 'dtype', 'param_dtype', 'conv_implementation', 'bn_frozen', 'bn_
 class Detector(Network):
     """The base class of networks that locate objects: they map images to boxes with classes and scores.
 
-    A subclass implements `losses` and `detections`, and extends `check` for its own fields.
+    A subclass implements `losses` and `detections`, extends `check` for its own fields, and sets `takes_proposals` if it
+    needs the proposals of `config.data.proposals`.
 
     Attributes:
       backbone: the network whose feature maps are used: the name of a classifier, with fields that differ from its
@@ -39,6 +40,7 @@ class Detector(Network):
     """
 
     outputs: ClassVar[str] = 'detections'
+    takes_proposals: ClassVar[bool] = False
 
     backbone: str = 'resnet18'
     max_detections: int = 100
@@ -53,8 +55,29 @@ class Detector(Network):
                 raise UserError(f'{name} must be in [0, 1), got {getattr(self, name)!r}')
         if self.max_detections < 1:
             raise UserError(f'max_detections must be at least 1, got {self.max_detections!r}')
-        if isinstance(self.backbone_network(), Detector):
-            raise UserError(f'backbone must be a classifier, got the detector {self.backbone!r}')
+        with name_field('backbone'):
+            backbone = self.backbone_network()
+            if isinstance(backbone, Detector):
+                raise UserError(f'expected a classifier, got the detector {self.backbone!r}')
+            backbone.steps(False)  # raises an error for a network without feature maps for detectors
+
+    def strided_maps(self) -> dict[int, str]:
+        """Return the name of the backbone's last feature map of each stride, in increasing order of strides."""
+        backbone = self.backbone_network()
+        return {backbone.map_geometry(step.name)[0]: step.name for step in backbone.steps(False)}
+
+    def check_strides(self, strides: Iterable[int]) -> None:
+        """Check that the backbone has feature maps of these strides.
+
+        Raises:
+          UserError: One is missing.
+        """
+        available = self.strided_maps()
+        missing = [stride for stride in strides if stride not in available]
+        if missing:
+            raise UserError(f'{self.backbone!r} has no feature map of stride {missing[0]}, which a feature pyramid needs; '
+                            f'its strides are {", ".join(map(str, sorted(available)))}', field='backbone',
+                            hint='choose a ResNet, MobileNet v2 or EfficientNet-Lite, such as resnet18')
 
     def backbone_network(self) -> Network:
         """Return the backbone as a classifier.
@@ -62,14 +85,18 @@ class Detector(Network):
         Raises:
           UserError: There is no such network, or it does not take an argument.
         """
-        name, args, fields = parse_call(self.backbone, 'backbone')
+        name, args, fields = parse_call(self.backbone, 'network')
         if args:
-            raise UserError(f'backbone takes fields by name, got {self.backbone!r}')
+            raise UserError(f'a network takes fields by name, got {self.backbone!r}')
         return create(name, **fields, **{field: getattr(self, field) for field in SHARED_FIELDS if field not in fields})
 
     def min_image_size(self) -> int:
         """See `Network.min_image_size`."""
         return max(32, self.backbone_network().min_image_size())
+
+    def published_for(self) -> tuple[tuple[int, int, int], int]:
+        """See `Network.published_for`: COCO, whose images are scaled to a shorter side of 800 pixels."""
+        return (800, 1344, 3), 80
 
     def classifier_part(self) -> tuple[str, Network]:
         """See `Network.classifier_part`."""
@@ -142,10 +169,15 @@ class Detector(Network):
         return jax.vmap(select)(boxes, scores, labels, usable)
 
 
-def strided_maps(network: Network, maps: Maps) -> dict[int, str]:
-    """Return the name of the last feature map of each stride of a network, in increasing order of strides."""
-    names = {network.map_geometry(name)[0]: name for name, x in maps.items() if x.ndim == 4}
-    return dict(sorted(names.items()))
+def check_numbers(field: str, values: tuple[Any, ...], kind: type = float) -> None:
+    """Check that a field holds numbers above 0, integers if `kind` is int.
+
+    Raises:
+      UserError: It does not.
+    """
+    kinds = (int, float) if kind is float else int
+    if not all(isinstance(value, kinds) and not isinstance(value, bool) and value > 0 for value in values):
+        raise UserError(f'{field} must be {"numbers" if kind is float else "integers"} above 0, got {values}')
 
 
 def shared_fields(network: Network) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxcnn.errors import UserError, unknown
-from jaxcnn.models.detection.base import Detections, Detector, Losses, Targets, shared_fields, strided_maps
+from jaxcnn.models.detection.base import Detections, Detector, Losses, Targets, check_numbers, shared_fields
 from jaxcnn.models.detection.fpn import FPN
 from jaxcnn.models.layers import Maps, Network
 from jaxcnn.ops import boxes as box_ops
@@ -73,6 +73,8 @@ class FastRCNN(Detector):
       beta: from where the smooth L1 loss is linear.
     """
 
+    takes_proposals: ClassVar[bool] = True
+
     fpn: bool = False
     strides: tuple[int, ...] = (4, 8, 16, 32)
     fpn_features: int = 256
@@ -93,10 +95,12 @@ class FastRCNN(Detector):
         super().check()
         if self.roi_pool not in POOLS:
             raise unknown('roi_pool', self.roi_pool, POOLS)
-        if self.fpn and self.roi_pool != 'align':
-            raise UserError("fpn=True needs roi_pool='align', got 'max'")
         if any(b != 2 * a for a, b in itertools.pairwise(self.strides)) or min(self.strides, default=0) < 1:
             raise UserError(f'strides must be numbers such as 4, 8, 16, each twice the one before, got {self.strides}')
+        if self.fpn:
+            if self.roi_pool != 'align':
+                raise UserError("fpn=True needs roi_pool='align', got 'max'")
+            self.check_strides(self.strides)
         for name in ('fpn_features', 'head_features', 'sampling_ratio', 'roi_batch'):
             if getattr(self, name) < 1:
                 raise UserError(f'{name} must be at least 1, got {getattr(self, name)!r}')
@@ -104,10 +108,15 @@ class FastRCNN(Detector):
             raise UserError(f'0 <= roi_low < roi_high <= 1 must hold, got {self.roi_low} and {self.roi_high}')
         if not 0 < self.roi_positive <= 1:
             raise UserError(f'roi_positive must be in (0, 1], got {self.roi_positive!r}')
-        if len(self.box_weights) != 4 or min(self.box_weights) <= 0:
-            raise UserError(f'box_weights must be four numbers above 0, got {self.box_weights}')
-        if self.beta <= 0:
-            raise UserError(f'beta must be above 0, got {self.beta!r}')
+        if len(self.box_weights) != 4:
+            raise UserError(f'box_weights must be four numbers, got {self.box_weights}')
+        check_numbers('box_weights', self.box_weights)
+        if self.beta <= 0 or self.roi_size < 0:
+            raise UserError(f'beta must be above 0 and roi_size at least 0, got {self.beta!r} and {self.roi_size!r}')
+
+    def published_for(self) -> tuple[tuple[int, int, int], int]:
+        """See `Network.published_for`: Pascal VOC without a feature pyramid, else COCO."""
+        return super().published_for() if self.fpn else ((600, 1000, 3), 20)
 
     def losses(self, x: jax.Array, targets: Targets, maps: Maps) -> Losses:
         """See `Detector.losses`; `targets` also has `proposals` and `proposal_valid`."""
@@ -173,11 +182,7 @@ class FastRCNN(Detector):
         if not self.fpn:
             name = backbone.region_input()[0]
             return [Level(backbone_maps[name], backbone.map_geometry(name)[0])]
-        names = strided_maps(backbone, backbone_maps)
-        missing = [stride for stride in self.strides if stride not in names]
-        if missing:
-            raise UserError(f'fpn=True needs feature maps of the strides {self.strides}; those of {self.backbone!r} are '
-                            f'{tuple(names)}')
+        names = self.strided_maps()
         pyramid = FPN(self.fpn_features, **shared_fields(self), name='fpn', parent=self)
         outputs = pyramid([backbone_maps[names[stride]] for stride in self.strides])
         maps.update({f'p{stride.bit_length() - 1}': x for x, stride in zip(outputs, self.strides, strict=True)})

@@ -1,7 +1,7 @@
 """Faster R-CNN (Ren et al. 2015, "Faster R-CNN: towards real-time object detection with region proposal networks")."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxcnn.errors import UserError, unknown
-from jaxcnn.models.detection.base import Detections, Losses, Targets, shared_fields
+from jaxcnn.models.detection.base import Detections, Losses, Targets, check_numbers, shared_fields
 from jaxcnn.models.detection.fast_rcnn import FastRCNN, Level, Regions, smooth_l1
 from jaxcnn.models.detection.rpn import RPNHead
 from jaxcnn.models.layers import Maps, Network
@@ -54,6 +54,8 @@ class FasterRCNN(FastRCNN):
       trained: `both`; or only the terms of the loss of the `rpn` or of the `head`.
     """
 
+    takes_proposals: ClassVar[bool] = False
+
     anchor_sizes: tuple[float, ...] = ()
     anchor_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
     anchor_convention: str = 'torchvision'
@@ -89,14 +91,21 @@ class FasterRCNN(FastRCNN):
             raise UserError(f'rpn_positive must be in (0, 1] and rpn_batch at least 1, got {self.rpn_positive} and '
                             f'{self.rpn_batch}')
         for name in ('pre_nms', 'post_nms'):
-            if len(getattr(self, name)) != 2 or min(getattr(self, name)) < 1:
-                raise UserError(f'{name} must be two positive integers, for training and for evaluation, got '
-                                f'{getattr(self, name)}')
+            if len(getattr(self, name)) != 2:
+                raise UserError(f'{name} must be two integers, for training and for evaluation, got {getattr(self, name)}')
+            check_numbers(name, getattr(self, name), int)
         if self.fpn and self.anchor_sizes and len(self.anchor_sizes) != len(self.strides) + 1:
             raise UserError(f'anchor_sizes must be {len(self.strides) + 1} numbers, for {len(self.strides)} strides and a '
                             f'further level, got {self.anchor_sizes}')
-        if min((*self.anchor_sizes, *self.anchor_ratios, self.rpn_beta), default=0) <= 0:
-            raise UserError('anchor_sizes, anchor_ratios and rpn_beta must be above 0')
+        if not self.anchor_ratios:
+            raise UserError('anchor_ratios must have at least one number')
+        check_numbers('anchor_sizes', self.anchor_sizes)
+        check_numbers('anchor_ratios', self.anchor_ratios)
+        if not 0 <= self.rpn_nms < 1:
+            raise UserError(f'rpn_nms must be in [0, 1), got {self.rpn_nms!r}')
+        if self.rpn_beta <= 0 or self.rpn_features < 0 or self.min_side < 0:
+            raise UserError('rpn_beta must be above 0, and rpn_features and min_side at least 0, got '
+                            f'{self.rpn_beta!r}, {self.rpn_features!r} and {self.min_side!r}')
 
     def losses(self, x: jax.Array, targets: Targets, maps: Maps) -> Losses:
         """See `Detector.losses`."""

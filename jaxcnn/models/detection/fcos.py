@@ -10,7 +10,7 @@ import optax
 
 from jaxcnn.errors import UserError, unknown
 from jaxcnn.losses import bce_by_class
-from jaxcnn.models.detection.base import Detections, Detector, Losses, Targets, shared_fields, strided_maps
+from jaxcnn.models.detection.base import Detections, Detector, Losses, Targets, shared_fields
 from jaxcnn.models.detection.fpn import FPN
 from jaxcnn.models.layers import Maps, Network
 from jaxcnn.ops import boxes as box_ops
@@ -60,6 +60,7 @@ class FCOS(Detector):
     def check(self) -> None:
         """See `Network.check`."""
         super().check()
+        self.check_strides(STRIDES[:3])
         for name in ('fpn_features', 'head_layers', 'pre_nms'):
             if getattr(self, name) < 1:
                 raise UserError(f'{name} must be at least 1, got {getattr(self, name)!r}')
@@ -122,7 +123,7 @@ class FCOS(Detector):
         backbone = self.backbone_network().clone(parent=self, name='backbone')
         backbone_maps = backbone.feature_maps(x, train)
         maps.update(backbone_maps)
-        names = strided_maps(backbone, backbone_maps)
+        names = self.strided_maps()
         levels = FPN(self.fpn_features, extra='convolutions', **shared_fields(self), name='fpn', parent=self)(
             [backbone_maps[names[stride]] for stride in STRIDES[:3]])
         maps.update({f'p{i}': level for i, level in enumerate(levels, 3)})
