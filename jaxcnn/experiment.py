@@ -86,7 +86,7 @@ def _check_names(config: cfg.Config) -> None:
             raise UserError(f'cannot be set; {reason}', field=f'config.model.{field}')
     with name_field('config.model'):
         network = models.create(config.model.name, **config.model.args)
-    tasks.find(config.task).check_network(config.model.name, network)
+    tasks.find(config.task).check_network(config, network)
     cfg.check_init(config.init)
     if config.init and config.init.pretrained:
         with name_field('config.init.pretrained'):

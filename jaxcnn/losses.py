@@ -206,4 +206,7 @@ def detection(terms: dict[str, jax.Array], targets: object, classes: float = 1.0
     """
     weights = {'classes': classes, 'boxes': boxes, 'rpn_objectness': rpn_objectness, 'rpn_boxes': rpn_boxes,
                'centerness': centerness}
+    for name, weight in weights.items():
+        if weight < 0:
+            raise UserError(f'expected a number from 0, got {weight!r}', field=f'config.loss.{name}')
     return sum((weights.get(name, 1.0) * term.astype(jnp.float32) for name, term in terms.items()), jnp.zeros(()))

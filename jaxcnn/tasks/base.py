@@ -26,7 +26,7 @@ from jaxcnn.models import Network
 from jaxcnn.registry import Registry
 
 MAX_MISTAKES = 16  # on the sheet of the most confident ones in a report
-MAX_LISTED_METRICS = 12  # an error lists all metrics up to this number; of more, the ones nearest to the given name
+MAX_LISTED = 12  # an error lists all metrics or networks up to this number; of more metrics, the nearest ones
 Targets = Mapping[str, jax.Array]  # by name, (N, ...) each
 Tree = dict[str, Any]  # of arrays
 
@@ -126,11 +126,13 @@ class Task(abc.ABC):
     # the network
 
     @classmethod
-    def check_network(cls, name: str, network: Network) -> None:
-        """Raise a UserError if a network, the name of which is given, does not return what this task takes."""
+    def check_network(cls, config: cfg.Config, network: Network) -> None:
+        """Raise a UserError if the network of a config does not return what this task takes, or takes what is not there."""
         if network.outputs != cls.outputs:
-            raise UserError(f'{name} returns {network.outputs}, but config.task={cls.name!r} takes {cls.outputs}',
-                            field='config.model', hint=f'networks for this task: {", ".join(models.names(cls.outputs))}')
+            names = models.names(cls.outputs)
+            shown = f'networks for this task: {", ".join(names)}' if len(names) <= MAX_LISTED else 'see docs/networks.md'
+            raise UserError(f'{config.model.name} returns {network.outputs}, but config.task={cls.name!r} takes '
+                            f'{cls.outputs}', field='config.model', hint=shown)
 
     def network_arguments(self, targets: Targets, train: bool) -> dict[str, Any]:
         """Return what the network takes besides images; nothing by default.
@@ -430,7 +432,7 @@ def best_measurement(config: cfg.Config, task: Task) -> metrics.Measurement:
     if name not in known:
         error = unknown('metric', name, known, field='config.checkpoint.metric')
         selectable = [m.name for m in known.values() if config.optim.ema_decay or not m.ema]
-        if len(selectable) <= MAX_LISTED_METRICS:
+        if len(selectable) <= MAX_LISTED:
             error.hint = f'known: {", ".join(selectable)}'
         raise error
     if known[name].ema and not config.optim.ema_decay:

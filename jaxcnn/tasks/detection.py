@@ -13,8 +13,9 @@ from jaxcnn.data.augment.box_targets import move_boxes
 from jaxcnn.data.split import Split
 from jaxcnn.data.targets import BOXES, MIN_VISIBLE
 from jaxcnn.detection_metrics import DetectionScores, require_evaluator
-from jaxcnn.errors import UserError, printable
+from jaxcnn.errors import UserError, name_field, printable
 from jaxcnn.metrics import LOSS, Metric
+from jaxcnn.models import Network
 from jaxcnn.models.detection import Detections, Detector
 from jaxcnn.tasks import detection_report
 from jaxcnn.tasks.base import Accumulated, Section, Targets, Task, Tree, register
@@ -74,7 +75,8 @@ class Detection(Task):
         if tta.parse(config.eval.tta) is not None:
             raise UserError(f'{config.eval.tta!r}: test-time augmentation of detections is not supported',
                             field='config.eval.tta')
-        pipeline = augment.parse_pipeline(data.augment)
+        with name_field('config.data.augment'):
+            pipeline = augment.parse_pipeline(data.augment)
         if pipeline:
             cls.check_augmentation(pipeline)
         stages = [config.optim.schedule, *(stage.schedule for stage in config.optim.switch)]
@@ -83,6 +85,19 @@ class Detection(Task):
                             field='config.optim.schedule')
 
     # the network
+
+    @classmethod
+    def check_network(cls, config: cfg.Config, network: Network) -> None:
+        """See `Task`."""
+        super().check_network(config, network)
+        assert isinstance(network, Detector)
+        method = config.data.proposals
+        if network.takes_proposals and not method:
+            raise UserError(f'{config.model.name} classifies object proposals, and there are none', field=proposals.FIELD,
+                            hint=f'set it to one of {", ".join(proposals.names())}, such as selective_search')
+        if method and not network.takes_proposals:
+            raise UserError(f'{config.model.name} does not take the proposals {method!r}', field=proposals.FIELD,
+                            hint="leave it ''")
 
     def network_arguments(self, targets: Targets, train: bool) -> dict[str, Any]:
         """See `Task`."""

@@ -59,7 +59,11 @@ class Detector(Network):
             backbone = self.backbone_network()
             if isinstance(backbone, Detector):
                 raise UserError(f'expected a classifier, got the detector {self.backbone!r}')
-            backbone.steps(False)  # raises an error for a network without feature maps for detectors
+            self.check_backbone(backbone)
+
+    def check_backbone(self, backbone: Network) -> None:
+        """Raise a UserError if the backbone lacks what the detector uses, which is its feature maps unless overridden."""
+        backbone.steps(False)
 
     def strided_maps(self) -> dict[int, str]:
         """Return the name of the backbone's last feature map of each stride, in increasing order of strides."""

@@ -95,7 +95,8 @@ class FastRCNN(Detector):
         super().check()
         if self.roi_pool not in POOLS:
             raise unknown('roi_pool', self.roi_pool, POOLS)
-        if any(b != 2 * a for a, b in itertools.pairwise(self.strides)) or min(self.strides, default=0) < 1:
+        check_numbers('strides', self.strides, int)
+        if not self.strides or any(b != 2 * a for a, b in itertools.pairwise(self.strides)):
             raise UserError(f'strides must be numbers such as 4, 8, 16, each twice the one before, got {self.strides}')
         if self.fpn:
             if self.roi_pool != 'align':

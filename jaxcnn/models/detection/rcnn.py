@@ -64,6 +64,9 @@ class RCNN(FastRCNN):
         if self.region_part < 1:
             raise UserError(f'region_part must be at least 1, got {self.region_part!r}')
 
+    def check_backbone(self, backbone: Network) -> None:
+        """See `Detector.check_backbone`; any classifier will do."""
+
     def min_image_size(self) -> int:
         """See `Network.min_image_size`."""
         return 1
