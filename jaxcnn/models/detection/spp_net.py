@@ -1,4 +1,4 @@
-"""SPP-Net, the detector (He et al. 2014, "Spatial pyramid pooling in deep convolutional networks for visual recognition")."""
+"""SPP-Net (He et al. 2014, "Spatial pyramid pooling in deep convolutional networks for visual recognition"): a detector."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
