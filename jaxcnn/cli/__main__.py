@@ -17,6 +17,7 @@ COMMANDS = {
     'configs': 'list the configs that come with jaxcnn',
     'models': 'show the cost of networks',
     'augment': 'draw what augmentation makes of images',
+    'fit_svms': 'fit the SVMs and box regressions of R-CNN and SPP-Net',
     'proposals': 'compare object proposals by their recall',
     'cache': 'list or clear the caches of decoded images and compiled programs',
     'multiprocess': 'start several processes of one command on this machine',

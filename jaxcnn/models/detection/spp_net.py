@@ -1,4 +1,4 @@
-"""SPP-Net (He et al. 2014, "Spatial pyramid pooling in deep convolutional networks for visual recognition"): a detector."""
+"""SPP-Net (He et al. 2014, "Spatial pyramid pooling in deep convolutional networks for visual recognition", section 4)."""
 
 from collections.abc import Callable, Sequence
 from typing import Any

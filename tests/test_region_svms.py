@@ -1,0 +1,68 @@
+"""SVMs with hard negatives and box regression on features whose answer is known."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxcnn import models
+from jaxcnn.region_svms.features import region_features
+from jaxcnn.region_svms.linear import SVMTrainer, fit_box_regression
+from jaxcnn.training.state import run_once
+
+RNG = np.random.default_rng(0)
+
+
+def test_an_svm_is_trained_on_hard_negatives_and_separates_planted_classes():
+    """Feature 0 shows class 0, and feature 1 class 1. Hard negatives, with feature 2, come after the first image."""
+    def regions(count, *pattern):
+        return RNG.normal(0, 0.05, (count, 8)) + np.pad(np.array(pattern, float), (0, 8 - len(pattern)))
+    trainer = SVMTrainer([regions(40, 1), regions(40, 0, 1), np.zeros((0, 8))], scale=20.0, retrain_after=70)
+    easy, hard = regions(50, -2, -2), regions(30, 1, 0, 1)
+    of_classes = np.repeat([[False, True, True], [True, False, True], [True, True, True]], [20, 20, 50], 0)
+    trainer.add(np.concatenate([regions(20, 1), regions(20, 0, 1), regions(50, -1, -1)]), of_classes)
+    first = trainer.weights.copy()
+    assert (hard @ (first[0] * 20) + trainer.biases[0] > 0).all()  # not yet known
+    negatives = np.ones((80, 3), bool)
+    negatives[:30, 1] = False
+    for count in (30, 60):
+        trainer.add(np.concatenate([hard, easy]), negatives)
+        assert trainer.added[:2] == [count, 0]  # only the hard ones of class 0, too few to train again
+    np.testing.assert_array_equal(trainer.weights, first)
+    trainer.add(hard, negatives[:30])
+    assert trainer.added[0] == 0
+    assert (trainer.weights[0] != first[0]).any()
+    assert 0 < len(trainer.negatives[0]) < 140  # easy ones are forgotten
+    assert (trainer.negatives[0] @ trainer.weights[0] + trainer.biases[0] >= -1.2).all()
+    svms = trainer.finish()
+    scores = svms(np.concatenate([regions(5, 1), regions(5, 0, 1), regions(5, 1, 0, 1), regions(5, -1, -1)]))
+    assert scores.shape == (20, 3)
+    expected = np.repeat([[1, 0], [0, 1], [0, 0], [0, 0]], 5, 0) > 0
+    np.testing.assert_array_equal(scores[:, :2] > 0, expected)
+    np.testing.assert_array_equal(scores[:, 2], -1)  # a class without examples
+
+
+def test_box_regression_is_the_closed_form_of_ridge_regression():
+    x, y = RNG.normal(size=(30, 5)) + 3, RNG.normal(size=(30, 4))
+    regression = fit_box_regression([x, np.zeros((0, 5))], [y, np.zeros((0, 4))], strength=7.0, scale=2.0)
+    scaled, centred = 2 * (x - x.mean(0)), y - y.mean(0)
+    weights = np.linalg.solve(scaled.T @ scaled + 7 * np.eye(5), scaled.T @ centred)
+    values = regression(x[:4])
+    np.testing.assert_allclose(values[:, 0], scaled[:4] @ weights + y.mean(0), rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(values[:, 1], 0)
+
+
+def test_features_of_regions_are_those_of_the_classifier():
+    network = models.create('rcnn', num_classes=2, backbone='alexnet(widths=(4, 6, 8, 6), hidden=8)', region_size=63,
+                            context=4, region_part=2, conv_implementation='xla')
+    image = jnp.asarray(RNG.normal(size=(70, 80, 3)), jnp.float32)
+    boxes = jnp.asarray([[0, 0, 40, 60], [10, 5, 70, 60], [3, 30, 80, 70]], jnp.float32)
+    variables = jax.jit(network.init, compiler_options=run_once())(jax.random.key(0), image[None])
+    features = jax.jit(lambda v: region_features(network, v, image, boxes), compiler_options=run_once())(variables)
+    assert {name: x.shape for name, x in features.items()} == {'pool5': (3, 6), 'fc6': (3, 8), 'fc7': (3, 8),
+                                                               'logits': (3, 3)}
+    layers = variables['params']['backbone']
+    x = features['pool5']
+    for i, name in enumerate(('fc6', 'fc7', 'logits')):
+        x = x @ layers[f'Dense_{i}']['kernel'] + layers[f'Dense_{i}']['bias']
+        x = x if name == 'logits' else jax.nn.relu(x)
+        np.testing.assert_allclose(features[name], x, rtol=1e-4, atol=1e-5)
