@@ -70,6 +70,8 @@ def test_operators_of_object_detection_are_measured(command, tmp_path):
     (['train_step', '--models=resnet19'], ["'resnet19'", 'resnet18']),
     (['operators', '--models=roi_pool'], ["'roi_pool'", 'roi_max_pool']),
     (['operators', '--torch_python=false'], ['--torch_python', "'false'", 'torchvision==0.29.1']),
+    (['detector', '--models=tarin'], ["'tarin'", 'train']),
+    (['detector', '--batch=0'], ['--batch', 'at least 1', '0']),
     (['eval', '--peers=torhc'], ["'torhc'", 'torch']),
     (['data', '--config=configs/food_shallow.py'], ["augmentation of the PyTorch peer 'color_jitter'", 'flip_lr']),
     (['train', '--config=configs/digits_lenet5.py'], ['config.data.name', 'lenet5 on digits', 'mnist']),
