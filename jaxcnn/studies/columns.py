@@ -95,7 +95,11 @@ def find_column(name: str, config: cfg.Config) -> Column:
     Raises:
       UserError: The measurement does not exist.
     """
-    known = metrics.measurements(_metrics(config).values(), SPLITS, bool(config.optim.ema_decay), config.eval.tta != 'none')
+    of_task = {LOSS.name: LOSS, **_metrics(config)}
+    logged_in_training = [of_task[metric] for metric in tasks.find(config.task).train_metrics]
+    known = {**metrics.measurements(_metrics(config).values(), [split for split in SPLITS if split != 'train'],
+                                    bool(config.optim.ema_decay), config.eval.tta != 'none'),
+             **metrics.measurements(logged_in_training, ['train'], ema=False, tta=False)}
     if '(' in name:
         function, arguments, named = cfg.parse_call(name, name)
         if function != 'epochs_to' or named or len(arguments) != 2 or not isinstance(arguments[1], (int, float)):
