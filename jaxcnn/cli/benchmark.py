@@ -6,7 +6,8 @@
     jaxcnn benchmark train --config=mnist_lenet [--config.model=lenet5 --config.duration.epochs=2]
     jaxcnn benchmark train --config=cifar10_fast
     jaxcnn benchmark operators [--models nms,roi_align,...] [--peers torch]
-    jaxcnn benchmark detector [--models train,eval] [--batch=2] [--peers torch]
+    jaxcnn benchmark faster_rcnn [--models train,eval] [--batch=2] [--peers torch]
+    jaxcnn benchmark detectors [--models rcnn,spp_net,...]
     jaxcnn benchmark checkpoint [--models resnet50] [--peers torch]
     jaxcnn benchmark loop --config=mnist_lenet [--config.a.b=VALUE ...]
     jaxcnn benchmark startup --config=digits_lenet5
@@ -44,10 +45,13 @@ operators: The milliseconds of the operators of object detection (non-maximum su
 their gradients), and the ratio of their speed to that of torchvision's operators. --torch_python needs torch==2.14.1 and
 torchvision==0.29.1.
 
-detector: The images/s of a training step (forward and backward pass and SGD) and of an inference of Faster R-CNN, with a
+faster_rcnn: The images/s of a training step (forward and backward pass and SGD) and of an inference of Faster R-CNN, with a
 ResNet-18 and a feature pyramid, for images of 480 x 640 pixels, and the ratio to those of torchvision's with the same
 settings: 2,000 proposals, of which 512 are trained, and in inference 1,000; 256 anchors; three classes; frozen BatchNorm.
 --torch_python needs torch==2.14.1 and torchvision==0.29.1.
+
+detectors: The seconds in which R-CNN, SPP-Net, Fast R-CNN and Faster R-CNN detect objects in one image of 480x640 pixels,
+with AlexNet and 2,000 given proposals, and the ratio of R-CNN's time to them.
 
 checkpoint: The seconds to save the state of a network and of SGD with momentum to the disk, to hand it over (while the
 training loop waits), and to read it, compared with torch.save and torch.load.
@@ -70,7 +74,7 @@ import sys
 from collections.abc import Callable, Iterable
 
 from jaxcnn import cli
-from jaxcnn.benchmarks import data, detectors, explanations, networks, operators, runs
+from jaxcnn.benchmarks import data, detectors, explanations, networks, operators, region_detectors, runs
 from jaxcnn.benchmarks.measure import Table, machine, write
 from jaxcnn.errors import UserError, unknown
 
@@ -78,7 +82,8 @@ PEERS = ('torch', 'compiled', 'jax', 'xla')
 BENCHMARKS: dict[str, Callable[[argparse.Namespace], Table | Iterable[Table]]] = {
     'train_step': functools.partial(networks.compare, benchmark='train_step'),
     'eval': functools.partial(networks.compare, benchmark='eval'), 'data': data.compare, 'operators': operators.compare,
-    'detector': detectors.compare,
+    'faster_rcnn': detectors.compare,
+    'detectors': region_detectors.compare,
     'train': runs.train, 'checkpoint': runs.checkpoint, 'loop': runs.loop, 'startup': runs.startup,
     'integrated_gradients': explanations.compare}
 
@@ -117,8 +122,8 @@ def main() -> None:
     parser.add_argument('--config', default='', help='config for data, train, loop and startup: a file, or the name of a '
                         'config that comes with jaxcnn')
     parser.add_argument('--models', default='', help='comma-separated networks for train_step, eval, checkpoint and '
-                        'integrated_gradients, operators, or train and eval for detector')
-    parser.add_argument('--batch', type=int, default=2, help='images in a batch of detector (default: 2)')
+                        'integrated_gradients, operators, detectors, or train and eval for faster_rcnn')
+    parser.add_argument('--batch', type=int, default=2, help='images in a batch of faster_rcnn (default: 2)')
     parser.add_argument('--steps', type=int, default=50, help='steps of integrated_gradients (default: 50)')
     parser.add_argument('--peers', default='torch,compiled', help='comma-separated peers: torch, compiled, jax, xla '
                         '(default: torch,compiled)')

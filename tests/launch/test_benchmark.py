@@ -69,6 +69,7 @@ def test_operators_of_object_detection_are_measured(command, tmp_path):
 @pytest.mark.parametrize(('arguments', 'fragments'), [
     (['train_step', '--models=resnet19'], ["'resnet19'", 'resnet18']),
     (['operators', '--models=roi_pool'], ["'roi_pool'", 'roi_max_pool']),
+    (['detectors', '--models=rcnnn'], ["'rcnnn'", 'rcnn']),
     (['operators', '--torch_python=false'], ['--torch_python', "'false'", 'torchvision==0.29.1']),
     (['detector', '--models=tarin'], ["'tarin'", 'train']),
     (['detector', '--batch=0'], ['--batch', 'at least 1', '0']),
