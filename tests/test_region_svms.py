@@ -5,11 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxcnn import models
+from jaxcnn.detection_metrics import pairwise_iou
+from jaxcnn.ops import boxes as box_ops
+from jaxcnn.region_svms import second_stage
 from jaxcnn.region_svms.features import region_features
 from jaxcnn.region_svms.linear import SVMTrainer, fit_box_regression
 from jaxcnn.training.state import run_once
 
 RNG = np.random.default_rng(0)
+encode = jax.jit(box_ops.encode)
 
 
 def test_an_svm_is_trained_on_hard_negatives_and_separates_planted_classes():
@@ -66,3 +70,38 @@ def test_features_of_regions_are_those_of_the_classifier():
         x = x @ layers[f'Dense_{i}']['kernel'] + layers[f'Dense_{i}']['bias']
         x = x if name == 'logits' else jax.nn.relu(x)
         np.testing.assert_allclose(features[name], x, rtol=1e-4, atol=1e-5)
+
+
+class PlantedFeatures(second_stage.FeatureExtractor):
+    """Features that are the class and the regression targets of regions near an object, and zeros for the others."""
+
+    def __init__(self):
+        self.network = models.create('rcnn', num_classes=2, backbone='alexnet(widths=(4, 6, 8, 6), hidden=8)')
+        self.num_classes, self.height, self.width = 2, 200, 200
+
+    def of_split(self, split, positions=None, with_proposals=True, title=''):
+        for seed in positions or split:
+            rng = np.random.default_rng(seed)
+            corners = np.array([[10, 10], [110, 20], [30, 110], [0, 0]])
+            boxes = np.concatenate([corners, corners + rng.uniform(50, 80, (4, 2))], 1) * [[1], [1], [1], [0]]
+            truth = {'boxes': boxes, 'classes': np.array([0, 1, 0, 0]), 'valid': np.arange(4) < 3,
+                     'difficult': np.zeros(4, bool)}
+            near = np.repeat(boxes[:3], 12, 0) + rng.uniform(-25, 25, (36, 4))
+            far = rng.uniform(0, 180, (10, 2))
+            regions = np.concatenate([boxes, near, np.concatenate([far, far + 20], 1)])
+            overlaps = pairwise_iou(regions, boxes)
+            nearest, is_near = overlaps.argmax(1), overlaps.max(1) >= 0.3
+            targets = np.asarray(encode(boxes[nearest], regions))
+            features = np.concatenate([np.eye(2)[truth['classes'][nearest]], 5 * targets], 1) * is_near[:, None]
+            yield second_stage.Regions(regions, {'pool5': features, 'logits': 9 * np.pad(features[:, :2], [(0, 0), (0, 1)])},
+                                       np.arange(len(regions)) >= 4, truth)
+
+
+def test_second_stage_classifies_regions_and_refines_their_boxes(tmp_path):
+    extractor = PlantedFeatures()
+    stage = second_stage.fit(extractor, range(12), ['pool5'])
+    stage.save(str(tmp_path / 'svms.npz'))
+    values = second_stage.evaluate(extractor, range(20, 25), second_stage.SecondStage.load(str(tmp_path / 'svms.npz')))
+    assert values['pool5', 'svm_boxes'] == 1
+    assert values['logits', 'softmax_boxes'] == 1
+    assert values['pool5', 'svm'] < 0.95

@@ -38,6 +38,7 @@ BOX_FEATURE = 'pool5'  # from which boxes are regressed
 _NORM_IMAGES = 16  # from which the mean norm of features is computed
 _BOX_EXAMPLES = 64  # largest number of examples of the regression, of an image and a class
 _PROGRESS_INTERVAL = 10  # seconds between lines of progress
+_encode, _decode = jax.jit(box_ops.encode), jax.jit(box_ops.decode)
 
 
 class Regions(NamedTuple):
@@ -166,8 +167,7 @@ class SecondStage:
 
     def refine(self, regions: Regions) -> np.ndarray:
         """Return the boxes (R, classes, 4) that the regression predicts from the regions."""
-        targets = self.boxes(regions.features[BOX_FEATURE])
-        return np.asarray(box_ops.decode(jnp.asarray(targets), jnp.asarray(regions.boxes[:, None])))
+        return np.asarray(_decode(self.boxes(regions.features[BOX_FEATURE]), regions.boxes[:, None]))
 
 
 def predict(run: Run, stage: SecondStage, images: np.ndarray, feature: str = '', refine: bool = True) -> Detections:
@@ -241,19 +241,17 @@ def fit(extractor: FeatureExtractor, split: Split, names: Sequence[str]) -> Seco
             near = np.flatnonzero(is_region & (overlaps[:, c] > REGRESSION_IOU))
             near = np.sort(rng.permutation(near)[:_BOX_EXAMPLES])
             x.append(regions.features[BOX_FEATURE][near])
-            y.append(_regression_targets(regions, near, c))
+            y.append(_regression_targets(regions, c)[near])
     boxes = fit_box_regression([np.concatenate(x) for x, _ in examples], [np.concatenate(y) for _, y in examples],
                                scale=scales[BOX_FEATURE])
     return SecondStage({name: trainer.finish() for name, trainer in trainers.items()}, boxes)
 
 
-def _regression_targets(regions: Regions, indices: np.ndarray, c: int) -> np.ndarray:
-    """Return the regression targets (n, 4) of regions, from the true box of class `c` that each overlaps most."""
-    if not len(indices):
-        return np.zeros((0, 4), np.float32)
-    candidates = np.flatnonzero(regions.truth['valid'] & (regions.truth['classes'] == c))
-    nearest = pairwise_iou(regions.boxes[indices], regions.truth['boxes'][candidates]).argmax(1)
-    return np.asarray(box_ops.encode(regions.truth['boxes'][candidates[nearest]], regions.boxes[indices]))
+def _regression_targets(regions: Regions, c: int) -> np.ndarray:
+    """Return the regression targets (R, 4) of regions, from the true box of class `c` that each overlaps most."""
+    is_candidate = regions.truth['valid'] & (regions.truth['classes'] == c)
+    nearest = np.where(is_candidate, pairwise_iou(regions.boxes, regions.truth['boxes']), -1).argmax(1)
+    return np.asarray(_encode(regions.truth['boxes'][nearest], regions.boxes))
 
 
 # ---- evaluation
