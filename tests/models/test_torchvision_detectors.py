@@ -1,6 +1,7 @@
 """Faster R-CNN and FCOS against torchvision's, with the same weights, image and boxes."""
 
 import pathlib
+import re
 
 import detector_weights
 import flax.linen as nn
@@ -9,17 +10,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxcnn import models
+from jaxcnn.errors import UserError
 from jaxcnn.models.detection.faster_rcnn import FasterRCNN
 from jaxcnn.models.detection.fcos import FCOS
+from jaxcnn.models.detection.rpn import RPNHead
 from jaxcnn.training.state import run_once
 
 REFERENCE = np.load(pathlib.Path(__file__).with_name('torchvision_detectors.npz'))
 BACKBONE = f'resnet18(blocks=(1, 1, 1, 1), width={detector_weights.WIDTH})'
-IMAGE = jnp.asarray(detector_weights.image().transpose(1, 2, 0)[None])
+IMAGES = jnp.asarray(np.stack([detector_weights.image()[:, ::-1], detector_weights.image()]).transpose(0, 2, 3, 1))
 FIELDS = dict(num_classes=detector_weights.CLASSES, backbone=BACKBONE, conv_implementation='xla', bn_frozen=True)
-EXAMPLE = {'boxes': jnp.zeros((1, 5, 4)).at[:, :3].set(detector_weights.BOXES), 'valid': jnp.arange(5)[None] < 3,
-           'classes': jnp.zeros((1, 5), int).at[:, :3].set(detector_weights.LABELS), 'difficult': jnp.zeros((1, 5), bool),
-           'key': jax.random.split(jax.random.key(0), 1)}
+TARGETS = {'boxes': jnp.zeros((2, 5, 4)).at[1, :3].set(detector_weights.BOXES),
+           'classes': jnp.zeros((2, 5), int).at[1, :3].set(detector_weights.LABELS),
+           'valid': jnp.zeros((2, 5), bool).at[1, :3].set(True), 'difficult': jnp.zeros((2, 5), bool),
+           'key': jax.random.split(jax.random.key(0), 2)}
 captured: dict[str, jax.Array] = {}  # what the stages of the last traced detector return
 
 
@@ -119,6 +124,7 @@ def fcos_variables():
 
 @pytest.mark.parametrize('name', ['faster_rcnn', 'fcos'])
 def test_a_detector_computes_what_torchvisions_computes(name):
+    """Of the second image of a batch; the first one, which is upside down, has no objects in training."""
     network, variables, terms = {
         'faster_rcnn': lambda: (RecordedFasterRCNN(
             **FIELDS, fpn_features=detector_weights.FEATURES[name], head_features=detector_weights.HEAD_FEATURES,
@@ -130,12 +136,12 @@ def test_a_detector_computes_what_torchvisions_computes(name):
             **FIELDS, fpn_features=detector_weights.FEATURES[name], nms_threshold=0.6, pre_nms=50,
             point_convention='torchvision', weighted_boxes=False), fcos_variables(),
             {'classes': 'classification', 'boxes': 'bbox_regression', 'centerness': 'bbox_ctrness'})}[name]()
-    shapes = jax.eval_shape(network.init, jax.random.key(0), IMAGE)
+    shapes = jax.eval_shape(network.init, jax.random.key(0), IMAGES)
     assert jax.tree.map(jnp.shape, variables) == jax.tree.map(jnp.shape, shapes)
 
     def detect(variables):
         captured.clear()
-        return network.apply(variables, IMAGE), dict(captured)
+        return network.apply(variables, IMAGES), dict(captured)
     detections, stages = jax.jit(detect, compiler_options=run_once())(variables)
     for key, value in stages.items():
         expected = REFERENCE[key]
@@ -143,23 +149,46 @@ def test_a_detector_computes_what_torchvisions_computes(name):
             expected = np.roll(expected, -1, -1)
         elif key == 'box_deltas':
             expected = expected[:, 4:].reshape(value.shape[1:])
-        np.testing.assert_allclose(value[0], expected, rtol=1e-4, atol=1e-3, err_msg=key)
+        np.testing.assert_allclose(value[1], expected, rtol=1e-4, atol=1e-3, err_msg=key)
     expected = {key: REFERENCE[f'{name}_{key}'] for key in ('boxes', 'scores', 'labels')}
     has_area = (expected['boxes'][:, 2:] > expected['boxes'][:, :2]).all(1)  # torchvision's FCOS has empty boxes, too
     expected = {key: values[has_area] for key, values in expected.items()}
     count = len(expected['scores'])
-    assert detections['valid'][0].sum() == count > 20
-    assert (detections['classes'][0, :count] + (name == 'faster_rcnn')).tolist() == expected['labels'].tolist()
-    np.testing.assert_allclose(detections['scores'][0, :count], expected['scores'], rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(detections['boxes'][0, :count], expected['boxes'], rtol=1e-4, atol=1e-3)
+    assert detections['valid'][1].sum() == count > 20
+    assert (detections['classes'][1, :count] + (name == 'faster_rcnn')).tolist() == expected['labels'].tolist()
+    np.testing.assert_allclose(detections['scores'][1, :count], expected['scores'], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(detections['boxes'][1, :count], expected['boxes'], rtol=1e-4, atol=1e-3)
 
-    losses = jax.jit(lambda v: network.apply(v, IMAGE, True, targets=EXAMPLE), compiler_options=run_once())(variables)
+    losses = jax.jit(lambda v: network.apply(v, IMAGES, True, targets=TARGETS), compiler_options=run_once())(variables)
     assert set(losses) == set(terms)
     for term, key in terms.items():
-        np.testing.assert_allclose(losses[term][0], REFERENCE[f'{name}_{key}'], rtol=1e-4, err_msg=term)
+        np.testing.assert_allclose(losses[term][1], REFERENCE[f'{name}_{key}'], rtol=1e-4, err_msg=term)
 
 
 @pytest.mark.parametrize('detector', [FasterRCNN, FCOS])
 def test_a_pyramid_takes_images_whose_sides_are_no_multiples_of_its_strides(detector):
     detections = jax.eval_shape(detector(**FIELDS).init_with_output, jax.random.key(0), jnp.zeros((1, 100, 76, 3)))[0]
     assert detections['boxes'].shape == (1, 100, 4)
+
+
+@pytest.mark.parametrize(('name', 'fields', 'message'), [
+    ('fcos', {'backbone': 'resnet20_cifar'}, 'stride 8; the strides of ResNet are (1, 2, 4)'),
+    ('faster_rcnn', {'backbone': "resnet18(stem='small')"}, 'stride 16; the strides of ResNet are (1, 2, 4, 8)'),
+    ('faster_rcnn', {'bn_momentum': 0.99}, 'backbone="resnet18(bn_momentum=0.99)"'),
+    ('faster_rcnn', {'roi_size': -1}, 'roi_size'), ('faster_rcnn', {'rpn_features': -1}, 'rpn_features')])
+def test_fields_with_which_no_detector_can_be_built_are_reported(name, fields, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        jax.eval_shape(models.create(name, **fields).init, jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
+
+
+def test_logits_of_anchors_are_in_float32():
+    outputs, _ = jax.eval_shape(RPNHead(dtype='bfloat16').init_with_output, jax.random.key(0), jnp.zeros((1, 2, 2, 4)))
+    assert [output.dtype for output in outputs] == [jnp.float32] * 2
+
+
+def test_positions_within_difficult_objects_are_ignored_unless_they_belong_to_another_object():
+    points, strides = jnp.array([[4.0, 4], [28, 28], [100, 60]]), jnp.full(3, 8)
+    targets = {'boxes': jnp.array([[10.0, 10, 50, 50], [0, 0, 90, 90], [0, 0, 128, 64]]),
+               'valid': jnp.array([True, True, False]), 'difficult': jnp.array([False, True, False])}
+    index, is_object, is_ignored = FCOS(**FIELDS).assign(points, strides, targets)
+    assert (index[1], is_object.tolist(), is_ignored.tolist()) == (0, [False, True, False], [True, False, False])

@@ -22,6 +22,7 @@ Targets = Mapping[str, jax.Array]
 Detections = dict[str, jax.Array]
 Losses = dict[str, jax.Array]  # the terms of the loss of each image, (N,), by name
 SHARED_FIELDS = 'dtype', 'param_dtype', 'conv_implementation', 'bn_frozen', 'bn_axis', 'remat'  # with the backbone
+BACKBONE_FIELDS = 'bn_momentum', 'bn_epsilon', 'dropout'  # which detectors do not have themselves
 
 
 class Detector(Network):
@@ -55,6 +56,10 @@ class Detector(Network):
                 raise UserError(f'{name} must be in [0, 1), got {getattr(self, name)!r}')
         if self.max_detections < 1:
             raise UserError(f'max_detections must be at least 1, got {self.max_detections!r}')
+        for name in BACKBONE_FIELDS:
+            if getattr(self, name) != getattr(Network, name):
+                raise UserError(f'{name} is a field of the backbone: backbone="{self.backbone.split("(")[0]}({name}='
+                                f'{getattr(self, name)!r})"')
         with name_field('backbone'):
             backbone = self.backbone_network()
             if isinstance(backbone, Detector):

@@ -105,6 +105,8 @@ class FastRCNN(Detector):
         for name in ('fpn_features', 'head_features', 'sampling_ratio', 'roi_batch'):
             if getattr(self, name) < 1:
                 raise UserError(f'{name} must be at least 1, got {getattr(self, name)!r}')
+        if self.roi_size < 0:
+            raise UserError(f'roi_size must be at least 0, got {self.roi_size!r}')
         if not 0 <= self.roi_low < self.roi_high <= 1:
             raise UserError(f'0 <= roi_low < roi_high <= 1 must hold, got {self.roi_low} and {self.roi_high}')
         if not 0 < self.roi_positive <= 1:

@@ -90,6 +90,8 @@ class FasterRCNN(FastRCNN):
         if not 0 < self.rpn_positive <= 1 or self.rpn_batch < 1:
             raise UserError(f'rpn_positive must be in (0, 1] and rpn_batch at least 1, got {self.rpn_positive} and '
                             f'{self.rpn_batch}')
+        if self.rpn_features < 0:
+            raise UserError(f'rpn_features must be at least 0, got {self.rpn_features!r}')
         for name in ('pre_nms', 'post_nms'):
             if len(getattr(self, name)) != 2:
                 raise UserError(f'{name} must be two integers, for training and for evaluation, got {getattr(self, name)}')

@@ -26,7 +26,7 @@ class FCOS(Detector):
     A position belongs to an object if it is within its box, less than `radius` strides from its centre, and if the largest
     distance to a side of the box is in the range of the level: up to 4, 8, 16 and 32 times `base_size` on the first four
     levels, each from where the one before ends, and any larger distance on the last. Of several such objects the smallest
-    counts.
+    counts. Other positions are background, except within difficult objects, where they are ignored.
 
     The terms of the loss, divided by the number of positions with an object in the image, are `classes` (the focal loss),
     `boxes` (1 - GIoU, weighted by the centrality) and `centerness` (the binary cross-entropy). The score of a detection is
@@ -77,10 +77,10 @@ class FCOS(Detector):
         classes, sides, centerness, points, strides, _ = self.predict(x, True, maps)
 
         def of_image(classes: jax.Array, sides: jax.Array, centerness: jax.Array, targets: Targets) -> Losses:
-            index, is_object = self.assign(points, strides, targets)
+            index, is_object, is_ignored = self.assign(points, strides, targets)
             wanted = jax.nn.one_hot(jnp.where(is_object, targets['classes'][index], -1), self.num_classes)
             count = jnp.maximum(is_object.sum(), 1)
-            focal = bce_by_class(classes, wanted, self.gamma, self.alpha).sum() / count
+            focal = jnp.where(is_ignored[:, None], 0, bce_by_class(classes, wanted, self.gamma, self.alpha)).sum() / count
             boxes = jnp.where(is_object[:, None], targets['boxes'][index], jnp.array([0, 0, 1, 1], jnp.float32))
             wanted_sides = jnp.where(is_object[:, None], distances(points, boxes), 1)
             centrality = jax.lax.stop_gradient(central(wanted_sides))
@@ -159,8 +159,9 @@ class FCOS(Detector):
         return nn.GroupNorm(GROUPS, epsilon=1e-5, dtype=jnp.dtype(self.dtype), use_fast_variance=False, name=name)
 
     @nn.nowrap
-    def assign(self, points: jax.Array, strides: jax.Array, targets: Targets) -> tuple[jax.Array, jax.Array]:
-        """Return the object of each position in an image, (A,), and whether there is one, (A,)."""
+    def assign(self, points: jax.Array, strides: jax.Array, targets: Targets) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Return the object of each position in an image, whether there is one, and whether the position is ignored, (A,)
+        each."""
         boxes = targets['boxes']
         sides = distances(points[:, None], boxes[None])  # (A, M, 4)
         centers = (boxes[:, :2] + boxes[:, 2:]) / 2
@@ -168,10 +169,11 @@ class FCOS(Detector):
         largest = sides.max(-1)
         upper = jnp.where(strides == STRIDES[-1], jnp.inf, strides / STRIDES[0] * 4 * self.base_size)[:, None]
         lower = jnp.where(strides == STRIDES[0], 0, strides / STRIDES[0] * 2 * self.base_size)[:, None]
-        belongs = (sides.min(-1) > 0) & is_central & (largest >= lower) & (largest <= upper)
-        areas = jnp.where(belongs & targets['valid'] & ~targets['difficult'], box_ops.area(boxes), jnp.inf)
-        index = areas.argmin(-1)
-        return index, jnp.isfinite(areas.min(-1))
+        is_inside = (sides.min(-1) > 0) & targets['valid']
+        belongs = is_inside & is_central & (largest >= lower) & (largest <= upper)
+        areas = jnp.where(belongs & ~targets['difficult'], box_ops.area(boxes), jnp.inf)
+        is_object = jnp.isfinite(areas.min(-1))
+        return areas.argmin(-1), is_object, (is_inside & targets['difficult']).any(-1) & ~is_object
 
 
 def _flatten(x: jax.Array) -> jax.Array:

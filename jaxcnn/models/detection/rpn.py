@@ -3,6 +3,7 @@ networks")."""
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from jaxcnn.models.detection.modules import ConvModule
 
@@ -27,7 +28,7 @@ class RPNHead(ConvModule):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Return the objectness logits (N, A) and regression targets (N, A, 4) of a feature map.
+        """Return the objectness logits (N, A) and regression targets (N, A, 4) of a feature map, in float32.
 
         The order of the H * W * num_anchors anchors is that of `ops.boxes.anchors`.
 
@@ -38,4 +39,5 @@ class RPNHead(ConvModule):
         y = nn.relu(self.conv(self.features or x.shape[-1], 3, name='conv', kernel_init=init)(x))
         logits = self.conv(self.num_anchors, 1, name='objectness', kernel_init=init)(y)
         targets = self.conv(4 * self.num_anchors, 1, name='boxes', kernel_init=init)(y)
+        logits, targets = logits.astype(jnp.float32), targets.astype(jnp.float32)
         return logits.reshape(len(x), -1), targets.reshape(len(x), -1, 4)
