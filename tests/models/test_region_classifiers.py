@@ -14,7 +14,7 @@ from jaxcnn.ops.roi import spatial_pyramid_pool
 from jaxcnn.training.state import run_once
 
 RNG = np.random.default_rng(0)
-BACKBONE = 'alexnet(widths=(4, 6, 8, 6), hidden=8)'
+BACKBONE = 'alexnet(widths=(4, 6, 8), hidden=8, lrn=False)'
 BOXES = np.array([[3, 5, 17, 40], [20, 2, 21, 3], [0, 0, 48, 40], [30.5, 20.25, 46, 30], [5, 5, 5, 9]], np.float32)
 
 
@@ -102,7 +102,7 @@ def test_systems_train_what_the_papers_train_and_detect_proposals(name, fields):
     value, gradients = jax.jit(jax.value_and_grad(loss), compiler_options=run_once())(variables['params'])
     assert np.isfinite(value)
     trained = {key for key, tree in gradients['backbone'].items() if jnp.abs(tree['kernel']).max() > 0}
-    layers = {f'Conv_{i}' for i in range(4)} if name == 'rcnn' else set()
+    layers = {f'Conv_{i}' for i in range(3)} if name == 'rcnn' else set()
     dense = {f'Dense_{i}' for i in range(3 if name == 'rcnn' else 2)}
     assert trained == layers | dense
 
@@ -111,9 +111,12 @@ def test_systems_train_what_the_papers_train_and_detect_proposals(name, fields):
     detections = detect(variables)
     assert detections['valid'].sum() > 10
     if name == 'rcnn':
-        each = jnp.stack([network.warp_image(images[1], box[None])[0] for box in proposals['proposals'][1, :8]])
-        logits = network.backbone_network().clone(num_classes=4).apply({'params': variables['params']['backbone']}, each)
-        np.testing.assert_allclose(detections['scores'][1].max(), jax.nn.softmax(logits)[:, :3].max(), rtol=1e-4)
+        def classify(params, box):
+            region = network.warp_image(images[1], box[None])
+            return jax.nn.softmax(network.backbone_network().clone(num_classes=4).apply({'params': params}, region))[0, :3]
+        one_by_one = jax.jit(classify, compiler_options=run_once())
+        best = max(one_by_one(variables['params']['backbone'], box).max() for box in proposals['proposals'][1])
+        np.testing.assert_allclose(detections['scores'][1].max(), best, rtol=1e-4)
     for i in range(2):  # boxes are those of valid proposals
         boxes = np.clip(given['proposals'][i], 0, 64)[np.asarray(given['proposal_valid'][i])]
         allowed = {tuple(box) for box in boxes.tolist()}
