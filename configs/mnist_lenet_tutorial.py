@@ -4,8 +4,7 @@
 
 DIR holds TFDS data sets (or set TFDS_DATA_DIR). As there, 5,000 of the training images are for validation, the L2 penalty is
 on the dense layers alone, and the moving average of the parameters is evaluated. `mnist_lenet` needs a twelfth of the steps.
-Result: 99.20 % test, seed
-0 (docs/results.md).
+Result: 99.20 % test, seed 0 (docs/results.md).
 """
 
 from jaxcnn.config import make
