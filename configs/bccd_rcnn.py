@@ -5,7 +5,7 @@
     jaxcnn fit_svms --workdir=runs/rcnn --before
 
 The backbone starts from ImageNet weights, which expect (x - 127) / 128 for pixels x from 0 to 255, and its BatchNorm
-statistics stay as they are. Regions are warped to 96 x 96 pixels, with the paper's fraction of context. A batch has 32
+statistics stay as they are. Regions are warped to 80 x 80 pixels, with the paper's fraction of context. A batch has 32
 regions of each of its 4 images, a quarter of them positive: the 32 and 96 of the paper. The first run computes the
 proposals, in about 5 minutes on 2 cores. The second command fits the SVMs and box regressions. Result: not yet measured.
 """
@@ -17,9 +17,9 @@ def get_config():
     return make(
         task='detection',
         loss='detection',
-        duration=dict(epochs=12),
+        duration=dict(epochs=8),
         batch_size=4,
-        model=dict(name='rcnn', backbone='efficientnet_lite0(drop_connect=0.0)', region_size=96, context=7, roi_batch=32),
+        model=dict(name='rcnn', backbone='efficientnet_lite0(drop_connect=0.0)', region_size=80, context=6, roi_batch=32),
         init=dict(pretrained='efficientnet_lite0'),
         freeze_bn=dict(steps=0),
         data=dict(name='voc', skip_broken=True, max_boxes=32, augment='flip_lr|flip_ud',
@@ -27,5 +27,5 @@ def get_config():
                   normalize='standardize(0.498039, 0.501961)'),
         optim=dict(optimizer=dict(name='sgd', momentum=0.9), learning_rate=0.005, weight_decay=5e-4,
                    warmup=dict(epochs=1), clip_norm=10.0),
-        eval=dict(every=dict(epochs=12), batch_size=1),
+        eval=dict(every=dict(epochs=8), batch_size=1),
     )
