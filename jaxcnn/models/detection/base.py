@@ -22,7 +22,6 @@ Targets = Mapping[str, jax.Array]
 Detections = dict[str, jax.Array]
 Losses = dict[str, jax.Array]  # the terms of the loss of each image, (N,), by name
 SHARED_FIELDS = 'dtype', 'param_dtype', 'conv_implementation', 'bn_frozen', 'bn_axis', 'remat'  # with the backbone
-BACKBONE_FIELDS = 'bn_momentum', 'bn_epsilon', 'dropout'  # which detectors do not have themselves
 
 
 class Detector(Network):
@@ -41,6 +40,8 @@ class Detector(Network):
     """
 
     outputs: ClassVar[str] = 'detections'
+    # fields of `Network` that have no effect in the detector itself
+    backbone_fields: ClassVar[tuple[str, ...]] = ('bn_momentum', 'bn_epsilon', 'dropout')
     takes_proposals: ClassVar[bool] = False
 
     backbone: str = 'resnet18'
@@ -56,7 +57,7 @@ class Detector(Network):
                 raise UserError(f'{name} must be in [0, 1), got {getattr(self, name)!r}')
         if self.max_detections < 1:
             raise UserError(f'max_detections must be at least 1, got {self.max_detections!r}')
-        for name in BACKBONE_FIELDS:
+        for name in self.backbone_fields:
             if getattr(self, name) != getattr(Network, name):
                 raise UserError(f'{name} is a field of the backbone: backbone="{self.backbone.split("(")[0]}({name}='
                                 f'{getattr(self, name)!r})"')

@@ -42,6 +42,8 @@ class SPPNet(FastRCNN):
       hidden: features of `fc6` and `fc7`, for backbones without dense layers of their own.
     """
 
+    backbone_fields = ('bn_momentum', 'bn_epsilon')  # dropout is applied to the dense layers
+
     backbone: str = 'zfnet'
     scales: tuple[int, ...] = ()
     region_size: int = 224
