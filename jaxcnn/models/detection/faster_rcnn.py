@@ -204,6 +204,6 @@ MODELS: dict[str, tuple[type[Network], dict[str, Any]]] = {
     'faster_rcnn': (FasterRCNN, {}),
     # as in the paper: one feature map, whose regions pass the dense layers of VGG-16
     'faster_rcnn_vgg16': (FasterRCNN, {
-        'backbone': 'vgg16', 'fpn': False, 'roi_pool': 'max', 'roi_batch': 128, 'roi_low': 0.1, 'anchor_convention': 'paper',
+        'backbone': 'vgg16', 'fpn': False, 'roi_pool': 'max', 'roi_batch': 128, 'anchor_convention': 'paper',
         'anchors_inside': True, 'pre_nms': (12000, 6000), 'post_nms': (2000, 300), 'min_side': 16.0, 'beta': 1.0}),
 }
