@@ -38,11 +38,13 @@ class Check:
       name: its name on the command line.
       question: the question that it answers.
       run: carries out the check.
+      outputs: what the network must return, see `Network.outputs`; '' stands for anything.
     """
 
     name: str
     question: str
     run: 'Callable[[Context], Verdict]'
+    outputs: str = ''
 
 
 class Findings:

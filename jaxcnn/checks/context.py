@@ -224,8 +224,10 @@ class Context:
 
     @property
     def chance_loss(self) -> float:
-        """The training loss of outputs that are all 0, on some training images."""
+        """The training loss of outputs that are all 0, on some training images; infinity if the outputs are no logits."""
         task, examples = self.setup.experiment.task, self.some_train_examples
+        if task.outputs != 'logits':
+            return math.inf
         targets = {name: jnp.asarray(value) for name, value in examples.items() if name != 'image'}
         return float(task.loss(jnp.zeros((len(examples['image']), task.num_classes)), targets))
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from jaxcnn.models import Network
 from jaxcnn.tasks import Task
+from jaxcnn.training.step import row_keys
 
 Recorder = Callable[[str, jax.Array, jax.Array], jax.Array]
 
@@ -19,8 +20,14 @@ def layer_paths(params: Any) -> set[tuple[str, ...]]:
     return paths - {()}
 
 
+def training_arguments(task: Task, targets: Mapping[str, jax.Array]) -> dict[str, Any]:
+    """Return what a task's network takes besides images in training, for the targets of some examples."""
+    count = len(next(iter(targets.values())))
+    return task.network_arguments({**targets, 'key': row_keys(jax.random.key(0), jnp.arange(count))}, train=True)
+
+
 def apply_with_layers(network: Network, variables: Any, images: jax.Array, record: Recorder, key: jax.Array | None = None,
-                      train: bool = True) -> Any:
+                      train: bool = True, **arguments: Any) -> Any:
     """Apply a network, and call `record(name, input, output)` for each of its layers with parameters.
 
     Args:
@@ -31,13 +38,16 @@ def apply_with_layers(network: Network, variables: Any, images: jax.Array, recor
         number, as in `Dense_0 (2)`.
       key: key of dropout.
       train: whether the network is in training mode.
+      **arguments: what it takes besides; see `training_arguments`.
     """
     paths, num_calls = layer_paths(variables['params']), dict[str, int]()
 
     def intercept(call: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
         output = call(*args, **kwargs)
+        if context.method_name != '__call__' or not isinstance(output, jax.Array) or not args:
+            return output
         path = context.module.path
-        if context.method_name != '__call__' or path not in paths or not isinstance(output, jax.Array) or not args:
+        if path not in paths:
             return output
         name = '/'.join(path)
         num_calls[name] = num_calls.get(name, 0) + 1
@@ -48,7 +58,7 @@ def apply_with_layers(network: Network, variables: Any, images: jax.Array, recor
     network = network.clone(remat=False)  # whose blocks hide what is inside them
     with nn.intercept_methods(intercept):
         outputs, _ = network.apply(variables, images, train=train, mutable=['batch_stats'],
-                                   rngs={'dropout': jax.random.key(0) if key is None else key})
+                                   rngs={'dropout': jax.random.key(0) if key is None else key}, **arguments)
     return outputs
 
 

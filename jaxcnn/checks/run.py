@@ -24,13 +24,15 @@ from jaxcnn.errors import UserError, counted, describe_exception, from_os_error,
 CHECKS: dict[str, Check] = {check.name: check for check in (
     Check('batch', 'What is the network fed?', check_batch),
     Check('data', 'Are the classes balanced, and the splits disjoint?', check_data),
-    Check('first_loss', 'Is the loss before training that of a network that knows nothing?', check_first_loss),
+    Check('first_loss', 'Is the loss before training that of a network that knows nothing?', check_first_loss,
+          outputs='logits'),
     Check('zero_lr', 'Does the loss stay put with learning rate 0?', check_zero_lr),
     Check('gradients', 'Are the gradients right?', check_gradients),
     Check('overfit', 'Can the network memorise a few images?', check_overfit),
-    Check('learns', 'Does a short training help on images that the network has not seen?', check_learns),
+    Check('learns', 'Does a short training help on images that the network has not seen?', check_learns,
+          outputs='logits'),
     Check('signal', 'Do activations, gradients and updates have a sensible size in every layer?', check_signal),
-    Check('augmentation', 'Does augmentation leave images in their class?', check_augmentation),
+    Check('augmentation', 'Does augmentation leave images in their class?', check_augmentation, outputs='logits'),
     Check('lr_range', 'Which learning rates are possible?', check_lr_range),
     Check('batch_size', 'Which batch size does the noise of the gradient call for?', check_batch_size),
     Check('determinism', 'Do two starts give the same bits?', check_determinism),
@@ -82,6 +84,9 @@ def run_checks(config: cfg.Config, folder: str, names: Sequence[str] = (), steps
 
 def _run(check: Check, context: Context) -> Verdict:
     """Carry out a check; an error in it is the verdict, so that the other checks are carried out, too."""
+    outputs = context.setup.experiment.task.outputs
+    if check.outputs not in ('', outputs):
+        return Verdict(INFORMATION, f'this check is for networks that return {check.outputs}, not {outputs}')
     try:
         return check.run(context)
     except TooShort as e:

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ from jaxcnn.analysis import figures
 from jaxcnn.analysis.markdown import escape
 from jaxcnn.checks.base import FAILED, INFORMATION, WARNING, Findings, Verdict
 from jaxcnn.checks.context import Context
-from jaxcnn.checks.layers import apply_with_layers, training_loss
+from jaxcnn.checks.layers import apply_with_layers, training_arguments, training_loss
 from jaxcnn.models import Network
 from jaxcnn.optim import path_name
 from jaxcnn.tasks import Task
@@ -64,8 +65,8 @@ def layer_signals(network: Network, variables: Any, examples: Mapping[str, jax.A
             layer_outputs[name] = output
             names.append(name)
             return output if offsets is None else output + offsets[name]
-        outputs = apply_with_layers(network, variables, examples['image'], record)
         targets = {name: value for name, value in examples.items() if name != 'image'}
+        outputs = apply_with_layers(network, variables, examples['image'], record, **training_arguments(task, targets))
         return training_loss(network, task, outputs, targets), layer_outputs
 
     def output_shapes(variables: Any, examples: Mapping[str, jax.Array]) -> dict[str, jax.ShapeDtypeStruct]:
@@ -138,10 +139,14 @@ def _check_layers(moment: str, layers: Mapping[str, LayerSignal], findings: Find
         name = next(name for name, layer in layers.items() if not math.isfinite(layer.std + layer.gradient))
         findings.add(FAILED, f'{moment}, {name} has values that are not finite', 'see learns and lr_range')
         return
-    worst = max(layers, key=lambda name: layers[name].dead)
-    dead = layers[worst].dead
+    dead_by_layer: dict[str, float] = {}  # a layer that is called several times is alive if one of its calls is
+    for name, layer in layers.items():
+        first_call = re.sub(r' \(\d+\)$', '', name)
+        dead_by_layer[first_call] = min(layer.dead, dead_by_layer.get(first_call, 1.0))
+    worst = max(dead_by_layer, key=lambda name: dead_by_layer[name])
+    dead = dead_by_layer[worst]
     if dead >= ALMOST_DEAD:
-        count = sum(layer.dead >= ALMOST_DEAD for layer in layers.values())
+        count = sum(value >= ALMOST_DEAD for value in dead_by_layer.values())
         others = f', and {count - 1} more layers have many' if count > 1 else ''
         findings.add(FAILED if dead >= DEAD else WARNING, f'{moment}, {100 * dead:.0f} % of the units of {worst} are dead'
                      f'{others}', 'check the biases (config.model.bias_init) and the initialisation, or reduce the learning '

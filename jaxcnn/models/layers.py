@@ -253,6 +253,7 @@ class Network(nn.Module):
       remat: store only the outputs of blocks for the backward pass and recompute what is inside them.
     """
 
+    left_out_gradient: ClassVar[str] = ''  # on what the loss depends without a gradient, by design
     outputs: ClassVar[str] = 'logits'  # what it returns: `logits`, or `detections` if it is a `detection.Detector`
 
     num_classes: int = 10

@@ -11,7 +11,7 @@ from jaxcnn.optim import path_name
 from jaxcnn.timeline import Phase
 from jaxcnn.training.setup import Setup
 from jaxcnn.training.state import TrainState, Weights
-from jaxcnn.training.step import TrainStep, step_keys
+from jaxcnn.training.step import TrainStep, row_keys, step_keys
 from jaxcnn.training.workdir import MetricsLog, read_metrics
 
 
@@ -84,8 +84,11 @@ class Monitor:
             _, dropout_key = step_keys(jax.random.key(seed), step)
             grads = train_step.batch_gradients(weights.params, weights.batch_stats, examples, dropout_key, step)
             variables = {'params': weights.params, 'batch_stats': weights.batch_stats}
-            (_, maps), _ = network.apply(variables, examples['image'], train=True, features=True,
-                                         rngs={'dropout': dropout_key}, mutable=['batch_stats'])
+            images = examples['image']
+            arguments = experiment.task.network_arguments(
+                {**examples, 'key': row_keys(dropout_key, jax.numpy.arange(len(images)))}, train=True)
+            (_, maps), _ = network.apply(variables, images, train=True, features=True, rngs={'dropout': dropout_key},
+                                         mutable=['batch_stats'], **arguments)
             groups = {'params': weights.params, 'gradients': grads, 'activations': maps}
             return {path_name(path): histogram(x) for path, x in jax.tree_util.tree_leaves_with_path(groups)}
         self._programs[phase] = jax.jit(histograms)

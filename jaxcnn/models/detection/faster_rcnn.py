@@ -55,6 +55,7 @@ class FasterRCNN(FastRCNN):
     """
 
     takes_proposals: ClassVar[bool] = False
+    left_out_gradient: ClassVar[str] = 'how the proposals depend on the parameters'
 
     anchor_sizes: tuple[float, ...] = ()
     anchor_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
