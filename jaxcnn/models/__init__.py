@@ -17,7 +17,7 @@ from jaxcnn.models import (
     t2t_vit,
     vgg,
 )
-from jaxcnn.models.layers import Network
+from jaxcnn.models.network import Network
 from jaxcnn.models.registry import add_family, create, names, register
 
 __all__ = ['Network', 'create', 'names', 'register']

@@ -3,7 +3,8 @@
 import jax
 
 from jaxcnn.errors import UserError
-from jaxcnn.models.layers import Maps, Models, Network, activation, min_input_size, positive_ints
+from jaxcnn.models.layers import activation, min_input_size, positive_ints
+from jaxcnn.models.network import Maps, Models, Network
 from jaxcnn.ops.pool import max_pool
 
 

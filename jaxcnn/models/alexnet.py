@@ -6,7 +6,8 @@ import functools
 import jax
 
 from jaxcnn.errors import UserError, unknown
-from jaxcnn.models.layers import Maps, Models, Step, activation, check_kernels, positive_ints
+from jaxcnn.models.layers import activation, check_kernels, positive_ints
+from jaxcnn.models.network import Maps, Models, Step
 from jaxcnn.models.plain import Plain
 from jaxcnn.ops.lrn import local_response_norm
 from jaxcnn.ops.pool import max_pool

@@ -3,8 +3,8 @@ rethinking model scaling for convolutional neural networks")."""
 
 import math
 
-from jaxcnn.models.layers import Models
 from jaxcnn.models.mobilenet import InvertedResidualNetwork, Stage
+from jaxcnn.models.network import Models
 
 # name -> factor of the widths, factor of the numbers of blocks, image size, and dropout
 VARIANTS = {

@@ -7,7 +7,7 @@ import jax
 
 from jaxcnn.errors import UserError
 from jaxcnn.models.inception import HALF_CEIL, MAX, AuxiliaryInception, Branches, Conv, Layers
-from jaxcnn.models.layers import Maps, Models
+from jaxcnn.models.network import Maps, Models
 from jaxcnn.ops.lrn import local_response_norm
 from jaxcnn.ops.pool import avg_pool, max_pool
 

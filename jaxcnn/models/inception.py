@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxcnn.errors import UserError, unknown
-from jaxcnn.models.layers import Maps, Models, Network, min_input_size, positive_ints
+from jaxcnn.models.layers import min_input_size, positive_ints
+from jaxcnn.models.network import Maps, Models, Network
 from jaxcnn.ops.pool import avg_pool, max_pool
 
 

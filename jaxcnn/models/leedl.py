@@ -3,7 +3,8 @@
 import jax
 
 from jaxcnn.errors import UserError
-from jaxcnn.models.layers import Maps, Models, positive_ints
+from jaxcnn.models.layers import positive_ints
+from jaxcnn.models.network import Maps, Models
 from jaxcnn.models.plain import Plain
 from jaxcnn.ops.pool import max_pool
 

@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxcnn.errors import unknown
-from jaxcnn.models.layers import Maps, Models, Network, activation
+from jaxcnn.models.layers import activation
+from jaxcnn.models.network import Maps, Models, Network
 from jaxcnn.ops.pool import POOLS, max_pool
 
 

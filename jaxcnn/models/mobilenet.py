@@ -8,7 +8,8 @@ import flax.linen as nn
 import jax
 
 from jaxcnn.errors import UserError, unknown
-from jaxcnn.models.layers import Maps, Models, Network, Step, activation, positive_ints
+from jaxcnn.models.layers import activation, positive_ints
+from jaxcnn.models.network import Maps, Models, Network, Step
 
 STEMS = ('imagenet', 'small')
 PADDINGS = ('symmetric', 'same')

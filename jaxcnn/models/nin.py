@@ -4,7 +4,8 @@ import flax.linen as nn
 import jax
 
 from jaxcnn.errors import UserError, unknown
-from jaxcnn.models.layers import Maps, Models, Network, check_kernels, min_input_size, positive_ints
+from jaxcnn.models.layers import check_kernels, min_input_size, positive_ints
+from jaxcnn.models.network import Maps, Models, Network
 from jaxcnn.ops.pool import POOLS
 
 HEADS = ('global_avg_pool', 'dense')

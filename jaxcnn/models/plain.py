@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxcnn.errors import UserError, unknown
-from jaxcnn.models.layers import Network, activation, min_input_size, positive_ints
+from jaxcnn.models.layers import activation, min_input_size, positive_ints
+from jaxcnn.models.network import Network
 from jaxcnn.ops.conv import conv_general_dilated
 from jaxcnn.ops.geometry import NHWC
 

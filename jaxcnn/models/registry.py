@@ -5,7 +5,7 @@ import math
 from typing import Any
 
 from jaxcnn.errors import UserError, unknown
-from jaxcnn.models.layers import Models, Network
+from jaxcnn.models.network import Models, Network
 from jaxcnn.registry import Registry
 
 _MODELS: Registry[tuple[type[Network], dict[str, Any]]] = Registry('model')
@@ -57,7 +57,7 @@ def create(name: str, num_classes: int = 10, **fields: Any) -> Network:
     Args:
       name: one of `names()`.
       num_classes: number of logits.
-      **fields: fields of the network's class, which include those of `layers.Network`.
+      **fields: fields of the network's class, which include those of `network.Network`.
 
     Raises:
       UserError: The name or a field is unknown, or a field has a value with which no network can be built.

@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxcnn.errors import UserError, unknown
-from jaxcnn.models.layers import Maps, Models, Network, Step, activation, positive_ints
+from jaxcnn.models.layers import activation, positive_ints
+from jaxcnn.models.network import Maps, Models, Network, Step
 from jaxcnn.ops.pool import max_pool
 
 STEMS = ('imagenet', 'small')

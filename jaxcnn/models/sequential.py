@@ -9,7 +9,7 @@ import jax
 
 from jaxcnn.config import bind, parse_calls
 from jaxcnn.errors import UserError, name_field, unknown
-from jaxcnn.models.layers import Maps, Models, Network
+from jaxcnn.models.network import Maps, Models, Network
 from jaxcnn.models.sequential_layers import LAYERS, Conv, Dense, Layer, Shape
 
 FIELD = 'config.model.layers'

@@ -10,7 +10,8 @@ import jax
 
 from jaxcnn.config.arguments import check_choice, check_number, check_whole_number
 from jaxcnn.errors import UserError, check_bool
-from jaxcnn.models.layers import ACTIVATIONS, Network, height_width
+from jaxcnn.models.layers import ACTIVATIONS, height_width
+from jaxcnn.models.network import Network
 from jaxcnn.ops.lrn import local_response_norm
 from jaxcnn.ops.pool import POOLS
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxcnn.errors import UserError, unknown
-from jaxcnn.models.layers import Maps, Models, Network
+from jaxcnn.models.network import Maps, Models, Network
 
 TOKENS = ('performer', 'transformer')
 

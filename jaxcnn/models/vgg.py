@@ -6,7 +6,8 @@ from typing import Any
 import jax
 
 from jaxcnn.errors import UserError
-from jaxcnn.models.layers import Maps, Models, Step, activation, positive_ints
+from jaxcnn.models.layers import activation, positive_ints
+from jaxcnn.models.network import Maps, Models, Step
 from jaxcnn.models.plain import Plain
 from jaxcnn.ops.lrn import local_response_norm
 from jaxcnn.ops.pool import max_pool

@@ -16,7 +16,7 @@ from jaxcnn.analysis import figures
 from jaxcnn.analysis.complexity import cost
 from jaxcnn.errors import UserError
 from jaxcnn.losses import cross_entropy
-from jaxcnn.models.layers import Network
+from jaxcnn.models.network import Network
 from jaxcnn.ops.pool import avg_pool, max_pool
 from jaxcnn.training.state import run_once
 

@@ -11,7 +11,7 @@ from jaxcnn.analysis import deconvnet, inversion, layer_fields
 from jaxcnn.analysis import feature_maximization as maximization
 from jaxcnn.analysis.invariance import invariance, transform, transformation_matrices
 from jaxcnn.errors import UserError
-from jaxcnn.models.layers import Network
+from jaxcnn.models.network import Network
 from jaxcnn.ops.lrn import local_response_norm
 from jaxcnn.ops.pool import max_pool
 

@@ -9,7 +9,8 @@ from jaxcnn import models
 from jaxcnn.analysis.complexity import cost
 from jaxcnn.config import parse_calls
 from jaxcnn.errors import UserError
-from jaxcnn.models.layers import ACTIVATIONS, Network
+from jaxcnn.models.layers import ACTIVATIONS
+from jaxcnn.models.network import Network
 from jaxcnn.models.sequential_layers import LAYERS
 from jaxcnn.ops.lrn import local_response_norm
 from jaxcnn.ops.pool import avg_pool, max_pool

@@ -20,7 +20,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxcnn.errors import UserError
-from jaxcnn.models.layers import Network
+from jaxcnn.models.network import Network
 from jaxcnn.ops import native
 from jaxcnn.ops.conv import add_bias, conv_general_dilated
 from jaxcnn.ops.geometry import NHWC

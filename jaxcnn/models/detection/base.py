@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from jaxcnn.config import parse_call
 from jaxcnn.errors import UserError, name_field
-from jaxcnn.models.layers import Maps, Network
+from jaxcnn.models.network import Maps, Network
 from jaxcnn.models.registry import create
 from jaxcnn.ops import boxes as box_ops
 from jaxcnn.ops.nms import nms_per_class

@@ -12,7 +12,7 @@ import optax
 from jaxcnn.errors import UserError, unknown
 from jaxcnn.models.detection.base import Detections, Detector, Losses, Targets, check_numbers, shared_fields
 from jaxcnn.models.detection.fpn import FPN
-from jaxcnn.models.layers import Maps, Network
+from jaxcnn.models.network import Maps, Network
 from jaxcnn.ops import boxes as box_ops
 from jaxcnn.ops.assign import match, sample
 from jaxcnn.ops.roi import multilevel_roi_align, roi_align, roi_max_pool

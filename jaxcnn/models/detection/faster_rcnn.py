@@ -12,7 +12,7 @@ from jaxcnn.errors import UserError, unknown
 from jaxcnn.models.detection.base import Detections, Losses, Targets, check_numbers, shared_fields
 from jaxcnn.models.detection.fast_rcnn import FastRCNN, Level, Regions, smooth_l1
 from jaxcnn.models.detection.rpn import RPNHead
-from jaxcnn.models.layers import Maps, Network
+from jaxcnn.models.network import Maps, Network
 from jaxcnn.ops import boxes as box_ops
 from jaxcnn.ops.assign import match, sample
 from jaxcnn.ops.nms import nms_per_class

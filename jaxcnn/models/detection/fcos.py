@@ -12,7 +12,7 @@ from jaxcnn.errors import UserError, unknown
 from jaxcnn.losses import bce_by_class
 from jaxcnn.models.detection.base import Detections, Detector, Losses, Targets, shared_fields
 from jaxcnn.models.detection.fpn import FPN
-from jaxcnn.models.layers import Maps, Network
+from jaxcnn.models.network import Maps, Network
 from jaxcnn.ops import boxes as box_ops
 
 GROUPS = 32  # of the normalisation

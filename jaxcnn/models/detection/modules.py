@@ -9,7 +9,7 @@ from jaxcnn.models.layers import Conv
 
 
 class ConvModule(nn.Module, kw_only=True):
-    """A module of a detector, with convolutions as those of its backbone; for the fields see `layers.Network`."""
+    """A module of a detector, with convolutions as those of its backbone; for the fields see `network.Network`."""
 
     dtype: str = 'float32'
     param_dtype: str = 'float32'

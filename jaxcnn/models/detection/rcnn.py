@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from jaxcnn.errors import UserError, unknown
 from jaxcnn.models.detection.fast_rcnn import FastRCNN, Level, Regions
-from jaxcnn.models.layers import Maps, Network
+from jaxcnn.models.network import Maps, Network
 from jaxcnn.ops.boxes import as_float
 from jaxcnn.ops.region_parts import over_parts
 

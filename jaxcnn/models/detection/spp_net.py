@@ -9,7 +9,8 @@ import jax.numpy as jnp
 
 from jaxcnn.errors import UserError
 from jaxcnn.models.detection.fast_rcnn import HEAD_STD, FastRCNN, Level, Regions
-from jaxcnn.models.layers import Maps, Network, positive_ints
+from jaxcnn.models.layers import positive_ints
+from jaxcnn.models.network import Maps, Network
 from jaxcnn.models.plain import Plain
 from jaxcnn.ops.boxes import area, as_float
 from jaxcnn.ops.roi import map_to_features
