@@ -11,7 +11,8 @@ from jaxcnn import config as cfg
 from jaxcnn import metrics
 from jaxcnn.data.targets import LABEL
 from jaxcnn.errors import printable
-from jaxcnn.tasks.base import Accumulated, Section, Targets, Task, Tree, register
+from jaxcnn.tasks.base import Accumulated, Section, Targets, Task, Tree
+from jaxcnn.tasks.registry import register
 
 PREDICTED = 5  # classes that are printed of a prediction
 

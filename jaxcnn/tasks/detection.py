@@ -18,7 +18,8 @@ from jaxcnn.metrics import LOSS, Metric
 from jaxcnn.models import Network
 from jaxcnn.models.detection import Detections, Detector
 from jaxcnn.tasks import detection_report
-from jaxcnn.tasks.base import Accumulated, Section, Targets, Task, Tree, register
+from jaxcnn.tasks.base import Accumulated, Section, Targets, Task, Tree
+from jaxcnn.tasks.registry import register
 
 DESCRIBED = 5  # detections that are printed of an image
 _TRUTH = 'boxes', 'classes', 'valid', 'difficult'

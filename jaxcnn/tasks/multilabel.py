@@ -11,7 +11,8 @@ from jaxcnn import config as cfg
 from jaxcnn import losses, metrics
 from jaxcnn.data.targets import LABELS
 from jaxcnn.errors import UserError, printable
-from jaxcnn.tasks.base import Accumulated, Section, Targets, Task, Tree, register
+from jaxcnn.tasks.base import Accumulated, Section, Targets, Task, Tree
+from jaxcnn.tasks.registry import register
 
 
 @register
