@@ -7,7 +7,7 @@
     jaxcnn benchmark train --config=cifar10_fast
     jaxcnn benchmark operators [--models nms,roi_align,...] [--peers torch]
     jaxcnn benchmark faster_rcnn [--models train,eval] [--batch=2] [--peers torch]
-    jaxcnn benchmark detectors [--models rcnn,spp_net,...]
+    jaxcnn benchmark detectors [--models rcnn,spp_net,...] [--backbone=vgg16] [--rounds=1]
     jaxcnn benchmark checkpoint [--models resnet50] [--peers torch]
     jaxcnn benchmark loop --config=mnist_lenet [--config.a.b=VALUE ...]
     jaxcnn benchmark startup --config=digits_lenet5
@@ -50,8 +50,8 @@ ResNet-18 and a feature pyramid, for images of 480 x 640 pixels, and the ratio t
 settings: 2,000 proposals, of which 512 are trained, and in inference 1,000; 256 anchors; three classes; frozen BatchNorm.
 --torch_python needs torch==2.14.1 and torchvision==0.29.1.
 
-detectors: The seconds in which R-CNN, SPP-Net, Fast R-CNN and Faster R-CNN detect objects in one image of 480x640 pixels,
-with AlexNet and 2,000 given proposals, and the ratio of R-CNN's time to them.
+detectors: The seconds in which R-CNN, SPP-Net, Fast R-CNN and Faster R-CNN detect objects in one image of 480x640 pixels
+with 2,000 given proposals, and the ratio of R-CNN's time to them. R-CNN with VGG-16 takes minutes an image on a CPU.
 
 checkpoint: The seconds to save the state of a network and of SGD with momentum to the disk, to hand it over (while the
 training loop waits), and to read it, compared with torch.save and torch.load.
@@ -124,6 +124,7 @@ def main() -> None:
     parser.add_argument('--models', default='', help='comma-separated networks for train_step, eval, checkpoint and '
                         'integrated_gradients, operators, detectors, or train and eval for faster_rcnn')
     parser.add_argument('--batch', type=int, default=2, help='images in a batch of faster_rcnn (default: 2)')
+    parser.add_argument('--backbone', default='vgg16', help='classifier within detectors (default: vgg16)')
     parser.add_argument('--steps', type=int, default=50, help='steps of integrated_gradients (default: 50)')
     parser.add_argument('--peers', default='torch,compiled', help='comma-separated peers: torch, compiled, jax, xla '
                         '(default: torch,compiled)')

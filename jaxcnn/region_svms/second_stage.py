@@ -281,7 +281,7 @@ def evaluate(extractor: FeatureExtractor, split: Split, stage: SecondStage) -> d
             for key, images in detections.items()}
 
 
-HEAD = ['features', 'network', 'SVM', 'SVM + boxes']
+HEAD = ['scores', 'network', 'mAP@0.5', 'with regression of boxes']
 
 
 def fit_run(run: Run, features: Sequence[str] = (), split: str = 'test', before: bool = False, data_dir: str = '',
@@ -314,10 +314,10 @@ def fit_run(run: Run, features: Sequence[str] = (), split: str = 'test', before:
             stage.save(os.path.join(run.workdir, FILE_NAME))
         values = evaluate(extractor, dataset.splits[split], stage)
         cells = {key: f'{100 * value:.2f} %' for key, value in values.items()}
-        rows += [[name, title, cells[name, 'svm'], cells[name, 'svm_boxes']] for name in stage.svms]
+        rows += [[f'SVM on {name}', title, cells[name, 'svm'], cells[name, 'svm_boxes']] for name in stage.svms]
         if variables is not None:
-            rows.append(['softmax of the network', title, cells['logits', 'softmax'], cells['logits', 'softmax_boxes']])
-    _write_table(os.path.join(run.workdir, 'svms.md'), rows, f'mAP@0.5 of the second stage, {split} split')
+            rows.append(['softmax', title, cells['logits', 'softmax'], cells['logits', 'softmax_boxes']])
+        _write_table(os.path.join(run.workdir, 'svms.md'), rows, f'mAP@0.5 of the second stage, {split} split')
     return rows
 
 
