@@ -87,7 +87,8 @@ def _introduction(experiment: Experiment, summary: Mapping[str, Any]) -> list[st
     if experiment.preprocessor.tta is not None:
         without_tta = (f'; curves and results by class are without the test-time augmentation {escape(config.eval.tta)}, '
                        'which predictions use')
-    skipped = [f'{count} of {split}' for split, count in experiment.info['broken'].items() if count]
+    skipped, boxes = (', '.join(f'{count} of {split}' for split, count in experiment.info.get(name, {}).items() if count)
+                      for name in ('broken', 'wrong_boxes'))
     return [
         f'# {summary["model"]} on {data_name}', '',
         *([f'Name of the run: {escape(summary["name"])}.', ''] if summary['name'] else []),
@@ -95,7 +96,8 @@ def _introduction(experiment: Experiment, summary: Mapping[str, Any]) -> list[st
         f'{counted(summary["steps"], "step")}, {displayed_epoch(summary["epochs"], config.duration):.2f} epochs, '
         f'on {summary["num_devices"]} x {summary["device"]}.',
         f'Results are those of {checkpoint}{without_tta}.', '',
-        *([f'Skipped images, which could not be read: {", ".join(skipped)}.', ''] if skipped else []),
+        *([f'Skipped images, which could not be read: {skipped}.', ''] if skipped else []),
+        *([f'Boxes without an area or outside their image, which were left out or clipped: {boxes}.', ''] if boxes else []),
     ]
 
 

@@ -270,9 +270,11 @@ def write(tmp_path):
     tmp_path.joinpath('figures').mkdir()
     tmp_path.joinpath('figures', 'first_batch.png').touch()  # drawn when the run begins
 
-    def write(fields=None, confusion=CONFUSION, split='test', broken=None, names=NAMES, dataset=None, rows=None, **summary):
+    def write(fields=None, confusion=CONFUSION, split='test', broken=None, wrong_boxes=None, names=NAMES, dataset=None,
+              rows=None, **summary):
         info = {'class_names': names, 'class_counts': [40, 50, 60, 0, 0, 0][:len(names)], 'broken': broken or {},
-                'sizes': {'train': 150}, 'image_shape': (32, 32, 1), 'mean': (0.0,), 'std': (1.0,)}
+                'wrong_boxes': wrong_boxes or {}, 'sizes': {'train': 150}, 'image_shape': (32, 32, 1), 'mean': (0.0,),
+                'std': (1.0,)}
         built = experiment.build(config.parse(fields or {}), info, None)
         report.write_report(str(tmp_path), built, {**SUMMARY, **summary}, ROWS, split,
                             tasks.Accumulated({'confusion': confusion}, rows or {}), dataset)
@@ -345,8 +347,10 @@ def test_report_states_missing_measurements(write_text):
 
 def test_report_counts_skipped_images_and_shows_the_validation_split(write_text):
     assert 'could not be read' not in write_text()
-    text = write_text(split='val', broken={'train': 3, 'val': 0, 'test': 1}, test_accuracy=None)
+    text = write_text(split='val', broken={'train': 3, 'val': 0, 'test': 1}, wrong_boxes={'train': 2, 'test': 0},
+                      test_accuracy=None)
     assert 'Skipped images, which could not be read: 3 of train, 1 of test.' in text
+    assert 'Boxes without an area or outside their image, which were left out or clipped: 2 of train.' in text
     assert '## Validation part, by class' in text
     assert cells(text, 'class')[3] == 'validation images'
 
