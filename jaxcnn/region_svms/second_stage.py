@@ -22,7 +22,7 @@ from jaxcnn.models.detection import Detections
 from jaxcnn.models.detection.rcnn import RCNN
 from jaxcnn.models.detection.spp_net import SPPNet
 from jaxcnn.ops import boxes as box_ops
-from jaxcnn.region_svms.features import region_features
+from jaxcnn.region_svms.features import feature_name, region_features
 from jaxcnn.region_svms.linear import FEATURE_NORM, Linear, SVMTrainer, fit_box_regression
 from jaxcnn.run import Run
 from jaxcnn.training.initialize import load_initial_weights
@@ -116,7 +116,7 @@ class FeatureExtractor:
     def names(self, split: Split) -> list[str]:
         """Return the names of the features."""
         regions = next(self.of_split(split, [0], with_proposals=False))
-        return [name for name in regions.features if name != 'logits']
+        return [feature_name(i) for i in range(len(regions.features) - 1)]  # without `logits`
 
     @functools.cached_property
     def select(self) -> Callable[[np.ndarray, np.ndarray, np.ndarray], Detections]:
