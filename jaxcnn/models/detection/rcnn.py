@@ -50,9 +50,9 @@ class RCNN(FastRCNN):
 
     def check(self) -> None:
         """See `Network.check`."""
-        super().check()
         if self.fpn:
             raise UserError('fpn=True is not for R-CNN, which has no feature maps of the image')
+        super().check()
         if self.warp not in WARPS:
             raise unknown('warp', self.warp, WARPS)
         if not 0 <= 2 * self.context < self.region_size:

@@ -56,9 +56,9 @@ class SPPNet(FastRCNN):
 
     def check(self) -> None:
         """See `Network.check`."""
-        super().check()
         if self.fpn:
             raise UserError('fpn=True is not for SPP-Net, which has a pyramid of bins instead of one of feature maps')
+        super().check()
         if not positive_ints(self.pyramid):
             raise UserError(f'pyramid must be positive integers, got {self.pyramid}')
         if self.scales and not positive_ints(self.scales):
