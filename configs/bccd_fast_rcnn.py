@@ -18,7 +18,7 @@ def get_config():
         duration=dict(epochs=8),
         batch_size=4,
         model=dict(name='fast_rcnn', backbone='efficientnet_lite0(drop_connect=0.0)', roi_batch=32,
-                   roi_size=7, score_threshold=0.01),
+                   roi_size=7, score_threshold=0.01, nms_threshold=0.5),
         init=dict(pretrained='efficientnet_lite0'),
         freeze_bn=dict(steps=0),
         data=dict(name='voc', skip_broken=True, max_boxes=32, augment='resize(360, 480)|flip_lr|flip_ud',

@@ -4,7 +4,8 @@
     jaxcnn train --config=bccd_faster_rcnn --workdir=runs/bccd --config.data.dir=BCCD
 
 The backbone starts from ImageNet weights, which expect (x - 127) / 128 for pixels x from 0 to 255, and its BatchNorm
-statistics stay as they are. Two boxes of the data set have no area and are left out. Result: not yet measured.
+statistics stay as they are. Two boxes of the data set have no area and are left out. Result:
+91.40 % mAP@0.5 on the test split, 91.52 % on the validation split, seed 0 (docs/results.md).
 """
 
 from jaxcnn.config import make

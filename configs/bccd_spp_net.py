@@ -26,6 +26,7 @@ def get_config():
                   eval_augment='resize(360, 480)',
                   proposals='selective_search(mode="quality", width=320, k=100, max_proposals=1000)',
                   normalize='standardize(0.498039, 0.501961)'),
-        optim=dict(optimizer='adamw', learning_rate=3e-4, weight_decay=0.01, warmup=dict(epochs=1), clip_norm=10.0),
+        optim=dict(optimizer='adamw', learning_rate=3e-4, weight_decay=0.01, warmup=dict(epochs=1), clip_norm=10.0,
+                   groups=(dict(match='^backbone/', rate=0.0),)),
         eval=dict(every=dict(epochs=4), batch_size=4),
     )

@@ -12,7 +12,6 @@ import os
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxcnn import config as cfg
@@ -22,7 +21,6 @@ from jaxcnn.data.checks import check_images
 from jaxcnn.errors import UserError, unknown
 from jaxcnn.experiment import Experiment
 from jaxcnn.metrics import Measurement
-from jaxcnn.ops import boxes as boxes_ops
 from jaxcnn.training import parallel
 from jaxcnn.training.checkpoint import Checkpoints
 from jaxcnn.training.evaluate import Evaluator
@@ -193,20 +191,17 @@ class Run:
         if 'proposals' not in proposals:
             raise UserError(f'the network {self.config.model.name} of the run in {self.workdir!r} makes no proposals',
                             hint='faster_rcnn does')
-        return {name: np.asarray(values[0]) for name, values in proposals.items()}
+        boxes, valid = (np.asarray(proposals[name]) for name in ('proposals', 'proposal_valid'))
+        boxes = self.experiment.preprocessor.map_boxes_back(boxes, images.shape[1:])
+        return {'proposals': np.where(valid[..., None], boxes, 0), 'proposal_valid': valid}
 
     @functools.cached_property
     def _proposals(self) -> Any:
         network, preprocessor = self.experiment.network, self.experiment.preprocessor
-        matrix = np.vstack([preprocessor.eval_matrix(tuple(self.info['image_shape'])), [0, 0, 1]])
-        to_image = jnp.asarray(np.linalg.inv(matrix)[:2], jnp.float32)
 
         def proposals(variables: Any, images: jax.Array) -> Any:
             _, collections = network.apply(variables, preprocessor(images), train=False, mutable=['intermediates'])
-            sown = dict(collections.get('intermediates', {}))
-            if 'proposals' in sown:
-                sown['proposals'] = (boxes_ops.transform(sown['proposals'][0], to_image, sown['proposal_valid'][0]),)
-            return sown
+            return {name: values[0] for name, values in collections.get('intermediates', {}).items()}
         return jax.jit(proposals)
 
     def features(self, images: np.ndarray, name: str | None = None) -> Any:

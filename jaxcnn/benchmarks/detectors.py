@@ -1,4 +1,4 @@
-"""The benchmark `detector`: Faster R-CNN with a ResNet-18 and a feature pyramid, compared with torchvision's."""
+"""The benchmark `faster_rcnn`: Faster R-CNN with a ResNet-18 and a feature pyramid, compared with torchvision's."""
 
 import argparse
 import os

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from jaxcnn.run import Run
     from jaxcnn.tasks import Task
 
-BATCH_SIZE = 64
+BATCH_SIZE = 64  # at most, and no more than in the evaluations of the run
 
 
 def run(args: argparse.Namespace) -> int:
@@ -76,8 +76,9 @@ def predict(run: 'Run', args: argparse.Namespace) -> Iterator[tuple[str, Any]]:
         except UserError as e:
             return e
 
-    for start in range(0, len(args.images), BATCH_SIZE):
-        batch_paths = args.images[start:start + BATCH_SIZE]
+    batch_size = min(BATCH_SIZE, run.config.eval.batch_size, len(args.images))
+    for start in range(0, len(args.images), batch_size):
+        batch_paths = args.images[start:start + batch_size]
         with futures.ThreadPoolExecutor() as pool:
             loaded = [*pool.map(load, batch_paths)]
         paths, images, resizings = [], [], []
@@ -90,9 +91,7 @@ def predict(run: 'Run', args: argparse.Namespace) -> Iterator[tuple[str, Any]]:
                 resizings.append(result[1])
         if images:
             # batches have one shape, so that the network is compiled once
-            padded = np.zeros((min(BATCH_SIZE, len(args.images)), *run.info['image_shape']), np.uint8)
-            padded[:len(images)] = images
-            predictions = run.predict(padded)
+            predictions = run.predict(np.stack([*images, *images[:1] * (batch_size - len(images))]))
             for i, (path, resizing) in enumerate(zip(paths, resizings, strict=True)):
                 prediction = jax.tree.map(operator.itemgetter(i), predictions)
                 yield path, task.map_back(prediction, resizing.map_boxes_back)

@@ -15,11 +15,11 @@ import os
 from jaxcnn import cli, config
 from jaxcnn.errors import UserError
 
-os.environ['JAX_PLATFORMS'] = 'cpu'  # this process must not reserve GPU memory
-
 
 def run(args: argparse.Namespace) -> int:
     """Run the command with its parsed arguments, and return its exit code."""
+    if not args.workdir:
+        os.environ['JAX_PLATFORMS'] = 'cpu'  # this process must not reserve GPU memory
     from jaxcnn.analysis.proposal_report import METHODS, compare_methods, save_proposals
     from jaxcnn.run import load_run
     if args.images < 0:

@@ -19,6 +19,7 @@ Accurate Object Detection and Semantic Segmentation, 2014 (R-CNN).
 """
 
 import dataclasses
+import functools
 import hashlib
 import inspect
 import io
@@ -26,7 +27,7 @@ import math
 import os
 import pathlib
 import zipfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -177,17 +178,29 @@ def image_key(image: np.ndarray) -> str:
     return hashlib.sha256(f'{image.shape}'.encode() + np.ascontiguousarray(image).data).hexdigest()
 
 
-def save(path: str, images: Iterable[np.ndarray], boxes: np.ndarray, valid: np.ndarray) -> None:
+def save(path: str, keys: Sequence[str], boxes: np.ndarray, valid: np.ndarray) -> None:
     """Write proposals to a file for the method `saved`.
 
     Args:
       path: the file, whose name ends in `.npz`.
-      images: N images, uint8 (H, W, C).
+      keys: the `image_key` of each of the N images.
       boxes: (N, P, 4) in pixels of the images, best first.
       valid: (N, P), false for padding.
     """
-    np.savez_compressed(path, keys=np.array([image_key(image) for image in images]), boxes=boxes.astype(np.float32),
+    np.savez_compressed(path, keys=np.array(keys), boxes=boxes.astype(np.float32),
                         valid=valid)
+
+
+@functools.lru_cache(maxsize=1)
+def _read_saved(path: str, mtime_ns: int, size: int) -> tuple[dict[str, int], np.ndarray, np.ndarray, str]:
+    """Return the positions of images by their keys, the boxes, which of them exist, and the checksum of a file.
+
+    The time of the change and the size are part of the key under which the content is remembered.
+    """
+    content = pathlib.Path(path).read_bytes()
+    with np.load(io.BytesIO(content)) as file:
+        positions = {key: i for i, key in enumerate(file['keys'].tolist())}
+        return positions, file['boxes'], file['valid'], hashlib.sha256(content).hexdigest()
 
 
 @register
@@ -200,13 +213,11 @@ def saved(path: str, max_proposals: int = 0) -> ProposalMethod:
     """
     check_whole_number('saved', 0, max_proposals=max_proposals)
     try:
-        content = pathlib.Path(path).read_bytes()
-        with np.load(io.BytesIO(content)) as file:
-            keys, boxes, valid = (file[name] for name in ('keys', 'boxes', 'valid'))
+        status = os.stat(path)
+        positions, boxes, valid, checksum = _read_saved(path, status.st_mtime_ns, status.st_size)
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as e:
         raise UserError(f'{path}: is no readable file of proposals', field='saved',
                         hint='jaxcnn proposals --workdir=RUN --save=FILE writes one') from e
-    positions = {key: i for i, key in enumerate(keys.tolist())}
 
     def search(image: np.ndarray) -> np.ndarray:
         position = positions.get(image_key(image))
@@ -215,8 +226,7 @@ def saved(path: str, max_proposals: int = 0) -> ProposalMethod:
                             hint='its images must be those of the data set, resized in the same way')
         ranked: np.ndarray = boxes[position][valid[position]]
         return ranked
-    return ProposalMethod(search, max_proposals or boxes.shape[1], ranked=True,
-                          checksum=hashlib.sha256(content).hexdigest())
+    return ProposalMethod(search, max_proposals or boxes.shape[1], ranked=True, checksum=checksum)
 
 
 # ---- methods

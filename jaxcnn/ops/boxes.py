@@ -239,29 +239,3 @@ def anchors(height: int, width: int, stride: int, scales: Sequence[float] = (8, 
     y, x = np.meshgrid(np.arange(height) * stride, np.arange(width) * stride, indexing='ij')
     shifts = np.stack([x, y, x, y], axis=-1).reshape(-1, 1, 4).astype(np.float32)
     return jnp.asarray((shifts + base_anchors(stride, scales, ratios, convention)).reshape(-1, 4))
-
-
-def pyramid_anchors(shapes: Sequence[tuple[int, int]], strides: Sequence[int], sizes: Sequence[Sequence[float]],
-                    ratios: Sequence[float] = (0.5, 1, 2), convention: str = 'paper') -> jax.Array:
-    """Return the anchors of all levels of a feature pyramid (Lin et al. 2017, FPN), one level after the other.
-
-    Args:
-      shapes: height and width of the feature map of each level.
-      strides: distance of the positions of each level in pixels of the image.
-      sizes: sides of the square anchors of each level in pixels; the paper has one of 32, 64, 128, 256 and 512 for the
-        strides 4, 8, 16, 32 and 64. RetinaNet has three on each level: size * 2 ** (0, 1/3, 2/3).
-      ratios: heights of anchors over their widths.
-      convention: see `anchors`.
-
-    Returns:
-      (A, 4); the order on each level is that of `anchors`.
-
-    Raises:
-      UserError: The levels differ in number.
-    """
-    if not len(shapes) == len(strides) == len(sizes):
-        raise UserError(f'the anchors of {len(shapes)} feature maps need as many strides and sizes, got {tuple(strides)} '
-                        f'and {tuple(sizes)}')
-    return jnp.concatenate([
-        anchors(height, width, stride, [size / stride for size in level_sizes], ratios, convention)
-        for (height, width), stride, level_sizes in zip(shapes, strides, sizes, strict=True)])

@@ -1,4 +1,4 @@
-"""Processing of the regions of several images in parts of bounded memory, for `ops.roi`."""
+"""Processing of the regions of several images, one image at a time on the CPU, and in parts of bounded memory."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,14 +14,20 @@ Tree = Any  # an array, or a pytree of arrays of one shape
 
 
 def over_images(pool: Callable[[jax.Array, jax.Array], jax.Array], features: jax.Array, regions: jax.Array) -> jax.Array:
-    """Apply a function of (H, W, C) and (R, ...) to each image of (..., H, W, C) and (..., R, ...)."""
+    """Apply a function of (H, W, C) and (R, ...) to each image of (..., H, W, C) and (..., R, ...).
+
+    A loop over images, which a CPU gets, is not divided over the devices of a sharded batch; other devices vectorise it.
+    """
     lead = features.shape[:-3]
     if lead != regions.shape[:len(lead)]:
         raise UserError(f'the features {features.shape} and the regions {regions.shape} have different leading axes')
     if not lead:
         return pool(features, regions)
-    pooled = lax.map(lambda image: pool(*image), (features.reshape(-1, *features.shape[-3:]),
-                                                  regions.reshape(-1, *regions.shape[len(lead):])))
+    images, regions = features.reshape(-1, *features.shape[-3:]), regions.reshape(-1, *regions.shape[len(lead):])
+    if jax.default_backend() == 'cpu':
+        pooled = lax.map(lambda image: pool(*image), (images, regions))
+    else:
+        pooled = jax.vmap(pool)(images, regions)
     return pooled.reshape(*lead, *pooled.shape[1:])
 
 

@@ -56,9 +56,9 @@ class SVMTrainer:
         num_classes, num_features = len(self.positives), self.positives[0].shape[1]
         self.negatives = [np.zeros((0, num_features), np.float32) for _ in range(num_classes)]
         self.added = [0] * num_classes
-        # A class without a positive or without a negative region keeps a score of -1.
+        # A class without a negative region keeps a score of -1, and one without a positive region is never detected.
         self.weights = np.zeros((num_classes, num_features), np.float32)
-        self.biases = np.full(num_classes, -1.0, np.float32)
+        self.biases = np.array([-1.0 if len(features) else -np.inf for features in self.positives], np.float32)
         self._is_first = True
         self._svm = {'C': regularization, 'class_weight': {1: positive_weight}, 'intercept_scaling': bias_scale,
                      'loss': 'hinge', 'dual': True, 'tol': 1e-3, 'max_iter': 10_000, 'random_state': 0}

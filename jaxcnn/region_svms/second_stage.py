@@ -326,12 +326,13 @@ def _initial_variables(run: Run) -> dict[str, Any]:
     config, experiment = run.config, run.experiment
     seed = np.uint32(config.seed)
     shapes = jax.eval_shape(lambda: init_weights(experiment.network, experiment.image_shape, seed, False))
-    arrays: Mapping[str, Any] = {}
+    arrays: dict[str, np.ndarray] = {}
     if config.init is not None:
         arrays = load_initial_weights(config, experiment.network, {'params': shapes.params,
                                                                    'batch_stats': shapes.batch_stats},
                                       experiment.image_shape, run.info['class_names']).arrays
-    weights = jax.jit(lambda: init_weights(experiment.network, experiment.image_shape, seed, False, arrays=arrays))()
+    draw = jax.jit(lambda arrays: init_weights(experiment.network, experiment.image_shape, seed, False, arrays=arrays))
+    weights = draw(arrays)
     return {'params': weights.params, 'batch_stats': weights.batch_stats}
 
 

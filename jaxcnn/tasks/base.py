@@ -68,7 +68,7 @@ class Task(abc.ABC):
 
     name: ClassVar[str]
     kind: ClassVar[TargetKind]
-    train_metrics: ClassVar[tuple[str, ...]]  # the loss, and the names of `train_scalars`
+    train_metrics: ClassVar[tuple[str, ...]]  # the loss, and names of `train_scalars` that every network of the task has
     outputs: ClassVar[str] = 'logits'  # what the network has to return; see `Network.outputs`
     is_mixable: ClassVar[bool] = True  # whether augmentation may mix images and attack the network
 

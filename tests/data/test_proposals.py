@@ -240,7 +240,8 @@ def test_saved_proposals_keep_their_order_and_belong_to_their_image(tmp_path):
     boxes = np.array([[[4, 4, 8, 8], [0, 0, 2, 2], [0, 0, 0, 0]], [[1, 1, 9, 7], [2, 2, 5, 5], [0, 0, 3, 3]]], np.float32)
     valid = np.array([[True, True, False], [True, True, True]])
     path = str(tmp_path / 'proposals.npz')
-    proposals.save(path, images, boxes, valid)
+    keys = [proposals.image_key(image) for image in images]
+    proposals.save(path, keys, boxes, valid)
     config = DataConfig(proposals=f'saved("{path}", max_proposals=2)')
     arrays = proposals.proposals_for(images[::-1], config)
     np.testing.assert_array_equal(arrays['proposals'], boxes[::-1, :2])
@@ -248,5 +249,5 @@ def test_saved_proposals_keep_their_order_and_belong_to_their_image(tmp_path):
     with pytest.raises(UserError, match='has no proposals for this image'):
         proposals.proposals_for(images[:1] + 1, config)
     first_key = BOXES.cache_settings(config)
-    proposals.save(path, images, boxes + 1, valid)
+    proposals.save(path, keys, boxes + 1, valid)
     assert BOXES.cache_settings(config) != first_key

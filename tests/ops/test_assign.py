@@ -9,7 +9,7 @@ import pytest
 
 from jaxcnn.errors import UserError
 from jaxcnn.ops.assign import match, sample
-from jaxcnn.ops.boxes import anchors, iou, pyramid_anchors
+from jaxcnn.ops.boxes import anchors, iou
 
 REFERENCE = np.load(pathlib.Path(__file__).with_name('detection_reference.npz'))
 
@@ -91,13 +91,3 @@ def test_a_sample_is_a_random_subset_with_the_given_fraction_of_positives(num_po
             probability = chosen / total  # of the hypergeometric distribution, within five standard deviations
             deviation = np.sqrt(draws * probability * (1 - probability))
             assert np.all(np.abs(counts[mask] - draws * probability) <= 5 * deviation)
-
-
-def test_anchors_of_a_pyramid_are_those_of_its_levels():
-    shapes, strides, sizes = ((12, 16), (6, 8), (3, 4)), (8, 16, 32), ((16, 25.3), (32,), (64,))
-    np.testing.assert_allclose(pyramid_anchors(shapes, strides, sizes, convention='torchvision'), REFERENCE['anchors'])
-    paper = pyramid_anchors(shapes[1:], strides[1:], sizes[1:])
-    np.testing.assert_array_equal(paper[6 * 8 * 3:], anchors(3, 4, 32, scales=(2,)))
-    np.testing.assert_array_equal(paper[0], [8 - 46 / 2, 8 - 24 / 2, 8 + 46 / 2, 8 + 24 / 2])
-    with pytest.raises(UserError, match='3 feature maps'):
-        pyramid_anchors(shapes, strides, sizes[1:])

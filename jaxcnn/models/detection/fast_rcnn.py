@@ -83,6 +83,7 @@ class FastRCNN(Detector):
     roi_size: int = 0
     sampling_ratio: int = 2
     roi_aligned: bool = True
+    nms_threshold: float = 0.3
     roi_batch: int = 64
     roi_positive: float = 0.25
     roi_high: float = 0.5
@@ -105,8 +106,6 @@ class FastRCNN(Detector):
         for name in ('fpn_features', 'head_features', 'sampling_ratio', 'roi_batch'):
             if getattr(self, name) < 1:
                 raise UserError(f'{name} must be at least 1, got {getattr(self, name)!r}')
-        if self.roi_size < 0:
-            raise UserError(f'roi_size must be at least 0, got {self.roi_size!r}')
         if not 0 <= self.roi_low < self.roi_high <= 1:
             raise UserError(f'0 <= roi_low < roi_high <= 1 must hold, got {self.roi_low} and {self.roi_high}')
         if not 0 < self.roi_positive <= 1:
@@ -160,7 +159,7 @@ class FastRCNN(Detector):
             maps.update(backbone_maps)
             levels = self.levels(backbone, backbone_maps, maps)
             selected.append(select(levels))
-            pooled = self.pool_regions(levels, selected[0].boxes, self._first_center(backbone))
+            pooled = self.pool_regions(levels, selected[0].boxes)
             return pooled.reshape(-1, *pooled.shape[2:])  # regions of all images after each other
 
         if self.fpn:
@@ -192,11 +191,7 @@ class FastRCNN(Detector):
         return [Level(x, stride) for x, stride in zip(outputs, self.strides, strict=True)]
 
     @nn.nowrap
-    def _first_center(self, backbone: Network) -> float:
-        return backbone.map_geometry(backbone.region_input()[0])[1]
-
-    @nn.nowrap
-    def pool_regions(self, levels: Sequence[Level], boxes: jax.Array, first_center: float) -> jax.Array:
+    def pool_regions(self, levels: Sequence[Level], boxes: jax.Array) -> jax.Array:
         """Return regions (N, R, size, size, C) pooled from the levels, for boxes (N, R, 4)."""
         boxes = jax.lax.stop_gradient(boxes)
         size = self.roi_size or (7 if self.fpn else self.backbone_network().region_input()[1])

@@ -78,6 +78,7 @@ class FasterRCNN(FastRCNN):
     roi_batch: int = 512
     roi_low: float = 0.0
     beta: float = 1 / 9
+    nms_threshold: float = 0.5
 
     def check(self) -> None:
         """See `Network.check`."""
@@ -91,8 +92,6 @@ class FasterRCNN(FastRCNN):
         if not 0 < self.rpn_positive <= 1 or self.rpn_batch < 1:
             raise UserError(f'rpn_positive must be in (0, 1] and rpn_batch at least 1, got {self.rpn_positive} and '
                             f'{self.rpn_batch}')
-        if self.rpn_features < 0:
-            raise UserError(f'rpn_features must be at least 0, got {self.rpn_features!r}')
         for name in ('pre_nms', 'post_nms'):
             if len(getattr(self, name)) != 2:
                 raise UserError(f'{name} must be two integers, for training and for evaluation, got {getattr(self, name)}')
@@ -169,8 +168,7 @@ class FasterRCNN(FastRCNN):
             drawn = sample(targets['key'], matches.labels == 1, matches.labels == 0, self.rpn_batch, self.rpn_positive)
             count = jnp.maximum(drawn.valid.sum(), 1)
             entropies = optax.sigmoid_binary_cross_entropy(logits[drawn.indices], drawn.is_positive)
-            chosen = anchors[drawn.indices]
-            encoded = box_ops.encode(targets['boxes'][matches.indices[drawn.indices]], chosen)
+            encoded = box_ops.encode(targets['boxes'][matches.indices[drawn.indices]], anchors[drawn.indices])
             errors = smooth_l1(deltas[drawn.indices] - encoded, self.rpn_beta).sum(-1)
             return {'rpn_objectness': jnp.where(drawn.valid, entropies, 0).sum() / count,
                     'rpn_boxes': jnp.where(drawn.valid & drawn.is_positive, errors, 0).sum() / count}
@@ -205,6 +203,7 @@ MODELS: dict[str, tuple[type[Network], dict[str, Any]]] = {
     'faster_rcnn': (FasterRCNN, {}),
     # as in the paper: one feature map, whose regions pass the dense layers of VGG-16
     'faster_rcnn_vgg16': (FasterRCNN, {
-        'backbone': 'vgg16', 'fpn': False, 'roi_pool': 'max', 'roi_batch': 128, 'anchor_convention': 'paper',
-        'anchors_inside': True, 'pre_nms': (12000, 6000), 'post_nms': (2000, 300), 'min_side': 16.0, 'beta': 1.0}),
+        'backbone': 'vgg16', 'fpn': False, 'roi_pool': 'max', 'roi_batch': 128, 'nms_threshold': 0.3,
+        'anchor_convention': 'paper', 'anchors_inside': True, 'pre_nms': (12000, 6000), 'post_nms': (2000, 300),
+        'min_side': 16.0, 'beta': 1.0}),
 }

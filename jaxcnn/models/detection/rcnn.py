@@ -11,7 +11,7 @@ from jaxcnn.errors import UserError, unknown
 from jaxcnn.models.detection.fast_rcnn import FastRCNN, Level, Regions
 from jaxcnn.models.network import Maps, Network
 from jaxcnn.ops.boxes import as_float
-from jaxcnn.ops.region_parts import over_parts
+from jaxcnn.ops.region_parts import over_images, over_parts
 
 WARPS = 'anisotropic', 'square_context', 'square_mean'
 
@@ -92,17 +92,15 @@ class RCNN(FastRCNN):
             return regions, logits.reshape(*regions.boxes.shape[:2], -1).astype(jnp.float32), None
         network, variables = classifier.unbind()  # a loop of JAX must not call a module that is bound outside of it
 
-        def classify_image(inputs: tuple[jax.Array, jax.Array]) -> jax.Array:
-            image, boxes = inputs
-
+        def classify_image(image: jax.Array, boxes: jax.Array) -> jax.Array:
             def classify(part: jax.Array) -> jax.Array:
                 logits: jax.Array = network.apply(variables, self.warp_image(image, part))  # type: ignore[assignment]
                 return logits
             return over_parts(classify, boxes, self.region_part)
         if len(x) == 1:
-            logits = classify_image((x[0], regions.boxes[0]))[None]
+            logits = classify_image(x[0], regions.boxes[0])[None]
         else:
-            logits = jax.lax.map(classify_image, (x, regions.boxes))
+            logits = over_images(classify_image, x, regions.boxes)
         return regions, logits.astype(jnp.float32), None
 
     @nn.nowrap
@@ -113,10 +111,9 @@ class RCNN(FastRCNN):
     @nn.nowrap
     def warp_images(self, x: jax.Array, boxes: jax.Array) -> jax.Array:
         """Return the regions (N, R, region_size, region_size, C) of images (N, H, W, C), for boxes (N, R, 4)."""
-        def warp(inputs: tuple[jax.Array, jax.Array]) -> jax.Array:
-            image, boxes = inputs
+        def warp(image: jax.Array, boxes: jax.Array) -> jax.Array:
             return over_parts(lambda part: self.warp_image(image, part), boxes, self.region_part)
-        return jax.lax.map(warp, (x, jax.lax.stop_gradient(boxes)))
+        return over_images(warp, x, jax.lax.stop_gradient(boxes))
 
 
 @jax.named_scope('warp_regions')

@@ -1,7 +1,7 @@
 """SPP-Net (He et al. 2014, "Spatial pyramid pooling in deep convolutional networks for visual recognition", section 4)."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -13,6 +13,7 @@ from jaxcnn.models.layers import positive_ints
 from jaxcnn.models.network import Maps, Network
 from jaxcnn.models.plain import Plain
 from jaxcnn.ops.boxes import area, as_float
+from jaxcnn.ops.region_parts import over_images
 from jaxcnn.ops.roi import map_to_features
 from jaxcnn.ops.window_maxima import pool_windows
 
@@ -22,8 +23,8 @@ class SPPNet(FastRCNN):
 
     The feature maps are computed once for an image, at one or several scales. Each region is pooled from the scale at which
     its area is nearest to that of a square of `region_size` pixels. The bins of its pyramid pass two dense layers and the
-    classifier, in which one more class stands for the background. Training changes these layers only; the convolutions, and
-    the statistics of their BatchNorm, remain those with which it starts.
+    classifier, in which one more class stands for the background. Only these layers have gradients. Weight decay still acts
+    on the convolutions, unless `config.optim.groups=(dict(match='^backbone/', rate=0.0),)` excludes them.
 
     This is the paper's fine-tuning. Its second stage, linear SVMs and a regression of boxes on the features of a trained
     run, is the command `jaxcnn fit_svms`. Without it, detections are the proposals themselves with the probabilities of the
@@ -43,7 +44,8 @@ class SPPNet(FastRCNN):
       hidden: features of `fc6` and `fc7`, for backbones without dense layers of their own.
     """
 
-    backbone_fields = ('bn_momentum', 'bn_epsilon')  # dropout is applied to the dense layers
+    backbone_fields: ClassVar[tuple[str, ...]] = ('bn_momentum', 'bn_epsilon')  # dropout is applied to the dense layers
+    left_out_gradient: ClassVar[str] = 'how the regions depend on the convolutions'
 
     backbone: str = 'zfnet'
     scales: tuple[int, ...] = ()
@@ -146,7 +148,7 @@ def pool_at_nearest_scale(features: Sequence[jax.Array], boxes: jax.Array, image
         nearest, first_row = jnp.minimum(distance, nearest), first_row + x.shape[1]
     width = max(x.shape[2] for x in features)
     stacked = jnp.concatenate([jnp.pad(x, [(0, 0), (0, 0), (0, width - x.shape[2]), (0, 0)]) for x in features], axis=1)
-    pooled = jax.lax.map(lambda inputs: pool_windows(*inputs, tuple(levels)), (as_float(stacked), windows))
+    pooled = over_images(lambda image, windows: pool_windows(image, windows, tuple(levels)), as_float(stacked), windows)
     return pooled.astype(features[0].dtype)
 
 
