@@ -38,6 +38,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError('selects images of the data set, but there are picture files, too',
                         field='--mistakes' if args.mistakes else '--split')
     loaded = load_run(args.workdir, args.checkpoint)
+    views.check_outputs(sections, loaded.experiment.task.outputs)
     split = args.split or ('test' if 'test' in loaded.info['sizes'] else 'val')
     request = Request(loaded, paths, split=split, count=args.count,
                       only_mistakes=args.mistakes, class_name=args.class_name, data_dir=args.data_dir, seed=args.seed)

@@ -6,7 +6,7 @@ import inspect
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from jaxcnn.config import bind, parse_calls
@@ -42,6 +42,18 @@ VIEWS: dict[str, Callable[..., Section]] = {
     'embed': data_views.embed,
     'neighbors': data_views.neighbors,
 }
+
+
+# those that need feature maps and no logits
+MAP_VIEWS = 'filters', 'features', 'invert', 'receptive_field'
+
+
+def check_outputs(sections: Iterable[str], outputs: str) -> None:
+    """Raise a UserError if a section needs logits and the network of a run returns other `outputs`."""
+    others = [name for name in sections if name not in MAP_VIEWS]
+    if outputs != 'logits' and others:
+        raise UserError(f'{others[0]} needs a network that returns logits, and that of this run returns {outputs}',
+                        field='VIEW', hint=f'possible: {", ".join(MAP_VIEWS)}; report.md of the run shows mistakes')
 
 
 def names() -> list[str]:
