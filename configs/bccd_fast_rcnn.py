@@ -5,7 +5,9 @@
 
 The backbone starts from ImageNet weights, which expect (x - 127) / 128 for pixels x from 0 to 255, and its BatchNorm
 statistics stay as they are. Regions are pooled to 7 x 7 from the last feature map of stride 16, and pass the other stages
-of the network. The first run computes the proposals, in about 5 minutes on 2 cores. Result: not yet measured.
+of the network. The first run computes the proposals, in about 5 minutes on 2 cores. Result:
+72.23 % mAP@0.5 on the test split, 72.62 % on the validation split, seed 0 (docs/results.md); the proposals cover about
+91 % of the objects at an IoU of 0.5 and 60 % at 0.7.
 """
 
 from jaxcnn.config import make
