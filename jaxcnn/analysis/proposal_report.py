@@ -121,10 +121,13 @@ def of_run(run: Run, images: np.ndarray, batch_size: int = 4) -> ProposalSet:
     batches = []
     run.proposals(images[np.arange(batch_size) % len(images)])  # so that compilation is not measured
     start = time.monotonic()
+    next_progress = start + _PROGRESS_INTERVAL
     for i in range(0, len(images), batch_size):
         rows = np.arange(i, i + batch_size) % len(images)  # batches of one size, so that the network is compiled once
         batches.append(run.proposals(images[rows]))
-        log.info('%s: %d of %d images', run.workdir, min(i + batch_size, len(images)), len(images))
+        if time.monotonic() >= next_progress:
+            log.info('%s: %d of %d images', run.workdir, min(i + batch_size, len(images)), len(images))
+            next_progress = time.monotonic() + _PROGRESS_INTERVAL
     seconds = (time.monotonic() - start) / len(images) * len(os.sched_getaffinity(0))
     proposals, valid = (np.concatenate([batch[name] for batch in batches])[:len(images)]
                         for name in ('proposals', 'proposal_valid'))
