@@ -98,7 +98,8 @@ class Detector(Network):
         name, args, fields = parse_call(self.backbone, 'network')
         if args:
             raise UserError(f'a network takes fields by name, got {self.backbone!r}')
-        return create(name, **fields, **{field: getattr(self, field) for field in SHARED_FIELDS if field not in fields})
+        shared = {field: getattr(self, field) for field in SHARED_FIELDS if field not in fields}
+        return create(name, **fields).clone(**shared)  # without a check of types that only the check of gradients uses
 
     def min_image_size(self) -> int:
         """See `Network.min_image_size`."""
