@@ -5,7 +5,8 @@
     jaxcnn study --study=detection:quick --workdir=runs/detection_quick --config.data.dir=BCCD
 
 The published values are for VGG-16 on Pascal VOC 2007, and for FCOS there is none. The quick form has images of 160 x 120
-pixels, small networks without ImageNet weights, and sliding windows. Result: not yet measured.
+pixels, small networks without ImageNet weights, and sliding windows. Result of the quick form, mAP@0.5: Faster R-CNN 33.59,
+FCOS 25.16, Fast R-CNN 7.84, SPP-Net 7.24, R-CNN 33.84 % (docs/results.md). The full form is not yet measured.
 """
 
 from jaxcnn.config import make
