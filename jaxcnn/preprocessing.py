@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxcnn.config import DataConfig
 from jaxcnn.data import normalize
-from jaxcnn.data.augment import Gradient, Pipeline, TargetMixer, geometry, parse_pipeline
+from jaxcnn.data.augment import Gradient, Pipeline, TargetMixer, affine, parse_pipeline
 from jaxcnn.data.normalize import Fitted, Normalization, Normalizer
 from jaxcnn.data.tta import TestTimeAugmentation
 from jaxcnn.errors import UserError, name_field
@@ -107,7 +107,7 @@ class Preprocessor:
         """
         if self.eval_augment is None:
             return boxes
-        matrix = geometry.invert(jnp.asarray(self.eval_matrix(image_shape)))
+        matrix = affine.invert(jnp.asarray(self.eval_matrix(image_shape)))
         return np.asarray(box_ops.clip(box_ops.transform(jnp.asarray(boxes), matrix), *image_shape[:2]))
 
     def outputs(self, network: Callable[[jax.Array], Any], images: jax.Array, tta: bool = True) -> Any:

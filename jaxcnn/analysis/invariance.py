@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxcnn.analysis.attribution import class_scores, map_parts
-from jaxcnn.data.augment.geometry import affine_matrix, warp
+from jaxcnn.data.augment.affine import affine_matrix, warp
 from jaxcnn.models import Network
 
 

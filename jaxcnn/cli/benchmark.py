@@ -74,7 +74,7 @@ import sys
 from collections.abc import Callable, Iterable
 
 from jaxcnn import cli
-from jaxcnn.benchmarks import data, detectors, explanations, networks, operators, region_detectors, runs
+from jaxcnn.benchmarks import data, detectors, explanations, faster_rcnn, networks, operators, runs
 from jaxcnn.benchmarks.measure import Table, machine, write
 from jaxcnn.errors import UserError, unknown
 
@@ -82,8 +82,8 @@ PEERS = ('torch', 'compiled', 'jax', 'xla')
 BENCHMARKS: dict[str, Callable[[argparse.Namespace], Table | Iterable[Table]]] = {
     'train_step': functools.partial(networks.compare, benchmark='train_step'),
     'eval': functools.partial(networks.compare, benchmark='eval'), 'data': data.compare, 'operators': operators.compare,
-    'faster_rcnn': detectors.compare,
-    'detectors': region_detectors.compare,
+    'faster_rcnn': faster_rcnn.compare,
+    'detectors': detectors.compare,
     'train': runs.train, 'checkpoint': runs.checkpoint, 'loop': runs.loop, 'startup': runs.startup,
     'integrated_gradients': explanations.compare}
 

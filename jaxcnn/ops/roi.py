@@ -67,7 +67,7 @@ class _Neighbors(NamedTuple):
     column_weights: jax.Array
 
     @classmethod
-    def of(cls, y: _Samples, x: _Samples, height: _Side, width: _Side, first: _Side = 0) -> '_Neighbors':
+    def of_samples(cls, y: _Samples, x: _Samples, height: _Side, width: _Side, first: _Side = 0) -> '_Neighbors':
         """Return the neighbours of samples along y and x on a feature map that begins with the pixel `first`."""
         def along_axis(points: jax.Array, weights: jax.Array, side: _Side) -> tuple[jax.Array, jax.Array]:
             lower = jnp.floor(points)
@@ -178,7 +178,7 @@ def roi_align(features: jax.Array, boxes: jax.Array, size: int, spatial_scale: f
             return _align_by_products(wide, *samples(boxes))
 
         if 0 < sampling_ratio <= MAX_GATHERED_SAMPLES:
-            neighbors = _Neighbors.of(*samples(boxes), h, w)
+            neighbors = _Neighbors.of_samples(*samples(boxes), h, w)
             part = region_parts.MAX_PART // (size ** 2 * channels)
             pooled = _gather(wide.reshape(h * w, channels), neighbors, part)
         else:
@@ -256,7 +256,7 @@ def multilevel_roi_align(maps: Sequence[jax.Array], boxes: jax.Array, strides: S
         level = pyramid_level(boxes, first_level, first_level + len(maps) - 1, canonical_size, canonical_level) - first_level
         height, width, first = table[level].T[..., None, None]
         samples = _samples_of_boxes(coordinates(boxes) * scales[level], size, height, width, sampling_ratio, aligned)
-        neighbors = _Neighbors.of(*samples, height, width, first)
+        neighbors = _Neighbors.of_samples(*samples, height, width, first)
         return _gather(pixels[:, 0], neighbors, region_parts.MAX_PART // (size ** 2 * channels)).astype(maps[0].dtype)
     pixels = jnp.concatenate([as_float(x).reshape(*x.shape[:-3], -1, 1, channels) for x in maps], axis=-3)
     return over_images(align, pixels, boxes)

@@ -170,7 +170,7 @@ class Detection(Task):
         return {'boxes': predictions['boxes'], 'classes': predictions['classes'], 'valid': valid,
                 'difficult': np.zeros_like(valid)}
 
-    def shown(self, prediction: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
+    def confident_detections(self, prediction: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
         """Return the detections of one image with at least the score `threshold`, best first.
 
         Each has a `class`, a `score`, and `x0`, `y0`, `x1` and `y1` in pixels.
@@ -181,12 +181,12 @@ class Detection(Task):
 
     def describe(self, prediction: Any) -> str:
         """Return the number of objects of each class, and the best detections."""
-        shown = self.shown(prediction)
-        names = [detection['class'] for detection in shown]
+        confident = self.confident_detections(prediction)
+        names = [detection['class'] for detection in confident]
         counts = ', '.join(f'{names.count(name)} {printable(name)}' for name in dict.fromkeys(names))
         best = '; '.join(f'{printable(d["class"])} {100 * d["score"]:.2f} % at {d["x0"]:.0f}, {d["y0"]:.0f}, {d["x1"]:.0f}, '
-                         f'{d["y1"]:.0f}' for d in shown[:DESCRIBED])
-        return f'{counts}  ({best})' if shown else f'no object with a score of at least {self.threshold:g}'
+                         f'{d["y1"]:.0f}' for d in confident[:DESCRIBED])
+        return f'{counts}  ({best})' if confident else f'no object with a score of at least {self.threshold:g}'
 
     def map_back(self, prediction: Any, map_boxes: Callable[[np.ndarray], np.ndarray]) -> Any:
         """See `Task`. Boxes are clipped to the image; those that lie in its padding are left out."""
@@ -199,7 +199,7 @@ class Detection(Task):
     def rows(self, prediction: Any) -> list[list[str]]:
         """Return a row for each detection that is shown."""
         return [[d['class'], f'{d["score"]:.6f}', *(f'{d[name]:.2f}' for name in self.columns[2:])]
-                for d in self.shown(prediction)]
+                for d in self.confident_detections(prediction)]
 
     def coco_results(self, prediction: Any, image_id: int) -> list[dict[str, Any]]:
         """Return all detections, also those below the threshold, which average precision needs."""
@@ -217,7 +217,7 @@ class Detection(Task):
 
     def category(self, prediction: Any) -> str:
         """Return the classes of the objects with semicolons between them, one for each object."""
-        return ';'.join(detection['class'] for detection in self.shown(prediction))
+        return ';'.join(detection['class'] for detection in self.confident_detections(prediction))
 
     def title(self, targets: Mapping[str, np.ndarray]) -> str:
         """Return the number of objects of each class."""

@@ -8,7 +8,7 @@ from PIL import Image
 from scipy import stats
 
 from jaxcnn.data import augment
-from jaxcnn.data.augment import geometry
+from jaxcnn.data.augment import affine, geometry
 from jaxcnn.errors import UserError
 
 KEYS = jax.random.split(jax.random.key(1), 400)
@@ -49,8 +49,8 @@ CASES = [(0, (0, 0), 1, (0, 0)), (30, (0, 0), 1, (0, 0)), (-100, (3.5, -2), 1, (
 def test_affine_maps_equal_pils(image):
     @jax.jit
     def warp_image(amounts):
-        matrices = jax.vmap(lambda d, t, s, h: geometry.affine_matrix(image.shape, d, tuple(t), s, tuple(h)))(*amounts)
-        return matrices, {mode: jax.vmap(lambda m, mode=mode: geometry.warp(jnp.asarray(image), m, mode, 0.25))(matrices)
+        matrices = jax.vmap(lambda d, t, s, h: affine.affine_matrix(image.shape, d, tuple(t), s, tuple(h)))(*amounts)
+        return matrices, {mode: jax.vmap(lambda m, mode=mode: affine.warp(jnp.asarray(image), m, mode, 0.25))(matrices)
                           for mode in PIL_MODES}
     matrices, results = warp_image(tuple(np.array(column, np.float32) for column in zip(*CASES, strict=True)))
     for i, case in enumerate(CASES):
@@ -66,8 +66,8 @@ def test_affine_maps_equal_pils(image):
 
 def test_a_positive_rotation_is_counterclockwise(image):
     square = image[:20, :20]
-    matrix = geometry.affine_matrix(square.shape, 90.0)
-    np.testing.assert_allclose(geometry.warp(jnp.asarray(square), matrix, 'bilinear'), np.rot90(square), atol=1e-5)
+    matrix = affine.affine_matrix(square.shape, 90.0)
+    np.testing.assert_allclose(affine.warp(jnp.asarray(square), matrix, 'bilinear'), np.rot90(square), atol=1e-5)
 
 
 def test_affine_ops_draw_uniform_amounts(image, apply_to_image, monkeypatch):
@@ -75,12 +75,12 @@ def test_affine_ops_draw_uniform_amounts(image, apply_to_image, monkeypatch):
     def stack_amounts(shape, *amounts):
         flat = [x for a in amounts for x in (a if isinstance(a, tuple) else (a,))]
         return jnp.stack([jnp.asarray(x, jnp.float32).reshape(()) for x in flat])
-    monkeypatch.setattr(geometry, 'affine_matrix', stack_amounts)
-    monkeypatch.setattr(geometry, 'warp', lambda image, matrix, interpolation, fill: matrix)
-    monkeypatch.setattr(geometry, 'invert', lambda matrix: matrix)
-    ops = {'degrees': geometry.rotate(30), 'translation': geometry.translate((0.25, 0.5)),
-           'factor': geometry.scale((0.5, 2.0)), 'shear': geometry.shear((10, 20)),
-           'all': geometry.affine(180, 0.1, (0.9, 1.0), 5)}
+    monkeypatch.setattr(affine, 'affine_matrix', stack_amounts)
+    monkeypatch.setattr(affine, 'warp', lambda image, matrix, interpolation, fill: matrix)
+    monkeypatch.setattr(affine, 'invert', lambda matrix: matrix)
+    ops = {'degrees': affine.rotate(30), 'translation': affine.translate((0.25, 0.5)),
+           'factor': affine.scale((0.5, 2.0)), 'shear': affine.shear((10, 20)),
+           'all': affine.affine(180, 0.1, (0.9, 1.0), 5)}
     amounts = dict(zip(ops, apply_to_image(KEYS, image, *ops.values()), strict=True))
     height, width = image.shape[:2]
     # of rotation, translation along x and y, scale, shear along x and y: a range, or a constant

@@ -5,7 +5,7 @@
     python jaxcnn/benchmarks/torch_peer checkpoint resnet50 224 0 --folder=DIR
     python jaxcnn/benchmarks/torch_peer integrated_gradients resnet18 64 64 --steps=50
     python jaxcnn/benchmarks/torch_peer operator roi_align 0 1 --folder=DIR
-    python jaxcnn/benchmarks/torch_peer detector train 640 1 --folder=DIR
+    python jaxcnn/benchmarks/torch_peer faster_rcnn train 640 1 --folder=DIR
     python jaxcnn/benchmarks/torch_peer train lenet5 28 128 --folder=DIR --epochs=2 --workers=2
     python jaxcnn/benchmarks/torch_peer train airbench94 32 1024 --folder=DIR
 
@@ -17,7 +17,7 @@ images/s over that time, `operator` the calls/s, or `checkpoint` the seconds to 
 SGD with momentum and weight decay; bfloat16 is autocast's.
 
 It needs torch (on a CPU 2.13.0), pytorchcv==0.0.67, airbench==0.1.8 for its program, and captum==0.9.0 for integrated
-gradients. `operator` and `detector` need torch==2.14.1 and torchvision==0.29.1 instead.
+gradients. `operator` and `faster_rcnn` need torch==2.14.1 and torchvision==0.29.1 instead.
 """
 
 import argparse
@@ -30,7 +30,7 @@ import sys
 import time
 
 import torch
-from detectors import detector
+from faster_rcnn import faster_rcnn
 from networks import create
 from operators import operator
 from pictures import Images, batches, decode, set_images
@@ -86,7 +86,7 @@ def serve_checkpoints(net, optimizer, size, folder):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('what', choices=('train_step', 'eval', 'data', 'decode', 'checkpoint', 'operator', 'detector',
+    parser.add_argument('what', choices=('train_step', 'eval', 'data', 'decode', 'checkpoint', 'operator', 'faster_rcnn',
                                          'train', 'integrated_gradients'))
     parser.add_argument('model')
     parser.add_argument('size', type=int)
@@ -107,8 +107,8 @@ def main():
         if args.model == 'airbench94':
             return train_airbench(args.epochs, args.folder, args.device)
         return train(args.model, args.batch, args.epochs, args.workers, args.folder, args.device)
-    if args.what in ('operator', 'detector'):
-        step = (operator if args.what == 'operator' else detector)(args.model, args.folder, args.device)
+    if args.what in ('operator', 'faster_rcnn'):
+        step = (operator if args.what == 'operator' else faster_rcnn)(args.model, args.folder, args.device)
         step()
         return serve(step, args.batch, args.device == 'cuda')
     if args.what == 'data':

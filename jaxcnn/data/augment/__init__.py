@@ -13,7 +13,7 @@ To add an augmentation, write a function from its arguments to such an op, and p
 `@register(deterministic=True)` if it draws no random numbers.
 """
 
-from jaxcnn.data.augment import adversarial, color, erase, geometry, mixing, policies
+from jaxcnn.data.augment import adversarial, affine, color, erase, geometry, mixing, policies
 from jaxcnn.data.augment.box_targets import move_boxes
 from jaxcnn.data.augment.registry import (
     AUGMENTATIONS,
@@ -33,5 +33,5 @@ from jaxcnn.data.augment.registry import (
 )
 
 __all__ = ['AUGMENTATIONS', 'Attack', 'ByEpoch', 'Geometric', 'Gradient', 'Mix', 'Op', 'Pipeline', 'TargetMixer',
-           'Transformed', 'adversarial', 'color', 'describe', 'erase', 'geometry', 'mixing', 'move_boxes', 'names',
+           'Transformed', 'adversarial', 'affine', 'color', 'describe', 'erase', 'geometry', 'mixing', 'move_boxes', 'names',
            'parse_pipeline', 'policies', 'register']

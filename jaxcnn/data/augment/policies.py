@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxcnn.config.arguments import check_choice, check_number, check_whole_number
+from jaxcnn.data.augment.affine import affine_matrix, invert, warp
 from jaxcnn.data.augment.color import equalization_table, histogram, look_up, smooth, to_bytes
-from jaxcnn.data.augment.geometry import affine_matrix, invert, warp
 from jaxcnn.data.augment.registry import Geometric, Transformed, compose, register, sequential_on_cpu
 from jaxcnn.errors import UserError
 

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 
-def detector(name, folder, device):
+def faster_rcnn(name, folder, device):
     """Return a function that makes one training step or one inference on the images of examples.npz.
 
     All layers are trained, and BatchNorm is frozen. The images keep their size.
