@@ -1,0 +1,1 @@
+"""Evaluation of trained classifiers beyond one crop: protocols, ensembles, calibration and comparisons of runs."""
