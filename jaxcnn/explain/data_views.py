@@ -14,13 +14,14 @@ import numpy as np
 
 from jaxcnn.analysis import calibration as calibrations
 from jaxcnn.analysis import embedding, mistakes
+from jaxcnn.analysis.batches import compute_in_batches, map_batches
 from jaxcnn.analysis.embedding_page import write_embedding_page
 from jaxcnn.analysis.markdown import escape
 from jaxcnn.data import normalize
 from jaxcnn.errors import unknown
 from jaxcnn.explain.layers import check_options
 from jaxcnn.explain.request import Request, Section
-from jaxcnn.explain.split_predictions import SplitPredictions, compute_in_batches, map_batches, predict
+from jaxcnn.explain.split_predictions import SplitPredictions, predict
 from jaxcnn.files import open_replacement
 from jaxcnn.metrics import format_percent
 from jaxcnn.tasks import Accumulated

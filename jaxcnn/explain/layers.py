@@ -10,10 +10,10 @@ import jax
 import numpy as np
 
 from jaxcnn.analysis import tracing
+from jaxcnn.analysis.batches import map_batches
 from jaxcnn.analysis.feature_maximization import LOGITS
 from jaxcnn.errors import UserError, unknown
 from jaxcnn.explain.request import Request
-from jaxcnn.explain.split_predictions import map_batches
 from jaxcnn.models import Network
 
 

@@ -1,8 +1,6 @@
 """All images of a split with their predictions."""
 
 import functools
-import operator
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -10,12 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxcnn.analysis import embedding
+from jaxcnn.analysis.batches import compute_in_batches
 from jaxcnn.data import Dataset
 from jaxcnn.data.targets import LABEL
 from jaxcnn.errors import UserError
 from jaxcnn.run import Run
-
-BATCH_SIZE = 256
 
 
 class SplitPredictions:
@@ -88,32 +85,3 @@ def predict(run: Run, variables: Any, inputs: jax.Array) -> jax.Array:
     """Return the run's predictions for normalised images, without test-time augmentation."""
     outputs: Any = run.experiment.network.apply(variables, inputs, train=False)
     return run.experiment.task.predict(outputs.astype(jnp.float32))
-
-
-def compute_in_batches(function: Callable[[Any, jax.Array], Any], variables: Any, count: int,
-                       take: Callable[[np.ndarray], np.ndarray]) -> Any:
-    """Return the results of a function for `count` images, which is compiled once; see `map_batches`.
-
-    Args:
-      function: maps variables and a batch of images to a tree of arrays (n, ...).
-      variables: variables of the network.
-      count: number of images.
-      take: returns the images at indices.
-    """
-    return map_batches(functools.partial(jax.jit(function), variables), count, take)
-
-
-def map_batches(function: Callable[[Any], Any], count: int, take: Callable[[np.ndarray], Any]) -> Any:
-    """Return the results of a function for `count` images, as host arrays.
-
-    Args:
-      function: maps a batch of images to a tree of arrays (n, ...). All batches have one size, so that it is compiled once.
-      count: number of images.
-      take: returns the images at indices, or a tree of arrays with a row for each of them.
-    """
-    results, size = [], min(BATCH_SIZE, count)
-    for start in range(0, count, size):
-        indices = np.minimum(np.arange(start, start + size), count - 1)
-        batch = jax.tree.map(np.asarray, function(take(indices)))
-        results.append(jax.tree.map(operator.itemgetter(slice(count - start)), batch))
-    return jax.tree.map(lambda *arrays: np.concatenate(arrays), *results)
