@@ -14,7 +14,7 @@ import os
 import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 
@@ -46,12 +46,26 @@ class ImageFiles:
     paths: Sequence[str]
     targets: Mapping[str, np.ndarray]
 
+    mode: ClassVar[str] = 'RGB'
+
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> Example:
-        image = picture.read(os.path.join(self.root, self.paths[index]), 'RGB')
+        image = picture.read(os.path.join(self.root, self.paths[index]), self.mode)
         return {'image': image, **{name: values[index] for name, values in self.targets.items()}}
+
+    def image_name(self, index: int) -> str:
+        """Return the path of an image."""
+        return as_text(os.path.join(self.root, self.paths[index]))
+
+    def encoded(self, index: int) -> bytes:
+        """See `EncodedExamples`."""
+        return picture.read_file(os.path.join(self.root, self.paths[index]))
+
+    def read_targets(self) -> Mapping[str, np.ndarray]:
+        """See `EncodedExamples`."""
+        return self.targets
 
 
 class ListedImage(NamedTuple):

@@ -133,24 +133,50 @@ def _tiff_without_metadata(content: bytes) -> bytes:
 
 
 def read(path: str | os.PathLike, mode: str) -> np.ndarray:
+    """Return the picture in a file as viewers show it; see `decode`.
+
+    Raises:
+      UserError: the file is missing or not a picture.
+    """
+    content = read_file(path)
+    try:
+        return decode(content, mode)
+    except UserError as e:
+        e.field = as_text(path)
+        raise
+
+
+def read_file(path: str | os.PathLike) -> bytes:
+    """Return the content of a picture file, without decoding it.
+
+    Raises:
+      UserError: the file is missing, or cannot be read.
+    """
+    try:
+        with open(path, 'rb', buffering=0) as file:  # unbuffered, because all of it is read at once
+            return file.read()
+    except FileNotFoundError:
+        raise UserError('no such file', field=as_text(path)) from None
+    except (OSError, ValueError) as e:  # a ValueError for a name with a zero byte
+        raise UserError(getattr(e, 'strerror', None) or str(e), field=as_text(path)) from None
+
+
+def decode(content: bytes, mode: str) -> np.ndarray:
     """Return a picture as viewers show it, with transparent pixels over white.
 
     The EXIF orientation is applied if it can be read; all other metadata is ignored.
 
     Args:
-      path: path of the file.
+      content: the content of a picture file.
       mode: `L` or `RGB`.
 
     Returns:
       uint8, (H, W) for `L` and (H, W, 3) for `RGB`.
 
     Raises:
-      UserError: the file is missing or not a picture.
+      UserError: the content is not a picture; the error does not name the file.
     """
-    content = b''
     try:
-        with open(path, 'rb', buffering=0) as file:  # unbuffered, because all of it is read at once
-            content = file.read()
         if not content:
             raise UserError('empty file')
         if mode == 'RGB' and (pixels := _decode_jpeg(content)) is not None:
@@ -158,14 +184,14 @@ def read(path: str | os.PathLike, mode: str) -> np.ndarray:
         with Image.open(io.BytesIO(_without_metadata(content))) as opened:
             opened.load()
             return _upright(np.asarray(_to_8_bits(opened).convert(mode)), _orientation(opened))
-    except FileNotFoundError:
-        raise UserError('no such file', field=as_text(path)) from None
+    except UserError:
+        raise
     except Exception as e:  # Pillow's decoders raise many kinds of error
         reason = getattr(e, 'strerror', None) or str(e)
         if isinstance(e, UnidentifiedImageError):
             is_heic = content[4:8] == b'ftyp' and content[8:12] in _HEIC_BRANDS
             reason = 'HEIC, which the package pillow-heif reads' if is_heic else 'not a picture'
-        raise UserError(' '.join(reason.split()), field=as_text(path)) from None
+        raise UserError(' '.join(reason.split())) from None
 
 
 def _to_8_bits(image: Image.Image) -> Image.Image:

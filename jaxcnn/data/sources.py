@@ -45,6 +45,29 @@ class NamedExamples(Examples, Protocol):
         """Return the name of an image, for example the path of its file."""
 
 
+@runtime_checkable
+class EncodedExamples(Examples, Protocol):
+    """Examples whose images are stored in an encoded form, such as JPEG, and can be read without decoding them.
+
+    `picture.decode(examples.encoded(index), examples.mode)` gives the pixels of `examples[index]['image']`.
+
+    Attributes:
+      mode: `RGB` or, for images with one channel, `L`.
+    """
+
+    mode: str
+
+    def encoded(self, index: int) -> bytes:
+        """Return the content of an image's file.
+
+        Raises:
+          UserError: it cannot be read.
+        """
+
+    def read_targets(self) -> Mapping[str, np.ndarray]:
+        """Return the targets of all examples, one array (N, ...) for each, by name, without decoding an image."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Ink:
     """How a data set frames handwriting, light ink on black; `predict` brings other pictures into this form.

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from jaxcnn.errors import UserError
+from jaxcnn.data import picture
+from jaxcnn.errors import UserError, name_field
 
 # by the beginning of its name, data sets whose split 'test' has no labels
 _WITHOUT_TEST_LABELS = ('imagenet2012', 'voc/2012', 'coco/')
@@ -29,6 +30,42 @@ class TfdsExamples:
     def __getitem__(self, index: int) -> dict[str, Any]:
         example = self.data_source[index]
         return {'image': example['image'], 'label': example['label']}
+
+
+@dataclasses.dataclass(frozen=True)
+class EncodedTfdsExamples:
+    """The examples of a split, as in `TfdsExamples`, whose images are decoded as those in image files.
+
+    Attributes:
+      data_source: what `tfds.data_source` returns for a split, without decoding `image`.
+      mode: `RGB` or, for images with one channel, `L`.
+      name: the folder and the split, for errors.
+    """
+
+    data_source: Any
+    mode: str
+    name: str
+
+    def __len__(self) -> int:
+        return len(self.data_source)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        example = self.data_source[index]
+        with name_field(self.image_name(index)):
+            pixels = picture.decode(example['image'], self.mode)
+        return {'image': pixels.reshape(*pixels.shape[:2], -1), 'label': example['label']}
+
+    def image_name(self, index: int) -> str:
+        """Return the folder, the split and the number of an image."""
+        return f'{self.name} image {index}'
+
+    def encoded(self, index: int) -> bytes:
+        """See `sources.EncodedExamples`."""
+        return self.data_source[index]['image']
+
+    def read_targets(self) -> dict[str, np.ndarray]:
+        """See `sources.EncodedExamples`. All files of the split are read."""
+        return {'label': np.array([self.data_source[index]['label'] for index in range(len(self))], np.int32)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,10 +126,15 @@ class PreparedDataset:
         val = 'validation' if test == 'test' and 'validation' in names else None
         return {split: name for split, name in {'train': 'train', 'val': val, 'test': test}.items() if name}
 
-    def read(self, name: str) -> TfdsExamples:
+    def read(self, name: str) -> TfdsExamples | EncodedTfdsExamples:
         """Return the examples of a split, by the name that TFDS gives to it."""
+        import tensorflow_datasets as tfds
         with self._raise_user_errors():
-            return TfdsExamples(self._builder.as_data_source(split=name))
+            feature = self._builder.info.features['image']
+            if not isinstance(feature, tfds.features.Image) or feature.np_dtype != np.uint8:
+                return TfdsExamples(self._builder.as_data_source(split=name))
+            data_source = self._builder.as_data_source(split=name, decoders={'image': tfds.decode.SkipDecoding()})
+            return EncodedTfdsExamples(data_source, 'L' if feature.shape[-1] == 1 else 'RGB', f'{self.path}: {name}')
 
     def read_boxes(self, name: str) -> TfdsBoxExamples:
         """Return the examples of a split with boxes, by the name that TFDS gives to it."""

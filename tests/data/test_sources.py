@@ -13,7 +13,7 @@ from tfds_files import VERSION, write_tfds, write_tfds_boxes
 
 from jaxcnn import data
 from jaxcnn.config import DataConfig
-from jaxcnn.data import sources
+from jaxcnn.data import picture, sources
 from jaxcnn.data.targets import BOXES
 from jaxcnn.errors import UserError
 
@@ -166,6 +166,11 @@ def test_a_prepared_data_set_has_the_images_and_labels_that_were_written(prepare
         np.testing.assert_array_equal(split.targets['label'], labels)
         assert split.images[0].dtype == np.uint8
         assert split.targets['label'].dtype == np.int32
+        examples = sources.find(config(folder, name)).splits[split_name]()
+        assert isinstance(examples, sources.EncodedExamples)
+        pixels = picture.decode(examples.encoded(3), examples.mode)
+        np.testing.assert_array_equal(pixels.reshape(SHAPES[name]), images[3])
+        np.testing.assert_array_equal(examples.read_targets()['label'], labels)
 
 
 def test_reading_a_prepared_data_set_imports_no_tensorflow(prepared, tmp_path):
