@@ -84,12 +84,16 @@ class AlexNet(Plain):
         map_size = image_size
         for size, stride, padding in self.stem:
             map_size = ((map_size + 2 * padding - size) // stride + 1) // 2
-        return map_size // 2
+        return map_size if self.head == 'spp' else map_size // 2
+
+    def last_pool(self, x: jax.Array) -> jax.Array:
+        """See `Plain.last_pool`."""
+        return max_pool(x, 3, 2, ceil=True)
 
     def forward(self, x: jax.Array, train: bool, maps: Maps) -> jax.Array:
         """See `Network.forward`; the feature maps are `conv1`, `conv2` and so on, before pooling, and after normalisation
         unless this follows pooling."""
-        return self.classify(max_pool(self.trunk(x, train, maps), 3, 2, ceil=True), train)
+        return self.classify(self.trunk(x, train, maps), train)
 
     def hidden_features(self) -> tuple[int, ...]:
         """See `Plain.hidden_features`."""

@@ -32,7 +32,11 @@ class LeeDL(Plain):
 
     def last_map_size(self, image_size: int) -> int:
         """See `Plain.last_map_size`."""
-        return image_size >> len(self.widths)
+        return image_size >> len(self.widths) - (self.head == 'spp')
+
+    def last_pool(self, x: jax.Array) -> jax.Array:
+        """See `Plain.last_pool`."""
+        return max_pool(x, 2)
 
     def published_for(self) -> tuple[tuple[int, int, int], int]:
         """See `Network.published_for`."""
@@ -45,8 +49,8 @@ class LeeDL(Plain):
     def forward(self, x: jax.Array, train: bool, maps: Maps) -> jax.Array:
         """See `Network.forward`; the feature maps are `conv1`, `conv2` and so on, before pooling."""
         for i, width in enumerate(self.widths, 1):
-            x = maps[f'conv{i}'] = self.block(type(self).convolution, x, train, width)
-            x = max_pool(x, 2)
+            x = self.block(type(self).convolution, max_pool(x, 2) if i > 1 else x, train, width)
+            maps[f'conv{i}'] = x
         return self.classify(x, train)
 
     def convolution(self, x: jax.Array, train: bool, width: int) -> jax.Array:

@@ -22,8 +22,9 @@ class Plain(Network):
     The field `head` selects one of three classifiers:
 
     - `dense` flattens the map, so that all images must have one size.
-    - `spp` flattens a spatial pyramid of the map, whose size does not depend on the image's (He et al. 2014, "Spatial
-      pyramid pooling in deep convolutional networks for visual recognition").
+    - `spp` has a spatial pyramid in place of the last pooling, whose size does not depend on the image's (He et al. 2014,
+      "Spatial pyramid pooling in deep convolutional networks for visual recognition"). The paper's ZF-5 is
+      `zfnet` with `pyramid=(6, 3, 2, 1)`, 50 bins; `(4, 2, 1)` has 21.
     - `dense_conv` is fully convolutional (Long et al. 2015; the dense evaluation of VGG's paper). Its parameters have the
       names and shapes of those of `dense`, but the first dense layer is applied as a `window` x `window` convolution without
       padding and the others as 1x1 convolutions. The output are scores (N, H', W', num_classes), one for each position of
@@ -54,7 +55,14 @@ class Plain(Network):
             raise UserError(f'window must be at least 1, got {self.window}')
 
     def last_map_size(self, image_size: int) -> int:
-        """Return the side of the last feature map, which never falls with the image's; every subclass implements this."""
+        """Return the side of the map that the dense layers or the pyramid see, for the image's side.
+
+        It never falls with the image's side; every subclass implements this method.
+        """
+        raise NotImplementedError
+
+    def last_pool(self, x: jax.Array) -> jax.Array:
+        """Apply the last pooling, which `spp` replaces by the pyramid; every subclass implements this method."""
         raise NotImplementedError
 
     def min_image_size(self) -> int:
@@ -62,16 +70,15 @@ class Plain(Network):
         return min_input_size(self.last_map_size, self.window if self.head == 'dense_conv' else 1)
 
     def classify(self, x: jax.Array, train: bool) -> jax.Array:
-        """Apply the dense layers to the last feature map.
+        """Apply the last pooling, or the pyramid in its place, and the dense layers.
 
         Args:
-          x: the feature map (N, H, W, C).
+          x: the last feature map (N, H, W, C).
           train: apply dropout.
         """
+        x = spatial_pyramid(x, self.pyramid) if self.head == 'spp' else self.last_pool(x)
         if self.head == 'dense':
             x = x.reshape(len(x), -1)
-        elif self.head == 'spp':
-            x = spatial_pyramid(x, self.pyramid)
         first, *others = [*self.hidden_features(), self.num_classes]
         x = self._first_dense(first)(x)
         for width in others:
@@ -130,8 +137,9 @@ class Dense(nn.Dense):
 def spatial_pyramid(x: jax.Array, levels: Sequence[int]) -> jax.Array:
     """Pool a map (N, H, W, C) of any size into n x n bins by their maximum, for each n of `levels`.
 
-    Along a side of s pixels, bin i of n reaches from floor(i s / n) to ceil((i + 1) s / n), exclusive, as in PyTorch's
-    adaptive pooling; bins overlap where n does not divide s.
+    Along a side of s pixels, bin i of n reaches from floor(i s / n) to ceil((i + 1) s / n), exclusive (He et al. 2014,
+    appendix A; PyTorch's adaptive pooling); bins overlap where n does not divide s. For the 13 pixels of the paper's maps
+    these are windows of ceil(s / n) at a stride of floor(s / n), as in its section 2.3.
 
     Returns:
       An array (N, C times the sum of n * n), ordered by level, row, column and channel.

@@ -43,11 +43,15 @@ class VGG(Plain):
 
     def last_map_size(self, image_size: int) -> int:
         """See `Plain.last_map_size`."""
-        return image_size >> len(self.stages)
+        return image_size >> len(self.stages) - (self.head == 'spp')
+
+    def last_pool(self, x: jax.Array) -> jax.Array:
+        """See `Plain.last_pool`."""
+        return max_pool(x, 2)
 
     def forward(self, x: jax.Array, train: bool, maps: Maps) -> jax.Array:
         """See `Network.forward`; the feature maps are `stage1`, `stage2` and so on, before pooling."""
-        return self.classify(max_pool(self.trunk(x, train, maps), 2), train)
+        return self.classify(self.trunk(x, train, maps), train)
 
     def hidden_features(self) -> tuple[int, ...]:
         """See `Plain.hidden_features`."""

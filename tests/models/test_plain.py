@@ -23,6 +23,7 @@ SMALL = {
     'leedl_cnn': {'widths': (4, 6, 4), 'hidden': (8, 6, 5)},
 }
 SMALLEST = {'alexnet': 39, 'zfnet': 47, 'vgg16_c': 4, 'vgg19_bn': 4, 'leedl_cnn': 8}
+SMALLEST_SPP = {'alexnet': 23, 'zfnet': 31, 'vgg16_c': 2, 'vgg19_bn': 2, 'leedl_cnn': 4}  # without the last pooling
 LAST = {'alexnet': 4, 'zfnet': 4, 'vgg16_c': 6, 'vgg19_bn': 6, 'leedl_cnn': 4}  # features of the last map
 NIN = {'nin_cifar': {'stages': ((6, 4), (4, 4), (4,))},
        'nin_imagenet': {'stages': ((4, 4), (4,), (4, 4), (6,))}}
@@ -93,6 +94,19 @@ def test_a_spatial_pyramid_has_the_maximum_of_every_bin(side):
     np.testing.assert_array_equal(jax.jit(spatial_pyramid, static_argnums=1)(x, levels), pyramid_by_hand(x, levels))
 
 
+def test_the_bins_of_the_papers_maps_are_windows_at_a_fixed_stride():
+    """Section 2.3 of SPP-Net's paper: windows of ceil(a / n) at a stride of floor(a / n), for maps of a = 13 pixels."""
+    x, levels = np.random.default_rng(0).normal(size=(2, 13, 13, 3)).astype(np.float32), (6, 4, 3, 2, 1)
+
+    def windows(n):
+        size = math.ceil(13 / n)
+        views = np.lib.stride_tricks.sliding_window_view(x, (size, size), (1, 2))[:, ::13 // n, ::13 // n]
+        assert views.shape[1:3] == (n, n)
+        return views.max((-2, -1)).reshape(2, -1)
+    bins = jax.jit(spatial_pyramid, static_argnums=1)(x, levels)
+    np.testing.assert_array_equal(bins, np.concatenate([windows(n) for n in levels], 1))
+
+
 @pytest.mark.torch
 def test_a_level_of_a_spatial_pyramid_is_the_adaptive_pooling_of_pytorch():
     torch = pytest.importorskip('torch')
@@ -106,16 +120,26 @@ def test_a_level_of_a_spatial_pyramid_is_the_adaptive_pooling_of_pytorch():
 def test_a_spatial_pyramid_makes_one_network_for_images_of_all_sizes(name):
     network = create(name, head='spp', pyramid=(3, 1))
     params = shapes(network, 70, 64)['params']
-    assert params == shapes(network, 93, 117)['params'] == shapes(network, SMALLEST[name], SMALLEST[name])['params']
+    assert params == shapes(network, 93, 117)['params'] == shapes(network, *[SMALLEST_SPP[name]] * 2)['params']
     assert params['Dense_0']['kernel'].shape == (10 * LAST[name], 8)
 
 
-def test_the_dense_layers_see_the_pyramid_of_the_last_map():
+def test_zf_5_pools_maps_of_13_and_10_pixels_and_has_the_parameters_of_the_paper():
+    network = models.create('zfnet', 1000, head='spp', pyramid=(6, 3, 2, 1))
+    assert [map_shapes(network, side, side)['conv5'] for side in (224, 180)] == [(13, 13, 256), (10, 10, 256)]
+    convolutions = [(7, 3, 96), (5, 96, 256), (3, 256, 384), (3, 384, 384), (3, 384, 256)]
+    dense = [(50 * 256, 4096), (4096, 4096), (4096, 1000)]
+    weights = sum(k * k * i * o + o for k, i, o in convolutions) + sum(i * o + o for i, o in dense)
+    assert count(shapes(network, 180, 180)['params']) == weights
+
+
+def test_the_pyramid_takes_the_place_of_the_last_pooling():
     network = create('vgg16_c', head='spp')
     variables = drawn(network, 32, 32)
     logits, maps = run(network, variables, pictures(21, 28))
-    last = maps['stage2'][:, :10].reshape(2, 5, 2, 7, 2, 6).max((2, 4))
-    np.testing.assert_allclose(logits, dense_layers(variables, pyramid_by_hand(last, (4, 2, 1))), rtol=1e-4, atol=1e-5)
+    assert maps['stage2'].shape[1:3] == (10, 14)
+    expected = dense_layers(variables, pyramid_by_hand(maps['stage2'], (4, 2, 1)))
+    np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
 
 
 # ---- fully convolutional
@@ -196,7 +220,7 @@ def test_the_smallest_image_works_and_one_that_is_smaller_is_refused(name, head)
     network = create(name, head=head, window=3)
     side = network.min_image_size()
     if head != 'dense_conv':
-        assert side == SMALLEST[name]
+        assert side == {'dense': SMALLEST, 'spp': SMALLEST_SPP}[head][name]
     assert network.last_map_size(side) == (3 if head == 'dense_conv' else 1)
     assert shapes(network, side, side + 5)
     with pytest.raises(UserError, match=f'needs images of at least {side} x {side} pixels, got {side} x {side - 1}'):
