@@ -12,7 +12,8 @@ from jaxcnn.config.parse import fields_of, is_optional, strip_optional
 
 PAGE = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'configs.md')
 BEGIN, END = '<!-- fields: docs/write_config_tables.py -->', '<!-- end -->'
-TYPES = {bool: 'bool', int: 'int', float: 'float', str: 'str', schema.Duration: 'duration', schema.Choice: 'choice'}
+TYPES = {bool: 'bool', int: 'int', float: 'float', str: 'str', schema.Duration: 'duration', schema.Choice: 'choice',
+         schema.ImageSize: 'int, pair, dict or str'}
 # the groups of fields in the order of the page, with their headings
 GROUPS: dict[str, tuple[type, str]] = {
     'config': (schema.Config, 'The run'),

@@ -92,9 +92,9 @@ def _check_names(config: cfg.Config) -> None:
         with name_field('config.init.pretrained'):
             pretrained.find(config.init.pretrained)
     with name_field('config.data.augment'):
-        augment.parse_pipeline(config.data.augment)
+        augment.split_pipeline(config.data, train=True)
     with name_field('config.data.eval_augment'):
-        augment.parse_pipeline(config.data.eval_augment, deterministic=True)
+        augment.split_pipeline(config.data, train=False)
     with name_field('config.data.normalize'):
         normalize.parse(config.data.normalize)
     with name_field('config.eval.tta'):

@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxcnn.config import DataConfig
 from jaxcnn.data import normalize
-from jaxcnn.data.augment import Gradient, Pipeline, TargetMixer, affine, parse_pipeline
+from jaxcnn.data.augment import Gradient, Pipeline, TargetMixer, affine, split_pipeline
 from jaxcnn.data.normalize import Fitted, Normalization, Normalizer
 from jaxcnn.data.tta import TestTimeAugmentation
 from jaxcnn.errors import UserError, name_field
@@ -55,8 +55,8 @@ class Preprocessor:
           fit: fits normalisers other than `standardize` to the training images.
           tta: test-time augmentation, or None.
         """
-        unfitted = cls(parse_pipeline(config.augment), Normalization(),
-                       parse_pipeline(config.eval_augment, deterministic=True), tta)
+        (_, augment), (_, eval_augment) = (split_pipeline(config, train) for train in (True, False))
+        unfitted = cls(augment, Normalization(), eval_augment, tta)
         ops = normalize.parse(config.normalize)
         if ops == [normalize.standardize()]:
             return dataclasses.replace(unfitted, normalize=Normalization.from_mean_std(mean, std))

@@ -16,8 +16,9 @@ import numpy as np
 
 from jaxcnn import config as cfg
 from jaxcnn import data, experiment, plugins
-from jaxcnn.data import feed, normalize
+from jaxcnn.data import augment, feed, normalize, picture
 from jaxcnn.data.checks import check_images
+from jaxcnn.data.resizing import Resizing
 from jaxcnn.errors import UserError, unknown
 from jaxcnn.experiment import Experiment
 from jaxcnn.metrics import Measurement
@@ -137,6 +138,20 @@ class Run:
         """The network's variables, `params` and `batch_stats`: the moving averages if `config.checkpoint.metric` is one of
         theirs, such as `val_ema_loss`."""
         return variables(self.weights)[self.experiment.best.ema]
+
+    def load_picture(self, path: str, tone: str = 'auto') -> tuple[np.ndarray, Resizing]:
+        """Return a picture file as an image for `predict`, and how it was resized.
+
+        Args:
+          path: path of a picture of any size, in any format that Pillow reads.
+          tone: tone of handwriting: `dark`, `light` or `auto`.
+
+        Raises:
+          UserError: The file is missing or not a picture, or too small.
+        """
+        crops, _ = augment.split_pipeline(self.config.data, train=False)
+        draw_crop = functools.partial(crops.draw, np.random.default_rng(0)) if crops else None
+        return picture.load_with_resizing(path, self.info, self.config.data.resize, tone, draw_crop)
 
     def predict(self, images: np.ndarray) -> Any:
         """Return the predictions for images, with the run's test-time augmentation.
@@ -289,7 +304,7 @@ class SplitEvaluator:
     def __init__(self, experiment: Experiment, dataset: data.Dataset, split: str):
         self._experiment, self._split = experiment, split
         self._backend = parallel.make_backend(cfg.ParallelConfig())
-        on_device = dataset.splits[split].nbytes <= feed.DEVICE_LIMIT
+        on_device = feed.fits_on_device([dataset.splits[split]])
         self._evaluator = Evaluator(experiment, dataset, self._backend, on_device)
 
     def __call__(self, weights: Weights) -> tuple[int, dict[Measurement, float]]:

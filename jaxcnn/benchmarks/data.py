@@ -87,18 +87,22 @@ def compare(args: argparse.Namespace) -> Table:
     from jaxcnn.training.loop import TrainingRun
     from jaxcnn.training.signals import StopRequest
     from jaxcnn.training.step import gather
+    given = config.load(args.config, args.overrides)
+    is_streamed = given.data.keeps_sizes or given.data.placement == 'stream'
     settings = {p: config.load(args.config, [*args.overrides, f'data.placement={p}', 'duration.steps=100000000'])
-                for p in ('device', 'host')}
-    experiment.check(settings['host'])
+                for p in (('stream',) if is_streamed else ('device', 'host'))}
+    main_placement = next(iter(settings))
+    experiment.check(given)
     torch = 'torch' in args.peers.split(',')
-    ops = settings['host'].data.augment.split('|') if settings['host'].data.augment.strip() else []
+    ops = given.data.augment.split('|') if given.data.augment.strip() else []
     for part in ops if torch else []:
         peer_op(part, 32)
     if torch:
         require_torch(args.torch_python)
-    source = sources.find(settings['host'].data)
+    source = sources.find(given.data)
     examples = source.splits['train']()
     files = examples if isinstance(examples, image_files.ImageFiles) else None
+    has_cache = files is not None and not is_streamed
     notes: dict[str, object] = {}
     sides: dict[str, Callable[[float], float]] = {}
     peers: dict[str, TorchPeer] = {}
@@ -123,11 +127,13 @@ def compare(args: argparse.Namespace) -> Table:
             sides[f'{placement} placement'] = functools.partial(images_per_second, functools.partial(next, prepared),
                                                                 placement_config.batch_size)
             runs[placement] = run
-        program, state = runs['device'].setup.program(run.setup.timeline.phase(0)), runs['device'].state
+        program, state = runs[main_placement].setup.program(run.setup.timeline.phase(0)), runs[main_placement].state
+        if is_streamed:  # with one batch again and again, as the data is measured by itself
+            inputs[main_placement] = itertools.repeat(run.setup.inputs(0, count=1))
 
         def step() -> object:
             nonlocal state
-            state, values = program(state, *next(inputs['device']))
+            state, values = program(state, *next(inputs[main_placement]))
             return values
         sides['training step'] = functools.partial(images_per_second, step, run.setup.config.batch_size)
         for side in sides.values():
@@ -136,10 +142,10 @@ def compare(args: argparse.Namespace) -> Table:
         def build(seconds: float) -> float:
             with tempfile.TemporaryDirectory() as empty:
                 began = time.perf_counter()
-                _, parts = cache.open_cache(source, dataclasses.replace(settings['host'].data, cache_dir=empty))
+                _, parts = cache.open_cache(source, dataclasses.replace(given.data, cache_dir=empty))
                 return sum(len(part.usable) for part in parts.values()) / (time.perf_counter() - began)
 
-        if files is not None:
+        if has_cache:
             sides['building the cache'] = build
         if torch:
             train, size = run.setup.dataset.splits['train'], run.setup.dataset.image_shape[0]
@@ -152,7 +158,12 @@ def compare(args: argparse.Namespace) -> Table:
             with open(path := os.path.join(folder, 'images.json'), 'w', encoding='utf-8') as f:
                 json.dump(content, f)
             peers['torch DataLoader'] = TorchPeer(args.torch_python, 'data', path, size, run.setup.config.batch_size)
-            if files is not None:
+            if is_streamed:
+                with open(fast_path := os.path.join(folder, 'simplejpeg.json'), 'w', encoding='utf-8') as f:
+                    json.dump({**content, 'decoder': 'simplejpeg'}, f)
+                peers['torch DataLoader with simplejpeg'] = TorchPeer(args.torch_python, 'data', fast_path, size,
+                                                                      run.setup.config.batch_size)
+            if has_cache:
                 peers['PIL in processes'] = TorchPeer(args.torch_python, 'decode', path, size, run.setup.config.batch_size)
         rates: dict[str, list[float]] = {name: [] for name in (*sides, *peers)}
         for _ in range(args.rounds):
@@ -165,17 +176,18 @@ def compare(args: argparse.Namespace) -> Table:
         def ratio(a: str, b: str) -> list[float]:
             return [x / y for x, y in zip(rates[a], rates[b], strict=True)]
 
-        compared = ['device placement', 'host placement']
-        if files is not None:
+        compared = [f'{placement} placement' for placement in settings]
+        if has_cache:
             rates['first epoch'] = [1 / (1 / a + 1 / b) for a, b in zip(
                 rates['building the cache'], rates['device placement'], strict=True)]
             compared.append('first epoch')
         for name in compared if peers else []:
-            rates[f'{name} / torch DataLoader'] = ratio(name, 'torch DataLoader')
+            for loader in [peer for peer in peers if peer.startswith('torch DataLoader')]:
+                rates[f'{name} / {loader}'] = ratio(name, loader)
         if 'PIL in processes' in peers:
             rates['building / PIL in processes'] = ratio('building the cache', 'PIL in processes')
-        rates['data, as a fraction of the training step'] = ratio('training step', 'device placement')
-        if files is not None:
+        rates['data, as a fraction of the training step'] = ratio('training step', f'{main_placement} placement')
+        if has_cache:
             arguments = [f'--config={args.config}', *(f'--config.{o}' for o in args.overrides)]
             memory = {}
             for name, options in (('all', []), ('one image of each class', ['--config.data.per_class=1'])):

@@ -77,12 +77,11 @@ def inputs_of_run(args: argparse.Namespace, loaded: 'Run') -> Inputs:
     import numpy as np
 
     from jaxcnn import data
-    from jaxcnn.data import picture
     from jaxcnn.training.step import image_gradient
     task, settings = loaded.experiment.task, loaded.config.data
     gradient = image_gradient(loaded.experiment.network, loaded.experiment.preprocessor, task, loaded.variables)
     if args.images:
-        images = [picture.load(path, loaded.info, settings.resize) for path in args.images]
+        images = [loaded.load_picture(path)[0] for path in args.images]
         return Inputs(images, task.targets_of(loaded.predict(np.stack(images))), task, gradient)
     train = data.load(settings, task.kind).splits['train']
     positions = np.random.default_rng(args.seed).permutation(len(train))[:2]

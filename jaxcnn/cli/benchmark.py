@@ -31,7 +31,7 @@ ratio to those of a PyTorch DataLoader that does the same with PIL and one worke
 flip_lr and auto_augment are supported); and the time of the data as a fraction of that of the training step. For images in
 files, it also compares a first epoch, which builds the cache, with the DataLoader that reads the files, and building the
 cache with PIL in as many processes; and it measures the memory of 20 steps of `jaxcnn train`, with all images and with one
-image of each class.
+image of each class. Streamed images are compared with DataLoaders that decode with PIL and with simplejpeg.
 
 train: The time of `jaxcnn train` from the command to the report, the time of its training steps without compilation, the
 ratios of PyTorch's times to them, and the accuracy of both. Each round has another seed. Decoded images and compiled

@@ -55,6 +55,7 @@ def network_of(args: argparse.Namespace) -> 'tuple[cfg.Config, Network, tuple[in
     """
     from jaxcnn import config as cfg
     from jaxcnn import experiment, models
+    from jaxcnn.data import augment
     from jaxcnn.errors import UserError
     from jaxcnn.run import load_run
     if args.workdir:
@@ -65,10 +66,12 @@ def network_of(args: argparse.Namespace) -> 'tuple[cfg.Config, Network, tuple[in
     config = experiment.check(cfg.load(args.config))
     name, fields = config.model.name, config.model.args
     (height, width, channels), classes = models.create(name, **fields).published_for()
-    size = args.image_size or config.data.image_size
+    crops, _ = augment.split_pipeline(config.data, train=False)
+    size = (args.image_size, args.image_size) if args.image_size else crops.size if crops else config.data.fixed_size
+    image_shape = (*(size or (height, width)), channels)
     network = models.create(name, args.num_classes or classes, **fields)
-    network.check_image((size or height, size or width, channels))
-    return config, network, (size or height, size or width, channels)
+    network.check_image(image_shape)
+    return config, network, image_shape
 
 
 def run(args: argparse.Namespace) -> int:

@@ -66,13 +66,12 @@ def predict(run: 'Run', args: argparse.Namespace) -> Iterator[tuple[str, Any]]:
     import jax
     import numpy as np
 
-    from jaxcnn.data import picture
     from jaxcnn.data.resizing import Resizing
     task = run.experiment.task
 
     def load(path: str) -> tuple[np.ndarray, Resizing] | UserError:
         try:
-            return picture.load_with_resizing(path, run.info, run.config.data.resize, args.ink)
+            return run.load_picture(path, args.ink)
         except UserError as e:
             return e
 

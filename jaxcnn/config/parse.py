@@ -15,7 +15,17 @@ from typing import Any
 
 import ml_collections
 
-from jaxcnn.config.schema import RENAMED_FIELDS, UNITS, Choice, Config, Duration, InitConfig, Plugin
+from jaxcnn.config.schema import (
+    ORIGINAL_SIZE,
+    RENAMED_FIELDS,
+    UNITS,
+    Choice,
+    Config,
+    Duration,
+    ImageSize,
+    InitConfig,
+    Plugin,
+)
 from jaxcnn.errors import UserError, unknown
 
 INIT_SOURCES = ('run', 'pretrained', 'torch', 'safetensors', 'variables')  # fields of `config.init`, of which one is set
@@ -143,6 +153,21 @@ def _parse_scalar(kind: type, value: Any, field: str, limits: Mapping[str, Any])
     return float(value) if kind is float else value
 
 
+def _parse_image_size(value: Any, field: str) -> Any:
+    """Return the size of images: a whole number, a pair of them, `{'shorter': SIDE}` or `ORIGINAL_SIZE`."""
+    def is_length(length: Any) -> bool:
+        return isinstance(length, int) and not isinstance(length, bool) and length >= 1
+    is_valid = is_length(value) or value == ORIGINAL_SIZE or (value == 0 and not isinstance(value, bool))
+    if isinstance(value, (list, tuple)):
+        value = tuple(value)
+        is_valid = len(value) == 2 and all(map(is_length, value))
+    elif isinstance(value, Mapping):
+        is_valid = list(value) == ['shorter'] and is_length(value['shorter'])
+    if not is_valid:
+        raise wrong_value(field, f'a number of pixels, (height, width), dict(shorter=256) or {ORIGINAL_SIZE!r}', value)
+    return value
+
+
 def _parse_value(kind: Any, value: Any, field: str, limits: Mapping[str, Any] = types.MappingProxyType({})) -> Any:
     """Return the value of a field as its type annotation `kind` demands; `limits` is the field's metadata."""
     if value is None and is_optional(kind):
@@ -152,6 +177,8 @@ def _parse_value(kind: Any, value: Any, field: str, limits: Mapping[str, Any] = 
         return parse_duration(value, field, limits.get('minimum') == 0)
     if kind is Choice:
         return _parse_choice(value, field)
+    if kind == ImageSize:
+        return _parse_image_size(value, field)
     if kind is Plugin and isinstance(value, str):
         return Plugin(value)
     if dataclasses.is_dataclass(kind):

@@ -5,6 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+# side of a square, (height, width), {'shorter': SIDE}, or ORIGINAL_SIZE
+ImageSize = int | tuple[int, int] | Mapping[str, int] | str
+ORIGINAL_SIZE = 'original'
 UNITS = ('steps', 'epochs', 'fraction')
 # old name -> new name; an error message names the new one
 RENAMED_FIELDS = {'config.eval.views': 'config.eval.tta', 'config.optim.label_smoothing': 'config.loss.label_smoothing'}
@@ -60,8 +63,11 @@ class DataConfig:
                                         '(tiny_imagenet: 0.2)', minimum=0, maximum=0.9)
     split_seed: int = _field(0, 'seed of the validation split; it differs from `seed` so that runs with several seeds share '
                              'the split', minimum=0)
-    image_size: int = _field(0, 'side in pixels of the square to which images are resized on the host; 0: not resized',
-                             minimum=0)
+    image_size: ImageSize = _field(
+        0, 'size to which images are resized on the host: the side of a square in pixels, (height, width), or '
+        "dict(shorter=256), which keeps their proportions; 'original': each keeps its size; 0: all have one size already. "
+        'Images that keep their proportions or sizes are streamed, and `augment` and `eval_augment` begin with operations '
+        'that crop them to one size', minimum=0)
     resize: str = _field('crop', 'how an image that is not square is resized, also by predict. crop: take the central '
                          'square; squash: change the aspect ratio; pad: add grey borders', choices=('crop', 'squash', 'pad'))
     per_class: int = _field(0, 'number of training images of each class, for quick experiments; 0: all', minimum=0)
@@ -81,10 +87,28 @@ class DataConfig:
     normalize: str = _field('standardize', 'normalisation after augmentation: standardize (per channel, by the statistics '
                             'of the training split), standardize(mean, std) (by constants for pixels in [0, 1]), '
                             "standardize_pixels, gcn, zca or several as in 'gcn|zca(0.1)'; none: [0, 1]")
-    placement: str = _field('auto', 'device: the split is stored on the accelerator; host: Grain feeds it; auto: by its '
-                            'size', choices=('auto', 'device', 'host'), affects_result=False)
-    workers: int = _field(0, 'number of Grain worker processes for host placement; 0: threads only', minimum=0,
+    placement: str = _field('auto', 'device: the decoded split is stored on the accelerator; host: Grain feeds it from a '
+                            'file of decoded images; stream: image files are decoded whenever they are used; auto: by its '
+                            'size', choices=('auto', 'device', 'host', 'stream'), affects_result=False)
+    workers: int = _field(0, 'number of Grain worker processes for host placement and streams; 0: threads only', minimum=0,
                           affects_result=False)
+
+    @property
+    def fixed_size(self) -> tuple[int, int] | None:
+        """Height and width to which all images are resized; None if they are not."""
+        if isinstance(self.image_size, int):
+            return (self.image_size, self.image_size) if self.image_size else None
+        return None if self.keeps_sizes else tuple(self.image_size)  # type: ignore[return-value]
+
+    @property
+    def shorter_side(self) -> int | None:
+        """The length to which the shorter sides of images are resized; None if they are not."""
+        return self.image_size['shorter'] if isinstance(self.image_size, Mapping) else None
+
+    @property
+    def keeps_sizes(self) -> bool:
+        """Whether images differ in size, because they keep their proportions or their original sizes."""
+        return isinstance(self.image_size, (Mapping, str))
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 A cache is a folder `<cache_dir>/<name>-<key>/` with these files:
 
-- `<split>.images.npy`: (N, H, W, C) uint8;
+- `<split>.images.npy`: (N, H, W, C) uint8, unless the images are streamed (`stream.py`);
 - `<split>.<target>.npy`: (N, ...), for each target;
 - `<split>.usable.npy`: (N,) bool, false for images that could not be read;
 - `meta.json`: the names of the classes, and the checksums of the other files.
@@ -27,8 +27,11 @@ import numpy as np
 
 from jaxcnn import config as cfg
 from jaxcnn.cache_folder import cache_folder
+from jaxcnn.data import stream
 from jaxcnn.data.decode import decode_source
-from jaxcnn.data.sources import Source
+from jaxcnn.data.sources import EncodedExamples, Source
+from jaxcnn.data.stream import StreamedImages
+from jaxcnn.data.targets import BOXES
 from jaxcnn.errors import UserError, from_os_error, name_file
 from jaxcnn.locks import LockedError, is_shared, lock, open_shared
 from jaxcnn.sealed import seal, unseal
@@ -89,12 +92,12 @@ class CachedSplit(NamedTuple):
     """A split in the cache.
 
     Attributes:
-      images: uint8 (N, H, W, C).
+      images: uint8 (N, H, W, C), decoded or streamed.
       targets: one array (N, ...) for each target, by name.
       usable: (N,) bool; false for images that could not be read.
     """
 
-    images: ArrayFile
+    images: ArrayFile | StreamedImages
     targets: dict[str, np.ndarray]
     usable: np.ndarray
 
@@ -111,20 +114,23 @@ def open_cache(source: Source, config: cfg.DataConfig) -> tuple[dict[str, Any], 
         the cache cannot be written.
     """
     root = cache_folder(config.cache_dir)
-    settings = [config.image_size, config.image_size and config.resize, config.skip_broken,
-                *source.kind.cache_settings(config)]
-    key = json.dumps([_FORMAT, source.kind.name, source.key, *settings], sort_keys=True)
-    location = os.path.realpath(config.dir) if config.dir else source.location
-    origin = [config.name, location, source.kind.name, _FORMAT, *settings]
-    folder = os.path.join(root, f'{config.name.replace("/", "-")}-{hashlib.sha256(key.encode()).hexdigest()[:16]}')
+    is_streamed = config.placement == 'stream' or config.keeps_sizes
+    folder, origin = _identify(source, config, root, is_streamed)
     try:
         opened = _open(folder)
+        if opened is None and config.placement == 'auto' and not is_streamed and _is_too_large(source, config):
+            log.info("%s: the images are streamed, because they would take more than %d GiB decoded; "
+                     "config.data.placement='host' decodes them once", source.location, stream.STREAM_THRESHOLD >> 30)
+            is_streamed = True
+            folder, origin = _identify(source, config, root, is_streamed)
+            opened = _open(folder)
         if opened is None:
             os.makedirs(root, exist_ok=True)
             with lock(f'{folder}.lock', wait=True):
                 opened = _open(folder)  # another process may have built it meanwhile
                 if opened is None:
-                    opened = _build(source, folder, config, origin), open_shared(os.path.join(folder, 'meta.json'))
+                    opened = (_build(source, folder, config, origin, is_streamed),
+                              open_shared(os.path.join(folder, 'meta.json')))
             _remove_superseded(folder, origin)
     except OSError as e:
         is_in_root = str(e.filename).startswith(root) or root.startswith(str(e.filename))
@@ -138,11 +144,38 @@ def open_cache(source: Source, config: cfg.DataConfig) -> tuple[dict[str, Any], 
         return np.load(os.path.join(folder, f'{split}.{name}.npy'), allow_pickle=False)
     splits = {}
     for split in source.splits:
-        images = ArrayFile(os.path.join(folder, f'{split}.images.npy'), shared)
+        images: ArrayFile | StreamedImages
+        if is_streamed:
+            images = StreamedImages(stream.encoded_examples(source, split), f'{source.location}: {split}', config,
+                                    os.path.join(folder, f'{split}.images'))
+        else:
+            images = ArrayFile(os.path.join(folder, f'{split}.images.npy'), shared)
         names = source.kind.targets(len(meta['class_names']), config)
         targets = {name: load_array(split, name) for name in names}
         splits[split] = CachedSplit(images, targets, load_array(split, 'usable'))
     return meta, splits
+
+
+def _identify(source: Source, config: cfg.DataConfig, root: str, is_streamed: bool) -> tuple[str, list[Any]]:
+    """Return the folder of a cache, and the origin by which older caches of the same data are recognised."""
+    settings = [config.image_size, config.image_size and config.resize, config.skip_broken,
+                *source.kind.cache_settings(config)]
+    if is_streamed:
+        settings += ['stream', *([config.augment, config.eval_augment] if config.keeps_sizes else [])]
+    key = json.dumps([_FORMAT, source.kind.name, source.key, *settings], sort_keys=True)
+    location = os.path.realpath(config.dir) if config.dir else source.location
+    name = f'{config.name.replace("/", "-")}-{hashlib.sha256(key.encode()).hexdigest()[:16]}'
+    return os.path.join(root, name), [config.name, location, source.kind.name, _FORMAT, *settings]
+
+
+def _is_too_large(source: Source, config: cfg.DataConfig) -> bool:
+    """Return whether images that can be streamed would be too large for the cache."""
+    if source.kind is BOXES or not config.fixed_size:
+        return False
+    splits = [read() for read in source.splits.values()]
+    height, width = config.fixed_size
+    num_bytes = sum(map(len, splits)) * height * width * 3
+    return num_bytes > stream.STREAM_THRESHOLD and all(isinstance(examples, EncodedExamples) for examples in splits)
 
 
 def _open(folder: str) -> tuple[dict[str, Any], IO[str]] | None:
@@ -207,15 +240,19 @@ def _remove_superseded(folder: str, origin: list[Any]) -> None:
             log.info('removed %s: the images that it was decoded from have changed, or it was not complete', other)
 
 
-def _build(source: Source, folder: str, config: cfg.DataConfig, origin: list[Any]) -> dict[str, Any]:
-    """Decode all splits into a new cache, and return its metadata."""
+def _build(source: Source, folder: str, config: cfg.DataConfig, origin: list[Any], is_streamed: bool) -> dict[str, Any]:
+    """Decode all splits into a new cache, or prepare one of streamed images, and return its metadata."""
     temporary = f'{folder}.tmp'
     shutil.rmtree(temporary, ignore_errors=True)
     os.makedirs(temporary)
     try:
         versions = source.kind.package_versions(config)
         class_names = list(source.class_names())
-        broken, wrong_boxes = decode_source(source, len(class_names), config, temporary)
+        wrong_boxes: dict[str, int] = {}
+        if is_streamed:
+            broken = stream.prepare(source, len(class_names), config, temporary)
+        else:
+            broken, wrong_boxes = decode_source(source, len(class_names), config, temporary)
         meta = {'name': config.name, 'origin': origin, 'class_names': class_names, 'broken': broken,
                 'wrong_boxes': wrong_boxes, 'package_versions': versions,
                 'checksums': {name: _checksum(os.path.join(temporary, name)) for name in sorted(os.listdir(temporary))}}

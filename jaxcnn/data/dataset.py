@@ -19,6 +19,7 @@ from jaxcnn.errors import UserError, as_text
 from jaxcnn.files import open_replacement
 from jaxcnn.sealed import seal, unseal
 
+STREAMED_SAMPLE = 20_000  # number of streamed images from which the statistics are computed
 log = logging.getLogger('jaxcnn')
 
 
@@ -112,9 +113,11 @@ def _changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
         if old.get(field) != new[field]:
             changes.append(f'{field}: {old.get(field)} -> {new[field]}')
     if isinstance(digest, dict) and sizes == new['sizes']:
-        changes += [f'the {part} or their order' if part.endswith('images') else f'the {part}'
-                    for part, value in new['digest'].items() if digest.get(part) != value]
-    if not changes:  # the statistics follow from the images, so they are compared only without digests
+        is_other_form = {'train files', 'train images'} <= {*digest, *new['digest']}  # streamed or decoded
+        changes += [f'the {part} or their order' if part.endswith(('images', 'files')) else f'the {part}'
+                    for part, value in new['digest'].items()
+                    if digest.get(part) != value and not (is_other_form and part.endswith(('images', 'files')))]
+    if not changes:  # the statistics follow from the images
         changes += [f'{field}: {old.get(field)} -> {new[field]}'
                     for field in ('mean', 'std') if old.get(field) != new[field]]
     return changes
@@ -123,6 +126,7 @@ def _changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 def channel_statistics(split: Split, block: int = 0) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return the mean and the standard deviation of each channel, of pixels scaled to [0, 1], by exact sums of integers.
 
+    Of more than `STREAMED_SAMPLE` streamed images, as many are used, which are drawn at random.
     The standard deviation of a constant channel is 1, so that standardising maps it to zero.
 
     Args:
@@ -130,6 +134,9 @@ def channel_statistics(split: Split, block: int = 0) -> tuple[tuple[float, ...],
       block: number of images that are processed at a time; 0 for as many as take 32 MiB.
     """
     channels = split.images.shape[-1]
+    if split.is_streamed and len(split) > STREAMED_SAMPLE:
+        rng = np.random.Generator(np.random.PCG64(0))
+        split = split.subset(np.sort(rng.permutation(len(split))[:STREAMED_SAMPLE]))
     block = block or max(1, (1 << 25) // split.image_bytes)
     total, squares, count = np.zeros(channels, np.int64), np.zeros(channels, np.int64), 0
     for start in range(0, len(split), block):
@@ -156,14 +163,16 @@ def _cached_statistics(split: Split) -> tuple[tuple[float, ...], tuple[float, ..
     return mean, std
 
 
-def _digest(splits: dict[str, Split], checksums: dict[str, int]) -> dict[str, str]:
-    """Return `Dataset.digest`, computed from the checksums of the cache's files."""
+def _digest(splits: dict[str, Split], checksums: dict[str, int], source: sources.Source) -> dict[str, str]:
+    """Return `Dataset.digest`, computed from the checksums of the cache's files; for streamed images, from the source."""
+    source_digest = hashlib.sha256(json.dumps(source.key, sort_keys=True).encode()).hexdigest()
     digest = {}
     for name, split in splits.items():
         for target, values in split.targets.items():
             digest[f'{name} {target}'] = hashlib.sha256(values.tobytes()).hexdigest()[:16]
-        images = f'{checksums[os.path.basename(split.images.path)]} '.encode() + split.index.tobytes()
-        digest[f'{name} images'] = hashlib.sha256(images).hexdigest()[:16]
+        content = source_digest if split.is_streamed else checksums[os.path.basename(split.images.path)]
+        images = f'{content} '.encode() + split.index.tobytes()
+        digest[f'{name} {"files" if split.is_streamed else "images"}'] = hashlib.sha256(images).hexdigest()[:16]
     return digest
 
 
@@ -257,7 +266,8 @@ def load(config: DataConfig, kind: TargetKind = LABEL, source: sources.Source | 
     if config.per_class:
         splits['train'] = _draw_per_class(splits['train'], config.per_class, kind, config.split_seed)
     paths = {name: source.paths['train' if fraction and name == 'val' else name] for name in splits} if source.paths else {}
-    duplicates.warn(source.location, splits)
+    if not splits['train'].is_streamed:
+        duplicates.warn(source.location, splits)
     mean, std = _cached_statistics(splits['train'])
     return Dataset(config.name, meta['class_names'], splits, mean, std, source.ink, meta['broken'],
-                   _digest(splits, meta['checksums']), kind, paths, meta.get('wrong_boxes', {}))
+                   _digest(splits, meta['checksums'], source), kind, paths, meta.get('wrong_boxes', {}))

@@ -105,8 +105,8 @@ class _Decoder:
                     raise
                 continue
             shape = self._check_image(image, index).shape
-            size = self.config.image_size
-            return (size, size, shape[-1]) if size else shape
+            size = self.config.fixed_size
+            return (*size, shape[-1]) if size else shape
         raise UserError(f'no image of the split {self.split} can be read', field=self.location)
 
     def decode(self, indices: range) -> _DecodedBlock:
@@ -122,7 +122,7 @@ class _Decoder:
         usable = np.ones(len(indices), bool)
         reasons: list[str] = []
         problems: list[str] = []
-        size = self.config.image_size
+        size = self.config.fixed_size
         for row, index in enumerate(indices):
             try:
                 example = self._read(index)
@@ -139,7 +139,7 @@ class _Decoder:
             for name, value in encoded.arrays.items():
                 targets[name][row] = value
             if size:
-                image = resize(image, (size, size), self.config.resize)
+                image = resize(image, size, self.config.resize)
             if image.shape != images.shape[1:]:
                 has_channels = image.shape[2] == images.shape[3]
                 raise UserError(f'has the shape {image.shape}, but the first image {images.shape[1:]}',

@@ -12,6 +12,7 @@ import numpy as np
 
 from jaxcnn.data.cache import ArrayFile
 from jaxcnn.data.split import Split
+from jaxcnn.data.stream import StreamedImages
 from jaxcnn.errors import counted
 from jaxcnn.files import open_replacement
 
@@ -19,8 +20,11 @@ _BLOCK_SIZE = 256  # images that a thread hashes at a time
 log = logging.getLogger('jaxcnn')
 
 
-def digests(images: ArrayFile) -> np.ndarray:
-    """Return a digest of the pixels of each of N images, (N,) uint64. The digests are stored beside the images."""
+def digests(images: ArrayFile | StreamedImages) -> np.ndarray:
+    """Return a digest of the pixels of each of N images, (N,) uint64. The digests are stored beside the images.
+
+    Of streamed images, the encoded form is digested instead, because decoding all of them takes too long.
+    """
     path = f'{images.path}.digests.npy'
     with contextlib.suppress(OSError, ValueError, EOFError):
         stored = np.load(path, allow_pickle=False)
@@ -28,8 +32,9 @@ def digests(images: ArrayFile) -> np.ndarray:
             return stored
 
     def hash_block(start: int) -> list[int]:
-        return [int.from_bytes(hashlib.blake2b(image, digest_size=8).digest(), 'little')
-                for image in images[start:start + _BLOCK_SIZE]]
+        block = range(start, min(start + _BLOCK_SIZE, len(images)))
+        contents = map(images.encoded, block) if isinstance(images, StreamedImages) else images[block.start:block.stop]
+        return [int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), 'little') for content in contents]
 
     with futures.ThreadPoolExecutor() as threads:  # hashing releases the lock of the interpreter
         blocks = threads.map(hash_block, range(0, len(images), _BLOCK_SIZE))

@@ -8,7 +8,8 @@ import errno
 import functools
 import re
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent import futures
 from typing import Any
 
 import numpy as np
@@ -79,8 +80,9 @@ class Order:
 class _BatchSource:
     """The batches of a run as Grain's random-access source: item `i` is the batch of step `i`."""
 
-    def __init__(self, split: Split, order: Order, total_steps: int, process_rows: ProcessRows):
-        self._split, self._order, self._total_steps, self._process_rows = split, order, total_steps, process_rows
+    def __init__(self, split: Split, seed: int, order: Order, total_steps: int, process_rows: ProcessRows):
+        self._split, self._seed, self._order = split, seed, order
+        self._total_steps, self._process_rows = total_steps, process_rows
 
     def __len__(self) -> int:
         return self._total_steps
@@ -88,9 +90,9 @@ class _BatchSource:
     def __getitem__(self, step: int) -> Batch:
         positions, epochs = self._order.positions(int(step)), self._order.epochs(int(step))
         rows = self._process_rows(len(positions))
-        positions = positions[rows]
-        return {'image': self._split.take(positions), **self._split.take_targets(positions), 'position': positions,
-                'epoch': epochs[rows]}
+        positions, epochs = positions[rows], epochs[rows]
+        images = self._split.take_for_training(positions, self._seed, epochs)
+        return {'image': images, **self._split.take_targets(positions), 'position': positions, 'epoch': epochs}
 
 
 class TrainFeed:
@@ -102,7 +104,7 @@ class TrainFeed:
 
     Args:
       split: the training split.
-      seed: seed of the order.
+      seed: seed of the order, and of the crops of streamed images.
       timeline: steps of the run.
       on_device: whether the placement is device placement.
       process_rows: gives the rows of a global batch that this process provides.
@@ -116,7 +118,7 @@ class TrainFeed:
         self._order = Order(seed, timeline, classes)
         self._timeline, self._on_device, self._workers = timeline, on_device, workers
         self._max_images = max_steps * max(p.batch_size for p in timeline.phases)
-        self._source = _BatchSource(split, self._order, timeline.total, process_rows)
+        self._source = _BatchSource(split, seed, self._order, timeline.total, process_rows)
         self._stream: Any = None  # Grain's iterator
         self._next_step = -1
 
@@ -194,6 +196,12 @@ class TrainFeed:
             raise workers.worker_error(-signal.SIGBUS, _WORKERS_HINT) from e
 
 
+def fits_on_device(splits: Iterable[Split]) -> bool:
+    """Return whether `auto` keeps all images of some splits on the accelerator."""
+    splits = list(splits)
+    return not any(split.is_streamed for split in splits) and sum(split.nbytes for split in splits) <= DEVICE_LIMIT
+
+
 def all_examples(split: Split) -> Batch:
     """Return all images and targets of a split, in order, as device placement keeps them on the accelerator."""
     return {'image': split.take(np.arange(len(split))), **split.targets}
@@ -211,14 +219,21 @@ def eval_batches(split: Split, batch_size: int, *, on_device: bool, process_rows
     Yields:
       This process's rows: `mask` (b,) float32, which is 0 for padding, with `position`, or with `image` and the targets.
     """
-    for start in range(0, len(split), batch_size):
+    def batch(start: int) -> Batch:
         positions = np.arange(start, start + batch_size)
         mask = (positions < len(split)).astype(np.float32)
         rows = process_rows(batch_size)
         padded = np.where(mask > 0, positions, 0).astype(np.int32)[rows]
-        batch: Batch = {'mask': mask[rows]}
         if on_device:
-            batch['position'] = padded
-        else:
-            batch.update(image=split.take(padded), **split.take_targets(padded))
-        yield batch
+            return {'mask': mask[rows], 'position': padded}
+        return {'mask': mask[rows], 'image': split.take(padded), **split.take_targets(padded)}
+    starts = range(0, len(split), batch_size)
+    if not split.is_streamed:
+        yield from map(batch, starts)
+        return
+    with futures.ThreadPoolExecutor(1) as reader:  # the next batch is decoded while this one is evaluated
+        pending = reader.submit(batch, 0)
+        for start in starts[1:]:
+            ready, pending = pending, reader.submit(batch, start)
+            yield ready.result()
+        yield pending.result()

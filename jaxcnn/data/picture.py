@@ -7,14 +7,15 @@ import logging
 import os
 import struct
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from jaxcnn.data.crops import Crop
 from jaxcnn.data.resizing import Resizing
-from jaxcnn.errors import UserError, as_text
+from jaxcnn.errors import UserError, as_text, name_field
 
 # formats that Pillow decodes, without stubs, documents, films and icons
 FORMATS = ('JPEG', 'MPO', 'PNG', 'WEBP', 'AVIF', 'HEIF', 'JPEG2000', 'GIF', 'BMP', 'DIB', 'TIFF', 'PPM', 'QOI', 'TGA', 'PCX')
@@ -66,10 +67,14 @@ def _upright(pixels: np.ndarray, orientation: Any) -> np.ndarray:
     return np.ascontiguousarray(pixels[::row_step, ::column_step])
 
 
-def _decode_jpeg(content: bytes) -> np.ndarray | None:
+def _decode_jpeg(content: bytes, draw_crop: Callable[[int, int], Crop] | None = None) -> np.ndarray | None:
     """Return the pixels of an intact JPEG file in grey or YCbCr, or None for any other file.
 
     They are equal to Pillow's; this is several times as fast.
+
+    Args:
+      content: the content of the file.
+      draw_crop: see `decode_crop`; None to return the full image.
     """
     import simplejpeg
     if not content.startswith(b'\xff\xd8\xff'):
@@ -78,16 +83,28 @@ def _decode_jpeg(content: bytes) -> np.ndarray | None:
         height, width, colour_space, _ = simplejpeg.decode_jpeg_header(content)
         if colour_space not in ('Gray', 'YCbCr') or height * width > MAX_PIXELS:
             return None
-        pixels = simplejpeg.decode_jpeg(content, 'RGB')
+        orientation = _jpeg_orientation(content)
+        if draw_crop is None:
+            return _upright(simplejpeg.decode_jpeg(content, 'RGB'), orientation)
+        is_turned = orientation in (5, 6, 7, 8)
+        upright_size = (width, height) if is_turned else (height, width)
+        crop = draw_crop(*upright_size)
+        min_height, min_width = crop.smallest_size(*upright_size)[::-1 if is_turned else 1]
+        pixels = simplejpeg.decode_jpeg(content, 'RGB', min_height=min_height, min_width=min_width)
     except ValueError:  # Pillow reports the reason
         return None
+    return crop.apply(_upright(pixels, orientation), *upright_size)
+
+
+def _jpeg_orientation(content: bytes) -> Any:
+    """Return the EXIF orientation of a JPEG file, 1 to 8."""
     if b'Exif\0\0' not in content:
-        return pixels
+        return 1
     try:
         with Image.open(io.BytesIO(content)) as file:
-            return _upright(pixels, _orientation(file))
+            return _orientation(file)
     except Exception:  # as in `_orientation`
-        return pixels
+        return 1
 
 
 # the tags of a TIFF file on which its pixels and their orientation depend
@@ -194,6 +211,29 @@ def decode(content: bytes, mode: str) -> np.ndarray:
         raise UserError(' '.join(reason.split())) from None
 
 
+def decode_crop(content: bytes, mode: str, draw_crop: Callable[[int, int], Crop], is_exact: bool) -> np.ndarray:
+    """Return a crop of a picture, which `decode` would return as a whole.
+
+    Args:
+      content: the content of a picture file.
+      mode: `L` or `RGB`.
+      draw_crop: returns the crop of a picture, given its height and width.
+      is_exact: whether JPEG files are decoded at their full scale. Otherwise they are decoded at the smallest scale at which
+        the crop is not enlarged; this is faster, and its pixels differ by a few levels.
+
+    Returns:
+      uint8 (h, w, C).
+
+    Raises:
+      UserError: the content is not a picture, or too small for the crop; the error does not name the file.
+    """
+    if mode == 'RGB' and not is_exact and (pixels := _decode_jpeg(content, draw_crop)) is not None:
+        return pixels
+    image = decode(content, mode)
+    image = image.reshape(*image.shape[:2], -1)
+    return draw_crop(*image.shape[:2]).apply(image, *image.shape[:2])
+
+
 def _to_8_bits(image: Image.Image) -> Image.Image:
     """Return an image with 8 bits per channel; transparent pixels are composited over white.
 
@@ -275,7 +315,8 @@ def frame_ink(grey: np.ndarray, ink: Mapping[str, Any], tone: str = 'auto') -> n
     return canvas
 
 
-def load(path: str | os.PathLike, info: Mapping[str, Any], resize_mode: str = 'crop', tone: str = 'auto') -> np.ndarray:
+def load(path: str | os.PathLike, info: Mapping[str, Any], resize_mode: str = 'crop', tone: str = 'auto',
+         draw_crop: Callable[[int, int], Crop] | None = None) -> np.ndarray:
     """Return a picture file as the network's input before augmentation and normalisation.
 
     Args:
@@ -283,6 +324,8 @@ def load(path: str | os.PathLike, info: Mapping[str, Any], resize_mode: str = 'c
       info: the content of the workdir's `data.json`.
       resize_mode: how photographs are resized; see `config.data.resize`.
       tone: tone of handwriting; see `frame_ink`.
+      draw_crop: returns the crop of a photograph, given its height and width, instead of resizing; None for images that
+        `resize_mode` brings to one size.
 
     Returns:
       uint8 (H, W, C).
@@ -290,11 +333,12 @@ def load(path: str | os.PathLike, info: Mapping[str, Any], resize_mode: str = 'c
     Raises:
       UserError: the file is missing or not a picture.
     """
-    return load_with_resizing(path, info, resize_mode, tone)[0]
+    return load_with_resizing(path, info, resize_mode, tone, draw_crop)[0]
 
 
 def load_with_resizing(path: str | os.PathLike, info: Mapping[str, Any], resize_mode: str = 'crop',
-                       tone: str = 'auto') -> tuple[np.ndarray, Resizing]:
+                       tone: str = 'auto', draw_crop: Callable[[int, int], Crop] | None = None,
+                       ) -> tuple[np.ndarray, Resizing]:
     """Return what `load` returns, and how the picture, or the framed handwriting, was resized."""
     height, width, channels = info['image_shape']
     if info['ink']:
@@ -304,6 +348,9 @@ def load_with_resizing(path: str | os.PathLike, info: Mapping[str, Any], resize_
     else:
         image = read(path, 'L' if channels == 1 else 'RGB')
         image = image.reshape(*image.shape[:2], channels)
+    if draw_crop and not info['ink']:
+        with name_field(as_text(path)):
+            image = draw_crop(*image.shape[:2]).apply(image, *image.shape[:2])
     resizing = Resizing.between(image.shape[:2], (height, width), resize_mode)
     resized = resizing.apply(image)
     return np.broadcast_to(resized, (height, width, channels)) if info['ink'] else resized, resizing

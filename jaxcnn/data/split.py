@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from jaxcnn.data.checks import check_images
+from jaxcnn.data.stream import StreamedImages
 
 
 @dataclasses.dataclass(frozen=True)
@@ -14,7 +15,7 @@ class Split:
     """The images and the targets of one split.
 
     Attributes:
-      images: uint8 (M, H, W, C), an array or an `ArrayFile`; those of other splits may be among them.
+      images: uint8 (M, H, W, C), an array, an `ArrayFile` or `StreamedImages`; those of other splits may be among them.
       index: (N,) the indices of this split's images in `images`.
       targets: one array (N, ...) for each target, by name.
 
@@ -35,6 +36,11 @@ class Split:
         return len(self.index)
 
     @property
+    def is_streamed(self) -> bool:
+        """Whether images are decoded whenever they are used."""
+        return isinstance(self.images, StreamedImages)
+
+    @property
     def image_bytes(self) -> int:
         """The size of one decoded image in bytes."""
         return int(np.prod(self.images.shape[1:]))
@@ -47,6 +53,15 @@ class Split:
     def take(self, positions: np.ndarray) -> np.ndarray:
         """Return the images at `positions`, an array of any shape S: uint8 (*S, H, W, C)."""
         return self.images[self.index[positions]]
+
+    def take_for_training(self, positions: np.ndarray, seed: int, epochs: np.ndarray) -> np.ndarray:
+        """Return the images at `positions` (n,) for some epochs (n,) of a training with a seed: uint8 (n, h, w, C).
+
+        Streamed images are cropped at random; others are those that `take` returns.
+        """
+        if self.is_streamed:
+            return self.images.draw(self.index[positions], seed, epochs)
+        return self.take(positions)
 
     def take_targets(self, positions: np.ndarray) -> dict[str, np.ndarray]:
         """Return the targets at `positions` (n,), by name."""

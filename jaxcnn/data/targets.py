@@ -43,14 +43,17 @@ class TargetSpec:
         Raises:
           UserError: the value has another shape or is out of range.
         """
-        array = np.asarray(value)
-        if array.shape != self.shape:
-            raise UserError(f'{name} has shape {array.shape}, expected {self.shape}')
-        wrong = array[~((array >= 0) & (array <= self.maximum))]  # NaN included
+        return self.check_all(name, np.asarray(value)[None], num_classes)[0]
+
+    def check_all(self, name: str, values: np.ndarray, num_classes: int) -> np.ndarray:
+        """Return the values of N examples as an array (N, ...); see `check`."""
+        if values.shape[1:] != self.shape:
+            raise UserError(f'{name} has shape {values.shape[1:]}, expected {self.shape}')
+        wrong = values[~((values >= 0) & (values <= self.maximum))]  # NaN included
         if wrong.size:
-            expected = f'one of the {num_classes} classes' if array.ndim == 0 else f'from 0 to {self.maximum}'
+            expected = f'from 0 to {self.maximum}' if self.shape else f'one of the {num_classes} classes'
             raise UserError(f'{name} {wrong[0]} is not {expected}')
-        return array.astype(self.dtype)
+        return values.astype(self.dtype)
 
 
 class EncodedTargets(NamedTuple):
@@ -248,8 +251,7 @@ class ObjectBoxes(TargetKind):
         boxes[~np.isfinite(boxes).all(1)] = 0
         boxes = np.clip(boxes, 0, [width, height, width, height])
         areas = _areas(boxes)
-        if config.image_size:
-            shape = config.image_size, config.image_size
+        if shape := config.fixed_size:
             resizing = Resizing.between((height, width), shape, config.resize)
             complete = resizing.map_boxes(boxes)
             boxes = np.clip(complete, 0, [shape[1], shape[0], shape[1], shape[0]])
@@ -266,8 +268,8 @@ class ObjectBoxes(TargetKind):
             padding = [(0, config.max_boxes - len(value)), *[(0, 0)] * (value.ndim - 1)]
             arrays[name] = specs[name].check(name, np.pad(value, padding), num_classes)
         if config.proposals:
-            image, size = example['image'], config.image_size
-            arrays |= proposals.find(config.proposals).encode(resize(image, (size, size), config.resize) if size else image)
+            image, shape = example['image'], config.fixed_size
+            arrays |= proposals.find(config.proposals).encode(resize(image, shape, config.resize) if shape else image)
         return EncodedTargets({name: arrays[name] for name in specs}, [*example.get('problems', ()), *problems])
 
     def strata(self, targets: Arrays) -> np.ndarray:

@@ -12,7 +12,6 @@ import numpy as np
 from jaxcnn import data
 from jaxcnn.analysis.attribution import map_parts
 from jaxcnn.analysis.mistakes import confident_mistakes
-from jaxcnn.data import picture
 from jaxcnn.errors import UserError, as_text, unknown
 from jaxcnn.explain.split_predictions import SplitPredictions, predict
 from jaxcnn.run import Run
@@ -90,8 +89,7 @@ class Request:
           UserError: An image cannot be read, there is no such split, or mistakes are asked for and there are none.
         """
         if self.paths:
-            settings = self.run.config.data
-            images = [picture.load(path, self.run.info, settings.resize) for path in self.paths]
+            images = [self.run.load_picture(path)[0] for path in self.paths]
             return Examples(np.stack(images), [as_text(os.path.basename(path)) for path in self.paths],
                             np.full(len(images), -1))
         splits = self.dataset.splits

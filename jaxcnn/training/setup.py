@@ -60,9 +60,8 @@ class Setup:
         self.steps_per_dispatch = min(config.parallel.steps_per_dispatch, self.timeline.total)
         self.backend = parallel.make_backend(config.parallel)
         parallel.check_batch_sizes(self.timeline, config.optim.accumulate, self.backend.num_devices)
-        num_bytes = sum(split.nbytes for split in self.dataset.splits.values())
         self.on_device = config.data.placement == 'device' or (
-            config.data.placement == 'auto' and num_bytes <= feed.DEVICE_LIMIT)
+            config.data.placement == 'auto' and feed.fits_on_device(self.dataset.splits.values()))
         self.variable_length = self.on_device and jax.default_backend() == 'cpu'
         self.feed = feed.TrainFeed(train, config.seed, self.timeline, on_device=self.on_device,
                                    process_rows=self.backend.process_rows, workers=config.data.workers,
@@ -288,7 +287,8 @@ class Setup:
         run_key = jax.random.key(np.uint32(self.config.seed))
         key, _ = step_keys(run_key, step)
         passes = image_keys(run_key, jax.numpy.asarray(positions)), jax.numpy.asarray(epochs[rows])
-        examples = {'image': train.take(positions), **train.take_targets(positions)}
+        images = train.take_for_training(positions, self.config.seed, epochs[rows])
+        examples = {'image': images, **train.take_targets(positions)}
         if normalized not in self._augmenters:
             self._augmenters[normalized] = self._make_augmenter(normalized)
         augmented = self._augmenters[normalized](weights, examples, key, rows, passes)

@@ -26,13 +26,14 @@ class Images(torch.utils.data.Dataset):
     """Images, augmented by PIL and normalised one by one, as torchvision's transforms are.
 
     Args:
-      source: `files`, paths of images, or `array`, the path of a uint8 array (N, H, W, C); and `ops`, the names and
-        arguments of augmentations.
+      source: `files`, paths of images, or `array`, the path of a uint8 array (N, H, W, C); `ops`, the names and
+        arguments of augmentations; and `decoder`, `simplejpeg` for JPEG files that it decodes instead of PIL.
       size: side to which files are resized, unless a crop does that.
     """
 
     def __init__(self, source, size):
         self.files, self.ops, self.size = source.get('files'), source['ops'], size
+        self.decoder = source.get('decoder')
         self.images = None if self.files else np.load(source['array'], mmap_mode='r')
 
     def __len__(self):
@@ -41,6 +42,10 @@ class Images(torch.utils.data.Dataset):
     def read(self, i):
         if not self.files:
             return Image.fromarray(self.images[i].squeeze())
+        if self.decoder == 'simplejpeg':
+            import simplejpeg
+            with open(self.files[i], 'rb') as file:
+                return Image.fromarray(simplejpeg.decode_jpeg(file.read()))
         with Image.open(self.files[i]) as image:
             return image.convert('RGB')
 

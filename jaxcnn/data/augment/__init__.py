@@ -15,6 +15,7 @@ To add an augmentation, write a function from its arguments to such an op, and p
 
 from jaxcnn.data.augment import adversarial, affine, color, erase, geometry, mixing, policies
 from jaxcnn.data.augment.box_targets import move_boxes
+from jaxcnn.data.augment.file_crops import FileCrops, split_pipeline
 from jaxcnn.data.augment.registry import (
     AUGMENTATIONS,
     Attack,
@@ -32,6 +33,6 @@ from jaxcnn.data.augment.registry import (
     register,
 )
 
-__all__ = ['AUGMENTATIONS', 'Attack', 'ByEpoch', 'Geometric', 'Gradient', 'Mix', 'Op', 'Pipeline', 'TargetMixer',
-           'Transformed', 'adversarial', 'affine', 'color', 'describe', 'erase', 'geometry', 'mixing', 'move_boxes', 'names',
-           'parse_pipeline', 'policies', 'register']
+__all__ = ['AUGMENTATIONS', 'Attack', 'ByEpoch', 'FileCrops', 'Geometric', 'Gradient', 'Mix', 'Op', 'Pipeline',
+           'TargetMixer', 'Transformed', 'adversarial', 'affine', 'color', 'describe', 'erase', 'geometry', 'mixing',
+           'move_boxes', 'names', 'parse_pipeline', 'policies', 'register', 'split_pipeline']

@@ -9,9 +9,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxcnn.config.arguments import check_choice, check_number, check_range, check_whole_number
 from jaxcnn.data.augment.registry import ByEpoch, Geometric, Transformed, register
+from jaxcnn.data.crops import Crop
 from jaxcnn.errors import UserError
 
 PADDING_MODES = ('constant', 'reflect', 'edge', 'symmetric')
@@ -46,6 +48,17 @@ def _matrix(scale_x: Any = 1.0, scale_y: Any = 1.0, x: Any = 0.0, y: Any = 0.0) 
     scale_x, scale_y, x, y = (jnp.asarray(value, jnp.float32) for value in (scale_x, scale_y, x, y))
     zero = jnp.zeros(())
     return jnp.stack([jnp.stack([scale_x, zero, x]), jnp.stack([zero, scale_y, y])])
+
+
+def _centre(size: tuple[int, ...], crop_size: tuple[int, int]) -> tuple[int, int]:
+    """Return the top and the left of the central crop; an odd margin is one pixel smaller there."""
+    return (size[0] - crop_size[0]) // 2, (size[1] - crop_size[1]) // 2
+
+
+def _cut_at_random(rng: np.random.Generator, crop: Crop, size: tuple[int, int], limit: bool = False) -> Crop:
+    """Return a rectangle of a crop, of the given height and width, at a uniformly drawn position; see `Crop.cut`."""
+    top, left = (int(rng.integers(0, max(side - new_side, 0) + 1)) for side, new_side in zip(crop.size, size, strict=True))
+    return crop.cut(top, left, *size, limit=limit)
 
 
 def _crop(image: jax.Array, top: jax.Array | int, left: jax.Array | int, height: int, width: int) -> jax.Array:
@@ -96,7 +109,7 @@ def random_crop(size: int, width: int | None = None) -> Geometric:
         _check_image_size('random_crop', image, size, width)
         top, left = jax.random.randint(key, (2,), 0, jnp.array(image.shape[:2]) - jnp.array(crop_size) + 1)
         return Transformed(_crop(image, top, left, *crop_size), _matrix(x=-left, y=-top))
-    return Geometric(apply)
+    return Geometric(apply, lambda rng, crop: _cut_at_random(rng, crop, crop_size))
 
 
 @register(deterministic=True)
@@ -111,9 +124,9 @@ def center_crop(size: int, width: int | None = None) -> Geometric:
 
     def apply(key: jax.Array, image: jax.Array) -> Transformed:
         _check_image_size('center_crop', image, size, width)
-        top, left = ((side - crop_side) // 2 for side, crop_side in zip(image.shape[:2], crop_size, strict=True))
+        top, left = _centre(image.shape[:2], crop_size)
         return Transformed(_crop(image, top, left, *crop_size), _matrix(x=-left, y=-top))
-    return Geometric(apply)
+    return Geometric(apply, lambda rng, crop: crop.cut(*_centre(crop.size, crop_size), *crop_size))
 
 
 @register(deterministic=True)
@@ -129,7 +142,21 @@ def resize(size: int, width: int | None = None) -> Geometric:
     def apply(key: jax.Array, image: jax.Array) -> Transformed:
         resized = jax.image.resize(image, (new_height, new_width, image.shape[-1]), 'linear', antialias=True)
         return Transformed(resized, _matrix(new_width / image.shape[1], new_height / image.shape[0]))
-    return Geometric(apply)
+    return Geometric(apply, lambda rng, crop: crop.resize(new_height, new_width))
+
+
+@register(deterministic=True)
+def shorter_side(size: int) -> Geometric:
+    """Resize images such that their shorter side has `size` pixels, and keep their proportions.
+
+    Args:
+      size: the shorter side of the result in pixels, at least 1.
+    """
+    check_whole_number('shorter_side', size=size)
+
+    def apply(key: jax.Array, image: jax.Array) -> Transformed:
+        return resize(*Crop.full(*image.shape[:2]).resize_shorter(size).size).apply(key, image)
+    return Geometric(apply, lambda rng, crop: crop.resize_shorter(size))
 
 
 def _resize_rectangle(image: jax.Array, size: tuple[int, int], top: jax.Array, left: jax.Array, height: jax.Array,
@@ -207,7 +234,19 @@ def random_resized_crop(size: int, scale: tuple = (0.08, 1.0), ratio: tuple = (3
         crop = _resize_rectangle(image, (new_height, new_width), top, left, crop_height, crop_width)
         scale_x, scale_y = new_width / crop_width, new_height / crop_height
         return Transformed(crop, _matrix(scale_x, scale_y, -left * scale_x, -top * scale_y))
-    return Geometric(apply)
+
+    def draw(rng: np.random.Generator, crop: Crop) -> Crop:
+        areas = crop.size[0] * crop.size[1] * rng.uniform(scale[0], scale[1], 10)
+        ratios = np.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1]), 10))
+        sizes = np.rint(np.sqrt([areas / ratios, areas * ratios])).astype(int).T
+        fitting = sizes[((sizes > 0) & (sizes <= crop.size)).all(1)]
+        if len(fitting):
+            rectangle = _cut_at_random(rng, crop, (int(fitting[0, 0]), int(fitting[0, 1])), limit=True)
+        else:
+            largest = _largest_size(*crop.size, ratio)
+            rectangle = crop.cut(*_centre(crop.size, largest), *largest, limit=True)
+        return rectangle.resize(new_height, new_width)
+    return Geometric(apply, draw)
 
 
 def draw_rectangle(key: jax.Array, shape: tuple[int, ...], scale: tuple, ratio: tuple, allow_full_image: bool) -> tuple:
@@ -268,7 +307,11 @@ def scale_jitter(size: int, shorter: tuple = (256, 512)) -> Geometric:
         crop = jax.image.scale_and_translate(image, (size, size, image.shape[-1]), (0, 1), jnp.stack([scale, scale]),
                                              -position, 'linear', antialias=True)
         return Transformed(crop, _matrix(scale, scale, -position[1], -position[0]))
-    return Geometric(apply)
+
+    def draw(rng: np.random.Generator, crop: Crop) -> Crop:
+        length = int(rng.integers(math.ceil(shorter[0]), math.floor(shorter[1]) + 1))
+        return _cut_at_random(rng, crop.resize_shorter(length), (size, size))
+    return Geometric(apply, draw)
 
 
 @register

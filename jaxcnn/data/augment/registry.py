@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxcnn.config import bind, parse_calls
+from jaxcnn.data.crops import DrawCrop
 from jaxcnn.errors import UserError
 from jaxcnn.registry import Registry
 
@@ -62,9 +63,14 @@ class Geometric:
     """An op that moves pixels: `(key, image) -> Transformed`. Its matrix also moves the targets that are positions.
 
     Call it as a function to get the image alone.
+
+    Attributes:
+      apply: the function.
+      crop: the same on an image file, whose size differs from that of other images; None if the op cannot act on files.
     """
 
     apply: Callable[[jax.Array, jax.Array], Transformed]
+    crop: DrawCrop | None = None
 
     def __call__(self, key: jax.Array, image: jax.Array) -> jax.Array:
         """Return the image whose pixels are moved."""
