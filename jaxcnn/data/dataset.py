@@ -225,6 +225,16 @@ def _draw_per_class(split: Split, per_class: int, kind: TargetKind, seed: int) -
     return split.subset(np.sort(np.concatenate(drawn)))
 
 
+def read_splits(source: sources.Source, config: DataConfig) -> tuple[dict[str, Any], dict[str, Split]]:
+    """Return the metadata of the cache (see `cache.open_cache`), and the splits of a source without unusable images."""
+    meta, parts = cache.open_cache(source, config)
+    splits = {}
+    for name, part in parts.items():
+        usable = np.flatnonzero(part.usable)
+        splits[name] = Split(part.images, usable, {target: values[usable] for target, values in part.targets.items()})
+    return meta, splits
+
+
 def load(config: DataConfig, kind: TargetKind = LABEL, source: sources.Source | None = None) -> Dataset:
     """Return the data set of a config. Its decoded images are read from the cache, or decoded into it.
 
@@ -244,11 +254,7 @@ def load(config: DataConfig, kind: TargetKind = LABEL, source: sources.Source | 
         raise UserError(f'the data has {source.kind.description}, but config.task needs {kind.description}', field='data',
                         hint="several classes for each image need task='multilabel' and loss='bce'; labels.argmax(-1) turns "
                         'one-hot labels into integers')
-    meta, parts = cache.open_cache(source, config)
-    splits = {}
-    for name, part in parts.items():
-        usable = np.flatnonzero(part.usable)
-        splits[name] = Split(part.images, usable, {target: values[usable] for target, values in part.targets.items()})
+    meta, splits = read_splits(source, config)
     fraction = config.val_fraction
     if fraction is None:
         fraction = 0.0 if 'val' in splits else source.val_fraction

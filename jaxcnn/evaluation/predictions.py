@@ -11,6 +11,7 @@ from jaxcnn.analysis.batches import compute_in_batches
 from jaxcnn.data import Dataset
 from jaxcnn.data.targets import LABEL
 from jaxcnn.errors import UserError
+from jaxcnn.evaluation.data import load_data
 from jaxcnn.run import Run
 
 
@@ -54,15 +55,14 @@ def predict_split(run: Run, split: str, data_dir: str = '', *, tta: bool = False
     Args:
       run: a classification run.
       split: name of the split.
-      data_dir: another `config.data.dir` than in training.
+      data_dir: another `config.data.dir` than in training; see `data.load_data`.
       tta: whether to use the run's test-time augmentation.
 
     Raises:
-      UserError: The run does not predict one class for each image, there is no such split, or the data is missing or differs
-        from that of the training.
+      UserError: The run does not predict one class for each image, there is no such split, or `load_data` raises one.
     """
     check_is_classifier(run)
-    return predict_dataset(run, run.load_dataset(data_dir), split, tta=tta)
+    return predict_dataset(run, load_data(run, data_dir), split, tta=tta)
 
 
 def predict_dataset(run: Run, dataset: Dataset, split: str, *, tta: bool = False) -> Predictions:

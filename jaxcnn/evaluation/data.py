@@ -1,0 +1,78 @@
+"""The data that a run is evaluated on: its own, or other labelled data of its classes."""
+
+import contextlib
+import dataclasses
+import logging
+
+import numpy as np
+
+from jaxcnn import config as cfg
+from jaxcnn.data import Dataset, sources
+from jaxcnn.data.dataset import read_splits
+from jaxcnn.data.targets import BOXES, LABELS
+from jaxcnn.errors import UserError, as_text, counted, unknown
+from jaxcnn.run import Run
+
+log = logging.getLogger('jaxcnn')
+
+
+def load_data(run: Run, data_dir: str = '', data_name: str = '') -> Dataset:
+    """Return the data that a run is evaluated on.
+
+    Data in `data_dir` that is not what the run was trained on has the splits that are there, without those that training
+    splits off. Its classes are matched by their names. Those of the run may be missing, and their order may differ. Data
+    with boxes must be that of the training.
+
+    Args:
+      run: the run.
+      data_dir: another `config.data.dir` than in training.
+      data_name: the data set or layout in `data_dir`; empty: that of the run.
+
+    Raises:
+      UserError: The data is missing, its images have another shape than those of the run, or it has classes that the run
+        does not have. Without `data_dir`: it differs from that of the training.
+    """
+    if not data_dir:
+        if data_name:
+            raise UserError(f'{data_name!r} needs the folder of the data', field='--data_name', hint='set --data_dir')
+        return run.load_dataset()
+    kind = run.experiment.task.kind
+    if kind is BOXES:
+        return run.load_dataset(data_dir)
+    config = dataclasses.replace(run.config.data, dir=data_dir, name=data_name or run.config.data.name)
+    source = sources.find(config, kind)
+    if config.name == run.config.data.name and [*source.class_names()] == run.info['class_names']:
+        with contextlib.suppress(UserError):  # then it is other data, or the error is raised again below
+            return run.load_dataset(data_dir)
+    return _load_other_data(run, source, config)
+
+
+def _load_other_data(run: Run, source: sources.Source, config: cfg.DataConfig) -> Dataset:
+    """Return data that the run was not trained on, with the classes of the run."""
+    shape, class_names = tuple(run.info['image_shape']), run.info['class_names']
+    other_names = list(source.class_names())
+    for name in other_names:
+        if name not in class_names:
+            error = unknown('class', as_text(name), class_names, field=source.location)
+            error.add_hint(f'data for an evaluation has classes of the run, {run.workdir!r}')
+            raise error
+    if not config.image_size and shape[0] == shape[1]:
+        config = dataclasses.replace(config, image_size=shape[0])
+    meta, splits = read_splits(source, config)
+    numbers = np.array([class_names.index(name) for name in other_names], np.int32)
+    for name, split in splits.items():
+        if tuple(split.images.shape[1:]) != shape:
+            raise UserError('its images are {} x {} x {}, and those of the run {} x {} x {} (height x width x channels)'
+                            .format(*split.images.shape[1:], *shape), field=source.location)
+        targets = dict(split.targets)
+        if source.kind is LABELS:
+            targets['labels'] = np.zeros((len(split), len(class_names)), np.uint8)
+            targets['labels'][:, numbers] = split.targets['labels']
+        else:
+            targets['label'] = numbers[split.targets['label']]
+        splits[name] = dataclasses.replace(split, targets=targets)
+    log.info('%s is not the data that %r was trained on: %s; %d of its %d classes', source.location, run.workdir,
+             ', '.join(f'{name} {counted(len(split), "image")}' for name, split in splits.items()),
+             len(other_names), len(class_names))
+    return Dataset(config.name, class_names, splits, run.info['mean'], run.info['std'], source.ink, meta['broken'],
+                   kind=source.kind, paths=dict(source.paths))
