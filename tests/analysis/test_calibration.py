@@ -1,10 +1,19 @@
 """Calibration of predictors whose errors are known."""
 
+import math
+
 import numpy as np
 import pytest
 from matplotlib.axes import Axes
 
-from jaxcnn.analysis.calibration import brier_score, calibration, reliability_diagram
+from jaxcnn.analysis.calibration import (
+    brier_score,
+    calibration,
+    fit_temperature,
+    negative_log_likelihood,
+    reliability_diagram,
+    scale_by_temperature,
+)
 
 
 def test_a_calibrated_predictor_has_no_error_and_an_over_confident_one_the_planted_one(tmp_path, monkeypatch):
@@ -35,3 +44,15 @@ def test_the_brier_score_of_known_predictions():
     assert brier_score(np.array([[1.0, 0.0], [0.0, 1.0]]), np.array([0, 1])) == 0
     assert brier_score(np.array([[0.0, 1.0]]), np.array([0])) == 2
     assert brier_score(np.array([[0.5, 0.25, 0.25]]), np.array([0])) == pytest.approx(0.25 + 2 / 16)
+
+
+def test_the_likelihood_and_the_temperature_of_known_predictions():
+    logits = np.tile([[3.0, 0.0]], (10, 1))
+    labels = np.repeat([0, 1], [8, 2])  # the best probability of class 0 is 0.8, whose logit is log(4)
+    temperature = fit_temperature(logits, labels)
+    assert temperature == pytest.approx(3 / math.log(4), rel=1e-5)
+    scaled = scale_by_temperature(logits, temperature)
+    np.testing.assert_allclose(np.exp(scaled), np.tile([0.8, 0.2], (10, 1)), rtol=1e-5)
+    assert negative_log_likelihood(scaled, labels) == pytest.approx(-0.8 * math.log(0.8) - 0.2 * math.log(0.2))
+    assert fit_temperature(logits, np.zeros(10, int)) < 0.1  # the best one is 0
+    assert fit_temperature(logits, np.ones(10, int)) == pytest.approx(20, rel=1e-4)
