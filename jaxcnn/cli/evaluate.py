@@ -1,16 +1,24 @@
-"""Evaluate a checkpoint of a run on a split of its data, or, with --watch, each new checkpoint during training."""
+"""Evaluate a checkpoint of a run on a split of its data, or, with --watch, each new checkpoint during training. Ensembles,
+calibration, reports and comparisons of runs are for classification runs."""
 
 import argparse
+import contextlib
+import functools
 import json
 import os
 import time
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from jaxcnn import cli
 from jaxcnn.errors import UserError, counted
 
 if TYPE_CHECKING:
+    from jaxcnn.data import Dataset
+    from jaxcnn.evaluation.predictions import Predictions
     from jaxcnn.run import Run, SplitEvaluator
+
+DETAIL_FLAGS = 'ensemble', 'calibration', 'report', 'compare'  # each asks for the predictions for all images
 
 
 def run(args: argparse.Namespace) -> int:
@@ -18,6 +26,15 @@ def run(args: argparse.Namespace) -> int:
     from jaxcnn.run import load_run
     if args.interval <= 0:
         raise UserError(f'--interval: expected seconds above 0, got {args.interval}')
+    details = [f'--{name}' for name in DETAIL_FLAGS if getattr(args, name)]
+    if args.weights and not args.ensemble:
+        raise UserError('--weights: needs --ensemble')
+    if not (args.workdir or args.ensemble):
+        raise UserError('the following arguments are required: --workdir')
+    if args.watch and details:
+        raise UserError(f'--watch cannot be combined with {details[0]}')
+    if details:
+        return evaluate_in_detail(args)
     if args.watch:
         wait_for_run(args.workdir)
     loaded_run = load_run(args.workdir)
@@ -38,16 +55,45 @@ def wait_for_run(workdir: str) -> None:
 
 
 def make_evaluator(run: 'Run', args: argparse.Namespace) -> 'SplitEvaluator':
-    """Return the evaluator of the split. Errors in the folder of the data name the flag `--data_dir`."""
+    """Return the evaluator of the split, whose name is stored in the arguments."""
+    from jaxcnn.run import SplitEvaluator
+    dataset = load_data(run, args.data_dir, args.data_name)
+    args.split = choose_split(args.split, dataset)
+    return SplitEvaluator(run.experiment, dataset, args.split)
+
+
+@functools.cache
+def load_data(run: 'Run', data_dir: str, data_name: str) -> 'Dataset':
+    """Return the data that a run is evaluated on, as `evaluation.data.load_data` does."""
+    from jaxcnn.evaluation import data
+    with name_data_flag(data_dir):
+        return data.load_data(run, data_dir, data_name)
+
+
+@contextlib.contextmanager
+def name_data_flag(data_dir: str) -> Iterator[None]:
+    """Name the flag `--data_dir` in errors about the folder of the data that are raised in the block."""
     try:
-        return run.evaluator(args.split, args.data_dir)
+        yield
     except UserError as e:
         if e.field in ('config.data.name', 'config.data.dir'):
-            if args.data_dir:
+            if data_dir:
                 e.field = '--data_dir'
             else:
                 e.add_hint('--data_dir names another folder')
         raise
+
+
+def choose_split(name: str, dataset: 'Dataset') -> str:
+    """Return the split called `name`, or, without a name, `test` or the only split of a folder without splits.
+
+    Raises:
+      UserError: There is no such split.
+    """
+    name = name or ('test' if len(dataset.splits) > 1 else next(iter(dataset.splits)))
+    if name not in dataset.splits:
+        raise UserError(f'no split {name!r}; there are: {", ".join(dataset.splits)}')
+    return name
 
 
 def evaluate(run: 'Run', evaluator: 'SplitEvaluator', step: int, args: argparse.Namespace) -> None:
@@ -62,6 +108,40 @@ def evaluate(run: 'Run', evaluator: 'SplitEvaluator', step: int, args: argparse.
         subject = f'checkpoint {step}, {args.split}{", moving average" * ema}{f", {run.config.eval.tta}" if tta else ""}'
         text = '  '.join(f'{m.title} {m.format(by_metric[m])}' for m in run.experiment.displayed_metrics())
         print(f'{subject}: {text}  ({counted(num_images, "image")})', flush=True)
+
+
+def evaluate_in_detail(args: argparse.Namespace) -> int:
+    """Evaluate a run or an ensemble by its predictions for all images, and return the exit code."""
+    from jaxcnn.evaluation import report, result
+    from jaxcnn.evaluation.ensemble import Ensemble
+    from jaxcnn.run import load_run
+    workdirs = [*([args.workdir] if args.workdir else []), *args.ensemble]
+    ensemble = Ensemble([load_run(workdir, args.checkpoint) for workdir in workdirs], args.weights, args.ensemble_mean)
+    other = load_run(args.compare) if args.compare else None
+    if args.report:
+        report.make_folder(args.report)
+    first = ensemble.runs[0]
+    split = choose_split(args.split, load_data(first, args.data_dir, args.data_name))
+    if split == 'val' and not args.data_dir and (args.calibration or args.report):
+        cli.log.info('the temperature is fitted to the images on which it is evaluated; --split=test evaluates it on others')
+    evaluated = result.evaluate(
+        ensemble, split, functools.partial(predict, args, args.data_dir), other=other,
+        predict_validation=functools.partial(predict, args, '') if args.calibration or args.report else None)
+    if args.json:
+        print(json.dumps(evaluated.values()), flush=True)
+    else:
+        print('\n'.join(evaluated.lines()), flush=True)
+    if args.report:
+        page = report.write_report(evaluated, args.report, first.experiment.task, first.info['class_counts'])
+        cli.log.info('report: %s\npredictions: %s', page, os.path.join(args.report, 'predictions.csv'))
+    return 0
+
+
+def predict(args: argparse.Namespace, data_dir: str, run: 'Run', split: str) -> 'Predictions':
+    """Return a run's predictions for a split of the data in `data_dir`, or of its own data if that is empty."""
+    from jaxcnn.evaluation.predictions import predict_dataset
+    dataset = load_data(run, data_dir, args.data_name if data_dir else '')
+    return predict_dataset(run, dataset, split)
 
 
 def watch(run: 'Run', evaluator: 'SplitEvaluator', args: argparse.Namespace) -> int:
@@ -93,15 +173,36 @@ def watch(run: 'Run', evaluator: 'SplitEvaluator', args: argparse.Namespace) -> 
     return 0
 
 
-def main() -> None:
-    """Run the command with the arguments of the process."""
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command's arguments."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('--workdir', required=True, help='folder of the run')
-    parser.add_argument('--split', default='test', help='train, val or test (default: test)')
+    parser.add_argument('--workdir', default='', help='folder of the run')
+    parser.add_argument('--split', default='', help='train, val or test (default: test)')
     parser.add_argument('--checkpoint', default='best', help='best, latest or a step (default: best)')
     parser.add_argument('--watch', action='store_true', help='evaluate each new checkpoint until the run is complete')
     parser.add_argument('--interval', type=float, default=10,
                         help='seconds between two searches for new checkpoints (default: 10)')
-    parser.add_argument('--data_dir', default='', help='another config.data.dir than in training')
+    parser.add_argument('--data_dir', default='', help='another config.data.dir than in training: the same data, or other '
+                        'labelled data, whose classes are matched with those of the run by their names')
+    parser.add_argument('--data_name', default='', metavar='NAME',
+                        help='the data set or layout in --data_dir, such as folder (default: that of the run)')
     parser.add_argument('--json', action='store_true', help='print one JSON object a line')
-    cli.main(parser, run)
+    group = parser.add_argument_group('classification runs')
+    group.add_argument('--ensemble', nargs='+', default=[], metavar='DIR',
+                       help='folders of runs whose predictions are averaged, with those of --workdir if it is set')
+    group.add_argument('--ensemble_mean', default='probabilities', choices=('probabilities', 'logits'),
+                       help='what is averaged (default: probabilities)')
+    group.add_argument('--weights', nargs='+', type=float, metavar='WEIGHT',
+                       help='a weight for each run, that of --workdir first (default: equal weights)')
+    group.add_argument('--calibration', action='store_true', help='fit a temperature to the validation split, and print the '
+                       'calibration without and with it')
+    group.add_argument('--compare', default='', metavar='DIR',
+                       help="another run on the same images, whose best checkpoint is compared by McNemar's test")
+    group.add_argument('--report', default='', metavar='FOLDER', help='write a page with results by class, confusion and '
+                       'calibration, and a table with the prediction for each image, into this folder')
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command with its arguments, by default those of the process."""
+    cli.main(make_parser(), run, arguments)
