@@ -12,7 +12,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from jaxcnn import config
@@ -106,7 +106,8 @@ def compare(args: argparse.Namespace) -> Table:
     notes: dict[str, object] = {}
     sides: dict[str, Callable[[float], float]] = {}
     peers: dict[str, TorchPeer] = {}
-    runs, inputs = {}, {}
+    runs: dict[str, TrainingRun] = {}
+    inputs: dict[str, Iterator[Any]] = {}
     with contextlib.ExitStack() as resources:
         folder = resources.enter_context(tempfile.TemporaryDirectory())
         for placement, placement_config in settings.items():
