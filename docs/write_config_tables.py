@@ -18,6 +18,7 @@ TYPES = {bool: 'bool', int: 'int', float: 'float', str: 'str', schema.Duration: 
 GROUPS: dict[str, tuple[type, str]] = {
     'config': (schema.Config, 'The run'),
     'config.data': (schema.DataConfig, 'Data'),
+    'config.data.columns': (schema.ColumnsConfig, 'Columns'),
     'config.optim': (schema.OptimConfig, 'Optimisation'),
     'config.optim.switch': (schema.SwitchConfig, 'Later stages'),
     'config.optim.groups': (schema.GroupConfig, 'Parameter groups'),

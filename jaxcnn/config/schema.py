@@ -50,12 +50,26 @@ def _field(default: Any, doc: str, *, minimum: float | None = None, greater_than
 
 
 @dataclass(frozen=True)
+class ColumnsConfig:
+    """The names of the columns of a table, or of a Hugging Face data set, if they differ from the usual ones."""
+
+    image: str = _field('', "column of the images, or of their paths; '': a usual name, such as image, path or file")
+    label: str = _field('', "column of the labels; '': a usual name, such as label, class or category")
+    split: str = _field('', "column of the splits, which a table may have; '': split, part or subset")
+
+
+@dataclass(frozen=True)
 class DataConfig:
     """The data set and its preprocessing."""
 
     name: str = _field('digits', 'a data set or a layout of files (see jaxcnn.data.names()), or any prepared TFDS data set')
     dir: str = _field('', 'for a layout, its folder or file; otherwise the folder of prepared TFDS data sets, by default '
                       '$TFDS_DATA_DIR or else ~/tensorflow_datasets', affects_result=False)
+    columns: ColumnsConfig = _field(ColumnsConfig, "for csv and huggingface, the names of columns, as in dict(image='file', "
+                                    "label='species')")
+    class_file: str = _field('', 'for layouts of files, a file that gives the classes in the order of their labels: a name '
+                             'in each line, a JSON list, or a JSON object with the number of each name; classes without '
+                             "images are allowed. '': the classes of the training images, sorted", affects_result=False)
     cache_dir: str = _field('', 'folder for decoded images; by default $JAXCNN_CACHE or else ~/.cache/jaxcnn',
                             affects_result=False)
     val_fraction: float | None = _field(None, 'fraction of the training images held out for validation, stratified by '

@@ -111,8 +111,8 @@ def _read_idx(path: str) -> np.ndarray:
     return array.reshape(shape)
 
 
-register(arrays)
-register(functools.partial(arrays, kind=LABELS), name='arrays', targets='labels')
-register(idx)
+register(arrays, fields=())
+register(functools.partial(arrays, kind=LABELS), name='arrays', targets='labels', fields=())
+register(idx, fields=())
 for _targets in KINDS:
-    register(_refuse_in_memory, name=IN_MEMORY, targets=_targets)
+    register(_refuse_in_memory, name=IN_MEMORY, targets=_targets, fields=())

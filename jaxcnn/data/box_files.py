@@ -15,7 +15,8 @@ import numpy as np
 
 from jaxcnn.config import DataConfig
 from jaxcnn.data import picture
-from jaxcnn.data.image_files import compose_unicode, natural_order, stored_path, unique_names
+from jaxcnn.data.classes import compose_unicode, natural_order, read_class_file, unique_names
+from jaxcnn.data.image_files import stored_path
 from jaxcnn.data.sources import Example, Source
 from jaxcnn.data.targets import BOXES, check_number_of_boxes
 from jaxcnn.errors import UserError, as_text, unknown
@@ -149,9 +150,10 @@ def make_box_source(name: str, root: str, listing: BoxListing, config: DataConfi
       name: the name of the layout.
       root: the folder that the paths are relative to.
       listing: the images of each split.
-      config: holds `max_boxes` and `skip_broken`.
+      config: holds `max_boxes`, `skip_broken` and `class_file`.
       expected: describes the layout, for errors.
-      classes: the classes in the order of their numbers; by default those of the training images, sorted.
+      classes: the classes in the order of their numbers; by default those in `config.class_file`, or else those of the
+        training images, sorted.
       in_fractions: see `BoxFiles`.
 
     Raises:
@@ -159,6 +161,8 @@ def make_box_source(name: str, root: str, listing: BoxListing, config: DataConfi
     """
     if not any(not image.problem for image in listing.get('train', [])):
         raise UserError('holds no images to train on', field=as_text(root), hint=f'expected {expected}')
+    if config.class_file:
+        classes = read_class_file(config.class_file)
     train_classes = {c for image in listing['train'] for c in image.classes}
     class_list = [*map(compose_unicode, classes)] if classes else sorted(train_classes, key=natural_order)
     if not class_list:

@@ -14,8 +14,8 @@ from xml.etree import ElementTree
 from jaxcnn.config import DataConfig
 from jaxcnn.data import picture, tables
 from jaxcnn.data.box_files import AnnotatedImage, Box, BoxListing, make_box_source
+from jaxcnn.data.classes import compose_unicode
 from jaxcnn.data.image_files import (
-    compose_unicode,
     existing_path,
     find_images,
     find_split_folders,
@@ -24,7 +24,7 @@ from jaxcnn.data.image_files import (
     log_skipped,
 )
 from jaxcnn.data.sources import Source, register
-from jaxcnn.data.table_layouts import COLUMN_NAMES, find_tables, parse_split
+from jaxcnn.data.table_layouts import COLUMN_NAMES, configured_columns, find_tables, parse_split
 from jaxcnn.data.targets import BOXES
 from jaxcnn.errors import UserError, as_text, counted
 
@@ -276,7 +276,7 @@ def box_table(config: DataConfig) -> Source:
     root, files = find_tables(existing_path(config.dir, 'csv'))
     listing: BoxListing = {'train': []}
     for default_split, file in files.items():
-        columns, rows = _read_box_table(file)
+        columns, rows = _read_box_table(file, config)
         images: dict[tuple[str, str], AnnotatedImage] = {}
         for line, cells in rows:
             field = f'{as_text(file)}: line {line}'
@@ -296,7 +296,7 @@ def box_table(config: DataConfig) -> Source:
     return make_box_source('csv', root, listing, config, _TABLE_EXPECTED)
 
 
-def _read_box_table(file: str) -> tuple[dict[str, int], list[tuple[int, list[str]]]]:
+def _read_box_table(file: str, config: DataConfig) -> tuple[dict[str, int], list[tuple[int, list[str]]]]:
     """Return the index of each column by its meaning, and the rows, each with its line number, of a table of boxes."""
     rows = tables.read_rows(file)
     head = [cell.strip().lower() for cell in rows[0][1]] if rows else []
@@ -304,6 +304,9 @@ def _read_box_table(file: str) -> tuple[dict[str, int], list[tuple[int, list[str
                     'difficult': ('difficult',), 'width': ('width', 'image_width'), 'height': ('height', 'image_height')}
     columns = {meaning: head.index(next(name for name in names if name in head))
                for meaning, names in alternatives.items() if any(name in head for name in names)}
+    if rows:
+        configured = configured_columns(file, [cell.strip() for cell in rows[0][1]], config.columns, 'train')
+        columns |= {{'image': 'path', 'label': 'class'}.get(field, field): index for field, index in configured.items()}
     if 'path' not in columns:
         return {name: index for index, name in enumerate(('path', 'x0', 'y0', 'x1', 'y1', 'class'))}, rows
     box_names = next((names for names in _BOX_COLUMNS if all(name in head for name in names)), None)
@@ -326,7 +329,8 @@ def _add_box_row(image: AnnotatedImage, row: Mapping[str, str], field: str) -> N
     image.add(parse_box(texts, f'the box of class {class_name!r}', field), class_name, row.get('difficult') == '1')
 
 
-register(voc, targets=BOXES.name)
-register(functools.partial(voc, sets=_VOC_TRAINVAL_SETS, name='voc_trainval'), name='voc_trainval', targets=BOXES.name)
-register(yolo, targets=BOXES.name)
+register(voc, targets=BOXES.name, fields=('class_file',))
+register(functools.partial(voc, sets=_VOC_TRAINVAL_SETS, name='voc_trainval'), name='voc_trainval', targets=BOXES.name,
+         fields=('class_file',))
+register(yolo, targets=BOXES.name, fields=())
 register(box_table, name='csv', targets=BOXES.name)

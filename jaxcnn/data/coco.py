@@ -181,4 +181,4 @@ def _image_folder(root: str, split: str, file: str, file_names: Sequence[str]) -
                  if any(os.path.isfile(os.path.join(folder, name)) for name in file_names[:100])), folders[0])
 
 
-register(coco, targets=BOXES.name)
+register(coco, targets=BOXES.name, fields=())

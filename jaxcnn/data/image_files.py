@@ -6,26 +6,34 @@ A layout lists all images at once. They are decoded when they are read, in RGB, 
 
 import collections
 import dataclasses
-import decimal
 import functools
 import hashlib
 import logging
 import os
 import re
-import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from typing import ClassVar, NamedTuple
 
 import numpy as np
 
+from jaxcnn.config import DataConfig
 from jaxcnn.data import picture
+from jaxcnn.data.classes import (
+    UNLABELLED,
+    ClassNames,
+    compose_names,
+    compose_unicode,
+    list_classes,
+    log_unlabelled,
+    make_targets,
+    unique_names,
+)
 from jaxcnn.data.sources import Example, Source
 from jaxcnn.data.targets import LABEL, TargetKind
-from jaxcnn.errors import UserError, as_text, counted
+from jaxcnn.errors import UserError, as_text
 
 SPLITS = {'train': ('train', 'training'), 'val': ('val', 'valid', 'validation', 'dev'),
           'test': ('test', 'testing', 'evaluation')}  # by split, the names of its folder, file or array
-UNLABELLED = '-1'
 # endings of files that often accompany images; other skipped files may have been meant as images
 _ACCOMPANYING_ENDINGS = {'.txt', '.md', '.html', '.pdf', '.csv', '.tsv', '.json', '.xml', '.yaml', '.yml', '.mat', '.npy',
                          '.py', '.db'}
@@ -95,11 +103,6 @@ def existing_path(path: str, name: str) -> str:
     if not os.path.exists(path):
         raise UserError(f'{path!r} does not exist')
     return path
-
-
-def compose_unicode(name: str) -> str:
-    """Return the composed form of a name, as `é` may be stored as one character or as `e` with a combining accent."""
-    return unicodedata.normalize('NFC', name)
 
 
 @functools.lru_cache(128)
@@ -175,17 +178,18 @@ def find_images(root: str, folder: str, skipped: collections.Counter[str],
     identity = status.st_dev, status.st_ino
     if identity in parents:
         raise UserError('is a link to a folder above it', field=as_text(folder))
+    relative = os.path.relpath(folder, root)
     for entry in list_entries(folder):
         if is_hidden(entry):
             continue
-        if entry.is_symlink() and not os.path.exists(entry.path):
-            raise UserError('is a broken link', field=as_text(entry.path))
         if entry.is_dir():
             yield from find_images(root, entry.path, skipped, (*parents, identity))
+        elif not entry.is_file() and entry.is_symlink() and not os.path.exists(entry.path):
+            raise UserError('is a broken link', field=as_text(entry.path))
         elif kind := kind_of_other_file(entry):
             skipped[kind] += 1
         else:
-            yield os.path.relpath(entry.path, root)
+            yield entry.name if relative == os.curdir else os.path.join(relative, entry.name)
 
 
 def log_skipped(root: str, skipped: collections.Counter[str]) -> None:
@@ -238,8 +242,9 @@ def find_split_folders(root: str) -> dict[str, str]:
     return splits
 
 
-def make_file_source(name: str, root: str, listing: Listing, expected: str, classes: Sequence[str] | None = None,
-                     class_names: Mapping[str, str] | None = None, kind: TargetKind = LABEL) -> Source:
+def make_file_source(name: str, root: str, listing: Listing, expected: str, config: DataConfig | None = None,
+                     classes: Sequence[str] | None = None, class_names: Mapping[str, str] | None = None,
+                     kind: TargetKind = LABEL) -> Source:
     """Return the source of listed image files.
 
     Args:
@@ -247,103 +252,65 @@ def make_file_source(name: str, root: str, listing: Listing, expected: str, clas
       root: the folder that the paths are relative to.
       listing: the images of each split. With the kind `LABEL`, each has one class.
       expected: describes the layout, for errors.
-      classes: the classes in the order of their labels; by default those of the training images, sorted.
+      config: names the file of the classes; None for a layout that has its own.
+      classes: without that file, the classes in the order of their labels; by default those of the training images, sorted.
       class_names: names of classes to be shown instead of those in the listing.
       kind: the kind of targets.
 
     Raises:
-      UserError: there is nothing to train on, a class is not one of the training split, or a file is missing.
+      UserError: there is nothing to train on, a class is unknown, or a file is missing.
     """
-    images = _labelled_images(root, listing)
-    if not images['train']:
-        raise UserError('holds no labelled images to train on', field=as_text(root), hint=f'expected {expected}')
-    classes = list(classes or sorted({c for image in images['train'] for c in image.classes}, key=natural_order))
-    if not classes:
-        raise UserError('no training image has a class', field=as_text(root))
-    if len(classes) < 2 and kind is LABEL:
-        raise UserError(f'holds only the class {classes[0]!r}; a classifier needs two or more', field=as_text(root))
-    labels = {c: label for label, c in enumerate(classes)}
-    test_classes = [c for image in images.get('test', []) for c in image.classes]
-    if test_classes and not any(c in labels for c in test_classes):
-        log.warning('%s: skipped the test split, as none of its classes (%s, ...) is a class of the training split',
-                    as_text(root), as_text(test_classes[0]))
-        del images['test']
-    images, digest = _find_files(root, images, labels)
-    splits = {split: ImageFiles(root, [image.path for image in split_images], _make_targets(split_images, labels, kind))
-              for split, split_images in images.items() if split_images}
+    location, class_file = as_text(root), config.class_file if config else ''
+    listing = {split: _labelled_images(location, split, images) for split, images in listing.items()}
+    image_classes = {split: [compose_names(image.classes) for image in images] for split, images in listing.items()}
+    classes = list_classes(location, image_classes['train'], kind, expected, class_file, classes)
+    targets = make_targets(location, image_classes, classes, kind, lambda split, index: as_text(
+        os.path.join(root, listing[split][index].path)), class_file)
+    digest = hashlib.sha256(os.fsencode(os.path.realpath(root)))
+    splits = {split: ImageFiles(root, _find_files(root, split, listing[split], image_classes[split], digest), targets[split])
+              for split in targets}
     names = unique_names([(class_names or {}).get(c, c) for c in classes], classes)
-    return Source(as_text(root), key={'source': name, 'files': digest, 'classes': classes, 'names': names},
+    return Source(location, key={'source': name, 'files': digest.hexdigest(), 'classes': classes, 'names': names},
                   splits={split: functools.partial(splits.__getitem__, split) for split in splits},
                   class_names=lambda: names, kind=kind,
                   paths={split: files.paths for split, files in splits.items()})
 
 
-def _labelled_images(root: str, listing: Listing) -> Listing:
-    """Return the images that have a label, with class names in composed form. The number of the others is logged."""
-    labelled = {split: [ListedImage(image.path, tuple(map(compose_unicode, image.classes))) for image in images
-                        if image.classes != (UNLABELLED,)] for split, images in listing.items()}
-    for split, images in listing.items():
-        num_skipped = len(images) - len(labelled[split])
-        if num_skipped:
-            log.info('%s: skipped %s without a label in the %s split', as_text(root), counted(num_skipped, 'image'), split)
+def _labelled_images(location: str, split: str, images: list[ListedImage]) -> list[ListedImage]:
+    """Return the images that have a label. The number of the others is logged."""
+    labelled = [image for image in images if image.classes != (UNLABELLED,)]
+    log_unlabelled(location, len(images) - len(labelled), split)
     return labelled
 
 
-def _find_files(root: str, listing: Listing, labels: Mapping[str, int]) -> tuple[Listing, str]:
-    """Find the listed images on disk.
+def _find_files(root: str, split: str, images: Sequence[ListedImage], classes: Sequence[ClassNames],
+                digest: 'hashlib._Hash') -> list[str]:
+    """Find the listed images of a split on disk.
 
     Args:
       root: the folder that the paths are relative to.
-      listing: the images of each split.
-      labels: the known classes.
+      split: the name of the split.
+      images: the images.
+      classes: the classes of each image in composed form.
+      digest: a digest to which paths, classes, sizes and times of the files are added.
 
     Returns:
-      The images with their paths as they are stored, and a digest of paths, classes, sizes and times of the files.
+      The paths as they are stored.
 
     Raises:
-      UserError: a class is unknown, or a file is missing.
+      UserError: a file is missing.
     """
-    digest = hashlib.sha256(os.fsencode(os.path.realpath(root)))
-    stored: Listing = {}
-    for split, images in listing.items():
-        stored[split] = []
-        for path, classes in images:
-            listed_path = os.path.join(root, path)
-            path_on_disk = stored_path(listed_path)
-            if path_on_disk != listed_path:
-                path = os.path.relpath(path_on_disk, root)
-            for c in classes:
-                if c not in labels:
-                    raise UserError(f'its class {c!r} is not one of the {len(labels)} classes of the training split',
-                                    field=as_text(path_on_disk))
-            try:
-                status = os.stat(path_on_disk)
-            except (OSError, ValueError) as e:  # a ValueError for a name with a zero byte
-                raise UserError(str(getattr(e, 'strerror', e)), field=as_text(path_on_disk)) from e
-            fields = split, path, '\0'.join(classes), str(status.st_size), str(status.st_mtime_ns)
-            digest.update(os.fsencode('\0'.join(fields) + '\n'))
-            stored[split].append(ListedImage(path, classes))
-    return stored, digest.hexdigest()
-
-
-def _make_targets(images: Sequence[ListedImage], labels: Mapping[str, int], kind: TargetKind) -> dict[str, np.ndarray]:
-    """Return the targets of images, by name."""
-    if kind is LABEL:
-        return {'label': np.array([labels[image.classes[0]] for image in images], np.int32)}
-    label_sets = np.zeros((len(images), len(labels)), np.uint8)
-    for row, image in enumerate(images):
-        label_sets[row, [labels[c] for c in image.classes]] = 1
-    return {'labels': label_sets}
-
-
-def unique_names(names: Sequence[str], classes: Sequence[str]) -> list[str]:
-    """Return printable names of classes; a name that several classes have is followed by the class."""
-    printed = [as_text(name) for name in names]
-    return [name if printed.count(name) == 1 else f'{name} ({as_text(c)})' for name, c in zip(printed, classes, strict=True)]
-
-
-def natural_order(name: str) -> tuple:
-    """Return a sort key that sorts numbers by their value, and before other names."""
-    if re.fullmatch(r'-?[0-9]+(\.[0-9]+)?', name):
-        return 0, decimal.Decimal(name), os.fsencode(name)
-    return 1, 0, os.fsencode(name)
+    stored = []
+    for (path, _), names in zip(images, classes, strict=True):
+        listed_path = os.path.join(root, path)
+        path_on_disk = stored_path(listed_path)
+        if path_on_disk != listed_path:
+            path = os.path.relpath(path_on_disk, root)
+        try:
+            status = os.stat(path_on_disk)
+        except (OSError, ValueError) as e:  # a ValueError for a name with a zero byte
+            raise UserError(str(getattr(e, 'strerror', e)), field=as_text(path_on_disk)) from e
+        fields = split, path, '\0'.join(names), str(status.st_size), str(status.st_mtime_ns)
+        digest.update(os.fsencode('\0'.join(fields) + '\n'))
+        stored.append(path)
+    return stored

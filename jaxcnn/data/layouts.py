@@ -10,8 +10,8 @@ import re
 
 from jaxcnn.config import DataConfig
 from jaxcnn.data import tables
+from jaxcnn.data.classes import UNLABELLED
 from jaxcnn.data.image_files import (
-    UNLABELLED,
     ListedImage,
     Listing,
     existing_path,
@@ -49,14 +49,14 @@ def folder(config: DataConfig) -> Source:
         for entry in list_entries(path):
             if not entry.is_dir() or is_hidden(entry):
                 continue
-            class_name = UNLABELLED if entry.name.lower() in _UNLABELLED_FOLDERS else entry.name
-            images = [ListedImage(image, (class_name,)) for image in find_images(root, entry.path, skipped)]
+            classes = (UNLABELLED if entry.name.lower() in _UNLABELLED_FOLDERS else entry.name,)
+            images = [ListedImage(image, classes) for image in find_images(root, entry.path, skipped)]
             listing[split] += images
             if not images:
                 log.warning('%s: holds no images, so it is not a class', as_text(entry.path))
     log_skipped(root, skipped)
     return make_file_source('folder', root, listing, '<split>/<class>/<image>, or <class>/<image> (labels in file names: '
-                            "config.data.name='flat')")
+                            "config.data.name='flat')", config)
 
 
 def flat(config: DataConfig) -> Source:
@@ -77,7 +77,7 @@ def flat(config: DataConfig) -> Source:
                         for split, split_folder in find_split_folders(root).items()}
     log_skipped(root, skipped)
     return make_file_source('flat', root, listing, '<split>/<label>_<id>.jpg, or <label>_<id>.jpg (folders of classes: '
-                            "config.data.name='folder')")
+                            "config.data.name='folder')", config)
 
 
 def tiny_imagenet(config: DataConfig) -> Source:
@@ -102,7 +102,7 @@ def tiny_imagenet(config: DataConfig) -> Source:
             for row in _read_tab_separated(root, os.path.join('val', 'val_annotations.txt'), 2)]
     log_skipped(root, skipped)
     source = make_file_source('tiny_imagenet', root, {'train': train, 'test': test},
-                              'train/<wnid>/images/*.JPEG', wnids, names)
+                              'train/<wnid>/images/*.JPEG', classes=wnids, class_names=names)
     return dataclasses.replace(source, val_fraction=0.2)
 
 
@@ -117,5 +117,6 @@ def _read_tab_separated(root: str, name: str, num_cells: int) -> list[list[str]]
     return rows
 
 
-for _layout in (folder, flat, tiny_imagenet):
-    register(_layout)
+register(folder, fields=('class_file',))
+register(flat, fields=('class_file',))
+register(tiny_imagenet, fields=())

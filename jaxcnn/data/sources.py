@@ -10,7 +10,7 @@ import hashlib
 import os
 import re
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
@@ -236,9 +236,13 @@ def _check_classes(splits: Mapping[str, InMemoryExamples], names: Sequence[str],
 
 SourceFactory = Callable[[DataConfig], Source]
 _FACTORIES: Registry[SourceFactory] = Registry('data set')
+# fields of `config.data` that only some data sets use, and by the key of a data set those that it uses
+_OPTIONAL_FIELDS = ('class_file', 'columns')
+_FIELDS: dict[str, Collection[str]] = {}
 
 
-def register(factory: Any = None, *, name: str | None = None, targets: str = LABEL.name) -> Any:
+def register(factory: Any = None, *, name: str | None = None, targets: str = LABEL.name,
+             fields: Collection[str] = _OPTIONAL_FIELDS) -> Any:
     """Make a data set, or a layout of files, known to `config.data.name`, as a decorator of its function.
 
         @register
@@ -249,6 +253,8 @@ def register(factory: Any = None, *, name: str | None = None, targets: str = LAB
       name: its name in configs; that of the function by default. A name can have one function for each kind of targets.
       targets: the kind of targets of its examples: `label`, one class for each image; `labels`, several;
         `boxes`, boxes around objects with one class each.
+      fields: those of the fields `class_file` and `columns` of the config that the function uses; a config that sets another
+        one is refused.
 
     Raises:
       UserError: the kind of targets is unknown, or the name is taken.
@@ -257,7 +263,9 @@ def register(factory: Any = None, *, name: str | None = None, targets: str = LAB
         raise unknown('kind of targets', targets, KINDS)
 
     def add(factory: Any) -> Any:
-        _FACTORIES.add(_key(name or factory.__name__, KINDS[targets]), factory, getattr(factory, 'func', factory))
+        key = _key(name or factory.__name__, KINDS[targets])
+        _FACTORIES.add(key, factory, getattr(factory, 'func', factory))
+        _FIELDS[key] = fields
         return factory
     return add if factory is None else add(factory)
 
@@ -299,6 +307,7 @@ def find(config: DataConfig, kind: TargetKind = LABEL) -> Source:
       UserError: there is no such source, or its data is missing.
     """
     factory = find_factory(config, kind)
+    _check_fields(config, kind)
     is_external = getattr(factory, 'func', factory).__module__.partition('.')[0] != 'jaxcnn'
     if is_external:
         factory = _name_data_set(config.name, factory)
@@ -311,6 +320,17 @@ def find(config: DataConfig, kind: TargetKind = LABEL) -> Source:
         splits = {split: _name_data_set(config.name, read) for split, read in source.splits.items()}
         source = dataclasses.replace(source, splits=splits, class_names=_name_data_set(config.name, source.class_names))
     return source
+
+
+def _check_fields(config: DataConfig, kind: TargetKind) -> None:
+    """Raise a UserError if a field of the config is set that the data set does not use."""
+    for field in _OPTIONAL_FIELDS:
+        is_set = getattr(config, field) != getattr(DataConfig(), field)
+        if is_set and field not in _FIELDS.get(_key(config.name, kind), ()):
+            users = sorted(key.partition('/')[2] for key, fields in _FIELDS.items()
+                           if field in fields and key.startswith(f'{kind.name}/'))
+            raise UserError(f'{config.name!r} does not use it', field=f'config.data.{field}',
+                            hint=f'these do: {", ".join(users) or "none"}')
 
 
 def _name_data_set(name: str, function: Callable[..., T]) -> Callable[..., T]:
@@ -388,9 +408,9 @@ def _tfds_factory(name: str, ink: Ink | None = None, kind: TargetKind = LABEL) -
     return make_source
 
 
-register(_digits, name='digits')
-register(_tfds_factory('mnist', ink=Ink(28, 20, by_mass=True)), name='mnist')
+register(_digits, name='digits', fields=())
+register(_tfds_factory('mnist', ink=Ink(28, 20, by_mass=True)), name='mnist', fields=())
 for _name in ('cifar10', 'cifar100', 'fashion_mnist', 'svhn_cropped', 'imagenet2012'):
-    register(_tfds_factory(_name), name=_name)
+    register(_tfds_factory(_name), name=_name, fields=())
 for _name in ('voc/2007', 'voc/2012', 'coco/2014', 'coco/2017'):
-    register(_tfds_factory(_name, kind=BOXES), name=_name, targets=BOXES.name)
+    register(_tfds_factory(_name, kind=BOXES), name=_name, targets=BOXES.name, fields=())

@@ -1,17 +1,17 @@
 """The layout of images that are listed in tables (CSV and the like), with one or several classes for each image."""
 
+import dataclasses
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from jaxcnn.config import DataConfig
+from jaxcnn.config import ColumnsConfig, DataConfig
 from jaxcnn.data import tables
+from jaxcnn.data.classes import UNLABELLED, ClassNames, compose_names, compose_unicode
 from jaxcnn.data.image_files import (
     SPLITS,
-    UNLABELLED,
     ListedImage,
     Listing,
-    compose_unicode,
     existing_path,
     list_entries,
     log,
@@ -20,7 +20,7 @@ from jaxcnn.data.image_files import (
 )
 from jaxcnn.data.sources import Source, register
 from jaxcnn.data.targets import LABELS
-from jaxcnn.errors import UserError, as_text, counted
+from jaxcnn.errors import UserError, as_text, counted, unknown
 
 _EXPECTED = 'a table with a path and a label in each row'
 # by the meaning of a column, its possible names in lower case
@@ -72,7 +72,8 @@ def single_label_table(config: DataConfig) -> Source:
     It is a CSV file with the columns path, label and, optionally, split, or a folder with `train.csv`, `val.csv` and
     `test.csv`. Cells are separated by a comma, a semicolon or a tab, and a file in a folder may also be called `train.tsv`,
     for example. Paths are relative to the folder of the table. The first row may name the columns, which then may be in any
-    order. A label that is empty, -1 or NaN means that the image is unlabelled.
+    order and, with `config.data.columns`, have any names. A label that is empty, -1 or NaN means that the image is
+    unlabelled.
 
     Raises:
       UserError: the table cannot be read or is not as described, or an image is missing.
@@ -91,7 +92,7 @@ def single_label_table(config: DataConfig) -> Source:
                             field=table.file, hint="config.task='multilabel' takes a column of 0 and 1 for each class")
         return _label_rows(table, split, parse_classes)
     root, listing = _read_listing('csv', config, read_rows)
-    return make_file_source('csv', root, listing, _EXPECTED)
+    return make_file_source('csv', root, listing, _EXPECTED, config)
 
 
 def multilabel_table(config: DataConfig) -> Source:
@@ -115,8 +116,8 @@ def multilabel_table(config: DataConfig) -> Source:
     def read_rows(table: _Table, split: str) -> Iterator[_Row]:
         if not table.head and any(len(cells) > 2 for _, cells in table.rows):
             raise UserError('the first row must name the columns: path, and label or the classes', field=table.file)
-        if 'label' in table.columns:
-            indicator_columns = table.indicator_columns()
+        if 'label' in table.columns or config.columns.label:
+            indicator_columns = [] if config.columns.label else table.indicator_columns()
             if indicator_columns:
                 raise UserError(f'has both a column {table.head[table.columns["label"]]!r} of names and columns of 0 and 1 '
                                 f'({", ".join(indicator_columns[:5])})', field=table.file,
@@ -128,7 +129,8 @@ def multilabel_table(config: DataConfig) -> Source:
         classes_by_file[table.file] = _check_class_columns(table, class_columns, classes_by_file)
         return _indicator_rows(table, split, class_columns)
     root, listing = _read_listing('csv', config, read_rows)
-    return make_file_source('csv', root, listing, _EXPECTED, next(iter(classes_by_file.values()), None), kind=LABELS)
+    classes = next(iter(classes_by_file.values()), None)
+    return make_file_source('csv', root, listing, _EXPECTED, config, classes, kind=LABELS)
 
 
 def _check_class_columns(table: _Table, class_columns: Mapping[int, str],
@@ -165,21 +167,25 @@ def _read_listing(name: str, config: DataConfig, read_rows: Callable[[_Table, st
     """
     root, files = find_tables(existing_path(config.dir, name))
     listing: Listing = {'train': []}
-    first_rows: dict[str, tuple[tuple[str, ...], str]] = {}  # by path, the classes and the line where it is first listed
+    # by path, the classes, and the table and the line where it is first listed
+    first_rows: dict[str, tuple[ClassNames, _Table, int]] = {}
     repeated: list[str] = []
     for split, file in files.items():
-        table = _read_table(file)
+        table = _read_table(file, split, config)
         for row in read_rows(table, split):
             listing.setdefault(row.split, []).append(ListedImage(row.path, row.classes))
             if row.classes == (UNLABELLED,):
                 continue
-            classes, line = tuple(map(compose_unicode, row.classes)), table.name_line(row.line)
-            first_classes, first_line = first_rows.setdefault(compose_unicode(os.path.normpath(row.path)), (classes, line))
-            if {*first_classes} != {*classes}:
-                first_label, label = (as_text(';'.join(names)) for names in (first_classes, classes))
-                raise UserError(f'{as_text(row.path)} has two labels: {first_label!r} in {first_line}, {label!r} in {line}')
-            if first_line != line:
-                repeated.append(f'{first_line} and {line}')
+            this_row = compose_names(row.classes), table, row.line
+            first_row = first_rows.setdefault(compose_unicode(os.path.normpath(row.path)), this_row)
+            if first_row is this_row:
+                continue
+            lines = [other_table.name_line(line) for _, other_table, line in (first_row, this_row)]
+            if {*first_row[0]} != {*this_row[0]}:
+                first_label, label = (as_text(';'.join(classes)) for classes, _, _ in (first_row, this_row))
+                raise UserError(f'{as_text(row.path)} has two labels: {first_label!r} in {lines[0]}, '
+                                f'{label!r} in {lines[1]}')
+            repeated.append(' and '.join(lines))
     if repeated:
         log.warning('%s: %s, for example %s', as_text(root), counted(len(repeated), 'repeated row'), repeated[0])
     return root, listing
@@ -212,8 +218,31 @@ def parse_split(cell: str, field: str) -> str:
     return split
 
 
-def _read_table(file: str) -> _Table:
-    """Return a table, whose first row may name its columns."""
+def configured_columns(file: str, head: Sequence[str], columns: ColumnsConfig, split: str) -> dict[str, int]:
+    """Return the indices of the columns that `config.data.columns` names, by field.
+
+    Args:
+      file: the path of the table, for errors.
+      head: the cells of its first row.
+      columns: the names.
+      split: the split of the table; that of `test` may lack the column of labels.
+
+    Raises:
+      UserError: there is no column of a name.
+    """
+    indices = {}
+    for field, name in dataclasses.asdict(columns).items():
+        if name in head:
+            indices[field] = head.index(name)
+        elif name and (field, split) != ('label', 'test'):
+            error = unknown('column', name, filter(None, head), f'config.data.columns.{field}')
+            error.message = f'{as_text(file)} has no column {name!r}'
+            raise error
+    return indices
+
+
+def _read_table(file: str, split: str, config: DataConfig) -> _Table:
+    """Return a table, whose first row may name its columns; `split` is the split of rows that do not name one."""
     rows = tables.read_rows(file)
     if rows:
         head = [cell.strip() for cell in rows[0][1]]
@@ -223,8 +252,15 @@ def _read_table(file: str) -> _Table:
             present = [name for name in column_names if name in lower_head]
             if present:
                 columns[meaning] = lower_head.index(present[0])
+        configured = configured_columns(file, head, config.columns, split)
+        columns |= {'path' if field == 'image' else field: index for field, index in configured.items()}
+        if config.columns.label and 'label' not in configured:
+            columns.pop('label', None)
         if 'path' in columns:
             return _Table(file, head, columns, rows[1:])
+        if configured:
+            raise UserError(f'no column is called {", ".join(COLUMN_NAMES["path"])}', field=as_text(file),
+                            hint=f'config.data.columns.image names it; the columns are called {", ".join(head)}')
     return _Table(file, [], {'path': 0, 'label': 1}, rows)
 
 
@@ -257,7 +293,7 @@ def _label_rows(table: _Table, default_split: str,
     columns = table.columns
     if 'label' not in columns and default_split != 'test':
         raise UserError(f'no column is called {", ".join(COLUMN_NAMES["label"])}', field=table.file,
-                        hint=f'its columns are called {", ".join(map(str.lower, table.head))}')
+                        hint=f'config.data.columns.label names it; the columns are called {", ".join(table.head)}')
     for line, cells in table.rows:
         _check_cells(table, line, cells, max(columns.values()) + 1)
         classes: tuple[str, ...] = (UNLABELLED,)

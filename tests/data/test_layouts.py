@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from jaxcnn import data
-from jaxcnn.config import DataConfig
-from jaxcnn.data import arrays, layouts, picture, tables
+from jaxcnn.config import ColumnsConfig, DataConfig
+from jaxcnn.data import arrays, layouts, picture, sources, tables
 from jaxcnn.errors import UserError, printable
 
 COLOURS = {'ant': (250, 0, 0), 'bee': (0, 250, 0), 'cow': (0, 0, 250)}
@@ -178,6 +178,51 @@ def test_the_error_for_a_wrong_table_is_one_line(tmp_path, text, line):
     with pytest.raises(UserError, match=line) as error:
         load(tmp_path, 'csv', tmp_path / 'a.csv')
     assert '\n' not in str(error.value)
+
+
+def test_a_table_may_have_any_columns(tmp_path):
+    root = write_folder(tmp_path / 'set', train=3)
+    rows = [f'{i},{name},train/{name}/{i}.png' for name in COLOURS for i in range(3)]
+    (root / 'data.csv').write_text('\n'.join(['label,species,photo', *rows]))
+    columns = ColumnsConfig(image='photo', label='species')
+    dataset = load(tmp_path, 'csv', root / 'data.csv', val_fraction=1 / 3, columns=columns)
+    assert_holds(dataset, train=6, val=3)
+    assert dataset.class_names == ['ant', 'bee', 'cow']
+    with pytest.raises(UserError, match=r"^config\.data\.columns\.label: .* has no column 'specis'; nearest: species$"):
+        load(tmp_path, 'csv', root / 'data.csv', columns=ColumnsConfig(image='photo', label='specis'))
+    with pytest.raises(UserError, match=r"^config\.data\.columns: 'folder' does not use it; these do: csv"):
+        load(tmp_path, 'folder', root, columns=columns)
+
+
+@pytest.mark.parametrize('text', [
+    'cow\n\nelk \nant\nbee\n', '["cow", "elk", "ant", "bee"]', '{"bee": 3, "ant": 2, "cow": 0, "elk": 1}',
+    '{"0": "cow", "2": "ant", "1": "elk", "3": "bee"}'])
+def test_a_file_gives_the_order_of_the_classes(tmp_path, text):
+    root = write_folder(tmp_path / 'set', train=2, test=1)
+    sorted_key = sources.find(DataConfig(name='folder', dir=str(root))).key
+    (tmp_path / 'classes').write_text(text)
+    dataset = load(tmp_path, 'folder', root, val_fraction=0.5, class_file=str(tmp_path / 'classes'))
+    assert_holds(dataset, train=3, val=3, test=3)
+    assert dataset.class_names == ['cow', 'elk', 'ant', 'bee']
+    assert dataset.splits['test'].targets['label'].tolist() == [2, 3, 0]
+    assert sources.find(DataConfig(name='folder', dir=str(root), class_file=str(tmp_path / 'classes'))).key != sorted_key
+
+
+@pytest.mark.parametrize(('text', 'line'), [
+    ('ant\ncow', r"classes lacks the class 'bee' of .*set/train/bee/0\.png; add it to the file"),
+    ('ant\nbees\ncow', r"classes lacks the class 'bee' of .*0\.png; nearest: bees"),
+    ('ant\nbee\n\nant\ncow', r"classes: holds the class 'ant' twice: line 1 and line 4; remove one of them"),
+    ('{"ant": 0, "ant": 1}', r"classes: holds the class 'ant' twice: number 0 and number 1; .*"),
+    ('{"ant": 1, "bee": 2}', 'classes: gives no class the number 0; number the 2 classes from 0 to 1'),
+    ('{"ant": 0, "bee": 0}', 'classes: gives the number 0 twice; .*'), ('{"ant": "x"}', 'classes: is JSON, but neither .*'),
+    ('["ant"', 'classes: is not valid JSON: .*'), ('\n', 'classes: holds no names of classes'),
+    (None, 'cannot be read: No such file or directory')])
+def test_the_error_for_a_wrong_file_of_classes_is_one_line(tmp_path, text, line):
+    root = write_folder(tmp_path / 'set', train=1)
+    if text is not None:
+        (tmp_path / 'classes').write_text(text)
+    with pytest.raises(UserError, match=rf'^config\.data\.class_file: (.*/classes: )?(.*/)?{line}$'):
+        sources.find(DataConfig(name='folder', dir=str(root), class_file=str(tmp_path / 'classes')))
 
 
 @pytest.mark.parametrize(('head', 'row'), [('path,label,category', '{path},{name},animal'),
