@@ -9,7 +9,8 @@
 import dataclasses
 import functools
 import os
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
 import jax
 import numpy as np
@@ -28,6 +29,8 @@ from jaxcnn.training.evaluate import Evaluator
 from jaxcnn.training.state import Weights, init_weights, variables
 from jaxcnn.training.workdir import read_config, read_json, read_metrics
 
+# from weights to the number of images, and the metrics
+Evaluate: TypeAlias = Callable[[Weights], tuple[int, dict[Measurement, float]]]
 _INFO_FIELDS = {'class_names', 'image_shape', 'sizes', 'mean', 'std', 'ink', 'class_counts', 'targets'}
 
 
@@ -268,7 +271,7 @@ class Run:
         dataset.check_same(self.info, self.workdir)
         return dataset
 
-    def evaluator(self, split: str, data_dir: str = '', source: data.Source | None = None) -> 'SplitEvaluator':
+    def evaluator(self, split: str, data_dir: str = '', source: data.Source | None = None) -> Evaluate:
         """Return a function that evaluates weights on one split of the run's data.
 
         Args:

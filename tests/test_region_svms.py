@@ -1,13 +1,18 @@
 """SVMs with hard negatives and box regression on features whose answer is known."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
-from jaxcnn import models
+from jaxcnn import config, models, tasks
 from jaxcnn.detection_metrics import pairwise_iou
+from jaxcnn.errors import UserError
 from jaxcnn.ops import boxes as box_ops
 from jaxcnn.region_svms import second_stage
+from jaxcnn.region_svms.detector import with_svms
 from jaxcnn.region_svms.features import region_features
 from jaxcnn.region_svms.linear import SVMTrainer, fit_box_regression
 from jaxcnn.training.state import run_once
@@ -78,6 +83,7 @@ class PlantedFeatures(second_stage.FeatureExtractor):
     def __init__(self):
         self.network = models.create('rcnn', num_classes=2, backbone='alexnet(widths=(4, 6, 8, 6), hidden=8)')
         self.num_classes, self.height, self.width = 2, 200, 200
+        self.task = tasks.create(config.parse({'task': 'detection', 'loss': 'detection'}), ['ant', 'bee'], [1, 1], 2)
 
     def of_split(self, split, positions=None, with_proposals=True, title=''):
         for seed in positions or split:
@@ -100,8 +106,18 @@ class PlantedFeatures(second_stage.FeatureExtractor):
 def test_second_stage_classifies_regions_and_refines_their_boxes(tmp_path):
     extractor = PlantedFeatures()
     stage = second_stage.fit(extractor, range(12), ['pool5'])
-    stage.save(str(tmp_path / 'svms.npz'))
-    values = second_stage.evaluate(extractor, range(20, 25), second_stage.SecondStage.load(str(tmp_path / 'svms.npz')))
+    path = str(tmp_path / 'svms.npz')
+    stage.save(path)
+    detections = second_stage.detect_split(extractor, range(20, 25), second_stage.SecondStage.load(path))
+    values = {key: extractor.task.compute(accumulated)['map50'] for key, accumulated in detections.items()}
     assert values['pool5', 'svm_boxes'] == 1
     assert values['logits', 'softmax_boxes'] == 1
     assert values['pool5', 'svm'] < 0.95
+
+
+def test_other_networks_have_no_svms():
+    network = models.create('fast_rcnn', num_classes=2, backbone='vgg16')
+    run = types.SimpleNamespace(workdir='runs/fast', config=config.parse({'model': 'fast_rcnn'}),
+                                experiment=types.SimpleNamespace(network=network))
+    with pytest.raises(UserError, match="'fast_rcnn' of the run in 'runs/fast' has no SVMs; choose a run of rcnn"):
+        with_svms(run, 'fc7')

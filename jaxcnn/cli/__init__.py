@@ -26,6 +26,14 @@ def add_distributed_flags(parser: argparse.ArgumentParser) -> None:
                        help='index of this process, from 0 (JAX_PROCESS_ID)')
 
 
+def add_svms_flag(parser: argparse.ArgumentParser) -> None:
+    """Add the flag that replaces the softmax of R-CNN and SPP-Net by their SVMs."""
+    parser.add_argument('--svms', default='', metavar='FEATURE',
+                        help='for runs of rcnn and spp_net: detect with the SVMs that jaxcnn fit_svms fitted on this '
+                        'feature (pool5, fc6 or fc7) and its regression of boxes, instead of the softmax; a score of 50 %% '
+                        'is the decision boundary of the SVM')
+
+
 def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """Return the arguments without `--config.a.b=VALUE`, and the list of `a.b=VALUE`."""
     prefix = '--config.'

@@ -11,12 +11,12 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from jaxcnn import cli
-from jaxcnn.errors import UserError, counted
+from jaxcnn.errors import UserError, counted, name_field
 
 if TYPE_CHECKING:
     from jaxcnn.data import Dataset
     from jaxcnn.evaluation.predictions import Predictions
-    from jaxcnn.run import Run, SplitEvaluator
+    from jaxcnn.run import Evaluate, Run
 
 DETAIL_FLAGS = 'ensemble', 'calibration', 'report', 'compare'  # each asks for the predictions for all images
 
@@ -33,11 +33,18 @@ def run(args: argparse.Namespace) -> int:
         raise UserError('the following arguments are required: --workdir')
     if args.watch and details:
         raise UserError(f'--watch cannot be combined with {details[0]}')
+    if args.watch and args.svms:
+        raise UserError('SVMs are fitted for one checkpoint, and --watch evaluates each new one', field='--svms',
+                        hint='leave one of the two flags out')
     if details:
         return evaluate_in_detail(args)
     if args.watch:
         wait_for_run(args.workdir)
     loaded_run = load_run(args.workdir)
+    if args.svms:
+        from jaxcnn.region_svms.detector import with_svms
+        with name_field('--svms'):
+            loaded_run = with_svms(load_run(args.workdir, args.checkpoint), args.svms)
     evaluator = make_evaluator(loaded_run, args)
     if args.watch:
         return watch(loaded_run, evaluator, args)
@@ -54,9 +61,13 @@ def wait_for_run(workdir: str) -> None:
             time.sleep(1)
 
 
-def make_evaluator(run: 'Run', args: argparse.Namespace) -> 'SplitEvaluator':
+def make_evaluator(run: 'Run', args: argparse.Namespace) -> 'Evaluate':
     """Return the evaluator of the split, whose name is stored in the arguments."""
     from jaxcnn.run import SplitEvaluator
+    if args.svms:
+        args.split = args.split or 'test'
+        with name_data_flag(args.data_dir):
+            return run.evaluator(args.split, args.data_dir)
     dataset = load_data(run, args.data_dir, args.data_name)
     args.split = choose_split(args.split, dataset)
     return SplitEvaluator(run.experiment, dataset, args.split)
@@ -96,16 +107,18 @@ def choose_split(name: str, dataset: 'Dataset') -> str:
     return name
 
 
-def evaluate(run: 'Run', evaluator: 'SplitEvaluator', step: int, args: argparse.Namespace) -> None:
+def evaluate(run: 'Run', evaluator: 'Evaluate', step: int, args: argparse.Namespace) -> None:
     """Print a line with the metrics of a checkpoint, and one for each of moving average and test-time augmentation."""
     num_images, values = evaluator(run.load_weights(step))
     for ema, tta in sorted({(m.ema, m.tta) for m in values}):
         by_metric = {m.metric: value for m, value in values.items() if (m.ema, m.tta) == (ema, tta)}
         if args.json:
             print(json.dumps({'step': step, 'split': args.split, 'ema': ema, 'tta': tta, 'count': num_images,
+                              **({'svms': args.svms} if args.svms else {}),
                               **{metric.name: value for metric, value in by_metric.items()}}), flush=True)
             continue
-        subject = f'checkpoint {step}, {args.split}{", moving average" * ema}{f", {run.config.eval.tta}" if tta else ""}'
+        subject = ', '.join([f'checkpoint {step}', args.split, *([f'SVMs on {args.svms}'] if args.svms else []),
+                             *['moving average'] * ema, *[run.config.eval.tta] * tta])
         text = '  '.join(f'{m.title} {m.format(by_metric[m])}' for m in run.experiment.displayed_metrics())
         print(f'{subject}: {text}  ({counted(num_images, "image")})', flush=True)
 
@@ -144,7 +157,7 @@ def predict(args: argparse.Namespace, data_dir: str, run: 'Run', split: str) -> 
     return predict_dataset(run, dataset, split)
 
 
-def watch(run: 'Run', evaluator: 'SplitEvaluator', args: argparse.Namespace) -> int:
+def watch(run: 'Run', evaluator: 'Evaluate', args: argparse.Namespace) -> int:
     """Evaluate each new checkpoint until the run is complete; return the exit code."""
     from jaxcnn.training.workdir import has_ended, read_json
     cli.log.info('evaluating new checkpoints every %g s until the run is complete', args.interval)
@@ -179,6 +192,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument('--workdir', default='', help='folder of the run')
     parser.add_argument('--split', default='', help='train, val or test (default: test)')
     parser.add_argument('--checkpoint', default='best', help='best, latest or a step (default: best)')
+    cli.add_svms_flag(parser)
     parser.add_argument('--watch', action='store_true', help='evaluate each new checkpoint until the run is complete')
     parser.add_argument('--interval', type=float, default=10,
                         help='seconds between two searches for new checkpoints (default: 10)')

@@ -5,7 +5,8 @@
 
 For each class, a linear SVM is trained on features of the true boxes, and of proposals whose IoU with boxes of the class is
 below 0.3, with hard-negative mining; and a ridge regression of boxes on `pool5`. The command prints the mAP of the SVMs, of
-both, and of the network's own softmax, and writes svms.md and svms.npz into the workdir.
+both, and of the network's own softmax, and writes svms.md and svms.npz into the workdir. `jaxcnn predict` and
+`jaxcnn evaluate` use the latter with `--svms=fc7`.
 
 The features are what the dense layers of the network get: `pool5`, and `fc6` and `fc7` where it has these layers.
 """

@@ -14,7 +14,7 @@ from concurrent import futures
 from typing import TYPE_CHECKING, Any
 
 from jaxcnn import cli
-from jaxcnn.errors import UserError, as_text, counted
+from jaxcnn.errors import UserError, as_text, counted, name_field
 from jaxcnn.files import open_replacement
 
 if TYPE_CHECKING:
@@ -34,6 +34,10 @@ def run(args: argparse.Namespace) -> int:
         check_drawing(args.draw)
     ids = submission_ids(args.images) if args.submission else {}
     loaded_run = load_run(args.workdir, args.checkpoint)
+    if args.svms:
+        from jaxcnn.region_svms.detector import with_svms
+        with name_field('--svms'):
+            loaded_run = with_svms(loaded_run, args.svms)
     if args.ink != 'auto' and not loaded_run.info['ink']:
         raise UserError(f'--ink: {args.ink}: this network was trained on {loaded_run.info["name"]!r}, whose images are used '
                         'as they are; handwriting is located only for mnist and digits')
@@ -227,6 +231,7 @@ def main() -> None:
     parser.add_argument('--threshold', type=float,
                         help='for multilabel and detection runs: the probability or score from which a class or an object '
                         'is predicted (default: config.task.threshold)')
+    cli.add_svms_flag(parser)
     parser.add_argument('--ink', default='auto', choices=('auto', 'dark', 'light'),
                         help='handwriting: whether it is darker or lighter than the background (default: detected)')
     parser.add_argument('images', nargs='+', metavar='IMAGE', help='image files of any size, such as PNG or JPEG')

@@ -5,17 +5,19 @@ import functools
 import logging
 import os
 import time
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.special
 
-from jaxcnn.data import proposals
-from jaxcnn.data.checks import check_images
+from jaxcnn import metrics
 from jaxcnn.data.split import Split
-from jaxcnn.detection_metrics import DetectionScores, map50, pairwise_iou
+from jaxcnn.detection_metrics import pairwise_iou
 from jaxcnn.errors import UserError, name_file, unknown
 from jaxcnn.files import open_replacement
 from jaxcnn.models.detection import Detections
@@ -25,6 +27,8 @@ from jaxcnn.ops import boxes as box_ops
 from jaxcnn.region_svms.features import feature_name, region_features
 from jaxcnn.region_svms.linear import FEATURE_NORM, Linear, SVMTrainer, fit_box_regression
 from jaxcnn.run import Run
+from jaxcnn.tasks import Accumulated
+from jaxcnn.training.checkpoint import fingerprint
 from jaxcnn.training.initialize import load_initial_weights
 from jaxcnn.training.state import init_weights
 
@@ -33,12 +37,24 @@ log = logging.getLogger('jaxcnn')
 FILE_NAME = 'svms.npz'  # in the workdir
 NEGATIVE_IOU = 0.3  # below which a region is a negative example of a class
 REGRESSION_IOU = 0.6  # above which a region is an example of the regression of boxes
-NMS_THRESHOLD = 0.3
 BOX_FEATURE = 'pool5'  # from which boxes are regressed
 _NORM_IMAGES = 16  # from which the mean norm of features is computed
 _BOX_EXAMPLES = 64  # largest number of examples of the regression, of an image and a class
 _PROGRESS_INTERVAL = 10  # seconds between lines of progress
 _encode, _decode = jax.jit(box_ops.encode), jax.jit(box_ops.decode)
+
+
+def region_classifier(run: Run) -> RCNN | SPPNet:
+    """Return the network of a run.
+
+    Raises:
+      UserError: It is neither R-CNN nor SPP-Net.
+    """
+    network = run.experiment.network
+    if not isinstance(network, RCNN | SPPNet):
+        raise UserError(f'the network {run.config.model.name!r} of the run in {run.workdir!r} has no SVMs',
+                        hint='choose a run of rcnn or spp_net')
+    return network
 
 
 class Regions(NamedTuple):
@@ -77,11 +93,8 @@ class FeatureExtractor:
     """
 
     def __init__(self, run: Run, variables: Any):
-        network, preprocessor, task = run.experiment.network, run.experiment.preprocessor, run.experiment.task
-        if not isinstance(network, RCNN | SPPNet):
-            raise UserError(f'{run.config.model.name!r} has no second stage: it is of R-CNN and SPP-Net',
-                            field='config.model', hint='choose a run of rcnn or spp_net')
-        self.network, self.num_classes = network, task.num_classes
+        network, preprocessor, task = region_classifier(run), run.experiment.preprocessor, run.experiment.task
+        self.network, self.task, self.num_classes = network, task, task.num_classes
         self.height, self.width = run.experiment.image_shape[:2]
         self._variables = jax.device_put(variables)
 
@@ -121,7 +134,7 @@ class FeatureExtractor:
     @functools.cached_property
     def select(self) -> Callable[[np.ndarray, np.ndarray, np.ndarray], Detections]:
         """A function from boxes (R, classes, 4), scores (R, classes) and which regions count (R,) to detections (K, ...)."""
-        network = self.network.clone(score_threshold=-jnp.inf, nms_threshold=NMS_THRESHOLD)
+        network = self.network.clone(score_threshold=float(np.finfo(np.float32).tiny))  # all but scores of 0
         labels = np.arange(self.num_classes, dtype=np.int32)
 
         @jax.jit
@@ -140,69 +153,50 @@ class SecondStage:
     Attributes:
       svms: the SVMs of the classes, by the feature that they take.
       boxes: the regression of boxes from the feature `pool5`: targets of `ops.boxes.decode`, (R, classes, 4).
+      step: the checkpoint of the network that computed the features.
+      fingerprint: the checksum of the variables of this network; see `training.checkpoint.fingerprint`.
     """
 
     svms: dict[str, Linear]
     boxes: Linear
+    step: int = 0
+    fingerprint: str = ''
 
     def save(self, path: str) -> None:
-        """Write the arrays to an `.npz` file, as `FEATURE/weights` and `FEATURE/biases`; those of boxes below `boxes`."""
+        """Write an `.npz` file with `FEATURE/weights`, `FEATURE/biases`, those of `boxes`, `step` and `fingerprint`."""
         arrays = {f'{name}/{field}': array for name, linear in {**self.svms, 'boxes': self.boxes}.items()
                   for field, array in linear._asdict().items()}
-        with name_file(path), open_replacement(path, 'wb') as file:
-            np.savez(file, allow_pickle=False, **arrays)
+        with name_file(path), open_replacement(path, 'wb', sync=True) as file:
+            np.savez(file, allow_pickle=False, step=self.step, fingerprint=self.fingerprint, **arrays)
 
     @classmethod
     def load(cls, path: str) -> 'SecondStage':
         """Return what `save` has written.
 
         Raises:
-          UserError: The file cannot be read.
+          FileNotFoundError: There is no such file.
+          UserError: The file is damaged, or another version of jaxcnn wrote it.
         """
-        with name_file(path), np.load(path) as file:
-            arrays = dict(file)
-        linears = {name: Linear(arrays[f'{name}/weights'], arrays[f'{name}/biases'])
-                   for name in dict.fromkeys(key.partition('/')[0] for key in arrays)}
-        return cls({name: linear for name, linear in linears.items() if name != 'boxes'}, linears['boxes'])
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                arrays = dict(file)
+            step, fingerprint = int(arrays.pop('step')), str(arrays.pop('fingerprint'))
+            linears = {name: Linear(arrays[f'{name}/weights'], arrays[f'{name}/biases'])
+                       for name in dict.fromkeys(key.partition('/')[0] for key in arrays)}
+            return cls(linears, linears.pop('boxes'), step, fingerprint)
+        except FileNotFoundError:
+            raise
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as e:
+            raise UserError(f'is damaged, or another version of jaxcnn wrote it: {e}', field=path,
+                            hint='jaxcnn fit_svms writes it again') from e
+
+    def probabilities(self, regions: Regions, feature: str) -> np.ndarray:
+        """Return the logistic function of the scores of the SVMs, (R, classes); it is 0.5 at their decision boundaries."""
+        return scipy.special.expit(self.svms[feature](regions.features[feature]))
 
     def refine(self, regions: Regions) -> np.ndarray:
         """Return the boxes (R, classes, 4) that the regression predicts from the regions."""
         return np.asarray(_decode(self.boxes(regions.features[BOX_FEATURE]), regions.boxes[:, None]))
-
-
-def predict(run: Run, stage: SecondStage, images: np.ndarray, feature: str = '', refine: bool = True) -> Detections:
-    """Return the detections in images by SVMs, and by the regression of boxes.
-
-        stage = SecondStage.load(os.path.join(workdir, 'svms.npz'))
-        detections = predict(load_run(workdir), stage, images)
-
-    Args:
-      run: a run of R-CNN or SPP-Net.
-      stage: what `fit` returned for it.
-      images: as for `Run.predict`.
-      feature: name of the feature for the SVMs; by default the last one that has been fitted.
-      refine: whether boxes are regressed.
-
-    Raises:
-      UserError: The images have another dtype or shape, or there are no SVMs for the feature.
-    """
-    feature = feature or list(stage.svms)[-1]
-    if feature not in stage.svms:
-        raise unknown('feature', feature, stage.svms)
-    images = check_images('images', images, run.info['image_shape'], run.config.data.resize)
-    extractor, inputs = FeatureExtractor(run, run.variables), proposals.proposals_for(images, run.config.data)
-    no_boxes = {'boxes': np.zeros((1, 4), np.float32), 'classes': np.zeros(1, np.int32), 'valid': np.zeros(1, bool),
-                'difficult': np.zeros(1, bool)}
-    detections = []
-    for i, image in enumerate(images):
-        regions = extractor(image, {**no_boxes, **{name: x[i] for name, x in inputs.items()}})
-        scores = stage.svms[feature](regions.features[feature])
-        boxes = stage.refine(regions) if refine else np.repeat(regions.boxes[:, None], scores.shape[1], 1)
-        detections.append(extractor.select(boxes, scores, regions.is_proposal))
-    stacked = jax.tree.map(lambda *arrays: np.stack(arrays), *detections)
-    map_boxes = functools.partial(run.experiment.preprocessor.map_boxes_back, image_shape=images.shape[1:])
-    mapped: Detections = run.experiment.task.map_back(stacked, map_boxes)
-    return mapped
 
 
 # ---- fitting
@@ -257,27 +251,28 @@ def _regression_targets(regions: Regions, c: int) -> np.ndarray:
 # ---- evaluation
 
 
-def evaluate(extractor: FeatureExtractor, split: Split, stage: SecondStage) -> dict[tuple[str, str], float]:
-    """Return the mAP at an IoU of 0.5 on a split, by feature and method.
+def detect_split(extractor: FeatureExtractor, split: Split, stage: SecondStage) -> dict[tuple[str, str], Accumulated]:
+    """Return the detections in the images of a split, with the true boxes, by feature and method.
 
     The methods are `svm` and `svm_boxes`, with the regression of boxes. The feature `logits` has `softmax` and
-    `softmax_boxes`: the probabilities of the network take the place of the scores of SVMs.
+    `softmax_boxes`: the probabilities of the network take the place of those of the SVMs.
     """
     detections: dict[tuple[str, str], list[Detections]] = {}
     truth: list[dict[str, np.ndarray]] = []
     for regions in extractor.of_split(split, title='evaluation'):
-        truth.append(regions.truth)
+        truth.append({f'true_{name}': array for name, array in regions.truth.items()})
         refined = stage.refine(regions)
-        scores = {(name, 'svm'): svms(regions.features[name]) for name, svms in stage.svms.items()}
-        scores['logits', 'softmax'] = np.asarray(jax.nn.softmax(regions.features['logits'])[:, :-1])
+        unrefined = np.repeat(regions.boxes[:, None], extractor.num_classes, 1)
+        scores = {(name, 'svm'): stage.probabilities(regions, name) for name in stage.svms}
+        scores['logits', 'softmax'] = scipy.special.softmax(regions.features['logits'], -1)[:, :-1]
         for (name, method), values in scores.items():
-            unrefined = np.repeat(regions.boxes[:, None], extractor.num_classes, 1)
             for suffix, boxes in (('', unrefined), ('_boxes', refined)):
                 selected = extractor.select(boxes, values, regions.is_proposal)
                 detections.setdefault((name, method + suffix), []).append(selected)
-    all_truth = {name: np.stack([t[name] for t in truth]) for name in truth[0]}
-    return {key: map50(DetectionScores({name: np.stack([d[name] for d in images]) for name in images[0]}, all_truth,
-                                       extractor.num_classes))
+
+    def stack(images: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
+        return {name: np.stack([image[name] for image in images]) for name in images[0]}
+    return {key: Accumulated({'count': len(truth)}, {**stack(images), **stack(truth)})
             for key, images in detections.items()}
 
 
@@ -311,9 +306,11 @@ def fit_run(run: Run, features: Sequence[str] = (), split: str = 'test', before:
         log.info('%s', title)
         stage = fit(extractor, dataset.splits['train'], features or names)
         if variables is not None:
+            stage = dataclasses.replace(stage, step=step, fingerprint=fingerprint(variables))
             stage.save(os.path.join(run.workdir, FILE_NAME))
-        values = evaluate(extractor, dataset.splits[split], stage)
-        cells = {key: f'{100 * value:.2f} %' for key, value in values.items()}
+        values = {key: extractor.task.compute(accumulated)
+                  for key, accumulated in detect_split(extractor, dataset.splits[split], stage).items()}
+        cells = {key: metrics.format_percent(metric_values['map50']) for key, metric_values in values.items()}
         rows += [[f'SVM on {name}', title, cells[name, 'svm'], cells[name, 'svm_boxes']] for name in stage.svms]
         if variables is not None:
             rows.append(['softmax', title, cells['logits', 'softmax'], cells['logits', 'softmax_boxes']])
