@@ -2,7 +2,11 @@
 
     pip install 'jaxcnn[detection,pretrained]'
     jaxcnn study --study=detection --workdir=runs/detection --config.data.dir=BCCD
+    for run in R-CNN SPP-Net; do jaxcnn fit_svms --workdir=runs/detection/$run/seed0; done
     jaxcnn study --study=detection:quick --workdir=runs/detection_quick --config.data.dir=BCCD
+
+When the study is called again after `jaxcnn fit_svms`, its report has the mAP of the SVMs of R-CNN and SPP-Net beside that
+of their softmax.
 
 The published values are for VGG-16 on Pascal VOC 2007, and for FCOS there is none. The quick form has images of 160 x 120
 pixels, small networks without ImageNet weights, and sliding windows. Result of the quick form, mAP@0.5: Faster R-CNN 33.59,
@@ -18,7 +22,7 @@ def get_study():
         'bccd_faster_rcnn',
         {'Faster R-CNN': {}, 'FCOS': 'bccd_fcos', 'Fast R-CNN': 'bccd_fast_rcnn', 'SPP-Net': 'bccd_spp_net',
          'R-CNN': 'bccd_rcnn'},
-        seeds=1, title='Detectors on BCCD', compare='test_map50', columns=('test_map75', 'test_coco_ap'),
+        seeds=1, title='Detectors on BCCD', compare='test_map50', columns=('test_map75', 'test_coco_ap', 'svm_test_map50'),
         published={'Faster R-CNN': 0.699, 'Fast R-CNN': 0.669, 'SPP-Net': 0.631, 'R-CNN': 0.660})
 
 
@@ -40,4 +44,5 @@ def get_quick_study():
          'SPP-Net': {**windows, 'model': dict(name='spp_net', backbone='resnet18(width=16)', roi_batch=32, hidden=128)},
          'R-CNN': {**windows, 'model': dict(name='rcnn', backbone='resnet18(width=16)', roi_batch=16, region_size=32,
                                             context=2)}},
-        seeds=1, title='Small detectors on small images of BCCD', compare='test_map50', columns=('test_map75',))
+        seeds=1, title='Small detectors on small images of BCCD', compare='test_map50',
+        columns=('test_map75', 'svm_test_map50'))

@@ -31,6 +31,7 @@ from jaxcnn.tasks import Accumulated
 from jaxcnn.training.checkpoint import fingerprint
 from jaxcnn.training.initialize import load_initial_weights
 from jaxcnn.training.state import init_weights
+from jaxcnn.training.workdir import SVMS, write_json
 
 log = logging.getLogger('jaxcnn')
 
@@ -283,6 +284,8 @@ def fit_run(run: Run, features: Sequence[str] = (), split: str = 'test', before:
             ) -> list[list[str]]:
     """Fit the second stage of a run, write it and a table into the workdir, and return the cells of the table.
 
+    The metrics with the last feature and with the regression of boxes are those that studies compare, as `svm_test_map50`.
+
     Args:
       run: a run of R-CNN or SPP-Net, with the checkpoint to use.
       features: names of features for the SVMs; all by default.
@@ -314,6 +317,10 @@ def fit_run(run: Run, features: Sequence[str] = (), split: str = 'test', before:
         rows += [[f'SVM on {name}', title, cells[name, 'svm'], cells[name, 'svm_boxes']] for name in stage.svms]
         if variables is not None:
             rows.append(['softmax', title, cells['logits', 'softmax'], cells['logits', 'softmax_boxes']])
+        if variables is not None:
+            last = values[list(stage.svms)[-1], 'svm_boxes']
+            write_json(os.path.join(run.workdir, SVMS), {
+                'best_step': step, **{f'svm_{split}_{name}': value for name, value in last.items()}})
         _write_table(os.path.join(run.workdir, 'svms.md'), rows, f'mAP@0.5 of the second stage, {split} split')
     return rows
 

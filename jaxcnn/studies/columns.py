@@ -88,6 +88,8 @@ def _title(measurement: Measurement) -> str:
 def find_column(name: str, config: cfg.Config) -> Column:
     """Return the column of a measurement such as `test_accuracy`, or of `epochs_to('val_accuracy', 0.9)`.
 
+    For detectors, `svm_test_map50` is that of the SVMs that `jaxcnn fit_svms` fitted; other runs have no value.
+
     Args:
       name: name of the measurement, or a call of `epochs_to`.
       config: config of a run; its task defines the metrics.
@@ -110,6 +112,9 @@ def find_column(name: str, config: cfg.Config) -> Column:
         m = logged[arguments[0]]
         title = f'epochs to {_title(m)} {m.metric.format(arguments[1])}'
         return Column(name, title, m.split, m.metric, m.name, arguments[1])
+    if name.startswith('svm_') and tasks.find(config.task).kind.name == 'boxes':
+        column = find_column(name.removeprefix('svm_'), config)
+        return dataclasses.replace(column, name=name, title=f'{column.title}, SVMs')
     if name not in known:
         raise unknown('measurement', str(name), known)
     m = known[name]

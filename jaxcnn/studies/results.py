@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxcnn import config as cfg
 from jaxcnn.studies.columns import Column
-from jaxcnn.training.workdir import read_json, read_metrics, write_json
+from jaxcnn.training.workdir import SVMS, read_json, read_metrics, write_json
 
 Status = Literal['finished', 'diverged', 'failed', 'pruned', 'unfinished']
 RESAMPLES = 9999  # number of resamples of a bootstrap interval
@@ -28,7 +28,8 @@ class RunResult:
       status: `finished`, `diverged`, `failed` for another reason, `pruned` by a search, or `unfinished` (the run is running,
         was stopped, or has not started).
       reason: why the run has no result; empty if it is finished or unfinished.
-      summary: the content of `summary.json`; empty unless the run is finished.
+      summary: the content of `summary.json`, and the metrics of SVMs for the same checkpoint; empty unless the run is
+        finished.
       rows: the rows of `metrics.jsonl`.
     """
 
@@ -44,7 +45,11 @@ def read_run(folder: str, seed: int) -> RunResult:
     """Read the result of a run from its workdir."""
     rows = read_metrics(folder)
     if os.path.exists(path := os.path.join(folder, 'summary.json')):
-        return RunResult(folder, seed, 'finished', '', read_json(path), rows)
+        summary = read_json(path)
+        svms = read_json(path) if os.path.exists(path := os.path.join(folder, SVMS)) else {}
+        if svms.get('best_step') == summary.get('best_step'):
+            summary = {**svms, **summary}
+        return RunResult(folder, seed, 'finished', '', summary, rows)
     if os.path.exists(path := os.path.join(folder, FAILURE)):
         failure = read_json(path)
         return RunResult(folder, seed, failure['status'], failure['reason'], {}, rows)

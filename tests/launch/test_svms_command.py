@@ -74,6 +74,8 @@ def test_svms_detect_planted_objects(fitted, command, tmp_path):
     precisions = {line.split('  ')[0]: line.split()[-2:-1] for line in table}
     assert float(precisions['SVM on pool5'][0]) > 85
     assert float(precisions['softmax'][0]) < 30
+    svms = json.loads((folder / 'run' / 'svms.json').read_text())
+    assert f'{100 * svms["svm_test_map50"]:.2f}' == precisions['SVM on fc7'][0]
     code, out, err = command('evaluate', f'--workdir={folder / "run"}', '--svms=pool5', '--json')
     assert code == 0, err
     values = json.loads(out[0])

@@ -9,6 +9,7 @@ import pytest
 from scipy import stats
 
 from jaxcnn import config
+from jaxcnn.errors import UserError
 from jaxcnn.studies.columns import find_column
 from jaxcnn.studies.report import differing_fields, table_rows, write_study_report
 from jaxcnn.studies.results import ArmResult, Table, paired_difference, read_run, write_failure
@@ -113,3 +114,15 @@ def test_the_report_escapes_names_and_has_a_row_for_each_run(tmp_path, monkeypat
     assert [(row['arm'], row['seed'], float(row['test_accuracy'])) for row in rows] == [
         ('a|b', '0', 0.5), ('a|b', '1', 0.25), ('c', '0', 0.5)]
     assert '<table>' in (tmp_path / 'report' / 'study.html').read_text()
+
+
+def test_svms_of_the_best_checkpoint_are_a_column_of_detectors(tmp_path):
+    column = find_column('svm_test_map50', config.parse({'task': 'detection', 'loss': 'detection'}))
+    assert column.title == 'test mAP@0.5, SVMs'
+    with pytest.raises(UserError, match="unknown measurement 'svm_test_accuracy'; nearest: test_accuracy"):
+        find_column('svm_test_accuracy', CONFIG)
+    (tmp_path / 'summary.json').write_text('{"test_map50": 0.5, "best_step": 8}')
+    for step, expected in ((4, None), (8, 0.625)):  # checkpoint 4 is not the best one any more
+        (tmp_path / 'svms.json').write_text(json.dumps({'best_step': step, 'svm_test_map50': 0.625}))
+        result = read_run(str(tmp_path), 0)
+        assert column.value(result.summary, result.rows) == expected
