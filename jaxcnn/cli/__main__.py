@@ -10,6 +10,7 @@ COMMANDS = {
     'train': 'train the network of a config, or resume a run',
     'evaluate': 'evaluate a checkpoint of a run',
     'predict': 'predict the classes of image files',
+    'data': 'show what is in a data set before training',
     'check': 'check whether the training of a config is sound',
     'explain': 'show what a trained network sees, and why it decided',
     'study': 'train the arms of a study, and compare them',
