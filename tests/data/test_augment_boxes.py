@@ -24,6 +24,7 @@ CALLS = {
     'pad_crop': ('pad_crop(20)', 0), 'random_crop': ('random_crop(32, 40)', 0),
     'random_resized_crop': ('random_resized_crop(48, (0.4, 1.0), width=64)', 1),
     'resize': ('resize(50, 70)', 1), 'rotate': ('rotate(90)', 1.5), 'scale': ('scale((0.5, 1.5))', 1),
+    'shorter_side': ('shorter_side(30)', 1),
     'scale_jitter': ('scale_jitter(48, (48, 90))', 1), 'shear': ('shear(15)', 1.5), 'translate': ('translate(0.4)', 1),
 }
 POLICIES = {'auto_augment', 'rand_augment', 'trivial_augment'}
@@ -92,7 +93,7 @@ def test_the_box_moves_with_the_pixels(augmented, name):
             assert np.abs(boxes[0] - bounding_box(image)).max() <= tolerance
         elif not is_visible:
             assert not (image > 0.5).any()
-    assert len(np.unique(results['boxes'][:, 0], axis=0)) > 1 or name in ('pad', 'center_crop', 'resize')
+    assert len(np.unique(results['boxes'][:, 0], axis=0)) > 1 or name in ('pad', 'center_crop', 'resize', 'shorter_side')
     np.testing.assert_array_equal(results['classes'][:, 0], np.where(visible, 3, 0))
     for target in ('boxes', 'classes', 'valid', 'difficult'):  # the padding, and boxes that are not visible any more
         assert not results[target][:, 1].any()

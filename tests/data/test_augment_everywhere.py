@@ -23,11 +23,12 @@ TEXTS = {
     'random_resized_crop': 'random_resized_crop(9)', 'resize': 'resize(9)', 'rotate': 'rotate(30)',
     'salt_and_pepper': 'salt_and_pepper(0.2)', 'saturation': 'saturation(0.5)', 'scale': 'scale((0.7, 1.3))',
     'scale_jitter': 'scale_jitter(9, (9, 32))', 'sharpness': 'sharpness(0.9)', 'shear': 'shear(15)',
+    'shorter_side': 'shorter_side(9)',
     'solarize': 'solarize(0.5)', 'translate': 'translate(0.2)', 'trivial_augment': 'trivial_augment',
 }
 PIPELINES = {name: augment.parse_pipeline(text) for name, text in TEXTS.items()}
 IMAGE_OPS = {name: p for name, p in PIPELINES.items() if not isinstance(p.ops[0], (Mix, Attack, ByEpoch))}
-DETERMINISTIC = {'center_crop', 'pad', 'resize'}
+DETERMINISTIC = {'center_crop', 'pad', 'resize', 'shorter_side'}
 # one of each technique: branches one image at a time, a histogram by scatter, a warp by gather, random numbers per pixel
 REPRESENTATIVE = {'color_jitter', 'equalize', 'rotate', 'gaussian_noise', 'pad'}
 COUNT = 8
