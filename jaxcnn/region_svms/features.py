@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxcnn.models.detection.fast_rcnn import FastRCNN
+from jaxcnn.models.detection.region_classifier import RegionClassifier
 from jaxcnn.ops.region_parts import over_parts
 
 
@@ -16,7 +16,7 @@ def feature_name(index: int) -> str:
     return f'fc{index + 5}' if index else 'pool5'
 
 
-def region_features(network: FastRCNN, variables: Any, image: jax.Array, boxes: jax.Array) -> dict[str, jax.Array]:
+def region_features(network: RegionClassifier, variables: Any, image: jax.Array, boxes: jax.Array) -> dict[str, jax.Array]:
     """Return the features of the regions of an image, as the network computes them in evaluation.
 
     Args:

@@ -8,12 +8,13 @@ import jax
 import numpy as np
 
 from jaxcnn import config as cfg
+from jaxcnn import losses
 from jaxcnn.data import augment, proposals, tta
 from jaxcnn.data.augment.box_targets import move_boxes
 from jaxcnn.data.split import Split
 from jaxcnn.data.targets import BOXES, MIN_VISIBLE
 from jaxcnn.detection_metrics import DetectionScores, require_evaluator
-from jaxcnn.errors import UserError, name_field, printable
+from jaxcnn.errors import UserError, name_field, printable, unknown
 from jaxcnn.metrics import LOSS, Metric
 from jaxcnn.models import Network
 from jaxcnn.models.detection import Detections, Detector
@@ -92,6 +93,11 @@ class Detection(Task):
         """See `Task`."""
         super().check_network(config, network)
         assert isinstance(network, Detector)
+        terms = network.loss_terms()
+        if terms and config.loss.name == losses.detection.__name__:
+            for name in config.loss.args:
+                if name not in terms:
+                    raise unknown(f'term of the loss of {config.model.name}', name, terms, 'config.loss')
         method = config.data.proposals
         if network.takes_proposals and not method:
             raise UserError(f'{config.model.name} classifies object proposals, and there are none', field=proposals.FIELD,

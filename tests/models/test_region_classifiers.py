@@ -97,7 +97,7 @@ def test_systems_train_what_the_papers_train_and_detect_proposals(name, fields):
 
     def loss(params):
         output = network.apply({'params': params}, images, train=True, targets=given, rngs={'dropout': jax.random.key(0)})
-        assert list(output) == ['classes']
+        assert list(output) == ['classes'] == list(network.loss_terms())
         return output['classes'].sum()
     value, gradients = jax.jit(jax.value_and_grad(loss), compiler_options=run_once())(variables['params'])
     assert np.isfinite(value)
@@ -127,7 +127,11 @@ def test_systems_train_what_the_papers_train_and_detect_proposals(name, fields):
     ('rcnn', {'warp': 'square'}, 'warp'), ('rcnn', {'context': 40, 'region_size': 80}, 'context must be'),
     ('rcnn', {'region_size': 20, 'context': 0}, 'region_size must be at least'),
     ('spp_net', {'scales': (480, 20)}, 'scales must be at'),
-    ('spp_net', {'fpn': True}, 'fpn=True is not for SPP-Net')])
+    ('spp_net', {'dropout': 0.3}, r'dropout is a field of the backbone: backbone="zfnet\(dropout=0\.3\)"'),
+    ('spp_net', {'backbone': 'vgg16', 'hidden': 8}, r'hidden is a field of the backbone: backbone="vgg16\(hidden=8\)"'),
+    ('rcnn', {'kernel_init': 'lecun_normal'}, 'kernel_init is a field of the backbone'),
+    ('rcnn', {'roi_pool': 'max'}, "unknown field of model rcnn 'roi_pool'; nearest: .*roi_low"),
+    ('rcnn', {'backbone': 'resnet19'}, "backbone: unknown model 'resnet19'")])
 def test_fields_that_do_not_fit_are_reported(name, fields, message):
     with pytest.raises(UserError, match=message):
         models.create(name, **fields)

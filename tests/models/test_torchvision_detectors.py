@@ -160,7 +160,7 @@ def test_a_detector_computes_what_torchvisions_computes(name):
     np.testing.assert_allclose(detections['boxes'][1, :count], expected['boxes'], rtol=1e-4, atol=1e-3)
 
     losses = jax.jit(lambda v: network.apply(v, IMAGES, True, targets=TARGETS), compiler_options=run_once())(variables)
-    assert set(losses) == set(terms)
+    assert set(losses) == set(terms) == set(network.loss_terms())
     for term, key in terms.items():
         np.testing.assert_allclose(losses[term][1], REFERENCE[f'{name}_{key}'], rtol=1e-4, err_msg=term)
 

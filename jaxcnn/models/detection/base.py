@@ -40,8 +40,6 @@ class Detector(Network):
     """
 
     outputs: ClassVar[str] = 'detections'
-    # fields of `Network` that have no effect in the detector itself
-    backbone_fields: ClassVar[tuple[str, ...]] = ('bn_momentum', 'bn_epsilon', 'dropout')
     takes_proposals: ClassVar[bool] = False
 
     backbone: str = 'resnet18'
@@ -57,15 +55,23 @@ class Detector(Network):
                 raise UserError(f'{name} must be in [0, 1), got {getattr(self, name)!r}')
         if self.max_detections < 1:
             raise UserError(f'max_detections must be at least 1, got {self.max_detections!r}')
-        for name in self.backbone_fields:
-            if getattr(self, name) != getattr(Network, name):
-                raise UserError(f'{name} is a field of the backbone: backbone="{self.backbone.split("(")[0]}({name}='
-                                f'{getattr(self, name)!r})"')
         with name_field('backbone'):
             backbone = self.backbone_network()
             if isinstance(backbone, Detector):
                 raise UserError(f'expected a classifier, got the detector {self.backbone!r}')
             self.check_backbone(backbone)
+        for name in self.backbone_fields():
+            if getattr(self, name) != getattr(type(self), name):
+                raise UserError(f'{name} is a field of the backbone: backbone="{self.backbone.split("(")[0]}({name}='
+                                f'{getattr(self, name)!r})"')
+
+    def backbone_fields(self) -> tuple[str, ...]:
+        """Return the fields that have no effect in the detector itself, only in its backbone."""
+        return 'bn_momentum', 'bn_epsilon', 'dropout'
+
+    def loss_terms(self) -> tuple[str, ...]:
+        """Return the names of the terms of the loss, which `config.loss` can weight; () allows all."""
+        return ()
 
     def check_backbone(self, backbone: Network) -> None:
         """Raise a UserError if the backbone lacks what the detector uses, which is its feature maps unless overridden."""

@@ -2,61 +2,34 @@
 
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import optax
 
 from jaxcnn.errors import UserError, unknown
-from jaxcnn.models.detection.base import Detections, Detector, Losses, Targets, check_numbers, shared_fields
+from jaxcnn.models.detection.base import Detector, Losses, check_numbers, shared_fields
 from jaxcnn.models.detection.fpn import FPN
+from jaxcnn.models.detection.region_classifier import HEAD_STD, Level, RegionClassifier, Regions
 from jaxcnn.models.network import Maps, Network
 from jaxcnn.ops import boxes as box_ops
-from jaxcnn.ops.assign import match, sample
 from jaxcnn.ops.roi import multilevel_roi_align, roi_align, roi_max_pool
 
 POOLS = 'align', 'max'
-HEAD_STD = 0.01, 0.001  # of the initial kernels for classes and for boxes, as in the paper
 
 
-class Level(NamedTuple):
-    """A feature map and its stride in pixels of the image; (N, H, W, C)."""
-
-    features: jax.Array
-    stride: int
-
-
-class Regions(NamedTuple):
-    """Boxes whose classes are predicted, in N images.
-
-    Attributes:
-      boxes: (N, R, 4).
-      valid: (N, R), false for padding.
-      labels: (N, R) int32 in training: the class of each, `num_classes` for background.
-      matched: (N, R, 4) in training: the object's box.
-    """
-
-    boxes: jax.Array
-    valid: jax.Array
-    labels: jax.Array | None = None
-    matched: jax.Array | None = None
-
-
-class FastRCNN(Detector):
+class FastRCNN(RegionClassifier):
     """Fast R-CNN, with proposals from `config.data.proposals`.
 
-    Each image gives `roi_batch` regions in training: at most the fraction `roi_positive` of them overlaps an object with an
-    IoU of at least `roi_high`, and the others overlap it by `roi_low` or more, but less than `roi_high`. The boxes of the
-    objects are proposals, too. The softmax has a class for the background. Each class has its own regression of boxes.
+    Regions are sampled in training and classified as `RegionClassifier` says. Each class has its own regression of boxes.
 
     Without `fpn` regions are pooled from one feature map and pass the rest of the classifier, such as the dense layers of
     VGG or the last stage of ResNet, as in the paper and in Ren et al. 2015. With it they are pooled from the levels of a
     feature pyramid (Lin et al. 2017, "Feature pyramid networks for object detection") and pass two dense layers.
 
-    The terms of the loss are `classes`, the mean cross-entropy over the regions of an image, and `boxes`, the smooth L1 loss
-    of the regression targets of its positive regions, divided by the number of all its regions.
+    Besides `classes`, the loss has the term `boxes`, the smooth L1 loss of the regression targets of an image's positive
+    regions, divided by the number of all its regions.
 
     Attributes:
       fpn: use a feature pyramid.
@@ -68,12 +41,9 @@ class FastRCNN(Detector):
       sampling_ratio: of RoIAlign: points in each direction of a bin.
       roi_aligned: of RoIAlign: the centres of pixels are at half-integer coordinates, as is right for these boxes;
         torchvision's detectors have False.
-      roi_batch, roi_positive, roi_high, roi_low: see above.
       box_weights: factors of the regression targets x, y, log width and log height, as in `ops.boxes.encode`.
       beta: from where the smooth L1 loss is linear.
     """
-
-    takes_proposals: ClassVar[bool] = True
 
     fpn: bool = False
     strides: tuple[int, ...] = (4, 8, 16, 32)
@@ -83,11 +53,6 @@ class FastRCNN(Detector):
     roi_size: int = 0
     sampling_ratio: int = 2
     roi_aligned: bool = True
-    nms_threshold: float = 0.3
-    roi_batch: int = 64
-    roi_positive: float = 0.25
-    roi_high: float = 0.5
-    roi_low: float = 0.1
     box_weights: tuple[float, ...] = (10.0, 10.0, 5.0, 5.0)
     beta: float = 1.0
 
@@ -103,13 +68,9 @@ class FastRCNN(Detector):
             if self.roi_pool != 'align':
                 raise UserError("fpn=True needs roi_pool='align', got 'max'")
             self.check_strides(self.strides)
-        for name in ('fpn_features', 'head_features', 'sampling_ratio', 'roi_batch'):
+        for name in ('fpn_features', 'head_features', 'sampling_ratio'):
             if getattr(self, name) < 1:
                 raise UserError(f'{name} must be at least 1, got {getattr(self, name)!r}')
-        if not 0 <= self.roi_low < self.roi_high <= 1:
-            raise UserError(f'0 <= roi_low < roi_high <= 1 must hold, got {self.roi_low} and {self.roi_high}')
-        if not 0 < self.roi_positive <= 1:
-            raise UserError(f'roi_positive must be in (0, 1], got {self.roi_positive!r}')
         if len(self.box_weights) != 4:
             raise UserError(f'box_weights must be four numbers, got {self.box_weights}')
         check_numbers('box_weights', self.box_weights)
@@ -118,40 +79,20 @@ class FastRCNN(Detector):
 
     def published_for(self) -> tuple[tuple[int, int, int], int]:
         """See `Network.published_for`: Pascal VOC without a feature pyramid, else COCO."""
-        return super().published_for() if self.fpn else ((600, 1000, 3), 20)
+        return Detector.published_for(self) if self.fpn else super().published_for()
 
-    def losses(self, x: jax.Array, targets: Targets, maps: Maps) -> Losses:
-        """See `Detector.losses`; `targets` also has `proposals` and `proposal_valid`."""
-        def select(levels: Sequence[Level]) -> Regions:
-            return self.sample_regions(targets['proposals'], targets['proposal_valid'], targets)
-        regions, logits, deltas = self.classify_regions(x, True, maps, select)
-        return self.region_losses(regions, logits, deltas)
+    def backbone_fields(self) -> tuple[str, ...]:
+        """See `Detector.backbone_fields`; without a feature pyramid, all layers but the outputs are the backbone's."""
+        return super().backbone_fields() if self.fpn else (*super().backbone_fields(), 'kernel_init')
 
-    def detections(self, x: jax.Array, proposals: Targets, train: bool, maps: Maps) -> Detections:
-        """See `Detector.detections`. Without proposals, the image is the only one."""
-        def select(levels: Sequence[Level]) -> Regions:
-            if proposals:
-                return Regions(proposals['proposals'], proposals['proposal_valid'])
-            height, width = x.shape[1:3]
-            image = jnp.array([0, 0, width, height], jnp.float32)
-            return Regions(jnp.broadcast_to(image, (len(x), 1, 4)), jnp.ones((len(x), 1), bool))
-        return self.region_detections(*self.classify_regions(x, train, maps, select), x.shape[1:])
-
-    # the network
+    def loss_terms(self) -> tuple[str, ...]:
+        """See `Detector.loss_terms`."""
+        return (*super().loss_terms(), 'boxes')
 
     @nn.nowrap
     def classify_regions(self, x: jax.Array, train: bool, maps: Maps, select: Callable[[Sequence[Level]], Regions],
                          ) -> tuple[Regions, jax.Array, jax.Array | None]:
-        """Return regions, the logits of their classes (N, R, classes + 1), and regression targets (N, R, classes, 4).
-
-        The regression targets are None for a network that does not refine boxes.
-
-        Args:
-          x: images (N, H, W, C).
-          train: see `Network.__call__`.
-          maps: see `Network.forward`.
-          select: returns the regions; its argument are the levels of the feature maps. It is called once.
-        """
+        """See `RegionClassifier.classify_regions`."""
         backbone = self.backbone_network().clone(parent=self, name='backbone')
         selected: list[Regions] = []
 
@@ -203,63 +144,25 @@ class FastRCNN(Detector):
             return roi_align(features, boxes, size, 1 / stride, self.sampling_ratio, self.roi_aligned)
         return roi_max_pool(features, boxes, size, 1 / stride)
 
-    # training
-
-    @nn.nowrap
-    def sample_regions(self, proposals: jax.Array, valid: jax.Array, targets: Targets) -> Regions:
-        """Return the regions of a training step: a random sample of proposals and boxes of objects.
-
-        Args:
-          proposals: (N, P, 4).
-          valid: (N, P), which proposals exist.
-          targets: see `Detector.losses`.
-        """
-        def of_image(proposals: jax.Array, valid: jax.Array, targets: Targets) -> Regions:
-            objects = targets['valid'] & ~targets['difficult']
-            proposals = jnp.concatenate([proposals, targets['boxes']])
-            usable = jnp.concatenate([valid, objects])
-            matches = match(proposals, targets['boxes'], targets['valid'], self.roi_high, self.roi_high,
-                            ignored_boxes=targets['difficult'])
-            negative = usable & (matches.labels == 0) & (matches.iou >= self.roi_low)
-            key = jax.random.fold_in(targets['key'], 1)
-            drawn = sample(key, usable & (matches.labels == 1), negative, self.roi_batch, self.roi_positive)
-            objects_of = matches.indices[drawn.indices]
-            labels = jnp.where(drawn.is_positive, targets['classes'][objects_of], self.num_classes)
-            return Regions(proposals[drawn.indices], drawn.valid, labels, targets['boxes'][objects_of])
-        return jax.vmap(of_image)(proposals, valid, dict(targets))
-
     @nn.nowrap
     def region_losses(self, regions: Regions, logits: jax.Array, deltas: jax.Array | None) -> Losses:
-        """Return the terms of the loss; for the arguments see `classify_regions`."""
+        """See `RegionClassifier.region_losses`."""
         assert regions.labels is not None
         assert regions.matched is not None
-        counts = jnp.maximum(regions.valid.sum(1), 1)
-        entropies = optax.softmax_cross_entropy_with_integer_labels(logits, regions.labels)
-        losses = {'classes': jnp.where(regions.valid, entropies, 0).sum(1) / counts}
-        if deltas is None:
-            return losses
+        assert deltas is not None
         is_object = regions.valid & (regions.labels < self.num_classes)
         labels = jnp.minimum(regions.labels, self.num_classes - 1)
         predicted = jnp.take_along_axis(deltas, labels[..., None, None], axis=2)[..., 0, :]
         encoded = box_ops.encode(regions.matched, regions.boxes, self.box_weights)
         errors = smooth_l1(predicted - encoded, self.beta).sum(-1)
-        return {**losses, 'boxes': jnp.where(is_object, errors, 0).sum(1) / counts}
-
-    # evaluation
+        boxes = jnp.where(is_object, errors, 0).sum(1) / jnp.maximum(regions.valid.sum(1), 1)
+        return {**super().region_losses(regions, logits, deltas), 'boxes': boxes}
 
     @nn.nowrap
-    def region_detections(self, regions: Regions, logits: jax.Array, deltas: jax.Array | None,
-                          shape: tuple[int, ...]) -> Detections:
-        """Return the detections among regions; for the arguments see `classify_regions`."""
-        shape_of_all = (*regions.boxes.shape[:2], self.num_classes)
-        boxes = jnp.broadcast_to(regions.boxes[:, :, None], (*shape_of_all, 4))
-        if deltas is not None:
-            boxes = box_ops.decode(deltas, boxes, self.box_weights)
-        labels = jnp.broadcast_to(jnp.arange(self.num_classes), shape_of_all)
-        mask = jnp.broadcast_to(regions.valid[..., None], shape_of_all)
-        count, scores = len(boxes), jax.nn.softmax(logits)[..., :-1]
-        return self.select_detections(boxes.reshape(count, -1, 4), scores.reshape(count, -1), labels.reshape(count, -1),
-                                      mask.reshape(count, -1), shape)
+    def class_boxes(self, boxes: jax.Array, deltas: jax.Array | None) -> jax.Array:
+        """See `RegionClassifier.class_boxes`."""
+        assert deltas is not None
+        return box_ops.decode(deltas, boxes, self.box_weights)
 
 
 def smooth_l1(errors: jax.Array, beta: float) -> jax.Array:

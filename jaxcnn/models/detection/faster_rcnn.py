@@ -10,7 +10,8 @@ import optax
 
 from jaxcnn.errors import UserError, unknown
 from jaxcnn.models.detection.base import Detections, Losses, Targets, check_numbers, shared_fields
-from jaxcnn.models.detection.fast_rcnn import FastRCNN, Level, Regions, smooth_l1
+from jaxcnn.models.detection.fast_rcnn import FastRCNN, smooth_l1
+from jaxcnn.models.detection.region_classifier import Level, Regions
 from jaxcnn.models.detection.rpn import RPNHead
 from jaxcnn.models.network import Maps, Network
 from jaxcnn.ops import boxes as box_ops
@@ -108,6 +109,11 @@ class FasterRCNN(FastRCNN):
         if self.rpn_beta <= 0 or self.rpn_features < 0 or self.min_side < 0:
             raise UserError('rpn_beta must be above 0, and rpn_features and min_side at least 0, got '
                             f'{self.rpn_beta!r}, {self.rpn_features!r} and {self.min_side!r}')
+
+    def loss_terms(self) -> tuple[str, ...]:
+        """See `Detector.loss_terms`."""
+        terms = {'head': super().loss_terms(), 'rpn': ('rpn_objectness', 'rpn_boxes')}
+        return (*terms['rpn'], *terms['head']) if self.trained == 'both' else terms[self.trained]
 
     def losses(self, x: jax.Array, targets: Targets, maps: Maps) -> Losses:
         """See `Detector.losses`."""

@@ -72,6 +72,10 @@ class FCOS(Detector):
             raise UserError('base_size and radius must be above 0, alpha in [0, 1] and gamma at least 0, got '
                             f'{self.base_size}, {self.radius}, {self.alpha} and {self.gamma}')
 
+    def loss_terms(self) -> tuple[str, ...]:
+        """See `Detector.loss_terms`."""
+        return 'classes', 'boxes', 'centerness'
+
     def losses(self, x: jax.Array, targets: Targets, maps: Maps) -> Losses:
         """See `Detector.losses`."""
         classes, sides, centerness, points, strides, _ = self.predict(x, True, maps)

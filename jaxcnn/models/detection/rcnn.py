@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxcnn.errors import UserError, unknown
-from jaxcnn.models.detection.fast_rcnn import FastRCNN, Level, Regions
+from jaxcnn.models.detection.region_classifier import Level, RegionClassifier, Regions
 from jaxcnn.models.network import Maps, Network
 from jaxcnn.ops.boxes import as_float
 from jaxcnn.ops.region_parts import over_images, over_parts
@@ -16,7 +16,7 @@ from jaxcnn.ops.region_parts import over_images, over_parts
 WARPS = 'anisotropic', 'square_context', 'square_mean'
 
 
-class RCNN(FastRCNN):
+class RCNN(RegionClassifier):
     """R-CNN: a classifier of the regions of an image, with proposals from `config.data.proposals`.
 
     Each region is warped out of the image to the size that the classifier takes, and classified by itself; one more class
@@ -27,8 +27,6 @@ class RCNN(FastRCNN):
     Each image gives `roi_batch` regions in training, of which at most the fraction `roi_positive` overlaps an object with an
     IoU of at least `roi_high`; the others are background. With the defaults and a batch of one image they are the 32 and 96
     regions of the paper.
-
-    Of the fields of `FastRCNN`, those for pooling, feature pyramids and the regression of boxes have no effect.
 
     Attributes:
       backbone: the classifier; any network that returns logits.
@@ -46,12 +44,9 @@ class RCNN(FastRCNN):
 
     roi_batch: int = 128
     roi_low: float = 0.0
-    nms_threshold: float = 0.3
 
     def check(self) -> None:
         """See `Network.check`."""
-        if self.fpn:
-            raise UserError('fpn=True is not for R-CNN, which has no feature maps of the image')
         super().check()
         if self.warp not in WARPS:
             raise unknown('warp', self.warp, WARPS)
@@ -63,6 +58,10 @@ class RCNN(FastRCNN):
             raise UserError(f'region_size must be at least {smallest} for {self.backbone!r}, got {self.region_size}')
         if self.region_part < 1:
             raise UserError(f'region_part must be at least 1, got {self.region_part!r}')
+
+    def backbone_fields(self) -> tuple[str, ...]:
+        """See `Detector.backbone_fields`; all layers are the backbone's."""
+        return (*super().backbone_fields(), 'kernel_init', 'bias_init', 'bias_init_layers')
 
     def check_backbone(self, backbone: Network) -> None:
         """See `Detector.check_backbone`; any classifier will do."""
@@ -82,7 +81,7 @@ class RCNN(FastRCNN):
     @nn.nowrap
     def classify_regions(self, x: jax.Array, train: bool, maps: Maps, select: Callable[[Sequence[Level]], Regions],
                          ) -> tuple[Regions, jax.Array, jax.Array | None]:
-        """See `FastRCNN.classify_regions`."""
+        """See `RegionClassifier.classify_regions`."""
         classifier = self._classifier().clone(parent=self, name='backbone')
         regions = select(())
         if train or self.is_initializing():

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxcnn.errors import UserError
-from jaxcnn.models.detection.fast_rcnn import HEAD_STD, FastRCNN, Level, Regions
+from jaxcnn.models.detection.region_classifier import HEAD_STD, Level, RegionClassifier, Regions
 from jaxcnn.models.layers import positive_ints
 from jaxcnn.models.network import Maps, Network
 from jaxcnn.models.plain import Plain
@@ -18,7 +18,7 @@ from jaxcnn.ops.roi import map_to_features
 from jaxcnn.ops.window_maxima import pool_windows
 
 
-class SPPNet(FastRCNN):
+class SPPNet(RegionClassifier):
     """SPP-Net: classes of proposals from `config.data.proposals`, by a spatial pyramid on the feature maps of one pass.
 
     The feature maps are computed once for an image, at one or several scales. Each region is pooled from the scale at which
@@ -32,9 +32,8 @@ class SPPNet(FastRCNN):
 
     With AlexNet, ZFNet and VGG as the backbone the dense layers are those of the classifier. Its weights fit if it was
     trained with `head='spp'` and the same `pyramid`; otherwise `config.init.exclude='Dense_0/'` draws the first of them at
-    random. Other backbones have no such layers, and the network has two of its own, `fc6` and `fc7`.
-
-    Of the fields of `FastRCNN`, those for pooling, feature pyramids and the regression of boxes have no effect.
+    random. Other backbones have no such layers, and the network has two of its own, `fc6` and `fc7`, with `hidden` features
+    and `dropout`.
 
     Attributes:
       scales: shorter sides, in pixels, to which images are resized; () for their own size. The paper has (480, 576, 688,
@@ -44,7 +43,6 @@ class SPPNet(FastRCNN):
       hidden: features of `fc6` and `fc7`, for backbones without dense layers of their own.
     """
 
-    backbone_fields: ClassVar[tuple[str, ...]] = ('bn_momentum', 'bn_epsilon')  # dropout is applied to the dense layers
     left_out_gradient: ClassVar[str] = 'how the regions depend on the convolutions'
 
     backbone: str = 'zfnet'
@@ -54,12 +52,9 @@ class SPPNet(FastRCNN):
     hidden: int = 4096
 
     roi_batch: int = 128
-    nms_threshold: float = 0.3
 
     def check(self) -> None:
         """See `Network.check`."""
-        if self.fpn:
-            raise UserError('fpn=True is not for SPP-Net, which has a pyramid of bins instead of one of feature maps')
         super().check()
         if not positive_ints(self.pyramid):
             raise UserError(f'pyramid must be positive integers, got {self.pyramid}')
@@ -72,6 +67,12 @@ class SPPNet(FastRCNN):
             if getattr(self, name) < 1:
                 raise UserError(f'{name} must be at least 1, got {getattr(self, name)!r}')
 
+    def backbone_fields(self) -> tuple[str, ...]:
+        """See `Detector.backbone_fields`; `fc6` and `fc7` have dropout where the backbone has no dense layers."""
+        if isinstance(self.backbone_network(), Plain):
+            return (*super().backbone_fields(), 'hidden', 'kernel_init')
+        return tuple(name for name in super().backbone_fields() if name != 'dropout')
+
     def backbone_network(self) -> Network:
         """See `Detector.backbone_network`; BatchNorm uses its running statistics in training, too."""
         return super().backbone_network().clone(bn_frozen=True)
@@ -79,7 +80,7 @@ class SPPNet(FastRCNN):
     @nn.nowrap
     def classify_regions(self, x: jax.Array, train: bool, maps: Maps, select: Callable[[Sequence[Level]], Regions],
                          ) -> tuple[Regions, jax.Array, jax.Array | None]:
-        """See `FastRCNN.classify_regions`."""
+        """See `RegionClassifier.classify_regions`."""
         backbone = self.backbone_network().clone(parent=self, name='backbone')
         name = backbone.region_input()[0]
         regions = select(())
