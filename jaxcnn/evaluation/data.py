@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import logging
+from typing import Any
 
 import numpy as np
 
@@ -38,6 +39,9 @@ def load_data(run: Run, data_dir: str = '', data_name: str = '') -> Dataset:
         return run.load_dataset()
     kind = run.experiment.task.kind
     if kind is BOXES:
+        if data_name:
+            raise UserError(f'the task of {run.workdir!r}, detection, is evaluated only on the data of its training',
+                            field='--data_name', hint='leave it out')
         return run.load_dataset(data_dir)
     config = dataclasses.replace(run.config.data, dir=data_dir, name=data_name or run.config.data.name)
     source = sources.find(config, kind)
@@ -45,6 +49,27 @@ def load_data(run: Run, data_dir: str = '', data_name: str = '') -> Dataset:
         with contextlib.suppress(UserError):  # then it is other data, or the error is raised again below
             return run.load_dataset(data_dir)
     return _load_other_data(run, source, config)
+
+
+class ImagesWithChannels:
+    """Grey images as colour images, or colour images as grey ones, whose values are the luma as in Pillow.
+
+    Args:
+      images: uint8 (N, H, W, 1) or (N, H, W, 3), an array or an `ArrayFile`.
+      channels: the other number of channels.
+    """
+
+    def __init__(self, images: Any, channels: int):
+        self._images, self.shape = images, (*images.shape[:-1], channels)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        images: np.ndarray = self._images[index]
+        if self.shape[-1] == 3:
+            return images.repeat(3, -1)
+        return ((images @ np.array([19595, 38470, 7471]) + 0x8000 >> 16).astype(np.uint8))[..., None]
 
 
 def _load_other_data(run: Run, source: sources.Source, config: cfg.DataConfig) -> Dataset:
@@ -61,16 +86,17 @@ def _load_other_data(run: Run, source: sources.Source, config: cfg.DataConfig) -
     meta, splits = read_splits(source, config)
     numbers = np.array([class_names.index(name) for name in other_names], np.int32)
     for name, split in splits.items():
-        if tuple(split.images.shape[1:]) != shape:
-            raise UserError('its images are {} x {} x {}, and those of the run {} x {} x {} (height x width x channels)'
-                            .format(*split.images.shape[1:], *shape), field=source.location)
+        images = split.images if split.images.shape[-1] == shape[-1] else ImagesWithChannels(split.images, shape[-1])
+        if tuple(images.shape[1:]) != shape:
+            raise UserError('its images have {} x {} pixels, and those of the run {} x {} (height x width)'.format(
+                *images.shape[1:3], *shape[:2]), field=source.location)
         targets = dict(split.targets)
         if source.kind is LABELS:
             targets['labels'] = np.zeros((len(split), len(class_names)), np.uint8)
             targets['labels'][:, numbers] = split.targets['labels']
         else:
             targets['label'] = numbers[split.targets['label']]
-        splits[name] = dataclasses.replace(split, targets=targets)
+        splits[name] = dataclasses.replace(split, images=images, targets=targets)
     log.info('%s is not the data that %r was trained on: %s; %d of its %d classes', source.location, run.workdir,
              ', '.join(f'{name} {counted(len(split), "image")}' for name, split in splits.items()),
              len(other_names), len(class_names))

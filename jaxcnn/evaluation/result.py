@@ -222,7 +222,8 @@ def evaluate(ensemble: Ensemble, split: str, predict: Predict, predict_validatio
     if predict_validation is not None:
         result = _fit_temperature(result, ensemble, predict_validation)
     if other is not None:
-        other_predictions = predict(other, split)
+        members_by_run = {(run.workdir, run.checkpoint): member for run, member in zip(ensemble.runs, members, strict=True)}
+        other_predictions = members_by_run.get((other.workdir, other.checkpoint)) or predict(other, split)
         check_same_images(predictions, other_predictions, ensemble.runs[0].workdir, other.workdir)
         comparison = comparisons.compare(predictions.correct, other_predictions.correct)
         result = dataclasses.replace(result, other=Member.of_run(other, other_predictions), comparison=comparison)

@@ -4,9 +4,10 @@ import shutil
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from jaxcnn.errors import UserError
-from jaxcnn.evaluation.data import load_data
+from jaxcnn.evaluation.data import ImagesWithChannels, load_data
 from jaxcnn.evaluation.predictions import Predictions, predict_split
 from jaxcnn.run import load_run
 
@@ -59,3 +60,12 @@ def test_a_copy_of_the_own_data_has_the_splits_of_the_training(digits_runs, digi
     assert 'is not the data that' in caplog.text
     with pytest.raises(UserError, match=r'--data_name: .*set --data_dir'):
         load_data(run, data_name='folder')
+
+
+def test_other_data_has_the_channels_of_the_run():
+    rng = np.random.default_rng(0)
+    color = rng.integers(0, 256, (2, 5, 4, 3), np.uint8)
+    grey = ImagesWithChannels(color, 1)
+    assert grey.shape == (2, 5, 4, 1)
+    np.testing.assert_array_equal(grey[1], np.asarray(Image.fromarray(color[1]).convert('L'))[..., None])
+    np.testing.assert_array_equal(ImagesWithChannels(grey[:], 3)[0], grey[0].repeat(3, -1))
