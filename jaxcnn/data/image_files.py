@@ -28,7 +28,7 @@ from jaxcnn.data.classes import (
     make_targets,
     unique_names,
 )
-from jaxcnn.data.sources import Example, Source
+from jaxcnn.data.sources import Example, Examples, Source
 from jaxcnn.data.targets import LABEL, TargetKind
 from jaxcnn.errors import UserError, as_text
 
@@ -269,11 +269,28 @@ def make_file_source(name: str, root: str, listing: Listing, expected: str, conf
     digest = hashlib.sha256(os.fsencode(os.path.realpath(root)))
     splits = {split: ImageFiles(root, _find_files(root, split, listing[split], image_classes[split], digest), targets[split])
               for split in targets}
+    return make_source(name, root, digest.hexdigest(), classes, splits, kind,
+                       {split: files.paths for split, files in splits.items()}, class_names)
+
+
+def make_source(name: str, root: str, digest: str, classes: Sequence[str], splits: Mapping[str, Examples], kind: TargetKind,
+                paths: Mapping[str, Sequence[str]], class_names: Mapping[str, str] | None = None) -> Source:
+    """Return the source of examples in files.
+
+    Args:
+      name: the name of the layout.
+      root: the folder of the data set.
+      digest: changes whenever the files do.
+      classes: the classes in the order of their labels.
+      splits: the examples by split.
+      kind: the kind of targets.
+      paths: the paths of the images by split, which may hold further splits.
+      class_names: names of classes to be shown instead of those in `classes`.
+    """
     names = unique_names([(class_names or {}).get(c, c) for c in classes], classes)
-    return Source(location, key={'source': name, 'files': digest.hexdigest(), 'classes': classes, 'names': names},
+    return Source(as_text(root), key={'source': name, 'files': digest, 'classes': [*classes], 'names': names},
                   splits={split: functools.partial(splits.__getitem__, split) for split in splits},
-                  class_names=lambda: names, kind=kind,
-                  paths={split: files.paths for split, files in splits.items()})
+                  class_names=lambda: names, kind=kind, paths={split: paths[split] for split in splits if split in paths})
 
 
 def _labelled_images(location: str, split: str, images: list[ListedImage]) -> list[ListedImage]:

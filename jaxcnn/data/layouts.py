@@ -27,7 +27,8 @@ from jaxcnn.data.image_files import (
 from jaxcnn.data.sources import Source, register
 from jaxcnn.errors import UserError, as_text, counted
 
-GENERIC_LAYOUTS = ('folder', 'flat', 'csv', 'arrays', 'idx')  # layouts whose name does not say what the images show
+# layouts whose name does not say what the images show
+GENERIC_LAYOUTS = ('folder', 'flat', 'csv', 'arrays', 'idx', 'webdataset', 'huggingface')
 _UNLABELLED_FOLDERS = ('unlabeled', 'unlabelled')
 
 

@@ -134,8 +134,8 @@ class Source:
       ink: the framing of handwriting; None for photographs.
       val_fraction: the fraction of the training images held out for validation if the config does not give one.
       kind: the kind of its targets.
-      paths: by split, the paths of its images in order, relative to the folder of the data set; empty if the images are not
-        in files of their own.
+      paths: by split, the paths of its images in order, relative to the folder of the data set; those in an archive are the
+        path of the archive and the name in it. Empty if the images have no names.
     """
 
     location: str
