@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import re
+import types
 import typing
 from collections.abc import Iterator
 from typing import Any
@@ -39,6 +40,8 @@ def type_name(kind: Any, path: str) -> str:
     group = f'[group](#{slug(heading(path))})' if path in GROUPS else ''
     if typing.get_origin(kind) is tuple:
         item = typing.get_args(kind)[0]
+        if typing.get_origin(item) is types.UnionType:
+            return 'list of ints or of pairs'
         return f'list of {group or TYPES.get(item, "pair")}s'
     return group or TYPES[kind]
 

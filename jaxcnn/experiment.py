@@ -5,8 +5,11 @@ and compiles nothing.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
+
+import jax
+import numpy as np
 
 from jaxcnn import config as cfg
 from jaxcnn import metrics, models, optim, plugins, registry, tasks
@@ -15,7 +18,7 @@ from jaxcnn.errors import UserError, name_field
 from jaxcnn.interop import pretrained
 from jaxcnn.models import Network
 from jaxcnn.optim import Optimizer
-from jaxcnn.preprocessing import Fit, Preprocessor
+from jaxcnn.preprocessing import Fit, Preprocessor, resized_sides
 from jaxcnn.tasks import Task
 from jaxcnn.timeline import Timeline
 
@@ -45,6 +48,11 @@ class Experiment:
     timeline: Timeline
     image_shape: tuple[int, int, int]
     best: metrics.Measurement
+
+    def train_shape(self, image_size: int) -> tuple[int, int, int]:
+        """Return the shape of the network's input in training; `image_size` is that of `timeline.Phase`."""
+        height, width, channels = self.image_shape
+        return *resized_sides((height, width), image_size), channels
 
     def measurements(self, tta: bool) -> dict[str, metrics.Measurement]:
         """Return the measurements of the validation and test splits by name, with `tta` also by test-time augmentation."""
@@ -87,6 +95,8 @@ def _check_names(config: cfg.Config) -> None:
     with name_field('config.model'):
         network = models.create(config.model.name, **config.model.args)
     tasks.find(config.task).check_network(config, network)
+    if sizes := _train_sizes(config):
+        check_train_sizes(network, [(size, size, 3) for size in sizes])
     cfg.check_init(config.init)
     if config.init and config.init.pretrained:
         with name_field('config.init.pretrained'):
@@ -107,6 +117,12 @@ def _check_names(config: cfg.Config) -> None:
     schedules = [config.optim.schedule, *(s.schedule for s in config.optim.switch)]
     if config.data.val_fraction == 0 and any(s and s.name == 'plateau' for s in schedules):
         raise UserError('plateau follows the validation loss: set config.data.val_fraction', field='config.optim.schedule')
+
+
+def _train_sizes(config: cfg.Config) -> list[int]:
+    """Return the sizes to which training images are resized."""
+    sizes = [entry if isinstance(entry, int) else entry[1] for entry in config.data.train_size]
+    return [size for size in sizes if size]
 
 
 def build(config: cfg.Config, info: Mapping[str, Any], fit: Fit) -> Experiment:
@@ -130,3 +146,30 @@ def build(config: cfg.Config, info: Mapping[str, Any], fit: Fit) -> Experiment:
         network.check_image(image_shape)
     return Experiment(config, info, task, network, preprocessor, optimizer, timeline, image_shape,
                       tasks.best_measurement(config, task))
+
+
+def check_train_sizes(network: Network, shapes: Iterable[tuple[int, int, int]]) -> None:
+    """Check that a network accepts images of all shapes, with the same parameters.
+
+    Args:
+      network: the network.
+      shapes: shapes (H, W, C) of images.
+
+    Raises:
+      UserError: It does not.
+    """
+    def parameter_shapes(shape: tuple[int, int, int]) -> Any:
+        images = jax.ShapeDtypeStruct((1, *shape), np.float32)
+        return jax.tree.map(lambda x: x.shape, jax.eval_shape(network.init, jax.random.key(0), images)['params'])
+
+    first, *others = dict.fromkeys(shapes)
+    for shape in (first, *others):
+        with name_field('config.data.train_size'):
+            network.check_image(shape)
+    expected = parameter_shapes(first) if others else None
+    for shape in others:
+        if parameter_shapes(shape) != expected:
+            raise UserError(f'{type(network).__name__} has other parameters for images of {shape[0]} x {shape[1]} than of '
+                            f'{first[0]} x {first[1]} pixels', field='config.data.train_size',
+                            hint="take a network that ends in a mean, such as resnet18, or a head for all sizes, such as "
+                            "dict(name='zfnet', head='spp')")

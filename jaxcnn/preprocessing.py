@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxcnn.config import DataConfig
 from jaxcnn.data import normalize
-from jaxcnn.data.augment import Gradient, Pipeline, TargetMixer, affine, split_pipeline
+from jaxcnn.data.augment import Gradient, Pipeline, TargetMixer, affine, geometry, split_pipeline
 from jaxcnn.data.normalize import Fitted, Normalization, Normalizer
 from jaxcnn.data.tta import TestTimeAugmentation
 from jaxcnn.errors import UserError, name_field
@@ -28,6 +28,13 @@ def _as_float32(x: jax.Array) -> jax.Array:
     return x.astype(jnp.float32) if jnp.issubdtype(x.dtype, jnp.floating) else x
 
 
+def resized_sides(sides: Sequence[int], shorter: int) -> tuple[int, int]:
+    """Return the height and width of an image whose shorter side becomes `shorter`; 0 leaves it as it is."""
+    scale = shorter / min(sides) if shorter else 1
+    height, width = (max(1, round(side * scale)) for side in sides)
+    return height, width
+
+
 @dataclass(frozen=True)
 class Preprocessor:
     """The preprocessing of images for a network, in training and in evaluation.
@@ -37,12 +44,14 @@ class Preprocessor:
       normalize: normalisation after augmentation.
       eval_augment: deterministic augmentation of the images in evaluation; or None.
       tta: test-time augmentation after `eval_augment`; or None.
+      train_size: shorter side to which training images are resized after normalisation; 0 leaves them as they are.
     """
 
     augment: Pipeline | None
     normalize: Normalization
     eval_augment: Pipeline | None = None
     tta: TestTimeAugmentation | None = None
+    train_size: int = 0
 
     @classmethod
     def from_config(cls, config: DataConfig, mean: Sequence[float], std: Sequence[float], fit: Fit,
@@ -144,7 +153,12 @@ class Preprocessor:
             rows = jnp.arange(len(examples['image'])) if rows is None else rows
             keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(rows)
             examples = self.augment.batch(keys, examples, mixer, previous_rows, gradient, passes)
-        return {**examples, 'image': self.normalize(examples['image'])}
+        examples = {**examples, 'image': self.normalize(examples['image'])}
+        height, width = resized_sides(examples['image'].shape[1:3], self.train_size)
+        if (height, width) == examples['image'].shape[1:3]:
+            return examples
+        resize = Pipeline('resize', (geometry.resize(height, width),))
+        return resize.batch(jax.random.split(key, len(examples['image'])), examples, mixer, previous_rows, None)
 
     def shape(self, image_shape: tuple[int, ...]) -> tuple[int, int, int]:
         """Return the shape of the network's input for images of shape (H, W, C).

@@ -1,5 +1,7 @@
 """Timeline: conversion of durations in steps, epochs or fractions of a run into numbers of steps."""
 
+import bisect
+import dataclasses
 import math
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -10,12 +12,26 @@ from jaxcnn.errors import UserError
 
 @dataclass(frozen=True)
 class Phase:
-    """A range of steps, from `start` to the start of the next phase, with one compiled program."""
+    """A range of steps, from `start` to the start of the next phase, with one compiled program.
+
+    Attributes:
+      start: the first step.
+      batch_size: number of images in a step.
+      stage: index of the optimizer.
+      bn_frozen: whether BatchNorm uses its running statistics.
+      image_size: shorter side to which training images are resized after augmentation; 0 leaves them as they are.
+    """
 
     start: int
     batch_size: int
-    stage: int  # index of the optimizer
+    stage: int
     bn_frozen: bool
+    image_size: int = 0
+
+    @property
+    def program(self) -> 'Phase':
+        """The phase as if it began at step 0. Phases for which it is equal have the same compiled program."""
+        return dataclasses.replace(self, start=0)
 
 
 class _BatchSize(NamedTuple):
@@ -47,7 +63,7 @@ class Timeline:
       permanent_checkpoints: the steps of `config.checkpoint.at`, in order.
 
     Raises:
-      UserError: a stage or a batch size begins outside the run, or not after the one before it.
+      UserError: a stage, a batch size or a size of images begins outside the run, or not after the one before it.
     """
 
     def __init__(self, config: Config, num_train: int):
@@ -73,9 +89,36 @@ class Timeline:
                 raise UserError(f'begins at step {start}, but the run ends at step {self.total}', field=field)
         self.permanent_checkpoints = sorted(
             step for step in {self.steps(duration) for duration in config.checkpoint.at} if step <= self.total)
-        starts = sorted({entry.start for entry in self._batch_sizes} | set(self.stages) | {freeze})
-        self.phases = [Phase(s, self._batch_size_at(s).size, sum(s >= stage for stage in self.stages) - 1, s >= freeze)
-                       for s in starts if s < self.total]
+        image_sizes = self._image_sizes()
+        starts = sorted({entry.start for entry in self._batch_sizes} | set(self.stages) | {freeze} | set(image_sizes))
+        self.phases: list[Phase] = []
+        for s in starts:
+            if s < self.total:
+                image_size = image_sizes.get(s, self.phases[-1].image_size if self.phases else 0)
+                self.phases.append(Phase(s, self._batch_size_at(s).size, sum(s >= stage for stage in self.stages) - 1,
+                                         s >= freeze, image_size))
+        self._phase_starts = [phase.start for phase in self.phases]
+
+    def _image_sizes(self) -> dict[int, int]:
+        """Return the sizes of training images by the first steps that have them.
+
+        Sizes that alternate by epoch follow the epoch of the first image of a step.
+        """
+        sizes: dict[int, int] = {}
+        entries = self.config.data.train_size
+        if entries and isinstance(entries[0], int):
+            for epoch in range(math.ceil(self.epoch(self.total))):
+                start = self.steps(Duration('epochs', epoch))
+                sizes[start] = entries[self.examples(start) // self.num_train % len(entries)]  # type: ignore[assignment]
+            return sizes
+        for i, (begin, size) in enumerate(entries):  # type: ignore[misc]
+            start, field = self.steps(begin), f'config.data.train_size[{i}]'
+            if start <= max(sizes, default=-1):
+                raise UserError(f'begins at step {start}, not after the one before it', field=field)
+            if start >= self.total:
+                raise UserError(f'begins at step {start}, but the run ends at step {self.total}', field=field)
+            sizes[start] = size
+        return sizes
 
     def _append_batch_size(self, begin: Duration, size: int, field: str) -> None:
         if size < 1:
@@ -138,11 +181,12 @@ class Timeline:
 
     def phase(self, step: int) -> Phase:
         """Return the phase that contains `step`."""
-        return [p for p in self.phases if p.start <= step][-1]
+        return self.phases[bisect.bisect_right(self._phase_starts, step) - 1]
 
     def phase_end(self, step: int) -> int:
         """Return the start of the phase after the one that contains `step`, or the end of the run."""
-        return min((p.start for p in self.phases if p.start > step), default=self.total)
+        following = bisect.bisect_right(self._phase_starts, step)
+        return self._phase_starts[following] if following < len(self.phases) else self.total
 
     def next_multiple(self, step: int, every: Duration) -> int:
         """Return the first step after `step` that is a multiple of the duration `every`, or the end of the run."""

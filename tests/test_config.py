@@ -33,11 +33,13 @@ def test_an_empty_config_has_every_default():
 def test_parse_types_what_a_config_file_gives():
     config = parse({
         'duration': {'steps': 7}, 'model': {'name': 'lenet5', 'pool': 'max'}, 'batch_schedule': [[{'epochs': 2}, 64]],
+        'data': {'train_size': [[{'epochs': 0}, 24], [{'steps': 9}, 0]]},
         'optim': {'optimizer': 'adam', 'learning_rate': 1, 'warmup': {'fraction': 0.1},
                    'switch': [{'at': {'steps': 3}, 'optimizer': {'name': 'sgd', 'momentum': 0.5}}]}})
     assert config.duration == Duration('steps', 7)
     assert config.model == Choice('lenet5', {'pool': 'max'})
     assert config.batch_schedule == ((Duration('epochs', 2), 64),)
+    assert config.data.train_size == ((Duration('epochs', 0), 24), (Duration('steps', 9), 0))
     assert config.optim.optimizer == Choice('adam', {})
     assert config.optim.warmup == Duration('fraction', 0.1)
     assert config.optim.switch == (cfg.SwitchConfig(at=Duration('steps', 3), optimizer=Choice('sgd', {'momentum': 0.5})),)
@@ -106,6 +108,10 @@ def test_a_renamed_field_is_reported_by_its_new_name():
     ({'batch_schedule': 3}, r'config\.batch_schedule: expected a sequence, got 3'),
     ({'batch_schedule': [[{'epochs': 3}]]}, r'config\.batch_schedule\[0\]: expected 2 entries'),
     ({'batch_schedule': [[{'epochs': 3}, 2.5]]}, r'config\.batch_schedule\[0\]\[1\]: expected a whole number'),
+    ({'data': {'train_size': 24}}, r'config\.data\.train_size: expected a sequence, got 24'),
+    ({'data': {'train_size': [24, 'big']}}, r"config\.data\.train_size\[1\]: expected a whole number, got 'big'"),
+    ({'data': {'train_size': [24, -1]}}, r'config\.data\.train_size\[1\]: expected at least 0, got -1'),
+    ({'data': {'train_size': [24, [{'epochs': 1}, 32]]}}, r'config\.data\.train_size: expected numbers alone, which'),
     (None, r'config: expected a group of fields, got None'),
 ])
 def test_a_wrong_type_is_reported_with_field_and_value(fields, line):
@@ -182,7 +188,7 @@ FULL = {
     'name': 'x', 'seed': 3, 'duration': {'epochs': 2.5}, 'batch_size': 16,
     'batch_schedule': (({'epochs': 1}, 32), ({'steps': 900}, 64)),
     'model': {'name': 'shallow_cnn', 'widths': (1, 2, 3, 4), 'dropout': 0.25},
-    'data': {'name': 'mnist', 'val_fraction': 0.2},
+    'data': {'name': 'mnist', 'val_fraction': 0.2, 'train_size': (24, 28)},
     'optim': {'optimizer': {'name': 'adam', 'b1': 0.8}, 'warmup': {'fraction': 0.05}, 'ema_decay': 0.99,
                'schedule': {'name': 'step', 'at': [{'epochs': 1}, {'fraction': 0.9}], 'factor': 0.5},
                'switch': ({'at': {'fraction': 0.5}, 'learning_rate': 0.01}, {'at': {'epochs': 2}, 'schedule': 'constant'})},
@@ -209,7 +215,7 @@ def test_differences_name_what_could_change_the_result_and_nothing_else():
     assert cfg.differences(old, parse(FULL)) == []
     new = parse({**FULL, 'seed': 4, 'name': 'other', 'duration': {'steps': 3},
                  'model': {'name': 'shallow_cnn', 'widths': (1, 2, 3, 4), 'dropout': 0.5},
-                 'data': {'name': 'mnist', 'val_fraction': 0.2, 'dir': '/elsewhere', 'workers': 2},
+                 'data': {**FULL['data'], 'dir': '/elsewhere', 'workers': 2},
                  'checkpoint': {'metric': 'val_ema_loss', 'keep': 9}})
     assert [str(change) for change in cfg.differences(old, new)] == [
         'config.seed: 3 -> 4',

@@ -169,6 +169,22 @@ def test_phases_begin_where_anything_changes():
     assert [t.phase_end(s) for s in (0, 19, 20, 43, 44, 47)] == [20, 20, 30, 44, 48, 48]
 
 
+@pytest.mark.parametrize('num_train', [97, 100, 10])
+def test_alternating_image_sizes_follow_the_epoch_of_the_first_image_of_a_step(num_train):
+    t = timeline(num_train, batch_size=32, batch_schedule=(({'epochs': 2.5}, 20),), data={'train_size': (18, 22, 0)})
+    sizes = [(18, 22, 0)[int(t.epoch(step)) % 3] for step in range(t.total)]
+    assert [t.phase(step).image_size for step in range(t.total)] == sizes
+    assert {p.program for p in t.phases} == {Phase(0, p.batch_size, 0, False, p.image_size) for p in t.phases}
+
+
+def test_image_sizes_begin_at_their_moments():
+    t = timeline(data={'train_size': (({'epochs': 0}, 18), ({'steps': 12}, 20), ({'fraction': 0.5}, 0))})
+    assert t.phases == [Phase(0, 10, 0, False, 18), Phase(12, 10, 0, False, 20), Phase(50, 10, 0, False, 0)]
+    later = timeline(data={'train_size': (({'steps': 7}, 20),)})
+    assert later.phases == [Phase(0, 10, 0, False, 0), Phase(7, 10, 0, False, 20)]
+    assert {p.image_size for p in timeline(data={'train_size': (20,)}).phases} == {20}
+
+
 def test_freezing_splits_the_run():
     assert timeline(freeze_bn={'steps': 1}).phases == [Phase(0, 10, 0, False), Phase(1, 10, 0, True)]
 
@@ -188,6 +204,8 @@ def test_freezing_may_begin_with_the_run(unit):
     ({'optim': {'switch': [{'at': {'epochs': 3}}, {'at': {'epochs': 2}}]}}, r'config\.optim\.switch\[1\]\.at: step 20'),
     ({'freeze_bn': {'epochs': 11}}, r'config\.freeze_bn: begins at step 110, but the run ends at step 100'),
     ({'batch_schedule': (({'epochs': 12}, 20),)}, r'config\.batch_schedule\[0\]: begins at step 120, but'),
+    ({'data': {'train_size': (({'steps': 5}, 20), ({'epochs': 0.5}, 24))}}, r'data\.train_size\[1\]: begins at step 5, not'),
+    ({'data': {'train_size': (({'epochs': 10}, 20),)}}, r'config\.data\.train_size\[0\]: begins at step 100, but the run'),
     ({'duration': {'fraction': 0.5}}, r'config\.duration: the length of the run cannot be a fraction of itself'),
 ])
 def test_moments_out_of_order_are_reported(fields, line):

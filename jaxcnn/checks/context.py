@@ -118,6 +118,7 @@ class Context:
         self._resources.callback(self.setup.feed.close)
         with open(os.path.join(self._scratch, 'config.json'), 'w', encoding='utf-8'):
             pass  # variants of the config read what the normalisers have been fitted to, as a resumed run does
+        self.setup.check_train_sizes()
         self.setup.check_batch_norm()
         self.weights = self.setup.read_initial_weights(config)
         self.steps = min(steps, self.setup.timeline.total)
@@ -171,8 +172,8 @@ class Context:
     def shortened(self, num_steps: int, **optim: Any) -> cfg.Config:
         """Return the config of a run of `num_steps` steps, with the schedule shortened accordingly.
 
-        Later stages, later batch sizes and a BatchNorm that is frozen later are not reached by a short run. A schedule may
-        need more steps, such as a triangle whose peak comes early; `variant` then raises `TooShort`.
+        Later stages, batch sizes and sizes of images and a BatchNorm that is frozen later are not reached by a short run. A
+        schedule may need more steps, such as a triangle whose peak comes early; `variant` then raises `TooShort`.
 
         Args:
           num_steps: number of steps.
@@ -185,6 +186,7 @@ class Context:
         freeze_bn = config.freeze_bn if config.freeze_bn is not None and not config.freeze_bn.value else None
         return dataclasses.replace(
             config, duration=cfg.Duration('steps', num_steps), batch_schedule=(), freeze_bn=freeze_bn,
+            data=dataclasses.replace(config.data, train_size=(timeline.phases[0].image_size,)),
             optim=dataclasses.replace(config.optim, **{'warmup': warmup, 'switch': (), **optim}))
 
     @functools.cached_property

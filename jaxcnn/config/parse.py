@@ -121,7 +121,7 @@ def _parse_group(schema: type, value: Any, field: str) -> Any:
     return schema(**{k: _parse_value(known[k][0], v, f'{field}.{k}', known[k][1].metadata) for k, v in value.items()})
 
 
-def _parse_tuple(kinds: tuple[Any, ...], value: Any, field: str) -> tuple:
+def _parse_tuple(kinds: tuple[Any, ...], value: Any, field: str, limits: Mapping[str, Any]) -> tuple:
     """Return a tuple whose entries have the types `kinds`, or any number of entries of one type for `(kind, ...)`."""
     if kinds[0] is Plugin and isinstance(value, str):
         value = [source.strip() for source in value.split(',')]
@@ -131,7 +131,7 @@ def _parse_tuple(kinds: tuple[Any, ...], value: Any, field: str) -> tuple:
         kinds = kinds[:1] * len(value)
     if len(value) != len(kinds):
         raise wrong_value(field, f'{len(kinds)} entries', value)
-    return tuple(_parse_value(k, v, f'{field}[{i}]') for i, (k, v) in enumerate(zip(kinds, value, strict=True)))
+    return tuple(_parse_value(k, v, f'{field}[{i}]', limits) for i, (k, v) in enumerate(zip(kinds, value, strict=True)))
 
 
 def _parse_scalar(kind: type, value: Any, field: str, limits: Mapping[str, Any]) -> Any:
@@ -184,8 +184,11 @@ def _parse_value(kind: Any, value: Any, field: str, limits: Mapping[str, Any] = 
     if dataclasses.is_dataclass(kind):
         assert isinstance(kind, type)
         return _parse_group(kind, value, field)
+    if typing.get_origin(kind) is types.UnionType:  # a scalar or a tuple
+        scalar, sequence = typing.get_args(kind)
+        kind = sequence if isinstance(value, (list, tuple)) else scalar
     if typing.get_origin(kind) is tuple:
-        return _parse_tuple(typing.get_args(kind), value, field)
+        return _parse_tuple(typing.get_args(kind), value, field, limits)
     return _parse_scalar(kind, value, field, limits)
 
 
@@ -201,6 +204,9 @@ def parse(fields: Mapping[str, Any] | ml_collections.ConfigDict | Config) -> Con
     if config.checkpoint.patience and config.data.val_fraction == 0:
         raise UserError('stopping early needs a validation split: config.data.val_fraction above 0',
                         field='config.checkpoint.patience')
+    if len({isinstance(entry, int) for entry in config.data.train_size}) > 1:
+        raise wrong_value('config.data.train_size', 'numbers alone, which alternate by epoch, or pairs of a moment and a '
+                          'number alone', to_dict(config.data.train_size))
     return config
 
 

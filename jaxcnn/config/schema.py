@@ -101,6 +101,10 @@ class DataConfig:
     normalize: str = _field('standardize', 'normalisation after augmentation: standardize (per channel, by the statistics '
                             'of the training split), standardize(mean, std) (by constants for pixels in [0, 1]), '
                             "standardize_pixels, gcn, zca or several as in 'gcn|zca(0.1)'; none: [0, 1]")
+    train_size: tuple[int | tuple[Duration, int], ...] = _field(
+        (), 'shorter sides in pixels to which training images are resized after augmentation and normalisation: numbers, as '
+        'in (180, 224), alternate by epoch; pairs begin at moments, as in ((dict(epochs=0), 128), (dict(epochs=6), 160)). '
+        '0: the size that augmentation gives, which is also that of evaluation', minimum=0)
     placement: str = _field('auto', 'device: the decoded split is stored on the accelerator; host: Grain feeds it from a '
                             'file of decoded images; stream: image files are decoded whenever they are used; auto: by its '
                             'size', choices=('auto', 'device', 'host', 'stream'), affects_result=False)

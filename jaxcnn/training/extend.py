@@ -80,9 +80,10 @@ def _check_phases(old_timeline: Timeline, new_timeline: Timeline, new_run: str, 
     old_phases, new_phases = ([p for p in timeline.phases if p.start < step] for timeline in (old_timeline, new_timeline))
     if old_phases != new_phases:
         start = next(p.start for p in old_phases + new_phases if p not in old_phases or p not in new_phases)
-        raise UserError(f'in {new_run}, batch size, optimizer or BatchNorm change at other steps than step {start}',
-                        field='config.duration',
-                        hint='give config.batch_schedule, config.freeze_bn and config.optim.switch in epochs or steps')
+        raise UserError(f'in {new_run}, batch size, optimizer, BatchNorm or the size of images change at other steps than '
+                        f'step {start}', field='config.duration',
+                        hint='give config.batch_schedule, config.data.train_size, config.freeze_bn and config.optim.switch '
+                        'in epochs or steps')
 
 
 def _check_aux_schedule(old_timeline: Timeline, new_timeline: Timeline, new: cfg.Config, new_run: str) -> None:

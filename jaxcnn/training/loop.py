@@ -88,6 +88,7 @@ class TrainingRun:
     def _open(self, resources: contextlib.ExitStack) -> None:
         """Restore the newest undamaged checkpoint or make the initial state, and open the logs."""
         setup, folder = self.setup, self.setup.folder
+        setup.check_train_sizes()
         setup.check_batch_norm()
         template, data_path = setup.template, os.path.join(folder, 'data.json')
         if os.path.exists(data_path):
@@ -234,7 +235,7 @@ class TrainingRun:
         phase = self.setup.timeline.phase(self.step)
         program = self.setup.program(phase)
         offsets = inputs[2]
-        key = (phase, len(offsets))
+        key = (phase.program, len(offsets))
         if key in self._compiled:
             return program
         self._compiled.add(key)

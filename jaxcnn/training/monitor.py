@@ -73,8 +73,8 @@ class Monitor:
 
     def _program(self, phase: Phase) -> Any:
         """Return the jitted function from weights, examples and a step to histograms by their tags."""
-        if phase in self._programs:
-            return self._programs[phase]
+        if phase.program in self._programs:
+            return self._programs[phase.program]
         experiment, seed = self._setup.experiment, np.uint32(self._setup.config.seed)
         network = experiment.network.clone(bn_frozen=phase.bn_frozen or experiment.network.bn_frozen, bn_axis=None)
         train_step = TrainStep(network, experiment.optimizer, experiment.preprocessor, experiment.task, stage=phase.stage,
@@ -91,8 +91,8 @@ class Monitor:
                                          mutable=['batch_stats'], **arguments)
             groups = {'params': weights.params, 'gradients': grads, 'activations': maps}
             return {path_name(path): histogram(x) for path, x in jax.tree_util.tree_leaves_with_path(groups)}
-        self._programs[phase] = jax.jit(histograms)
-        return self._programs[phase]
+        self._programs[phase.program] = jax.jit(histograms)
+        return self._programs[phase.program]
 
     def _write_images(self, end: int, state: TrainState) -> None:
         """Write a sheet of the first images of the next batch as `figures/batch.png`, and in TensorBoard."""

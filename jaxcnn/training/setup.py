@@ -68,8 +68,8 @@ class Setup:
                                    max_steps=self.steps_per_dispatch,
                                    classes=kind.strata(train.targets) if config.data.balance == 'sampling' else None)
         self.evaluator = Evaluator(self.experiment, self.dataset, self.backend, self.on_device)
-        self._augmenters: dict[bool, Callable[..., Batch]] = {}
-        self._programs: dict[Phase, jax.stages.Wrapped] = {}
+        self._augmenters: dict[tuple[bool, int], Callable[..., Batch]] = {}
+        self._programs: dict[Phase, jax.stages.Wrapped] = {}  # by `Phase.program`
         self._resident_epoch = -1  # the epoch whose order is on the devices
 
     def _fit_normalizers(self, ops: Sequence[normalize.Normalizer],
@@ -114,36 +114,43 @@ class Setup:
                             'layers get no pixels', hint='set a larger config.data.image_size')
         return template
 
+    def check_train_sizes(self) -> None:
+        """Raise a UserError if the network does not take images of all sizes of `config.data.train_size`."""
+        sizes = {phase.image_size for phase in self.timeline.phases}
+        experiment.check_train_sizes(self.experiment.network,
+                                     [self.experiment.image_shape, *map(self.experiment.train_shape, sizes)])
+
     def check_batch_norm(self) -> None:
         """Raise a UserError if BatchNorm would compute the variance of one value of each channel, which is 0.
 
         That happens if a phase has one image for its statistics, in feature maps of 1 x 1.
         """
         config, template = self.config, self.template
-        height, width, _ = self.experiment.image_shape
         accumulate = config.optim.accumulate
         num_parts = 1 if config.parallel.bn_sync else self.backend.num_devices
-        sizes = [p.batch_size for p in self.timeline.phases if not p.bn_frozen and p.batch_size == accumulate * num_parts]
-        if not sizes:
+        phases = [p for p in self.timeline.phases if not p.bn_frozen and p.batch_size == accumulate * num_parts]
+        if not phases:
             return
+        batch_size = phases[0].batch_size
+        height, width, channels = min(self.experiment.train_shape(phase.image_size) for phase in phases)
 
         def check_layer(call: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
             layer = context.module
             if isinstance(layer, nn.BatchNorm) and not layer.use_running_average and args[0].size == args[0].shape[-1]:
-                field = 'batch_size' if sizes[0] == self.timeline.phases[0].batch_size else 'batch_schedule'
+                field = 'batch_size' if batch_size == self.timeline.phases[0].batch_size else 'batch_schedule'
                 devices = f' on {num_parts} devices with config.parallel.bn_sync=False' if num_parts > 1 else ''
                 raise UserError(
-                    f'a batch of {sizes[0]}{devices}, config.optim.accumulate={accumulate} and images of '
+                    f'a batch of {batch_size}{devices}, config.optim.accumulate={accumulate} and images of '
                     f'{height} x {width} pixels leave {"/".join(layer.path)} one value of each '
                     'channel, whose variance is 0', field=f'config.{field}',
-                    hint=f'set a batch size of at least {2 * sizes[0]}, a larger config.data.image_size, or '
+                    hint=f'set a batch size of at least {2 * batch_size}, a larger config.data.image_size, or '
                     'config.freeze_bn=dict(steps=0)')
             return call(*args, **kwargs)
         with nn.intercept_methods(check_layer):
             jax.eval_shape(lambda weights, x: self.experiment.network.apply(
                 weights, x, train=True, mutable=['batch_stats'], rngs={'dropout': jax.random.key(0)}),
                 {'params': template.params, 'batch_stats': template.batch_stats},
-                jax.ShapeDtypeStruct((1, *self.experiment.image_shape), np.float32))
+                jax.ShapeDtypeStruct((1, height, width, channels), np.float32))
 
     def initial_state(self, weights: initialize.InitialWeights | None) -> TrainState:
         """Return the state before the first step, on the devices.
@@ -234,18 +241,20 @@ class Setup:
 
     def program(self, phase: Phase) -> jax.stages.Wrapped:
         """Return the jitted function that runs the steps of a phase."""
-        if phase not in self._programs:
+        if phase.program not in self._programs:
             sync, backend = self.config.parallel.bn_sync, self.backend
             network = self.experiment.network
             network = network.clone(bn_frozen=phase.bn_frozen or network.bn_frozen,
                                     bn_axis=backend.axis_name if sync else None)
-            step = TrainStep(network, self.experiment.optimizer, self.experiment.preprocessor, self.experiment.task,
+            preprocessor = dataclasses.replace(self.experiment.preprocessor, train_size=phase.image_size)
+            step = TrainStep(network, self.experiment.optimizer, preprocessor, self.experiment.task,
                              self.config.optim.accumulate, self.config.optim.ema_decay, phase.stage,
                              1 if sync or backend.axis_name else backend.num_devices, backend.axis_name,
                              self.config.optim.lookahead, self.timeline.total)
             batch_positions = functools.partial(backend.batch_positions, batch_size=phase.batch_size)
-            self._programs[phase] = backend.compile_train(many_steps(step, batch_positions, self.variable_length))
-        return self._programs[phase]
+            program = backend.compile_train(many_steps(step, batch_positions, self.variable_length))
+            self._programs[phase.program] = program
+        return self._programs[phase.program]
 
     def draw_first_batch(self, state: TrainState) -> None:
         """Write the figure of the first images of the first batch, augmented, with their targets."""
@@ -289,14 +298,16 @@ class Setup:
         passes = image_keys(run_key, jax.numpy.asarray(positions)), jax.numpy.asarray(epochs[rows])
         images = train.take_for_training(positions, self.config.seed, epochs[rows])
         examples = {'image': images, **train.take_targets(positions)}
-        if normalized not in self._augmenters:
-            self._augmenters[normalized] = self._make_augmenter(normalized)
-        augmented = self._augmenters[normalized](weights, examples, key, rows, passes)
+        image_size = self.timeline.phase(step).image_size
+        if (normalized, image_size) not in self._augmenters:
+            self._augmenters[normalized, image_size] = self._make_augmenter(normalized, image_size)
+        augmented = self._augmenters[normalized, image_size](weights, examples, key, rows, passes)
         return {name: np.asarray(value)[num_mixed:] for name, value in augmented.items()}
 
-    def _make_augmenter(self, normalized: bool) -> Callable[..., Batch]:
-        """Return the jitted function that augments examples; see `augmented_batch`."""
-        experiment, preprocessor = self.experiment, self.experiment.preprocessor
+    def _make_augmenter(self, normalized: bool, image_size: int) -> Callable[..., Batch]:
+        """Return the jitted function that augments examples; see `augmented_batch` and `Phase.image_size`."""
+        experiment = self.experiment
+        preprocessor = dataclasses.replace(experiment.preprocessor, train_size=image_size)
         if not normalized:
             preprocessor = dataclasses.replace(preprocessor, normalize=normalize.Normalization())
 

@@ -192,6 +192,23 @@ def test_evaluation_moves_targets_as_images():
     assert without.map_boxes_back(boxes, (HEIGHT, WIDTH, 1)) is boxes
 
 
+def test_training_images_are_resized_after_normalisation_and_their_boxes_move():
+    """Antialiased bilinear resizing by two weights four pixels by 1, 3, 3 and 1, without those outside the image."""
+    batch = {name: jnp.asarray(value)[None] for name, value in example().items()}
+    batch['image'] = jax.random.randint(KEYS[0], (1, HEIGHT, WIDTH, 1), 0, 256).astype(jnp.uint8)
+    preprocessor = Preprocessor(None, Normalization.from_mean_std((0.5,), (0.25,)), train_size=HEIGHT // 2)
+    resized = jax.jit(lambda batch: preprocessor.train(batch, KEYS[0], mixer=BoxMixer()))(batch)
+
+    def halving(side):
+        weights = np.zeros((side // 2, side + 2))
+        for i in range(side // 2):
+            weights[i, 2 * i:2 * i + 4] = 1, 3, 3, 1
+        return weights[:, 1:-1] / weights[:, 1:-1].sum(1, keepdims=True)
+    normalized = (np.asarray(batch['image'])[0, :, :, 0] / 255 - 0.5) / 0.25
+    np.testing.assert_allclose(resized['image'][0, :, :, 0], halving(HEIGHT) @ normalized @ halving(WIDTH).T, atol=1e-5)
+    np.testing.assert_array_equal(resized['boxes'][0, 0], BOX / 2)
+
+
 def test_targets_of_other_kinds_stay_as_they_are():
     targets = {'label': jnp.arange(len(KEYS))}
     images = jnp.zeros((len(KEYS), HEIGHT, WIDTH, 1))

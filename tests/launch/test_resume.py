@@ -27,7 +27,7 @@ def get_config():
                 model=dict(name='shallow_cnn', widths=(8, 8, 16, 16), hidden=16),
                 data=dict(name='digits', image_size=16,
                           augment='pad_crop(1)|alternating_flip|mixup(0.2)|cutout(4)',
-                          normalize='gcn|zca', balance='sampling'),
+                          normalize='gcn|zca', balance='sampling', train_size=(16, 20)),
                 optim=dict(optimizer='adam', learning_rate=3e-3, schedule='plateau', ema_decay=0.9,
                            lookahead=dict(every=4, ramp=1.0),
                            groups=[dict(match='Conv_0', until=dict(steps=30)), dict(match='Dense_0', optimizer='muon'),

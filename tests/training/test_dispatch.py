@@ -41,7 +41,9 @@ def test_dispatches_end_at_permanent_checkpoints():
 
 @pytest.mark.parametrize('fields', [
     dict(batch_schedule=[(dict(steps=7), 20)]), dict(freeze_bn=dict(steps=7)),
-    dict(optim=dict(switch=[dict(at=dict(steps=7), learning_rate=0.1)]))], ids=['batch size', 'BatchNorm', 'optimizer'])
+    dict(data=dict(train_size=[(dict(steps=7), 20)])),
+    dict(optim=dict(switch=[dict(at=dict(steps=7), learning_rate=0.1)]))],
+    ids=['batch size', 'BatchNorm', 'image size', 'optimizer'])
 def test_dispatches_end_at_phases(fields):
     assert dispatch_ends(12, 5, **fields) == [5, 7, 10, 12]
 

@@ -78,7 +78,8 @@ REFUSED = {
     'batch size as a fraction': ({'batch_schedule': [[{'fraction': 0.5}, 20]]}, {}, 'batch size.* step 20'),
     'aux_schedule': ({'model': {'name': 'googlenet', 'aux_schedule': 'linear'}}, {},
                      r'config\.model\.aux_schedule: .* fell over the 40 steps of this run, and in a run of 8 epochs'),
-    'freeze_bn': ({'freeze_bn': {'fraction': 0.5}}, {}, 'BatchNorm change at other steps than step 20'),
+    'freeze_bn': ({'freeze_bn': {'fraction': 0.5}}, {}, 'size of images change at other steps than step 20'),
+    'train_size as a fraction': ({'data': {'train_size': [[{'fraction': 0.5}, 20]]}}, {}, r'give .*train_size.* in epochs'),
     'until': ({'optim': {'schedule': 'constant', 'groups': [{'match': 'k', 'until': {'fraction': 0.5}}]}}, {},
               r'groups\[0\]\.until: a run of 8 epochs stops the group at step 40, and this run stopped it at step 20'),
     'ramp': ({'optim': {'schedule': 'constant', 'lookahead': {'ramp': 1.0}}}, {}, r'config\.optim\.lookahead'),
@@ -116,6 +117,7 @@ ALLOWED = {
                         'a new stage begins, with learning rates from 0.2 to 0.005'),
     'evaluated at the end': ({'eval': {'every': {'steps': 7}}}, {}, 40, 'also evaluated at step 40, where a run'),
     'look-ahead': ({'optim': {'schedule': 'constant', 'lookahead': {'every': 5}}}, {}, 40, 'goes on'),
+    'alternating sizes': ({'data': {'train_size': [20, 24]}}, {}, 40, 'goes on'),
     'stopped before the schedules part': ({'optim': {'schedule': 'step'}}, {}, 20, 'goes on'),
 }
 

@@ -254,10 +254,10 @@ def test_the_moving_average_of_bfloat16_parameters_is_in_float32(small, tmp_path
     assert np.isfinite(summary['test_ema_loss'])
 
 
-def test_batch_size_optimizer_and_batch_norm_change_at_their_steps(small, tmp_path):
+def test_batch_size_image_size_optimizer_and_batch_norm_change_at_their_steps(small, tmp_path):
     config = cfg.parse(small(
         duration=dict(steps=24), batch_schedule=[(dict(steps=10), 64)], freeze_bn=dict(steps=20), log_every=dict(steps=1),
-        data={'augment': ''},
+        data={'augment': '', 'train_size': [(dict(steps=10), 20)]},
         optim={'optimizer': 'adam', 'learning_rate': 1e-3, 'schedule': 'constant',
                'switch': [dict(at=dict(steps=20), optimizer='sgd', learning_rate=0.5)]}))
     run = TrainingRun(config, str(tmp_path), StopRequest())
@@ -268,6 +268,8 @@ def test_batch_size_optimizer_and_batch_norm_change_at_their_steps(small, tmp_pa
             run.advance(cfg.Duration('steps', 1000))
             stats[run.step] = jax.tree.leaves(run.setup.backend.fetch(run.state.batch_stats))
         run.drain()
+        assert [run.setup.augmented_batch(step, 2, run.state)['image'].shape for step in (9, 10)] == [
+            (2, 16, 16, 1), (2, 20, 20, 1)]
     rows = {r['step']: r for r in read_metrics(str(tmp_path)) if 'train_loss' in r}
     assert rows[20]['learning_rate'] == pytest.approx(1e-3)
     assert rows[21]['learning_rate'] == pytest.approx(0.5)
@@ -276,6 +278,30 @@ def test_batch_size_optimizer_and_batch_norm_change_at_their_steps(small, tmp_pa
     assert rows[11]['epoch'] == pytest.approx((10 * 32 + 64) / images)
     assert all(np.any(a != b) for a, b in zip(stats[20], stats[19], strict=True))
     assert all(np.all(a == b) for a, b in zip(stats[24], stats[20], strict=True))
+
+
+def test_alternating_sizes_share_their_programs(small, tmp_path):
+    setup = Setup(cfg.parse(small(duration=dict(epochs=9), data={'train_size': (16, 20)})), str(tmp_path))
+    phases = setup.timeline.phases
+    assert [phase.image_size for phase in phases] == [16, 20] * 4 + [16]
+    assert len({setup.program(phase) for phase in phases}) == 2
+
+
+@pytest.mark.parametrize(('sizes', 'line'), [
+    ((16, 40), 'ShallowCNN has other parameters for images of 40 x 40 than of 16 x 16 pixels; take a network that'),
+    ((20, 12), 'ShallowCNN needs images of at least 16 x 16 pixels, got 12 x 12')])
+def test_sizes_for_which_a_network_has_other_parameters_are_refused_before_the_data_is_loaded(small, sizes, line):
+    config = cfg.parse(small(model='shallow_cnn', data={'train_size': sizes}))
+    with pytest.raises(UserError, match=rf'^config\.data\.train_size: {line}') as error:
+        experiment.check(config)
+    assert '\n' not in str(error.value)
+
+
+def test_a_size_for_which_a_network_has_other_parameters_than_for_evaluation_is_refused(small, tmp_path):
+    model = dict(name='vgg11', stages=((4,), (4,)), hidden=4)
+    setup = Setup(cfg.parse(small(model=model, data={'train_size': (32,)})), str(tmp_path))
+    with pytest.raises(UserError, match=r'^config\.data\.train_size: VGG has other .* images of 32 x 32 than of 16 x 16'):
+        setup.check_train_sizes()
 
 
 @pytest.mark.parametrize('backend', ['sharded', 'pmap'])

@@ -55,6 +55,8 @@ OPTIONS = dict(
 
 
 HOST = {'data': {'placement': 'host'}}
+SIZES = {'data': {'augment': 'pad_crop(2)', 'train_size': ((dict(steps=2), 20), (dict(steps=3), 16))},
+         'parallel': {'steps_per_dispatch': 2}}
 # attacks by the gradient's sign would amplify rounding
 MIXED = {'data': {'augment': 'mixup(0.2)|cutmix(1)|pgd(0.2, 0.1, 1, "l2")'}}
 ATTACKED = {'data': {'augment': 'mixup(0.2)|cutmix(1)|fgsm(0.2, "l2")|pgd(0.2, 0.1, 2, "l2")'}}
@@ -68,6 +70,7 @@ PLAIN = {'data': {'augment': ''}}  # less to compile
         ('sharded', {}, 'plain', True), ('sharded', OPTIONS, 'options', False), ('sharded', HOST, 'host', False),
         ('sharded', MIXED, 'mixed and attacked', False), ('sharded', ATTACKED, 'attacked twice', True),
         ('pmap', {}, 'plain', True), ('pmap', OPTIONS, 'options', False), ('pmap', HOST, 'host', False),
+        ('pmap', SIZES, 'sizes', True),
         ('pmap', ATTACKED, 'attacked twice', True))])
 def test_eight_devices_train_as_one_does(small, tmp_path, reference, backend, fields):
     one = reference(small, **{k: v for k, v in fields.items() if v != {'placement': 'host'}})
