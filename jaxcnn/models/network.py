@@ -294,14 +294,14 @@ class Network(nn.Module):
         """
         kernel = (size, size) if isinstance(size, int) else size
         padding = [(k // 2, k // 2) for k in kernel] if padding is None else padding
-        return Conv(features, kernel, (stride, stride), padding, dtype=jnp.dtype(self.dtype),
-                    param_dtype=jnp.dtype(self.param_dtype), implementation=self.conv_implementation,
-                    **{**self.initializers('conv'), **fields})
+        return Conv(features, kernel, (stride, stride), padding, param_dtype=jnp.dtype(self.param_dtype),
+                    implementation=self.conv_implementation,
+                    **{'dtype': jnp.dtype(self.dtype), **self.initializers('conv'), **fields})
 
     def dense(self, features: int, **fields: Any) -> nn.Dense:
         """Return a fully connected layer."""
-        return nn.Dense(features, dtype=jnp.dtype(self.dtype), param_dtype=jnp.dtype(self.param_dtype),
-                        **{**self.initializers('dense'), **fields})
+        return nn.Dense(features, param_dtype=jnp.dtype(self.param_dtype),
+                        **{'dtype': jnp.dtype(self.dtype), **self.initializers('dense'), **fields})
 
     def initializers(self, kind: str) -> dict[str, Any]:
         """Return the initialisers of the kernel and the bias of a layer of the kind `conv` or `dense`."""

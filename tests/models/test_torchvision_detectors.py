@@ -14,7 +14,7 @@ from jaxcnn import models
 from jaxcnn.errors import UserError
 from jaxcnn.models.detection.faster_rcnn import FasterRCNN
 from jaxcnn.models.detection.fcos import FCOS
-from jaxcnn.models.detection.rpn import RPNHead
+from jaxcnn.models.detection.spp_net import SPPNet
 from jaxcnn.training.state import run_once
 
 REFERENCE = np.load(pathlib.Path(__file__).with_name('torchvision_detectors.npz'))
@@ -165,10 +165,24 @@ def test_a_detector_computes_what_torchvisions_computes(name):
         np.testing.assert_allclose(losses[term][1], REFERENCE[f'{name}_{key}'], rtol=1e-4, err_msg=term)
 
 
-@pytest.mark.parametrize('detector', [FasterRCNN, FCOS])
-def test_a_pyramid_takes_images_whose_sides_are_no_multiples_of_its_strides(detector):
-    detections = jax.eval_shape(detector(**FIELDS).init_with_output, jax.random.key(0), jnp.zeros((1, 100, 76, 3)))[0]
+@pytest.mark.parametrize(('detector', 'outputs'), [
+    (FasterRCNN, {'boxes', 'classes', 'rpn/boxes', 'rpn/objectness'}), (FCOS, {'centerness', 'class_logits', 'sides'}),
+    (SPPNet, {'classes'})])
+def test_images_have_any_size_and_the_last_layers_alone_compute_in_float32(detector, outputs):
+    """The sides of the images are no multiples of the strides of a pyramid."""
+    dtypes = {}
+
+    def record(call, args, kwargs, context):
+        output = call(*args, **kwargs)
+        if isinstance(context.module, nn.Conv | nn.Dense):
+            dtypes['/'.join(context.module.path)] = output.dtype.name
+        return output
+    with nn.intercept_methods(record):
+        init = detector(**FIELDS, dtype='bfloat16').init_with_output
+        detections = jax.eval_shape(init, jax.random.key(0), jnp.zeros((1, 100, 76, 3)))[0]
     assert detections['boxes'].shape == (1, 100, 4)
+    assert {name for name, dtype in dtypes.items() if dtype == 'float32'} == outputs
+    assert {dtype for name, dtype in dtypes.items() if name not in outputs} == {'bfloat16'}
 
 
 @pytest.mark.parametrize(('name', 'fields', 'message'), [
@@ -179,11 +193,6 @@ def test_a_pyramid_takes_images_whose_sides_are_no_multiples_of_its_strides(dete
 def test_fields_with_which_no_detector_can_be_built_are_reported(name, fields, message):
     with pytest.raises(UserError, match=re.escape(message)):
         jax.eval_shape(models.create(name, **fields).init, jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
-
-
-def test_logits_of_anchors_are_in_float32():
-    outputs, _ = jax.eval_shape(RPNHead(dtype='bfloat16').init_with_output, jax.random.key(0), jnp.zeros((1, 2, 2, 4)))
-    assert [output.dtype for output in outputs] == [jnp.float32] * 2
 
 
 def test_positions_within_difficult_objects_are_ignored_unless_they_belong_to_another_object():

@@ -110,9 +110,8 @@ class FastRCNN(RegionClassifier):
                 features = nn.relu(self.dense(self.head_features, name=f'head{i + 1}')(features))
         else:
             features = backbone.region_features(x, train, pool)
-        features = features.astype(jnp.float32)
         logits, deltas = (
-            self.dense(size, name=name, kernel_init=nn.initializers.normal(std))(features).astype(jnp.float32)
+            self.dense(size, name=name, kernel_init=nn.initializers.normal(std), dtype=jnp.float32)(features)
             for name, size, std in zip(('classes', 'boxes'), (self.num_classes + 1, 4 * self.num_classes), HEAD_STD,
                                        strict=True))
         regions = selected[0]

@@ -135,9 +135,9 @@ class FCOS(Detector):
                           for i in range(self.head_layers)] for tower in ('classes', 'boxes')}
         std = nn.initializers.normal(0.01)
         bias = nn.initializers.constant(-math.log((1 - PRIOR) / PRIOR))
-        classify = self.conv(self.num_classes, 3, kernel_init=std, bias_init=bias, name='class_logits')
-        regress = self.conv(4, 3, kernel_init=std, name='sides')
-        centralize = self.conv(1, 3, kernel_init=std, name='centerness')
+        classify = self.conv(self.num_classes, 3, kernel_init=std, bias_init=bias, dtype=jnp.float32, name='class_logits')
+        regress = self.conv(4, 3, kernel_init=std, dtype=jnp.float32, name='sides')
+        centralize = self.conv(1, 3, kernel_init=std, dtype=jnp.float32, name='centerness')
         scales = self.param('scales', nn.initializers.ones, (len(levels),))
         outputs, points, strides = [], [], []
         for i, (level, stride) in enumerate(zip(levels, STRIDES, strict=True)):
@@ -147,14 +147,13 @@ class FCOS(Detector):
                 for conv, norm in layers:
                     y = nn.relu(norm(conv(y)))
                 towered[tower] = y
-            sides = nn.relu(regress(towered['boxes']).astype(jnp.float32) * scales[i]) * stride
+            sides = nn.relu(regress(towered['boxes']) * scales[i]) * stride
             outputs.append([_flatten(values) for values in (classify(towered['classes']), sides,
                                                             centralize(towered['boxes']))])
             offset = 0.5 if self.point_convention == 'paper' else 0.0
             points.append(grid(level.shape[1], level.shape[2], stride, offset))
             strides.append(jnp.full(len(points[-1]), stride))
-        classes, sides, centerness = (jnp.concatenate(values, 1).astype(jnp.float32)
-                                      for values in zip(*outputs, strict=True))
+        classes, sides, centerness = (jnp.concatenate(values, 1) for values in zip(*outputs, strict=True))
         sizes = [len(of_level) for of_level in points]
         return classes, sides, centerness[..., 0], jnp.concatenate(points), jnp.concatenate(strides), sizes
 

@@ -27,5 +27,6 @@ class ConvModule(nn.Module, kw_only=True):
           stride: in both directions.
           **fields: further fields of `layers.Conv`.
         """
-        return Conv(features, (size, size), (stride, stride), [(size // 2, size // 2)] * 2, dtype=jnp.dtype(self.dtype),
-                    param_dtype=jnp.dtype(self.param_dtype), implementation=self.conv_implementation, **fields)
+        return Conv(features, (size, size), (stride, stride), [(size // 2, size // 2)] * 2,
+                    param_dtype=jnp.dtype(self.param_dtype), implementation=self.conv_implementation,
+                    **{'dtype': jnp.dtype(self.dtype), **fields})

@@ -37,7 +37,6 @@ class RPNHead(ConvModule):
         """
         init = nn.initializers.normal(STD)
         y = nn.relu(self.conv(self.features or x.shape[-1], 3, name='conv', kernel_init=init)(x))
-        logits = self.conv(self.num_anchors, 1, name='objectness', kernel_init=init)(y)
-        targets = self.conv(4 * self.num_anchors, 1, name='boxes', kernel_init=init)(y)
-        logits, targets = logits.astype(jnp.float32), targets.astype(jnp.float32)
+        logits = self.conv(self.num_anchors, 1, name='objectness', kernel_init=init, dtype=jnp.float32)(y)
+        targets = self.conv(4 * self.num_anchors, 1, name='boxes', kernel_init=init, dtype=jnp.float32)(y)
         return logits.reshape(len(x), -1), targets.reshape(len(x), -1, 4)

@@ -104,8 +104,8 @@ class SPPNet(RegionClassifier):
             features = features.reshape(len(features), -1)
             for layer in ('fc6', 'fc7'):
                 features = self.drop(nn.relu(self.dense(self.hidden, name=layer)(features)), train)
-        classes = self.dense(self.num_classes + 1, name='classes', kernel_init=nn.initializers.normal(HEAD_STD[0]))
-        logits = classes(features.astype(jnp.float32)).astype(jnp.float32)
+        logits = self.dense(self.num_classes + 1, name='classes', kernel_init=nn.initializers.normal(HEAD_STD[0]),
+                            dtype=jnp.float32)(features)
         return regions, logits.reshape(*regions.boxes.shape[:2], -1), None
 
 
