@@ -131,6 +131,33 @@ def list_classes(location: str, train: Sequence[ClassNames], kind: TargetKind, e
     return classes
 
 
+def name_labels(labels: Sequence[str | int], kind: TargetKind, class_names: Sequence[str] | None,
+                class_file: str = '') -> ClassNames:
+    """Return the names of the classes of an image.
+
+    Args:
+      labels: names or numbers; -1 means that the image has no label.
+      kind: the kind of targets.
+      class_names: the names that numbers count, from 0; without them, a number is a name itself.
+      class_file: `config.data.class_file`, if the names are from there, for errors.
+
+    Raises:
+      UserError: a number is too large, or there are several classes where the kind of targets allows one.
+    """
+    if kind is LABEL and len(labels) != 1:
+        raise UserError(f'has {len(labels)} classes', hint="config.task='multilabel' takes several classes for each image")
+    names = []
+    for label in labels:
+        if isinstance(label, str) or class_names is None or label == int(UNLABELLED):
+            names.append(str(label))
+        elif 0 <= label < len(class_names):
+            names.append(class_names[label])
+        else:
+            raise UserError(f'its label {label} is not the number of one of the {len(class_names)} classes'
+                            f'{f" in {as_text(class_file)}" if class_file else ""}', hint='they are numbered from 0')
+    return compose_names(tuple(names))
+
+
 def make_targets(location: str, images: Mapping[str, Sequence[ClassNames]], classes: Sequence[str], kind: TargetKind,
                  image_name: Callable[[str, int], str], class_file: str = '') -> dict[str, dict[str, np.ndarray]]:
     """Return the targets of each split, by name.

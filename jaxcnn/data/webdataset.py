@@ -25,10 +25,10 @@ from jaxcnn.data import picture
 from jaxcnn.data.classes import (
     UNLABELLED,
     ClassNames,
-    compose_names,
     list_classes,
     log_unlabelled,
     make_targets,
+    name_labels,
     read_class_file,
 )
 from jaxcnn.data.image_files import SPLITS, existing_path, find_split_folders, list_entries, log, make_source
@@ -235,7 +235,7 @@ def _index_split(root: str, split: str, shards: Sequence[str], config: DataConfi
         digest.update(os.fsencode(f'{split}\0{index.shards[-1]}\0{status.st_size}\0{status.st_mtime_ns}\n'))
         for sample in _cached_samples(path, status, config, split, problems):
             try:
-                classes = _class_names(sample.labels, kind, config, class_names)
+                classes = name_labels(sample.labels, kind, class_names, config.class_file)
             except UserError as e:
                 e.field = as_text(os.path.join(path, sample.image.name))
                 raise
@@ -396,27 +396,6 @@ def _read_labels(files: Mapping[str, _File], read_text: Callable[[str], str], fi
                     raise UserError(f'has the label {label!r}; expected a name or a number')
             return tuple(UNLABELLED if label is None else label for label in labels)
     return (read_text('txt') or UNLABELLED,) if 'txt' in files else None
-
-
-def _class_names(labels: Sequence[str | int], kind: TargetKind, config: DataConfig,
-                 class_names: Sequence[str] | None) -> ClassNames:
-    """Return the names of classes; numbers count `class_names`, those in `config.class_file`, if there is such a file.
-
-    Raises:
-      UserError: a number is too large, or there are several classes where the kind of targets allows one.
-    """
-    if kind is LABEL and len(labels) != 1:
-        raise UserError(f'has {len(labels)} classes', hint="config.task='multilabel' takes several classes for each image")
-    names = []
-    for label in labels:
-        if isinstance(label, str) or class_names is None or label == int(UNLABELLED):
-            names.append(str(label))
-        elif 0 <= label < len(class_names):
-            names.append(class_names[label])
-        else:
-            raise UserError(f'its label {label} is not the number of one of the {len(class_names)} classes in '
-                            f'{as_text(config.class_file)}', hint='they are numbered from 0')
-    return compose_names(tuple(names))
 
 
 register(webdataset)

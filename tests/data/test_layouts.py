@@ -688,7 +688,7 @@ def test_the_error_for_a_wrong_folder_is_one_line(tmp_path, write, line):
     assert '\n' not in str(error.value)
 
 
-@pytest.mark.parametrize('name', ['folder', 'flat', 'csv', 'tiny_imagenet', 'idx', 'arrays', 'webdataset'])
+@pytest.mark.parametrize('name', ['folder', 'flat', 'csv', 'tiny_imagenet', 'idx', 'arrays', 'webdataset', 'huggingface'])
 def test_a_layout_needs_an_existing_path(tmp_path, name):
     with pytest.raises(UserError, match=f"config.data.dir: the layout '{name}' needs"):
         load(tmp_path, name, '')
