@@ -12,9 +12,9 @@ import jax
 import numpy as np
 
 from jaxcnn import config as cfg
-from jaxcnn import metrics, models, optim, plugins, registry, tasks
+from jaxcnn import metrics, models, optim, plugins, registry, schedules, tasks
 from jaxcnn.data import augment, normalize, sources, tta
-from jaxcnn.errors import UserError, name_field
+from jaxcnn.errors import UserError, name_field, unknown
 from jaxcnn.interop import pretrained
 from jaxcnn.models import Network
 from jaxcnn.optim import Optimizer
@@ -114,9 +114,14 @@ def _check_names(config: cfg.Config) -> None:
         raise UserError(f'{config.checkpoint.metric!r} needs a validation split', field='config.checkpoint.metric',
                         hint='set config.data.val_fraction above 0, or leave config.checkpoint.metric out, which uses the '
                         'last checkpoint')
-    schedules = [config.optim.schedule, *(s.schedule for s in config.optim.switch)]
-    if config.data.val_fraction == 0 and any(s and s.name == 'plateau' for s in schedules):
-        raise UserError('plateau follows the validation loss: set config.data.val_fraction', field='config.optim.schedule')
+    choices = [config.optim.schedule, *(s.schedule for s in config.optim.switch)]
+    known_metrics = tasks.find(config.task).known_metrics()
+    for metric in filter(None, (schedules.plateau_metric(choice) for choice in choices if choice)):
+        if config.data.val_fraction == 0:
+            raise UserError('plateau follows a validation metric: set config.data.val_fraction',
+                            field='config.optim.schedule')
+        if metric not in known_metrics:
+            raise unknown(f'metric of plateau for {config.task.name}', metric, known_metrics, 'config.optim.schedule')
 
 
 def _train_sizes(config: cfg.Config) -> list[int]:

@@ -223,6 +223,7 @@ class _Stage:
     transform: optax.GradientTransformationExtraArgs
     schedule: optax.Schedule
     observer: optax.GradientTransformationExtraArgs | None  # for the schedule plateau
+    observed_metric: str  # that the observer follows; '' without one
 
 
 def _initial_state(transform: optax.GradientTransformationExtraArgs, params: Any) -> Any:
@@ -259,16 +260,22 @@ class Optimizer:
         lr = jnp.asarray(s.schedule(step - s.start), jnp.float32)
         return lr * state[stage][-1].scale if s.observer else lr
 
-    def observes(self, stage: int) -> bool:
-        """Return whether the learning rate of the stage depends on the validation loss."""
-        return self.stages[stage].observer is not None
+    def observed_metric(self, stage: int) -> str:
+        """Return the validation metric on which the learning rate of the stage depends; '' if there is none."""
+        return self.stages[stage].observed_metric
 
-    def observe(self, state: tuple, stage: int, val_loss: float) -> tuple:
-        """Return the state, of host arrays, after an evaluation, which the schedule plateau takes into account."""
+    def observe(self, state: tuple, stage: int, value: float) -> tuple:
+        """Return the state, of host arrays, after an evaluation, which the schedule plateau takes into account.
+
+        Args:
+          state: the state before it.
+          stage: the stage of the evaluation.
+          value: the validation loss or error.
+        """
         observer = self.stages[stage].observer
         if observer is None:
             return state
-        _, plateau = observer.update({}, state[stage][-1], value=jnp.float32(val_loss))
+        _, plateau = observer.update({}, state[stage][-1], value=jnp.float32(value))
         return (*state[:stage], (*state[stage][:-1], plateau), *state[stage + 1:])
 
 
@@ -336,9 +343,11 @@ def check(optim: cfg.OptimConfig) -> None:
 
 
 def _make_observer(schedule: cfg.Choice, field: str) -> optax.GradientTransformationExtraArgs:
-    """Return what follows the validation loss for the schedule plateau."""
+    """Return what follows the validation loss or error for the schedule plateau."""
+    arguments = {**schedules.PLATEAU_DEFAULTS, **schedule.args}
+    del arguments['metric']
     try:
-        return optax.contrib.reduce_on_plateau(**{**schedules.PLATEAU_DEFAULTS, **schedule.args})
+        return optax.contrib.reduce_on_plateau(**arguments)
     except (TypeError, ValueError) as e:
         raise UserError(f'plateau with {dict(schedule.args)}: {e}', field=field) from e
 
@@ -367,7 +376,8 @@ def _make_stage(optim: cfg.OptimConfig, groups: Groups, optimizer: cfg.Choice, l
         _stop_groups(groups, ends) if any(g.until for g in optim.groups) else None,
         _scale_by_plateau(observer) if observer else None,
     ]
-    return _Stage(start, optax.chain(*(t for t in transforms if t is not None)), rate_by_step, observer)
+    return _Stage(start, optax.chain(*(t for t in transforms if t is not None)), rate_by_step, observer,
+                  schedules.plateau_metric(schedule))
 
 
 def make_optimizer(optim: cfg.OptimConfig, timeline: Timeline) -> Optimizer:

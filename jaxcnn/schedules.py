@@ -115,15 +115,23 @@ def _triangle(lr: float, interval: Interval, peak: float = 0.23, start_factor: f
 
 
 def _plateau(lr: float, interval: Interval, factor: float = 0.1, patience: int = 5, rtol: float = 1e-4, atol: float = 0.0,
-             cooldown: int = 0, min_scale: float = 0.0) -> optax.Schedule:
-    """Multiply the learning rate by `factor` when the validation loss has not improved for `patience` evaluations.
+             cooldown: int = 0, min_scale: float = 0.0, metric: str = 'loss') -> optax.Schedule:
+    """Multiply the learning rate by `factor` when a validation metric has not improved for `patience` evaluations.
 
-    `optax.contrib.reduce_on_plateau` documents the arguments. The optimizer applies the factor (see `optim`).
+    `metric` is the loss or another metric of the task. Of a metric that is better when it is larger, such as the accuracy,
+    the schedule follows the error, 1 less the metric. `optax.contrib.reduce_on_plateau` documents the other arguments. The
+    optimizer applies the factor (see `optim`).
     """
     return optax.constant_schedule(lr)
 
 
 PLATEAU_DEFAULTS = {name: p.default for name, p in list(inspect.signature(_plateau).parameters.items())[2:]}
+
+
+def plateau_metric(schedule: cfg.Choice) -> str:
+    """Return the name of the validation metric that a schedule follows; '' for all schedules but `plateau`."""
+    return str({**PLATEAU_DEFAULTS, **schedule.args}['metric']) if schedule.name == 'plateau' else ''
+
 
 _SCHEDULES: Registry[Callable[..., optax.Schedule]] = Registry('schedule')
 for _factory in (_constant, _exponential, _step, _cosine, _polynomial, _one_cycle, _triangle, _plateau):

@@ -480,9 +480,10 @@ def test_training_steps_do_not_move_a_plateau_and_only_a_plateau_observes():
     optimizer = plateau(patience=1)
     _, state = trained(optimizer, gradients(4))
     assert float(optimizer.learning_rate(state, jnp.int32(4), 0)) == pytest.approx(0.1)
-    assert optimizer.observes(0)
+    assert optimizer.observed_metric(0) == 'loss'
+    assert plateau(metric='accuracy').observed_metric(0) == 'accuracy'
     other = make(optimizer='sgd', learning_rate=0.1)
-    assert not other.observes(0)
+    assert not other.observed_metric(0)
     state = other.init(START)
     assert other.observe(state, 0, 1.0) is state
 

@@ -81,10 +81,6 @@ class Detection(Task):
             pipeline = augment.parse_pipeline(data.augment)
         if pipeline:
             cls.check_augmentation(pipeline)
-        stages = [config.optim.schedule, *(stage.schedule for stage in config.optim.switch)]
-        if any(schedule and schedule.name == 'plateau' for schedule in stages):
-            raise UserError('plateau follows the validation loss, which detection does not compute',
-                            field='config.optim.schedule')
 
     # the network
 

@@ -19,7 +19,7 @@ from jaxcnn import config as cfg
 from jaxcnn import plugins
 from jaxcnn.data import Source
 from jaxcnn.errors import Diverged, UserError
-from jaxcnn.metrics import LOSS, Measurement
+from jaxcnn.metrics import Measurement
 from jaxcnn.tasks import Accumulated
 from jaxcnn.timeline import Phase, displayed_epoch
 from jaxcnn.training import initialize, parallel, signals
@@ -338,9 +338,11 @@ class TrainingRun:
             best, optimizer = setup.experiment.best, setup.experiment.optimizer
             self.progress.observe(values[best], best.metric)
             stage = setup.timeline.phase(min(self.step, setup.timeline.total - 1)).stage
-            if optimizer.observes(stage):
-                val_loss = values[Measurement('val', LOSS)]
-                opt_state = optimizer.observe(setup.backend.fetch(self.state.opt_state), stage, val_loss)
+            if optimizer.observed_metric(stage):
+                metric = setup.experiment.task.metrics[optimizer.observed_metric(stage)]
+                value = values[Measurement('val', metric)]
+                loss = 1 - value if metric.better == 'max' else value
+                opt_state = optimizer.observe(setup.backend.fetch(self.state.opt_state), stage, loss)
                 self.state = self.state.replace(opt_state=setup.backend.replicate(jax.device_get(opt_state)))
         self.progress.evaluated_step = self.step
         texts = [f'{measurement.name} {value:.4f}' for measurement, value in values.items()

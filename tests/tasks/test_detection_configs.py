@@ -34,7 +34,7 @@ def settings(**fields):
     (dict(data=dict(balance='sampling')), r"data\.balance: 'sampling' needs one class for each image"),
     (dict(data=dict(per_class=3)), r'data\.per_class: 3 needs one class for each image'),
     (dict(eval=dict(tta='flip')), r"eval\.tta: 'flip': test-time augmentation of detections is not supported"),
-    (dict(optim=dict(schedule='plateau')), r'optim\.schedule: plateau follows the validation loss'),
+    (dict(optim=dict(schedule='plateau')), r"optim\.schedule: unknown metric of plateau for detection 'loss'; known: "),
     (dict(checkpoint=dict(metric='val_loss')), r"checkpoint\.metric: unknown metric 'val_loss'; known: val_map50, "),
     (dict(task=dict(name='detection', threshold=2)), r'task\.threshold: expected a number from 0 to 1, got 2'),
     (dict(model=dict(backbone='resnet19')), "model: backbone: unknown model 'resnet19'; nearest: resnet18"),

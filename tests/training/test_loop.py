@@ -17,7 +17,7 @@ from jaxcnn import data, experiment, metrics, models
 from jaxcnn.analysis import report
 from jaxcnn.data.feed import TrainFeed
 from jaxcnn.errors import UserError
-from jaxcnn.optim import make_optimizer, path_mask
+from jaxcnn.optim import Optimizer, make_optimizer, path_mask
 from jaxcnn.run import load_run
 from jaxcnn.timeline import Timeline
 from jaxcnn.training import dispatch, parallel, train
@@ -378,14 +378,23 @@ def test_a_signal_that_comes_while_the_processes_agree_is_not_lost(small, tmp_pa
     assert stop.acknowledged
 
 
-@pytest.mark.parametrize('backend', ['sharded', pytest.param('pmap', marks=pytest.mark.slow)])
-def test_a_plateau_lowers_the_learning_rate_of_a_run(small, tmp_path, backend):
+@pytest.mark.parametrize(('backend', 'metric'), [
+    ('sharded', 'accuracy'), pytest.param('pmap', 'loss', marks=pytest.mark.slow)])
+def test_a_plateau_lowers_the_learning_rate_of_a_run(small, tmp_path, monkeypatch, backend, metric):
+    observed, observe = [], Optimizer.observe
+
+    def record(self, state, stage, value):
+        observed.append(value)
+        return observe(self, state, stage, value)
+    monkeypatch.setattr(Optimizer, 'observe', record)
     train(small(freeze_bn=dict(steps=1), data={'augment': ''}, eval={'every': dict(steps=5)}, parallel={'backend': backend},
                 optim={'optimizer': 'sgd', 'learning_rate': 1e-9,
-                       'schedule': dict(name='plateau', patience=1, factor=0.5)}), str(tmp_path))
+                       'schedule': dict(name='plateau', patience=1, factor=0.5, metric=metric)}), str(tmp_path))
     rates = [row['learning_rate'] for row in read_metrics(str(tmp_path)) if 'learning_rate' in row]
     assert rates[0] == pytest.approx(1e-9)
     assert rates[-1] < 0.6e-9
+    logged = [row[f'val_{metric}'] for row in read_metrics(str(tmp_path)) if f'val_{metric}' in row]
+    assert observed == pytest.approx([1 - value if metric == 'accuracy' else value for value in logged])
 
 
 def test_summary_has_the_metrics_of_the_average_if_it_selects_the_best_checkpoint(small, tmp_path):
@@ -452,7 +461,7 @@ def test_all_processes_discard_the_same_damaged_checkpoints(small, tmp_path, mon
     (dict(model=dict(name='lenet6')), 'unknown model .lenet6.; nearest: lenet5'),
     (dict(optim={'optimizer': 'sdg'}), 'unknown optimizer .sdg.; nearest: sgd'),
     (dict(optim={'schedule': 'cosin'}), 'unknown schedule .cosin.; nearest: cosine'),
-    (dict(optim={'schedule': 'plateau'}, data={'val_fraction': 0.0}), 'plateau follows the validation loss'),
+    (dict(optim={'schedule': 'plateau'}, data={'val_fraction': 0.0}), 'plateau follows a validation metric'),
     (dict(data={'augment': 'flip_rl'}), 'unknown augmentation .flip_rl.; nearest: flip_lr'),
     (dict(data={'name': 'digit'}), 'unknown data set .digit.; nearest: digits'),
     (dict(eval={'tta': 'flop'}), 'unknown test-time augmentation .flop.; nearest: flip'),
