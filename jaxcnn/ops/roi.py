@@ -217,6 +217,20 @@ def pyramid_level(boxes: jax.Array, smallest: int, largest: int, canonical_size:
     return jnp.clip(level, smallest, largest).astype(jnp.int32)
 
 
+def _level_indices(boxes: jax.Array, strides: Sequence[int], count: int, canonical_size: float,
+                   canonical_level: int) -> jax.Array:
+    """Return the index among `count` feature maps of that from which each box is pooled; see `pyramid_level`.
+
+    Raises:
+      UserError: The strides are no powers of 2 that follow each other, or there is not one for each map.
+    """
+    first = int(math.log2(strides[0]))
+    if list(strides) != [2 ** (first + i) for i in range(count)]:
+        raise UserError(f'{count} levels of a pyramid need strides such as 4, 8, 16, each twice the one before, got '
+                        f'{tuple(strides)}')
+    return pyramid_level(boxes, first, first + count - 1, canonical_size, canonical_level) - first
+
+
 @jax.named_scope('multilevel_roi_align')
 def multilevel_roi_align(maps: Sequence[jax.Array], boxes: jax.Array, strides: Sequence[int], size: int,
                          sampling_ratio: int = 2, aligned: bool = True, canonical_size: float = 224,
@@ -240,10 +254,6 @@ def multilevel_roi_align(maps: Sequence[jax.Array], boxes: jax.Array, strides: S
     Raises:
       UserError: The strides are no powers of 2 that follow each other, or there is not one for each map.
     """
-    first_level = int(math.log2(strides[0]))
-    if list(strides) != [2 ** (first_level + i) for i in range(len(maps))]:
-        raise UserError(f'{len(maps)} levels of a pyramid need strides such as 4, 8, 16, each twice the one before, got '
-                        f'{tuple(strides)}')
     if sampling_ratio < 1:
         raise UserError(f'RoIAlign from several levels needs a sampling_ratio of at least 1, got {sampling_ratio}')
     channels, boxes = maps[0].shape[-1], lax.stop_gradient(as_float(boxes))
@@ -253,7 +263,7 @@ def multilevel_roi_align(maps: Sequence[jax.Array], boxes: jax.Array, strides: S
     table = jnp.asarray([[h, w, first] for (h, w), first in zip(shapes, first_pixels, strict=True)], jnp.int32)
 
     def align(pixels: jax.Array, boxes: jax.Array) -> jax.Array:
-        level = pyramid_level(boxes, first_level, first_level + len(maps) - 1, canonical_size, canonical_level) - first_level
+        level = _level_indices(boxes, strides, len(maps), canonical_size, canonical_level)
         height, width, first = table[level].T[..., None, None]
         samples = _samples_of_boxes(coordinates(boxes) * scales[level], size, height, width, sampling_ratio, aligned)
         neighbors = _Neighbors.of_samples(*samples, height, width, first)
@@ -280,12 +290,60 @@ def roi_max_pool(features: jax.Array, boxes: jax.Array, size: int, spatial_scale
       (..., R, size, size, C) in the type of `features`.
     """
     h, w = features.shape[-3:-1]
-    rounded = jnp.floor(as_float(boxes) * spatial_scale + 0.5)
-    rounded = jnp.clip(jnp.nan_to_num(rounded), 0, jnp.asarray([w, h, w, h])).astype(jnp.int32)
-    low, high = rounded[..., :2], rounded[..., 2:]
-    windows = jnp.concatenate([low, jnp.maximum(high, low) + 1], axis=-1)
+    windows = _rounded_windows(as_float(boxes) * spatial_scale, jnp.asarray([w, h]))
     pooled = over_images(functools.partial(pool_windows, sizes=(size,)), as_float(features), windows)
     return pooled.reshape(*pooled.shape[:-2], size, size, pooled.shape[-1]).astype(features.dtype)
+
+
+def _rounded_windows(boxes: jax.Array, sides: jax.Array) -> jax.Array:
+    """Return the windows (..., 4) int32 of RoI max pooling, for boxes (..., 4) on feature maps of these widths and heights
+    (..., 2). They end at most one pixel after the feature map."""
+    rounded = jnp.nan_to_num(jnp.floor(boxes + 0.5))
+    rounded = jnp.clip(rounded, 0, jnp.concatenate([sides, sides], axis=-1)).astype(jnp.int32)
+    low, high = rounded[..., :2], rounded[..., 2:]
+    return jnp.concatenate([low, jnp.maximum(high, low) + 1], axis=-1)
+
+
+@jax.named_scope('multilevel_roi_max_pool')
+def multilevel_roi_max_pool(maps: Sequence[jax.Array], boxes: jax.Array, strides: Sequence[int], size: int,
+                            canonical_size: float = 224, canonical_level: int = 4) -> jax.Array:
+    """Return `roi_max_pool` of each region from one level of a feature pyramid.
+
+    Args:
+      maps: (..., H, W, C) of each level, from the finest to the coarsest.
+      boxes: (..., R, 4) in pixels of the image.
+      strides: of the levels; each is twice the one before.
+      size: number of bins along each axis.
+      canonical_size, canonical_level: see `pyramid_level`.
+
+    Returns:
+      (..., R, size, size, C) in the type of the maps.
+
+    Raises:
+      UserError: The strides are no powers of 2 that follow each other, or there is not one for each map.
+    """
+    boxes = as_float(boxes)
+    level = _level_indices(boxes, strides, len(maps), canonical_size, canonical_level)
+    scales = jnp.asarray([1 / stride for stride in strides], jnp.float32)
+    sides = jnp.asarray([x.shape[-3:-1][::-1] for x in maps])
+    stacked, first_rows = stack_maps(maps)
+    windows = _rounded_windows(boxes * scales[level][..., None], sides[level])
+    windows += jnp.asarray([[0, row, 0, row] for row in first_rows])[level]
+    pooled = over_images(functools.partial(pool_windows, sizes=(size,)), as_float(stacked), windows)
+    pooled = jnp.where(pooled == -jnp.inf, 0, pooled)  # bins that have only pixels between the levels
+    return pooled.reshape(*pooled.shape[:-2], size, size, pooled.shape[-1]).astype(maps[0].dtype)
+
+
+def stack_maps(maps: Sequence[jax.Array]) -> tuple[jax.Array, list[int]]:
+    """Return feature maps (..., H, W, C) below each other in one map, and the first row of each.
+
+    To the right of each map and below it is at least one pixel of -inf, so that the maximum of a window that begins in a map
+    and ends one pixel after it is that of the map's pixels.
+    """
+    width = max(x.shape[-2] for x in maps) + 1
+    padded = [jnp.pad(x, [(0, 0)] * (x.ndim - 3) + [(0, 1), (0, width - x.shape[-2]), (0, 0)], constant_values=-jnp.inf)
+              for x in maps]
+    return jnp.concatenate(padded, axis=-3), [0, *itertools.accumulate(x.shape[-3] for x in padded)][:-1]
 
 
 def response_geometry(layers: Sequence[tuple[int, int, int]]) -> tuple[int, float]:

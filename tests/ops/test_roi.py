@@ -13,6 +13,7 @@ from jaxcnn.ops import region_parts, roi, window_maxima
 from jaxcnn.ops.roi import (
     map_to_features,
     multilevel_roi_align,
+    multilevel_roi_max_pool,
     pyramid_level,
     response_geometry,
     roi_align,
@@ -107,6 +108,31 @@ def test_roi_align_from_several_levels_is_that_of_each_regions_level_and_of_torc
     for strides, ratio in (((8, 16, 64), 2), ((8, 16), 2), ((8, 16, 32), 0)):
         with pytest.raises(UserError, match=r'strides such as 4, 8, 16|sampling_ratio'):
             multilevel_roi_align(maps, regions, strides, 3, ratio)
+
+
+def test_max_pooling_from_several_levels_is_that_of_loops_on_each_regions_level():
+    """All features are negative, so that a pixel of another level or of the padding would be larger."""
+    rng = np.random.default_rng(0)
+    maps = [rng.uniform(-9, -1, (1, *shape, 2)).astype(np.float32) for shape in ((15, 17), (8, 9), (4, 5))]
+    begin, sides = rng.uniform(-10, 120, (40, 2)), np.exp(rng.uniform(0, 5, (40, 1))) * rng.uniform(0.7, 1.4, (40, 2))
+    boxes = np.concatenate([begin, begin + sides], axis=1)[None]
+    boxes = np.clip(boxes, 0, [136, 120, 136, 120]).astype(np.float32)
+    levels = np.asarray(pyramid_level(boxes[0], 3, 5, 32)) - 3
+    assert set(levels) == {0, 1, 2}
+    expected, gradient = [], [np.zeros_like(x) for x in maps]
+    factors = np.cos(np.arange(40 * 9 * 2)).reshape(40, 3, 3, 2)  # of the pooled values in `value_and_gradient`
+    for level, box, factor in zip(levels, boxes[0], factors, strict=True):
+        features = maps[level][0]
+        x0, y0, x1, y1 = np.clip(np.floor(box / (8 << level) + 0.5), 0, [*features.shape[1::-1]] * 2).astype(int)
+        expected.append(max_by_hand(features, (x0, y0, x1 + 1, y1 + 1), 3))
+        for index in np.argwhere(expected[-1]):
+            gradient[level] += factor[*index] * (maps[level] == expected[-1][*index])
+    assert 0 < (np.asarray(expected) == 0).mean() < 0.5  # empty bins after the edges of their maps
+
+    pooled, gradients = value_and_gradient(
+        lambda maps: multilevel_roi_max_pool(maps, boxes, (8, 16, 32), 3, canonical_size=32), maps)
+    np.testing.assert_array_equal(pooled[0], expected)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), gradients, gradient)
 
 
 def test_the_mean_of_a_linear_function_is_its_value_at_the_centre_of_the_bin():

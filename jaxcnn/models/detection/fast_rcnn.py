@@ -14,7 +14,7 @@ from jaxcnn.models.detection.fpn import FPN
 from jaxcnn.models.detection.region_classifier import HEAD_STD, Level, RegionClassifier, Regions
 from jaxcnn.models.network import Maps, Network
 from jaxcnn.ops import boxes as box_ops
-from jaxcnn.ops.roi import multilevel_roi_align, roi_align, roi_max_pool
+from jaxcnn.ops.roi import multilevel_roi_align, multilevel_roi_max_pool, roi_align, roi_max_pool
 
 POOLS = 'align', 'max'
 
@@ -65,8 +65,6 @@ class FastRCNN(RegionClassifier):
         if not self.strides or any(b != 2 * a for a, b in itertools.pairwise(self.strides)):
             raise UserError(f'strides must be numbers such as 4, 8, 16, each twice the one before, got {self.strides}')
         if self.fpn:
-            if self.roi_pool != 'align':
-                raise UserError("fpn=True needs roi_pool='align', got 'max'")
             self.check_strides(self.strides)
         for name in ('fpn_features', 'head_features', 'sampling_ratio'):
             if getattr(self, name) < 1:
@@ -136,8 +134,10 @@ class FastRCNN(RegionClassifier):
         boxes = jax.lax.stop_gradient(boxes)
         size = self.roi_size or (7 if self.fpn else self.backbone_network().region_input()[1])
         if self.fpn:
-            return multilevel_roi_align([level.features for level in levels], boxes, self.strides, size, self.sampling_ratio,
-                                        self.roi_aligned)
+            features_of_levels = [level.features for level in levels]
+            if self.roi_pool == 'max':
+                return multilevel_roi_max_pool(features_of_levels, boxes, self.strides, size)
+            return multilevel_roi_align(features_of_levels, boxes, self.strides, size, self.sampling_ratio, self.roi_aligned)
         (features, stride), = levels
         if self.roi_pool == 'align':
             return roi_align(features, boxes, size, 1 / stride, self.sampling_ratio, self.roi_aligned)

@@ -14,7 +14,7 @@ from jaxcnn.models.network import Maps, Network
 from jaxcnn.models.plain import Plain
 from jaxcnn.ops.boxes import area, as_float
 from jaxcnn.ops.region_parts import over_images
-from jaxcnn.ops.roi import map_to_features
+from jaxcnn.ops.roi import map_to_features, stack_maps
 from jaxcnn.ops.window_maxima import pool_windows
 
 
@@ -139,16 +139,15 @@ def pool_at_nearest_scale(features: Sequence[jax.Array], boxes: jax.Array, image
       (N, R, sum of level ** 2, C), as `ops.roi.spatial_pyramid_pool`.
     """
     boxes = jax.lax.stop_gradient(as_float(boxes))
-    nearest, windows, first_row = jnp.full(boxes.shape[:-1], jnp.inf), jnp.zeros(boxes.shape, jnp.int32), 0
-    for x, (height, width) in zip(features, sizes, strict=True):
+    nearest, windows = jnp.full(boxes.shape[:-1], jnp.inf), jnp.zeros(boxes.shape, jnp.int32)
+    stacked, first_rows = stack_maps(features)
+    for x, (height, width), first_row in zip(features, sizes, first_rows, strict=True):
         factors = jnp.asarray([width / image_size[1], height / image_size[0]] * 2, jnp.float32)
         on_scale = boxes * factors
         distance = jnp.abs(area(on_scale) - region_size ** 2)
         of_scale = map_to_features(on_scale, x.shape[1:3], stride, first_center) + jnp.asarray([0, first_row] * 2)
         windows = jnp.where((distance < nearest)[..., None], of_scale, windows)
-        nearest, first_row = jnp.minimum(distance, nearest), first_row + x.shape[1]
-    width = max(x.shape[2] for x in features)
-    stacked = jnp.concatenate([jnp.pad(x, [(0, 0), (0, 0), (0, width - x.shape[2]), (0, 0)]) for x in features], axis=1)
+        nearest = jnp.minimum(distance, nearest)
     pooled = over_images(lambda image, windows: pool_windows(image, windows, tuple(levels)), as_float(stacked), windows)
     return pooled.astype(features[0].dtype)
 
