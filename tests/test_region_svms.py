@@ -103,6 +103,18 @@ class PlantedFeatures(second_stage.FeatureExtractor):
                                        np.arange(len(regions)) >= 4, truth)
 
 
+def test_boxes_are_regressed_from_regions_that_overlap_a_box_enough():
+    """A region is an example of the class of the box that it overlaps most; difficult boxes have no examples."""
+    truth = {'boxes': np.float32([[0, 0, 10, 10], [2, 0, 12, 10], [40, 0, 50, 10], [0, 0, 0, 0]]),
+             'classes': np.array([1, 0, 0, 0]), 'valid': np.arange(4) < 3, 'difficult': np.arange(4) == 2}
+    proposals = np.float32([[1.5, 0, 11.5, 10], [0, 0, 10, 5], [0, 0, 10, 6.5], [40, 0, 50, 9]])
+    regions = second_stage.Regions(np.concatenate([truth['boxes'], proposals]), {}, np.arange(8) >= 4, truth)
+    indices, classes, targets = regions.regression_examples(0.5)
+    assert indices.tolist() == [0, 1, 4, 6]
+    assert classes.tolist() == [1, 0, 0, 1]
+    np.testing.assert_allclose(targets, [[0] * 4, [0] * 4, [0.05, 0, 0, 0], [0, 1.75 / 6.5, 0, np.log(10 / 6.5)]], atol=1e-6)
+
+
 def test_second_stage_classifies_regions_and_refines_their_boxes(tmp_path):
     extractor = PlantedFeatures()
     stage = second_stage.fit(extractor, range(12), ['pool5'])

@@ -37,7 +37,8 @@ log = logging.getLogger('jaxcnn')
 
 FILE_NAME = 'svms.npz'  # in the workdir
 NEGATIVE_IOU = 0.3  # below which a region is a negative example of a class
-REGRESSION_IOU = 0.6  # above which a region is an example of the regression of boxes
+# the IoU above which regions are examples of the regression of boxes, and the strength of the ridge, as in the authors' code
+REGRESSION: dict[type, tuple[float, float]] = {RCNN: (0.6, 1000.0), SPPNet: (0.5, 4000.0)}
 BOX_FEATURE = 'pool5'  # from which boxes are regressed
 _NORM_IMAGES = 16  # from which the mean norm of features is computed
 _BOX_EXAMPLES = 64  # largest number of examples of the regression, of an image and a class
@@ -83,6 +84,27 @@ class Regions(NamedTuple):
         """Return the indices of the regions that are true boxes to detect, and their classes."""
         indices = np.flatnonzero(self.truth['valid'] & ~self.truth['difficult'])
         return indices, self.truth['classes'][indices]
+
+    def regression_examples(self, min_iou: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return the regions to learn the regression of boxes from: true boxes, and proposals that overlap one enough.
+
+        Each is an example of the class of the box that it overlaps most.
+
+        Args:
+          min_iou: the IoU that the overlap must exceed.
+
+        Returns:
+          The indices (n,) of the regions, their classes (n,), and the targets (n, 4) of `ops.boxes.encode`.
+        """
+        box_indices, classes = self.regions_of_boxes()
+        if not len(box_indices):
+            return box_indices, classes, np.zeros((0, 4), np.float32)
+        overlaps = pairwise_iou(self.boxes, self.boxes[box_indices])
+        is_region = self.is_proposal.copy()
+        is_region[box_indices] = True
+        indices, nearest = np.flatnonzero(is_region & (overlaps.max(-1) > min_iou)), overlaps.argmax(-1)
+        targets = np.asarray(_encode(self.boxes[box_indices[nearest]], self.boxes))  # of all regions, to compile once
+        return indices, classes[nearest[indices]], targets[indices]
 
 
 class FeatureExtractor:
@@ -208,8 +230,8 @@ def fit(extractor: FeatureExtractor, split: Split, names: Sequence[str]) -> Seco
     num_classes, count = extractor.num_classes, len(split)
     all_names = list(dict.fromkeys([*names, BOX_FEATURE]))
     norms: dict[str, list[float]] = {name: [] for name in all_names}
-    sample = np.linspace(0, count - 1, min(count, _NORM_IMAGES)).round().astype(int).tolist()
-    for regions in extractor.of_split(split, sample, title='scale of features'):
+    norm_sample = np.linspace(0, count - 1, min(count, _NORM_IMAGES)).round().astype(int).tolist()
+    for regions in extractor.of_split(split, norm_sample, title='scale of features'):
         for name in all_names:
             norms[name].append(np.linalg.norm(regions.features[name][regions.is_proposal], axis=1).mean())
     scales = {name: FEATURE_NORM / max(float(np.nanmean(values)), 1e-6) for name, values in norms.items()}
@@ -223,6 +245,7 @@ def fit(extractor: FeatureExtractor, split: Split, names: Sequence[str]) -> Seco
     trainers = {name: SVMTrainer([np.concatenate(arrays) for arrays in positives[name]], scale=scales[name])
                 for name in names}
 
+    min_iou, strength = REGRESSION[type(extractor.network)]
     rng = np.random.default_rng(0)
     examples: list[tuple[list[np.ndarray], list[np.ndarray]]] = [([], []) for _ in range(num_classes)]
     for regions in extractor.of_split(split, title='features of proposals'):
@@ -232,21 +255,14 @@ def fit(extractor: FeatureExtractor, split: Split, names: Sequence[str]) -> Seco
         is_negative = is_region[:, None] & (overlaps < NEGATIVE_IOU)
         for name, trainer in trainers.items():
             trainer.add(regions.features[name], is_negative)
+        indices, classes, targets = regions.regression_examples(min_iou)
         for c, (x, y) in enumerate(examples):
-            near = np.flatnonzero(is_region & (overlaps[:, c] > REGRESSION_IOU))
-            near = np.sort(rng.permutation(near)[:_BOX_EXAMPLES])
-            x.append(regions.features[BOX_FEATURE][near])
-            y.append(_regression_targets(regions, c)[near])
-    boxes = fit_box_regression([np.concatenate(x) for x, _ in examples], [np.concatenate(y) for _, y in examples],
-                               scale=scales[BOX_FEATURE])
+            sample = np.sort(rng.permutation(np.flatnonzero(classes == c))[:_BOX_EXAMPLES])
+            x.append(regions.features[BOX_FEATURE][indices[sample]])
+            y.append(targets[sample])
+    boxes = fit_box_regression([np.concatenate(x) for x, _ in examples], [np.concatenate(y) for _, y in examples], strength,
+                               scales[BOX_FEATURE])
     return SecondStage({name: trainer.finish() for name, trainer in trainers.items()}, boxes)
-
-
-def _regression_targets(regions: Regions, c: int) -> np.ndarray:
-    """Return the regression targets (R, 4) of regions, from the true box of class `c` that each overlaps most."""
-    is_candidate = regions.truth['valid'] & (regions.truth['classes'] == c)
-    nearest = np.where(is_candidate, pairwise_iou(regions.boxes, regions.truth['boxes']), -1).argmax(1)
-    return np.asarray(_encode(regions.truth['boxes'][nearest], regions.boxes))
 
 
 # ---- evaluation
