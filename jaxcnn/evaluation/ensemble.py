@@ -116,12 +116,17 @@ def average(members: Sequence[Predictions], weights: Sequence[float] | None = No
     Raises:
       UserError: The weights do not fit, see `normalize_weights`.
     """
-    from scipy.special import log_softmax, logsumexp
-    shares = normalize_weights(weights, len(members))[:, None, None]
-    log_probabilities = np.stack([member.log_probabilities for member in members]).astype(np.float64)
-    if mean == 'logits':
-        averaged = log_softmax((shares * log_probabilities).sum(0), axis=-1)
-    else:
-        averaged = logsumexp(log_probabilities, axis=0, b=shares)
-    first = members[0]
+    from scipy.special import log_softmax
+    first, total = members[0], None
+    for weight, member in zip(normalize_weights(weights, len(members)), members, strict=True):
+        if weight == 0:
+            continue
+        log_probabilities = member.log_probabilities.astype(np.float64)
+        if mean == 'logits':
+            term = weight * log_probabilities
+            total = term if total is None else total + term
+        else:
+            term = np.log(weight) + log_probabilities
+            total = term if total is None else np.logaddexp(total, term)
+    averaged = log_softmax(total, axis=-1)  # the probabilities of a mean of probabilities add up to 1 already
     return Predictions(first.names, first.labels, averaged.astype(np.float32), first.class_names)
