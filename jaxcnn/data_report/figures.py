@@ -4,6 +4,7 @@ import collections
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent import futures
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -20,6 +21,7 @@ TILE_SIDE, PAIR_SIDE = 96, 150  # pixels of an image in a sheet, and in a sheet 
 SHEET_WIDTH = 1500  # pixels of a sheet, about
 CONFLICT_COLOUR = (213, 94, 0)  # Okabe and Ito's vermilion
 _BORDER, _BINS, _STYLES = 5, 40, ('-', '--', ':')
+_LOG_RANGE = 10  # ratio of the largest to the smallest value from which an axis is logarithmic
 _LETTER_WIDTH = 0.1  # inches, in the names of classes
 
 
@@ -62,13 +64,14 @@ def draw_sizes(surveys: Mapping[str, SplitSurvey], path: str) -> None:
         for axis, (label, values_of) in zip(figure.subplots(1, 3), panels, strict=True):
             values = {name: values_of(r) for name, r in records.items()}
             joined = np.concatenate([*values.values()])
-            edges = _edges(joined, is_log='ratio' in label or joined.max() > 20 * joined.min())
+            is_log = joined.max() > _LOG_RANGE * joined.min()
+            edges = _edges(joined, is_log)
             for (name, v), style in zip(values.items(), _STYLES, strict=False):
                 axis.hist(v, edges, weights=np.full(len(v), 100 / len(v)), histtype='step', label=name, linestyle=style,
                           linewidth=1.5)
-            if edges[-1] > 20 * edges[0]:
-                axis.set_xscale('log')
-            axis.set(xlabel=label, ylabel='% of the images of the split')
+            axis.set(xlabel=label, ylabel='% of the images of the split', xscale='log' if is_log else 'linear')
+            if is_log:
+                _plain_ticks(axis)
             axis.grid(alpha=0.3)
             axis.legend()
 
@@ -135,7 +138,7 @@ def draw_objects(surveys: Mapping[str, SplitSurvey], class_names: Sequence[str],
                 axis.hist(selected, edges, weights=np.full(len(selected), 100 / len(selected)), histtype='step', label=name,
                           linewidth=1.5)
             axis.set(xscale='log', xlabel=label, ylabel='% of the boxes of the class')
-            _plain_ticks(axis, edges)
+            _plain_ticks(axis)
         for axis in (count_axis, size_axis, ratio_axis):
             axis.grid(alpha=0.3)
             axis.legend(fontsize=8)
@@ -151,8 +154,8 @@ def _box_shapes(objects: Sequence[Objects]) -> tuple[np.ndarray, np.ndarray, np.
     return np.sqrt(width * height), width / height, classes[has_area]
 
 
-def _plain_ticks(axis, edges: np.ndarray) -> None:  # type: ignore[no-untyped-def]
-    """Label a logarithmic axis by plain numbers, 1, 2 and 5 times powers of ten, within the range of the edges."""
+def _plain_ticks(axis: Any) -> None:
+    """Label a logarithmic axis by plain numbers, 1, 2 and 5 times powers of ten."""
     from matplotlib import ticker
     axis.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
     axis.xaxis.set_major_formatter(ticker.FormatStrFormatter('%g'))

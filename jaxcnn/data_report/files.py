@@ -10,7 +10,7 @@ from jaxcnn.data import picture  # also registers optional formats and silences 
 
 # by property, what jaxcnn does with such a file, in the order of the bits of `Header.properties`
 PROPERTIES = {
-    'EXIF orientation other than 1': 'rotated or mirrored as viewers show it; boxes must be those of the upright image',
+    'EXIF orientation other than 1': 'rotated or mirrored as viewers show it',
     'CMYK': 'converted to RGB without the colour profile, so that colours may differ from a viewer',
     '16 bits per channel': 'reduced to 8 bits',
     'transparency': 'laid over white',

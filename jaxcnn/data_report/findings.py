@@ -167,7 +167,7 @@ def _leaks(report: Report) -> list[str]:
 def _conflicts(report: Report) -> list[str]:
     counts = report.duplicates.counts()
     exact, near = (sum(count.num_conflicts for count in counts if count.kind == kind) for kind in (dup.EXACT, dup.NEAR))
-    return [f'labels: {counted(number, "pair")} of {name} with different labels'
+    return [f'labels: they differ in {counted(number, "pair")} of {name}'
             for number, name in ((exact, 'images with equal pixels'), (near, 'near duplicates')) if number]
 
 
@@ -259,9 +259,8 @@ def search_note(report: Report) -> str:
         return f'The search for near duplicates ended after {MAX_PAIRS:,} pairs.'
     if not num_small or not can_hash():
         return ''
-    number = 'The images are' if num_small == len(records) else f'{counted(num_small, "image")} of the data set are'
-    return (f'{number} smaller than {MIN_HASHED_SIDE} pixels, too small for a perceptual hash, so that only exact copies '
-            'are found.')
+    return (f'{num_small:,} of {counted(len(records), "image")} have a shorter side of less than {MIN_HASHED_SIDE} pixels, '
+            'too small for a perceptual hash: only exact copies of them are searched for.')
 
 
 # ---- numbers

@@ -285,8 +285,9 @@ class _Writer:
         for i in order:
             both = [duplicates.image(positions[i]) for positions in (pairs.first, pairs.second)]
             images += [(image.split, int(report.surveys[image.split].records['index'][image.row])) for image in both]
-            lines = [line for image in both for line in (f'{image.split}: {os.path.basename(report.image_name(*image))}',
-                                                         f'    {report.label(*image)}')]
+            names = [os.path.basename(report.image_name(*image)).removeprefix(f'{image.split} ') for image in both]
+            lines = [line for image, name in zip(both, names, strict=True)
+                     for line in (f'{image.split}: {name}', f'    {report.label(*image)}')]
             titles.append('\n'.join([*lines, 'labels differ'] if conflicts[i] else lines))
         thumbnails = figures.read_images(report.source, images,
                                          lambda _, image: figures.thumbnail(image, figures.PAIR_SIDE))

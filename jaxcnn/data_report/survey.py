@@ -162,7 +162,7 @@ class _Reader:
             image = np.ascontiguousarray(check_images('image', np.asarray(example['image'])[None])[0])
             if not image.size:
                 raise UserError('the image has no pixels')
-            classes, objects = self._targets(example, image)
+            classes, objects = self._targets(example, image, index)
         except Exception as e:  # each decoder raises other kinds of errors
             reason = str(e) if isinstance(e, UserError) else describe_exception(e)
             return Failure(index, failure_kind(reason), reason)
@@ -174,7 +174,7 @@ class _Reader:
         _describe_pixels(image, record)
         return _Examined(record, classes, objects)
 
-    def _targets(self, example: Example, image: np.ndarray) -> tuple[tuple[int, ...], _Objects | None]:
+    def _targets(self, example: Example, image: np.ndarray, index: int) -> tuple[tuple[int, ...], _Objects | None]:
         """Return the classes and the boxes of an example.
 
         Raises:
@@ -186,7 +186,8 @@ class _Reader:
             boxes = np.asarray(example['boxes'], np.float64).reshape(-1, 4)[valid]
             classes = np.asarray(example['classes'], np.int64)[valid]
             difficult = np.asarray(example.get('difficult', np.zeros(len(valid))), bool)[valid]
-            problems = [problem for box in boxes if (problem := box_problem(box, *image.shape[:2]))]
+            name = as_text(self.paths[index]) if self.paths else f'image {index}'
+            problems = [f'{name}: {problem}' for box in boxes if (problem := box_problem(box, *image.shape[:2]))]
             objects = _Objects(boxes, difficult, [*example.get('problems', ()), *problems])
         elif self.kind is LABELS:
             classes = np.flatnonzero(example['labels'])

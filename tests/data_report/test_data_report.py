@@ -128,7 +128,8 @@ def test_boxes_are_counted(tmp_path):
         'boxes': 13, 'difficult': 1, 'wrong': 1, 'by_class': [2, 11], 'in_an_image': {'min': 13, 'median': 13, 'max': 13},
         'width': {'min': 0, 'median': 29, 'max': 29}, 'height': {'min': 4, 'median': 38, 'max': 38}}
     text = '\n'.join(result['warnings'])
-    assert 'boxes: 1 wrong; training stops' in text
+    assert 'boxes: 1 wrong; training stops at the first of them' in text
+    assert 'a.png: the box x0=5, y0=5, x1=5, y1=9 has no area' in text
     assert 'an image has 13, but config.data.max_boxes=10' in text
     assert page.write_report(report, str(tmp_path / 'out'), 'bees') == str(tmp_path / 'out' / 'data.html')
 
