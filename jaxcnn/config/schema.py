@@ -100,7 +100,7 @@ class DataConfig:
                                'both pipelines must give images of the same size')
     normalize: str = _field('standardize', 'normalisation after augmentation: standardize (per channel, by the statistics '
                             'of the training split), standardize(mean, std) (by constants for pixels in [0, 1]), '
-                            "standardize_pixels, gcn, zca or several as in 'gcn|zca(0.1)'; none: [0, 1]")
+                            "standardize_pixels, pixel_mean, gcn, zca or several as in 'gcn|zca(0.1)'; none: [0, 1]")
     train_size: tuple[int | tuple[Duration, int], ...] = _field(
         (), 'shorter sides in pixels to which training images are resized after augmentation and normalisation: numbers, as '
         'in (180, 224), alternate by epoch; pairs begin at moments, as in ((dict(epochs=0), 128), (dict(epochs=6), 160)). '

@@ -44,6 +44,7 @@ class Normalizer(Protocol):
 @dataclasses.dataclass(frozen=True)
 class _Standardize:
     per_pixel: bool = False
+    scaled: bool = True  # divide by the standard deviation
 
     def fit(self, images: Images) -> dict[str, np.ndarray]:
         axes = (0,) if self.per_pixel else (0, 1, 2)
@@ -52,6 +53,8 @@ class _Standardize:
             count += math.prod(x.shape[a] for a in axes)
             total = total + x.sum(axes, dtype=np.float64)
         mean = total / count
+        if not self.scaled:
+            return {'mean': mean.astype(np.float32), 'std': np.ones((), np.float32)}
         std = np.sqrt(sum(((x - mean) ** 2).sum(axes) for x in images()) / count)
         return {'mean': mean.astype(np.float32), 'std': np.where(std > 1e-6, std, 1).astype(np.float32)}
 
@@ -173,6 +176,11 @@ def standardize_pixels() -> Normalizer:
     return _Standardize(per_pixel=True)
 
 
+def pixel_mean() -> Normalizer:
+    """Subtract the mean image of the training split (Krizhevsky et al. 2012, section 2)."""
+    return _Standardize(per_pixel=True, scaled=False)
+
+
 def gcn(s: float = 1.0, epsilon: float = 1e-8, lam: float = 0.0) -> Normalizer:
     """Normalise the contrast of each image: `s (x - mean) / max(epsilon, sqrt(lam + var))` over the values of the image.
 
@@ -198,7 +206,8 @@ def bgr() -> Normalizer:
     return _ReversedChannels()
 
 
-_OPS: dict[str, Callable[..., Normalizer]] = {op.__name__: op for op in (standardize, standardize_pixels, gcn, zca, bgr)}
+_OPS: dict[str, Callable[..., Normalizer]] = {
+    op.__name__: op for op in (standardize, standardize_pixels, pixel_mean, gcn, zca, bgr)}
 
 
 def names() -> list[str]:

@@ -42,6 +42,7 @@ def zca(x, epsilon, train):
     ('standardize(0.4, 0.3)', lambda x, train: (x - 0.4) / 0.3),
     ('standardize(mean=(0.5, 0.4, 0.3), std=0.2)', lambda x, train: (x - [0.5, 0.4, 0.3]) / 0.2),
     ('standardize_pixels', lambda x, train: (x - train.mean(0)) / train.std(0)),
+    ('pixel_mean|standardize(0, 0.5)', lambda x, train: 2 * (x - train.mean(0))),
     ('gcn', lambda x, train: gcn(x)),
     ('gcn(2, epsilon=0.5, lam=0.01)', lambda x, train: gcn(x, 2, 0.5, 0.01)),
     ('zca(0.001)', lambda x, train: zca(x, 0.001, train)),
@@ -95,7 +96,7 @@ def test_the_fitted_statistics_are_written_and_read(images, tmp_path):
 
 @pytest.mark.parametrize(('text', 'line'), [
     ('standardise', "unknown normalisation 'standardise'; nearest: standardize"),
-    ('zca|whiten', "unknown normalisation 'whiten'; known: bgr, gcn, none, standardize"),
+    ('zca|whiten', "unknown normalisation 'whiten'; known: bgr, gcn, none, pixel_mean, standardize"),
     ('gcn(-1)', 'gcn.s: expected a number of at least 0, got -1'),
     ('standardize(0.5)', 'standardize.std: needs both constants, as in standardize(0.5, 0.25)'),
     ('standardize(std=1)', 'standardize.mean: needs both constants'),
