@@ -3,7 +3,8 @@
     pip install 'jaxcnn[detection,pretrained]'
     jaxcnn train --config=bccd_fcos --workdir=runs/bccd_fcos --config.data.dir=BCCD
 
-The data and the optimisation are those of `bccd_faster_rcnn`. Result: not yet measured.
+The data and the optimisation are those of `bccd_faster_rcnn`. Result: a mean average precision of 90.99 % at IoU 0.5 on the
+72 test images, seed 0 (docs/results.md).
 """
 
 from jaxcnn.config import make
