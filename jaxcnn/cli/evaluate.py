@@ -77,18 +77,20 @@ def make_evaluator(run: 'Run', args: argparse.Namespace) -> 'Evaluate':
 def load_data(run: 'Run', data_dir: str, data_name: str) -> 'Dataset':
     """Return the data that a run is evaluated on, as `evaluation.data.load_data` does."""
     from jaxcnn.evaluation import data
-    with name_data_flag(data_dir):
+    with name_data_flag(data_dir, data_name):
         return data.load_data(run, data_dir, data_name)
 
 
 @contextlib.contextmanager
-def name_data_flag(data_dir: str) -> Iterator[None]:
-    """Name the flag `--data_dir` in errors about the folder of the data that are raised in the block."""
+def name_data_flag(data_dir: str, data_name: str = '') -> Iterator[None]:
+    """Name the flag of the folder or the layout of the data in errors about them that are raised in the block."""
     try:
         yield
     except UserError as e:
         if e.field in ('config.data.name', 'config.data.dir'):
-            if data_dir:
+            if data_name and e.field == 'config.data.name':
+                e.field = '--data_name'
+            elif data_dir:
                 e.field = '--data_dir'
             else:
                 e.add_hint('--data_dir names another folder')
