@@ -33,9 +33,9 @@ def run(args: argparse.Namespace) -> int:
         raise UserError('the following arguments are required: --workdir')
     if args.watch and details:
         raise UserError(f'--watch cannot be combined with {details[0]}')
-    if args.watch and args.svms:
-        raise UserError('SVMs are fitted for one checkpoint, and --watch evaluates each new one', field='--svms',
-                        hint='leave one of the two flags out')
+    others = [*details, *(f'--{name}' for name in ('watch', 'data_name') if getattr(args, name))]
+    if args.svms and others:
+        raise UserError(f'--svms cannot be combined with {others[0]}')
     if details:
         return evaluate_in_detail(args)
     if args.watch:
