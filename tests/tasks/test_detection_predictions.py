@@ -32,6 +32,7 @@ def arguments(tmp_path, monkeypatch):
     loaded = types.SimpleNamespace(
         info={'image_shape': [20, 20, 3], 'ink': None, 'name': 'voc'}, config=CONFIG, weights=None,
         experiment=types.SimpleNamespace(task=task), predict=lambda images: DETECTIONS)
+    loaded.load_picture = types.MethodType(run.Run.load_picture, loaded)
     monkeypatch.setattr(run, 'load_run', lambda *_: loaded)
     return argparse.Namespace(workdir='', checkpoint='best', csv=str(tmp_path / 'a.csv'), coco=str(tmp_path / 'a.json'),
                               draw=str(tmp_path / 'pictures'), submission='', threshold=None, svms='', ink='auto',
