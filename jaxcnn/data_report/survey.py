@@ -7,16 +7,17 @@ import importlib.util
 import logging
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent import futures
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from jaxcnn.data import picture
+from jaxcnn.data.box_files import BoxFiles
 from jaxcnn.data.checks import check_images
-from jaxcnn.data.sources import Example, Examples, Source
+from jaxcnn.data.sources import EncodedExamples, Example, Examples, InMemoryExamples, Source
 from jaxcnn.data.targets import BOXES, LABELS, TargetKind, box_problem
 from jaxcnn.data_report.files import Header, failure_kind, read_header
 from jaxcnn.errors import UserError, as_text, describe_exception
@@ -142,16 +143,14 @@ class _Reader:
 
     def _header(self, index: int) -> Header:
         """Return the header of the file of an image; an empty one if there is no file."""
-        examples: Any = self.examples
         try:
-            if hasattr(examples, 'encoded'):
-                content = examples.encoded(index)
-            elif self.paths and hasattr(examples, 'root'):
-                with open(os.path.join(examples.root, self.paths[index]), 'rb') as file:
-                    content = file.read()
+            if isinstance(self.examples, EncodedExamples):
+                content = self.examples.encoded(index)
+            elif isinstance(self.examples, BoxFiles):
+                content = picture.read_file(os.path.join(self.examples.root, self.paths[index]))
             else:
                 return Header()
-        except (OSError, ValueError, UserError):  # reading the image reports it
+        except (OSError, UserError):  # reading the image reports it
             return Header()
         return read_header(content, self.paths[index] if self.paths else '')
 
@@ -285,9 +284,9 @@ def _survey_split(name: str, examples: Examples, source: Source, num_classes: in
 
 def _all_class_counts(examples: Examples, kind: TargetKind, num_classes: int) -> np.ndarray | None:
     """Return the number of images with each class, if the targets of all images are known without reading them."""
-    targets = getattr(examples, 'targets', None)
-    if kind is BOXES or not isinstance(targets, Mapping):
+    if kind is BOXES or not isinstance(examples, (EncodedExamples, InMemoryExamples)):
         return None
+    targets = examples.targets if isinstance(examples, InMemoryExamples) else examples.read_targets()
     return kind.class_counts(targets, num_classes)[:num_classes]
 
 
