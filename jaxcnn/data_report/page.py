@@ -38,10 +38,10 @@ def make_report(config: cfg.DataConfig, kind: TargetKind, max_images: int = 0,
       source: the data set, instead of the one that the config names.
 
     Raises:
-      UserError: the data set is unknown or missing, or none of its training images can be read.
+      UserError: the data set is unknown or missing, or none of its images can be read.
     """
     # broken images and boxes are counted instead of ending the command
-    lenient = dataclasses.replace(config, skip_broken=True, max_boxes=_MAX_BOXES) if kind is BOXES else config
+    lenient = dataclasses.replace(config, skip_broken=True, max_boxes=_MAX_BOXES)
     source = source or sources.find(lenient, kind)
     class_names = source.class_names()
     surveys = survey(source, class_names, max_images, samples.SEED)
