@@ -87,7 +87,8 @@ def one_device(tmp_path_factory):
 @pytest.mark.usefixtures('no_pictures')
 @pytest.mark.parametrize('fields', [
     dict(parallel=dict(devices=4, backend='sharded')),
-    dict(parallel=dict(devices=4, backend='pmap'), optim=dict(accumulate=2))], ids=['sharded', 'pmap in micro-batches'])
+    pytest.param(dict(parallel=dict(devices=4, backend='pmap'), optim=dict(accumulate=2)), marks=pytest.mark.slow)],
+    ids=['sharded', 'pmap in micro-batches'])
 def test_four_devices_and_micro_batches_train_as_one_device_does(tmp_path, one_device, fields):
     """Random draws of regions depend on the image's row in the global batch alone."""
     start, expected = one_device
@@ -98,7 +99,8 @@ def test_four_devices_and_micro_batches_train_as_one_device_does(tmp_path, one_d
     assert np.linalg.norm(params - expected) < 1e-3 * moved
 
 
-@pytest.mark.parametrize('name', [pytest.param('fast_rcnn', marks=pytest.mark.slow), 'faster_rcnn', 'fcos'])
+@pytest.mark.parametrize('name', ['fcos', *(
+    pytest.param(name, marks=pytest.mark.slow) for name in ('fast_rcnn', 'faster_rcnn'))])
 def test_losses_of_an_image_depend_on_it_alone_and_are_finite_without_boxes(name):
     """The images are those without boxes, with boxes, and with boxes all of which are difficult."""
     network = create(name, bn_frozen=True)
