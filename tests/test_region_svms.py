@@ -17,14 +17,15 @@ from jaxcnn.region_svms.features import region_features
 from jaxcnn.region_svms.linear import SVMTrainer, fit_box_regression
 from jaxcnn.training.state import run_once
 
-RNG = np.random.default_rng(0)
 encode = jax.jit(box_ops.encode)
 
 
 def test_an_svm_is_trained_on_hard_negatives_and_separates_planted_classes():
     """Feature 0 shows class 0, and feature 1 class 1. Hard negatives, with feature 2, come after the first image."""
+    rng = np.random.default_rng(0)
+
     def regions(count, *pattern):
-        return RNG.normal(0, 0.05, (count, 8)) + np.pad(np.array(pattern, float), (0, 8 - len(pattern)))
+        return rng.normal(0, 0.05, (count, 8)) + np.pad(np.array(pattern, float), (0, 8 - len(pattern)))
     trainer = SVMTrainer([regions(40, 1), regions(40, 0, 1), np.zeros((0, 8))], scale=20.0, retrain_after=70)
     easy, hard = regions(50, -2, -2), regions(30, 1, 0, 1)
     of_classes = np.repeat([[False, True, True], [True, False, True], [True, True, True]], [20, 20, 50], 0)
@@ -51,7 +52,8 @@ def test_an_svm_is_trained_on_hard_negatives_and_separates_planted_classes():
 
 
 def test_box_regression_is_the_closed_form_of_ridge_regression():
-    x, y = RNG.normal(size=(30, 5)) + 3, RNG.normal(size=(30, 4))
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(30, 5)) + 3, rng.normal(size=(30, 4))
     regression = fit_box_regression([x, np.zeros((0, 5))], [y, np.zeros((0, 4))], strength=7.0, scale=2.0)
     scaled, centred = 2 * (x - x.mean(0)), y - y.mean(0)
     weights = np.linalg.solve(scaled.T @ scaled + 7 * np.eye(5), scaled.T @ centred)
@@ -63,7 +65,7 @@ def test_box_regression_is_the_closed_form_of_ridge_regression():
 def test_features_of_regions_are_those_of_the_classifier():
     network = models.create('rcnn', num_classes=2, backbone='alexnet(widths=(4, 6, 8, 6), hidden=8)', region_size=63,
                             context=4, region_part=2, conv_implementation='xla')
-    image = jnp.asarray(RNG.normal(size=(70, 80, 3)), jnp.float32)
+    image = jnp.asarray(np.random.default_rng(0).normal(size=(70, 80, 3)), jnp.float32)
     boxes = jnp.asarray([[0, 0, 40, 60], [10, 5, 70, 60], [3, 30, 80, 70]], jnp.float32)
     variables = jax.jit(network.init, compiler_options=run_once())(jax.random.key(0), image[None])
     features = jax.jit(lambda v: region_features(network, v, image, boxes), compiler_options=run_once())(variables)

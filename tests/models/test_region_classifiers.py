@@ -13,7 +13,6 @@ from jaxcnn.models.detection import rcnn, spp_net
 from jaxcnn.ops.roi import spatial_pyramid_pool
 from jaxcnn.training.state import run_once
 
-RNG = np.random.default_rng(0)
 BACKBONE = 'alexnet(widths=(4, 6, 8), hidden=8, lrn=False)'
 BOXES = np.array([[3, 5, 17, 40], [20, 2, 21, 3], [0, 0, 48, 40], [30.5, 20.25, 46, 30], [5, 5, 5, 9]], np.float32)
 
@@ -46,7 +45,7 @@ def warp(image, box, size, context, mode):
 
 @pytest.mark.parametrize('mode', rcnn.WARPS)
 def test_regions_are_warped_as_by_loops(mode):
-    image = RNG.normal(size=(40, 48, 2)).astype(np.float32)
+    image = np.random.default_rng(0).normal(size=(40, 48, 2)).astype(np.float32)
     warped = jax.jit(functools.partial(rcnn.warp_regions, size=12, context=2, mode=mode))(image, BOXES)
     np.testing.assert_allclose(warped, [warp(image, box, 12, 2, mode) for box in BOXES], atol=1e-5)
 
@@ -61,9 +60,10 @@ def test_shown_pixels_of_the_three_warps_are_those_of_the_paper():
 
 def test_regions_are_pooled_from_the_nearest_scale():
     levels, sizes = (3, 1), [(64, 80), (128, 160), (256, 320)]
-    features = [jnp.asarray(RNG.normal(size=(2, h // 16, w // 16, 3)), jnp.float32) for h, w in sizes]
-    boxes = RNG.uniform(0, 60, (2, 30, 2))
-    boxes = np.concatenate([boxes, boxes + RNG.uniform(1, 60, boxes.shape)], -1).astype(np.float32)
+    rng = np.random.default_rng(0)
+    features = [jnp.asarray(rng.normal(size=(2, h // 16, w // 16, 3)), jnp.float32) for h, w in sizes]
+    boxes = rng.uniform(0, 60, (2, 30, 2))
+    boxes = np.concatenate([boxes, boxes + rng.uniform(1, 60, boxes.shape)], -1).astype(np.float32)
     pooled = jax.jit(lambda f, b: spp_net.pool_at_nearest_scale(f, b, (64, 80), sizes, 16, 8.0, levels, 60),
                      compiler_options=run_once())(features, boxes)
     pool = jax.jit(lambda f, b: spatial_pyramid_pool(f, b, 16, 8.0, levels), compiler_options=run_once())
@@ -78,9 +78,9 @@ def test_regions_are_pooled_from_the_nearest_scale():
     assert scales == {0, 1, 2}
 
 
-def targets():
+def make_targets(rng):
     boxes = jnp.asarray([[[8, 8, 40, 40], [0, 0, 0, 0]], [[20, 10, 60, 50], [2, 2, 30, 20]]], jnp.float32)
-    proposals = jnp.asarray(RNG.uniform(0, 30, (2, 9, 2)), jnp.float32)
+    proposals = jnp.asarray(rng.uniform(0, 30, (2, 9, 2)), jnp.float32)
     proposals = jnp.concatenate([proposals, proposals + 24], -1)
     return {'boxes': boxes, 'classes': jnp.array([[1, 0], [0, 2]]), 'valid': jnp.array([[True, False], [True, True]]),
             'difficult': jnp.zeros((2, 2), bool), 'proposals': proposals,
@@ -92,11 +92,12 @@ def targets():
 def test_systems_train_what_the_papers_train_and_detect_proposals(name, fields):
     network = models.create(name, num_classes=3, backbone=BACKBONE, roi_batch=8, conv_implementation='xla',
                             score_threshold=0.0, **fields)
-    images, given = jnp.asarray(RNG.normal(size=(2, 64, 64, 3)), jnp.float32), targets()
+    rng = np.random.default_rng(0)
+    images, targets = jnp.asarray(rng.normal(size=(2, 64, 64, 3)), jnp.float32), make_targets(rng)
     variables = jax.jit(network.init, compiler_options=run_once())(jax.random.key(0), images[:1])
 
     def loss(params):
-        output = network.apply({'params': params}, images, train=True, targets=given, rngs={'dropout': jax.random.key(0)})
+        output = network.apply({'params': params}, images, train=True, targets=targets, rngs={'dropout': jax.random.key(0)})
         assert list(output) == ['classes'] == list(network.loss_terms())
         return output['classes'].sum()
     value, gradients = jax.jit(jax.value_and_grad(loss), compiler_options=run_once())(variables['params'])
@@ -106,7 +107,7 @@ def test_systems_train_what_the_papers_train_and_detect_proposals(name, fields):
     dense = {f'Dense_{i}' for i in range(3 if name == 'rcnn' else 2)}
     assert trained == layers | dense
 
-    proposals = {key: given[key] for key in ('proposals', 'proposal_valid')}
+    proposals = {key: targets[key] for key in ('proposals', 'proposal_valid')}
     detect = jax.jit(lambda v: network.apply(v, images, proposals=proposals), compiler_options=run_once())
     detections = detect(variables)
     assert detections['valid'].sum() > 10
@@ -118,7 +119,7 @@ def test_systems_train_what_the_papers_train_and_detect_proposals(name, fields):
         best = max(one_by_one(variables['params']['backbone'], box).max() for box in proposals['proposals'][1])
         np.testing.assert_allclose(detections['scores'][1].max(), best, rtol=1e-4)
     for i in range(2):  # boxes are those of valid proposals
-        boxes = np.clip(given['proposals'][i], 0, 64)[np.asarray(given['proposal_valid'][i])]
+        boxes = np.clip(targets['proposals'][i], 0, 64)[np.asarray(targets['proposal_valid'][i])]
         allowed = {tuple(box) for box in boxes.tolist()}
         assert {tuple(box) for box in np.asarray(detections['boxes'][i][detections['valid'][i]]).tolist()} <= allowed
 
