@@ -96,7 +96,7 @@ class Preprocessor:
         images = examples['image']
         keys = jax.random.split(jax.random.key(0), len(images))
         moved = self.eval_augment.batch(keys, {**examples, 'image': images.astype(jnp.float32) / 255}, mixer, lambda x: x,
-                                        None, train=False)
+                                        None)
         return {**moved, 'image': images}
 
     def eval_matrix(self, image_shape: tuple[int, ...]) -> np.ndarray:

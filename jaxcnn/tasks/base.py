@@ -190,7 +190,7 @@ class Task(abc.ABC):
         """Return the targets of a mixture of two images, in which the first one has the weight `share`."""
         return {name: share * targets[name] + (1 - share) * others[name] for name in targets}
 
-    def move(self, targets: Targets, matrix: jax.Array, size: tuple[int, int], train: bool) -> dict[str, jax.Array]:
+    def move(self, targets: Targets, matrix: jax.Array, size: tuple[int, int]) -> dict[str, jax.Array]:
         """Return the targets of an image whose pixels an augmentation has moved. By default, they stay the same.
 
         Args:
@@ -198,7 +198,6 @@ class Task(abc.ABC):
           matrix: (2, 3), maps the position (x, y, 1) of a point of the image to its new x and y; see
             `data.augment.Transformed`.
           size: height and width of the new image. Objects may have moved out of it.
-          train: whether the image is for training; otherwise, it is for evaluation.
         """
         return dict(targets)
 

@@ -37,8 +37,8 @@ class Detection(Task):
 
     Attributes:
       threshold: predictions that are shown have at least this score, in [0, 1]; metrics use all detections.
-      min_visible: training drops boxes of which augmentation leaves less than this fraction of the area in the image, in
-        [0, 1]; in evaluation they become difficult.
+      min_visible: boxes of which `data.augment` or `data.eval_augment` leaves less than this fraction of the area in the
+        image, in [0, 1], become difficult: they are neither objects to detect nor background.
     """
 
     name = 'detection'
@@ -122,9 +122,9 @@ class Detection(Task):
         """Return the terms of the loss."""
         return {f'{name}_loss': values.mean() for name, values in outputs.items()}
 
-    def move(self, targets: Targets, matrix: jax.Array, size: tuple[int, int], train: bool) -> dict[str, jax.Array]:
+    def move(self, targets: Targets, matrix: jax.Array, size: tuple[int, int]) -> dict[str, jax.Array]:
         """See `Task`; boxes and proposals are moved with the pixels."""
-        return move_boxes(dict(targets), matrix, size, train, self.min_visible)
+        return move_boxes(dict(targets), matrix, size, self.min_visible)
 
     # evaluation
 

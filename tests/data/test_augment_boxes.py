@@ -37,8 +37,8 @@ class BoxMixer:
     def __init__(self, min_visible=0.0):
         self.min_visible = min_visible
 
-    def move(self, targets, matrix, size, train):
-        return move_boxes(targets, matrix, size, train, self.min_visible)
+    def move(self, targets, matrix, size):
+        return move_boxes(targets, matrix, size, self.min_visible)
 
 
 def example(box=BOX, **others):
@@ -50,14 +50,14 @@ def example(box=BOX, **others):
             'difficult': np.zeros(2, bool), **others}
 
 
-def apply_to_example(text, example, mixer, keys=KEYS, train=True):
+def apply_to_example(text, example, mixer, keys=KEYS):
     """Return the examples that a pipeline makes of an example with each key, as NumPy arrays."""
-    return jax.tree.map(np.asarray, jax.jit(lambda: apply_in_trace(text, example, mixer, keys, train))())
+    return jax.tree.map(np.asarray, jax.jit(lambda: apply_in_trace(text, example, mixer, keys))())
 
 
-def apply_in_trace(text, example, mixer, keys, train):
+def apply_in_trace(text, example, mixer, keys):
     batch = {name: jnp.stack([jnp.asarray(value)] * len(keys)) for name, value in example.items()}
-    return augment.parse_pipeline(text).batch(keys, batch, mixer, lambda x: x, None, train=train)
+    return augment.parse_pipeline(text).batch(keys, batch, mixer, lambda x: x, None)
 
 
 def bounding_box(image):
@@ -69,7 +69,7 @@ def bounding_box(image):
 def augmented():
     """The examples that each op makes of the white rectangle."""
     def apply_all():
-        return {name: apply_in_trace(text, example(), BoxMixer(), KEYS, True) for name, (text, _) in CALLS.items()}
+        return {name: apply_in_trace(text, example(), BoxMixer(), KEYS) for name, (text, _) in CALLS.items()}
     return jax.tree.map(np.asarray, jax.jit(apply_all)())
 
 
@@ -95,7 +95,7 @@ def test_the_box_moves_with_the_pixels(augmented, name):
             assert not (image > 0.5).any()
     assert len(np.unique(results['boxes'][:, 0], axis=0)) > 1 or name in ('pad', 'center_crop', 'resize', 'shorter_side')
     np.testing.assert_array_equal(results['classes'][:, 0], np.where(visible, 3, 0))
-    for target in ('boxes', 'classes', 'valid', 'difficult'):  # the padding, and boxes that are not visible any more
+    for target in ('boxes', 'classes', 'valid', 'difficult', 'visible'):  # padding, and boxes out of the image
         assert not results[target][:, 1].any()
         assert not results[target][~visible].any()
 
@@ -144,31 +144,47 @@ def test_flips_are_exact():
         results = apply_to_example(f'{name}(1)', targets, BoxMixer(1.0), KEYS[:1])
         np.testing.assert_array_equal(results['boxes'][0], np.stack(sides, -1))
         assert results['valid'].all()
+        assert not results['difficult'].any()
 
 
-@pytest.mark.parametrize('train', [True, False])
-def test_a_box_that_is_hardly_visible_is_dropped_in_training_and_difficult_in_evaluation(train):
+def test_a_box_that_is_hardly_visible_becomes_difficult():
     """Of four boxes, the crop leaves all, a half, a fifth and nothing; the first is difficult already."""
     boxes = np.array([[30, 20, 40, 30], [15, 20, 25, 30], [58, 20, 68, 30], [0, 20, 20, 30]], np.float32)
     classes, difficult = np.array([1, 2, 3, 4]), np.array([True, False, False, False])
     targets = {**example(), 'boxes': boxes, 'classes': classes, 'valid': np.ones(4, bool), 'difficult': difficult,
                'proposals': boxes, 'proposal_valid': np.array([True, True, True, True]), 'original_size': np.array([9, 9])}
-    results = apply_to_example('center_crop(40)', targets, BoxMixer(0.25), KEYS[:1], train)
+    results = apply_to_example('center_crop(40)', targets, BoxMixer(0.25), KEYS[:1])
     results = {name: values[0] for name, values in results.items()}
     moved = np.array([[10, 10, 20, 20], [0, 10, 5, 20], [38, 10, 40, 20], [0, 0, 0, 0]])
-    np.testing.assert_array_equal(results['valid'], [True, True, not train, False])
-    np.testing.assert_array_equal(results['boxes'], moved * results['valid'][:, None])
-    np.testing.assert_array_equal(results['classes'], classes * results['valid'])
-    np.testing.assert_array_equal(results['difficult'], [True, False, not train, False])
+    np.testing.assert_array_equal(results['valid'], [True, True, True, False])
+    np.testing.assert_array_equal(results['boxes'], moved)
+    np.testing.assert_array_equal(results['classes'], [1, 2, 3, 0])
+    np.testing.assert_array_equal(results['difficult'], [True, False, True, False])
     np.testing.assert_array_equal(results['proposals'], moved)
     np.testing.assert_array_equal(results['proposal_valid'], [True, True, True, False])
     np.testing.assert_array_equal(results['original_size'], [9, 9])
+
+
+def test_what_is_visible_of_a_box_is_counted_from_the_start_of_the_pipeline():
+    """The first crop leaves the columns from 10 to 70, and the second one, after the flip, those from 20 to 60.
+
+    Each crop leaves at least a third of each box.
+    """
+    boxes = np.array([[0, 10, 25, 20], [0, 20, 30, 40], [12, 0, 28, 60]], np.float32)
+    targets = {**example(), 'boxes': boxes, 'classes': np.arange(3), 'valid': np.ones(3, bool),
+               'difficult': np.zeros(3, bool)}
+    text = f'center_crop({HEIGHT}, 60)|flip_lr(1)|center_crop({HEIGHT}, 40)|resize(30, 80)'
+    results = apply_to_example(text, targets, BoxMixer(0.25), KEYS[:1])
+    np.testing.assert_allclose(results['boxes'][0], [[70, 5, 80, 10], [60, 10, 80, 20], [64, 0, 80, 30]], rtol=1e-5)
+    np.testing.assert_allclose(results['visible'][0], [5 / 25, 10 / 30, 8 / 16], rtol=1e-5)
+    np.testing.assert_array_equal(results['difficult'][0], [True, False, False])
 
 
 def test_rounding_does_not_make_a_complete_box_incomplete():
     boxes = np.array([[0, 0, WIDTH, HEIGHT], [WIDTH - 7, HEIGHT - 7, WIDTH, HEIGHT]], np.float32)
     results = apply_to_example('resize(37, 53)', {**example(), 'boxes': boxes, 'valid': np.ones(2, bool)}, BoxMixer(1.0))
     assert results['valid'].all()
+    assert not results['difficult'].any()
     np.testing.assert_allclose(results['boxes'][0, 0], [0, 0, 53, 37], rtol=1e-6)
 
 
@@ -177,7 +193,7 @@ def test_evaluation_moves_targets_as_images():
     preprocessor = Preprocessor.from_config(data_config, [0.5], [0.5], lambda ops, pixels: [])
     batch = {name: jnp.asarray(value)[None] for name, value in example().items()}
     batch['image'] = jnp.uint8(255 * batch['image'])
-    moved = preprocessor.move_targets({**batch, 'mask': jnp.ones(1)}, BoxMixer())
+    moved = jax.jit(lambda batch: preprocessor.move_targets(batch, BoxMixer()))({**batch, 'mask': jnp.ones(1)})
     np.testing.assert_array_equal(moved['image'], batch['image'])
     np.testing.assert_array_equal(moved['mask'], 1)
     assert np.abs(moved['boxes'][0, 0] - bounding_box(np.asarray(preprocessor.pixels(batch['image'])[0]))).max() < 1
@@ -216,7 +232,7 @@ def test_targets_of_other_kinds_stay_as_they_are():
 
     class Labels:
         move = Task.move
-    results = pipeline.batch(KEYS, {'image': images, **targets}, Labels(), lambda x: x, None)
+    results = jax.jit(lambda batch: pipeline.batch(KEYS, batch, Labels(), lambda x: x, None))({'image': images, **targets})
     assert results['image'].shape == (len(KEYS), 20, 20, 1)
     np.testing.assert_array_equal(results['label'], targets['label'])
 
@@ -234,20 +250,15 @@ def detection(**arguments):
     return tasks.create(parsed, ['a', 'b'], [1, 1], 2)
 
 
-@pytest.mark.parametrize(('arguments', 'remains'), [({}, True), ({'min_visible': 0.35}, False)])
-def test_detection_moves_boxes(arguments, remains):
+@pytest.mark.parametrize(('arguments', 'is_difficult'), [({}, False), ({'min_visible': 0.35}, True)])
+def test_detection_moves_boxes(arguments, is_difficult):
     """Of the box, 30 % are left."""
     box = np.array([4, 20, 14, 30], np.float32)
     results = apply_to_example('center_crop(40, 58)', example(box), detection(**arguments), KEYS[:1])
-    np.testing.assert_array_equal(results['boxes'][0], [[0, 10, 3, 20] if remains else [0] * 4, [0] * 4])
+    np.testing.assert_array_equal(results['boxes'][0], [[0, 10, 3, 20], [0] * 4])
+    np.testing.assert_array_equal(results['difficult'][0], [is_difficult, False])
     with pytest.raises(UserError, match=r'config\.task\.min_visible: expected a number from 0 to 1, got 25'):
         detection(min_visible=25)
-
-
-@pytest.mark.parametrize('text', ['flip_lr|mixup(0.2)', 'fgsm(0.1)|flip_lr'])
-def test_detection_refuses_mixed_images_and_attacks(text):
-    with pytest.raises(UserError, match=r'config\.data\.augment: .* mixes images or attacks the network, which detection'):
-        detection().check_augmentation(augment.parse_pipeline(text))
 
 
 def test_detections_are_mapped_back_to_the_images_before_eval_augment():

@@ -161,6 +161,7 @@ def test_a_detector_computes_what_torchvisions_computes(name):
 
     losses = jax.jit(lambda v: network.apply(v, IMAGES, True, targets=TARGETS), compiler_options=run_once())(variables)
     assert set(losses) == set(terms) == set(network.loss_terms())
+    assert all(np.isfinite(values).all() for values in losses.values())
     for term, key in terms.items():
         np.testing.assert_allclose(losses[term][1], REFERENCE[f'{name}_{key}'], rtol=1e-4, err_msg=term)
 
@@ -201,3 +202,24 @@ def test_positions_within_difficult_objects_are_ignored_unless_they_belong_to_an
                'valid': jnp.array([True, True, False]), 'difficult': jnp.array([False, True, False])}
     index, is_object, is_ignored = FCOS(**FIELDS).assign(points, strides, targets)
     assert (index[1], is_object.tolist(), is_ignored.tolist()) == (0, [False, True, False], [True, False, False])
+
+
+def test_regions_and_anchors_on_difficult_objects_are_neither_objects_nor_background():
+    """The second and the third region are on a difficult object."""
+    network = FasterRCNN(**FIELDS, roi_batch=8, rpn_batch=8)
+    boxes = jnp.array([[0.0, 0, 20, 20], [40, 0, 60, 20], [40, 0, 60, 18], [0, 40, 20, 60]])
+    targets = {'boxes': boxes[None, :2], 'classes': jnp.array([[1, 0]]), 'valid': jnp.array([[True, True]]),
+               'difficult': jnp.array([[False, True]]), 'key': jax.random.split(jax.random.key(0), 1)}
+
+    def rpn_loss(logits, deltas):
+        return sum(values.sum() for values in network.rpn_losses(logits, deltas, boxes, targets, (64, 64, 3)).values())
+
+    def compute():
+        regions = network.sample_regions(boxes[None], jnp.ones((1, 4), bool), targets)
+        return regions, jax.grad(rpn_loss, (0, 1))(jnp.zeros((1, 4)), jnp.ones((1, 4, 4)))
+    regions, (objectness, deltas) = jax.jit(compute, compiler_options=run_once())()
+    labels = {tuple(box): int(label) for box, label in
+              zip(regions.boxes[0][regions.valid[0]].tolist(), regions.labels[0][regions.valid[0]], strict=True)}
+    assert labels == {(0, 0, 20, 20): 1, (0, 40, 20, 60): network.num_classes}
+    np.testing.assert_array_equal(np.sign(objectness[0]), [-1, 0, 0, 1])  # the gradient raises the logit of the object
+    np.testing.assert_array_equal(np.abs(deltas[0]).max(-1) > 0, [True, False, False, False])

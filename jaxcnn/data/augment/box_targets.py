@@ -10,24 +10,29 @@ from jaxcnn.ops import boxes as box_ops
 _TOLERANCE = 1e-4  # of visible fractions, for the rounding of coordinates
 
 
-def move_boxes(targets: Targets, matrix: jax.Array, size: tuple[int, int], train: bool,
-               min_visible: float = MIN_VISIBLE) -> Targets:
+def move_boxes(targets: Targets, matrix: jax.Array, size: tuple[int, int], min_visible: float = MIN_VISIBLE) -> Targets:
     """Return the boxes of an image whose pixels have been moved by an affine map, clipped to the new image.
 
-    A box becomes the smallest box that encloses its image under the map. Training drops boxes of which less than
-    `min_visible` of the area is left in the image. In evaluation they become difficult, as in images that are cropped when
-    they are loaded, so that a detection of what is left of the object is no mistake. Boxes wholly outside the image are
-    dropped in both cases. Proposals are dropped only if nothing is left of them.
+    A box becomes the smallest box that encloses its image under the map. Boxes of which less than `min_visible` of the area
+    is left in the image become difficult, as in images that are cropped when they are loaded: what is left of the object is
+    neither an object to learn nor background, and detecting it is no mistake. Boxes and proposals wholly outside the image
+    are dropped.
+
+    If several maps follow each other, as the ops of a pipeline do, the fraction that is left is that of the area before the
+    first map: the product of the fractions of the maps. It is handed on as the target `visible`.
 
     Dropped boxes are not valid and filled with zeros. The others stay at their positions in the arrays.
 
     Args:
       targets: the targets of one image, as in `data.targets.ObjectBoxes`: `boxes` (M, 4), `classes` (M,), `valid` (M,) and
-        `difficult` (M,), or `proposals` (P, 4) and `proposal_valid` (P,), or all of them. Others are returned unchanged.
+        `difficult` (M,), or `proposals` (P, 4) and `proposal_valid` (P,), or all of them. After an earlier map there is
+        `visible` (M,), too. Others are returned unchanged.
       matrix: (2, 3), maps the position (x, y, 1) of a point of the image to its new x and y.
       size: height and width of the new image.
-      train: whether the image is for training; otherwise, it is for evaluation.
       min_visible: fraction of the area of a box, in [0, 1].
+
+    Returns:
+      The targets, with `visible` (M,) if there are boxes: the fraction of the area of each box that is left, 0 for padding.
     """
     height, width = size
     image_box = jnp.array([0, 0, width, height], jnp.float32)
@@ -37,13 +42,12 @@ def move_boxes(targets: Targets, matrix: jax.Array, size: tuple[int, int], train
 
     moved = dict(targets)
     if 'boxes' in targets:
-        boxes, visible = transform_and_clip(targets['boxes'], targets['valid'])
-        is_clear = visible >= min_visible - _TOLERANCE
-        valid = (visible > 0) & is_clear if train else visible > 0
-        difficult = targets['difficult'] if train else targets['difficult'] | ~is_clear
-        moved |= {'boxes': jnp.where(valid[:, None], boxes, 0), 'classes': jnp.where(valid, targets['classes'], 0),
-                  'valid': valid, 'difficult': valid & difficult}
+        boxes, fraction = transform_and_clip(targets['boxes'], targets['valid'])
+        visible, valid = targets.get('visible', 1) * fraction, fraction > 0
+        difficult = targets['difficult'] | (visible < min_visible - _TOLERANCE)
+        moved |= {'boxes': boxes, 'classes': jnp.where(valid, targets['classes'], 0), 'valid': valid,
+                  'difficult': valid & difficult, 'visible': visible}
     if 'proposals' in targets:
-        moved['proposals'], visible = transform_and_clip(targets['proposals'], targets['proposal_valid'])
-        moved['proposal_valid'] = visible > 0
+        moved['proposals'], fraction = transform_and_clip(targets['proposals'], targets['proposal_valid'])
+        moved['proposal_valid'] = fraction > 0
     return moved

@@ -32,7 +32,7 @@ class TargetMixer(Protocol):
     def mix(self, targets: Targets, others: Targets, share: jax.Array) -> Targets:
         """Return the targets of an image that is mixed with another one; `share` of the result is the first image."""
 
-    def move(self, targets: Targets, matrix: jax.Array, size: tuple[int, int], train: bool) -> Targets:
+    def move(self, targets: Targets, matrix: jax.Array, size: tuple[int, int]) -> Targets:
         """Return the targets of an image after an affine map of its pixels; see `jaxcnn.tasks.Task.move`."""
 
 
@@ -206,7 +206,7 @@ class Pipeline:
 
     def batch(self, keys: jax.Array, examples: Examples, mixer: TargetMixer,
               previous: Callable[[jax.Array], jax.Array], gradient: Gradient | None,
-              passes: tuple[jax.Array, jax.Array] | None = None, train: bool = True) -> Examples:
+              passes: tuple[jax.Array, jax.Array] | None = None) -> Examples:
         """Augment a batch.
 
         Args:
@@ -218,7 +218,6 @@ class Pipeline:
           gradient: the gradient of the network's loss with respect to images; None if there is no network.
           passes: for each image a key that is the same in all epochs, (N,), and the epoch, (N,); None stands for `keys` and
             the first epoch.
-          train: whether the examples are for training; see `jaxcnn.tasks.Task.move`.
 
         Returns:
           The images (N, H', W', C), and the targets, in the form that `mixer.mixable` gives if any op mixes images.
@@ -253,7 +252,7 @@ class Pipeline:
                 continue
             images = result.image
             if targets:
-                move = functools.partial(mixer.move, size=(images.shape[1], images.shape[2]), train=train)
+                move = functools.partial(mixer.move, size=(images.shape[1], images.shape[2]))
                 targets = jax.vmap(move)(targets, result.matrix)
         return {'image': images, **targets}
 
