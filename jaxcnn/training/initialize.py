@@ -250,7 +250,10 @@ def _from_file(init: cfg.InitConfig, network: Network, shapes: Mapping[str, Any]
                image_shape: tuple[int, int, int]) -> _Source:
     part, classifier = network.classifier_part()
     if part:
-        images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+        # The images may be smaller than the classifier takes, because R-CNN enlarges their regions. Their size only changes
+        # the shape of a dense layer, which `_match` checks.
+        (height, width, _), _ = classifier.published_for()
+        images = jax.ShapeDtypeStruct((1, height, width, image_shape[2]), jnp.float32)
         shapes = {'batch_stats': {}, **jax.eval_shape(classifier.init, jax.random.key(0), images)}
     path = pretrained.find_file(init.pretrained) if init.pretrained else os.path.expanduser(init.torch or init.safetensors)
     tensors = weights.read_safetensors(path) if init.safetensors else weights.read_torch(path, init.ema)

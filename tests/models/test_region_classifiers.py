@@ -132,7 +132,8 @@ def test_systems_train_what_the_papers_train_and_detect_proposals(name, fields):
     ('spp_net', {'backbone': 'vgg16', 'hidden': 8}, r'hidden is a field of the backbone: backbone="vgg16\(hidden=8\)"'),
     ('rcnn', {'kernel_init': 'lecun_normal'}, 'kernel_init is a field of the backbone'),
     ('rcnn', {'roi_pool': 'max'}, "unknown field of model rcnn 'roi_pool'; nearest: .*roi_low"),
-    ('rcnn', {'backbone': 'resnet19'}, "backbone: unknown model 'resnet19'")])
+    ('rcnn', {'backbone': 'resnet19'}, "backbone: unknown model 'resnet19'"),
+    ('rcnn', {'backbone': 'vgg16(head="dense_conv")'}, "^backbone: R-CNN needs one row of logits .*'dense'")])
 def test_fields_that_do_not_fit_are_reported(name, fields, message):
     with pytest.raises(UserError, match=message):
         models.create(name, **fields)

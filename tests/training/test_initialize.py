@@ -183,6 +183,25 @@ def test_a_file_with_torchvisions_names_gives_its_parameters_and_their_names(res
     assert {p.name: p.shape for p in initial.unused} == {'extra': (3,), 'fc.weight': (4, 5), 'fc.bias': (5,)}
 
 
+@pytest.mark.parametrize(('name', 'fields', 'size'), [
+    ('fast_rcnn', {}, (96, 130)), ('rcnn', {'region_size': 56}, (5, 40))])  # the classifier takes 8 pixels and more
+def test_a_file_gives_the_backbone_of_a_detector_its_dense_layers_whatever_the_size_of_images(name, fields, size, tmp_path):
+    shapes = {'features.0': (2, 3, 3, 3), 'features.3': (3, 2, 3, 3), 'features.6': (4, 3, 3, 3),
+              'classifier.0': (5, 4 * 7 * 7), 'classifier.3': (5, 5), 'classifier.6': (10, 5)}
+    rng = np.random.default_rng(0)
+    tensors = {f'{layer}.{kind}': rng.normal(size=shape).astype(np.float32) for layer, kernel in shapes.items()
+               for kind, shape in (('weight', kernel), ('bias', kernel[:1]))}
+    path = str(tmp_path / 'vgg.safetensors')
+    save_file(tensors, path)
+    network = models.create(name, backbone='vgg11(stages=((2,), (3,), (4,)), hidden=5)', conv_implementation='xla', **fields)
+    arrays = load(network, (*size, 3), safetensors=path).arrays
+    expected = weights.load_variables(vgg(((2,), (3,), (4,)), 10).clone(hidden=5), tensors, (56, 56, 3))['params']
+    for layer in (*(f'Conv_{i}' for i in range(3)), 'Dense_0', 'Dense_1'):
+        for kind in ('kernel', 'bias'):
+            np.testing.assert_array_equal(arrays.pop(f'params/backbone/{layer}/{kind}'), expected[layer][kind])
+    assert not arrays
+
+
 # ---- mistakes
 
 

@@ -64,7 +64,10 @@ class RCNN(RegionClassifier):
         return (*super().backbone_fields(), 'kernel_init', 'bias_init', 'bias_init_layers')
 
     def check_backbone(self, backbone: Network) -> None:
-        """See `Detector.check_backbone`; any classifier will do."""
+        """See `Detector.check_backbone`; any classifier will do that returns one row of logits for each image."""
+        if getattr(backbone, 'head', '') == 'dense_conv':
+            raise UserError(f"R-CNN needs one row of logits for each region, and head='dense_conv' in {self.backbone!r} "
+                            'gives a map of scores', hint="leave it 'dense', which has the same parameters")
 
     def min_image_size(self) -> int:
         """See `Network.min_image_size`."""
