@@ -179,7 +179,9 @@ def find_images(root: str, folder: str, skipped: collections.Counter[str],
     if identity in parents:
         raise UserError('is a link to a folder above it', field=as_text(folder))
     relative = os.path.relpath(folder, root)
-    for entry in list_entries(folder):
+    entries = collections.deque(list_entries(folder))
+    while entries:
+        entry = entries.popleft()  # entries take more memory than paths, so those of a large folder are released one by one
         if is_hidden(entry):
             continue
         if entry.is_dir():

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from jaxcnn import data
-from jaxcnn.config import DataConfig
+from jaxcnn.config import ColumnsConfig, DataConfig
 from jaxcnn.data.targets import BOXES
 from jaxcnn.errors import UserError
 
@@ -339,6 +339,20 @@ def test_a_file_of_coco_that_cannot_be_used(tmp_path, old, new, message):
     change(root / 'annotations' / 'instances_val2017.json', old, new)
     with pytest.raises(UserError, match=message):
         load(tmp_path, 'coco', root, skip_broken=True)
+
+
+def test_tables_of_boxes_with_any_names_of_columns(tmp_path):
+    file = write_csv(tmp_path / 'set')
+    file.write_text(file.read_text().replace('split;filename;class;', 'fold;Photo;species;'))
+    (tmp_path / 'classes.txt').write_text('bee\nant\n')
+    dataset = load(tmp_path, 'csv', file, class_file=str(tmp_path / 'classes.txt'),
+                   columns=ColumnsConfig(image='Photo', label='species', split='fold'))
+    assert contents(dataset) == SCENE
+    assert dataset.class_names == ['bee', 'ant']
+    (tmp_path / 'classes.txt').write_text('bee\nfly\n')
+    with pytest.raises(UserError, match=r"boxes\.csv: line 3: unknown class 'ant'; known: bee, fly"):
+        load(tmp_path, 'csv', file, class_file=str(tmp_path / 'classes.txt'),
+             columns=ColumnsConfig(image='Photo', label='species', split='fold'))
 
 
 def test_tables_of_boxes_without_names_of_columns(tmp_path):
