@@ -16,6 +16,7 @@ from jaxcnn import models
 from jaxcnn.errors import UserError
 from jaxcnn.interop import matching, names, weights
 from jaxcnn.models.resnet import ResNet
+from jaxcnn.models.vgg import STAGES
 from jaxcnn.run import load_run
 from jaxcnn.training import initialize, train
 from jaxcnn.training.initialize import load_initial_weights
@@ -90,17 +91,20 @@ def test_a_kernel_that_is_taken_gets_no_whitening_filters():
     assert 'Conv_0/kernel' in names_of(load(shallow(), variables=source, config=config, exclude='^Conv_0/').left)
 
 
-def test_a_deep_vgg_starts_from_the_convolutions_and_dense_layers_of_a_shallow_one():
+@pytest.mark.parametrize('depth', [13, 16, 19])
+def test_a_deep_vgg_starts_from_four_convolutions_and_the_dense_layers_of_net_a(depth):
     """As in section 3.1.1 of the paper of VGG, whose network A has one convolution in each of the first two stages."""
-    shallow_source = variables_of(vgg(((2,), (3,), (4, 4), (5, 5))))
-    deep = vgg(((2, 2), (3, 3), (4, 4, 4, 4), (5, 5, 5, 5)))
-    initial = load(deep, variables=shallow_source, include='^(Conv_[0245]|Dense_.)/',
-                   rename=[['^Conv_2/', 'Conv_1/'], ['^Conv_4/', 'Conv_2/'], ['^Conv_5/', 'Conv_3/']])
+    net_a, deep = (vgg(tuple(tuple(width // 32 for width in stage) for stage in STAGES[d])) for d in (11, depth))
+    rng, image_shape = np.random.default_rng(0), (32, 32, 3)
+    shapes = jax.eval_shape(net_a.init, jax.random.key(0), jnp.zeros((1, *image_shape)))
+    source = {'batch_stats': {}, **jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), shapes)}
+    init = cfg.load('imagenet_vgg16').init
+    initial = load(deep, image_shape, variables=source, include=init.include, rename=init.rename)
     assert {p.name: p.source for p in initial.taken if p.name.endswith('kernel')} == {
         'Conv_0/kernel': 'Conv_0/kernel', 'Conv_2/kernel': 'Conv_1/kernel', 'Conv_4/kernel': 'Conv_2/kernel',
         'Conv_5/kernel': 'Conv_3/kernel', **{f'Dense_{i}/kernel': f'Dense_{i}/kernel' for i in range(3)}}
-    np.testing.assert_array_equal(initial.arrays['params/Conv_4/kernel'], shallow_source['params']['Conv_2']['kernel'])
-    assert names_of(initial.unused) == {f'Conv_{i}/{name}' for i in (4, 5) for name in ('kernel', 'bias')}
+    np.testing.assert_array_equal(initial.arrays['params/Conv_4/kernel'], source['params']['Conv_2']['kernel'])
+    assert names_of(initial.unused) == {f'Conv_{i}/{name}' for i in (4, 5, 6, 7) for name in ('kernel', 'bias')}
 
 
 RESNET = {'width': 4, 'stem': 'small', 'zero_init': True, 'conv_implementation': 'xla'}
