@@ -203,6 +203,6 @@ def test_the_rest_of_the_pipeline_runs_on_crops():
     config = DataConfig(image_size='original', augment='random_resized_crop(16)|flip_lr(1.0)')
     crops, rest = augment.split_pipeline(config, train=True)
     assert crops.size == (16, 16)
-    assert len(rest.ops) == 1
+    assert (len(rest.ops), rest.text) == (1, 'flip_lr(1.0)')
     image = np.arange(16 * 16 * 3, dtype=np.float32).reshape(16, 16, 3)
     np.testing.assert_array_equal(rest(jax.random.key(0), image), image[:, ::-1])

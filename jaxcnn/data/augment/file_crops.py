@@ -62,6 +62,7 @@ def split_pipeline(config: DataConfig, train: bool) -> tuple[FileCrops | None, P
         operations.append(op.crop)
     shorter = config.shorter_side
     remaining = ops[len(operations):]
+    remaining_text = '|'.join(text.split('|')[len(operations):])
     if shorter:
         operations.insert(0, lambda rng, crop: crop.resize_shorter(shorter))
     sizes = {_apply(tuple(operations), np.random.default_rng(0), *size).size for size in _PROBED_SIZES}
@@ -72,4 +73,4 @@ def split_pipeline(config: DataConfig, train: bool) -> tuple[FileCrops | None, P
         raise UserError(f'must begin with operations that bring images to one size, because config.data.image_size='
                         f'{config.image_size!r} keeps their proportions; got {text!r}', field=f'config.data.{name}',
                         hint=f'these do: {", ".join(croppers)}')
-    return FileCrops(tuple(operations), sizes.pop()), Pipeline(text, remaining) if remaining else None
+    return FileCrops(tuple(operations), sizes.pop()), Pipeline(remaining_text, remaining) if remaining else None
