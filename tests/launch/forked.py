@@ -15,12 +15,14 @@ ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)
 
 def skip_figures() -> None:
     """Keep runs from drawing figures, which takes seconds."""
-    from jaxcnn.analysis import figures, mistakes
+    from jaxcnn.analysis import box_figures, detection_figures, figures, mistakes
     from jaxcnn.training.setup import Setup
     Setup.draw_first_batch = lambda *_: None
     for name in ('curves', 'confusion_matrix'):
         setattr(figures, name, lambda *_, **__: None)
-    mistakes.draw_sheet = lambda *_, **__: None
+    for name in ('precision_recall', 'error_kinds'):
+        setattr(detection_figures, name, lambda *_, **__: None)
+    mistakes.draw_sheet = box_figures.draw_detections = lambda *_, **__: None
 
 
 def main(argv: list[str], environment: dict[str, str], file_limit: int, outputs: list[str],

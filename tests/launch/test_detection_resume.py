@@ -22,15 +22,20 @@ from jaxcnn.config import make
 
 def get_config():
     return make(task='detection', loss='detection', duration=dict(steps=40), batch_size=4,
-                model=dict(name='fast_rcnn', backbone='resnet18(width=4, blocks=(1, 1, 1, 1))', roi_batch=8, roi_low=0.0,
-                           max_detections=4),
-                data=dict(name='csv', dir='{folder}', val_fraction=0.25, max_boxes=2,
-                          proposals='sliding_windows((16, 32), stride=1.0, max_proposals=20)',
+                model=dict(backbone='vgg11(stages=((4,), (4,), (4,), (4,)), hidden=8)', roi_batch=8, roi_low=0.0,
+                           max_detections=4, {model}),
+                data=dict(name='csv', dir='{folder}', val_fraction=0.25, max_boxes=2, {data}
                           augment='flip_lr|large_scale_jitter((0.8, 1.25))'),
                 optim=dict(optimizer=dict(name='sgd', momentum=0.9), learning_rate=0.01, ema_decay=0.9),
                 eval=dict(every=dict(steps=10), batch_size=4), checkpoint=dict(every=dict(steps=4)),
                 log_every=dict(steps=1), parallel=dict(devices=1))
 '''
+# the fields of the network and of the data that differ
+DETECTORS = {
+    'fast_rcnn': dict(model="name='fast_rcnn'",
+                      data="proposals='sliding_windows((16, 32), stride=1.0, max_proposals=20)',"),
+    'faster_rcnn': dict(model="name='faster_rcnn', fpn=False, anchor_sizes=(16, 32), rpn_features=8, rpn_batch=16, "
+                              "pre_nms=(32, 16), post_nms=(16, 8)", data='')}
 
 
 def write_images(folder):
@@ -50,13 +55,13 @@ def write_images(folder):
     (folder / 'boxes.csv').write_text('\n'.join(rows))
 
 
-@pytest.fixture(scope='module')
-def finished_run(tmp_path_factory, fork):
+@pytest.fixture(scope='module', params=['fast_rcnn', pytest.param('faster_rcnn', marks=pytest.mark.slow)])
+def finished_run(request, tmp_path_factory, fork):
     """The folder of the finished run `whole`, and a function that starts or resumes a run by its name."""
     folder = tmp_path_factory.mktemp('detection')
     write_images(folder)
     config = folder / 'config.py'
-    config.write_text(CONFIG.format(folder=folder / 'boxes.csv'))
+    config.write_text(CONFIG.format(folder=folder / 'boxes.csv', **DETECTORS[request.param]))
     start = functools.partial(test_resume.start, fork, False, config)
     assert exit_code(start('whole')) == 0, (folder / 'whole.log').read_text()
     return folder, start
@@ -79,6 +84,7 @@ def test_a_detection_run_that_is_killed_and_resumed_has_the_same_bits(finished_r
     assert summaries[0]['test_map50'] == summaries[1]['test_map50']
 
 
+@pytest.mark.parametrize('finished_run', ['fast_rcnn'], indirect=True, scope='module')
 def test_a_detection_run_is_evaluated_and_predicts_with_proposals_of_new_images(finished_run, command):
     folder, _ = finished_run
     summary = workdir.read_json(os.path.join(folder / 'whole', 'summary.json'))
