@@ -265,7 +265,7 @@ def test_two_processes_resume_bit_identically(two_processes, tmp_path):
     assert states[0] == states[1]
 
 
-@pytest.mark.parametrize('failing', [0, 1])
+@pytest.mark.parametrize('failing', [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_a_process_stops_when_the_other_one_fails(config, tmp_path, failing):
     """The processes are started without the launcher, which would stop the other one.
 

@@ -69,7 +69,7 @@ PLAIN = {'data': {'augment': ''}}  # less to compile
         # the same batches are computed with the placement on the host, and more is compared with the options
         ('sharded', {}, 'plain', True), ('sharded', OPTIONS, 'options', False), ('sharded', HOST, 'host', False),
         ('sharded', MIXED, 'mixed and attacked', False), ('sharded', ATTACKED, 'attacked twice', True),
-        ('pmap', {}, 'plain', True), ('pmap', OPTIONS, 'options', False), ('pmap', HOST, 'host', False),
+        ('pmap', {}, 'plain', True), ('pmap', OPTIONS, 'options', False), ('pmap', HOST, 'host', True),
         ('pmap', SIZES, 'sizes', True),
         ('pmap', ATTACKED, 'attacked twice', True))])
 def test_eight_devices_train_as_one_does(small, tmp_path, reference, backend, fields):
