@@ -15,7 +15,7 @@ from jaxcnn.ops.boxes import coordinates, iou_of_coordinates
 POSITIVE, NEGATIVE, IGNORED = 1, 0, -1
 
 
-class Matches(NamedTuple):
+class Assignment(NamedTuple):
     """What each anchor is assigned to.
 
     Attributes:
@@ -30,7 +30,7 @@ class Matches(NamedTuple):
 
 
 def match(anchors: jax.Array, boxes: jax.Array, valid: jax.Array, high: float, low: float, allow_low_quality: bool = False,
-          ignored_boxes: jax.Array | None = None, usable: jax.Array | None = None) -> Matches:
+          ignored_boxes: jax.Array | None = None, usable: jax.Array | None = None) -> Assignment:
     """Assign each anchor to the box with which it overlaps most (Ren et al. 2015, Faster R-CNN).
 
     An anchor is positive if this IoU is at least `high`, negative if it is below `low`, and otherwise ignored. In an image
@@ -81,7 +81,7 @@ def match(anchors: jax.Array, boxes: jax.Array, valid: jax.Array, high: float, l
         labels = jnp.where((labels == NEGATIVE) & (largest_ignored >= low), IGNORED, labels)
     if allow_low_quality:
         labels = jnp.where(is_best, POSITIVE, labels)
-    return Matches(indices, jnp.where(is_usable, labels, IGNORED).astype(jnp.int32), largest)
+    return Assignment(indices, jnp.where(is_usable, labels, IGNORED).astype(jnp.int32), largest)
 
 
 class Sampled(NamedTuple):

@@ -13,7 +13,7 @@ MAX_PART = 1 << 21  # values of the result for the regions that are processed at
 Tree = Any  # an array, or a pytree of arrays of one shape
 
 
-def over_images(pool: Callable[[jax.Array, jax.Array], jax.Array], features: jax.Array, regions: jax.Array) -> jax.Array:
+def over_images(function: Callable[[jax.Array, jax.Array], jax.Array], features: jax.Array, regions: jax.Array) -> jax.Array:
     """Apply a function of (H, W, C) and (R, ...) to each image of (..., H, W, C) and (..., R, ...).
 
     A loop over images, which a CPU gets, is not divided over the devices of a sharded batch; other devices vectorise it.
@@ -22,13 +22,13 @@ def over_images(pool: Callable[[jax.Array, jax.Array], jax.Array], features: jax
     if lead != regions.shape[:len(lead)]:
         raise UserError(f'the features {features.shape} and the regions {regions.shape} have different leading axes')
     if not lead:
-        return pool(features, regions)
+        return function(features, regions)
     images, regions = features.reshape(-1, *features.shape[-3:]), regions.reshape(-1, *regions.shape[len(lead):])
     if jax.default_backend() == 'cpu':
-        pooled = lax.map(lambda image: pool(*image), (images, regions))
+        results = lax.map(lambda image: function(*image), (images, regions))
     else:
-        pooled = jax.vmap(pool)(images, regions)
-    return pooled.reshape(*lead, *pooled.shape[1:])
+        results = jax.vmap(function)(images, regions)
+    return results.reshape(*lead, *results.shape[1:])
 
 
 def in_parts(arrays: Tree, part: int) -> Tree:
@@ -40,10 +40,10 @@ def in_parts(arrays: Tree, part: int) -> Tree:
         parts, part, *x.shape[1:]), arrays)
 
 
-def over_parts(pool: Callable[[Tree], jax.Array], regions: Tree, part: int) -> jax.Array:
+def over_parts(function: Callable[[Tree], jax.Array], regions: Tree, part: int) -> jax.Array:
     """Apply a function to `part` regions (R, ...) at a time, and compute it again for its gradient."""
     count = len(jax.tree.leaves(regions)[0])
     if count <= max(1, part):
-        return pool(regions)
-    pooled = lax.map(jax.checkpoint(pool), in_parts(regions, part))
-    return pooled.reshape(-1, *pooled.shape[2:])[:count]
+        return function(regions)
+    results = lax.map(jax.checkpoint(function), in_parts(regions, part))
+    return results.reshape(-1, *results.shape[2:])[:count]

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxcnn.errors import UserError, unknown
 from jaxcnn.models.detection.base import Detector, Losses, check_numbers, shared_fields
 from jaxcnn.models.detection.fpn import FPN
-from jaxcnn.models.detection.region_classifier import HEAD_STD, Level, RegionClassifier, Regions
+from jaxcnn.models.detection.region_classifier import HEAD_STD, Level, RegionClassifier, RoIs
 from jaxcnn.models.network import Maps, Network
 from jaxcnn.ops import boxes as box_ops
 from jaxcnn.ops.roi import multilevel_roi_align, multilevel_roi_max_pool, roi_align, roi_max_pool
@@ -88,11 +88,11 @@ class FastRCNN(RegionClassifier):
         return (*super().loss_terms(), 'boxes')
 
     @nn.nowrap
-    def classify_regions(self, x: jax.Array, train: bool, maps: Maps, select: Callable[[Sequence[Level]], Regions],
-                         ) -> tuple[Regions, jax.Array, jax.Array | None]:
+    def classify_regions(self, x: jax.Array, train: bool, maps: Maps, select: Callable[[Sequence[Level]], RoIs],
+                         ) -> tuple[RoIs, jax.Array, jax.Array | None]:
         """See `RegionClassifier.classify_regions`."""
         backbone = self.backbone_network().clone(parent=self, name='backbone')
-        selected: list[Regions] = []
+        selected: list[RoIs] = []
 
         def pool(backbone_maps: Maps) -> jax.Array:
             maps.update(backbone_maps)
@@ -144,7 +144,7 @@ class FastRCNN(RegionClassifier):
         return roi_max_pool(features, boxes, size, 1 / stride)
 
     @nn.nowrap
-    def region_losses(self, regions: Regions, logits: jax.Array, deltas: jax.Array | None) -> Losses:
+    def region_losses(self, regions: RoIs, logits: jax.Array, deltas: jax.Array | None) -> Losses:
         """See `RegionClassifier.region_losses`."""
         assert regions.labels is not None
         assert regions.matched is not None

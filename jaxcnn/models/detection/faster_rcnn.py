@@ -11,7 +11,7 @@ import optax
 from jaxcnn.errors import UserError, unknown
 from jaxcnn.models.detection.base import Detections, Losses, Targets, check_numbers, shared_fields
 from jaxcnn.models.detection.fast_rcnn import FastRCNN, smooth_l1
-from jaxcnn.models.detection.region_classifier import Level, Regions
+from jaxcnn.models.detection.region_classifier import Level, RoIs
 from jaxcnn.models.detection.rpn import RPNHead
 from jaxcnn.models.network import Maps, Network
 from jaxcnn.ops import boxes as box_ops
@@ -119,7 +119,7 @@ class FasterRCNN(FastRCNN):
         """See `Detector.losses`."""
         rpn_losses: Losses = {}
 
-        def select(levels: Sequence[Level]) -> Regions:
+        def select(levels: Sequence[Level]) -> RoIs:
             logits, deltas, anchors = self.predict_anchors(levels)
             rpn_losses.update(self.rpn_losses(jnp.concatenate(logits, 1), jnp.concatenate(deltas, 1),
                                               jnp.concatenate(anchors), targets, x.shape[1:]))
@@ -133,7 +133,7 @@ class FasterRCNN(FastRCNN):
 
         They are in the collection `intermediates` as `proposals` (N, P, 4) and `proposal_valid` (N, P), best first.
         """
-        def select(levels: Sequence[Level]) -> Regions:
+        def select(levels: Sequence[Level]) -> RoIs:
             regions = self.propose(*self.predict_anchors(levels), x.shape[1:], train=False)
             self.sow('intermediates', 'proposals', regions.boxes)
             self.sow('intermediates', 'proposal_valid', regions.valid)
@@ -182,7 +182,7 @@ class FasterRCNN(FastRCNN):
 
     @nn.nowrap
     def propose(self, logits: Sequence[jax.Array], deltas: Sequence[jax.Array], anchors: Sequence[jax.Array],
-                shape: tuple[int, ...], train: bool) -> Regions:
+                shape: tuple[int, ...], train: bool) -> RoIs:
         """Return the proposals of images of a shape (H, W, ...); for the arguments see `predict_anchors`.
 
         Non-maximum suppression is applied to each level by itself.
@@ -198,10 +198,10 @@ class FasterRCNN(FastRCNN):
             labels.append(jnp.full(count, level, jnp.int32))
         level_labels = jnp.concatenate(labels)
 
-        def select(boxes: jax.Array, scores: jax.Array) -> Regions:
+        def select(boxes: jax.Array, scores: jax.Array) -> RoIs:
             sides = boxes[:, 2:] - boxes[:, :2]
             selection = nms_per_class(boxes, scores, level_labels, self.rpn_nms, post_nms, (sides >= self.min_side).all(1))
-            return Regions(jnp.where(selection.mask[:, None], boxes[selection.indices], 0), selection.mask)
+            return RoIs(jnp.where(selection.mask[:, None], boxes[selection.indices], 0), selection.mask)
         return jax.vmap(select)(jnp.concatenate(boxes, 1), jnp.concatenate(scores, 1))
 
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxcnn.errors import UserError, unknown
-from jaxcnn.models.detection.region_classifier import Level, RegionClassifier, Regions
+from jaxcnn.models.detection.region_classifier import Level, RegionClassifier, RoIs
 from jaxcnn.models.network import Maps, Network
 from jaxcnn.ops.boxes import as_float
 from jaxcnn.ops.region_parts import over_images, over_parts
@@ -82,8 +82,8 @@ class RCNN(RegionClassifier):
         return self.backbone_network().clone(num_classes=self.num_classes + 1)
 
     @nn.nowrap
-    def classify_regions(self, x: jax.Array, train: bool, maps: Maps, select: Callable[[Sequence[Level]], Regions],
-                         ) -> tuple[Regions, jax.Array, jax.Array | None]:
+    def classify_regions(self, x: jax.Array, train: bool, maps: Maps, select: Callable[[Sequence[Level]], RoIs],
+                         ) -> tuple[RoIs, jax.Array, jax.Array | None]:
         """See `RegionClassifier.classify_regions`."""
         classifier = self._classifier().clone(parent=self, name='backbone')
         regions = select(())

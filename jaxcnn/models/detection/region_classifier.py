@@ -24,8 +24,8 @@ class Level(NamedTuple):
     stride: int
 
 
-class Regions(NamedTuple):
-    """Boxes whose classes are predicted, in N images.
+class RoIs(NamedTuple):
+    """Regions of interest: the boxes whose classes are predicted, in N images.
 
     Attributes:
       boxes: (N, R, 4).
@@ -83,24 +83,24 @@ class RegionClassifier(Detector):
 
     def losses(self, x: jax.Array, targets: Targets, maps: Maps) -> Losses:
         """See `Detector.losses`; `targets` also has `proposals` and `proposal_valid`."""
-        def select(levels: Sequence[Level]) -> Regions:
+        def select(levels: Sequence[Level]) -> RoIs:
             return self.sample_regions(targets['proposals'], targets['proposal_valid'], targets)
         regions, logits, deltas = self.classify_regions(x, True, maps, select)
         return self.region_losses(regions, logits, deltas)
 
     def detections(self, x: jax.Array, proposals: Targets, train: bool, maps: Maps) -> Detections:
         """See `Detector.detections`. Without proposals, the image is the only one."""
-        def select(levels: Sequence[Level]) -> Regions:
+        def select(levels: Sequence[Level]) -> RoIs:
             if proposals:
-                return Regions(proposals['proposals'], proposals['proposal_valid'])
+                return RoIs(proposals['proposals'], proposals['proposal_valid'])
             height, width = x.shape[1:3]
             image = jnp.array([0, 0, width, height], jnp.float32)
-            return Regions(jnp.broadcast_to(image, (len(x), 1, 4)), jnp.ones((len(x), 1), bool))
+            return RoIs(jnp.broadcast_to(image, (len(x), 1, 4)), jnp.ones((len(x), 1), bool))
         return self.region_detections(*self.classify_regions(x, train, maps, select), x.shape[1:])
 
     @abc.abstractmethod
-    def classify_regions(self, x: jax.Array, train: bool, maps: Maps, select: Callable[[Sequence[Level]], Regions],
-                         ) -> tuple[Regions, jax.Array, jax.Array | None]:
+    def classify_regions(self, x: jax.Array, train: bool, maps: Maps, select: Callable[[Sequence[Level]], RoIs],
+                         ) -> tuple[RoIs, jax.Array, jax.Array | None]:
         """Return regions, the logits of their classes (N, R, classes + 1), and regression targets (N, R, classes, 4).
 
         The regression targets are None for a network that does not refine boxes.
@@ -113,7 +113,7 @@ class RegionClassifier(Detector):
         """
 
     @nn.nowrap
-    def sample_regions(self, proposals: jax.Array, valid: jax.Array, targets: Targets) -> Regions:
+    def sample_regions(self, proposals: jax.Array, valid: jax.Array, targets: Targets) -> RoIs:
         """Return the regions of a training step: a random sample of proposals and boxes of objects.
 
         Args:
@@ -121,7 +121,7 @@ class RegionClassifier(Detector):
           valid: (N, P), which proposals exist.
           targets: see `Detector.losses`.
         """
-        def of_image(proposals: jax.Array, valid: jax.Array, targets: Targets) -> Regions:
+        def of_image(proposals: jax.Array, valid: jax.Array, targets: Targets) -> RoIs:
             objects = targets['valid'] & ~targets['difficult']
             proposals = jnp.concatenate([proposals, targets['boxes']])
             usable = jnp.concatenate([valid, objects])
@@ -132,18 +132,18 @@ class RegionClassifier(Detector):
             drawn = sample(key, usable & (matches.labels == 1), negative, self.roi_batch, self.roi_positive)
             objects_of = matches.indices[drawn.indices]
             labels = jnp.where(drawn.is_positive, targets['classes'][objects_of], self.num_classes)
-            return Regions(proposals[drawn.indices], drawn.valid, labels, targets['boxes'][objects_of])
+            return RoIs(proposals[drawn.indices], drawn.valid, labels, targets['boxes'][objects_of])
         return jax.vmap(of_image)(proposals, valid, dict(targets))
 
     @nn.nowrap
-    def region_losses(self, regions: Regions, logits: jax.Array, deltas: jax.Array | None) -> Losses:
+    def region_losses(self, regions: RoIs, logits: jax.Array, deltas: jax.Array | None) -> Losses:
         """Return the terms of the loss; for the arguments see `classify_regions`."""
         assert regions.labels is not None
         entropies = optax.softmax_cross_entropy_with_integer_labels(logits, regions.labels)
         return {'classes': jnp.where(regions.valid, entropies, 0).sum(1) / jnp.maximum(regions.valid.sum(1), 1)}
 
     @nn.nowrap
-    def region_detections(self, regions: Regions, logits: jax.Array, deltas: jax.Array | None,
+    def region_detections(self, regions: RoIs, logits: jax.Array, deltas: jax.Array | None,
                           shape: tuple[int, ...]) -> Detections:
         """Return the detections among regions; for the arguments see `classify_regions`."""
         shape_of_all = (*regions.boxes.shape[:2], self.num_classes)

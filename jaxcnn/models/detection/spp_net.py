@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxcnn.errors import UserError
-from jaxcnn.models.detection.region_classifier import HEAD_STD, Level, RegionClassifier, Regions
+from jaxcnn.models.detection.region_classifier import HEAD_STD, Level, RegionClassifier, RoIs
 from jaxcnn.models.layers import positive_ints
 from jaxcnn.models.network import Maps, Network
 from jaxcnn.models.plain import Plain
@@ -78,8 +78,8 @@ class SPPNet(RegionClassifier):
         return super().backbone_network().clone(bn_frozen=True)
 
     @nn.nowrap
-    def classify_regions(self, x: jax.Array, train: bool, maps: Maps, select: Callable[[Sequence[Level]], Regions],
-                         ) -> tuple[Regions, jax.Array, jax.Array | None]:
+    def classify_regions(self, x: jax.Array, train: bool, maps: Maps, select: Callable[[Sequence[Level]], RoIs],
+                         ) -> tuple[RoIs, jax.Array, jax.Array | None]:
         """See `RegionClassifier.classify_regions`."""
         backbone = self.backbone_network().clone(parent=self, name='backbone')
         name = backbone.region_input()[0]
