@@ -6,7 +6,6 @@ network, such as `Conv_0/kernel` and `BatchNorm_0/mean`.
 
 import collections
 import dataclasses
-import hashlib
 import logging
 import os
 import re
@@ -19,17 +18,14 @@ import numpy as np
 
 from jaxcnn import config as cfg
 from jaxcnn.errors import UserError, name_field, unknown
-from jaxcnn.interop import pretrained, weights
 from jaxcnn.models import Network
-from jaxcnn.optim import path_mask, path_name
-from jaxcnn.run import load_run
-from jaxcnn.training import state
+from jaxcnn.optim import path_mask
+from jaxcnn.training.weight_sources import Source, init_source, leaves_by_path, parameter_name, read_source
 from jaxcnn.training.workdir import read_config, write_json
 
 log = logging.getLogger('jaxcnn')
 
 FILE_NAME = 'init.json'  # in the workdir
-_COLLECTIONS = ('params', 'batch_stats')
 _LOGGED = 6  # parameters that a line of the log names
 
 
@@ -136,147 +132,16 @@ def write_table(weights: InitialWeights, workdir: str) -> None:
     write_json(os.path.join(workdir, FILE_NAME), weights.to_dict())
 
 
-# ---- sources
-
-
-@dataclasses.dataclass
-class _Source:
-    """Arrays in the layout of a network.
-
-    Attributes:
-      title: description of the source, for messages.
-      checksum: see `InitialWeights`.
-      arrays: the arrays by path, such as `params/Conv_0/kernel`.
-      origins: the name in the source of each array.
-      unused: shapes of arrays that belong to no layer of the network, by name.
-      optional: paths that the source may lack; None if it may lack any.
-      expected: names that variables would have in the source, by path.
-      names: names of all arrays of a file, from which an error tells the network that it is of.
-    """
-
-    title: str
-    checksum: str
-    arrays: dict[str, np.ndarray]
-    origins: dict[str, str]
-    unused: dict[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
-    optional: frozenset[str] | None = None
-    expected: dict[str, str] = dataclasses.field(default_factory=dict)
-    names: tuple[str, ...] = ()
-
-    def describe(self) -> str:
-        """Return advice for a source that does not fit the network."""
-        return weights.describe_file(self.names) or 'it may be of another network'
-
-
-    def in_part(self, part: str, targets: Iterable[str]) -> '_Source':
-        """Return the arrays as those of a part of a network.
-
-        Args:
-          part: name of the part, such as `backbone`.
-          targets: paths of the network's variables; the source may lack those of other parts.
-        """
-        def moved(path: str) -> str:
-            collection, _, name = path.partition('/')
-            return f'{collection}/{part}/{name}'
-        others = {path for path in targets if not _name(path).startswith(f'{part}/')}
-        return dataclasses.replace(
-            self, arrays={moved(path): array for path, array in self.arrays.items()},
-            origins={moved(path): name for path, name in self.origins.items()},
-            optional=None if self.optional is None else frozenset(others | {moved(path) for path in self.optional}),
-            expected={moved(path): name for path, name in self.expected.items()})
-
-
-def _flatten(tree: Any) -> dict[str, Any]:
-    return {path_name(path): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
-
-
-def _name(path: str) -> str:
-    """Return a parameter's name, as configs write it, from its path, which begins with the collection."""
-    return path.partition('/')[2]
-
-
-def checksum(variables: Any) -> str:
-    """Return the SHA-256 checksum of the names, shapes, types and values of the variables of a network.
-
-    Raises:
-      UserError: they are no variables, but for example parameters alone.
-    """
-    if not isinstance(variables, Mapping) or 'params' not in variables:
-        raise UserError("expected variables of a network, a dict with 'params' and, with BatchNorm, 'batch_stats'; got "
-                        f'{f"the keys {list(variables)}" if isinstance(variables, Mapping) else type(variables).__name__}')
-    digest = hashlib.sha256()
-    for path, leaf in sorted(_flatten({name: variables.get(name, {}) for name in _COLLECTIONS}).items()):
-        array = np.ascontiguousarray(leaf)
-        digest.update(f'{path}{array.dtype}{array.shape}'.encode())
-        digest.update(array.reshape(-1).view(np.uint8).data)
-    return digest.hexdigest()
-
-
-def _file_checksum(path: str) -> str:
-    try:
-        with open(path, 'rb') as file:
-            return hashlib.file_digest(file, 'sha256').hexdigest()
-    except OSError as e:
-        raise UserError(e.strerror or str(e), field=path) from e
-
-
-def _from_variables(variables: Any, title: str) -> _Source:
-    digest = checksum(variables)
-    variables = {name: variables[name] for name in _COLLECTIONS if name in variables}
-    arrays = {path: np.asarray(leaf) for path, leaf in _flatten(variables).items()}
-    return _Source(title, digest, arrays, {path: _name(path) for path in arrays})
-
-
-def _from_run(config: cfg.Config, init: cfg.InitConfig, class_names: Sequence[str]) -> _Source:
-    with name_field('config.init.run'):
-        run = load_run(os.path.expanduser(init.run))
-    with name_field('config.init.checkpoint'):
-        step = run.find_step(init.checkpoint)
-        variables_by_ema = state.variables(run.load_weights(step))
-    ema = run.experiment.best.ema if init.ema is None else init.ema
-    if ema not in variables_by_ema:
-        raise UserError(f'the run in {init.run!r} has no moving averages', field='config.init.ema')
-    if run.config.model.name == config.model.name:
-        for change in cfg.differences(run.config.model, config.model, field='config.model'):
-            log.warning('the network of the run in %s has another field: %s', init.run, change)
-    names = list(run.info['class_names'])
-    if len(names) == len(class_names) and names != list(class_names):
-        log.warning('the run in %s has as many, but other classes: its head is taken, too, unless config.init.exclude '
-                    'matches it', init.run)
-    return _from_variables(variables_by_ema[ema], f'{init.run}, checkpoint {step}{", moving averages" if ema else ""}')
-
-
-def _from_file(init: cfg.InitConfig, network: Network, shapes: Mapping[str, Any],
-               image_shape: tuple[int, int, int]) -> _Source:
-    part, classifier = network.classifier_part()
-    if part:
-        # The images may be smaller than the classifier takes, because R-CNN enlarges their regions. Their size only changes
-        # the shape of a dense layer, which `_match` checks.
-        (height, width, _), _ = classifier.published_for()
-        images = jax.ShapeDtypeStruct((1, height, width, image_shape[2]), jnp.float32)
-        shapes = {'batch_stats': {}, **jax.eval_shape(classifier.init, jax.random.key(0), images)}
-    path = pretrained.find_file(init.pretrained) if init.pretrained else os.path.expanduser(init.torch or init.safetensors)
-    tensors = weights.read_safetensors(path) if init.safetensors else weights.read_torch(path, init.ema)
-    named = weights.arrange(classifier, tensors, shapes)
-    if named.surplus and not init.include:
-        error = weights.surplus_error(named, tensors)
-        error.add_hint("config.init.include='.' takes what fits")
-        raise error
-    title = f'the pretrained weights {os.path.basename(path)}' if init.pretrained else path
-    return _Source(title, _file_checksum(path), named.arrays, named.origins, named.unused, named.optional, named.expected,
-                   tuple(tensors))
+# ---- matching
 
 
 def _head_paths(network: Network, image_shape: tuple[int, int, int]) -> set[str]:
     """Return the paths of the variables whose shape depends on the number of classes."""
     images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     shapes, other_shapes = (
-        _flatten(jax.eval_shape(network.clone(num_classes=network.num_classes + extra).init, jax.random.key(0), images))
-        for extra in (0, 1))
+        leaves_by_path(jax.eval_shape(network.clone(num_classes=count).init, jax.random.key(0), images))
+        for count in (network.num_classes, network.num_classes + 1))
     return {path for path, leaf in shapes.items() if leaf.shape != other_shapes[path].shape}
-
-
-# ---- matching
 
 
 def load_initial_weights(config: cfg.Config, network: Network, shapes: Mapping[str, Any], image_shape: tuple[int, int, int],
@@ -298,28 +163,14 @@ def load_initial_weights(config: cfg.Config, network: Network, shapes: Mapping[s
     """
     init = config.init
     assert init is not None
-    field = next(name for name in cfg.INIT_SOURCES if getattr(init, name))
+    field = init_source(init)
     with name_field(f'config.init.{field}'):
-        if init.pretrained and 'standardize(' not in config.data.normalize:
-            log.warning('config.data.normalize is %r, but the pretrained weights %s were trained with %r',
-                        config.data.normalize, init.pretrained, pretrained.find(init.pretrained).normalize)
-        if init.run:
-            source = _from_run(config, init, class_names)
-        elif not init.variables:
-            source = _from_file(init, network, shapes, image_shape)
-        elif variables is None:
-            raise UserError('the run started from variables of Python',
-                            hint='pass them again: train(..., initial_variables=...)')
-        else:
-            source = _from_variables(variables, 'variables passed from Python')
-    part, _ = network.classifier_part()
-    if part and not any(_name(path).startswith(f'{part}/') for path in source.arrays):
-        source = source.in_part(part, _flatten(shapes))
+        source = read_source(config, network, shapes, image_shape, class_names, variables)
     if init.checksum and init.checksum != source.checksum:
         raise UserError(f'{source.title} has the checksum {source.checksum}, expected {init.checksum}',
                         field='config.init.checksum', hint='the weights have changed since')
     with name_field(f'config.init.{field}'):
-        initial = _match(init, source, _flatten(shapes), _head_paths(network, image_shape))
+        initial = _match(init, source, leaves_by_path(shapes), _head_paths(network, image_shape))
     if config.whiten:
         _check_whitening(config.whiten, initial, shapes['params'])
     return initial
@@ -327,7 +178,7 @@ def load_initial_weights(config: cfg.Config, network: Network, shapes: Mapping[s
 
 def _check_whitening(whiten: cfg.WhitenConfig, initial: InitialWeights, params: Any) -> None:
     """Raise a UserError if whitening filters would replace a kernel that is taken."""
-    is_whitened = _flatten(path_mask(whiten.match, 'config.whiten.match')(params))
+    is_whitened = leaves_by_path(path_mask(whiten.match, 'config.whiten.match')(params))
     for parameter in initial.taken:
         if is_whitened.get(parameter.name):
             layer = re.escape(parameter.name.rpartition('/')[0])
@@ -335,9 +186,9 @@ def _check_whitening(whiten: cfg.WhitenConfig, initial: InitialWeights, params: 
                             field='config.whiten', hint=f"config.init.exclude='^{layer}/' leaves it to config.whiten")
 
 
-def _match(init: cfg.InitConfig, source: _Source, targets: Mapping[str, Any], head: set[str]) -> InitialWeights:
+def _match(init: cfg.InitConfig, source: Source, targets: Mapping[str, Any], head: set[str]) -> InitialWeights:
     """Return the weights of a source for the network whose variables are `targets`, by path."""
-    names = {path: _name(path) for path in targets}
+    names = {path: parameter_name(path) for path in targets}
     included = _matches(init.include, names, 'include', everything=True)
     excluded = _matches(init.exclude, names, 'exclude', everything=False)
     renamed = _rename(init, names)
@@ -350,7 +201,7 @@ def _match(init: cfg.InitConfig, source: _Source, targets: Mapping[str, Any], he
             left.append(Parameter(names[path], shape, reason='excluded' if path in excluded else 'not included'))
         elif array is None:
             if path in renamed:
-                raise unknown('parameter of the source', _name(source_path), map(_name, source.arrays),
+                raise unknown('parameter of the source', parameter_name(source_path), map(parameter_name, source.arrays),
                               'config.init.rename')
             if source.optional is not None and path not in source.optional and path not in head:
                 missing.append(path)
@@ -381,11 +232,11 @@ def _match(init: cfg.InitConfig, source: _Source, targets: Mapping[str, Any], he
     return InitialWeights(source.title, source.checksum, arrays, tuple(taken), tuple(left), tuple(unused))
 
 
-def _shape_error(source: _Source, targets: Mapping[str, Any], paths: Sequence[str],
+def _shape_error(source: Source, targets: Mapping[str, Any], paths: Sequence[str],
                  renamed: Mapping[str, str]) -> UserError:
     """Return the error for variables that have another shape in the source; it names a kernel if there is one."""
     path = next((path for path in paths if path.endswith('/kernel')), paths[0])
-    source_path, name = renamed.get(path, path), _name(path)
+    source_path, name = renamed.get(path, path), parameter_name(path)
     origin, layer = source.origins[source_path], name.rpartition('/')[0]
     origin = '' if origin == name else f' ({origin})'
     more = f', and {len(paths) - 1} more differ' if len(paths) > 1 else ''

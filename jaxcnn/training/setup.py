@@ -15,7 +15,7 @@ from jaxcnn import data, experiment, tasks
 from jaxcnn.data import feed, normalize
 from jaxcnn.errors import UserError, name_field
 from jaxcnn.timeline import Phase
-from jaxcnn.training import initialize, parallel, whiten
+from jaxcnn.training import initialize, parallel, weight_sources, whiten
 from jaxcnn.training.evaluate import Evaluator
 from jaxcnn.training.state import TrainState, init_state, variables
 from jaxcnn.training.step import Batch, TrainStep, image_gradient, image_keys, many_steps, step_keys
@@ -196,7 +196,7 @@ class Setup:
         if self._initial_variables is None or config.init is None:
             return
         with name_field('config.init.variables'):
-            checksum = initialize.checksum(self._initial_variables)
+            checksum = weight_sources.checksum(self._initial_variables)
             if checksum != config.init.checksum:
                 raise UserError(f'the run in {self.folder!r} started from variables with the checksum '
                                 f'{config.init.checksum}, got ones with {checksum}',

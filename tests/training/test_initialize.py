@@ -18,9 +18,10 @@ from jaxcnn.interop import matching, names, weights
 from jaxcnn.models.resnet import ResNet
 from jaxcnn.models.vgg import STAGES
 from jaxcnn.run import load_run
-from jaxcnn.training import initialize, train
+from jaxcnn.training import train
 from jaxcnn.training.initialize import load_initial_weights
 from jaxcnn.training.state import init_weights, replace_arrays, run_once
+from jaxcnn.training.weight_sources import checksum
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 IMAGE = (16, 16, 3)
@@ -327,7 +328,7 @@ def test_a_run_starts_from_another_freezes_it_and_resumes_without_it(small, tmp_
 
     record, table = (json.loads((folder / name).read_text()) for name in ('config.json', 'init.json'))
     assert record['init']['run'] == source
-    assert record['init']['checksum'] == table['checksum'] == initialize.checksum(load_run(source).variables)
+    assert record['init']['checksum'] == table['checksum'] == checksum(load_run(source).variables)
     assert table['source'] == f'{source}, checkpoint 10, moving averages'
     assert [row['name'] for row in table['left']] == ['Dense_1/bias', 'Dense_1/kernel']
     report = (folder / 'report.md').read_text()
