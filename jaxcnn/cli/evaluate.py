@@ -3,6 +3,7 @@ calibration, reports and comparisons of runs are for classification runs."""
 
 import argparse
 import contextlib
+import dataclasses
 import functools
 import json
 import os
@@ -16,6 +17,7 @@ from jaxcnn.errors import UserError, counted, name_field
 if TYPE_CHECKING:
     from jaxcnn.data import Dataset
     from jaxcnn.evaluation.predictions import Predictions
+    from jaxcnn.evaluation.protocols import Protocol
     from jaxcnn.run import Evaluate, Run
 
 DETAIL_FLAGS = 'ensemble', 'calibration', 'report', 'compare'  # each asks for the predictions for all images
@@ -33,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError('the following arguments are required: --workdir')
     if args.watch and details:
         raise UserError(f'--watch cannot be combined with {details[0]}')
-    others = [*details, *(f'--{name}' for name in ('watch', 'data_name') if getattr(args, name))]
+    others = [*details, *(f'--{name}' for name in ('watch', 'data_name', 'protocol', 'tta') if getattr(args, name))]
     if args.svms and others:
         raise UserError(f'--svms cannot be combined with {others[0]}')
     if details:
@@ -63,14 +65,34 @@ def wait_for_run(workdir: str) -> None:
 
 def make_evaluator(run: 'Run', args: argparse.Namespace) -> 'Evaluate':
     """Return the evaluator of the split, whose name is stored in the arguments."""
+    from jaxcnn.evaluation.predictions import check_is_classifier
+    from jaxcnn.evaluation.protocols import ProtocolEvaluator
     from jaxcnn.run import SplitEvaluator
+    protocol = parse_protocol(args)
+    if protocol:
+        with name_field('--protocol' if args.protocol else '--tta'):
+            check_is_classifier(run)
     if args.svms:
         args.split = args.split or 'test'
         with name_data_flag(args.data_dir):
             return run.evaluator(args.split, args.data_dir)
     dataset = load_data(run, args.data_dir, args.data_name)
     args.split = choose_split(args.split, dataset)
+    if protocol:
+        return ProtocolEvaluator(run.experiment, dataset, args.split, protocol)
     return SplitEvaluator(run.experiment, dataset, args.split)
+
+
+def parse_protocol(args: argparse.Namespace) -> 'Protocol | None':
+    """Return the protocol that `--protocol` or `--tta` describes, or None."""
+    from jaxcnn.evaluation import protocols, sampling
+    if args.samples is not None and not args.tta:
+        raise UserError('--samples: needs --tta')
+    if args.protocol and args.tta:
+        raise UserError('--protocol cannot be combined with --tta')
+    if args.tta:
+        return sampling.parse(args.tta, 10 if args.samples is None else args.samples)
+    return protocols.parse(args.protocol) if args.protocol else None
 
 
 @functools.cache
@@ -112,15 +134,18 @@ def choose_split(name: str, dataset: 'Dataset') -> str:
 def evaluate(run: 'Run', evaluator: 'Evaluate', step: int, args: argparse.Namespace) -> None:
     """Print a line with the metrics of a checkpoint, and one for each of moving average and test-time augmentation."""
     num_images, values = evaluator(run.load_weights(step))
+    protocol = parse_protocol(args)
+    protocol_text = protocol.describe(run.experiment) if protocol else ''
     for ema, tta in sorted({(m.ema, m.tta) for m in values}):
         by_metric = {m.metric: value for m, value in values.items() if (m.ema, m.tta) == (ema, tta)}
         if args.json:
             print(json.dumps({'step': step, 'split': args.split, 'ema': ema, 'tta': tta, 'count': num_images,
                               **({'svms': args.svms} if args.svms else {}),
+                              **({'protocol': protocol_text} if protocol else {}),
                               **{metric.name: value for metric, value in by_metric.items()}}), flush=True)
             continue
         subject = ', '.join([f'checkpoint {step}', args.split, *([f'SVMs on {args.svms}'] if args.svms else []),
-                             *['moving average'] * ema, *[run.config.eval.tta] * tta])
+                             *['moving average'] * ema, *[protocol_text] * bool(protocol), *[run.config.eval.tta] * tta])
         text = '  '.join(f'{m.title} {m.format(by_metric[m])}' for m in run.experiment.displayed_metrics())
         print(f'{subject}: {text}  ({counted(num_images, "image")})', flush=True)
 
@@ -142,6 +167,8 @@ def evaluate_in_detail(args: argparse.Namespace) -> int:
     evaluated = result.evaluate(
         ensemble, split, functools.partial(predict, args, args.data_dir), other=other,
         predict_validation=functools.partial(predict, args, '') if args.calibration or args.report else None)
+    if protocol := parse_protocol(args):
+        evaluated = dataclasses.replace(evaluated, title=f'{evaluated.title}, {protocol.describe(first.experiment)}')
     if args.json:
         print(json.dumps(evaluated.values()), flush=True)
     else:
@@ -156,6 +183,8 @@ def predict(args: argparse.Namespace, data_dir: str, run: 'Run', split: str) -> 
     """Return a run's predictions for a split of the data in `data_dir`, or of its own data if that is empty."""
     from jaxcnn.evaluation.predictions import predict_dataset
     dataset = load_data(run, data_dir, args.data_name if data_dir else '')
+    if protocol := parse_protocol(args):
+        return protocol.predict(run.experiment, run.variables, dataset, split)
     return predict_dataset(run, dataset, split)
 
 
@@ -202,6 +231,12 @@ def make_parser() -> argparse.ArgumentParser:
                         'labelled data, whose classes are matched with those of the run by their names')
     parser.add_argument('--data_name', default='', metavar='NAME',
                         help='the data set or layout in --data_dir, such as folder (default: that of the run)')
+    parser.add_argument('--protocol', default='', metavar='VIEWS',
+                        help='average over views of the original images: center, ten_crop, multi_crop, dense, multi_scale, '
+                        "with arguments as in 'multi_crop(scales=(256, 384), grid=3) + dense'")
+    parser.add_argument('--tta', default='', metavar='PIPELINE',
+                        help="average over random augmentations, such as 'random_resized_crop(64)|flip_lr'")
+    parser.add_argument('--samples', type=int, help='number of samples of --tta for each image (default: 10)')
     parser.add_argument('--json', action='store_true', help='print one JSON object a line')
     group = parser.add_argument_group('classification runs')
     group.add_argument('--ensemble', nargs='+', default=[], metavar='DIR',

@@ -39,6 +39,7 @@ class Dataset:
       paths: by split, the paths of the images in `Split.images`; empty if the images are not in files of their own.
       wrong_boxes: for each split of the source, the number of boxes that were left out or clipped; see
         `config.data.skip_broken`.
+      source: the source of the images, from which they can be read in their original sizes; None if it is not known.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Dataset:
     kind: TargetKind = LABEL
     paths: dict[str, Sequence[str]] = dataclasses.field(default_factory=dict)
     wrong_boxes: dict[str, int] = dataclasses.field(default_factory=dict)
+    source: sources.Source | None = None
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -276,4 +278,4 @@ def load(config: DataConfig, kind: TargetKind = LABEL, source: sources.Source | 
         duplicates.warn(source.location, splits)
     mean, std = _cached_statistics(splits['train'])
     return Dataset(config.name, meta['class_names'], splits, mean, std, source.ink, meta['broken'],
-                   _digest(splits, meta['checksums'], source), kind, paths, meta.get('wrong_boxes', {}))
+                   _digest(splits, meta['checksums'], source), kind, paths, meta.get('wrong_boxes', {}), source)

@@ -3,15 +3,17 @@
 import contextlib
 import dataclasses
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from jaxcnn import config as cfg
 from jaxcnn.data import Dataset, sources
+from jaxcnn.data.checks import check_images
 from jaxcnn.data.dataset import read_splits
 from jaxcnn.data.targets import BOXES, LABELS
-from jaxcnn.errors import UserError, as_text, counted, unknown
+from jaxcnn.errors import UserError, as_text, counted, name_field, unknown
 from jaxcnn.run import Run
 
 log = logging.getLogger('jaxcnn')
@@ -101,4 +103,22 @@ def _load_other_data(run: Run, source: sources.Source, config: cfg.DataConfig) -
              ', '.join(f'{name} {counted(len(split), "image")}' for name, split in splits.items()),
              len(other_names), len(class_names))
     return Dataset(config.name, class_names, splits, run.info['mean'], run.info['std'], source.ink, meta['broken'],
-                   kind=source.kind, paths=dict(source.paths))
+                   kind=source.kind, paths=dict(source.paths), source=source)
+
+
+def original_images(dataset: Dataset, split: str) -> Callable[[int], np.ndarray]:
+    """Return a function that reads the image at a position of a split in its original size, uint8 (H, W, C).
+
+    Several threads may call it at the same time. The images have the channels of the data set.
+    """
+    assert dataset.source is not None
+    examples = dataset.splits[split]
+    is_held_out = 'train' in dataset.splits and examples.images is dataset.splits['train'].images
+    originals = dataset.source.splits['train' if is_held_out else split]()
+
+    def read(position: int) -> np.ndarray:
+        with name_field(dataset.image_name(split, position)):
+            image = np.asarray(originals[int(examples.index[position])]['image'])
+            images, channels = check_images('image', image[None]), examples.images.shape[-1]
+        return (images if images.shape[-1] == channels else ImagesWithChannels(images, channels))[0]
+    return read
