@@ -3,8 +3,8 @@
     jaxcnn train --config=imagenet_resnet50 --workdir=runs/imagenet_resnet50 --config.data.dir=DIR
 
 DIR holds `train/CLASS/*.JPEG` and `val/CLASS/*.JPEG`. Each image is scaled to a shorter side from 256 to 480 pixels, and
-224 x 224 pixels are cropped at random. The mean image is subtracted, which takes a pass over them when the run
-begins. The rate is divided by 10 when the validation error stops falling. The run has the paper's 600,000 steps, about 120
+224 x 224 pixels are cropped at random. The mean image is subtracted; to compute it, the run begins with a pass over all
+images. The rate is divided by 10 when the validation error stops falling. The run has the paper's 600,000 steps, about 120
 epochs. The paper's top-1 errors on the validation images are 22.85 % with ten crops and 20.74 % with several scales.
 Result: not yet measured (needs ImageNet).
 """
