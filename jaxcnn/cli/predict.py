@@ -1,6 +1,7 @@
 """Predict the classes or the objects of image files with a trained network, and print their probabilities."""
 
 import argparse
+import collections
 import csv
 import dataclasses
 import importlib.util
@@ -26,14 +27,20 @@ BATCH_SIZE = 64  # at most, and no more than in the evaluations of the run
 
 def run(args: argparse.Namespace) -> int:
     """Run the command with its parsed arguments, and return its exit code."""
-    from jaxcnn.run import load_run
     for path in filter(None, (args.csv, args.submission, args.coco)):
         if not os.access(os.path.dirname(os.path.abspath(path)), os.W_OK):
             raise UserError(f'{path}: its folder is missing or cannot be written')
     if args.draw:
         check_drawing(args.draw)
-    ids = submission_ids(args.images) if args.submission else {}
-    loaded_run = load_run(args.workdir, args.checkpoint)
+    if not (args.workdir or args.ensemble):
+        raise UserError('the following arguments are required: --workdir')
+    folders = [path for path in args.images if os.path.isdir(path)]
+    if args.submission and folders and len(args.images) > 1:
+        raise UserError('takes a single folder, or image files', field='--submission',
+                        hint='the Ids of a folder are the positions of its images')
+    args.images = [image for path in args.images for image in find_images(path)]
+    ids = submission_ids(args.images, by_position=bool(folders)) if args.submission else {}
+    loaded_run, *others = load_runs(args)
     if args.svms:
         from jaxcnn.region_svms.detector import with_svms
         with name_field('--svms'):
@@ -46,8 +53,11 @@ def run(args: argparse.Namespace) -> int:
         task = with_threshold(task, args.threshold)
     if args.coco and task.kind.name != 'boxes':
         raise UserError(f'the task {task.name!r} of this run predicts no boxes', field='--coco', hint='--csv writes a table')
-    _ = loaded_run.weights  # errors in the checkpoint come before those in images
-    predictions = list(predict(loaded_run, args))
+    for member in (loaded_run, *others):
+        _ = member.weights  # errors in the checkpoint come before those in images
+    predictions = list(predict(loaded_run, args, args.images))
+    if others:
+        predictions = average(predictions, others, args)
     if args.csv and predictions:
         write_table(args.csv, ['image', *task.columns],
                     [[path, *row] for path, prediction in predictions for row in task.rows(prediction)])
@@ -62,7 +72,51 @@ def run(args: argparse.Namespace) -> int:
     return 0 if len(predictions) == len(args.images) else 2
 
 
-def predict(run: 'Run', args: argparse.Namespace) -> Iterator[tuple[str, Any]]:
+def find_images(path: str) -> list[str]:
+    """Return the images in a folder and in those below it, sorted by name; an image file is returned as it is.
+
+    Raises:
+      UserError: The folder holds no images, or cannot be read.
+    """
+    from jaxcnn.data import image_files
+    if not os.path.isdir(path):
+        return [path]
+    skipped: collections.Counter[str] = collections.Counter()
+    images = [os.path.join(path, name) for name in image_files.find_images(path, path, skipped)]
+    image_files.log_skipped(path, skipped)
+    if not images:
+        raise UserError('holds no images', field=as_text(path))
+    return images
+
+
+def load_runs(args: argparse.Namespace) -> list['Run']:
+    """Return the run, or those of the ensemble.
+
+    Raises:
+      UserError: A workdir holds no run, or the runs cannot be averaged.
+    """
+    from jaxcnn.evaluation.ensemble import Ensemble, check_same_classes
+    from jaxcnn.run import load_run
+    runs = [load_run(workdir, args.checkpoint) for workdir in [*([args.workdir] if args.workdir else []), *args.ensemble]]
+    if args.ensemble:
+        if args.svms:
+            raise UserError('--svms cannot be combined with --ensemble')
+        Ensemble(runs)  # checks the runs
+        for other in runs[1:]:
+            check_same_classes(runs[0].info['class_names'], other.info['class_names'], runs[0].workdir, other.workdir)
+    return runs
+
+
+def average(predictions: list[tuple[str, Any]], others: Sequence['Run'],
+            args: argparse.Namespace) -> list[tuple[str, Any]]:
+    """Return the mean of the probabilities that the first run and others of an ensemble predict for each image."""
+    sums = dict(predictions)
+    for run in others:
+        sums = {path: sums[path] + prediction for path, prediction in predict(run, args, [*sums])}
+    return [(path, total / (1 + len(others))) for path, total in sums.items()]
+
+
+def predict(run: 'Run', args: argparse.Namespace, image_paths: Sequence[str]) -> Iterator[tuple[str, Any]]:
     """Yield the path and the prediction of each image, in the coordinates of its file.
 
     Images that cannot be read are logged and skipped.
@@ -79,9 +133,9 @@ def predict(run: 'Run', args: argparse.Namespace) -> Iterator[tuple[str, Any]]:
         except UserError as e:
             return e
 
-    batch_size = min(BATCH_SIZE, run.config.eval.batch_size, len(args.images))
-    for start in range(0, len(args.images), batch_size):
-        batch_paths = args.images[start:start + batch_size]
+    batch_size = max(1, min(BATCH_SIZE, run.config.eval.batch_size, len(image_paths)))
+    for start in range(0, len(image_paths), batch_size):
+        batch_paths = image_paths[start:start + batch_size]
         with futures.ThreadPoolExecutor() as pool:
             loaded = [*pool.map(load, batch_paths)]
         paths, images, resizings = [], [], []
@@ -116,11 +170,16 @@ def with_threshold(task: 'Task', threshold: float) -> 'Task':
         raise
 
 
-def submission_ids(paths: Sequence[str]) -> dict[str, str]:
-    """Return the Id of each image by its path: the file's name without its extension.
+def submission_ids(paths: Sequence[str], by_position: bool = False) -> dict[str, str]:
+    """Return the Id of each image by its path.
+
+    Args:
+      paths: the paths.
+      by_position: whether an Id is the position of the image in `paths`, with at least four digits: 0000, 0001, ...;
+        otherwise, it is the name of the file without its extension.
 
     Raises:
-      UserError: Two images have the same Id.
+      UserError: Two images have the same name without the extension.
     """
     ids: dict[str, str] = {}
     path_by_id: dict[str, str] = {}
@@ -130,9 +189,17 @@ def submission_ids(paths: Sequence[str]) -> dict[str, str]:
         if other := path_by_id.get(normalized):
             if other == path:
                 raise UserError(f'--submission: {as_text(path)} is given twice, but a table has one row for each Id')
-            raise UserError(f'--submission: {as_text(other)} and {as_text(path)} have the same Id, {as_text(name)!r}, but a '
-                            'table has one row for each Id: predict them in two calls, or rename one')
+            what = 'name' if by_position else 'Id'
+            raise UserError(f'--submission: {as_text(other)} and {as_text(path)} have the same {what}, {as_text(name)!r}, '
+                            'but a table has one row for each Id: predict them in two calls, or rename one')
         ids[path], path_by_id[normalized] = name, path
+    if by_position:
+        positions = {path: f'{i:04d}' for i, path in enumerate(paths)}
+        number = next((path for path in paths if ids[path].isdecimal() and int(ids[path]) != int(positions[path])), None)
+        if number:
+            cli.log.warning('--submission: the Ids of a folder are the positions of its images, so that of %s is %s; '
+                            'FOLDER/* instead of FOLDER makes the names the Ids', as_text(number), positions[number])
+        return positions
     return ids
 
 
@@ -214,10 +281,10 @@ def write_table(path: str, columns: Sequence[str], rows: Sequence[Sequence[str]]
     cli.log.info('%s: %s', counted(len(rows), 'prediction'), path)
 
 
-def main() -> None:
-    """Run the command with the arguments of the process."""
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command's arguments."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('--workdir', required=True, help='folder of the run')
+    parser.add_argument('--workdir', default='', help='folder of the run')
     parser.add_argument('--checkpoint', default='best', help='best, latest or a step (default: best)')
     parser.add_argument('--csv', default='', metavar='FILE', help='also write the predictions to this CSV file')
     parser.add_argument('--coco', default='', metavar='FILE',
@@ -226,13 +293,23 @@ def main() -> None:
     parser.add_argument('--draw', default='', metavar='FOLDER',
                         help='also draw each image with its prediction into this folder')
     parser.add_argument('--submission', default='', metavar='FILE',
-                        help='also write a table for a homework or contest, with the columns Id (the name of the image file '
-                        'without its extension) and Category')
+                        help='also write a table for a homework or contest, with the columns Id and Category. The Ids of a '
+                        'folder are the positions of its images in the order of their names, 0000, 0001 and so on; the Id '
+                        'of an image file is its name without the extension')
     parser.add_argument('--threshold', type=float,
                         help='for multilabel and detection runs: the probability or score from which a class or an object '
                         'is predicted (default: config.task.threshold)')
     cli.add_svms_flag(parser)
     parser.add_argument('--ink', default='auto', choices=('auto', 'dark', 'light'),
                         help='handwriting: whether it is darker or lighter than the background (default: detected)')
-    parser.add_argument('images', nargs='+', metavar='IMAGE', help='image files of any size, such as PNG or JPEG')
-    cli.main(parser, run)
+    parser.add_argument('--ensemble', nargs='+', default=[], metavar='DIR',
+                        help='for classification runs: folders of further runs with the same classes, whose probabilities '
+                        'are averaged with those of --workdir; it stands after the images')
+    parser.add_argument('images', nargs='+', metavar='IMAGE',
+                        help='image files of any size, such as PNG or JPEG, or folders with such files')
+    return parser
+
+
+def main() -> None:
+    """Run the command with the arguments of the process."""
+    cli.main(make_parser(), run)

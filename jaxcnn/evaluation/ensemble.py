@@ -70,12 +70,7 @@ def check_same_images(first: Predictions, second: Predictions, first_title: str,
       UserError: They differ; the message says in what.
     """
     pair = f'{first_title!r} and {second_title!r}'
-    if list(first.class_names) != list(second.class_names):
-        if len(first.class_names) != len(second.class_names):
-            raise UserError(f'{pair} have {len(first.class_names)} and {len(second.class_names)} classes')
-        c = next(i for i, names in enumerate(zip(first.class_names, second.class_names, strict=True)) if len({*names}) > 1)
-        raise UserError(f'the classes of {pair} differ: class {c} is {first.class_names[c]!r} and {second.class_names[c]!r}',
-                        hint='both need the same classes in the same order')
+    check_same_classes(first.class_names, second.class_names, first_title, second_title)
     if len(first.names) != len(second.names):
         raise UserError(f'{pair} predict {counted(len(first.names), "image")} and {counted(len(second.names), "image")}',
                         hint='both need the same images')
@@ -87,6 +82,25 @@ def check_same_images(first: Predictions, second: Predictions, first_title: str,
             labels = [first.class_names[p.labels[i]] for p in (first, second)]
             raise UserError(f'{pair} have other labels: that of {names[0]!r} is {labels[0]!r} and {labels[1]!r}',
                             hint='both need the same images')
+
+
+def check_same_classes(first: Sequence[str], second: Sequence[str], first_title: str, second_title: str) -> None:
+    """Check that the names of the classes are the same, in the same order.
+
+    Args:
+      first, second: the names.
+      first_title, second_title: names of what has these classes for errors, such as the workdirs of runs.
+
+    Raises:
+      UserError: They differ; the message says in what.
+    """
+    pair = f'{first_title!r} and {second_title!r}'
+    if len(first) != len(second):
+        raise UserError(f'{pair} have {len(first)} and {len(second)} classes')
+    for c, names in enumerate(zip(first, second, strict=True)):
+        if names[0] != names[1]:
+            raise UserError(f'the classes of {pair} differ: class {c} is {names[0]!r} and {names[1]!r}',
+                            hint='both need the same classes in the same order')
 
 
 def normalize_weights(weights: Sequence[float] | None, count: int) -> np.ndarray:

@@ -1,0 +1,63 @@
+"""The command that predicts a folder of images, with one run or an ensemble, in this process."""
+
+import csv
+import shutil
+
+import pytest
+
+from jaxcnn.cli import predict
+from jaxcnn.errors import UserError
+from jaxcnn.evaluation.ensemble import average
+from jaxcnn.evaluation.predictions import predict_split
+from jaxcnn.run import load_run
+
+
+def run_command(*arguments):
+    return predict.run(predict.make_parser().parse_args([str(argument) for argument in arguments]))
+
+
+def read_submission(path):
+    with open(path) as f:
+        header, *rows = csv.reader(f)
+    assert header == ['Id', 'Category']
+    return rows
+
+
+def test_a_folder_is_predicted_by_an_ensemble_in_the_order_of_its_names(digits_runs, digits_folder, tmp_path, caplog):
+    """The test images as `testing/` of the homework: numbered names without labels, one of them in a folder below."""
+    members = [predict_split(load_run(workdir), 'test', tta=True) for workdir in digits_runs]
+    folder, table = tmp_path / 'testing', tmp_path / 'submission.csv'
+    (folder / 'more').mkdir(parents=True)
+    names = sorted(members[0].names, key=lambda name: name[::-1])
+    for i, name in enumerate(names):
+        shutil.copy(digits_folder / name, folder / ('more' if i == len(names) - 1 else '') / f'{i:04d}.png')
+    (folder / 'readme.txt').write_text('not an image')
+    expected, *of_members = (dict(zip(p.names, p.predicted, strict=True)) for p in (average(members), *members))
+    assert expected not in of_members
+    classes = members[0].class_names
+
+    assert run_command(f'--workdir={digits_runs[0]}', f'--submission={table}', folder, '--ensemble', digits_runs[1]) == 0
+    rows = read_submission(table)
+    assert rows == [[f'{i:04d}', classes[expected[name]]] for i, name in enumerate(names)]
+    files = sorted(folder.rglob('*.png'), key=lambda path: path.name)
+    run_command(f'--submission={table}', *files, '--ensemble', *digits_runs)
+    assert read_submission(table) == rows  # the names of files are Ids, too
+
+    (folder / '0000.png').write_text('no picture')
+    (folder / '0001.png').rename(folder / '9999.png')
+    assert run_command(f'--workdir={digits_runs[0]}', f'--submission={table}', folder) == 2
+    assert read_submission(table)[0] == ['0000', '']
+    assert f'that of {folder / "0002.png"} is 0001' in caplog.text
+
+
+def test_folders_that_cannot_be_predicted_are_reported(digits_runs, digits_folder, tmp_path):
+    (tmp_path / 'notes.txt').write_text('a shopping list')
+    with pytest.raises(UserError, match='holds no images') as error:
+        run_command(f'--workdir={digits_runs[0]}', tmp_path)
+    assert error.value.field == str(tmp_path)
+    with pytest.raises(UserError, match=r"one/45\.png and .*two/45\.png have the same name, '45', but a table"):
+        run_command(f'--workdir={digits_runs[0]}', f'--submission={tmp_path / "a.csv"}', digits_folder / 'test')
+    with pytest.raises(UserError, match='takes a single folder, or image files'):
+        run_command(f'--workdir={digits_runs[0]}', f'--submission={tmp_path / "a.csv"}', digits_folder / 'test', 'b.png')
+    with pytest.raises(UserError, match='listed twice'):
+        run_command(f'--workdir={digits_runs[0]}', digits_folder / 'test', '--ensemble', digits_runs[0])
