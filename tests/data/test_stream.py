@@ -102,7 +102,7 @@ def test_a_scaled_jpeg_file_gives_nearly_the_crop_of_the_full_image(tmp_path):
         assert not np.array_equal(exact, scaled)
         differences = np.abs(exact.astype(int) - scaled)
         assert differences.mean() < 2
-        assert differences.max() <= 8
+        assert differences.max() <= 12
         assert np.ptp(exact) > 30
 
 
