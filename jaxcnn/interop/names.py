@@ -13,7 +13,8 @@ from jaxcnn.models import Network
 from jaxcnn.models.alexnet import AlexNet
 from jaxcnn.models.efficientnet import EfficientNetLite
 from jaxcnn.models.googlenet import GoogLeNet
-from jaxcnn.models.inception import InceptionResNetV2, InceptionV3, InceptionV4
+from jaxcnn.models.inception import InceptionV3, InceptionV4
+from jaxcnn.models.inception_resnet import InceptionResNetV2
 from jaxcnn.models.mobilenet import InvertedResidualNetwork, MobileNetV1
 from jaxcnn.models.resnet import ResNet
 from jaxcnn.models.vgg import VGG

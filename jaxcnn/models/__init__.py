@@ -7,6 +7,7 @@ from jaxcnn.models import (
     efficientnet,
     googlenet,
     inception,
+    inception_resnet,
     leedl,
     lenet,
     mobilenet,
@@ -23,6 +24,6 @@ from jaxcnn.models.registry import add_family, create, names, register
 __all__ = ['Network', 'create', 'names', 'register']
 
 for _family in (
-        lenet, shallow, alexnet, vgg, nin, leedl, googlenet, inception, resnet, mobilenet, efficientnet,
+        lenet, shallow, alexnet, vgg, nin, leedl, googlenet, inception, inception_resnet, resnet, mobilenet, efficientnet,
         t2t_vit, airbench, sequential, detection):
     add_family(_family.MODELS)

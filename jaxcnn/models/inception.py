@@ -1,12 +1,10 @@
 """Inception networks: BN-Inception (Ioffe & Szegedy 2015, "Batch normalization: accelerating deep network training by
-reducing internal covariate shift"), v3 (Szegedy et al. 2015, "Rethinking the Inception architecture for computer vision"),
-v4 and Inception-ResNet (Szegedy et al. 2016, "Inception-v4, Inception-ResNet and the impact of residual connections on
-learning")."""
+reducing internal covariate shift"), v3 (Szegedy et al. 2015, "Rethinking the Inception architecture for computer vision")
+and v4 (Szegedy et al. 2016, "Inception-v4, Inception-ResNet and the impact of residual connections on learning")."""
 
 import functools
 from typing import Any, ClassVar, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
@@ -236,7 +234,7 @@ _V3_C: Branches = ((Conv(320, 1),), (Conv(384, 1), _split(384)), (Conv(448, 1), 
 _V3_A_REDUCTION: Branches = ((Conv(384, 3, 2, 0),), (Conv(64, 1), Conv(96, 3), Conv(96, 3, 2, 0)), (HALF,))
 _V3_B_REDUCTION: Branches = ((Conv(192, 1), Conv(320, 3, 2, 0)),
                        (Conv(192, 1), Conv(192, (1, 7)), Conv(192, (7, 1)), Conv(192, 3, 2, 0)), (HALF,))
-_STEM: Layers = (Conv(32, 3, 2, 0), Conv(32, 3, 1, 0), Conv(64, 3), HALF, Conv(80, 1), Conv(192, 3, 1, 0), HALF)
+V3_STEM: Layers = (Conv(32, 3, 2, 0), Conv(32, 3, 1, 0), Conv(64, 3), HALF, Conv(80, 1), Conv(192, 3, 1, 0), HALF)
 
 
 class InceptionV3(AuxiliaryInception):
@@ -256,7 +254,7 @@ class InceptionV3(AuxiliaryInception):
       stem_pool: apply the stem's first max pooling.
     """
 
-    STEM = _STEM
+    STEM = V3_STEM
     STAGES = ((_v3_a(32), _v3_a(64)), (_v3_b(128), _v3_b(160), _v3_b(160), _v3_b(192)), (_V3_C,))
     REDUCTIONS = ((_V3_A_REDUCTION,), (_V3_B_REDUCTION,))
 
@@ -333,93 +331,6 @@ class InceptionV4(Inception):
     bn_epsilon: float = 1e-3
 
 
-# ---- Inception-ResNet
-
-
-# the arguments of these functions are the widths of each branch's convolutions
-
-
-def _res_a(first: int, second: tuple[int, int], third: tuple[int, int, int]) -> Branches:
-    return ((Conv(first, 1),), (Conv(second[0], 1), Conv(second[1], 3)),
-            (Conv(third[0], 1), Conv(third[1], 3), Conv(third[2], 3)))
-
-
-def _res_factorized(size: int, first: int, second: tuple[int, int, int]) -> Branches:
-    return (Conv(first, 1),), (Conv(second[0], 1), Conv(second[1], (1, size)), Conv(second[2], (size, 1)))
-
-
-def _res_a_reduction(first: int, second: tuple[int, int, int]) -> Layers:
-    return (((Conv(first, 3, 2, 0),), (Conv(second[0], 1), Conv(second[1], 3), Conv(second[2], 3, 2, 0)), (HALF,)),)
-
-
-def _res_b_reduction(first: tuple[int, int], second: tuple[int, int], third: tuple[int, int, int]) -> Layers:
-    return (((Conv(first[0], 1), Conv(first[1], 3, 2, 0)), (Conv(second[0], 1), Conv(second[1], 3, 2, 0)),
-             (Conv(third[0], 1), Conv(third[1], 3), Conv(third[2], 3, 2, 0)), (HALF,)),)
-
-
-class InceptionResNet(Inception):
-    """The base class of Inception-ResNets, for 299 pixels.
-
-    A block concatenates its branches, projects them by a 1x1 convolution without BatchNorm, scales the result by `SCALES` of
-    its stage, adds it to the block's input and applies ReLU. The last block of the last stage has neither scale nor ReLU.
-    Padding is as in `InceptionV4`.
-    """
-
-    SCALES = (0.17, 0.1, 0.2)
-
-    dropout: float = 0.2
-    bn_epsilon: float = 1e-3
-
-    def inception_block(self, x: jax.Array, train: bool, stage: int, i: int) -> jax.Array:
-        """See `Inception.inception_block`."""
-        residual = self.conv(x.shape[-1], 1)(super().inception_block(x, train, stage, i))
-        if (stage, i) == (2, self.blocks[2] - 1):
-            return x + residual
-        return nn.relu(x + self.SCALES[stage] * residual)
-
-
-class InceptionResNetV1(InceptionResNet):
-    """Inception-ResNet v1.
-
-    This is pytorchcv's `inceptionresnetv1`, with 23,995,624 parameters at 1,000 classes. It differs from the paper: a dense
-    layer of 512 features with BatchNorm follows the mean, and the last stage has six blocks instead of five.
-    """
-
-    STEM = (*_STEM[:-1], Conv(256, 3, 2, 0))
-    STAGES = ((_res_a(32, (32, 32), (32, 32, 32)),), (_res_factorized(7, 128, (128, 128, 128)),),
-              (_res_factorized(3, 192, (192, 192, 192)),))
-    REDUCTIONS = (_res_a_reduction(384, (192, 192, 256)), _res_b_reduction((256, 384), (256, 256), (256, 256, 256)))
-
-    blocks: tuple[int, ...] = (5, 10, 6)
-
-    def head(self, x: jax.Array, train: bool, maps: Maps) -> jax.Array:
-        """See `Inception.head`."""
-        x = self.dense(self.width(512), use_bias=False)(self.drop(x.mean((1, 2)), train))
-        return self.dense(self.num_classes)(self.norm(x, train))
-
-
-class InceptionResNetV2(InceptionResNet):
-    """Inception-ResNet v2: more and wider blocks than v1, and a last 1x1 convolution, whose feature map is `final_conv`.
-
-    This is the authors' published network (pytorchcv's `inceptionresnetv2`), which has the stem of v3 and a block without a
-    shortcut in place of the paper's stem.
-    """
-
-    STEM = (*_STEM, ((Conv(96, 1),), (Conv(48, 1), Conv(64, 5)), (Conv(64, 1), Conv(96, 3), Conv(96, 3)),
-                     (AVG_WITHOUT_PADDING, Conv(64, 1))))
-    STAGES = ((_res_a(32, (32, 32), (32, 48, 64)),), (_res_factorized(7, 192, (128, 160, 192)),),
-              (_res_factorized(3, 192, (192, 224, 256)),))
-    REDUCTIONS = (_res_a_reduction(384, (256, 256, 384)), _res_b_reduction((256, 384), (256, 288), (256, 288, 320)))
-
-    blocks: tuple[int, ...] = (10, 20, 10)
-
-    def head(self, x: jax.Array, train: bool, maps: Maps) -> jax.Array:
-        """See `Inception.head`."""
-        x = maps['final_conv'] = self.convolution(x, train, Conv(1536, 1))
-        return super().head(x, train, maps)
-
-
 MODELS: Models = {
     'bn_inception': (BNInception, {}), 'inception_v3': (InceptionV3, {}), 'inception_v4': (InceptionV4, {}),
-    'inception_resnet_v1': (InceptionResNetV1, {}), 'inception_resnet_v2': (InceptionResNetV2, {}),
 }

@@ -11,7 +11,7 @@ import pytest
 
 from jaxcnn import models
 from jaxcnn.errors import UserError
-from jaxcnn.models import inception
+from jaxcnn.models import inception, inception_resnet
 from jaxcnn.training.state import run_once
 
 
@@ -85,8 +85,8 @@ def test_inception_v3_at_lower_resolutions_has_the_same_parameters_and_about_the
 
 
 @pytest.mark.parametrize(('name', 'fields'), [
-    *((name, {}) for name in ('googlenet', *inception.MODELS)), ('inception_v3', LOWER_RESOLUTIONS[151]),
-    ('inception_v3', LOWER_RESOLUTIONS[79])])
+    *((name, {}) for name in ('googlenet', *inception.MODELS, *inception_resnet.MODELS)),
+    ('inception_v3', LOWER_RESOLUTIONS[151]), ('inception_v3', LOWER_RESOLUTIONS[79])])
 def test_the_smallest_image_leaves_a_pixel_and_one_less_leaves_none(name, fields, monkeypatch):
     network = create(name, blocks=(1, 1, 1), multiplier=0.01, **fields)
     side = network.min_image_size()
