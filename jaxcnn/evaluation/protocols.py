@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -206,12 +206,12 @@ class ViewProtocol(Protocol):
         return views
 
 
-def log_progress(items: Iterator[Any], count: int, subject: str) -> Iterator[Any]:
+def log_progress(items: Iterable[Any], count: int, subject: str, unit: str = 'images') -> Iterator[Any]:
     """Yield the items, and log how many of `count` have been yielded every few seconds."""
     next_progress = time.monotonic() + _PROGRESS_INTERVAL
     for number, item in enumerate(items):
         if time.monotonic() >= next_progress:
-            log.info('%s: %s of %s images', subject, f'{number:,}', f'{count:,}')
+            log.info('%s: %s of %s %s', subject, f'{number:,}', f'{count:,}', unit)
             next_progress = time.monotonic() + _PROGRESS_INTERVAL
         yield item
 

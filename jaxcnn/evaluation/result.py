@@ -147,7 +147,7 @@ class Result:
         """Return everything as a value for JSON."""
         names = self.predictions.class_names
         values: dict[str, Any] = {
-            'split': self.split, 'count': len(self.predictions.labels),
+            'title': self.title, 'split': self.split, 'count': len(self.predictions.labels),
             'members': [dataclasses.asdict(member) for member in self.members],
             **({'mean': self.mean} if len(self.members) > 1 else {}),
             'accuracy': self.accuracy, 'accuracy_interval': self.accuracy_interval,

@@ -43,7 +43,7 @@ class SampledAugmentation(Protocol):
         predict = jax.jit(functools.partial(self._predict_sample, experiment))
         starts = range(0, len(examples), size)
         parts = []
-        for start in log_progress(iter(starts), len(starts), f'{self.describe(experiment)}, batches'):
+        for start in log_progress(starts, len(starts), self.describe(experiment), 'batches'):
             positions = np.minimum(np.arange(start, start + size), len(examples) - 1)
             images, indices = jax.device_put((examples.take(positions), examples.index[positions].astype(np.uint32)))
             total = functools.reduce(jnp.logaddexp, (predict(variables, images, indices, np.uint32(i))

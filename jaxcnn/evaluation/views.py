@@ -110,10 +110,10 @@ class ViewEvaluator:
         The first batch of a shape determines the size of the others.
         """
         key = views[0].pixels.shape, views[0].flip
+        if key not in self._batch_sizes and len(self._batch_sizes) == _MANY_SHAPES:
+            log.info('the images have more than %d sizes, for each of which a program is compiled; dense(multiple=32) '
+                     'rounds them to fewer', _MANY_SHAPES)
         size = self._batch_sizes.setdefault(key, len(views))
-        if len(self._batch_sizes) == _MANY_SHAPES:
-            log.info('the images have %d sizes or more, for each of which a program is compiled; dense(multiple=32) rounds '
-                     'them to fewer', _MANY_SHAPES)
         pixels = np.stack([view.pixels for view in views])
         padded = np.concatenate([pixels, np.repeat(pixels[-1:], size - len(views), 0)])
         while len(self._in_flight) >= _IN_FLIGHT:

@@ -201,7 +201,9 @@ def test_the_command_evaluates_by_protocols(digits_runs, capsys):
     loss = -predictions.log_probabilities[np.arange(45), predictions.labels].mean()
     assert values['loss'] == pytest.approx(loss, rel=1e-5)
     assert ', 3 x pad_crop(1): accuracy' in run_command('--tta=pad_crop(1)', '--samples=3')
-    assert ', ten_crop(shorter=9), test: accuracy' in run_command('--protocol=ten_crop', '--calibration')
+    details = json.loads(run_command('--protocol=ten_crop', '--calibration', '--json'))
+    assert details['accuracy'] == values['accuracy']
+    assert details['title'].endswith(', ten_crop(shorter=9)')
     for flags, message in ((['--samples=3'], '--samples: needs --tta'), (['--tta=flip_lr', '--protocol=dense'], 'combined'),
                            (['--protocol=dense'], 'takes images of 8 x 8 pixels only')):
         with pytest.raises(UserError, match=message):
