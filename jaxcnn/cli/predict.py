@@ -4,6 +4,7 @@ import argparse
 import collections
 import csv
 import dataclasses
+import functools
 import importlib.util
 import itertools
 import json
@@ -19,10 +20,13 @@ from jaxcnn.errors import UserError, as_text, counted, name_field
 from jaxcnn.files import open_replacement
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from jaxcnn.run import Run
     from jaxcnn.tasks import Task
 
 BATCH_SIZE = 64  # at most, and no more than in the evaluations of the run
+SAMPLED_BATCH_SIZE = 1024  # with --tta, whose program is compiled for each batch
 
 
 def run(args: argparse.Namespace) -> int:
@@ -32,6 +36,8 @@ def run(args: argparse.Namespace) -> int:
             raise UserError(f'{path}: its folder is missing or cannot be written')
     if args.draw:
         check_drawing(args.draw)
+    if args.samples is not None and not args.tta:
+        raise UserError('--samples: needs --tta')
     if not (args.workdir or args.ensemble):
         raise UserError('the following arguments are required: --workdir')
     folders = [path for path in args.images if os.path.isdir(path)]
@@ -126,6 +132,7 @@ def predict(run: 'Run', args: argparse.Namespace, image_paths: Sequence[str]) ->
 
     from jaxcnn.data.resizing import Resizing
     task = run.experiment.task
+    predict_images = functools.partial(predict_samples, run, args) if args.tta else run.predict
 
     def load(path: str) -> tuple[np.ndarray, Resizing] | UserError:
         try:
@@ -133,7 +140,8 @@ def predict(run: 'Run', args: argparse.Namespace, image_paths: Sequence[str]) ->
         except UserError as e:
             return e
 
-    batch_size = max(1, min(BATCH_SIZE, run.config.eval.batch_size, len(image_paths)))
+    batch_size = SAMPLED_BATCH_SIZE if args.tta else min(BATCH_SIZE, run.config.eval.batch_size)
+    batch_size = max(1, min(batch_size, len(image_paths)))
     for start in range(0, len(image_paths), batch_size):
         batch_paths = image_paths[start:start + batch_size]
         with futures.ThreadPoolExecutor() as pool:
@@ -148,10 +156,30 @@ def predict(run: 'Run', args: argparse.Namespace, image_paths: Sequence[str]) ->
                 resizings.append(result[1])
         if images:
             # batches have one shape, so that the network is compiled once
-            predictions = run.predict(np.stack([*images, *images[:1] * (batch_size - len(images))]))
+            predictions = predict_images(np.stack([*images, *images[:1] * (batch_size - len(images))]))
             for i, (path, resizing) in enumerate(zip(paths, resizings, strict=True)):
                 prediction = jax.tree.map(operator.itemgetter(i), predictions)
                 yield path, task.map_back(prediction, resizing.map_boxes_back)
+
+
+def predict_samples(run: 'Run', args: argparse.Namespace, images: 'np.ndarray') -> 'np.ndarray':
+    """Return the mean probabilities (N, classes) that a run predicts for samples of augmented images.
+
+    Args:
+      run: a classification run.
+      args: `tta` is the augmentation, `samples` the number of samples.
+      images: uint8 (N, H, W, C).
+    """
+    import numpy as np
+
+    from jaxcnn.data import Dataset
+    from jaxcnn.data.split import Split
+    from jaxcnn.evaluation import sampling
+    protocol = sampling.parse(args.tta, 10 if args.samples is None else args.samples)
+    split = Split(images, np.arange(len(images)), {'label': np.zeros(len(images), np.int32)})
+    info = run.info
+    dataset = Dataset(info['name'], info['class_names'], {'train': split}, info['mean'], info['std'], None)
+    return protocol.predict(run.experiment, run.variables, dataset, 'train').probabilities
 
 
 def with_threshold(task: 'Task', threshold: float) -> 'Task':
@@ -305,6 +333,10 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument('--ensemble', nargs='+', default=[], metavar='DIR',
                         help='for classification runs: folders of further runs with the same classes, whose probabilities '
                         'are averaged with those of --workdir; it stands after the images')
+    parser.add_argument('--tta', default='', metavar='PIPELINE',
+                        help='for classification runs: average the probabilities for random samples of an augmentation, '
+                        "such as 'random_resized_crop(64)|flip_lr' (default: config.eval.tta of the run)")
+    parser.add_argument('--samples', type=int, metavar='N', help='number of samples of each image for --tta (default: 10)')
     parser.add_argument('images', nargs='+', metavar='IMAGE',
                         help='image files of any size, such as PNG or JPEG, or folders with such files')
     return parser

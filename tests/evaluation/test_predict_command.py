@@ -3,7 +3,9 @@
 import csv
 import shutil
 
+import numpy as np
 import pytest
+from PIL import Image, ImageOps
 
 from jaxcnn.cli import predict
 from jaxcnn.errors import UserError
@@ -48,6 +50,20 @@ def test_a_folder_is_predicted_by_an_ensemble_in_the_order_of_its_names(digits_r
     assert run_command(f'--workdir={digits_runs[0]}', f'--submission={table}', folder) == 2
     assert read_submission(table)[0] == ['0000', '']
     assert f'that of {folder / "0002.png"} is 0001' in caplog.text
+
+
+def test_samples_of_an_augmentation_are_averaged(digits_runs, digits_folder, tmp_path):
+    """A flip that is always drawn gives the predictions for mirrored images."""
+    run, images = load_run(digits_runs[0]), sorted((digits_folder / 'test' / 'two').iterdir())
+    for path in images:
+        ImageOps.mirror(Image.open(path)).save(tmp_path / path.name)
+    network, preprocess = run.experiment.network, run.experiment.preprocessor
+    expected = network.apply(run.variables, preprocess(np.stack(
+        [run.load_picture(str(tmp_path / path.name))[0] for path in images])), train=False).argmax(-1)
+    run_command(f'--workdir={digits_runs[0]}', '--tta=flip_lr(1.0)', '--samples=2', f'--submission={tmp_path / "a.csv"}',
+                *images)
+    classes = run.info['class_names']
+    assert read_submission(tmp_path / 'a.csv') == [[p.stem, classes[c]] for p, c in zip(images, expected, strict=True)]
 
 
 def test_folders_that_cannot_be_predicted_are_reported(digits_runs, digits_folder, tmp_path):

@@ -34,9 +34,10 @@ def arguments(tmp_path, monkeypatch):
         experiment=types.SimpleNamespace(task=task), predict=lambda images: DETECTIONS)
     loaded.load_picture = types.MethodType(run.Run.load_picture, loaded)
     monkeypatch.setattr(run, 'load_run', lambda *_: loaded)
-    return argparse.Namespace(workdir='run', ensemble=[], checkpoint='best', csv=str(tmp_path / 'a.csv'),
-                              coco=str(tmp_path / 'a.json'), draw=str(tmp_path / 'pictures'), submission='', threshold=None,
-                              svms='', ink='auto', images=paths)
+    return argparse.Namespace(workdir='run', ensemble=[], tta='', samples=None, checkpoint='best',
+                              csv=str(tmp_path / 'a.csv'), coco=str(tmp_path / 'a.json'),
+                              draw=str(tmp_path / 'pictures'), submission='', threshold=None, svms='', ink='auto',
+                              images=paths)
 
 
 def test_predictions_are_in_the_coordinates_of_the_files(arguments, tmp_path, capsys):
