@@ -1,6 +1,8 @@
 """A detection run through the commands: killed and resumed, evaluated and used, with proposals."""
 
+import argparse
 import functools
+import operator
 import os
 import signal
 import time
@@ -12,6 +14,8 @@ import test_resume
 from PIL import Image
 from test_resume import exit_code, metric_rows
 
+from jaxcnn.cli import predict
+from jaxcnn.data import picture
 from jaxcnn.run import load_run
 from jaxcnn.training import workdir
 
@@ -101,8 +105,29 @@ def test_a_detection_run_is_evaluated_and_predicts_with_proposals_of_new_images(
     np.testing.assert_array_equal(predicted['valid'], outputs['valid'])
     np.testing.assert_allclose(predicted['boxes'], outputs['boxes'], atol=0.01)
     assert predicted['valid'].any()
+    check_predictions_of_files(run, folder)
     code, _, errors = command('explain', 'gradcam', f'--workdir={folder / "whole"}')
     assert code == 2
     assert errors[-1] == ('error: VIEW: attribution needs a network that returns logits, and that of this run returns '
                           'detections; possible: filters, features, invert, receptive_field; report.md of the run shows '
                           'mistakes')
+
+
+def check_predictions_of_files(run, folder):
+    """Check that `predict` finds in files of several sizes, the last batch of which is not full, what it finds in each."""
+    sizes, paths = [(64, 64), (100, 80), (40, 120), (64, 96), (200, 150)], []
+    for i, size in enumerate(sizes):
+        paths.append(str(folder / f'resized{i}.png'))
+        Image.open(folder / f'{i + 1}.png').resize(size).save(paths[-1])
+    results = dict(predict.predict(run, argparse.Namespace(images=paths, ink='auto')))
+    assert [*results] == paths
+    for path, (width, height) in zip(paths, sizes, strict=True):
+        image, resizing = picture.load_with_resizing(path, run.info, run.config.data.resize)
+        alone = jax.tree.map(operator.itemgetter(0), run.predict(np.stack([image] * 4)))  # as many as in a batch
+        expected = run.experiment.task.map_back(alone, resizing.map_boxes_back)
+        for name, values in expected.items():
+            np.testing.assert_allclose(results[path][name], values, rtol=1e-5, atol=1e-3, err_msg=name)
+        boxes = expected['boxes'][expected['valid']]
+        assert len(boxes)
+        assert (boxes >= 0).all()
+        assert (boxes <= [width, height, width, height]).all()

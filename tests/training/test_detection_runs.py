@@ -41,16 +41,22 @@ def squares(count, seed):
     return images, targets
 
 
-def trained_params(folder, **fields):
-    """The parameters after three steps of Faster R-CNN, in one vector."""
+PLAIN_FASTER_RCNN = dict(name='faster_rcnn', backbone=PLAIN, fpn=False, roi_pool='align', anchor_sizes=(16, 32),
+                         rpn_features=8, **SMALL)
+
+
+def trained_params(folder, evaluate=False, **fields):
+    """Return the parameters before and after three steps, in one vector each, and what is accumulated over the test split.
+
+    The detector is Faster R-CNN, unless `fields` give another one.
+    """
     source = Source.from_examples('squares', 'squares', {
-        'train': InMemoryExamples(*squares(16, 0)), 'test': InMemoryExamples(*squares(2, 1))}, ['blue', 'red'], BOXES)
+        'train': InMemoryExamples(*squares(16, 0)), 'test': InMemoryExamples(*squares(5, 1))}, ['blue', 'red'], BOXES)
     base = dict(
-        task='detection', loss='detection', duration=dict(steps=3), batch_size=8,
-        model=dict(name='faster_rcnn', backbone=PLAIN, fpn=False, roi_pool='align', anchor_sizes=(16, 32), rpn_features=8,
-                   **SMALL),
+        task='detection', loss='detection', duration=dict(steps=3), batch_size=8, model=PLAIN_FASTER_RCNN,
         data=dict(name='in_memory', val_fraction=0.0, max_boxes=2, augment='flip_lr'),
-        optim=dict(optimizer='sgd', learning_rate=0.02), log_every=dict(steps=3), parallel=dict(devices=1))
+        optim=dict(optimizer='sgd', learning_rate=0.02), log_every=dict(steps=3), parallel=dict(devices=1),
+        eval=dict(batch_size=4))
     config = cfg.parse({**base, **fields, 'optim': {**base['optim'], **fields.get('optim', {})}})
     folder.joinpath('figures').mkdir(parents=True)
     with TrainingRun(config, str(folder), StopRequest(), source) as run:
@@ -58,7 +64,8 @@ def trained_params(folder, **fields):
         while run.step < 3:
             run.advance(cfg.Duration('steps', 1000))
         params = run.setup.backend.fetch(run.state).params
-    return tuple(np.concatenate([np.ravel(x) for x in jax.tree.leaves(tree)]) for tree in (start, params))
+        accumulated = run.evaluate(run.state, 'test')[1][False] if evaluate else None
+    return *(np.concatenate([np.ravel(x) for x in jax.tree.leaves(tree)]) for tree in (start, params)), accumulated
 
 
 def create(name, classes=2, **fields):
@@ -91,12 +98,67 @@ def one_device(tmp_path_factory):
     ids=['sharded', 'pmap in micro-batches'])
 def test_four_devices_and_micro_batches_train_as_one_device_does(tmp_path, one_device, fields):
     """Random draws of regions depend on the image's row in the global batch alone."""
-    start, expected = one_device
-    _, params = trained_params(tmp_path / 'run', **fields)
+    start, expected, _ = one_device
+    check_same_training(start, expected, trained_params(tmp_path / 'run', **fields)[1])
+
+
+def check_same_training(start, expected, params):
     moved = np.linalg.norm(expected - start)
     assert moved > 1e-3 * np.linalg.norm(start)
     assert np.linalg.norm(params - expected) < 1e-5 * np.linalg.norm(expected)
     assert np.linalg.norm(params - expected) < 1e-3 * moved
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures('no_pictures')
+@pytest.mark.parametrize('name', ['faster_rcnn', 'fcos'])
+def test_detectors_with_a_feature_pyramid_are_trained_and_evaluated_on_four_devices_as_on_one(tmp_path, name):
+    """The last batch of the five test images is not full."""
+    model = {**DETECTORS[name], 'name': name, 'max_detections': 4}
+    (start, expected, one), (_, params, four) = (
+        trained_params(tmp_path / str(devices), evaluate=True, model=model, parallel=dict(devices=devices))
+        for devices in (1, 4))
+    check_same_training(start, expected, params)
+    assert one.sums['count'] == four.sums['count'] == 5
+    assert one.rows['valid'].any()
+    for target in ('valid', 'classes', 'true_boxes', 'true_valid'):
+        np.testing.assert_array_equal(four.rows[target], one.rows[target], err_msg=target)
+    np.testing.assert_allclose(four.rows['scores'], one.rows['scores'], rtol=1e-3)
+    np.testing.assert_allclose(four.rows['boxes'], one.rows['boxes'], atol=0.05)
+
+
+TRAINED_LAYERS = {'rpn': {'rpn', 'Conv_3'}, 'head': {'classes', 'boxes', 'Conv_3', 'Dense_0', 'Dense_1'}}
+
+
+@pytest.mark.parametrize('part', TRAINED_LAYERS)
+def test_a_step_of_alternating_training_has_the_terms_of_the_loss_of_its_part(part):
+    network, images, targets = part_of_faster_rcnn(part)
+    losses = jax.eval_shape(lambda: network.init_with_output(jax.random.key(0), images, train=True, targets=targets)[0])
+    assert set(losses) == {'rpn': {'rpn_objectness', 'rpn_boxes'}, 'head': {'classes', 'boxes'}}[part]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('part', TRAINED_LAYERS)
+def test_a_step_of_alternating_training_trains_its_part_and_the_backbone(part):
+    network, images, targets = part_of_faster_rcnn(part)
+
+    def loss(params):
+        losses = network.apply({'params': params}, images, train=True, targets=targets)
+        return sum(values.sum() for values in losses.values())
+    gradient = jax.jit(jax.grad(loss), compiler_options=run_once())(drawn(network)['params'])
+    layers = {**gradient, **gradient['backbone']}
+    trained = {name for name, tree in layers.items() if any(np.any(leaf) for leaf in jax.tree.leaves(tree))}
+    assert trained & set().union(*TRAINED_LAYERS.values()) == TRAINED_LAYERS[part]
+
+
+def part_of_faster_rcnn(part):
+    """Return a network that trains a part of it, images, and their targets."""
+    network = models.create(num_classes=2, conv_implementation='xla', trained=part, **PLAIN_FASTER_RCNN)
+    images, targets = squares(2, 1)
+    targets = {name: jnp.asarray(values) for name, values in targets.items()}
+    targets |= {'boxes': targets['boxes'].astype(jnp.float32), 'difficult': jnp.zeros((2, 2), bool),
+                'key': jax.random.split(jax.random.key(0), 2)}
+    return network, jnp.float32(images) / 128 - 1, targets
 
 
 @pytest.mark.parametrize('name', ['fcos', *(
