@@ -14,6 +14,7 @@ import numpy as np
 from jaxcnn import config as cfg
 from jaxcnn import metrics, models, optim, plugins, registry, schedules, tasks
 from jaxcnn.data import augment, normalize, sources, tta
+from jaxcnn.data.targets import LABEL
 from jaxcnn.errors import UserError, name_field, unknown
 from jaxcnn.interop import pretrained
 from jaxcnn.models import Network
@@ -95,6 +96,9 @@ def _check_names(config: cfg.Config) -> None:
     with name_field('config.model'):
         network = models.create(config.model.name, **config.model.args)
     tasks.find(config.task).check_network(config, network)
+    if config.semi_supervised and kind is not LABEL:
+        raise UserError(f'the task {config.task.name!r} has no pseudo-labels', field='config.semi_supervised',
+                        hint="leave it out; it is for task='classification'")
     if sizes := _train_sizes(config):
         check_train_sizes(network, [(size, size, 3) for size in sizes])
     cfg.check_init(config.init)

@@ -60,6 +60,7 @@ class Timeline:
       total: number of steps of the run.
       stages: the first step of each stage.
       phases: the phases, in order.
+      pseudo_label_steps: the steps before which pseudo-labels are predicted, in order.
       permanent_checkpoints: the steps of `config.checkpoint.at`, in order.
 
     Raises:
@@ -89,8 +90,9 @@ class Timeline:
                 raise UserError(f'begins at step {start}, but the run ends at step {self.total}', field=field)
         self.permanent_checkpoints = sorted(
             step for step in {self.steps(duration) for duration in config.checkpoint.at} if step <= self.total)
-        image_sizes = self._image_sizes()
-        starts = sorted({entry.start for entry in self._batch_sizes} | set(self.stages) | {freeze} | set(image_sizes))
+        image_sizes, self.pseudo_label_steps = self._image_sizes(), self._pseudo_label_steps()
+        starts = sorted({entry.start for entry in self._batch_sizes} | set(self.stages) | {freeze} | set(image_sizes)
+                        | set(self.pseudo_label_steps))  # so that a dispatch ends there
         self.phases: list[Phase] = []
         for s in starts:
             if s < self.total:
@@ -119,6 +121,18 @@ class Timeline:
                 raise UserError(f'begins at step {start}, but the run ends at step {self.total}', field=field)
             sizes[start] = size
         return sizes
+
+    def _pseudo_label_steps(self) -> list[int]:
+        config = self.config.semi_supervised
+        if config is None:
+            return []
+        steps = [self.steps(config.start)]
+        if steps[0] >= self.total:
+            raise UserError(f'begins at step {steps[0]}, but the run ends at step {self.total}',
+                            field='config.semi_supervised.start')
+        while (step := steps[-1] + self.steps(config.every, since=steps[-1])) < self.total:
+            steps.append(step)
+        return steps
 
     def _append_batch_size(self, begin: Duration, size: int, field: str) -> None:
         if size < 1:

@@ -18,6 +18,7 @@ from jaxcnn.config.schema import (
     OptimConfig,
     ParallelConfig,
     Plugin,
+    SemiSupervisedConfig,
     SwitchConfig,
     WhitenConfig,
 )
@@ -39,6 +40,7 @@ __all__ = [
     'OptimConfig',
     'ParallelConfig',
     'Plugin',
+    'SemiSupervisedConfig',
     'SwitchConfig',
     'WhitenConfig',
     'bind',

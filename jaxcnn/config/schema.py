@@ -270,6 +270,20 @@ class CheckpointConfig:
 
 
 @dataclass(frozen=True)
+class SemiSupervisedConfig:
+    """Training with pseudo-labels for images that have no label (Lee 2013).
+
+    At some moments, the network predicts the unlabelled images of the training split. Those whose most probable class has
+    at least a given probability join the training images with this class as their label. An epoch still has as many
+    images as there are labelled ones, drawn from both.
+    """
+
+    threshold: float = _field(0.95, 'probability from which a predicted class becomes a label', minimum=0, maximum=1)
+    start: Duration = _field(Duration('epochs', 5), 'when the first labels are predicted')
+    every: Duration = _field(Duration('epochs', 5), 'interval after which they are predicted anew')
+
+
+@dataclass(frozen=True)
 class Plugin:
     """Code outside the package that a run imports; a string stands for its source alone."""
 
@@ -295,6 +309,8 @@ class Config:
                           'is averaged over classes, so that its gradient shrinks with their number')
     model: Choice = _field(Choice('lenet5'), 'see jaxcnn.models.names(), with its fields')
     init: InitConfig | None = _field(None, 'weights to start from')
+    semi_supervised: SemiSupervisedConfig | None = _field(None, 'labels that the network predicts for unlabelled images, '
+                                                          'which the layouts folder and flat find in the training split')
     whiten: WhitenConfig | None = _field(None, 'whitening filters for the first convolution')
     data: DataConfig = _field(DataConfig, 'the data')
     optim: OptimConfig = _field(OptimConfig, 'the optimisation')

@@ -160,6 +160,8 @@ def _identify(source: Source, config: cfg.DataConfig, root: str, is_streamed: bo
     """Return the folder of a cache, and the origin by which older caches of the same data are recognised."""
     settings = [config.image_size, config.image_size and config.resize, config.skip_broken,
                 *source.kind.cache_settings(config)]
+    if 'unlabelled' in source.splits:
+        settings.append('unlabelled')
     if is_streamed:
         settings += ['stream', *([config.augment, config.eval_augment] if config.keeps_sizes else [])]
     key = json.dumps([_FORMAT, source.kind.name, source.key, *settings], sort_keys=True)

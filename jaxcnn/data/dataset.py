@@ -40,6 +40,7 @@ class Dataset:
       wrong_boxes: for each split of the source, the number of boxes that were left out or clipped; see
         `config.data.skip_broken`.
       source: the source of the images, from which they can be read in their original sizes; None if it is not known.
+      unlabelled: the training images without a label, if they were asked for; their labels are 0.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Dataset:
     paths: dict[str, Sequence[str]] = dataclasses.field(default_factory=dict)
     wrong_boxes: dict[str, int] = dataclasses.field(default_factory=dict)
     source: sources.Source | None = None
+    unlabelled: Split | None = None
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -237,13 +239,15 @@ def read_splits(source: sources.Source, config: DataConfig) -> tuple[dict[str, A
     return meta, splits
 
 
-def load(config: DataConfig, kind: TargetKind = LABEL, source: sources.Source | None = None) -> Dataset:
+def load(config: DataConfig, kind: TargetKind = LABEL, source: sources.Source | None = None,
+         unlabelled: bool = False) -> Dataset:
     """Return the data set of a config. Its decoded images are read from the cache, or decoded into it.
 
     Args:
       config: names the data set, and says how its images are resized and split.
       kind: kind of targets that the task needs.
       source: source of the images, instead of the one that the config names.
+      unlabelled: whether to load the unlabelled training images, too.
 
     Raises:
       UserError: the data set is unknown, missing or broken, a field does not fit the kind of targets, the splits differ in
@@ -256,6 +260,11 @@ def load(config: DataConfig, kind: TargetKind = LABEL, source: sources.Source | 
         raise UserError(f'the data has {source.kind.description}, but config.task needs {kind.description}', field='data',
                         hint="several classes for each image need task='multilabel' and loss='bce'; labels.argmax(-1) turns "
                         'one-hot labels into integers')
+    if unlabelled:
+        if source.with_unlabelled is None:
+            raise UserError('holds no training images without a label', field=source.location, hint='config.semi_supervised '
+                            'needs them; the layouts folder and flat find them in training/unlabeled')
+        source = source.with_unlabelled()
     meta, splits = read_splits(source, config)
     fraction = config.val_fraction
     if fraction is None:
@@ -264,6 +273,10 @@ def load(config: DataConfig, kind: TargetKind = LABEL, source: sources.Source | 
         log.warning('%s: its own validation split, %d images, is not used, because config.data.val_fraction is %s; '
                     'None would use it', source.location, len(splits.pop('val')), fraction)
     _check_shapes(source.location, splits)
+    unlabelled_split = splits.pop('unlabelled', None)
+    if unlabelled_split and unlabelled_split.is_streamed:
+        raise UserError('unlabelled images cannot be streamed', field='config.semi_supervised',
+                        hint='set config.data.placement=host, and a config.data.image_size')
     if fraction:
         _split_off_validation(splits, fraction, kind, config.split_seed)
     if not splits.keys() & {'val', 'test'}:
@@ -277,5 +290,6 @@ def load(config: DataConfig, kind: TargetKind = LABEL, source: sources.Source | 
     if not splits['train'].is_streamed:
         duplicates.warn(source.location, splits)
     mean, std = _cached_statistics(splits['train'])
+    digest = _digest({**splits, **({'unlabelled': unlabelled_split} if unlabelled_split else {})}, meta['checksums'], source)
     return Dataset(config.name, meta['class_names'], splits, mean, std, source.ink, meta['broken'],
-                   _digest(splits, meta['checksums'], source), kind, paths, meta.get('wrong_boxes', {}), source)
+                   digest, kind, paths, meta.get('wrong_boxes', {}), source, unlabelled_split)

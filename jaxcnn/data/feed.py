@@ -38,19 +38,23 @@ class Order:
       timeline: steps of the run.
       classes: (N,) class of each training image, for balanced epochs, or None. A balanced epoch has as many images as there
         are, and the same number of each class: of a frequent class a random part, and those of a rare class several times.
+        Images of a negative class are not drawn.
+      available: positions of the images that epochs without balance are drawn from; None: those of the timeline's images.
     """
 
-    def __init__(self, seed: int, timeline: Timeline, classes: np.ndarray | None = None):
-        self._seed, self._timeline = seed, timeline
+    def __init__(self, seed: int, timeline: Timeline, classes: np.ndarray | None = None,
+                 available: np.ndarray | None = None):
+        self._seed, self._timeline, self._available = seed, timeline, available
         self._positions_of_classes = None
         if classes is not None:
-            self._positions_of_classes = [np.flatnonzero(classes == c) for c in np.unique(classes)]
+            self._positions_of_classes = [np.flatnonzero(classes == c)
+                                          for c in np.unique(classes[classes >= 0])]
 
     @functools.lru_cache(maxsize=4)  # noqa: B019 (an Order lives as long as its run)
     def _permutation(self, epoch: int) -> np.ndarray:
         rng, count = np.random.Generator(np.random.PCG64([self._seed, epoch])), self._timeline.num_train
         if self._positions_of_classes is None:
-            return rng.permutation(count).astype(np.int32)
+            return rng.permutation(count if self._available is None else self._available)[:count].astype(np.int32)
         num_classes = len(self._positions_of_classes)
         per_class, remainder = divmod(count, num_classes)
         has_one_more = rng.permutation(num_classes) < remainder
@@ -111,11 +115,13 @@ class TrainFeed:
       workers: number of Grain's worker processes; 0 for threads.
       max_steps: largest number of steps in a range.
       classes: (N,) class of each training image for balanced epochs, or None; see `Order`.
+      available: see `Order`.
     """
 
     def __init__(self, split: Split, seed: int, timeline: Timeline, *, on_device: bool, process_rows: ProcessRows = all_rows,
-                 workers: int = 0, max_steps: int = 1, classes: np.ndarray | None = None):
-        self._order = Order(seed, timeline, classes)
+                 workers: int = 0, max_steps: int = 1, classes: np.ndarray | None = None,
+                 available: np.ndarray | None = None):
+        self._order = Order(seed, timeline, classes, available)
         self._timeline, self._on_device, self._workers = timeline, on_device, workers
         self._max_images = max_steps * max(p.batch_size for p in timeline.phases)
         self._source = _BatchSource(split, seed, self._order, timeline.total, process_rows)

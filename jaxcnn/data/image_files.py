@@ -263,6 +263,7 @@ def make_file_source(name: str, root: str, listing: Listing, expected: str, conf
       UserError: there is nothing to train on, a class is unknown, or a file is missing.
     """
     location, class_file = as_text(root), config.class_file if config else ''
+    unlabelled = [image for image in listing['train'] if image.classes == (UNLABELLED,)]
     listing = {split: _labelled_images(location, split, images) for split, images in listing.items()}
     image_classes = {split: [compose_names(image.classes) for image in images] for split, images in listing.items()}
     classes = list_classes(location, image_classes['train'], kind, expected, class_file, classes)
@@ -271,8 +272,21 @@ def make_file_source(name: str, root: str, listing: Listing, expected: str, conf
     digest = hashlib.sha256(os.fsencode(os.path.realpath(root)))
     splits = {split: ImageFiles(root, _find_files(root, split, listing[split], image_classes[split], digest), targets[split])
               for split in targets}
-    return make_source(name, root, digest.hexdigest(), classes, splits, kind,
-                       {split: files.paths for split, files in splits.items()}, class_names)
+    source = make_source(name, root, digest.hexdigest(), classes, splits, kind,
+                         {split: files.paths for split, files in splits.items()}, class_names)
+    if not unlabelled or kind is not LABEL:
+        return source
+    return dataclasses.replace(source, with_unlabelled=functools.partial(_add_unlabelled, source, root, unlabelled))
+
+
+def _add_unlabelled(source: Source, root: str, images: Sequence[ListedImage]) -> Source:
+    """Return a source with images as a further split, `unlabelled`, whose labels are 0."""
+    digest = hashlib.sha256()
+    paths = _find_files(root, 'unlabelled', images, [()] * len(images), digest)
+    files = ImageFiles(root, paths, {'label': np.zeros(len(images), np.int32)})
+    return dataclasses.replace(source, key={**source.key, 'unlabelled': digest.hexdigest()},
+                               splits={**source.splits, 'unlabelled': lambda: files},
+                               paths={**source.paths, 'unlabelled': paths}, with_unlabelled=None)
 
 
 def make_source(name: str, root: str, digest: str, classes: Sequence[str], splits: Mapping[str, Examples], kind: TargetKind,

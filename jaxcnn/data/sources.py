@@ -136,6 +136,8 @@ class Source:
       kind: the kind of its targets.
       paths: by split, the paths of its images in order, relative to the folder of the data set; those in an archive are the
         path of the archive and the name in it. Empty if the images have no names.
+      with_unlabelled: returns this source with the unlabelled training images as a further split, `unlabelled`; None if
+        there are no such images.
     """
 
     location: str
@@ -146,6 +148,7 @@ class Source:
     val_fraction: float = 0.1
     kind: TargetKind = LABEL
     paths: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
+    with_unlabelled: 'Callable[[], Source] | None' = None
 
     @classmethod
     def from_arrays(cls, train: Arrays, val: Arrays | None = None, test: Arrays | None = None,

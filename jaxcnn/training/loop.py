@@ -97,7 +97,7 @@ class TrainingRun:
         self.checkpoints = Checkpoints(folder, setup.config.checkpoint, setup.experiment.best,
                                        permanent_steps=setup.timeline.permanent_checkpoints)
         resources.callback(self.checkpoints.close)
-        resources.callback(setup.feed.close)
+        resources.callback(lambda: setup.feed.close())  # pseudo-labels replace the feed
         newest = next(self.checkpoints.undamaged(template), None)
         self.step = newest[0] if newest else 0
         damaged_steps = [step for step in self.checkpoints.steps() if step > self.step]
@@ -123,6 +123,8 @@ class TrainingRun:
         if newest:
             self.state = setup.backend.replicate(restored_state)
             self.progress = RunProgress(**newest[2])
+            if self.progress.pseudo_labels is not None:
+                setup.set_pseudo_labels(np.array(self.progress.pseudo_labels))
             self._display.log(f'resuming {folder} from step {self.step} of {setup.timeline.total}')
         else:
             batch_size_divisor = setup.config.optim.accumulate * setup.backend.num_devices
@@ -171,6 +173,8 @@ class TrainingRun:
         while True:
             if self.progress.evaluated_step != self.step and timeline.is_multiple(self.step, config.eval.every):
                 self._evaluate()
+            if self.step in timeline.pseudo_label_steps and self.progress.pseudo_label_step != self.step:
+                self._predict_labels()
             is_finished = self.step == timeline.total or self._is_out_of_patience()
             is_stopped = self.should_stop()
             is_best = self.progress.evaluated_step == self.step and self.progress.evaluations_since_best == 0
@@ -348,6 +352,19 @@ class TrainingRun:
         texts = [f'{measurement.name} {value:.4f}' for measurement, value in values.items()
                  if setup.experiment.informs(measurement.metric)]
         self._display.log(f'step {self.step}: {"  ".join(texts)}')
+        self._timed_until = time.monotonic()
+
+    def _predict_labels(self) -> None:
+        """Predict the labels of the unlabelled images, with which the training continues."""
+        while self.dispatches and not self._is_interrupted():
+            self._record(self.dispatches.popleft())
+        labels = self.setup.predict_labels(self.state, self._is_interrupted)
+        if labels is None:
+            return
+        self.setup.set_pseudo_labels(labels)
+        self.progress.pseudo_labels, self.progress.pseudo_label_step = labels.tolist(), self.step
+        self._display.log(f'step {self.step}: {(labels >= 0).sum():,} of {len(labels):,} unlabelled images have a '
+                          'pseudo-label')
         self._timed_until = time.monotonic()
 
     def _save(self) -> None:

@@ -20,6 +20,8 @@ class RunProgress:
       timed_images, timed_seconds: images and duration of all training, without compilation, evaluation and saving.
       wall_seconds: duration of the run, in all its processes.
       peak_host_bytes, peak_device_bytes: peak memory.
+      pseudo_labels: label of each unlabelled image, -1 for those without one; None before the first prediction.
+      pseudo_label_step: step before which they were predicted.
     """
 
     evaluated_step: int = -1
@@ -32,6 +34,8 @@ class RunProgress:
     wall_seconds: float = 0.0
     peak_host_bytes: int = 0
     peak_device_bytes: int | None = None
+    pseudo_labels: list[int] | None = None
+    pseudo_label_step: int = -1
 
     @property
     def images_per_second(self) -> float | None:

@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxcnn import config as cfg
 from jaxcnn import data, experiment, tasks
-from jaxcnn.data import feed, normalize
+from jaxcnn.data import feed, normalize, pseudo_labels
 from jaxcnn.errors import UserError, name_field
 from jaxcnn.timeline import Phase
 from jaxcnn.training import initialize, parallel, weight_sources, whiten
@@ -41,6 +41,7 @@ class Setup:
       backend: spreads the steps over devices.
       on_device: whether the images are on the devices; if not, the host provides each batch.
       variable_length: whether one program runs any number of steps up to `steps_per_dispatch`.
+      train_split: the training images, with `config.semi_supervised` followed by the unlabelled ones.
       feed: provides the training batches.
       evaluator: evaluates splits of the data set.
 
@@ -53,24 +54,67 @@ class Setup:
         self.config, self.folder = config, folder
         self._initial_variables = initial_variables
         kind = tasks.find(config.task).kind
-        self.dataset = dataset or parallel.run_on_all_processes(lambda: data.load(config.data, kind, source))
-        train = self.dataset.splits['train']
+        self.dataset = dataset or parallel.run_on_all_processes(
+            lambda: data.load(config.data, kind, source, unlabelled=config.semi_supervised is not None))
+        unlabelled = self.dataset.unlabelled
+        self._set_train_split(None if unlabelled is None else np.full(len(unlabelled), pseudo_labels.NO_LABEL))
         self.experiment = experiment.build(config, self.dataset.info(), self._fit_normalizers)
         self.timeline = self.experiment.timeline
         self.steps_per_dispatch = min(config.parallel.steps_per_dispatch, self.timeline.total)
         self.backend = parallel.make_backend(config.parallel)
         parallel.check_batch_sizes(self.timeline, config.optim.accumulate, self.backend.num_devices)
         self.on_device = config.data.placement == 'device' or (
-            config.data.placement == 'auto' and feed.fits_on_device(self.dataset.splits.values()))
+            config.data.placement == 'auto' and feed.fits_on_device([*self.dataset.splits.values(), self.train_split]))
         self.variable_length = self.on_device and jax.default_backend() == 'cpu'
-        self.feed = feed.TrainFeed(train, config.seed, self.timeline, on_device=self.on_device,
-                                   process_rows=self.backend.process_rows, workers=config.data.workers,
-                                   max_steps=self.steps_per_dispatch,
-                                   classes=kind.strata(train.targets) if config.data.balance == 'sampling' else None)
+        self.feed = self._make_feed()
         self.evaluator = Evaluator(self.experiment, self.dataset, self.backend, self.on_device)
         self._augmenters: dict[tuple[bool, int], Callable[..., Batch]] = {}
         self._programs: dict[Phase, jax.stages.Wrapped] = {}  # by `Phase.program`
         self._resident_epoch = -1  # the epoch whose order is on the devices
+
+    def _set_train_split(self, labels: np.ndarray | None) -> None:
+        train, unlabelled = self.dataset.splits['train'], self.dataset.unlabelled
+        self.train_split = train if labels is None or unlabelled is None else pseudo_labels.join(train, unlabelled, labels)
+
+    def _make_feed(self) -> feed.TrainFeed:
+        config, train, kind = self.config, self.train_split, self.experiment.task.kind
+        classes = kind.strata(train.targets) if config.data.balance == 'sampling' else None
+        available = None
+        if self.dataset.unlabelled is not None:
+            available = np.flatnonzero(train.targets['label'] != pseudo_labels.NO_LABEL)
+        return feed.TrainFeed(train, config.seed, self.timeline, on_device=self.on_device,
+                              process_rows=self.backend.process_rows, workers=config.data.workers,
+                              max_steps=self.steps_per_dispatch, classes=classes, available=available)
+
+    def predict_labels(self, state: TrainState, should_stop: Callable[[], bool]) -> np.ndarray | None:
+        """Return pseudo-labels (M,) of the unlabelled images, of which `NO_LABEL` is none; None if `should_stop` is True.
+
+        Args:
+          state: state with the network that predicts them, by its moving averages if there are any.
+          should_stop: see `Evaluator`.
+        """
+        assert self.config.semi_supervised is not None
+        accumulated = self._labeller(variables(state)[state.ema is not None], 'unlabelled', should_stop)
+        if accumulated is None:
+            return None
+        rows = accumulated.rows
+        return np.where(rows['confidence'] >= self.config.semi_supervised.threshold, rows['predicted'],
+                        pseudo_labels.NO_LABEL)
+
+    @functools.cached_property
+    def _labeller(self) -> Evaluator:
+        assert self.dataset.unlabelled is not None
+        dataset = dataclasses.replace(self.dataset, splits={'unlabelled': self.dataset.unlabelled})
+        return Evaluator(self.experiment, dataset, self.backend, on_device=False)
+
+    def set_pseudo_labels(self, labels: np.ndarray) -> None:
+        """Draw the following batches from the labelled images and the unlabelled ones with one of the labels (M,)."""
+        self.feed.close()
+        self._set_train_split(labels)
+        self.feed = self._make_feed()
+        self._resident_epoch = -1
+        if self.on_device:
+            self.resident_data['examples'].update(self.backend.replicate(dict(self.train_split.targets)))
 
     def _fit_normalizers(self, ops: Sequence[normalize.Normalizer],
                          pixels: Callable[[jax.Array], jax.Array]) -> Sequence[normalize.Fitted]:
@@ -226,7 +270,8 @@ class Setup:
         """The training examples and the order of the current epoch, on the devices; empty with placement on the host."""
         if not self.on_device:
             return {}
-        return {'examples': self.backend.replicate(feed.all_examples(self.dataset.splits['train']))}
+        length = {} if self.dataset.unlabelled is None else {'epoch_length': np.int32(self.timeline.num_train)}
+        return {'examples': self.backend.replicate(feed.all_examples(self.train_split)), **self.backend.replicate(length)}
 
     def inputs(self, step: int, count: int) -> tuple[Any, Any, np.ndarray, np.uint32]:
         """Return the program's arguments after the state, for `count` steps from `step` on."""
@@ -285,7 +330,7 @@ class Setup:
           state: state whose network attacks use, on the devices.
           normalized: whether the images are normalised; otherwise, their pixels are in [0, 1].
         """
-        experiment, train = self.experiment, self.dataset.splits['train']
+        experiment, train = self.experiment, self.train_split
         pipeline = experiment.preprocessor.augment
         batch, epochs = self.feed.positions(step), self.feed.epochs(step)
         num_mixed = pipeline.num_mixes if pipeline else 0  # rows before the first one that are mixed into the returned ones

@@ -263,7 +263,8 @@ def many_steps(step: TrainStep, batch_positions: Callable[[jax.Array, jax.Array]
             if not batch:
                 batch = gather(batch_positions(data['order'], offset), data['examples'])
                 index = batch_positions(jnp.arange(len(data['order'])), offset)  # of each image in the order
-                batch['epoch'] = data['epoch'] + index // len(data['examples']['image'])
+                epoch_length = data['epoch_length'] if 'epoch_length' in data else len(data['examples']['image'])
+                batch['epoch'] = data['epoch'] + index // epoch_length
             return step(state, batch, key)
 
         first_inputs = jax.tree.map(lambda x: x[0], (batches, offsets))
