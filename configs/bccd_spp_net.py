@@ -7,7 +7,8 @@
 The convolutions have ImageNet weights, which expect (x - 127) / 128 for pixels x from 0 to 255, and do not change. Regions
 are pooled at two scales from the last feature map of stride 16 to the paper's 50 bins, and only the two dense layers and the
 classifier after them are trained. The first run computes the proposals, in about 5 minutes on 2 cores. The second command
-fits the SVMs and box regressions. Result: not yet measured.
+fits the SVMs and box regressions. Result: on the 72 test images, a mean average precision at IoU 0.5 of 67.76 % by softmax,
+and of 81.96 % by SVMs on pool5 with regression of boxes, seed 0 (docs/results.md).
 """
 
 from jaxcnn.config import make
