@@ -15,7 +15,6 @@ from PIL import Image
 from test_resume import exit_code, metric_rows
 
 from jaxcnn.cli import predict
-from jaxcnn.data import picture
 from jaxcnn.run import load_run
 from jaxcnn.training import workdir
 
@@ -100,8 +99,9 @@ def test_a_detection_run_is_evaluated_and_predicts_with_proposals_of_new_images(
     images = split.take(np.arange(4))
     predicted = run.predict(images)
     targets = {name: values for name, values in split.take_targets(np.arange(4)).items() if name.startswith('proposal')}
-    outputs = run.experiment.network.apply(run.variables, jax.jit(run.experiment.preprocessor.__call__)(images),
-                                           proposals=targets)
+    detect = jax.jit(lambda variables, images, proposals: run.experiment.network.apply(
+        variables, run.experiment.preprocessor(images), proposals=proposals))
+    outputs = detect(run.variables, images, targets)
     np.testing.assert_array_equal(predicted['valid'], outputs['valid'])
     np.testing.assert_allclose(predicted['boxes'], outputs['boxes'], atol=0.01)
     assert predicted['valid'].any()
@@ -119,10 +119,10 @@ def check_predictions_of_files(run, folder):
     for i, size in enumerate(sizes):
         paths.append(str(folder / f'resized{i}.png'))
         Image.open(folder / f'{i + 1}.png').resize(size).save(paths[-1])
-    results = dict(predict.predict(run, argparse.Namespace(images=paths, ink='auto')))
+    results = dict(predict.predict(run, argparse.Namespace(ink='auto', tta=''), paths))
     assert [*results] == paths
     for path, (width, height) in zip(paths, sizes, strict=True):
-        image, resizing = picture.load_with_resizing(path, run.info, run.config.data.resize)
+        image, resizing = run.load_picture(path, 'auto')
         alone = jax.tree.map(operator.itemgetter(0), run.predict(np.stack([image] * 4)))  # as many as in a batch
         expected = run.experiment.task.map_back(alone, resizing.map_boxes_back)
         for name, values in expected.items():
