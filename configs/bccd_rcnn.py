@@ -7,7 +7,9 @@
 The backbone starts from ImageNet weights, which expect (x - 127) / 128 for pixels x from 0 to 255, and its BatchNorm
 statistics stay as they are. Regions are warped to 80 x 80 pixels, with the paper's fraction of context. A batch has 32
 regions of each of its 4 images, a quarter of them positive: the 32 and 96 of the paper. The first run computes the
-proposals, in about 5 minutes on 2 cores. The second command fits the SVMs and box regressions. Result: not yet measured.
+proposals, in about 5 minutes on 2 cores. The second command fits the SVMs and box regressions. Result: on the
+72 test images, a mean average precision at IoU 0.5 of 77.95 % by softmax, and of 81.30 % by SVMs with regression of boxes,
+seed 0 (docs/results.md).
 """
 
 from jaxcnn.config import make

@@ -90,7 +90,8 @@ def _decode_jpeg(content: bytes, draw_crop: Callable[[int, int], Crop] | None = 
         upright_size = (width, height) if is_turned else (height, width)
         crop = draw_crop(*upright_size)
         min_height, min_width = crop.smallest_size(*upright_size)[::-1 if is_turned else 1]
-        pixels = simplejpeg.decode_jpeg(content, 'RGB', min_height=min_height, min_width=min_width)
+        # scales between 1/2 and 1 take longer than the full scale
+        pixels = simplejpeg.decode_jpeg(content, 'RGB', min_height=min_height, min_width=min_width, min_factor=2)
     except ValueError:  # Pillow reports the reason
         return None
     return crop.apply(_upright(pixels, orientation), *upright_size)
