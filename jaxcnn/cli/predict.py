@@ -91,7 +91,7 @@ def find_images(path: str) -> list[str]:
     images = [os.path.join(path, name) for name in image_files.find_images(path, path, skipped)]
     image_files.log_skipped(path, skipped)
     if not images:
-        raise UserError('holds no images', field=as_text(path))
+        raise UserError('holds no images', field=as_text(path), hint='give image files, or a folder that holds some')
     return images
 
 

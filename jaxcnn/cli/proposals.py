@@ -28,7 +28,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError('give one of them', field='--config, --workdir')
     if args.save and not args.save.endswith('.npz'):
         raise UserError(f'expected a file that ends in .npz, got {args.save!r}', field='--save')
-    runs = [load_run(args.workdir)] if args.workdir else []
+    runs = [load_run(args.workdir, args.checkpoint)] if args.workdir else []
     settings = runs[0].config if runs else config.load(args.config, args.overrides)
     if args.save:
         if not runs:
@@ -54,6 +54,7 @@ def main() -> None:
                         'config.json of a run; its data set must have boxes')
     parser.add_argument('--workdir', default='', help='a run of a detector that makes proposals itself, such as '
                         'faster_rcnn, instead of --config: its proposals are compared, too')
+    parser.add_argument('--checkpoint', default='best', help='of --workdir: best, latest or a step (default: best)')
     parser.add_argument('--save', default='', metavar='FILE.npz', help='write the proposals of --workdir for all images of '
                         'its data set to this file, for config.data.proposals=\'saved("FILE.npz")\'')
     parser.add_argument('methods', nargs='*', metavar='METHOD', help='a method of proposals with its arguments')

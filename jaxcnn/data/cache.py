@@ -28,6 +28,7 @@ import numpy as np
 from jaxcnn import config as cfg
 from jaxcnn.cache_folder import cache_folder
 from jaxcnn.data import stream
+from jaxcnn.data.augment import split_pipeline
 from jaxcnn.data.decode import decode_source
 from jaxcnn.data.sources import EncodedExamples, Source
 from jaxcnn.data.stream import StreamedImages
@@ -113,6 +114,7 @@ def open_cache(source: Source, config: cfg.DataConfig) -> tuple[dict[str, Any], 
       UserError: an image cannot be decoded or differs in size from the first one, a label is out of range, or the folder of
         the cache cannot be written.
     """
+    stream.check_placement(config)
     root = cache_folder(config.cache_dir)
     is_streamed = config.placement == 'stream' or config.keeps_sizes
     folder, origin = _identify(source, config, root, is_streamed)
@@ -163,7 +165,8 @@ def _identify(source: Source, config: cfg.DataConfig, root: str, is_streamed: bo
     if 'unlabelled' in source.splits:
         settings.append('unlabelled')
     if is_streamed:
-        settings += ['stream', *([config.augment, config.eval_augment] if config.keeps_sizes else [])]
+        crops = [split_pipeline(config, train)[0] for train in (True, False)]
+        settings += ['stream', *(part.text for part in crops if part)]
     key = json.dumps([_FORMAT, source.kind.name, source.key, *settings], sort_keys=True)
     location = os.path.realpath(config.dir) if config.dir else source.location
     name = f'{config.name.replace("/", "-")}-{hashlib.sha256(key.encode()).hexdigest()[:16]}'

@@ -74,6 +74,10 @@ class Order:
         begin, end = self._timeline.examples(step), self._timeline.examples(step + 1)
         return (np.arange(begin, end) // self._timeline.num_train).astype(np.int32)
 
+    def numbers(self, step: int) -> np.ndarray:
+        """Return how many images of the run come before each image of `step`: (B,) int64."""
+        return np.arange(self._timeline.examples(step), self._timeline.examples(step + 1))
+
     def positions_between(self, begin: int, end: int) -> np.ndarray:
         """Return the positions of the images `begin` to `end - 1` of the run: (end - begin,) int32."""
         count = self._timeline.num_train
@@ -92,11 +96,12 @@ class _BatchSource:
         return self._total_steps
 
     def __getitem__(self, step: int) -> Batch:
-        positions, epochs = self._order.positions(int(step)), self._order.epochs(int(step))
-        rows = self._process_rows(len(positions))
-        positions, epochs = positions[rows], epochs[rows]
-        images = self._split.take_for_training(positions, self._seed, epochs)
-        return {'image': images, **self._split.take_targets(positions), 'position': positions, 'epoch': epochs}
+        step = int(step)
+        rows = self._process_rows(len(self._order.positions(step)))
+        positions = self._order.positions(step)[rows]
+        images = self._split.take_for_training(positions, self._seed, self._order.numbers(step)[rows])
+        return {'image': images, **self._split.take_targets(positions), 'position': positions,
+                'epoch': self._order.epochs(step)[rows]}
 
 
 class TrainFeed:
@@ -145,6 +150,10 @@ class TrainFeed:
     def epochs(self, step: int) -> np.ndarray:
         """Return the epoch of each image of `step`: (B,) int32."""
         return self._order.epochs(step)
+
+    def numbers(self, step: int) -> np.ndarray:
+        """Return how many images of the run come before each image of `step`: (B,) int64."""
+        return self._order.numbers(step)
 
     def epoch(self, step: int) -> int:
         """Return the epoch of the first image of `step`."""

@@ -38,7 +38,7 @@ class Split:
     @property
     def is_streamed(self) -> bool:
         """Whether images are decoded whenever they are used."""
-        return isinstance(self.images, StreamedImages)
+        return isinstance(self.images, StreamedImages) or getattr(self.images, 'is_streamed', False)
 
     @property
     def image_bytes(self) -> int:
@@ -54,13 +54,18 @@ class Split:
         """Return the images at `positions`, an array of any shape S: uint8 (*S, H, W, C)."""
         return self.images[self.index[positions]]
 
-    def take_for_training(self, positions: np.ndarray, seed: int, epochs: np.ndarray) -> np.ndarray:
-        """Return the images at `positions` (n,) for some epochs (n,) of a training with a seed: uint8 (n, h, w, C).
+    def take_for_training(self, positions: np.ndarray, seed: int, numbers: np.ndarray) -> np.ndarray:
+        """Return the images at `positions` (n,) for training: uint8 (n, h, w, C).
 
         Streamed images are cropped at random; others are those that `take` returns.
+
+        Args:
+          positions: the positions of the images.
+          seed: seed of the run.
+          numbers: (n,) how many images of the run come before each of them.
         """
         if self.is_streamed:
-            return self.images.draw(self.index[positions], seed, epochs)
+            return self.images.draw(self.index[positions], seed, numbers)
         return self.take(positions)
 
     def take_targets(self, positions: np.ndarray) -> dict[str, np.ndarray]:

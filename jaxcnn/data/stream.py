@@ -2,14 +2,16 @@
 
 A data set whose decoded images do not fit on a disk is streamed, and so are images that differ in size
 (`config.data.keeps_sizes`): the operations at the beginning of the pipelines crop them to one size while they are decoded,
-and the others run in the compiled step. What is drawn at random depends on `(seed, epoch, image)` alone, so that a
-resumed run continues with the same bits, with any number of workers.
+and the others run in the compiled step. What is drawn at random depends on the seed and on the number of the image in the
+run alone, so that a resumed run continues with the same bits, with any number of workers.
 """
 
+import contextlib
 import functools
 import logging
 import multiprocessing
 import os
+from collections.abc import Iterator
 from concurrent import futures
 from typing import Any
 
@@ -24,9 +26,9 @@ from jaxcnn.data.targets import BOXES
 from jaxcnn.errors import UserError, name_field
 
 STREAM_THRESHOLD = 32 << 30  # bytes of decoded images from which `auto` streams a data set instead of storing them
-SKIP_HINT = 'config.data.skip_broken=True checks all images before the training, and skips such ones'
+_SKIP_HINT = 'config.data.skip_broken=True checks all images before the training, and skips such ones'
+_CHECKED_AT_A_TIME = 4096
 log = logging.getLogger('jaxcnn')
-_DETERMINISTIC = np.random.default_rng(0)  # for operations that draw no random numbers
 
 
 @functools.lru_cache(1)
@@ -61,9 +63,8 @@ class StreamedImages:
         self._examples, self._name, self._config, self.path = examples, name, config, path
         self._crops: dict[bool, FileCrops | None] = {train: split_pipeline(config, train)[0] for train in (False, True)}
         crops = self._crops[False]
-        channels = 1 if examples.mode == 'L' else 3
-        size = crops.size if crops else config.fixed_size or self._read_full(0).shape[:2]
-        self.shape: tuple[int, int, int, int] = (len(examples), *size, channels)
+        height, width = crops.size if crops else config.fixed_size or self._first_size()
+        self.shape: tuple[int, int, int, int] = (len(examples), height, width, 1 if examples.mode == 'L' else 3)
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -75,24 +76,29 @@ class StreamedImages:
           UserError: an image cannot be read, is too small for the crop, or differs in size from the others.
         """
         indices = np.asarray(indices)
-        return self._decode_all(lambda i: self._decode(int(i), _DETERMINISTIC, train=False),
+        return self._decode_all(lambda i: self._decode(int(i), np.random.default_rng(0), train=False),
                                 indices.reshape(-1)).reshape(*indices.shape, *self.shape[1:])
 
-    def draw(self, indices: np.ndarray, seed: int, epochs: np.ndarray) -> np.ndarray:
-        """Return the images at indices (n,) as training gets them in some epochs (n,): uint8 (n, h, w, C).
+    def draw(self, indices: np.ndarray, seed: int, numbers: np.ndarray) -> np.ndarray:
+        """Return the images at indices (n,) as training gets them: uint8 (n, h, w, C).
+
+        Args:
+          indices: the indices of the images.
+          seed: seed of the run.
+          numbers: (n,) how many images of the run come before each of them.
 
         Raises:
           UserError: see `__getitem__`.
         """
         def decode(row: int) -> np.ndarray:
-            rng = np.random.Generator(np.random.PCG64([seed, int(epochs[row]), int(indices[row]), 0xC209]))
+            rng = np.random.Generator(np.random.PCG64([seed, int(numbers[row]), 0xC209]))
             return self._decode(int(indices[row]), rng, train=True)
         return self._decode_all(decode, np.arange(len(indices)))
 
-    def check(self, index: int) -> None:
-        """Raise a UserError if an image cannot be decoded, or cannot be cropped for training or for evaluation."""
-        for train in (False, True):
-            self._decode(index, _DETERMINISTIC, train)
+    def check(self, index: int, for_training: bool) -> None:
+        """Raise a UserError if an image cannot be decoded, or cropped for evaluation and, if asked for, for training."""
+        for train in (False, True) if for_training and self._crops[True] else (False,):
+            self._decode(index, np.random.default_rng(0), train)
 
     def encoded(self, index: int) -> bytes:
         """Return the content of an image's file."""
@@ -110,23 +116,53 @@ class StreamedImages:
         crops = self._crops[train]
         if crops is None:
             return self._read_full(index)
-        with name_field(self._image_name(index)):
+        with self._name_image(index):
             return picture.decode_crop(self._examples.encoded(index), self._examples.mode,
                                        functools.partial(crops.draw, rng), is_exact=not train)
 
+    @contextlib.contextmanager
+    def _name_image(self, index: int) -> Iterator[None]:
+        """Name an image in a UserError that is raised in the block, and how such images are skipped."""
+        try:
+            with name_field(self._image_name(index)):
+                yield
+        except UserError as e:
+            if not self._config.skip_broken:
+                e.add_hint(_SKIP_HINT)
+            raise
+
+    def _read(self, index: int) -> np.ndarray:
+        with self._name_image(index):
+            image = picture.decode(self._examples.encoded(index), self._examples.mode)
+        return image.reshape(*image.shape[:2], -1)
+
+    def _first_size(self) -> tuple[int, int]:
+        """Return the height and width of the first image that can be read."""
+        for index in range(len(self._examples)):
+            try:
+                return self._read(index).shape[:2]
+            except UserError:
+                if not self._config.skip_broken:
+                    raise
+        raise UserError('no image can be read', field=self._name)
+
     def _read_full(self, index: int) -> np.ndarray:
         """Return an image as the cache would store it."""
-        with name_field(self._image_name(index)):
-            image = picture.decode(self._examples.encoded(index), self._examples.mode)
-        image = image.reshape(*image.shape[:2], -1)
-        size = self._config.fixed_size
+        image, size = self._read(index), self._config.fixed_size
         if size:
             return resize(image, size, self._config.resize)
-        expected = getattr(self, 'shape', (0, *image.shape))[1:]
-        if image.shape != expected:
-            raise UserError(f'has the shape {image.shape}, but the first image {expected}', field=self._image_name(index),
+        if image.shape != self.shape[1:]:
+            raise UserError(f'has the shape {image.shape}, but the first image {self.shape[1:]}',
+                            field=self._image_name(index),
                             hint="config.data.image_size resizes all images to one size, or keeps theirs ('original')")
         return image
+
+
+def check_placement(config: DataConfig) -> None:
+    """Raise a UserError if images that keep their sizes are to be stored."""
+    if config.keeps_sizes and config.placement not in ('auto', 'stream'):
+        raise UserError(f'{config.placement!r} stores images of one size, but config.data.image_size={config.image_size!r} '
+                        'keeps their proportions', field='config.data.placement', hint="leave it 'auto', which streams them")
 
 
 def encoded_examples(source: Source, split: str) -> EncodedExamples:
@@ -168,24 +204,38 @@ def prepare(source: Source, num_classes: int, config: DataConfig, folder: str) -
             np.save(os.path.join(folder, f'{split}.{name}.npy'), np.asarray(targets[name], spec.dtype))
         usable = np.ones(len(examples), bool)
         if config.skip_broken:
-            usable = _find_usable(StreamedImages(examples, f'{source.location}: {split}', config, ''))
+            name = f'{source.location}: {split}'
+            usable = _find_usable(StreamedImages(examples, name, config, ''), name, split == 'train')
         np.save(os.path.join(folder, f'{split}.usable.npy'), usable)
         broken[split] = int((~usable).sum())
     return broken
 
 
-def _find_usable(images: StreamedImages) -> np.ndarray:
-    """Return whether each of N images can be decoded and cropped: (N,) bool. The reasons of the others are logged."""
+def _find_usable(images: StreamedImages, name: str, for_training: bool) -> np.ndarray:
+    """Return whether each of N images can be decoded and cropped: (N,) bool. The reasons of the others are logged.
+
+    Args:
+      images: the images of a split.
+      name: the name of the split.
+      for_training: whether they are cropped for training, too.
+
+    Raises:
+      UserError: none of them can.
+    """
     def problem(index: int) -> UserError | None:
         try:
-            images.check(index)
+            images.check(index, for_training)
         except UserError as e:
             return e
         return None
     usable = np.ones(len(images), bool)
-    log.info('checking %d images, because config.data.skip_broken is set', len(images))
-    for index, error in enumerate(_threads(os.getpid()).map(problem, range(len(images)))):
-        if error:
-            usable[index] = False
-            log.warning('skipped: %s', error)
+    log.info('%s: checking %d images, because config.data.skip_broken is set', name, len(images))
+    for start in range(0, len(images), _CHECKED_AT_A_TIME):
+        block = range(start, min(start + _CHECKED_AT_A_TIME, len(images)))
+        for index, error in zip(block, _threads(os.getpid()).map(problem, block), strict=True):
+            if error:
+                usable[index] = False
+                log.warning('skipped: %s', error)
+    if not usable.any():
+        raise UserError('no image can be used', field=name)
     return usable

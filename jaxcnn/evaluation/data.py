@@ -12,6 +12,7 @@ from jaxcnn import config as cfg
 from jaxcnn.data import Dataset, sources
 from jaxcnn.data.checks import check_images
 from jaxcnn.data.dataset import read_splits
+from jaxcnn.data.stream import StreamedImages
 from jaxcnn.data.targets import BOXES, LABELS
 from jaxcnn.errors import UserError, as_text, counted, name_field, unknown
 from jaxcnn.run import Run
@@ -57,12 +58,13 @@ class ImagesWithChannels:
     """Grey images as colour images, or colour images as grey ones, whose values are the luma as in Pillow.
 
     Args:
-      images: uint8 (N, H, W, 1) or (N, H, W, 3), an array or an `ArrayFile`.
+      images: uint8 (N, H, W, 1) or (N, H, W, 3), an array, an `ArrayFile` or `StreamedImages`.
       channels: the other number of channels.
     """
 
     def __init__(self, images: Any, channels: int):
         self._images, self.shape = images, (*images.shape[:-1], channels)
+        self.is_streamed = isinstance(images, StreamedImages)
 
     def __len__(self) -> int:
         return self.shape[0]

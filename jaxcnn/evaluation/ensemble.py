@@ -1,6 +1,7 @@
 """Ensembles: the mean of the predictions of several classifiers for the same images."""
 
 import dataclasses
+import os
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -34,7 +35,7 @@ class Ensemble:
         normalize_weights(self.weights, len(self.runs))
         for i, run in enumerate(self.runs):
             check_is_classifier(run)
-            if run.workdir in [other.workdir for other in self.runs[:i]]:
+            if os.path.realpath(run.workdir) in [os.path.realpath(other.workdir) for other in self.runs[:i]]:
                 raise UserError(f'the run in {run.workdir!r} is listed twice', field='--ensemble',
                                 hint='--weights gives a run more weight')
 
@@ -96,7 +97,8 @@ def check_same_classes(first: Sequence[str], second: Sequence[str], first_title:
     """
     pair = f'{first_title!r} and {second_title!r}'
     if len(first) != len(second):
-        raise UserError(f'{pair} have {len(first)} and {len(second)} classes')
+        raise UserError(f'{pair} have {len(first)} and {len(second)} classes',
+                        hint='both need the same classes in the same order')
     for c, names in enumerate(zip(first, second, strict=True)):
         if names[0] != names[1]:
             raise UserError(f'the classes of {pair} differ: class {c} is {names[0]!r} and {names[1]!r}',

@@ -241,6 +241,9 @@ def _fit_temperature(result: Result, ensemble: Ensemble, predict: Predict) -> Re
         log.warning('no temperature is fitted: %s', e)
         return result
     is_finite, images = np.isfinite(validation.log_probabilities).all(-1), counted(len(validation.labels), 'image')
+    if not is_finite.any():
+        log.warning('no temperature is fitted: the predictions for the %s of the validation split are not finite', images)
+        return result
     if validation.correct[is_finite].all():
         log.warning('no temperature is fitted: all predictions for the %s of the validation split are correct', images)
         return result

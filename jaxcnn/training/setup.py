@@ -341,7 +341,7 @@ class Setup:
         run_key = jax.random.key(np.uint32(self.config.seed))
         key, _ = step_keys(run_key, step)
         passes = image_keys(run_key, jax.numpy.asarray(positions)), jax.numpy.asarray(epochs[rows])
-        images = train.take_for_training(positions, self.config.seed, epochs[rows])
+        images = train.take_for_training(positions, self.config.seed, self.feed.numbers(step)[rows])
         examples = {'image': images, **train.take_targets(positions)}
         image_size = self.timeline.phase(step).image_size
         if (normalized, image_size) not in self._augmenters:

@@ -133,6 +133,8 @@ def test_batches_depend_on_seed_epoch_and_image_alone(folder, tmp_path, workers)
         for row in zip(batch['epoch'][0], batch['position'][0], batch['image'][0], strict=True):
             images[row[:2]] = row[2]
     assert len({image.tobytes() for image in images.values()}) == len(images) == 24
+    repeated = dataset.splits['train'].take_for_training(np.zeros(2, int), 5, np.arange(2))  # as in balanced epochs
+    assert repeated[0].tobytes() != repeated[1].tobytes()
     resumed = make_feed(seed=5, workers=workers)
     batch = resumed.batch(4, 2)
     for row in zip(batch['epoch'].ravel(), batch['position'].ravel(), batch['image'].reshape(-1, 16, 16, 3), strict=True):
@@ -158,6 +160,10 @@ def test_evaluation_has_every_image_once_and_in_order(folder, tmp_path):
      r"config\.data\.eval_augment: must begin with .*'shorter_side\(20\)'; these do: center_crop, resize"),
     (dict(image_size='original', augment='random_crop(45)', eval_augment='center_crop(45)'),
      r'a/0\.jpg: its 40 x 60 pixels are smaller than the crop, 45 x 45; shorter_side'),
+    (dict(image_size={'shorter': 40}, augment='random_crop(48)', eval_augment='center_crop(40)'),
+     r"config\.data\.augment: 'random_crop\(48\)' crops more than there is of images with .*'shorter': 40"),
+    (dict(image_size='original', augment='resize(8)', eval_augment='resize(8)', placement='device'),
+     r"config\.data\.placement: 'device' stores images of one size"),
     (dict(placement='stream', image_size=0), r'a/1\.jpg: has the shape .*, but the first image .*original'),
 ])
 def test_mistakes(folder, tmp_path, fields, message):
@@ -181,7 +187,9 @@ def test_skip_broken_leaves_out_truncated_and_small_files(folder, tmp_path):
     dataset = load(copy, tmp_path, skip_broken=True, **fields)
     assert dataset.broken == {'train': 3, 'test': 2}  # 36 x 90 pixels are too small
     assert len(dataset.splits['train']) == 5
-    with pytest.raises(UserError, match=r'a/0\.jpg: .*truncated'):
+    dataset = load(copy, tmp_path, skip_broken=True, **{**fields, 'eval_augment': 'resize(40)'})
+    assert dataset.broken == {'train': 3, 'test': 0}  # evaluation can use them
+    with pytest.raises(UserError, match=r'a/0\.jpg: .*truncated.*skip_broken=True checks all images'):
         load(copy, tmp_path, image_size='original', augment='resize(8)', eval_augment='resize(8)')
 
 

@@ -17,10 +17,12 @@ class FileCrops:
     """Operations that crop image files of different sizes to images of one size.
 
     Attributes:
+      text: describes them.
       operations: one or several operations.
       size: height and width of the results.
     """
 
+    text: str
     operations: tuple[DrawCrop, ...]
     size: tuple[int, int]
 
@@ -61,11 +63,14 @@ def split_pipeline(config: DataConfig, train: bool) -> tuple[FileCrops | None, P
             break
         operations.append(op.crop)
     shorter = config.shorter_side
-    remaining = ops[len(operations):]
-    remaining_text = '|'.join(text.split('|')[len(operations):])
+    texts, count = text.split('|'), len(operations)
     if shorter:
         operations.insert(0, lambda rng, crop: crop.resize_shorter(shorter))
-    sizes = {_apply(tuple(operations), np.random.default_rng(0), *size).size for size in _PROBED_SIZES}
+    try:
+        sizes = {_apply(tuple(operations), np.random.default_rng(0), *size).size for size in _PROBED_SIZES}
+    except UserError as e:
+        raise UserError(f'{text!r} crops more than there is of images with config.data.image_size={config.image_size!r}',
+                        field=f'config.data.{name}', hint=e.hint) from e
     if len(sizes) > 1:
         choices = [op_name for op_name, augmentation in AUGMENTATIONS.items() if train or augmentation.deterministic]
         croppers = [op_name for op_name in ('random_resized_crop', 'scale_jitter', 'random_crop', 'center_crop', 'resize')
@@ -73,4 +78,5 @@ def split_pipeline(config: DataConfig, train: bool) -> tuple[FileCrops | None, P
         raise UserError(f'must begin with operations that bring images to one size, because config.data.image_size='
                         f'{config.image_size!r} keeps their proportions; got {text!r}', field=f'config.data.{name}',
                         hint=f'these do: {", ".join(croppers)}')
-    return FileCrops(tuple(operations), sizes.pop()), Pipeline(remaining_text, remaining) if remaining else None
+    crops = FileCrops('|'.join(texts[:count]), tuple(operations), sizes.pop())
+    return crops, Pipeline('|'.join(texts[count:]), ops[count:]) if ops[count:] else None

@@ -297,6 +297,8 @@ def scale_jitter(size: int, shorter: tuple = (256, 512)) -> Geometric:
     """
     check_whole_number('scale_jitter', size=size)
     check_range('scale_jitter', size, shorter=shorter)
+    if math.floor(shorter[1]) < math.ceil(shorter[0]):
+        raise UserError(f'shorter={shorter!r} holds no whole number', field='scale_jitter')
 
     def apply(key: jax.Array, image: jax.Array) -> Transformed:
         length_key, position_key = jax.random.split(key)

@@ -62,8 +62,9 @@ class Detector(Network):
             self.check_backbone(backbone)
         for name in self.backbone_fields():
             if getattr(self, name) != getattr(type(self), name):
-                raise UserError(f'{name} is a field of the backbone: backbone="{self.backbone.split("(")[0]}({name}='
-                                f'{getattr(self, name)!r})"')
+                raise UserError(f'{name} is a field of the backbone here, but it is {getattr(self, name)!r}',
+                                hint=f'set {name}={getattr(type(self), name)!r}, its default, and '
+                                f'backbone="{self.backbone.split("(")[0]}({name}={getattr(self, name)!r})" if you want it')
 
     def backbone_fields(self) -> tuple[str, ...]:
         """Return the fields that have no effect in the detector itself, only in its backbone."""
