@@ -5,7 +5,8 @@
 
 The settings are those of the course's example: images of 128 x 128 pixels without augmentation, Adam with a constant rate of
 3e-4 and an L2 penalty of 1e-5, gradients clipped to the norm 10, 8 epochs, and the checkpoint with the best validation
-accuracy. docs/homework.md improves on it step by step. Result: not yet measured.
+accuracy. docs/homework.md improves on it step by step. Result: 42.00 % of the 550 testing images of a small stand-in
+for the homework's data, with images of 64 x 64 pixels, seed 0.
 """
 
 from jaxcnn.config import make
