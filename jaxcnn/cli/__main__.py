@@ -9,7 +9,7 @@ from jaxcnn.errors import unknown
 COMMANDS = {
     'train': 'train the network of a config, or resume a run',
     'evaluate': 'evaluate a checkpoint of a run',
-    'predict': 'predict the classes of image files',
+    'predict': 'predict the classes or the objects of image files',
     'data': 'show what is in a data set before training',
     'check': 'check whether the training of a config is sound',
     'explain': 'show what a trained network sees, and why it decided',
