@@ -87,19 +87,19 @@ def compare(args: argparse.Namespace) -> Table:
     from jaxcnn.training.loop import TrainingRun
     from jaxcnn.training.signals import StopRequest
     from jaxcnn.training.step import gather
-    given = config.load(args.config, args.overrides)
-    is_streamed = given.data.keeps_sizes or given.data.placement == 'stream'
+    base_config = config.load(args.config, args.overrides)
+    is_streamed = base_config.data.keeps_sizes or base_config.data.placement == 'stream'
     settings = {p: config.load(args.config, [*args.overrides, f'data.placement={p}', 'duration.steps=100000000'])
                 for p in (('stream',) if is_streamed else ('device', 'host'))}
     main_placement = next(iter(settings))
-    experiment.check(given)
+    experiment.check(base_config)
     torch = 'torch' in args.peers.split(',')
-    ops = given.data.augment.split('|') if given.data.augment.strip() else []
+    ops = base_config.data.augment.split('|') if base_config.data.augment.strip() else []
     for part in ops if torch else []:
         peer_op(part, 32)
     if torch:
         require_torch(args.torch_python)
-    source = sources.find(given.data)
+    source = sources.find(base_config.data)
     examples = source.splits['train']()
     files = examples if isinstance(examples, image_files.ImageFiles) else None
     has_cache = files is not None and not is_streamed
@@ -143,7 +143,7 @@ def compare(args: argparse.Namespace) -> Table:
         def build(seconds: float) -> float:
             with tempfile.TemporaryDirectory() as empty:
                 began = time.perf_counter()
-                _, parts = cache.open_cache(source, dataclasses.replace(given.data, cache_dir=empty))
+                _, parts = cache.open_cache(source, dataclasses.replace(base_config.data, cache_dir=empty))
                 return sum(len(part.usable) for part in parts.values()) / (time.perf_counter() - began)
 
         if has_cache:

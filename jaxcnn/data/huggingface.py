@@ -21,7 +21,7 @@ from jaxcnn.data.classes import (
     name_labels,
     read_class_file,
 )
-from jaxcnn.data.image_files import SPLITS, existing_path, log, make_source, paths_of_splits
+from jaxcnn.data.image_files import SPLITS, decode_example, existing_path, log, make_source, paths_of_splits
 from jaxcnn.data.sources import Example, Source, register
 from jaxcnn.data.table_layouts import COLUMN_NAMES
 from jaxcnn.data.targets import LABEL, LABELS, TargetKind
@@ -53,10 +53,7 @@ class HuggingfaceExamples:
         return len(self.indices)
 
     def __getitem__(self, index: int) -> Example:
-        content = self.encoded(index)
-        with name_field(self.image_name(index)):
-            image = picture.decode(content, self.mode)
-        return {'image': image, **{name: values[index] for name, values in self.targets.items()}}
+        return decode_example(self.encoded(index), self.image_name(index), self.targets, index)
 
     def image_name(self, index: int) -> str:
         """Return the folder, the split and the row of an image."""

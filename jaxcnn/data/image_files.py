@@ -30,7 +30,7 @@ from jaxcnn.data.classes import (
 )
 from jaxcnn.data.sources import Example, Examples, Source
 from jaxcnn.data.targets import LABEL, TargetKind
-from jaxcnn.errors import UserError, as_text
+from jaxcnn.errors import UserError, as_text, name_field
 
 SPLITS = {'train': ('train', 'training'), 'val': ('val', 'valid', 'validation', 'dev'),
           'test': ('test', 'testing', 'evaluation')}  # by split, the names of its folder, file or array
@@ -38,6 +38,23 @@ SPLITS = {'train': ('train', 'training'), 'val': ('val', 'valid', 'validation', 
 _ACCOMPANYING_ENDINGS = {'.txt', '.md', '.html', '.pdf', '.csv', '.tsv', '.json', '.xml', '.yaml', '.yml', '.mat', '.npy',
                          '.py', '.db'}
 log = logging.getLogger('jaxcnn')
+
+
+def decode_example(content: bytes, name: str, targets: Mapping[str, np.ndarray], index: int) -> Example:
+    """Return the example of an image in colour.
+
+    Args:
+      content: the content of its file.
+      name: its name, for errors.
+      targets: the targets of all examples of the split, by name.
+      index: the index of the example.
+
+    Raises:
+      UserError: the content is not a picture.
+    """
+    with name_field(name):
+        image = picture.decode(content, 'RGB')
+    return {'image': image, **{target: values[index] for target, values in targets.items()}}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,8 +77,7 @@ class ImageFiles:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> Example:
-        image = picture.read(os.path.join(self.root, self.paths[index]), self.mode)
-        return {'image': image, **{name: values[index] for name, values in self.targets.items()}}
+        return decode_example(self.encoded(index), self.image_name(index), self.targets, index)
 
     def image_name(self, index: int) -> str:
         """Return the path of an image."""

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from jaxcnn.data.checks import check_images
-from jaxcnn.data.stream import StreamedImages
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +37,7 @@ class Split:
     @property
     def is_streamed(self) -> bool:
         """Whether images are decoded whenever they are used."""
-        return isinstance(self.images, StreamedImages) or getattr(self.images, 'is_streamed', False)
+        return getattr(self.images, 'is_streamed', False)
 
     @property
     def image_bytes(self) -> int:

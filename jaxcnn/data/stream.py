@@ -52,12 +52,15 @@ class StreamedImages:
       path: the path of files that belong to these images in the cache, without their endings.
 
     Attributes:
+      is_streamed: True, by which a `Split` recognises such images.
       path: see the arguments.
       shape: (N, H, W, C), as of an array of the images of evaluation.
 
     Raises:
       UserError: the first image cannot be read, or a pipeline does not crop images to one size.
     """
+
+    is_streamed = True
 
     def __init__(self, examples: EncodedExamples, name: str, config: DataConfig, path: str):
         self._examples, self._name, self._config, self.path = examples, name, config, path

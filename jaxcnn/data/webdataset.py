@@ -31,10 +31,18 @@ from jaxcnn.data.classes import (
     name_labels,
     read_class_file,
 )
-from jaxcnn.data.image_files import SPLITS, existing_path, find_split_folders, list_entries, log, make_source
+from jaxcnn.data.image_files import (
+    SPLITS,
+    decode_example,
+    existing_path,
+    find_split_folders,
+    list_entries,
+    log,
+    make_source,
+)
 from jaxcnn.data.sources import Example, Source, register
 from jaxcnn.data.targets import LABEL, LABELS, TargetKind
-from jaxcnn.errors import UserError, as_text, counted, name_field
+from jaxcnn.errors import UserError, as_text, counted
 from jaxcnn.sealed import seal, unseal
 
 _EXPECTED = 'shards such as train-000000.tar, with an image and its label (.cls, .json or .txt) in each sample'
@@ -71,10 +79,7 @@ class ShardExamples:
         return len(self.names)
 
     def __getitem__(self, index: int) -> Example:
-        content = self.encoded(index)
-        with name_field(self.image_name(index)):
-            image = picture.decode(content, self.mode)
-        return {'image': image, **{name: values[index] for name, values in self.targets.items()}}
+        return decode_example(self.encoded(index), self.image_name(index), self.targets, index)
 
     def image_name(self, index: int) -> str:
         """Return the path of an image: that of its shard, followed by its name in the shard."""

@@ -12,7 +12,6 @@ from jaxcnn import config as cfg
 from jaxcnn.data import Dataset, sources
 from jaxcnn.data.checks import check_images
 from jaxcnn.data.dataset import read_splits
-from jaxcnn.data.stream import StreamedImages
 from jaxcnn.data.targets import BOXES, LABELS
 from jaxcnn.errors import UserError, as_text, counted, name_field, unknown
 from jaxcnn.run import Run
@@ -64,7 +63,7 @@ class ImagesWithChannels:
 
     def __init__(self, images: Any, channels: int):
         self._images, self.shape = images, (*images.shape[:-1], channels)
-        self.is_streamed = isinstance(images, StreamedImages)
+        self.is_streamed: bool = getattr(images, 'is_streamed', False)
 
     def __len__(self) -> int:
         return self.shape[0]

@@ -11,7 +11,7 @@ from PIL import Image
 
 from jaxcnn import data
 from jaxcnn.config import DataConfig, parse
-from jaxcnn.data import augment, feed, picture
+from jaxcnn.data import augment, feed, picture, stream
 from jaxcnn.data.crops import Crop
 from jaxcnn.errors import UserError
 from jaxcnn.timeline import Timeline
@@ -169,6 +169,15 @@ def test_evaluation_has_every_image_once_and_in_order(folder, tmp_path):
 def test_mistakes(folder, tmp_path, fields, message):
     with pytest.raises(UserError, match=message):
         load(folder, tmp_path, **fields)
+
+
+def test_auto_streams_what_would_be_too_large_for_the_cache(folder, tmp_path, monkeypatch):
+    num_bytes = 16 * 24 * 24 * 3  # of both splits
+    for threshold, is_streamed in ((num_bytes, False), (num_bytes - 1, True)):
+        monkeypatch.setattr(stream, 'STREAM_THRESHOLD', threshold)
+        dataset = load(folder, tmp_path / str(threshold), image_size=24)
+        assert dataset.splits['train'].is_streamed == is_streamed
+        assert feed.fits_on_device(dataset.splits.values()) != is_streamed
 
 
 def test_images_in_memory_cannot_be_streamed(tmp_path):

@@ -32,17 +32,17 @@ def test_an_image_with_a_probability_of_nan_has_no_predicted_class():
 
 def test_classes_of_other_data_are_matched_by_their_names(digits_runs, digits_folder, tmp_path, caplog):
     run = load_run(digits_runs[0])
-    own = predict_split(run, 'test')
-    assert own.class_names == ['one', 'two', 'zero']
+    on_run_data = predict_split(run, 'test')
+    assert on_run_data.class_names == ['one', 'two', 'zero']
     for name in ('two', 'zero'):  # in this folder they have the numbers 0 and 1
         shutil.copytree(digits_folder / 'test' / name, tmp_path / name)
     with caplog.at_level('INFO', 'jaxcnn'):
         other = predict_split(run, 'train', str(tmp_path))
     assert 'train 30 images; 2 of its 3 classes' in caplog.text
     assert load_data(run, str(tmp_path)).splits.keys() == {'train'}  # no validation split is split off
-    rows = [own.names.index(f'test/{name}') for name in other.names]
-    np.testing.assert_array_equal(other.labels, own.labels[rows])
-    np.testing.assert_allclose(other.log_probabilities, own.log_probabilities[rows], rtol=1e-5, atol=1e-6)
+    rows = [on_run_data.names.index(f'test/{name}') for name in other.names]
+    np.testing.assert_array_equal(other.labels, on_run_data.labels[rows])
+    np.testing.assert_allclose(other.log_probabilities, on_run_data.log_probabilities[rows], rtol=1e-5, atol=1e-6)
     (tmp_path / 'two').rename(tmp_path / 'too')
     with pytest.raises(UserError, match="unknown class 'too'; nearest: two"):
         load_data(run, str(tmp_path))
