@@ -1,0 +1,1 @@
+"""Smaller and faster networks: pruning, quantisation and distillation."""

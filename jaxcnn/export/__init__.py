@@ -1,0 +1,1 @@
+"""Files of trained networks that other programs run without jaxcnn."""

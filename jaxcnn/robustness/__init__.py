@@ -1,0 +1,1 @@
+"""Networks under attack, on corrupted images, and on images of other kinds."""
