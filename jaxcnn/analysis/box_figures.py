@@ -168,10 +168,14 @@ def _show_image(axis: Any, image: np.ndarray) -> None:
 
 def _draw_objects(axis: Any, targets: Mapping[str, np.ndarray], class_names: Sequence[str], height: int, width: int,
                   font_size: float = 6.5, has_labels: bool = True) -> None:
-    """Draw the boxes of an image of the given size with their labels, large ones first, so that small ones stay visible."""
+    """Draw the boxes of an image of the given size with their labels.
+
+    Large ones come first, and of equally large ones those with low scores, so that small and probable ones stay visible.
+    """
     boxes = targets['boxes']
     areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-    for i in sorted(np.flatnonzero(targets['valid']), key=lambda i: -areas[i]):
+    scores = targets.get('scores', np.zeros(len(boxes)))
+    for i in sorted(np.flatnonzero(targets['valid']), key=lambda i: (-areas[i], scores[i])):
         colour = COLOURS[targets['classes'][i] % len(COLOURS)]
         is_difficult = 'difficult' in targets and targets['difficult'][i]
         label = shortened(class_names[targets['classes'][i]], 16)

@@ -184,11 +184,15 @@ class Detection(Task):
     def describe(self, prediction: Any) -> str:
         """Return the number of objects of each class, and the best detections."""
         confident = self.confident_detections(prediction)
+        if not confident:
+            scores = prediction['scores'][prediction['valid']]
+            best_score = f'; the best score is {scores.max():.3f}' if len(scores) else ''
+            return f'no object with a score of at least {self.threshold:g}{best_score}'
         names = [detection['class'] for detection in confident]
         counts = ', '.join(f'{names.count(name)} {printable(name)}' for name in dict.fromkeys(names))
         best = '; '.join(f'{printable(d["class"])} {100 * d["score"]:.2f} % at {d["x0"]:.0f}, {d["y0"]:.0f}, {d["x1"]:.0f}, '
                          f'{d["y1"]:.0f}' for d in confident[:DESCRIBED])
-        return f'{counts}  ({best})' if confident else f'no object with a score of at least {self.threshold:g}'
+        return f'{counts}  ({best})'
 
     def map_back(self, prediction: Any, map_boxes: Callable[[np.ndarray], np.ndarray]) -> Any:
         """See `Task`. Boxes are clipped to the image; those that lie in its padding are left out."""

@@ -58,7 +58,7 @@ def test_predictions_are_in_the_coordinates_of_the_files(arguments, tmp_path, ca
     assert ids['categories'] == [{'id': 1, 'name': 'ant'}, {'id': 2, 'name': 'bee'}]
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith(f'{arguments.images[0]}: 1 bee, 1 ant  (bee 90.00 % at 20, 8, 60, 36; ')
-    assert lines[1] == f'{arguments.images[1]}: no object with a score of at least 0.5'
+    assert lines[1] == f'{arguments.images[1]}: no object with a score of at least 0.5; the best score is 0.400'
 
     assert sorted(path.name for path in (tmp_path / 'pictures').iterdir()) == ['square.png', 'wide.jpg']
     picture = np.asarray(Image.open(tmp_path / 'pictures' / 'wide.jpg')).astype(int)
