@@ -265,7 +265,7 @@ class Checkpoints:
             raise ValueError(_reason(e)) from e
         fields = {**template, **{name: jax.tree.map(np.asarray, field) for name, field in restored.items()}}
         for name, field in fields.items():
-            if fingerprint(field) != content['fingerprints'][name]:
+            if fingerprint(field) != content['fingerprints'].get(name, fingerprint(None)):  # an older state lacks fields
                 raise ValueError(f"the checksum of '{name}' does not match its content")
             shapes, template_shapes = (
                 [(x.shape, x.dtype) for x in jax.tree.leaves(tree)] for tree in (field, template[name]))

@@ -33,6 +33,7 @@ class TrainState:
       opt_state: tuple of the optimizer states of all stages.
       ema: exponential moving averages of `params` and `batch_stats`, in float32, or None.
       slow: slow parameters and running statistics of look-ahead, or None.
+      pruning: masks of pruned parameters and what their method needs, see `pruning.Pruning`, or None.
     """
 
     step: jax.Array
@@ -41,6 +42,7 @@ class TrainState:
     opt_state: Any
     ema: Any
     slow: Any = None
+    pruning: Any = None
 
 
 @flax.struct.dataclass

@@ -221,7 +221,8 @@ class TrainStep:
             params, stats, slow = self._look_ahead(params, stats, slow, state.step + 1)
         scalars = {**scalars, 'grad_norm': optax.global_norm(grads),
                    'learning_rate': self.optimizer.learning_rate(state.opt_state, state.step, self.stage)}
-        return TrainState(state.step + 1, params, stats, opt_state, ema, slow), scalars
+        return state.replace(step=state.step + 1, params=params, batch_stats=stats, opt_state=opt_state, ema=ema,
+                             slow=slow), scalars
 
     def _look_ahead(self, params: Any, stats: Any, slow: Any, num_steps: jax.Array) -> tuple[Any, Any, Any]:
         """Return parameters, BatchNorm statistics and the slow ones, after `num_steps` steps, with look-ahead.
