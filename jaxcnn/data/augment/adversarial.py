@@ -13,14 +13,44 @@ from jaxcnn.data.augment.registry import Attack, Gradient, Targets, register
 NORMS = ('linf', 'l2')
 
 
-def _l2_norm(x: jax.Array) -> jax.Array:
-    """Return the L2 norm of each image: (N, 1, 1, 1)."""
+def l2_norm(x: jax.Array) -> jax.Array:
+    """Return the L2 norm of each image of (N, H, W, C): (N, 1, 1, 1)."""
     return jnp.sqrt((x ** 2).sum((1, 2, 3), keepdims=True))
 
 
-def _steepest_ascent(gradient: jax.Array, norm: str) -> jax.Array:
-    """Return the change of norm 1 that raises the loss most."""
-    return jnp.sign(gradient) if norm == 'linf' else gradient / jnp.maximum(_l2_norm(gradient), 1e-12)
+def steepest_ascent(gradient: jax.Array, norm: str) -> jax.Array:
+    """Return the change of norm 1 that raises the loss most, for gradients (N, H, W, C)."""
+    return jnp.sign(gradient) if norm == 'linf' else gradient / jnp.maximum(l2_norm(gradient), 1e-12)
+
+
+def project(change: jax.Array, eps: jax.Array | float, norm: str) -> jax.Array:
+    """Return the nearest changes whose norm is at most `eps`, for changes (N, H, W, C)."""
+    if norm == 'linf':
+        return jnp.clip(change, -eps, eps)
+    return change * jnp.minimum(1, eps / jnp.maximum(l2_norm(change), 1e-12))
+
+
+def random_offset(key: jax.Array, image: jax.Array, eps: jax.Array | float, norm: str) -> jax.Array:
+    """Return a change of an image (H, W, C) that is drawn uniformly from those whose norm is at most `eps`."""
+    if norm == 'linf':
+        return jax.random.uniform(key, image.shape, image.dtype, -eps, eps)
+    return eps * jax.random.ball(key, image.size).reshape(image.shape).astype(image.dtype)
+
+
+def ascend(images: jax.Array, attacked: jax.Array, gradient: jax.Array, step: jax.Array | float, eps: jax.Array | float,
+           norm: str) -> jax.Array:
+    """Return attacked images after a step of projected gradient ascent.
+
+    Args:
+      images: the original images (N, H, W, C), in [0, 1].
+      attacked: the images before the step.
+      gradient: the gradient of the loss at them.
+      step: the size of the step.
+      eps: the largest distance from the original images.
+      norm: the norm of both, `linf` or `l2`.
+    """
+    moved = attacked + step * steepest_ascent(gradient, norm)
+    return jnp.clip(images + project(moved - images, eps, norm), 0, 1)
 
 
 @register
@@ -36,7 +66,7 @@ def fgsm(eps: float, norm: str = 'linf') -> Attack:
     check_choice('fgsm', NORMS, norm=norm)
 
     def apply(keys: jax.Array, images: jax.Array, targets: Targets, gradient: Gradient) -> jax.Array:
-        return jnp.clip(images + eps * _steepest_ascent(gradient(images, targets), norm), 0, 1)
+        return jnp.clip(images + eps * steepest_ascent(gradient(images, targets), norm), 0, 1)
     return Attack(apply)
 
 
@@ -57,20 +87,9 @@ def pgd(eps: float, step: float, iterations: int, norm: str = 'linf') -> Attack:
     check_whole_number('pgd', iterations=iterations)
     check_choice('pgd', NORMS, norm=norm)
 
-    def random_offset(key: jax.Array, image: jax.Array) -> jax.Array:
-        if norm == 'linf':
-            return jax.random.uniform(key, image.shape, image.dtype, -eps, eps)
-        return eps * jax.random.ball(key, image.size).reshape(image.shape).astype(image.dtype)
-
-    def project(change: jax.Array) -> jax.Array:
-        if norm == 'linf':
-            return jnp.clip(change, -eps, eps)
-        return change * jnp.minimum(1, eps / jnp.maximum(_l2_norm(change), 1e-12))
-
     def apply(keys: jax.Array, images: jax.Array, targets: Targets, gradient: Gradient) -> jax.Array:
-        def ascend(_: int, attacked: jax.Array) -> jax.Array:
-            moved = attacked + step * _steepest_ascent(gradient(attacked, targets), norm)
-            return jnp.clip(images + project(moved - images), 0, 1)
-        start = jnp.clip(images + jax.vmap(random_offset)(keys, images), 0, 1)
-        return jax.lax.fori_loop(0, iterations, ascend, start)
+        def iterate(_: int, attacked: jax.Array) -> jax.Array:
+            return ascend(images, attacked, gradient(attacked, targets), step, eps, norm)
+        offsets = jax.vmap(lambda key, image: random_offset(key, image, eps, norm))(keys, images)
+        return jax.lax.fori_loop(0, iterations, iterate, jnp.clip(images + offsets, 0, 1))
     return Attack(apply)
