@@ -94,7 +94,7 @@ class Preprocessor:
         if self.eval_augment is None:
             return examples
         images = examples['image']
-        keys = jax.random.split(jax.random.key(0), len(images))
+        keys = jax.random.split(jax.random.key(0), images.shape[0])
         moved = self.eval_augment.batch(keys, {**examples, 'image': images.astype(jnp.float32) / 255}, mixer, lambda x: x,
                                         None)
         return {**moved, 'image': images}

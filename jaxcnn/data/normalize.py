@@ -125,10 +125,10 @@ class _ZcaWhitening:
                 'inverse': (vectors * scale @ vectors.T).astype(np.float32)}
 
     def apply(self, x: jax.Array, fitted: Fitted) -> jax.Array:
-        return self._product(x.reshape(len(x), -1) - fitted['mean'], fitted['matrix']).reshape(x.shape)
+        return self._product(x.reshape(x.shape[0], -1) - fitted['mean'], fitted['matrix']).reshape(x.shape)
 
     def invert(self, y: jax.Array, fitted: Fitted) -> jax.Array:
-        return (self._product(y.reshape(len(y), -1), fitted['inverse']) + fitted['mean']).reshape(y.shape)
+        return (self._product(y.reshape(y.shape[0], -1), fitted['inverse']) + fitted['mean']).reshape(y.shape)
 
     @staticmethod
     def _product(x: jax.Array, matrix: np.ndarray) -> jax.Array:

@@ -58,7 +58,7 @@ class AirBench(Network):
         x = maps['whiten'] = activation(self.activation)(self.conv(features, self.whiten_size, padding=0, name='whiten')(x))
         for i, width in enumerate(self.widths, 1):
             x = maps[f'group{i}'] = self.block(type(self).group, x, train, width)
-        x = self.drop(max_pool(x, 3).reshape(len(x), -1), train)
+        x = self.drop(max_pool(x, 3).reshape(x.shape[0], -1), train)
         return self.dense(self.num_classes, use_bias=False)(x) * self.logit_scale
 
     def group(self, x: jax.Array, train: bool, width: int) -> jax.Array:

@@ -97,7 +97,7 @@ class GoogLeNet(AuxiliaryInception):
     def _auxiliary_classifier(self, x: jax.Array, train: bool) -> jax.Array:
         x = avg_pool(x, min(5, *x.shape[1:3]), 3)
         x = self.convolution(x, train, Conv(128, 1))
-        x = nn.relu(self.dense(self.width(1024))(x.reshape(len(x), -1)))
+        x = nn.relu(self.dense(self.width(1024))(x.reshape(x.shape[0], -1)))
         return self.dense(self.num_classes)(nn.Dropout(self.aux_dropout, deterministic=not train)(x))
 
 

@@ -45,7 +45,7 @@ class LeNet5(Network):
         x = maps['conv1'] = self.block(type(self).convolution, x, train, 6)  # (N, 28, 28, 6)
         x = maps['conv2'] = self.block(type(self).convolution, pool(x, 2), train, 16)  # (N, 10, 10, 16)
         x = pool(x, 2)  # (N, 5, 5, 16)
-        x = x.reshape(len(x), -1)
+        x = x.reshape(x.shape[0], -1)
         x = self.drop(_activate(self, self.dense(120)(x), train), train)
         x = self.drop(_activate(self, self.dense(84)(x), train), train)
         return self.dense(self.num_classes)(x)
@@ -89,7 +89,7 @@ class LeNetMnist(Network):
         x = maps['conv1'] = self.block(type(self).convolution, x, train, 32)
         x = maps['conv2'] = self.block(type(self).convolution, max_pool(x, 2), train, 64)
         x = max_pool(x, 2)
-        x = x.reshape(len(x), -1)
+        x = x.reshape(x.shape[0], -1)
         x = self.drop(_activate(self, self.dense(512)(x), train), train)
         return self.dense(self.num_classes)(x)
 

@@ -89,7 +89,7 @@ class NIN(Network):
         x = maps['classes'] = nn.relu(self.conv(self.num_classes, 1)(x))
         if self.head == 'global_avg_pool':
             return x.mean((1, 2))
-        x = nn.Dropout(self.head_dropout, deterministic=not train)(x.reshape(len(x), -1))
+        x = nn.Dropout(self.head_dropout, deterministic=not train)(x.reshape(x.shape[0], -1))
         return self.dense(self.num_classes)(x)
 
     def stage(self, x: jax.Array, i: int) -> jax.Array:

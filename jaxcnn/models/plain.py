@@ -78,7 +78,7 @@ class Plain(Network):
         """
         x = spatial_pyramid(x, self.pyramid) if self.head == 'spp' else self.last_pool(x)
         if self.head == 'dense':
-            x = x.reshape(len(x), -1)
+            x = x.reshape(x.shape[0], -1)
         first, *others = [*self.hidden_features(), self.num_classes]
         x = self._first_dense(first)(x)
         for width in others:
@@ -96,7 +96,7 @@ class Plain(Network):
 
     def pooled_features(self, x: jax.Array, train: bool) -> jax.Array:
         """See `Network.pooled_features`; regions (N, ...) of any shape are flattened for the dense layers."""
-        x = x.reshape(len(x), -1)
+        x = x.reshape(x.shape[0], -1)
         for width in self.hidden_features():
             x = self.drop(activation(self.activation)(self.dense(width)(x)), train)
         return x
@@ -144,7 +144,7 @@ def spatial_pyramid(x: jax.Array, levels: Sequence[int]) -> jax.Array:
     Returns:
       An array (N, C times the sum of n * n), ordered by level, row, column and channel.
     """
-    return jnp.concatenate([_max_bins(_max_bins(x, n, 1), n, 2).reshape(len(x), -1) for n in levels], 1)
+    return jnp.concatenate([_max_bins(_max_bins(x, n, 1), n, 2).reshape(x.shape[0], -1) for n in levels], 1)
 
 
 def _max_bins(x: jax.Array, count: int, axis: int) -> jax.Array:

@@ -207,7 +207,7 @@ class Flatten(Layer):
 
     def apply(self, network: Network, x: jax.Array, train: bool) -> jax.Array:
         """See `Layer.apply`."""
-        return x.reshape(len(x), -1)
+        return x.reshape(x.shape[0], -1)
 
 
 @dataclasses.dataclass(frozen=True)

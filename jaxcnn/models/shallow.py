@@ -47,7 +47,7 @@ class ShallowCNN(Network):
         for i, (width, size) in enumerate(zip(self.widths, (7, 3, 3, 3), strict=True), 1):
             x = maps[f'conv{i}'] = self.block(type(self).convolution, x, train, width, size)
             x = max_pool(x, 2)
-        x = x.reshape(len(x), -1)
+        x = x.reshape(x.shape[0], -1)
         x = self.drop(act(self.dense(self.hidden)(x)), train)
         return self.dense(self.num_classes)(x)
 

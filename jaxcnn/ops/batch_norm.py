@@ -60,12 +60,12 @@ def normalise(x: jax.Array, mean: jax.Array, scale: jax.Array, bias: jax.Array, 
       relu: apply a ReLU to the result.
       use_native: see `moments`; of the gradient's sums.
     """
-    return _normalise(_as_rows(x), mean, scale, bias, relu, use_native).reshape(x.shape)
+    return _normalise(x.astype(jnp.float32), mean, scale, bias, relu, use_native)
 
 
 def _as_rows(x: jax.Array) -> jax.Array:
     """Return (N, ..., C) as (N, rows, C), float32."""
-    return x.astype(jnp.float32).reshape(len(x), -1, x.shape[-1])
+    return x.astype(jnp.float32).reshape(x.shape[0], -1, x.shape[-1])
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
@@ -103,7 +103,7 @@ def _normalise(x: jax.Array, mean: jax.Array, scale: jax.Array, bias: jax.Array,
 
 def _normalise_backward(relu: bool, use_native: bool, operands: Any, g: jax.Array) -> tuple[jax.Array, ...]:
     x, mean, scale, bias = operands
-    sums = gradient_sums(g, x, jnp.stack([mean, scale, bias]), relu, use_native)
+    sums = gradient_sums(_as_rows(g), _as_rows(x), jnp.stack([mean, scale, bias]), relu, use_native)
     masked = jnp.where(_is_positive(x, mean, scale, bias), g, 0) if relu else g
     return masked * scale, -scale * sums[0], sums[1], sums[0]
 

@@ -95,7 +95,8 @@ def add_bias(y: jax.Array, bias: jax.Array) -> jax.Array:
     On the CPU the gradient of up to 16 biases is summed by a matrix product, because XLA's sum takes 2 to 7 times as long
     (docs/performance-log.md).
     """
-    if jax.default_backend() != 'cpu' or len(bias) > 16 or y.dtype != jnp.float32 or not y.size:
+    is_symbolic = not isinstance(y.shape[0], int)  # in export
+    if jax.default_backend() != 'cpu' or len(bias) > 16 or y.dtype != jnp.float32 or is_symbolic or not y.size:
         sum_dtype = jnp.promote_types(y.dtype, jnp.float32)
         return (y.astype(sum_dtype) + bias.astype(sum_dtype)).astype(y.dtype)
     row = jnp.tile(bias, y.size // len(y) // len(bias))[None]

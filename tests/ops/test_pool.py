@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from jaxcnn.ops.pool import avg_pool, max_pool
+from jaxcnn.ops.pool import as_reduce_window, avg_pool, max_pool
 
 SHAPES = [(2, 7, 8, 3), (1, 3, 3, 4)]
 
@@ -157,3 +157,18 @@ def test_means_of_bfloat16_are_summed_in_float32(window):
     mean = jax.jit(lambda x: avg_pool(x, 3 if 'padding' in window else 2, **window))(x)
     assert mean.dtype == jnp.bfloat16
     assert abs(float(mean[0, 0, 0, 0]) - 64.75) <= 0.25  # half of the distance between neighbouring values
+
+
+@pytest.mark.parametrize(('size', 'stride', 'padding', 'ceil'), [(2, 2, 0, False), (3, 2, 1, False), (3, 2, 0, True)])
+def test_pooling_by_reduce_window_gives_the_same(size, stride, padding, ceil):
+    x = jnp.asarray(image((2, 8, 7, 3)))
+
+    def pool(x):
+        return [max_pool(x, size, stride, padding, ceil), avg_pool(x, size, stride, padding, ceil=ceil),
+                avg_pool(x, size, stride, padding, count_padding=False, ceil=ceil)]
+    expected = pool(x)
+    with as_reduce_window():
+        chex.assert_trees_all_close(pool(x), expected, rtol=1e-6)
+        text = str(jax.make_jaxpr(pool)(x))
+    assert text.count('reduce_window_max') == 1
+    assert text.count('reduce_window_sum') == 2

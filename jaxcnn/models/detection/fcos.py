@@ -104,7 +104,7 @@ class FCOS(Detector):
             of_level = scores[:, start:start + size]
             # The best pairs are at the positions with the best classes. Selecting these first makes the sorting short.
             positions = jax.lax.top_k(of_level.max(-1), min(self.pre_nms, size))[1]
-            pairs = jnp.take_along_axis(of_level, positions[..., None], 1).reshape(len(x), -1)
+            pairs = jnp.take_along_axis(of_level, positions[..., None], 1).reshape(x.shape[0], -1)
             best = jax.lax.top_k(pairs, min(self.pre_nms, pairs.shape[1]))[1]
             position = jnp.take_along_axis(positions, best // self.num_classes, 1)
             indices.append((start + position) * self.num_classes + best % self.num_classes)
@@ -112,7 +112,7 @@ class FCOS(Detector):
         pairs = jnp.concatenate(indices, 1)
         positions, labels = pairs // self.num_classes, pairs % self.num_classes
         boxes = boxes_of(points[positions], jnp.take_along_axis(sides, positions[..., None], 1))
-        scores = jnp.take_along_axis(scores.reshape(len(x), -1), pairs, 1)
+        scores = jnp.take_along_axis(scores.reshape(x.shape[0], -1), pairs, 1)
         return self.select_detections(boxes, scores, labels, jnp.ones(pairs.shape, bool), x.shape[1:])
 
     @nn.nowrap
@@ -181,7 +181,7 @@ class FCOS(Detector):
 
 def _flatten(x: jax.Array) -> jax.Array:
     """Return a map (N, H, W, C) as (N, H * W, C)."""
-    return x.reshape(len(x), -1, x.shape[-1])
+    return x.reshape(x.shape[0], -1, x.shape[-1])
 
 
 def grid(height: int, width: int, stride: int, offset: float = 0.5) -> jax.Array:

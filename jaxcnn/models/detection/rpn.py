@@ -39,4 +39,4 @@ class RPNHead(ConvModule):
         y = nn.relu(self.conv(self.features or x.shape[-1], 3, name='conv', kernel_init=init)(x))
         logits = self.conv(self.num_anchors, 1, name='objectness', kernel_init=init, dtype=jnp.float32)(y)
         targets = self.conv(4 * self.num_anchors, 1, name='boxes', kernel_init=init, dtype=jnp.float32)(y)
-        return logits.reshape(len(x), -1), targets.reshape(len(x), -1, 4)
+        return logits.reshape(x.shape[0], -1), targets.reshape(x.shape[0], -1, 4)

@@ -114,7 +114,7 @@ def scaled_images(x: jax.Array, scales: Sequence[int]) -> list[jax.Array]:
     height, width = x.shape[1:3]
     sizes = [tuple(max(1, round(side * scale / min(height, width))) for side in (height, width)) for scale in scales]
     return [x if size == (height, width) else
-            jax.image.resize(x, (len(x), *size, x.shape[-1]), 'linear', antialias=True).astype(x.dtype)
+            jax.image.resize(x, (x.shape[0], *size, x.shape[-1]), 'linear', antialias=True).astype(x.dtype)
             for size in sizes or [(height, width)]]
 
 
