@@ -137,7 +137,8 @@ class Preprocessor:
 
     def train(self, examples: Batch, key: jax.Array, rows: Any = None, *, mixer: TargetMixer,
               previous_rows: Callable[[jax.Array], jax.Array] = lambda x: jnp.roll(x, 1, 0),
-              gradient: Gradient | None = None, passes: tuple[jax.Array, jax.Array] | None = None) -> Batch:
+              gradient: Gradient | None = None, passes: tuple[jax.Array, jax.Array] | None = None,
+              with_pixels: bool = False) -> Batch:
         """Return augmented and normalised training examples.
 
         The key of an image depends on its row in the global batch, not on how the batch is spread over devices.
@@ -147,18 +148,29 @@ class Preprocessor:
           key: random key of the step.
           rows: (N,) rows of the images in the global batch; None for the first N rows.
           mixer, previous_rows, gradient, passes: see `augment.Pipeline.batch`.
+          with_pixels: whether the images before normalisation, in [0, 1], are also returned, as `pixels`.
         """
         examples = {**examples, 'image': examples['image'].astype(jnp.float32) / 255}
         if self.augment is not None:
             rows = jnp.arange(len(examples['image'])) if rows is None else rows
             keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(rows)
             examples = self.augment.batch(keys, examples, mixer, previous_rows, gradient, passes)
+        pixels = {'pixels': examples['image']} if with_pixels else {}
         examples = {**examples, 'image': self.normalize(examples['image'])}
         height, width = resized_sides(examples['image'].shape[1:3], self.train_size)
         if (height, width) == examples['image'].shape[1:3]:
-            return examples
+            return {**examples, **pixels}
         resize = Pipeline('resize', (geometry.resize(height, width),))
-        return resize.batch(jax.random.split(key, len(examples['image'])), examples, mixer, previous_rows, None)
+        keys = jax.random.split(key, len(examples['image']))
+        return {**resize.batch(keys, examples, mixer, previous_rows, None), **pixels}
+
+    def train_inputs(self, pixels: jax.Array) -> jax.Array:
+        """Return augmented images in [0, 1], (N, H, W, C), as the network gets them in training: normalised and resized."""
+        images = self.normalize(pixels)
+        height, width = resized_sides(images.shape[1:3], self.train_size)
+        if (height, width) == images.shape[1:3]:
+            return images
+        return jax.vmap(functools.partial(geometry.resize(height, width), jax.random.key(0)))(images)
 
     def shape(self, image_shape: tuple[int, ...]) -> tuple[int, int, int]:
         """Return the shape of the network's input for images of shape (H, W, C).

@@ -265,7 +265,8 @@ class Checkpoints:
             raise ValueError(_reason(e)) from e
         fields = {**template, **{name: jax.tree.map(np.asarray, field) for name, field in restored.items()}}
         for name, field in fields.items():
-            if fingerprint(field) != content['fingerprints'].get(name, fingerprint(None)):  # an older state lacks fields
+            # versions without a field have saved nothing of it, as runs that do not use it do
+            if fingerprint(field) != content['fingerprints'].get(name, fingerprint(None)):
                 raise ValueError(f"the checksum of '{name}' does not match its content")
             shapes, template_shapes = (
                 [(x.shape, x.dtype) for x in jax.tree.leaves(tree)] for tree in (field, template[name]))

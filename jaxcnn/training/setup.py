@@ -17,6 +17,7 @@ from jaxcnn.errors import UserError, name_field
 from jaxcnn.timeline import Phase
 from jaxcnn.training import initialize, parallel, weight_sources, whiten
 from jaxcnn.training.evaluate import Evaluator
+from jaxcnn.training.loss_terms import LossTerm
 from jaxcnn.training.state import TrainState, init_state, variables
 from jaxcnn.training.step import Batch, TrainStep, image_gradient, image_keys, many_steps, step_keys
 
@@ -135,6 +136,16 @@ class Setup:
         parallel.run_on_all_processes(write)
         return normalize.read(path, ops)
 
+    @functools.cached_property
+    def loss_terms(self) -> tuple[LossTerm, ...]:
+        """Further terms of the loss."""
+        return ()
+
+    def _init_terms(self, key: jax.Array) -> dict[str, Any] | None:
+        """Return the initial parameters of further terms of the loss, by name, or None if they have none."""
+        params = {term.name: term.init(jax.random.fold_in(key, i)) for i, term in enumerate(self.loss_terms)}
+        return {name: value for name, value in params.items() if value} or None
+
     def init_fn(self, transform_params: Callable[[Any], Any] = lambda params: params) -> Callable[..., TrainState]:
         """Return the pure function from a seed to the initial state.
 
@@ -142,7 +153,7 @@ class Setup:
           transform_params: maps the parameters that are drawn at random to the initial ones.
         """
         return functools.partial(init_state, self.experiment.network, self.experiment.optimizer, self.experiment.image_shape,
-                                 optim=self.config.optim, transform_params=transform_params)
+                                 optim=self.config.optim, transform_params=transform_params, init_terms=self._init_terms)
 
     @functools.cached_property
     def template(self) -> TrainState:
@@ -267,11 +278,17 @@ class Setup:
 
     @functools.cached_property
     def resident_data(self) -> dict[str, Any]:
-        """The training examples and the order of the current epoch, on the devices; empty with placement on the host."""
+        """The training examples and the order of the current epoch, on the devices; neither with placement on the host.
+
+        The arrays of further terms of the loss are beside them, under `loss_terms`.
+        """
+        arrays = {term.name: term.arrays for term in self.loss_terms if term.arrays}
+        of_terms = {'loss_terms': self.backend.replicate(arrays)} if arrays else {}
         if not self.on_device:
-            return {}
+            return of_terms
         length = {} if self.dataset.unlabelled is None else {'epoch_length': np.int32(self.timeline.num_train)}
-        return {'examples': self.backend.replicate(feed.all_examples(self.train_split)), **self.backend.replicate(length)}
+        return {'examples': self.backend.replicate(feed.all_examples(self.train_split)), **self.backend.replicate(length),
+                **of_terms}
 
     def inputs(self, step: int, count: int) -> tuple[Any, Any, np.ndarray, np.uint32]:
         """Return the program's arguments after the state, for `count` steps from `step` on."""
@@ -295,7 +312,7 @@ class Setup:
             step = TrainStep(network, self.experiment.optimizer, preprocessor, self.experiment.task,
                              self.config.optim.accumulate, self.config.optim.ema_decay, phase.stage,
                              1 if sync or backend.axis_name else backend.num_devices, backend.axis_name,
-                             self.config.optim.lookahead, self.timeline.total)
+                             self.config.optim.lookahead, self.timeline.total, self.loss_terms)
             batch_positions = functools.partial(backend.batch_positions, batch_size=phase.batch_size)
             program = backend.compile_train(many_steps(step, batch_positions, self.variable_length))
             self._programs[phase.program] = program

@@ -1,5 +1,6 @@
 """The training state: one plain pytree of arrays."""
 
+import dataclasses
 import types
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import flax
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxcnn.config import OptimConfig
 from jaxcnn.models import Network
@@ -34,6 +36,7 @@ class TrainState:
       ema: exponential moving averages of `params` and `batch_stats`, in float32, or None.
       slow: slow parameters and running statistics of look-ahead, or None.
       pruning: masks of pruned parameters and what their method needs, see `pruning.Pruning`, or None.
+      loss_terms: trainable parameters of further terms of the loss, by the name of the term, or None.
     """
 
     step: jax.Array
@@ -43,6 +46,22 @@ class TrainState:
     ema: Any
     slow: Any = None
     pruning: Any = None
+    loss_terms: Any = None
+
+
+_LOSS_TERMS = 'loss_terms'  # among the parameters that the optimizer gets
+
+
+def trained(state: TrainState) -> Any:
+    """Return all trainable parameters: those of the network and, under `loss_terms`, those of further terms of the loss."""
+    return state.params if state.loss_terms is None else {**state.params, _LOSS_TERMS: state.loss_terms}
+
+
+def split_trained(params: Any) -> tuple[Any, Any]:
+    """Return the parameters of the network and those of further terms of the loss, or None; the inverse of `trained`."""
+    if _LOSS_TERMS not in params:
+        return params, None
+    return {name: value for name, value in params.items() if name != _LOSS_TERMS}, params[_LOSS_TERMS]
 
 
 @flax.struct.dataclass
@@ -90,7 +109,8 @@ def replace_arrays(variables: Mapping[str, Any], arrays: Mapping[str, Any]) -> d
 
 def init_state(network: Network, optimizer: Optimizer, image_shape: tuple[int, ...], seed: Any,
                optim: OptimConfig, transform_params: Callable[[Any], Any] = lambda params: params,
-               arrays: Mapping[str, Any] = types.MappingProxyType({})) -> TrainState:
+               arrays: Mapping[str, Any] = types.MappingProxyType({}),
+               init_terms: Callable[[jax.Array], Any] = lambda key: None) -> TrainState:
     """Return the state before the first step. This is a pure function of the seed.
 
     Args:
@@ -98,11 +118,13 @@ def init_state(network: Network, optimizer: Optimizer, image_shape: tuple[int, .
       optimizer: optimizer of the run.
       optim: optimisation fields of the config. Moving averages and slow parameters of look-ahead start at the initial
         weights.
+      init_terms: returns the parameters of further terms of the loss, or None, for a random key.
     """
     weights = init_weights(network, image_shape, seed, bool(optim.ema_decay), transform_params, arrays)
     slow = jax.tree.map(jnp.copy, (weights.params, weights.batch_stats)) if optim.lookahead else None
-    return TrainState(jnp.zeros((), jnp.int32), weights.params, weights.batch_stats, optimizer.init(weights.params),
-                      weights.ema, slow)
+    term_params = init_terms(jax.random.fold_in(jax.random.key(seed), np.uint32(2**32 - 1)))
+    state = TrainState(jnp.zeros((), jnp.int32), weights.params, weights.batch_stats, (), weights.ema, slow, term_params)
+    return dataclasses.replace(state, opt_state=optimizer.init(trained(state)))
 
 
 def variables(state: TrainState | Weights) -> dict[bool, dict[str, Any]]:

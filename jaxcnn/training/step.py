@@ -5,7 +5,8 @@ The back ends of `parallel.py` compile them. With `sharded`, a batch is the glob
 """
 
 import functools
-from collections.abc import Callable
+import types
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,10 +23,12 @@ from jaxcnn.models import Network
 from jaxcnn.optim import Optimizer
 from jaxcnn.preprocessing import Preprocessor
 from jaxcnn.tasks import Task
-from jaxcnn.training.state import TrainState, variables
+from jaxcnn.training.loss_terms import Forward, LossTerm
+from jaxcnn.training.state import TrainState, split_trained, trained, variables
 
 Batch = dict[str, jax.Array]
 Scalars = dict[str, jax.Array]
+_IMAGES = ('image', 'pixels')  # in a batch, besides the targets
 
 
 def image_gradient(network: Network, preprocessor: Preprocessor, task: Task, weights: Any) -> Gradient:
@@ -88,6 +91,7 @@ class TrainStep:
       lookahead: how slow parameters follow; or None.
       total: number of steps of the run, at the end of which look-ahead sets the parameters to the slow ones, and a linear
         weight of auxiliary classifiers is 0.
+      terms: further terms of the loss, which are applied one after the other.
     """
 
     network: Network
@@ -101,14 +105,20 @@ class TrainStep:
     axis_name: str | None = None
     lookahead: LookaheadConfig | None = None
     total: int = 0
+    terms: tuple[LossTerm, ...] = ()
 
     def _forward(self, params: Any, batch_stats: Any, images: jax.Array, arguments: dict[str, Any],
-                 key: jax.Array) -> tuple[list[Any], Any]:
-        """Return the outputs, followed by those of auxiliary classifiers, and the new BatchNorm statistics."""
-        def apply(x: jax.Array, arguments: dict[str, Any], key: jax.Array) -> tuple[list[Any], Any]:
+                 key: jax.Array, names: Sequence[str] = ()) -> tuple[tuple[list[Any], Batch], Any]:
+        """Return the outputs, followed by those of auxiliary classifiers, with the feature maps of some names, and the new
+        BatchNorm statistics."""
+        def apply(x: jax.Array, arguments: dict[str, Any], key: jax.Array) -> tuple[tuple[list[Any], Batch], Any]:
+            if names:
+                arguments = {**arguments, 'features': True}
             output, updates = self.network.apply({'params': params, 'batch_stats': batch_stats}, x, train=True,
                                                  rngs={'dropout': key}, mutable=['batch_stats'], **arguments)
-            return [*output] if isinstance(output, tuple) else [output], updates.get('batch_stats', batch_stats)
+            output, maps = output if names else (output, {})
+            outputs = [*output] if isinstance(output, tuple) else [output]
+            return (outputs, {name: maps[name] for name in names}), updates.get('batch_stats', batch_stats)
 
         if self.bn_groups == 1:
             return apply(images, arguments, key)
@@ -124,22 +134,44 @@ class TrainStep:
             return weight * (1 - step / self.total)
         return weight
 
-    def _micro_batch(self, params: Any, batch_stats: Any, examples: Batch, key: jax.Array,
-                     aux_weight: Any) -> tuple[Any, Any, Scalars]:
+    def _micro_batch(self, params: Any, batch_stats: Any, examples: Batch, key: jax.Array, step: jax.Array,
+                     arrays: Mapping[str, Any]) -> tuple[Any, Any, Scalars]:
         """Return the gradients, the new BatchNorm statistics and the scalars of a micro-batch, as means over its images."""
-        images, targets = examples['image'], {name: value for name, value in examples.items() if name != 'image'}
+        images, targets = examples['image'], {name: value for name, value in examples.items() if name not in _IMAGES}
         arguments = self.task.network_arguments(targets, train=True)
+        names = tuple(dict.fromkeys(name for term in self.terms for name in term.maps))
 
-        def loss_fn(params: Any) -> tuple[jax.Array, Any]:
-            (outputs, *auxiliary), stats = self._forward(params, batch_stats, images, arguments, key)
+        def loss_fn(trained_params: Any) -> tuple[jax.Array, Any]:
+            params, term_params = split_trained(trained_params)
+            ((outputs, *auxiliary), maps), stats = self._forward(params, batch_stats, images, arguments, key, names)
             loss, *aux_losses = [self.task.loss(x, targets) for x in (outputs, *auxiliary)]
-            return loss + aux_weight * sum(aux_losses), (outputs, stats)
+            scalars: Scalars = {}
+            for term in self.terms:
+                forward = Forward(
+                    self.network, self.preprocessor, self.task, step, examples['pixels'], targets, outputs, maps,
+                    jax.lax.stop_gradient({'params': params, 'batch_stats': batch_stats}),
+                    functools.partial(self._run_again, params, arguments, key))
+                loss, term_scalars, stats = term(loss, forward, (term_params or {}).get(term.name), arrays.get(term.name),
+                                                 stats)
+                scalars.update(term_scalars)
+            return loss + aux_weight * sum(aux_losses), (outputs, stats, scalars)
 
-        (loss, (outputs, stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
-        return grads, stats, {'loss': loss, **self.task.train_scalars(outputs, targets)}
+        aux_weight = self._aux_weight(step)
+        (loss, (outputs, stats, scalars)), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
+        return grads, stats, {'loss': loss, **self.task.train_scalars(outputs, targets), **scalars}
+
+    def _run_again(self, params: Any, arguments: dict[str, Any], key: jax.Array, pixels: jax.Array,
+                   batch_stats: Any) -> tuple[Any, Any]:
+        """Return the outputs for other images, in [0, 1], without auxiliary classifiers, and the BatchNorm statistics."""
+        key = jax.random.fold_in(key, np.uint32(2**32 - 1))  # no micro-batch has this number
+        images = self.preprocessor.train_inputs(pixels)
+        ((outputs, *_), _), stats = self._forward(params, batch_stats, images, arguments, key)
+        return outputs, stats
 
     def batch_gradients(self, params: Any, batch_stats: Any, examples: Batch, key: jax.Array, step: jax.Array) -> Any:
         """Return the gradients of the loss of augmented and normalised examples, which are one micro-batch on one device.
+
+        The step must have no further terms of the loss.
 
         Args:
           params, batch_stats: the network's variables.
@@ -148,7 +180,7 @@ class TrainStep:
           step: number of the step.
         """
         examples = {**examples, 'key': row_keys(key, jnp.arange(len(examples['image'])))}
-        grads, _, _ = self._micro_batch(params, batch_stats, examples, key, self._aux_weight(step))
+        grads, _, _ = self._micro_batch(params, batch_stats, examples, key, step, {})
         return grads
 
     def _previous_rows(self, x: jax.Array) -> jax.Array:
@@ -159,11 +191,12 @@ class TrainStep:
         last = jax.lax.ppermute(x[-1:], self.axis_name, [(i, (i + 1) % devices) for i in range(devices)])
         return jnp.concatenate([last, x[:-1]])
 
-    def _gradients(self, state: TrainState, examples: Batch, key: jax.Array) -> tuple[Any, Any, Scalars]:
+    def _gradients(self, state: TrainState, examples: Batch, key: jax.Array,
+                   arrays: Mapping[str, Any]) -> tuple[Any, Any, Scalars]:
         """Return the gradients, the new BatchNorm statistics and the scalars of a batch."""
-        aux_weight = self._aux_weight(state.step)
+        params = trained(state)
         if self.accumulate == 1:
-            return self._micro_batch(state.params, state.batch_stats, examples, key, aux_weight)
+            return self._micro_batch(params, state.batch_stats, examples, key, state.step, arrays)
 
         def split(x: jax.Array) -> jax.Array:  # row r goes to micro-batch r % accumulate, so that devices split alike
             return x.reshape(-1, self.accumulate, *x.shape[1:]).swapaxes(0, 1)
@@ -171,20 +204,21 @@ class TrainStep:
         def add_micro_batch(carry: Any, inputs: Any) -> tuple[Any, None]:
             stats, sums = carry
             micro_batch, index = inputs
-            grads, stats, scalars = self._micro_batch(state.params, stats, micro_batch, jax.random.fold_in(key, index),
-                                                      aux_weight)
+            grads, stats, scalars = self._micro_batch(params, stats, micro_batch, jax.random.fold_in(key, index),
+                                                      state.step, arrays)
             return (stats, jax.tree.map(jnp.add, sums, (grads, scalars))), None
 
         micro_batches = jax.tree.map(split, examples)
-        grads, _, scalars = jax.eval_shape(self._micro_batch, state.params, state.batch_stats,
-                                           jax.tree.map(lambda x: x[0], micro_batches), key, aux_weight)
+        grads, _, scalars = jax.eval_shape(functools.partial(self._micro_batch, arrays=arrays), params, state.batch_stats,
+                                           jax.tree.map(lambda x: x[0], micro_batches), key, state.step)
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (grads, scalars))
         indices = jnp.arange(self.accumulate)
         (stats, sums), _ = jax.lax.scan(add_micro_batch, (state.batch_stats, zeros), (micro_batches, indices))
         grads, scalars = jax.tree.map(lambda x: x / self.accumulate, sums)
         return grads, stats, scalars
 
-    def __call__(self, state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, Scalars]:
+    def __call__(self, state: TrainState, batch: Batch, key: jax.Array,
+                 arrays: Mapping[str, Any] = types.MappingProxyType({})) -> tuple[TrainState, Scalars]:
         """Return the state after the step, and its scalars: the loss, those of the task, `grad_norm` and `learning_rate`.
 
         Args:
@@ -192,6 +226,7 @@ class TrainStep:
           batch: `image` (N, H, W, C) uint8 and the task's targets. Augmentations that depend on the epoch also need each
             image's `position` in the training split and its `epoch`, (N,) each.
           key: key of the run. The step folds its number into it, so that its randomness depends on `(key, step)` only.
+          arrays: the arrays of further terms of the loss, by the name of the term; see `LossTerm.arrays`.
         """
         augment_key, dropout_key = step_keys(key, state.step)
         rows = jnp.arange(len(batch['image']))
@@ -203,14 +238,15 @@ class TrainStep:
         examples = {name: value for name, value in batch.items() if name not in ('position', 'epoch')}
         examples = self.preprocessor.train(
             examples, augment_key, rows, passes=passes, mixer=self.task, previous_rows=self._previous_rows,
+            with_pixels=bool(self.terms),
             gradient=image_gradient(self.network, self.preprocessor, self.task, variables(state)[False]))
         examples['key'] = row_keys(augment_key, rows)
-        grads, stats, scalars = self._gradients(state, examples, dropout_key)
+        grads, stats, scalars = self._gradients(state, examples, dropout_key, arrays)
         if self.axis_name:
             grads, stats, scalars = jax.lax.pmean((grads, stats, scalars), self.axis_name)
         grads = self.optimizer.groups.mask_gradients(grads, state.step)
-        updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params, self.stage, scalars['loss'])
-        params = optax.apply_updates(state.params, updates)
+        updates, opt_state = self.optimizer.update(grads, state.opt_state, trained(state), self.stage, scalars['loss'])
+        params, term_params = split_trained(optax.apply_updates(trained(state), updates))
         ema = state.ema
         if ema is not None:
             n = state.step.astype(jnp.float32)
@@ -222,7 +258,7 @@ class TrainStep:
         scalars = {**scalars, 'grad_norm': optax.global_norm(grads),
                    'learning_rate': self.optimizer.learning_rate(state.opt_state, state.step, self.stage)}
         return state.replace(step=state.step + 1, params=params, batch_stats=stats, opt_state=opt_state, ema=ema,
-                             slow=slow), scalars
+                             slow=slow, loss_terms=term_params), scalars
 
     def _look_ahead(self, params: Any, stats: Any, slow: Any, num_steps: jax.Array) -> tuple[Any, Any, Any]:
         """Return parameters, BatchNorm statistics and the slow ones, after `num_steps` steps, with look-ahead.
@@ -247,7 +283,8 @@ def many_steps(step: TrainStep, batch_positions: Callable[[jax.Array, jax.Array]
     """Return the function that runs several steps: `(state, batches, data, offsets, seed) -> (state, scalars)`.
 
     It runs one step for each offset (steps,), and returns the scalars stacked along the steps, (steps,) each. `batches` are
-    stacked batches, or empty if `data` holds the resident examples and the order of their positions.
+    stacked batches, or empty if `data` holds the resident examples and the order of their positions. `data` may also hold
+    the arrays of further terms of the loss.
 
     Args:
       step: the step.
@@ -266,7 +303,7 @@ def many_steps(step: TrainStep, batch_positions: Callable[[jax.Array, jax.Array]
                 index = batch_positions(jnp.arange(len(data['order'])), offset)  # of each image in the order
                 epoch_length = data['epoch_length'] if 'epoch_length' in data else len(data['examples']['image'])
                 batch['epoch'] = data['epoch'] + index // epoch_length
-            return step(state, batch, key)
+            return step(state, batch, key, data.get('loss_terms', {}))
 
         first_inputs = jax.tree.map(lambda x: x[0], (batches, offsets))
         if len(offsets) == 1:  # a loop of one step gains nothing

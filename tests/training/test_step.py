@@ -19,6 +19,7 @@ from jaxcnn.losses import cross_entropy
 from jaxcnn.optim import make_optimizer
 from jaxcnn.preprocessing import Preprocessor
 from jaxcnn.timeline import Timeline
+from jaxcnn.training.loss_terms import LossTerm
 from jaxcnn.training.state import init_state, run_once, variables
 from jaxcnn.training.step import TrainStep, gather, many_steps, step_keys
 
@@ -392,3 +393,65 @@ def test_loss_weights_balance_the_classes():
     assert counts == [30, 8, 0, 2]
     weights = np.array(tasks.create(cfg.parse({'data': {'balance': 'loss'}}), list('abcd'), counts, 40).class_weights)
     np.testing.assert_allclose(counts * weights, [40 / 3, 40 / 3, 0, 40 / 3])
+
+
+class OtherNetwork(LossTerm):
+    """Adds the distance between a scaled feature map and an array, and the cross-entropy of the inverted images."""
+
+    name, maps, arrays = 'other', ('conv1',), {'target': np.full((), 0.5, np.float32)}
+
+    def init(self, key):
+        """The scale."""
+        return {'scale': jnp.ones(())}
+
+    def __call__(self, loss, forward, params, arrays, batch_stats):
+        """See `LossTerm`."""
+        distance = ((params['scale'] * forward.maps['conv1'] - arrays['target']) ** 2).mean()
+        outputs, batch_stats = forward.run(1 - forward.pixels, batch_stats)
+        inverted = forward.task.loss(outputs, forward.targets)
+        return loss + distance + inverted, {'distance': distance, 'evaluated': forward.evaluate(forward.pixels).mean()}, \
+            batch_stats
+
+
+@pytest.mark.parametrize('fields', [{}, pytest.param({'accumulate': 2}, marks=pytest.mark.slow),
+                                    pytest.param({'bn_groups': 2}, marks=pytest.mark.slow)], ids=str)
+def test_a_term_of_the_loss_sees_images_and_maps_and_runs_the_network_again(fields):
+    """Against the same loss written out, for each micro-batch or group of BatchNorm."""
+    term, batch = OtherNetwork(), batch_of(8)
+    plain, _ = make(**fields)
+    step = dataclasses.replace(plain, terms=(term,))
+    optim = cfg.parse(dict(optim=dict(optimizer='sgd', learning_rate=0.1, schedule='constant'))).optim
+    state = jax.jit(lambda: init_state(step.network, step.optimizer, SHAPE, 0, optim,
+                                       init_terms=lambda key: {'other': term.init(key)}))()
+    after, metrics = jax.jit(step)(state, batch, KEY, {'other': term.arrays})
+
+    def loss(params, stats, rows):
+        variables = {'params': params['network'], 'batch_stats': stats}
+        rows, total, outputs = slice(*rows), 0, []
+        pixels = batch['image'][rows] / 255
+        for x in (pixels, 1 - pixels):
+            (logits, maps), updates = step.network.apply(variables, (x - 0.5) / 0.25, train=True, features=True,
+                                                         mutable=['batch_stats'], rngs={'dropout': KEY})
+            variables.update(updates)
+            total += cross_entropy(logits, batch['label'][rows]).mean()
+            outputs.append(maps['conv1'])
+        return total + ((params['scale'] * outputs[0] - 0.5) ** 2).mean(), variables['batch_stats']
+
+    params, stats = {'network': state.params, 'scale': jnp.ones(())}, state.batch_stats
+    accumulate, groups = fields.get('accumulate', 1), fields.get('bn_groups', 1)
+    parts = [slice(i, None, accumulate) for i in range(accumulate)] if accumulate > 1 else [
+        slice(i * 8 // groups, (i + 1) * 8 // groups) for i in range(groups)]
+    results, gradient = [], jax.jit(jax.grad(loss, has_aux=True), static_argnames='rows')
+    for rows in parts:
+        results.append(gradient(params, stats, rows=(rows.start, rows.stop, rows.step)))
+        stats = results[-1][1] if accumulate > 1 else stats
+    grads = jax.tree.map(lambda *parts: sum(parts) / len(parts), *[grads for grads, _ in results])
+    if groups > 1:
+        stats = jax.tree.map(lambda *parts: sum(parts) / len(parts), *[stats for _, stats in results])
+    elif accumulate == 1:
+        stats = results[0][1]
+    chex.assert_trees_all_close(after.params, jax.tree.map(lambda p, g: p - 0.1 * g, state.params, grads['network']),
+                                rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(after.loss_terms['other']['scale'], 1 - 0.1 * grads['scale'], rtol=1e-5)
+    chex.assert_trees_all_close(after.batch_stats, stats, rtol=1e-5, atol=1e-6)
+    assert {'distance', 'evaluated'} <= set(metrics)
