@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from jaxcnn.data import Dataset
     from jaxcnn.evaluation.predictions import Predictions
     from jaxcnn.evaluation.protocols import Protocol
+    from jaxcnn.metrics import Measurement
     from jaxcnn.run import Evaluate, Run
 
 DETAIL_FLAGS = 'ensemble', 'calibration', 'report', 'compare'  # each asks for the predictions for all images
@@ -26,6 +27,30 @@ DETAIL_FLAGS = 'ensemble', 'calibration', 'report', 'compare'  # each asks for t
 def run(args: argparse.Namespace) -> int:
     """Run the command with its parsed arguments, and return its exit code."""
     from jaxcnn.run import load_run
+    check_flags(args)
+    if any(getattr(args, name) for name in DETAIL_FLAGS):
+        return evaluate_in_detail(args)
+    if args.watch:
+        wait_for_run(args.workdir)
+    loaded_run = load_run(args.workdir)
+    if args.svms:
+        from jaxcnn.region_svms.detector import with_svms
+        with name_field('--svms'):
+            loaded_run = with_svms(load_run(args.workdir, args.checkpoint), args.svms)
+    protocols = parse_protocols(args)
+    evaluators = [make_evaluator(loaded_run, args, protocol) for protocol in protocols]
+    if args.watch:
+        return watch(loaded_run, evaluators[0], args, protocols[0])
+    step = loaded_run.find_step(args.checkpoint)
+    for i, (evaluator, protocol) in enumerate(zip(evaluators, protocols, strict=True)):
+        values = evaluate(loaded_run, evaluator, step, args, protocol)
+        if args.save and protocol:
+            save(args, step, args.protocol[i], protocol.describe(loaded_run.experiment), values)
+    return 0
+
+
+def check_flags(args: argparse.Namespace) -> None:
+    """Raise a UserError if flags are wrong, or do not fit each other."""
     if args.interval <= 0:
         raise UserError(f'--interval: expected seconds above 0, got {args.interval}')
     details = [f'--{name}' for name in DETAIL_FLAGS if getattr(args, name)]
@@ -38,20 +63,14 @@ def run(args: argparse.Namespace) -> int:
     others = [*details, *(f'--{name}' for name in ('watch', 'data_name', 'protocol', 'tta') if getattr(args, name))]
     if args.svms and others:
         raise UserError(f'--svms cannot be combined with {others[0]}')
-    if details:
-        return evaluate_in_detail(args)
-    if args.watch:
-        wait_for_run(args.workdir)
-    loaded_run = load_run(args.workdir)
-    if args.svms:
-        from jaxcnn.region_svms.detector import with_svms
-        with name_field('--svms'):
-            loaded_run = with_svms(load_run(args.workdir, args.checkpoint), args.svms)
-    evaluator = make_evaluator(loaded_run, args)
-    if args.watch:
-        return watch(loaded_run, evaluator, args)
-    evaluate(loaded_run, evaluator, loaded_run.find_step(args.checkpoint), args)
-    return 0
+    if len(args.protocol) > 1 and (details or args.watch):
+        raise UserError(f'{[*details, "--watch"][0]} takes a single --protocol')
+    if args.save:
+        if not args.protocol:
+            raise UserError('--save: needs --protocol')
+        for name in ('data_dir', 'watch', *DETAIL_FLAGS):
+            if getattr(args, name):
+                raise UserError(f'--save cannot be combined with --{name}')
 
 
 def wait_for_run(workdir: str) -> None:
@@ -63,12 +82,12 @@ def wait_for_run(workdir: str) -> None:
             time.sleep(1)
 
 
-def make_evaluator(run: 'Run', args: argparse.Namespace) -> 'Evaluate':
-    """Return the evaluator of the split, whose name is stored in the arguments."""
+def make_evaluator(run: 'Run', args: argparse.Namespace, protocol: 'Protocol | None') -> 'Evaluate':
+    """Return the evaluator of the split by a protocol, if one is asked for. The name of the split is stored in the
+    arguments."""
     from jaxcnn.evaluation.predictions import check_is_classifier
     from jaxcnn.evaluation.protocols import ProtocolEvaluator
     from jaxcnn.run import SplitEvaluator
-    protocol = parse_protocol(args)
     if protocol:
         with name_field('--protocol' if args.protocol else '--tta'):
             check_is_classifier(run)
@@ -83,16 +102,16 @@ def make_evaluator(run: 'Run', args: argparse.Namespace) -> 'Evaluate':
     return SplitEvaluator(run.experiment, dataset, args.split)
 
 
-def parse_protocol(args: argparse.Namespace) -> 'Protocol | None':
-    """Return the protocol that `--protocol` or `--tta` describes, or None."""
+def parse_protocols(args: argparse.Namespace) -> 'list[Protocol] | list[None]':
+    """Return the protocols that `--protocol` or `--tta` describe, or None for the evaluation without one."""
     from jaxcnn.evaluation import protocols, sampling
     if args.samples is not None and not args.tta:
         raise UserError('--samples: needs --tta')
     if args.protocol and args.tta:
         raise UserError('--protocol cannot be combined with --tta')
     if args.tta:
-        return sampling.parse(args.tta, 10 if args.samples is None else args.samples)
-    return protocols.parse(args.protocol) if args.protocol else None
+        return [sampling.parse(args.tta, 10 if args.samples is None else args.samples)]
+    return [protocols.parse(text) for text in args.protocol] if args.protocol else [None]
 
 
 @functools.cache
@@ -131,10 +150,11 @@ def choose_split(name: str, dataset: 'Dataset') -> str:
     return name
 
 
-def evaluate(run: 'Run', evaluator: 'Evaluate', step: int, args: argparse.Namespace) -> None:
-    """Print a line with the metrics of a checkpoint, and one for each of moving average and test-time augmentation."""
+def evaluate(run: 'Run', evaluator: 'Evaluate', step: int, args: argparse.Namespace,
+             protocol: 'Protocol | None') -> 'dict[Measurement, float]':
+    """Print a line with the metrics of a checkpoint, and one for each of moving average and test-time augmentation; return
+    the metrics."""
     num_images, values = evaluator(run.load_weights(step))
-    protocol = parse_protocol(args)
     protocol_text = protocol.describe(run.experiment) if protocol else ''
     for ema, tta in sorted({(m.ema, m.tta) for m in values}):
         by_metric = {m.metric: value for m, value in values.items() if (m.ema, m.tta) == (ema, tta)}
@@ -148,6 +168,15 @@ def evaluate(run: 'Run', evaluator: 'Evaluate', step: int, args: argparse.Namesp
                              *['moving average'] * ema, *[protocol_text] * bool(protocol), *[run.config.eval.tta] * tta])
         text = '  '.join(f'{m.title} {m.format(by_metric[m])}' for m in run.experiment.displayed_metrics())
         print(f'{subject}: {text}  ({counted(num_images, "image")})', flush=True)
+    return values
+
+
+def save(args: argparse.Namespace, step: int, protocol: str, views: str, values: 'dict[Measurement, float]') -> None:
+    """Record the metrics by a protocol. They are those of the weights by which the best checkpoint is selected, so their
+    names have no `ema`, as in `summary.json`."""
+    from jaxcnn.training import protocol_results
+    by_name = {f'{args.split}_{m.metric.name}': value for m, value in values.items()}
+    protocol_results.save(args.workdir, protocol.strip(), step, views, by_name)
 
 
 def evaluate_in_detail(args: argparse.Namespace) -> int:
@@ -167,7 +196,7 @@ def evaluate_in_detail(args: argparse.Namespace) -> int:
     evaluated = result.evaluate(
         ensemble, split, functools.partial(predict, args, args.data_dir), other=other,
         predict_validation=functools.partial(predict, args, '') if args.calibration or args.report else None)
-    if protocol := parse_protocol(args):
+    if protocol := parse_protocols(args)[0]:
         evaluated = dataclasses.replace(evaluated, title=f'{evaluated.title}, {protocol.describe(first.experiment)}')
     if args.json:
         print(json.dumps(evaluated.values()), flush=True)
@@ -183,12 +212,12 @@ def predict(args: argparse.Namespace, data_dir: str, run: 'Run', split: str) -> 
     """Return a run's predictions for a split of the data in `data_dir`, or of its own data if that is empty."""
     from jaxcnn.evaluation.predictions import predict_dataset
     dataset = load_data(run, data_dir, args.data_name if data_dir else '')
-    if protocol := parse_protocol(args):
+    if protocol := parse_protocols(args)[0]:
         return protocol.predict(run.experiment, run.variables, dataset, split)
     return predict_dataset(run, dataset, split)
 
 
-def watch(run: 'Run', evaluator: 'Evaluate', args: argparse.Namespace) -> int:
+def watch(run: 'Run', evaluator: 'Evaluate', args: argparse.Namespace, protocol: 'Protocol | None') -> int:
     """Evaluate each new checkpoint until the run is complete; return the exit code."""
     from jaxcnn.training.workdir import has_ended, read_json
     cli.log.info('evaluating new checkpoints every %g s until the run is complete', args.interval)
@@ -202,7 +231,7 @@ def watch(run: 'Run', evaluator: 'Evaluate', args: argparse.Namespace) -> int:
         step = max(run.steps(), default=-1)
         if step > evaluated_step:
             try:
-                evaluate(run, evaluator, step, args)
+                evaluate(run, evaluator, step, args, protocol)
             except UserError:
                 if step == max(run.steps(), default=-1):
                     raise
@@ -231,9 +260,11 @@ def make_parser() -> argparse.ArgumentParser:
                         'labelled data, whose classes are matched with those of the run by their names')
     parser.add_argument('--data_name', default='', metavar='NAME',
                         help='the data set or layout in --data_dir, such as folder (default: that of the run)')
-    parser.add_argument('--protocol', default='', metavar='VIEWS',
+    parser.add_argument('--protocol', action='append', default=[], metavar='VIEWS',
                         help='average over views of the original images: center, ten_crop, multi_crop, dense, multi_scale, '
-                        "with arguments as in 'multi_crop(scales=(256, 384), grid=3) + dense'")
+                        "with arguments as in 'multi_crop(scales=(256, 384), grid=3) + dense'; may be repeated")
+    parser.add_argument('--save', action='store_true', help='record the metrics by each --protocol in protocols.json in '
+                        'the workdir, from which jaxcnn compare and studies read them')
     parser.add_argument('--tta', default='', metavar='PIPELINE',
                         help="average over random augmentations, such as 'random_resized_crop(64)|flip_lr'")
     parser.add_argument('--samples', type=int, help='number of samples of --tta for each image (default: 10)')

@@ -94,7 +94,8 @@ class Display:
         if self._watch:
             return
         if result.status == 'unfinished':
-            cli.log.info('%s: stopped', job.name)
+            is_trained = result.summary and not job.is_evaluation
+            cli.log.info('%s: %s', job.name, 'trained, and evaluated by protocols next' if is_trained else 'stopped')
             return
         column = self._run.columns[0]
         text = (f'{column.title} {column.format(column.value(result.summary, result.rows))}' if result.status == 'finished'

@@ -23,6 +23,8 @@ class Column:
       metric: the metric.
       logged: for a number of epochs, the name of the logged value in `metrics.jsonl`; otherwise empty.
       target: the value that `logged` must reach.
+      protocol: the protocol by which the metric is measured, such as `dense`; empty: the evaluation of the training.
+      measurement: with a protocol, the name of the measurement, such as `test_accuracy`.
     """
 
     name: str
@@ -31,6 +33,8 @@ class Column:
     metric: Metric
     logged: str = ''
     target: float = 0.0
+    protocol: str = ''
+    measurement: str = ''
 
     @property
     def better(self) -> Literal['max', 'min']:
@@ -46,9 +50,11 @@ class Column:
         """Return the value of a finished run, or None if it was not measured.
 
         Args:
-          summary: the content of `summary.json`.
+          summary: the content of `summary.json`, and as `protocols` the measurements by each protocol.
           rows: the rows of `metrics.jsonl`.
         """
+        if self.protocol:
+            return summary.get('protocols', {}).get(self.protocol, {}).get(self.measurement)
         if not self.logged:
             return summary.get(self.name)
         sign = 1 if self.metric.better == 'max' else -1
@@ -88,10 +94,13 @@ def _title(measurement: Measurement) -> str:
 def find_column(name: str, config: cfg.Config) -> Column:
     """Return the column of a measurement such as `test_accuracy`, or of `epochs_to('val_accuracy', 0.9)`.
 
+    `by_protocol('test_accuracy', 'dense')` is the measurement by a protocol that `jaxcnn evaluate --save` recorded, which is
+    named as in the study or, in other runs, as it was asked for.
+
     For detectors, `svm_test_map50` is that of the SVMs that `jaxcnn fit_svms` fitted; other runs have no value.
 
     Args:
-      name: name of the measurement, or a call of `epochs_to`.
+      name: name of the measurement, or a call of `epochs_to` or `by_protocol`.
       config: config of a run; its task defines the metrics.
 
     Raises:
@@ -104,8 +113,11 @@ def find_column(name: str, config: cfg.Config) -> Column:
              **metrics.measurements(logged_in_training, ['train'], ema=False, tta=False)}
     if '(' in name:
         function, arguments, named = cfg.parse_call(name, name)
+        if function == 'by_protocol':
+            return _protocol_column(name, arguments, named, config)
         if function != 'epochs_to' or named or len(arguments) != 2 or not isinstance(arguments[1], (int, float)):
-            raise UserError(f"{name!r} is not a measurement; for a number of epochs, use epochs_to('val_accuracy', 0.9)")
+            raise UserError(f"{name!r} is not a measurement; for a number of epochs, use epochs_to('val_accuracy', 0.9)",
+                            hint="by_protocol('test_accuracy', 'dense') is one by a protocol")
         logged = {key: m for key, m in known.items() if not m.tta}
         if arguments[0] not in logged:
             raise unknown('measurement', str(arguments[0]), logged)
@@ -119,3 +131,20 @@ def find_column(name: str, config: cfg.Config) -> Column:
         raise unknown('measurement', str(name), known)
     m = known[name]
     return Column(name, _title(m), m.split, m.metric)
+
+
+def protocol_measurement(measurement: str, protocol: str) -> str:
+    """Return the name of the column of a measurement by a protocol."""
+    return f'by_protocol({measurement!r}, {protocol!r})'
+
+
+def _protocol_column(name: str, arguments: Sequence[Any], named: Mapping[str, Any], config: cfg.Config) -> Column:
+    if named or len(arguments) != 2 or not all(isinstance(argument, str) for argument in arguments):
+        raise UserError(f"expected by_protocol('test_accuracy', 'dense'), got {name!r}")
+    measurement, protocol = arguments
+    of_task = metrics.measurements([LOSS, *_metrics(config).values()], ['test', 'val'], ema=False, tta=False)
+    if measurement not in of_task:
+        raise unknown('measurement', measurement, of_task)
+    m = of_task[measurement]
+    return Column(protocol_measurement(measurement, protocol), f'{_title(m)}, {protocol}', m.split, m.metric,
+                  protocol=protocol, measurement=measurement)

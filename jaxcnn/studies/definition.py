@@ -18,12 +18,13 @@ import ml_collections
 from jaxcnn import config as cfg
 from jaxcnn import experiment
 from jaxcnn.errors import UserError, name_field, unknown
-from jaxcnn.studies.columns import find_column, main_metric
+from jaxcnn.studies.columns import find_column, main_metric, protocol_measurement
 from jaxcnn.studies.space import Search, Values
 from jaxcnn.training.workdir import STUDY
 
 Overrides = Mapping[str, Any]
 Base: TypeAlias = str | os.PathLike | Mapping[str, Any] | ml_collections.ConfigDict | cfg.Config
+Protocols = Mapping[str, str | Mapping[str, str]]
 ARM_PREFIX = 'arm:'  # precedes the name of an arm in `config.init.run`
 _RESERVED = {'figures', 'slurm', STUDY, 'study.csv', 'study.md', 'study.html', 'optuna.log'}  # names in the workdir
 
@@ -37,12 +38,16 @@ class Arm:
       config: the config, with the first seed of the study.
       published: published value of the compared measurement, or None.
       changes: paths of the fields that the arm changes in the base config.
+      protocols: names and texts of the protocols by which its runs are evaluated.
+      split: the split of that evaluation; empty without protocols.
     """
 
     name: str
     config: cfg.Config
     published: float | None = None
     changes: frozenset[str] = frozenset()
+    protocols: tuple[tuple[str, str], ...] = ()
+    split: str = ''
 
     @property
     def folder(self) -> str:
@@ -146,7 +151,8 @@ def grid(fields: Mapping[str, Sequence[Any]]) -> dict[str, Overrides]:
 
 def make_study(base: Base, arms: Mapping[str, Overrides | Base] | Search, *, seeds: int = 3, compare: str | None = None,
                common: Overrides | None = None, columns: Sequence[str] = (), baseline: str | None = None,
-               published: Mapping[str, float] | None = None, title: str = '', text: str = '') -> Study:
+               published: Mapping[str, float] | None = None, protocols: Protocols | None = None, title: str = '',
+               text: str = '') -> Study:
     """Define a study.
 
     Args:
@@ -156,12 +162,16 @@ def make_study(base: Base, arms: Mapping[str, Overrides | Base] | Search, *, see
         the same seed. Alternatively a search, see `search`.
       seeds: number of seeds of each arm, counted from the seed of the base config.
       compare: the compared measurement: one in the summary of a run, such as `test_accuracy`, or
-        `epochs_to('train_accuracy', 0.75)`, the number of epochs until a logged value reaches a target. The default is the
-        first metric of the task on the test split, or for a search on the validation split.
+        `epochs_to('train_accuracy', 0.75)`, the number of epochs until a logged value reaches a target, or
+        `by_protocol('test_accuracy', NAME)`. The default is the first metric of the task on the test split, or for a search
+        on the validation split.
       common: fields that are changed in all arms, for example in the quick form of a study.
       columns: further measurements in the table.
       baseline: name of the arm with which the others are compared; by default the first one.
       published: published values of the compared measurement, by the name of the arm.
+      protocols: protocols by which runs are evaluated after their training, on the split of the compared measurement, see
+        `evaluation.protocols.parse`. Each has a name, and is a string or, if it differs between arms, a mapping from arms to
+        strings, in which arms may be missing. Each is a column with the accuracy, unless `compare` or `columns` names it.
       title: heading of the report; by default the name of the study file.
       text: Markdown that introduces the report, such as the question of the study and the published answer.
 
@@ -190,6 +200,13 @@ def make_study(base: Base, arms: Mapping[str, Overrides | Base] | Search, *, see
         if arm.source and arm.source not in (earlier := [other.name for other in built[:i]]):
             raise unknown('earlier arm', arm.source, earlier, field=f'arm {arm.name!r}: config.init.run')
     compare = compare or _default_measurement(built[0].config, bool(space))
+    if protocols:
+        if space:
+            raise UserError('a search compares by the validation split in training only', field='protocols')
+        with name_field('compare'):
+            split = find_column(compare, built[0].config).split
+        built = tuple(dataclasses.replace(arm, split=split) for arm in _with_protocols(built, protocols))
+        columns = [*columns, *_missing_columns(protocols, split, [compare, *columns], built[0].config)]
     study = Study(title, text, built, tuple(range(base_config.seed, base_config.seed + _check_seeds(seeds))), compare,
                   tuple(columns), '' if space else baseline or built[0].name, space)
     _check_measurements(study)
@@ -229,6 +246,34 @@ def _make_arm(name: str, base: cfg.Config, overrides: Overrides | Base, common: 
         return Arm(name, experiment.check(cfg.parse({**fields, 'name': name})), published, changes)
 
 
+def _with_protocols(arms: Sequence[Arm], protocols: Protocols) -> tuple[Arm, ...]:
+    """Return the arms with their protocols.
+
+    Raises:
+      UserError: A protocol is not one, or belongs to an arm that does not exist.
+    """
+    from jaxcnn.evaluation.protocols import parse
+    if not isinstance(protocols, Mapping):
+        raise UserError(f'expected a mapping from names to protocols, got {protocols!r}', field='protocols')
+    names = [arm.name for arm in arms]
+    by_arm: dict[str, dict[str, str]] = {name: {} for name in names}
+    for protocol, value in protocols.items():
+        for name, text in (value.items() if isinstance(value, Mapping) else ((name, value) for name in names)):
+            if name not in by_arm:
+                raise unknown('arm', str(name), names, field=f'protocols: {protocol!r}')
+            with name_field(f'protocols: {protocol!r}'):
+                parse(text)
+            by_arm[name][protocol] = text.strip()
+    return tuple(dataclasses.replace(arm, protocols=tuple(by_arm[arm.name].items())) for arm in arms)
+
+
+def _missing_columns(protocols: Protocols, split: str, names: Sequence[str], config: cfg.Config) -> list[str]:
+    """Return the column with the main metric for each protocol that no named column shows."""
+    shown = {find_column(name, config).protocol for name in names}
+    metric = f'{split}_{main_metric(config).name}'
+    return [protocol_measurement(metric, protocol) for protocol in protocols if protocol not in shown]
+
+
 def _check_folders(arms: Sequence[Arm]) -> None:
     """Raise a UserError if two arms have the same folder, or if the folder of an arm has a reserved name."""
     names: dict[str, str] = {}
@@ -248,7 +293,9 @@ def _check_measurements(study: Study) -> None:
         for field, names in (('compare', [study.compare]), ('columns', study.columns)):
             for name in names:
                 with _name_arm(arm.name), name_field(field):
-                    find_column(name, arm.config)
+                    protocol = find_column(name, arm.config).protocol
+                    if protocol and protocol not in (known := {name for arm in study.arms for name, _ in arm.protocols}):
+                        raise unknown('protocol', protocol, known)
     if study.search and find_column(study.compare, study.arms[0].config).split != 'val':
         raise UserError(f'a search must compare by a measurement of the validation split, got {study.compare!r}',
                         field='compare', hint=f'nearest: {_default_measurement(study.arms[0].config, True)}')

@@ -1,7 +1,7 @@
-"""Jobs, each of which trains one run of a study, and the executors that start them.
+"""Jobs, each of which trains or evaluates one run of a study, and the executors that start them.
 
-A job is one `jaxcnn train` command. Its outcome is read from its workdir, so a study keeps no state of its own and can be
-killed and continued at any time.
+A job is one `jaxcnn train` command or, for a study with protocols, one `jaxcnn evaluate` command after it. Its outcome is
+read from its workdir, so a study keeps no state of its own and can be killed and continued at any time.
 """
 
 import abc
@@ -12,7 +12,7 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from jaxcnn.errors import Diverged, UserError
 from jaxcnn.studies.definition import Arm
@@ -27,19 +27,21 @@ STOPPED = {code for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP) for
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """The training of one arm with one seed.
+    """The training of one arm with one seed, or the evaluation by protocols after it.
 
     Attributes:
       arm: the arm.
       seed: the seed.
       study_folder: workdir of the study.
       source_folder: workdir of the run of another arm from whose weights this run starts; empty if there is none.
+      is_evaluation: whether the job evaluates the trained run by the protocols of the arm that are not recorded yet.
     """
 
     arm: Arm
     seed: int
     study_folder: str
     source_folder: str = ''
+    is_evaluation: bool = False
 
     @property
     def name(self) -> str:
@@ -62,15 +64,27 @@ class Job:
         return f'{self.folder}.log'
 
     def command(self) -> list[str]:
-        """Return the command that trains or resumes the run."""
+        """Return the command that trains or resumes the run, or that evaluates it."""
+        if self.is_evaluation:
+            recorded = self.result().summary['protocols']
+            return self._evaluation(text for name, text in self.arm.protocols if name not in recorded)
+        return self._training()
+
+    def _evaluation(self, protocols: Iterable[str]) -> list[str]:
+        return [sys.executable, '-m', 'jaxcnn.cli', 'evaluate', f'--workdir={self.folder}', f'--split={self.arm.split}',
+                '--save', *(f'--protocol={text}' for text in dict.fromkeys(protocols))]
+
+    def _training(self) -> list[str]:
         return [sys.executable, '-m', 'jaxcnn.cli', 'train', f'--config={os.path.join(self.arm_folder, "config.json")}',
                 f'--workdir={self.folder}', f'--config.seed={self.seed}',
                 *[f'--config.init.run={self.source_folder}'] * bool(self.source_folder)]
 
     def shell_command(self) -> str:
-        """Return the command as a line for the shell."""
-        _, _, _, *arguments = self.command()
-        return shlex.join(['jaxcnn', *arguments])
+        """Return the command as a line for the shell; that of a training includes the evaluation after it."""
+        commands = [self.command()]
+        if self.arm.protocols and not self.is_evaluation:
+            commands.append(self._evaluation(text for _, text in self.arm.protocols))
+        return ' && '.join(shlex.join(['jaxcnn', *arguments]) for _, _, _, *arguments in commands)
 
     def prepare(self) -> None:
         """Delete the record of an earlier failure."""
@@ -79,7 +93,13 @@ class Job:
 
     def result(self) -> RunResult:
         """Read the result from the workdir of the run."""
-        return read_run(self.folder, self.seed)
+        return read_run(self.folder, self.seed, dict(self.arm.protocols), self.arm.split)
+
+    def evaluation(self) -> 'Job | None':
+        """Return the job that evaluates the run by the protocols that are left; None if it is not trained, or none is."""
+        result = self.result()
+        is_left = bool(result.summary) and result.status != 'finished'
+        return dataclasses.replace(self, is_evaluation=True) if is_left else None
 
     def record(self, exit_code: int, message: str = '') -> RunResult:
         """Return the result of the run after its command has ended, and record the reason of a failure.
@@ -89,6 +109,8 @@ class Job:
           message: reason of a failure; empty: it is read from the log.
         """
         result = self.result()
+        if not self.is_evaluation and exit_code == 0 and result.summary:
+            return result  # its evaluation may be left
         if result.status == 'unfinished' and exit_code not in STOPPED:
             status: Status = 'diverged' if exit_code == Diverged.exit_code else 'failed'
             write_failure(self.folder, status, message or self.reason(exit_code))
@@ -177,8 +199,10 @@ class JobList(Queue):
         return None
 
     def done(self, job: Job, result: RunResult) -> None:
-        """Release the jobs that wait for this one."""
+        """Release the jobs that wait for this one, and add the evaluation of a run that has been trained."""
         self._pending.discard(job.folder)
+        if not job.is_evaluation and result.status == 'unfinished' and (evaluation := job.evaluation()):
+            self._jobs.insert(0, evaluation)
 
 
 class StudyStopped(Exception):

@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxcnn import config as cfg
 from jaxcnn.studies.columns import Column
+from jaxcnn.training import protocol_results
 from jaxcnn.training.workdir import SVMS, read_json, read_metrics, write_json
 
 Status = Literal['finished', 'diverged', 'failed', 'pruned', 'unfinished']
@@ -28,8 +29,8 @@ class RunResult:
       status: `finished`, `diverged`, `failed` for another reason, `pruned` by a search, or `unfinished` (the run is running,
         was stopped, or has not started).
       reason: why the run has no result; empty if it is finished or unfinished.
-      summary: the content of `summary.json`, and the metrics of SVMs for the same checkpoint; empty unless the run is
-        finished.
+      summary: the content of `summary.json`, and for the same checkpoint the metrics of SVMs, and as `protocols` those by
+        each protocol; empty before the training is complete.
       rows: the rows of `metrics.jsonl`.
     """
 
@@ -41,19 +42,32 @@ class RunResult:
     rows: Sequence[Mapping[str, float]]
 
 
-def read_run(folder: str, seed: int) -> RunResult:
-    """Read the result of a run from its workdir."""
+def read_run(folder: str, seed: int, protocols: Mapping[str, str] | None = None, split: str = '') -> RunResult:
+    """Read the result of a run from its workdir.
+
+    Args:
+      folder: the workdir.
+      seed: seed of the run.
+      protocols: the protocols by which the run must be evaluated to be finished, by their names in a study; None: those that
+        are recorded, by themselves.
+      split: the split of that evaluation; empty: any.
+    """
     rows = read_metrics(folder)
+    summary: dict[str, Any] = {}
     if os.path.exists(path := os.path.join(folder, 'summary.json')):
         summary = read_json(path)
         svms = read_json(path) if os.path.exists(path := os.path.join(folder, SVMS)) else {}
         if svms.get('best_step') == summary.get('best_step'):
             summary = {**svms, **summary}
-        return RunResult(folder, seed, 'finished', '', summary, rows)
+        recorded = protocol_results.read(folder, summary.get('best_step', 0), split)
+        names = dict(zip(recorded, recorded, strict=True)) if protocols is None else protocols
+        summary['protocols'] = {name: recorded[text] for name, text in names.items() if text in recorded}
+        if len(summary['protocols']) == len(names):
+            return RunResult(folder, seed, 'finished', '', summary, rows)
     if os.path.exists(path := os.path.join(folder, FAILURE)):
         failure = read_json(path)
-        return RunResult(folder, seed, failure['status'], failure['reason'], {}, rows)
-    return RunResult(folder, seed, 'unfinished', '', {}, rows)
+        return RunResult(folder, seed, failure['status'], failure['reason'], summary, rows)
+    return RunResult(folder, seed, 'unfinished', '', summary, rows)
 
 
 def write_failure(folder: str, status: Status, reason: str) -> None:

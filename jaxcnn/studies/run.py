@@ -143,8 +143,8 @@ class StudyRun:
                 for seed in self.study.seeds for arm in self.study.arms]
 
     def jobs(self) -> list[Job]:
-        """Return the jobs of the runs that are unfinished or have failed."""
-        return [job for job in self.all_jobs() if job.result().status in ('unfinished', 'failed')]
+        """Return the jobs of the runs that are unfinished or have failed: those that are trained are only evaluated."""
+        return [job.evaluation() or job for job in self.all_jobs() if job.result().status in ('unfinished', 'failed')]
 
     def train(self, executor: Executor, on_done: Callable[[Job, RunResult], None], on_poll: Callable[[], None],
               stop: Sequence[int]) -> None:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -12,6 +13,8 @@ from jaxcnn.errors import UserError
 from jaxcnn.evaluation.ensemble import average
 from jaxcnn.evaluation.predictions import predict_split
 from jaxcnn.run import load_run
+from jaxcnn.studies.columns import find_column
+from jaxcnn.studies.compare import compare_runs
 
 
 def run_command(*arguments):
@@ -59,7 +62,25 @@ def test_a_folder_without_splits_is_evaluated_by_default(digits_runs, digits_fol
     assert values[0]['accuracy'] == pytest.approx(load_run(digits_runs[0]).evaluate('test')['test_accuracy'])
 
 
+def test_recorded_protocols_are_columns_of_comparisons(digits_runs, tmp_path, capsys):
+    workdir = tmp_path / 'run'
+    shutil.copytree(digits_runs[0], workdir)
+    names = 'center', 'multi_crop(grid=2, scales=(8, 9))'
+    for split in ('val', 'test'):
+        assert run_command(f'--workdir={workdir}', *(f'--protocol={name}' for name in names), '--save', '--json',
+                           f'--split={split}') == 0
+        printed = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        columns = [f'by_protocol({f"{split}_accuracy"!r}, {name!r})' for name in names]
+        table = compare_runs([str(workdir)], columns)
+        assert [table.arms[0].mean(column) for column in table.columns] == [row['accuracy'] for row in printed]
+    assert table.columns[0].title == 'test accuracy, center'
+    assert table.arms[0].mean(find_column("by_protocol('test_accuracy', 'dense')", table.arms[0].config)) is None
+
+
 @pytest.mark.parametrize(('flags', 'message'), [
+    (['--save'], '--save: needs --protocol'),
+    (['--save', '--protocol=center', '--data_dir=x'], '--save cannot be combined with --data_dir'),
+    (['--protocol=center', '--protocol=dense', '--calibration'], '--calibration takes a single --protocol'),
     (['--calibration', '--watch'], '--watch cannot be combined with --calibration'),
     (['--weights', '1', '2'], '--weights: needs --ensemble'),
     (['--ensemble', 'RUN'], 'is listed twice; --weights gives a run more weight'),

@@ -16,6 +16,7 @@ from jaxcnn.studies import jobs, make_study
 from jaxcnn.studies.jobs import Executor, Job, JobList, StudyStopped, run_jobs
 from jaxcnn.studies.local import LocalExecutor, make_slots
 from jaxcnn.studies.run import StudyRun
+from jaxcnn.training import protocol_results
 from jaxcnn.training.workdir import claim
 
 FINISH = 'import json, os; os.makedirs(F, exist_ok=True); json.dump({"test_accuracy": 0.5}, open(F + "/summary.json", "w"))'
@@ -34,7 +35,8 @@ class ScriptJob(Job):
 @pytest.fixture
 def make_job(tmp_path):
     def make(name, script=FINISH, **fields):
-        arm = make_study(dict(model='lenet5', data=dict(name='digits')), {name: {}}).arms[0]
+        arm = make_study(dict(model='lenet5', data=dict(name='digits')), {name: {}},
+                         protocols=fields.pop('protocols', None)).arms[0]
         os.makedirs(tmp_path / arm.folder, exist_ok=True)
         return ScriptJob(arm, 0, str(tmp_path), script=script, **fields)
     return make
@@ -78,6 +80,49 @@ def test_a_job_waits_for_the_run_it_starts_from(make_job):
     results = run(JobList([make_job('grown', check, source_folder=source.folder), source]), slots=2)
     assert list(results) == ['source', 'grown']
     assert results['grown'].status == 'finished'
+
+
+PROTOCOLS = {'one': 'center(32)', 'two': {'a': 'ten_crop(32)', 'b': 'dense(32)'}}
+
+
+def test_a_trained_run_is_evaluated_by_the_protocols_that_are_not_recorded(tmp_path):
+    with StudyRun(study({'a': {}, 'b': {}, 'c': {}}, seeds=1, protocols=PROTOCOLS), str(tmp_path / 'study')) as opened:
+        job = opened.all_jobs()[1]
+        assert job.shell_command().endswith(
+            "--split=test --save '--protocol=center(32)' '--protocol=dense(32)'")
+        finish(job, best_step=7)
+        protocol_results.save(job.folder, 'center(32)', 7, '', {'test_accuracy': 0.6, 'test_loss': 1.0})
+        protocol_results.save(job.folder, 'dense(32)', 6, '', {'test_accuracy': 0.7})  # of another checkpoint
+        left = opened.jobs()[1]
+        assert left.is_evaluation
+        assert left.command()[4:] == [f'--workdir={job.folder}', '--split=test', '--save', '--protocol=dense(32)']
+        assert job.result().status == 'unfinished'
+        protocol_results.save(job.folder, 'dense(32)', 7, '', {'val_accuracy': 0.7})  # of another split
+        assert job.result().status == 'unfinished'
+        protocol_results.save(job.folder, 'dense(32)', 7, '', {'test_accuracy': 0.8})
+        assert [column.name for column in opened.columns[1:]] == [
+            "by_protocol('test_accuracy', 'one')", "by_protocol('test_accuracy', 'two')"]
+        values = [[arm.mean(column) for column in opened.columns] for arm in opened.table().arms]
+        assert values == [[None] * 3, [0.5, 0.6, 0.8], [None] * 3]
+        assert [other.arm.name for other in opened.jobs()] == ['a', 'c']
+        assert [name for name, _ in opened.study.arms[2].protocols] == ['one']
+
+
+def test_the_evaluation_follows_the_training_and_its_failure_leaves_the_training(make_job, tmp_path):
+    entry = {'center(32)': {'step': 0, 'values': {'test_accuracy': 0.6}}}
+    script = FINISH + f"""
+if os.path.exists(F + "/trained"):
+    if not os.path.exists({str(tmp_path / 'now')!r}): exit('error: no')
+    json.dump({entry!r}, open(F + "/protocols.json", "w"))
+open(F + "/trained", "w")"""
+    job = make_job('a', script, protocols={'one': 'center(32)'})
+    grown = make_job('grown', source_folder=job.folder)
+    results = run(JobList([job, grown]))
+    assert (results['a'].status, results['a'].reason) == ('failed', 'exit code 1: no')
+    assert results['a'].summary['test_accuracy'] == 0.5
+    assert results['grown'].status == 'finished'  # it needs the training only
+    (tmp_path / 'now').touch()
+    assert run(JobList([job.evaluation()]))['a'].summary['protocols'] == {'one': {'test_accuracy': 0.6}}
 
 
 def test_a_job_does_not_start_from_a_run_without_a_result(make_job):
