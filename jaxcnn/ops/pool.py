@@ -10,13 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-
 _as_windows = contextvars.ContextVar('_as_windows', default=False)
 
 
 @contextlib.contextmanager
 def as_reduce_window() -> Iterator[None]:
-    """Trace each pooling in the block as one `lax.reduce_window`, which an exporter recognises and inference computes faster.
+    """Trace each pooling in the block as one `lax.reduce_window`, which exporters recognise and inference computes faster.
 
     The gradient of `reduce_window` is several times slower than that of the default on the CPU.
     """

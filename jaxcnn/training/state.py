@@ -123,7 +123,8 @@ def init_state(network: Network, optimizer: Optimizer, image_shape: tuple[int, .
     weights = init_weights(network, image_shape, seed, bool(optim.ema_decay), transform_params, arrays)
     slow = jax.tree.map(jnp.copy, (weights.params, weights.batch_stats)) if optim.lookahead else None
     term_params = init_terms(jax.random.fold_in(jax.random.key(seed), np.uint32(2**32 - 1)))
-    state = TrainState(jnp.zeros((), jnp.int32), weights.params, weights.batch_stats, (), weights.ema, slow, term_params)
+    state = TrainState(jnp.zeros((), jnp.int32), weights.params, weights.batch_stats, (), weights.ema, slow,
+                       loss_terms=term_params)
     return dataclasses.replace(state, opt_state=optimizer.init(trained(state)))
 
 

@@ -4,6 +4,7 @@ The back ends of `parallel.py` compile them. With `sharded`, a batch is the glob
 `pmap`, a batch is this device's part of it, and means are taken over `axis_name`.
 """
 
+import dataclasses
 import functools
 import types
 from collections.abc import Callable, Mapping, Sequence
@@ -257,8 +258,9 @@ class TrainStep:
             params, stats, slow = self._look_ahead(params, stats, slow, state.step + 1)
         scalars = {**scalars, 'grad_norm': optax.global_norm(grads),
                    'learning_rate': self.optimizer.learning_rate(state.opt_state, state.step, self.stage)}
-        return state.replace(step=state.step + 1, params=params, batch_stats=stats, opt_state=opt_state, ema=ema,
-                             slow=slow, loss_terms=term_params), scalars
+        state = dataclasses.replace(state, step=state.step + 1, params=params, batch_stats=stats, opt_state=opt_state,
+                                    ema=ema, slow=slow, loss_terms=term_params)
+        return state, scalars
 
     def _look_ahead(self, params: Any, stats: Any, slow: Any, num_steps: jax.Array) -> tuple[Any, Any, Any]:
         """Return parameters, BatchNorm statistics and the slow ones, after `num_steps` steps, with look-ahead.
