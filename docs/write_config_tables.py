@@ -26,6 +26,7 @@ GROUPS: dict[str, tuple[type, str]] = {
     'config.optim.lookahead': (schema.LookaheadConfig, 'Look-ahead'),
     'config.init': (schema.InitConfig, 'Initial weights'),
     'config.whiten': (schema.WhitenConfig, 'Whitening'),
+    'config.pruning': (schema.PruningConfig, 'Pruning'),
     'config.semi_supervised': (schema.SemiSupervisedConfig, 'Pseudo-labels'),
     'config.eval': (schema.EvalConfig, 'Evaluation'),
     'config.checkpoint': (schema.CheckpointConfig, 'Checkpoints'),

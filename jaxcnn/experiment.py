@@ -102,6 +102,7 @@ def _check_names(config: cfg.Config) -> None:
     if sizes := _train_sizes(config):
         check_train_sizes(network, [(size, size, 3) for size in sizes])
     cfg.check_init(config.init)
+    cfg.check_pruning(config.pruning, config.init)
     if config.init and config.init.pretrained:
         with name_field('config.init.pretrained'):
             pretrained.find(config.init.pretrained)

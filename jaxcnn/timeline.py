@@ -61,10 +61,12 @@ class Timeline:
       stages: the first step of each stage.
       phases: the phases, in order.
       pseudo_label_steps: the steps before which pseudo-labels are predicted, in order.
+      pruning_steps: the steps after which `config.pruning` computes masks, in order.
       permanent_checkpoints: the steps of `config.checkpoint.at`, in order.
 
     Raises:
-      UserError: a stage, a batch size or a size of images begins outside the run, or not after the one before it.
+      UserError: a stage, a batch size or a size of images begins outside the run, or not after the one before it; or
+        pruning ends before it begins.
     """
 
     def __init__(self, config: Config, num_train: int):
@@ -91,6 +93,7 @@ class Timeline:
         self.permanent_checkpoints = sorted(
             step for step in {self.steps(duration) for duration in config.checkpoint.at} if step <= self.total)
         image_sizes, self.pseudo_label_steps = self._image_sizes(), self._pseudo_label_steps()
+        self.pruning_steps = self._pruning_steps()
         starts = sorted({entry.start for entry in self._batch_sizes} | set(self.stages) | {freeze} | set(image_sizes)
                         | set(self.pseudo_label_steps))  # so that a dispatch ends there
         self.phases: list[Phase] = []
@@ -133,6 +136,22 @@ class Timeline:
         while (step := steps[-1] + self.steps(config.every, since=steps[-1])) < self.total:
             steps.append(step)
         return steps
+
+    def _pruning_steps(self) -> list[int]:
+        config = self.config.pruning
+        if config is None or config.masks:
+            return []
+        begin, end = self.steps(config.begin), self.steps(config.end)
+        if not begin <= end <= self.total:
+            reason = f'the run ends at step {self.total}' if begin <= end else f'pruning begins at step {begin}'
+            raise UserError(f'is step {end}, but {reason}', field='config.pruning.end')
+        if config.method == 'movement' and not end:
+            raise UserError('movement needs gradients of earlier steps, and all is pruned before the first step',
+                            field='config.pruning.end', hint='set a later one')
+        steps = [begin]
+        while (step := steps[-1] + self.steps(config.every, since=steps[-1])) < end:
+            steps.append(step)
+        return steps if begin == end else [*steps, end]
 
     def _append_batch_size(self, begin: Duration, size: int, field: str) -> None:
         if size < 1:

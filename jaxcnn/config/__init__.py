@@ -2,7 +2,17 @@
 
 from jaxcnn.config.literals import bind, parse_call, parse_calls
 from jaxcnn.config.overrides import call_in_file, find_config_file, load, override, parse_assignment, shipped_configs
-from jaxcnn.config.parse import INIT_SOURCES, Difference, check_init, differences, make, parse, parse_duration, to_dict
+from jaxcnn.config.parse import (
+    INIT_SOURCES,
+    Difference,
+    check_init,
+    check_pruning,
+    differences,
+    make,
+    parse,
+    parse_duration,
+    to_dict,
+)
 from jaxcnn.config.schema import (
     UNITS,
     CheckpointConfig,
@@ -18,6 +28,7 @@ from jaxcnn.config.schema import (
     OptimConfig,
     ParallelConfig,
     Plugin,
+    PruningConfig,
     SemiSupervisedConfig,
     SwitchConfig,
     WhitenConfig,
@@ -40,12 +51,14 @@ __all__ = [
     'OptimConfig',
     'ParallelConfig',
     'Plugin',
+    'PruningConfig',
     'SemiSupervisedConfig',
     'SwitchConfig',
     'WhitenConfig',
     'bind',
     'call_in_file',
     'check_init',
+    'check_pruning',
     'differences',
     'find_config_file',
     'load',

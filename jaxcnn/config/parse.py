@@ -25,6 +25,7 @@ from jaxcnn.config.schema import (
     ImageSize,
     InitConfig,
     Plugin,
+    PruningConfig,
 )
 from jaxcnn.errors import UserError, unknown
 
@@ -233,6 +234,30 @@ def check_init(init: InitConfig | None) -> None:
             re.compile(pattern)
         except re.error as e:
             raise UserError(f'{pattern!r} is no regular expression: {e}', field=f'config.init.{field}') from e
+
+
+def check_pruning(pruning: PruningConfig | None, init: InitConfig | None) -> None:
+    """Raise a UserError unless the fields of `config.pruning` fit together and with `config.init`. No file is read."""
+    if pruning is None:
+        return
+    if pruning.sparsity is None and not pruning.masks:
+        raise UserError('must be set', field='config.pruning.sparsity', hint='for example 0.9, or set config.pruning.masks')
+    if pruning.sparsity is not None and pruning.sparsity >= 1:
+        raise wrong_value('config.pruning.sparsity', 'at least 0 and below 1', pruning.sparsity)
+    defaults = PruningConfig()
+    without_effect: dict[str, tuple[str, ...]] = {
+        'masks hold from the start to the end': ('begin', 'end', 'every') if pruning.masks else (),
+        'the masks of the run are taken as they are, because config.pruning.sparsity is not set':
+            ('method', 'scope') if pruning.masks and pruning.sparsity is None else (),
+        'masks are computed from a run by magnitude only': ('method',) if pruning.masks else (),
+        'there are no config.pruning.masks': () if pruning.masks else ('checkpoint', 'reinitialize'),
+        'all is pruned at once': ('every',) if pruning.begin == pruning.end else (),
+        'config.init says with which weights the run starts': ('reinitialize',) if init else ()}
+    for reason, names in without_effect.items():
+        for name in names:
+            if getattr(pruning, name) != getattr(defaults, name):
+                value = to_dict(getattr(pruning, name))
+                raise UserError(f'got {value!r}, but {reason}', field=f'config.pruning.{name}', hint='leave it out')
 
 
 def to_dict(value: Any) -> Any:

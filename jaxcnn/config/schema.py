@@ -256,6 +256,37 @@ class WhitenConfig:
 
 
 @dataclass(frozen=True)
+class PruningConfig:
+    """Weights that are set to zero and stay zero, either by a method during the run or by masks from its start.
+
+    The sparsity is the fraction of zeros in the parameters that are pruned. With a `method` it grows from 0 at `begin` to
+    `sparsity` at `end` as 1 - (1 - progress)^3 (Zhu & Gupta 2017), and if both are equal, all is pruned at once. The best
+    checkpoint is one from `end` on. With `masks` those of another run hold from the start.
+    """
+
+    method: str = _field('magnitude', 'which weights are pruned. magnitude: the smallest ones. movement: those whose sum of '
+                         '-weight * gradient over the steps is smallest (Sanh et al. 2020). random: a control',
+                         choices=('magnitude', 'movement', 'random'))
+    scope: str = _field('global', 'global: the scores of all layers are compared with each other; layer: each layer gets '
+                        'the same sparsity', choices=('global', 'layer'))
+    sparsity: float | None = _field(None, 'final sparsity, below 1; with `masks`, None takes the masks as they are',
+                                    minimum=0)
+    match: str = _field(r'kernel$', "regular expression searched in 'path/of/parameter'; the parameters that match are "
+                        'pruned. The default matches convolutions and dense layers')
+    exclude: str = _field('first_and_last', 'layers of `match` that are not pruned. first: the first layer that the images '
+                          'pass. last: those whose shapes depend on the number of classes',
+                          choices=('none', 'first', 'last', 'first_and_last'))
+    begin: Duration = _field(Duration('fraction', 0), 'when the pruning begins', minimum=0)
+    end: Duration = _field(Duration('fraction', 0.75), 'when the final sparsity is reached', minimum=0)
+    every: Duration = _field(Duration('fraction', 0.01), 'interval after which the masks are computed anew')
+    masks: str = _field('', 'workdir of a run whose masks are used from the start to the end, as for lottery tickets. With '
+                        '`sparsity` they are computed from the magnitudes of its weights instead')
+    checkpoint: str = _field('best', 'checkpoint of `masks`: best, latest or a step')
+    reinitialize: bool = _field(False, 'whether the initial weights differ from those of a run with the same seed, as a '
+                                'control for lottery tickets; only with `masks`')
+
+
+@dataclass(frozen=True)
 class CheckpointConfig:
     """Which checkpoints are stored, and how the best one is selected."""
 
@@ -314,6 +345,7 @@ class Config:
     whiten: WhitenConfig | None = _field(None, 'whitening filters for the first convolution')
     data: DataConfig = _field(DataConfig, 'the data')
     optim: OptimConfig = _field(OptimConfig, 'the optimisation')
+    pruning: PruningConfig | None = _field(None, 'weights that are set to zero')
     freeze_bn: Duration | None = _field(None, 'when BatchNorm begins to use its running statistics and stops updating them; '
                                         'dict(steps=0): from the start', minimum=0)
     parallel: ParallelConfig = _field(ParallelConfig, 'the devices')

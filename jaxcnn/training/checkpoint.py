@@ -249,6 +249,10 @@ class Checkpoints:
         content = self._read_progress(step)
         return Weights(**self._restore(step, content, _fields(template)))
 
+    def read_pruning(self, step: int, template: Any) -> Any:
+        """Return only the state of pruning of a checkpoint, as host arrays; see `read`."""
+        return self._restore(step, self._read_progress(step), {'pruning': template})['pruning']
+
     def _restore(self, step: int, content: dict[str, Any], template: dict[str, Any]) -> dict[str, Any]:
         """Return those fields of a checkpoint's state that `template` has."""
         saved = {name: array for name, array in content['arrays'].items() if name.partition('/')[0] in template}

@@ -65,6 +65,9 @@ def check(old: cfg.Config, new: cfg.Config, num_train: int, step: int) -> str:
         if old_end != new_end and min(old_end or 0, new_end or 0) < step:
             raise UserError(f'{new_run} stops the group at step {new_end}, and this run stopped it at step {old_end}',
                             field=f'config.optim.groups[{i}].until', hint='give it in epochs or steps')
+    if old_timeline.pruning_steps != new_timeline.pruning_steps:
+        raise UserError(f'{new_run} would have been pruned at other steps than this run', field='config.pruning',
+                        hint='give begin, end and every in epochs or steps')
     lookahead = new.optim.lookahead
     if lookahead and (lookahead.ramp or (step == old_timeline.total and step % lookahead.every)):
         raise UserError(f'the slow parameters of this run moved as its {old_timeline.total} steps required, and those of '

@@ -135,7 +135,7 @@ def write_table(weights: InitialWeights, workdir: str) -> None:
 # ---- matching
 
 
-def _head_paths(network: Network, image_shape: tuple[int, int, int]) -> set[str]:
+def head_paths(network: Network, image_shape: tuple[int, int, int]) -> set[str]:
     """Return the paths of the variables whose shape depends on the number of classes."""
     images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     shapes, other_shapes = (
@@ -170,7 +170,7 @@ def load_initial_weights(config: cfg.Config, network: Network, shapes: Mapping[s
         raise UserError(f'{source.title} has the checksum {source.checksum}, expected {init.checksum}',
                         field='config.init.checksum', hint='the weights have changed since')
     with name_field(f'config.init.{field}'):
-        initial = _match(init, source, leaves_by_path(shapes), _head_paths(network, image_shape))
+        initial = _match(init, source, leaves_by_path(shapes), head_paths(network, image_shape))
     if config.whiten:
         _check_whitening(config.whiten, initial, shapes['params'])
     return initial

@@ -110,6 +110,7 @@ class TrainingRun:
             initial_weights = None
         else:
             initial_weights = setup.read_initial_weights(config)
+            _ = setup.initial_masks
             if initial_weights:
                 config = initialize.with_checksum(config, initial_weights.checksum)
         if self.is_main_process:
@@ -177,7 +178,8 @@ class TrainingRun:
                 self._predict_labels()
             is_finished = self.step == timeline.total or self._is_out_of_patience()
             is_stopped = self.should_stop()
-            is_best = self.progress.evaluated_step == self.step and self.progress.evaluations_since_best == 0
+            is_best = (self.progress.evaluated_step == self.step and self.progress.evaluations_since_best == 0
+                       and self._is_pruned())
             is_due = self.step in timeline.permanent_checkpoints or timeline.is_multiple(self.step, save_every)
             if is_stopped or is_finished or is_due or (is_best and self.monitored_split == 'val'):
                 self._save()
@@ -201,6 +203,10 @@ class TrainingRun:
             return False
         self._stop.signum = signum
         return self._stop.acknowledge()
+
+    def _is_pruned(self) -> bool:
+        """Return whether the final sparsity of `config.pruning` is reached, from which on a checkpoint may be the best."""
+        return self.step >= max(self.setup.timeline.pruning_steps, default=0)
 
     def _is_out_of_patience(self) -> bool:
         patience = self.setup.config.checkpoint.patience
@@ -340,7 +346,8 @@ class TrainingRun:
         self._callbacks.call('on_evaluate', self.step, self._last_metrics)
         if split == 'val':
             best, optimizer = setup.experiment.best, setup.experiment.optimizer
-            self.progress.observe(values[best], best.metric)
+            if self._is_pruned():
+                self.progress.observe(values[best], best.metric)
             stage = setup.timeline.phase(min(self.step, setup.timeline.total - 1)).stage
             if optimizer.observed_metric(stage):
                 metric = setup.experiment.task.metrics[optimizer.observed_metric(stage)]
@@ -380,7 +387,7 @@ class TrainingRun:
         self.progress.wall_seconds += now - self._wall_seconds_until
         self._wall_seconds_until = now
         self.progress.record_memory()
-        metrics = self._last_metrics if is_evaluated and self.monitored_split == 'val' else None
+        metrics = self._last_metrics if is_evaluated and self.monitored_split == 'val' and self._is_pruned() else None
         self.checkpoints.save(self.step, state, dataclasses.asdict(self.progress), metrics)
         if self.metrics_log:
             self.metrics_log.flush()

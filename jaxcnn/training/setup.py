@@ -15,8 +15,9 @@ from jaxcnn import data, experiment, tasks
 from jaxcnn.data import feed, normalize, pseudo_labels
 from jaxcnn.errors import UserError, name_field
 from jaxcnn.timeline import Phase
-from jaxcnn.training import initialize, parallel, weight_sources, whiten
+from jaxcnn.training import initialize, parallel, pruning, weight_sources, whiten
 from jaxcnn.training.evaluate import Evaluator
+from jaxcnn.training.initial_masks import prunable, read_masks
 from jaxcnn.training.loss_terms import LossTerm
 from jaxcnn.training.state import TrainState, init_state, variables
 from jaxcnn.training.step import Batch, TrainStep, image_gradient, image_keys, many_steps, step_keys
@@ -167,7 +168,38 @@ class Setup:
             height, width, _ = self.experiment.image_shape
             raise UserError(f'images of {height} x {width} pixels are too small for {self.config.model.name}: its last '
                             'layers get no pixels', hint='set a larger config.data.image_size')
-        return template
+        return jax.eval_shape(self._begin_pruning, template, self.all_masks, np.uint32(0)) if self.pruning else template
+
+    @functools.cached_property
+    def all_masks(self) -> Any:
+        """Masks, as host arrays, of the parameters that `config.pruning` prunes, by which they all remain."""
+        params = jax.eval_shape(self.init_fn(), np.uint32(0)).params
+        experiment = self.experiment
+        assert self.config.pruning is not None
+        return jax.tree.map(lambda x: np.ones(x.shape, bool), prunable(
+            self.config.pruning, experiment.network, experiment.image_shape, params))
+
+    @functools.cached_property
+    def pruning(self) -> pruning.Pruning | None:
+        """How the masks of pruned weights change, or None."""
+        if self.config.pruning is None:
+            return None
+        return pruning.Pruning.from_config(self.config.pruning, self.timeline, self.all_masks)
+
+    @functools.cached_property
+    def initial_masks(self) -> Any:
+        """The masks before the first step, as host arrays; None without pruning.
+
+        Raises:
+          UserError: those of `config.pruning.masks` cannot be used.
+        """
+        if self.config.pruning is None or not self.config.pruning.masks:
+            return self.all_masks if self.config.pruning else None
+        return parallel.run_on_all_processes(lambda: read_masks(self.config, self.all_masks))
+
+    def _begin_pruning(self, state: TrainState, masks: Any, seed: Any) -> TrainState:
+        assert self.pruning is not None
+        return self.pruning.begin(state, masks, jax.random.key(seed))
 
     def check_train_sizes(self) -> None:
         """Raise a UserError if the network does not take images of all sizes of `config.data.train_size`."""
@@ -216,9 +248,13 @@ class Setup:
         init = self.init_fn()
         if self.config.whiten:
             init = self.init_fn(whiten.initializer(self.config.whiten, self.template.params, self._sample_images))
-        if weights is None:
-            return self.backend.init(init, self.config.seed)
-        return self.backend.init(lambda seed, arrays: init(seed, arrays=arrays), self.config.seed, weights.arrays)
+        arrays = {} if weights is None else weights.arrays
+        reinitialize = self.config.pruning is not None and self.config.pruning.reinitialize
+
+        def begin(seed: jax.Array, arrays: Any, masks: Any) -> TrainState:
+            state = init(seed + np.uint32(2**31) if reinitialize else seed, arrays=arrays)
+            return self._begin_pruning(state, masks, seed) if self.pruning else state
+        return self.backend.init(begin, self.config.seed, arrays, self.initial_masks)
 
     def read_initial_weights(self, config: cfg.Config) -> initialize.InitialWeights | None:
         """Return the weights that `config.init` names, or None without it.
@@ -312,7 +348,7 @@ class Setup:
             step = TrainStep(network, self.experiment.optimizer, preprocessor, self.experiment.task,
                              self.config.optim.accumulate, self.config.optim.ema_decay, phase.stage,
                              1 if sync or backend.axis_name else backend.num_devices, backend.axis_name,
-                             self.config.optim.lookahead, self.timeline.total, self.loss_terms)
+                             self.config.optim.lookahead, self.timeline.total, self.loss_terms, self.pruning)
             batch_positions = functools.partial(backend.batch_positions, batch_size=phase.batch_size)
             program = backend.compile_train(many_steps(step, batch_positions, self.variable_length))
             self._programs[phase.program] = program

@@ -25,6 +25,7 @@ from jaxcnn.optim import Optimizer
 from jaxcnn.preprocessing import Preprocessor
 from jaxcnn.tasks import Task
 from jaxcnn.training.loss_terms import Forward, LossTerm
+from jaxcnn.training.pruning import Pruning
 from jaxcnn.training.state import TrainState, split_trained, trained, variables
 
 Batch = dict[str, jax.Array]
@@ -93,6 +94,7 @@ class TrainStep:
       total: number of steps of the run, at the end of which look-ahead sets the parameters to the slow ones, and a linear
         weight of auxiliary classifiers is 0.
       terms: further terms of the loss, which are applied one after the other.
+      pruning: how masks of pruned weights change; or None.
     """
 
     network: Network
@@ -107,6 +109,7 @@ class TrainStep:
     lookahead: LookaheadConfig | None = None
     total: int = 0
     terms: tuple[LossTerm, ...] = ()
+    pruning: Pruning | None = None
 
     def _forward(self, params: Any, batch_stats: Any, images: jax.Array, arguments: dict[str, Any],
                  key: jax.Array, names: Sequence[str] = ()) -> tuple[tuple[list[Any], Batch], Any]:
@@ -220,7 +223,8 @@ class TrainStep:
 
     def __call__(self, state: TrainState, batch: Batch, key: jax.Array,
                  arrays: Mapping[str, Any] = types.MappingProxyType({})) -> tuple[TrainState, Scalars]:
-        """Return the state after the step, and its scalars: the loss, those of the task, `grad_norm` and `learning_rate`.
+        """Return the state after the step, and its scalars: the loss, those of the task, `grad_norm`, `learning_rate` and,
+        if weights are pruned, `sparsity`.
 
         Args:
           state: state before the step.
@@ -245,6 +249,9 @@ class TrainStep:
         grads, stats, scalars = self._gradients(state, examples, dropout_key, arrays)
         if self.axis_name:
             grads, stats, scalars = jax.lax.pmean((grads, stats, scalars), self.axis_name)
+        pruning = state.pruning
+        if self.pruning:
+            grads, pruning = self.pruning.mask_gradients(grads, state.params, pruning)
         grads = self.optimizer.groups.mask_gradients(grads, state.step)
         updates, opt_state = self.optimizer.update(grads, state.opt_state, trained(state), self.stage, scalars['loss'])
         params, term_params = split_trained(optax.apply_updates(trained(state), updates))
@@ -259,7 +266,10 @@ class TrainStep:
         scalars = {**scalars, 'grad_norm': optax.global_norm(grads),
                    'learning_rate': self.optimizer.learning_rate(state.opt_state, state.step, self.stage)}
         state = dataclasses.replace(state, step=state.step + 1, params=params, batch_stats=stats, opt_state=opt_state,
-                                    ema=ema, slow=slow, loss_terms=term_params)
+                                    ema=ema, slow=slow, loss_terms=term_params, pruning=pruning)
+        if self.pruning:
+            state = self.pruning.apply(state, key)
+            scalars['sparsity'] = state.pruning['sparsity']
         return state, scalars
 
     def _look_ahead(self, params: Any, stats: Any, slow: Any, num_steps: jax.Array) -> tuple[Any, Any, Any]:
