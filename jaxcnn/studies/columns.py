@@ -97,7 +97,8 @@ def find_column(name: str, config: cfg.Config) -> Column:
     `by_protocol('test_accuracy', 'dense')` is the measurement by a protocol that `jaxcnn evaluate --save` recorded, which is
     named as in the study or, in other runs, as it was asked for.
 
-    For detectors, `svm_test_map50` is that of the SVMs that `jaxcnn fit_svms` fitted; other runs have no value.
+    `sparsity` is the final one of runs with `config.pruning`. For detectors, `svm_test_map50` is that of the SVMs that
+    `jaxcnn fit_svms` fitted. Other runs have no value.
 
     Args:
       name: name of the measurement, or a call of `epochs_to` or `by_protocol`.
@@ -124,6 +125,8 @@ def find_column(name: str, config: cfg.Config) -> Column:
         m = logged[arguments[0]]
         title = f'epochs to {_title(m)} {m.metric.format(arguments[1])}'
         return Column(name, title, m.split, m.metric, m.name, arguments[1])
+    if name == 'sparsity':
+        return Column(name, name, 'train', Metric(name))
     if name.startswith('svm_') and tasks.find(config.task).kind.name == 'boxes':
         column = find_column(name.removeprefix('svm_'), config)
         return dataclasses.replace(column, name=name, title=f'{column.title}, SVMs')

@@ -25,7 +25,8 @@ from jaxcnn.training.workdir import STUDY
 Overrides = Mapping[str, Any]
 Base: TypeAlias = str | os.PathLike | Mapping[str, Any] | ml_collections.ConfigDict | cfg.Config
 Protocols = Mapping[str, str | Mapping[str, str]]
-ARM_PREFIX = 'arm:'  # precedes the name of an arm in `config.init.run`
+ARM_PREFIX = 'arm:'  # precedes the name of an arm in a field of `RUN_FIELDS`
+RUN_FIELDS = ('init.run', 'pruning.masks')  # fields of a config that name the workdir of another run
 _RESERVED = {'figures', 'slurm', STUDY, 'study.csv', 'study.md', 'study.html', 'optuna.log'}  # names in the workdir
 
 
@@ -55,10 +56,13 @@ class Arm:
         return re.sub(r'[^\w.+=-]+', '_', self.name).strip('_')
 
     @property
-    def source(self) -> str:
-        """Name of the arm from whose weights this arm starts, with the same seed; empty if there is none."""
-        init = self.config.init
-        return init.run.removeprefix(ARM_PREFIX) if init and init.run.startswith(ARM_PREFIX) else ''
+    def sources(self) -> dict[str, str]:
+        """Names of the arms whose runs with the same seed this arm uses, by the field of `RUN_FIELDS` that names them."""
+        values = {}
+        for field in RUN_FIELDS:
+            group, _, name = field.partition('.')
+            values[field] = getattr(getattr(self.config, group), name, '')
+        return {field: value.removeprefix(ARM_PREFIX) for field, value in values.items() if value.startswith(ARM_PREFIX)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,7 +163,7 @@ def make_study(base: Base, arms: Mapping[str, Overrides | Base] | Search, *, see
       base: the config that the arms change: its name, its path, or a config that is already built.
       arms: the arms by name. Each is a mapping from the paths of the fields that it changes to their values, or another
         config that replaces `base`. The value `arm:NAME` of `init.run` starts an arm from the weights of an earlier arm with
-        the same seed. Alternatively a search, see `search`.
+        the same seed, and that of `pruning.masks` takes its masks. Alternatively a search, see `search`.
       seeds: number of seeds of each arm, counted from the seed of the base config.
       compare: the compared measurement: one in the summary of a run, such as `test_accuracy`, or
         `epochs_to('train_accuracy', 0.75)`, the number of epochs until a logged value reaches a target, or
@@ -197,8 +201,9 @@ def make_study(base: Base, arms: Mapping[str, Overrides | Base] | Search, *, see
     built = tuple(_make_arm(name, base_config, fields, common, published.get(name)) for name, fields in overrides.items())
     _check_folders(built)
     for i, arm in enumerate(built):
-        if arm.source and arm.source not in (earlier := [other.name for other in built[:i]]):
-            raise unknown('earlier arm', arm.source, earlier, field=f'arm {arm.name!r}: config.init.run')
+        for field, source in arm.sources.items():
+            if source not in (earlier := [other.name for other in built[:i]]):
+                raise unknown('earlier arm', source, earlier, field=f'arm {arm.name!r}: config.{field}')
     compare = compare or _default_measurement(built[0].config, bool(space))
     if protocols:
         if space:

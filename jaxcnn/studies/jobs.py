@@ -33,14 +33,14 @@ class Job:
       arm: the arm.
       seed: the seed.
       study_folder: workdir of the study.
-      source_folder: workdir of the run of another arm from whose weights this run starts; empty if there is none.
+      source_folders: workdirs of runs of other arms that this run uses, each with the field of the config that names it.
       is_evaluation: whether the job evaluates the trained run by the protocols of the arm that are not recorded yet.
     """
 
     arm: Arm
     seed: int
     study_folder: str
-    source_folder: str = ''
+    source_folders: tuple[tuple[str, str], ...] = ()
     is_evaluation: bool = False
 
     @property
@@ -77,7 +77,7 @@ class Job:
     def _training(self) -> list[str]:
         return [sys.executable, '-m', 'jaxcnn.cli', 'train', f'--config={os.path.join(self.arm_folder, "config.json")}',
                 f'--workdir={self.folder}', f'--config.seed={self.seed}',
-                *[f'--config.init.run={self.source_folder}'] * bool(self.source_folder)]
+                *(f'--config.{field}={folder}' for field, folder in self.source_folders)]
 
     def shell_command(self) -> str:
         """Return the command as a line for the shell; that of a training includes the evaluation after it."""
@@ -180,7 +180,7 @@ class Queue(abc.ABC):
 
 
 class JobList(Queue):
-    """A fixed list of jobs. A job that starts from the weights of another run waits until that run has finished."""
+    """A fixed list of jobs. A job that uses another run, such as its weights, waits until that has finished."""
 
     def __init__(self, jobs: Sequence[Job]):
         self._jobs = list(jobs)
@@ -189,11 +189,14 @@ class JobList(Queue):
     def next(self) -> Job | None:
         """Return the next job that does not wait for another run, or None if there is none."""
         for job in list(self._jobs):
-            status = read_run(job.source_folder, job.seed).status if job.source_folder else 'finished'
-            if status in ('diverged', 'failed') and job.source_folder not in self._pending:
-                write_failure(job.folder, 'failed', f'the run that it starts from has {status}')
+            folders = {folder for _, folder in job.source_folders}
+            statuses = {folder: read_run(folder, job.seed).status for folder in sorted(folders)}
+            lost = [status for folder, status in statuses.items()
+                    if status in ('diverged', 'failed') and folder not in self._pending]
+            if lost:
+                write_failure(job.folder, 'failed', f'the run that it starts from has {lost[0]}')
                 self._jobs.remove(job)
-            elif status == 'finished':
+            elif all(status == 'finished' for status in statuses.values()):
                 self._jobs.remove(job)
                 return job
         return None

@@ -77,7 +77,7 @@ def test_jobs_run_at_once_in_their_slots(make_job):
 def test_a_job_waits_for_the_run_it_starts_from(make_job):
     source = make_job('source')
     check = f'import os; assert os.path.exists({source.folder!r} + "/summary.json")\n{FINISH}'
-    results = run(JobList([make_job('grown', check, source_folder=source.folder), source]), slots=2)
+    results = run(JobList([make_job('grown', check, source_folders=(('init.run', source.folder),)), source]), slots=2)
     assert list(results) == ['source', 'grown']
     assert results['grown'].status == 'finished'
 
@@ -116,7 +116,7 @@ if os.path.exists(F + "/trained"):
     json.dump({entry!r}, open(F + "/protocols.json", "w"))
 open(F + "/trained", "w")"""
     job = make_job('a', script, protocols={'one': 'center(32)'})
-    grown = make_job('grown', source_folder=job.folder)
+    grown = make_job('grown', source_folders=(('init.run', job.folder),))
     results = run(JobList([job, grown]))
     assert (results['a'].status, results['a'].reason) == ('failed', 'exit code 1: no')
     assert results['a'].summary['test_accuracy'] == 0.5
@@ -127,7 +127,7 @@ open(F + "/trained", "w")"""
 
 def test_a_job_does_not_start_from_a_run_without_a_result(make_job):
     source, later = make_job('source', f'exit({Diverged.exit_code})'), make_job('later')
-    grown = make_job('grown', source_folder=source.folder)
+    grown = make_job('grown', source_folders=(('init.run', source.folder),))
     results = run(JobList([source, grown, later]))
     assert list(results) == ['source', 'later']
     assert (grown.result().status, grown.result().reason) == ('failed', 'the run that it starts from has diverged')
