@@ -183,17 +183,24 @@ class InvertedResidualNetwork(MobileNet):
         for i in range(self.blocks[index]):
             stride = 1 if i > 0 else self._stride(index)
             rate = self.drop_connect * (first + i) / sum(self.blocks)
-            x = self.block(type(self).inverted_residual, x, train, stage, stride, rate)
+            shortcut = stride == 1 and (i > 0 or self._features(index) == self._features(index - 1))
+            x = self.block(type(self).inverted_residual, x, train, stage, stride, shortcut, rate)
         return x
 
-    def inverted_residual(self, x: jax.Array, train: bool, stage: Stage, stride: int, rate: float) -> jax.Array:
-        """Apply a block, which training images skip with probability `rate`."""
+    def _features(self, index: int) -> int:
+        """Return the features of stage `index`, counted from 0; of the stem for -1."""
+        return self.stem_features() if index < 0 else round_features(self.STAGES[index].features * self.multiplier)
+
+    def inverted_residual(self, x: jax.Array, train: bool, stage: Stage, stride: int, shortcut: bool,
+                          rate: float) -> jax.Array:
+        """Apply a block, whose input is added to its output with `shortcut`; training images then skip the block with
+        probability `rate`."""
         y, expanded = x, x.shape[-1] * stage.expansion
         if stage.expansion > 1:
             y = self.convolution(y, train, expanded, 1)
         y = self.convolution(y, train, expanded, stage.size, stride, expanded, self._padding())
         y = self.conv_norm(y, train, round_features(stage.features * self.multiplier), 1, relu=False)
-        if stride > 1 or y.shape[-1] != x.shape[-1]:
+        if not shortcut:
             return y
         return x + nn.Dropout(rate, broadcast_dims=(1, 2, 3), deterministic=not train)(y)
 

@@ -1,11 +1,13 @@
 """The base class of all networks."""
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, Self
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.core import FrozenDict
 
 from jaxcnn.errors import UserError, unknown
 from jaxcnn.models.layers import BIASED_LAYERS, BatchNorm, Conv, activation, constant, initializer
@@ -55,6 +57,8 @@ class Network(nn.Module):
       bn_epsilon: added to the variance.
       bn_axis: name of the pmap axis over which BatchNorm statistics are averaged.
       remat: store only the outputs of blocks for the backward pass and recompute what is inside them.
+      layer_widths: features of convolutions and dense layers by their names, such as `Conv_0`, in place of those of the
+        architecture; removing channels sets them. A depthwise convolution has as many groups as its input has channels.
     """
 
     left_out_gradient: ClassVar[str] = ''  # on what the loss depends without a gradient, by design
@@ -73,6 +77,7 @@ class Network(nn.Module):
     bn_epsilon: float = 1e-5
     bn_axis: str | None = None
     remat: bool = False
+    layer_widths: Mapping[str, int] = FrozenDict()
 
     def check(self) -> None:
         """Check the fields; `models.create` calls this method.
@@ -95,6 +100,9 @@ class Network(nn.Module):
             raise UserError(f'bn_epsilon must be above 0, got {self.bn_epsilon!r}')
         if self.num_classes < 1:
             raise UserError(f'num_classes must be at least 1, got {self.num_classes!r}')
+        for layer, width in self.layer_widths.items():
+            if isinstance(width, bool) or not isinstance(width, int) or width < 1:
+                raise UserError(f'layer_widths must be positive integers, got {width!r} for {layer}')
 
     def min_image_size(self) -> int:
         """Return the smallest height and width, in pixels, of images that the network accepts."""
@@ -260,12 +268,13 @@ class Network(nn.Module):
             raise UserError(f'{type(self).__name__} takes images (N, H, W, C), got an array of shape {x.shape}')
         self.check_image(x.shape[1:])
         maps: Maps = {}
-        if last is not None:
-            self.trunk(x, train, maps, last=last)
-            if pool is None:
-                return maps
-            return self.pooled_features(self.trunk(pool(maps), train, {}, after=last), train)
-        output = self.forward(x, train, maps)
+        with _set_widths(self.layer_widths, self.path):
+            if last is not None:
+                self.trunk(x, train, maps, last=last)
+                if pool is None:
+                    return maps
+                return self.pooled_features(self.trunk(pool(maps), train, {}, after=last), train)
+            output = self.forward(x, train, maps)
         return (output, maps) if features else output
 
     def block(self, body: Callable[..., jax.Array], x: jax.Array, *static: Any) -> jax.Array:
@@ -336,6 +345,27 @@ class Network(nn.Module):
     def drop(self, x: jax.Array, train: bool) -> jax.Array:
         """Apply dropout (Srivastava et al. 2014) in training."""
         return nn.Dropout(self.dropout, deterministic=not train)(x)
+
+
+def _set_widths(widths: Mapping[str, int], parent: tuple[str, ...]) -> contextlib.AbstractContextManager[None]:
+    """Give layers that are called in the context other features and groups; see `Network.layer_widths`.
+
+    Args:
+      widths: features by the names of layers.
+      parent: path of the network that has the layers.
+    """
+    def set_width(call: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
+        layer = context.module
+        width = widths.get('/'.join(layer.path[len(parent):]))
+        if width is not None and context.method_name == '__call__':
+            # the layer is an object of this call of the network alone, so that it may be changed
+            if isinstance(layer, nn.Conv):
+                channels, groups = args[0].shape[-1], layer.feature_group_count
+                groups = channels if groups == layer.features else min(groups, channels)
+                object.__setattr__(layer, 'feature_group_count', groups)
+            object.__setattr__(layer, 'features', width)
+        return call(*args, **kwargs)
+    return nn.intercept_methods(set_width) if widths else contextlib.nullcontext()
 
 
 Models = dict[str, tuple[type[Network], dict[str, Any]]]  # name -> the class and the fields of this variant

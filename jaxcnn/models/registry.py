@@ -2,7 +2,10 @@
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Any
+
+from flax.core import FrozenDict
 
 from jaxcnn.errors import UserError, unknown
 from jaxcnn.models.network import Models, Network
@@ -71,6 +74,8 @@ def create(name: str, num_classes: int = 10, **fields: Any) -> Network:
             raise unknown(f'field of model {name}', field, defaults)
         if isinstance(defaults[field], tuple) and isinstance(value, list):
             fields[field] = tuple(tuple(item) if isinstance(item, list) else item for item in value)
+        elif isinstance(defaults[field], Mapping) and isinstance(value, Mapping):
+            fields[field] = FrozenDict(value)
         elif not _same_type(value, defaults[field]):
             raise UserError(f'model {name}: {field} must be of type {type(defaults[field]).__name__}, got {value!r}')
     network = network_class(num_classes=num_classes, **{**variant, **fields}, parent=None)

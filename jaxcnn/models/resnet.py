@@ -127,18 +127,26 @@ class ResNet(Network):
             x = max_pool(x, 3, 2, padding=1)
         for i in range(self.blocks[stage]):
             stride = 2 if stage > 0 and i == 0 else 1
-            x = self.block(type(self).residual, x, train, self.width << stage, stride)
+            resized = stride > 1 or (i == 0 and self.bottleneck)
+            x = self.block(type(self).residual, x, train, self.width << stage, stride, resized)
         return x
 
-    def residual(self, x: jax.Array, train: bool, features: int, stride: int) -> jax.Array:
-        """Apply a residual block whose 3x3 convolutions have `features` channels, or `group_width` ones per group."""
+    def residual(self, x: jax.Array, train: bool, features: int, stride: int, resized: bool) -> jax.Array:
+        """Apply a residual block whose 3x3 convolutions have `features` channels, or `group_width` ones per group.
+
+        Args:
+          x: the block's input.
+          train: training mode.
+          features: see above.
+          stride: stride of the block.
+          resized: whether the architecture gives the output another shape than the input.
+        """
         if self.bottleneck:
             inner = features * self.group_width * self.groups // self.width if self.group_width else features
             convs = [(inner, 1, 1, 1), (inner, 3, stride, self.groups), (4 * features, 1, 1, 1)]
         else:
             convs = [(features, 3, stride, 1), (features, 3, 1, 1)]
         out_features = convs[-1][0]
-        resized = stride > 1 or x.shape[-1] != out_features
         projected = self.shortcut == 'C' or (self.shortcut == 'B' and resized)
         if self.preact:
             activated = y = self.norm_activation(x, train, self.activation)
@@ -149,7 +157,7 @@ class ResNet(Network):
                 y = self.conv(width, size, conv_stride, use_bias=False, feature_group_count=groups, **zero)(y)
             if projected:
                 return y + self.conv(out_features, 1, stride, use_bias=False)(activated)
-            return y + (_subsample(activated, out_features, stride) if resized else x)
+            return y + (_subsample(activated, y.shape[-1], stride) if resized else x)
         shortcut = self.conv_norm(x, train, out_features, 1, stride, relu=False) if projected else x
         for i, (width, size, conv_stride, groups) in enumerate(convs):
             if i < len(convs) - 1 or self.shortcut == 'none':
@@ -159,7 +167,7 @@ class ResNet(Network):
                                    feature_group_count=groups)
         if self.shortcut == 'none':
             return x
-        shortcut = _subsample(shortcut, out_features, stride) if resized and not projected else shortcut
+        shortcut = _subsample(shortcut, x.shape[-1], stride) if resized and not projected else shortcut
         return activation(self.activation)(x + shortcut)
 
     def convolution(self, x: jax.Array, train: bool, features: int, size: int, stride: int = 1,

@@ -1,0 +1,62 @@
+"""Channels that are removed together, and networks without them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxcnn import models
+from jaxcnn.analysis import channels, complexity
+
+NETWORKS = {
+    'basic': ('resnet18', (16, 16, 3), dict(blocks=(1, 1), width=8, stem='small')),
+    'zero-padded shortcuts': ('resnet20_cifar', (8, 8, 3), dict(blocks=(1, 1), width=4)),
+    'groups': ('resnext50_32x4d', (16, 16, 3), dict(blocks=(1,), width=8, groups=2, group_width=4)),
+    'depthwise': ('sequential', (8, 8, 3), dict(
+        layers='conv(8)|norm|relu|conv(16,groups=8)|norm|relu|conv(6,1)|norm|relu|global_avg_pool|dense')),
+    'flattened': ('vgg11_bn', (8, 8, 3), dict(stages=((4, 6), (8,)), hidden=12, dropout=0.0)),
+}
+SLOW = {
+    'mobilenet_v1': ('mobilenet_v1', (32, 32, 3), dict(multiplier=0.125)),
+    'mobilenet_v2': ('mobilenet_v2', (16, 16, 3), dict(blocks=(1, 2, 1, 1, 1, 1, 1), multiplier=0.2, stem='small')),
+    'concatenation': ('googlenet_bn', (32, 32, 3), dict(blocks=(1, 1, 1), multiplier=0.15)),
+    'pre-activation': ('preresnet50', (16, 16, 3), dict(blocks=(1, 1), width=4)),
+    'imagenet stem': ('resnet50', (32, 32, 3), dict(blocks=(1, 1), width=4)),
+}
+
+
+def random_variables(network, shape):
+    """Return variables with random BatchNorm parameters and statistics."""
+    images = jnp.zeros((1, *shape))
+    variables = jax.jit(network.init)(jax.random.key(0), images)
+    rng = np.random.default_rng(0)
+    return jax.tree.map(lambda x: rng.uniform(0.5, 1.5, x.shape).astype('f') if x.ndim == 1 else np.asarray(x), variables)
+
+
+@pytest.mark.parametrize(('name', 'shape', 'fields'), [
+    *(pytest.param(*case, id=name) for name, case in NETWORKS.items()),
+    *(pytest.param(*case, id=name, marks=pytest.mark.slow) for name, case in SLOW.items())])
+def test_channels_that_give_zeros_can_be_removed(name, shape, fields):
+    network = models.create(name, conv_implementation='xla', **fields)
+    variables = random_variables(network, shape)
+    coupling = channels.couple(network, variables, shape)
+    assert set(coupling.reasons.values()) == {'its features are the outputs of the network'}
+    rng = np.random.default_rng(1)
+    removed = rng.random(coupling.num_units) < 0.4
+    for units in coupling.axes.values():  # one channel of each layer remains
+        removed[units[units >= 0][0]] = False
+    silenced = jax.tree.map(np.array, variables)
+    for (path, axis), units in coupling.axes.items():
+        collection, layer, leaf = path.split('/')
+        if leaf in ('scale', 'bias') or (layer.startswith('Dense') and axis == 1):
+            silenced[collection][layer][leaf][..., (units >= 0) & removed[units]] = 0
+    narrow = models.create(name, conv_implementation='xla', **fields, layer_widths=coupling.widths(removed))
+    images = np.random.default_rng(2).normal(size=(2, *shape)).astype(np.float32)
+    apply = jax.jit(lambda network, variables: network.apply(variables, images), static_argnums=0)
+    expected, result = apply(network, silenced), apply(narrow, coupling.narrow(silenced, removed))
+    assert np.abs(expected).max() > 0.1
+    np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-5)
+    assert not np.allclose(apply(network, variables), expected, rtol=1e-2)
+    for removal, cost in ((np.zeros_like(removed), complexity.cost(network, shape, optimizers=())),
+                          (removed, complexity.cost(narrow, shape, optimizers=()))):
+        assert coupling.multiply_adds(removal) == cost.multiply_adds
