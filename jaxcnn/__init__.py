@@ -16,6 +16,7 @@ from jaxcnn.lazy import lazy_attributes
 from jaxcnn.version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from jaxcnn.compression.quantized_run import load_quantized
     from jaxcnn.config import make as make_config
     from jaxcnn.data.augment import register as register_augmentation
     from jaxcnn.data.sources import Source as Dataset
@@ -34,17 +35,18 @@ if TYPE_CHECKING:
     from jaxcnn.training import Callback, train
 
 __all__ = [
-    'Callback', 'Dataset', 'Network', 'Run', 'Task', 'UserError', 'create_model', 'example_metric', 'load_run',
-    'make_config', 'register_augmentation', 'register_dataset', 'register_loss', 'register_model', 'register_optimizer',
-    'register_schedule', 'register_task', 'split_metric', 'train',
+    'Callback', 'Dataset', 'Network', 'Run', 'Task', 'UserError', 'create_model', 'example_metric', 'load_quantized',
+    'load_run', 'make_config', 'register_augmentation', 'register_dataset', 'register_loss', 'register_model',
+    'register_optimizer', 'register_schedule', 'register_task', 'split_metric', 'train',
 ]
 __getattr__ = lazy_attributes(__name__, {
     'Callback': 'training', 'Dataset': 'data.sources:Source', 'Network': 'models', 'Run': 'run', 'Task': 'tasks',
-    'UserError': 'errors', 'create_model': 'models:create', 'example_metric': 'metrics', 'load_run': 'run',
-    'make_config': 'config:make', 'register_augmentation': 'data.augment:register',
-    'register_dataset': 'data.sources:register', 'register_loss': 'losses:register', 'register_model': 'models:register',
-    'register_optimizer': 'optim:register', 'register_schedule': 'schedules:register', 'register_task': 'tasks:register',
-    'split_metric': 'metrics', 'train': 'training',
+    'UserError': 'errors', 'create_model': 'models:create', 'example_metric': 'metrics',
+    'load_quantized': 'compression.quantized_run', 'load_run': 'run', 'make_config': 'config:make',
+    'register_augmentation': 'data.augment:register', 'register_dataset': 'data.sources:register',
+    'register_loss': 'losses:register', 'register_model': 'models:register', 'register_optimizer': 'optim:register',
+    'register_schedule': 'schedules:register', 'register_task': 'tasks:register', 'split_metric': 'metrics',
+    'train': 'training',
 })
 
 

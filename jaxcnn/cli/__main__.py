@@ -15,6 +15,7 @@ COMMANDS = {
     'explain': 'show what a trained network sees, and why it decided',
     'study': 'train the arms of a study, and compare them',
     'compare': 'compare runs',
+    'quantize': 'quantise the network of a run, and measure what it loses',
     'configs': 'list the configs that come with jaxcnn',
     'models': 'show the cost of networks',
     'augment': 'draw what augmentation makes of images',

@@ -26,13 +26,14 @@ DETAIL_FLAGS = 'ensemble', 'calibration', 'report', 'compare'  # each asks for t
 
 def run(args: argparse.Namespace) -> int:
     """Run the command with its parsed arguments, and return its exit code."""
+    from jaxcnn.compression.quantized_run import load_any_run
     from jaxcnn.run import load_run
     check_flags(args)
     if any(getattr(args, name) for name in DETAIL_FLAGS):
         return evaluate_in_detail(args)
     if args.watch:
         wait_for_run(args.workdir)
-    loaded_run = load_run(args.workdir)
+    loaded_run = load_any_run(args.workdir)
     if args.svms:
         from jaxcnn.region_svms.detector import with_svms
         with name_field('--svms'):

@@ -1,0 +1,98 @@
+"""Quantised runs, and the graphs of their networks."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxcnn import models
+from jaxcnn.compression import layer_graph
+from jaxcnn.compression.quantize_run import quantize_run
+from jaxcnn.compression.quantized_run import load_quantized
+from jaxcnn.errors import UserError
+from jaxcnn.run import load_run
+from jaxcnn.training import train
+
+
+def random_variables(network, shape):
+    """Variables with statistics as after training, without compiling an initialisation."""
+    rng = np.random.default_rng(0)
+    shapes = jax.eval_shape(network.init, jax.random.key(0), jnp.zeros(shape))
+    return jax.tree.map(lambda x: (rng.uniform(0.1, 0.5, x.shape) * rng.choice(
+        [-1, 1] if len(x.shape) > 1 else [1], x.shape)).astype(np.float32), shapes)
+
+
+@pytest.mark.parametrize(('name', 'fields', 'residuals'), [
+    ('resnet18', dict(blocks=(1, 1), width=8, stem='small'), 2),
+    ('resnet18', dict(blocks=(1, 1), width=8, stem='small', shortcut='A', preact=True), 2),
+    ('mobilenet_v2', dict(multiplier=0.25, blocks=(1, 2, 1, 1, 1, 1, 1)), 2),
+])
+def test_folding_changes_no_output(name, fields, residuals):
+    network = models.create(name, num_classes=5, conv_implementation='xla', **fields)
+    shape = (2, 16, 16, 3) if name == 'resnet18' else (2, 32, 32, 3)
+    variables = random_variables(network, shape)
+    images = np.random.default_rng(1).normal(size=shape).astype(np.float32)
+    graph = layer_graph.trace(network, variables, shape)
+    expected = jax.jit(lambda v, x: network.apply(v, x, train=False))(variables, images)
+    result = jax.jit(lambda a, x: layer_graph.evaluate(graph, a, x))(layer_graph.fold(graph, variables), images)
+    np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
+    assert sum(layer.has_residual for layer in graph.layers) == residuals
+    others = {node.equation.primitive.name for node in graph.nodes if node.layer is None}
+    if not fields.get('preact'):
+        assert not others & {'max', 'rsqrt', 'add', 'min'}
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory):
+    from jaxcnn import config
+    folder = str(tmp_path_factory.mktemp('run'))
+    fields = config.make(
+        duration=dict(steps=80), batch_size=64,
+        model=dict(name='resnet18', blocks=(1, 1), width=8, stem='small'), data=dict(name='digits', image_size=16),
+        optim=dict(optimizer='adam', learning_rate=0.01), eval=dict(every=dict(steps=80)), parallel=dict(devices=1))
+    train(fields, folder)
+    return load_run(folder)
+
+
+@pytest.mark.usefixtures('no_pictures')
+def test_int8_loses_less_than_a_point_and_loads_again(run, tmp_path):
+    result = quantize_run(run, str(tmp_path), calibration='percentile', images=64)
+    assert result.before['accuracy'] > 0.8
+    assert result.after['accuracy'] == pytest.approx(result.before['accuracy'], abs=0.01)
+    for name in ('minmax', 'percentile', 'entropy'):
+        assert result.calibrations[name]['loss'] == pytest.approx(result.calibrations['float32']['loss'], rel=0.2)
+    assert result.stored_bytes < 0.55 * result.float_bytes  # 5,000 weights: biases, scales and names are a large part
+    assert {layer.layer for layer in result.sensitivity} >= {'Conv_0', 'Dense_0'}
+    assert all(0 < layer.noise < 0.1 for layer in result.sensitivity)
+    loaded = load_quantized(str(tmp_path), execution='simulated')
+    assert loaded.evaluate('test')['test_accuracy'] == pytest.approx(result.after['accuracy'])
+    images = np.zeros((2, 16, 16, 1), np.uint8)
+    assert loaded.predict(images).shape == (2, 10)
+    with pytest.raises(UserError, match='feature maps'):
+        loaded.features(images)
+
+
+@pytest.mark.parametrize(('method', 'error'), [('bfloat16', 2 ** -8), ('float16', 2 ** -11)])
+def test_weights_of_16_bits_are_rounded_and_halve_the_size(run, tmp_path, method, error):
+    result = quantize_run(run, str(tmp_path), method=method)
+    loaded = load_quantized(str(tmp_path)).variables['params']
+    for original, rounded in zip(jax.tree.leaves(run.variables['params']), jax.tree.leaves(loaded), strict=True):
+        np.testing.assert_allclose(rounded, original, rtol=error)
+    assert result.after['accuracy'] == pytest.approx(result.before['accuracy'], abs=0.01)
+    arrays = np.load(tmp_path / 'weights.npz')
+    assert {arrays[name].itemsize for name in arrays.files if name.startswith('params')} == {2}
+
+
+@pytest.mark.parametrize(('arguments', 'message'), [
+    (dict(method='int7'), 'unknown method'), (dict(calibration='kl'), 'unknown calibration'),
+    (dict(method='float16', calibration='minmax'), 'has no effect'), (dict(images=0), 'at least 1 image'),
+    (dict(float_layers='Conv_99'), 'none of the layers'), (dict(split='dev'), 'unknown split'),
+])
+def test_wrong_arguments_are_refused(run, tmp_path, arguments, message):
+    with pytest.raises(UserError, match=message):
+        quantize_run(run, str(tmp_path), **arguments)
+
+
+def test_a_folder_without_a_quantised_network_is_refused(run):
+    with pytest.raises(UserError, match='holds no quantised network'):
+        load_quantized(run.workdir)
