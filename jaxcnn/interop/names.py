@@ -119,7 +119,7 @@ def _alexnet(network: AlexNet) -> Iterable[Naming]:
     """AlexNet of torchvision, which is that of Krizhevsky 2014, "One weird trick for parallelizing convolutional neural
     networks"."""
     required = {'widths': (64, 192, 384, 256, 256), 'stem': ((11, 4, 2), (5, 1, 2)), 'lrn': False, 'groups': 1,
-                'activation': 'relu', 'hidden_layers': 2}
+                'activation': 'relu', 'hidden_layers': 2, 'pools': ((1, 3, 2), (2, 3, 2)), 'last_window': (3, 2)}
     yield Naming("torchvision's AlexNet", required, convs=[f'features.{i}' for i in (0, 3, 6, 8, 10)],
                  denses=['classifier.1', 'classifier.4', 'classifier.6'], flattened={'classifier.1': network.widths[-1]})
 

@@ -42,6 +42,7 @@ SIZE = 32
 # networks that take long to compile and resemble another one; tests that compile them are marked as slow
 SLOW = {'bn_inception', 'inception_resnet_v1', 'inception_resnet_v2', 'googlenet', 'inception_v3', 'inception_v4', 'zfnet',
         'resnext101_32x8d', 'airbench96', 'resnet110_cifar', 'preresnet101', 'resnet152', 'preresnet152', 'alexnet_grouped',
+        'convnet5', 'overfeat5', 'overfeat7',
         *(f'efficientnet_lite{i}' for i in range(5))}
 
 
@@ -165,7 +166,9 @@ PUBLISHED = [
     ('mobilenet_v2', {'multiplier': 1.4}, 6_108_776),
     ('efficientnet_lite0', {}, 4_652_008), ('efficientnet_lite1', {}, 5_416_680), ('efficientnet_lite2', {}, 6_092_072),
     ('efficientnet_lite3', {}, 8_197_096), ('efficientnet_lite4', {}, 13_006_568),
-    ('alexnet', {}, 62_378_344), ('zfnet', {}, 62_357_608), ('vgg11', {}, 132_863_336), ('vgg11_lrn', {}, 132_863_336),
+    ('alexnet', {}, 62_378_344), ('zfnet', {}, 62_357_608), ('convnet5', {}, 62_378_344),
+    ('overfeat5', {}, 102_908_520), ('overfeat7', {}, 107_628_136),
+    ('vgg11', {}, 132_863_336), ('vgg11_lrn', {}, 132_863_336),
     ('vgg13', {}, 133_047_848), ('vgg16_c', {}, 133_638_952), ('vgg16', {}, 138_357_544), ('vgg19', {}, 143_667_240),
     ('vgg16_bn', {}, 138_365_992), ('vgg19_bn', {}, 143_678_248), ('nin_cifar', {}, 966_986),
     ('leedl_cnn', {}, 12_833_803),

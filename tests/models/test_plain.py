@@ -19,12 +19,15 @@ from jaxcnn.training.state import run_once
 WIDTHS = {'widths': (4, 6, 8, 6, 4), 'hidden': 8}
 STAGES = {'stages': ((4, 4), (6, 6, 6)), 'hidden': 8}
 SMALL = {
-    'alexnet': WIDTHS, 'zfnet': WIDTHS, 'vgg16_c': STAGES, 'vgg19_bn': STAGES,
+    'alexnet': WIDTHS, 'zfnet': WIDTHS, 'convnet5': WIDTHS, 'overfeat7': {'widths': (4, 6, 8, 6, 6, 4, 4), 'hidden': 8},
+    'vgg16_c': STAGES, 'vgg19_bn': STAGES,
     'leedl_cnn': {'widths': (4, 6, 4), 'hidden': (8, 6, 5)},
 }
-SMALLEST = {'alexnet': 39, 'zfnet': 47, 'vgg16_c': 4, 'vgg19_bn': 4, 'leedl_cnn': 8}
-SMALLEST_SPP = {'alexnet': 23, 'zfnet': 31, 'vgg16_c': 2, 'vgg19_bn': 2, 'leedl_cnn': 4}  # without the last pooling
-LAST = {'alexnet': 4, 'zfnet': 4, 'vgg16_c': 6, 'vgg19_bn': 6, 'leedl_cnn': 4}  # features of the last map
+SMALLEST = {'alexnet': 39, 'zfnet': 47, 'convnet5': 35, 'overfeat7': 41, 'vgg16_c': 4, 'vgg19_bn': 4, 'leedl_cnn': 8}
+SMALLEST_SPP = {  # without the last pooling
+    'alexnet': 23, 'zfnet': 31, 'convnet5': 19, 'overfeat7': 17, 'vgg16_c': 2, 'vgg19_bn': 2, 'leedl_cnn': 4}
+LAST = {  # features of the last map
+    'alexnet': 4, 'zfnet': 4, 'convnet5': 4, 'overfeat7': 4, 'vgg16_c': 6, 'vgg19_bn': 6, 'leedl_cnn': 4}
 NIN = {'nin_cifar': {'stages': ((6, 4), (4, 4), (4,))},
        'nin_imagenet': {'stages': ((4, 4), (4,), (4, 4), (6,))}}
 
@@ -131,6 +134,25 @@ def test_zf_5_pools_maps_of_13_and_10_pixels_and_has_the_parameters_of_the_paper
     dense = [(50 * 256, 4096), (4096, 4096), (4096, 1000)]
     weights = sum(k * k * i * o + o for k, i, o in convolutions) + sum(i * o + o for i, o in dense)
     assert count(shapes(network, 180, 180)['params']) == weights
+
+
+def test_the_networks_of_spp_nets_paper_have_its_maps_and_its_parameters():
+    """Table 1 of He et al. 2014: kernels, widths and sizes of maps, and the bins of its pyramid."""
+    stem = [(11, 3, 96), (5, 96, 256)], [(7, 3, 96), (5, 96, 256)]
+    convolutions = {
+        'convnet5': [*stem[0], (3, 256, 384), (3, 384, 384), (3, 384, 256)],
+        'overfeat5': [*stem[1], (3, 256, 512), *[(3, 512, 512)] * 2],
+        'overfeat7': [*stem[1], (3, 256, 512), *[(3, 512, 512)] * 4]}
+    # a convolution, before the pooling that follows it
+    sides = {'convnet5': [55, 55, 27, 13, 13], 'overfeat5': [109, 36, 18, 18, 18],
+             'overfeat7': [109, 36, 18, 18, 18, 18, 18]}
+    for name, layers in convolutions.items():
+        network = models.create(name, 1000, head='spp', pyramid=(6, 3, 2, 1))
+        assert [map_shapes(network, 224, 224)[f'conv{i}'] for i in range(1, len(layers) + 1)] == [
+            (side, side, width) for side, (_, _, width) in zip(sides[name], layers, strict=True)]
+        dense = [(50 * layers[-1][2], 4096), (4096, 4096), (4096, 1000)]
+        weights = sum(k * k * i * o + o for k, i, o in layers) + sum(i * o + o for i, o in dense)
+        assert count(shapes(network, 224, 224)['params']) == weights
 
 
 def test_the_pyramid_takes_the_place_of_the_last_pooling():
