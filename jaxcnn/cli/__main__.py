@@ -15,6 +15,7 @@ COMMANDS = {
     'explain': 'show what a trained network sees, and why it decided',
     'study': 'train the arms of a study, and compare them',
     'compare': 'compare runs',
+    'prune': 'prune a trained network, and report what is gained and lost',
     'quantize': 'quantise the network of a run, and measure what it loses',
     'configs': 'list the configs that come with jaxcnn',
     'models': 'show the cost of networks',

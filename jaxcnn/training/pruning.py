@@ -189,7 +189,7 @@ class Pruning:
             scores = jax.tree.map(lambda m, w: jnp.where(m, jnp.abs(w).astype(jnp.float32), -1),
                                   masks, select(state.params, masks))
         else:
-            scores = _random_scores(masks, key)
+            scores = random_scores(masks, key)
         masks = remaining(scores, jnp.array(self.counts, jnp.int32)[index])
         return {**state.pruning, 'masks': masks, 'sparsity': self._sparsity(masks)}
 
@@ -200,8 +200,8 @@ def sparsity_at(step: int, begin: int, end: int, final: float) -> float:
     return final * (1 - (1 - progress) ** 3)
 
 
-def _random_scores(masks: Tree, key: jax.Array) -> Tree:
-    """Return scores that are the same in each step, so that a weight that is pruned stays so."""
+def random_scores(masks: Tree, key: jax.Array) -> Tree:
+    """Return scores (uniform) in the shapes of masks, which are the same in each step, so that what is pruned stays so."""
     number = np.uint32(2**32 - 1)  # neither a step nor an image has it
     key = jax.random.fold_in(jax.random.fold_in(key, number), number)
     leaves, structure = jax.tree.flatten(masks)
