@@ -18,6 +18,7 @@ from jaxcnn.experiment import Experiment
 from jaxcnn.metrics import LOSS
 from jaxcnn.tasks import Accumulated
 from jaxcnn.timeline import displayed_epoch
+from jaxcnn.training.finish import SPARSITY
 from jaxcnn.training.initialize import FILE_NAME as INITIAL_WEIGHTS
 
 _MAX_ROWS = 20  # of the table of initial weights
@@ -48,7 +49,7 @@ def write_report(workdir: str, experiment: Experiment, summary: Mapping[str, Any
         *_introduction(experiment, summary),
         '| | |', '|---|---|', *_table_of_metrics(experiment, summary), *_table_of_resources(summary), '',
         '## Curves', '', figure(folder, 'curves'), '',
-        *_initial_weights(workdir),
+        *_initial_weights(workdir), *_pruning(workdir, config.pruning, summary),
         *(line for section in sections for line in (f'## {section.title}', '', *section.lines, '')),
         '## The first training batch, augmented, not normalised', '', figure(folder, 'first_batch'), '',
         '## Config', '', 'Fields that differ from their defaults (all of them: `config.json`):', '',
@@ -122,6 +123,23 @@ def _initial_weights(workdir: str) -> list[str]:
             lines.append(f'| {escape(row["name"])} | {shape} | {title}{f": {escape(reason)}" if reason else ""} |')
         lines.append('')
     return [*lines, f'`{INITIAL_WEIGHTS}` holds the complete table.', '']
+
+
+def _pruning(workdir: str, pruning: cfg.PruningConfig | None, summary: Mapping[str, Any]) -> list[str]:
+    """Return the section on the sparsity of the layers; nothing if the run was not pruned."""
+    if pruning is None:
+        return []
+    with open(os.path.join(workdir, SPARSITY), encoding='utf-8') as file:
+        layers = json.load(file)['layers']
+    source = f'by {pruning.method}' if not pruning.masks else f'with the masks of {escape(pruning.masks)}'
+    lines = ['## Pruning', '', f'{summary["sparsity"]:.1%} of the weights of these layers are zero, {source}; of all '
+             f'{summary["params"]:,} parameters, {summary["nonzero_params"]:,} are not.', '',
+             '| parameter | shape | weights | sparsity |', '|---|---|---|---|']
+    for layer in layers:
+        size = math.prod(layer['shape'])
+        lines.append(f'| {escape(layer["name"])} | {" x ".join(map(str, layer["shape"]))} | {size:,} | '
+                     f'{1 - layer["nonzero"] / size:.1%} |')
+    return [*lines, '']
 
 
 def _data_name(config: cfg.DataConfig) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import numpy as np
 
 from jaxcnn.data.dataset import Dataset
 from jaxcnn.experiment import Experiment
@@ -16,10 +17,13 @@ from jaxcnn.metrics import Measurement
 from jaxcnn.tasks import Accumulated
 from jaxcnn.training import workdir
 from jaxcnn.training.checkpoint import Checkpoints
+from jaxcnn.training.pruning import layer_table
 from jaxcnn.training.state import TrainState
 from jaxcnn.version import __version__
 
 log = logging.getLogger('jaxcnn')
+
+SPARSITY = 'sparsity.json'  # in the workdir of a run with pruning
 
 
 def best_state(checkpoints: Checkpoints, template: TrainState, last_step: int) -> tuple[int, TrainState | None]:
@@ -73,6 +77,21 @@ def summarize(experiment: Experiment, folder: str, values: Mapping[Measurement, 
         'device': jax.devices()[0].device_kind, 'num_devices': num_devices,
         'versions': {'jaxcnn': __version__, 'python': platform.python_version(), **versions},
     }
+
+
+def summarize_pruning(folder: str, state: TrainState, is_main_process: bool) -> dict[str, Any]:
+    """Return the sparsity and the number of nonzero parameters for `summary.json`, and write those of layers to a file.
+
+    Args:
+      folder: the workdir.
+      state: state of the best checkpoint, as host arrays, of a run with pruning.
+      is_main_process: whether this process writes the file.
+    """
+    layers = layer_table(state.pruning['masks'])
+    nonzero = sum(int(np.count_nonzero(x)) for x in jax.tree.leaves(state.params))
+    if is_main_process:
+        workdir.write_json(os.path.join(folder, SPARSITY), {'layers': layers})
+    return {'sparsity': float(state.pruning['sparsity']), 'nonzero_params': nonzero}
 
 
 def write_results(experiment: Experiment, folder: str, summary: Mapping[str, Any], split: str,

@@ -27,7 +27,7 @@ from jaxcnn.training.callbacks import Callback, CallbackList
 from jaxcnn.training.checkpoint import Checkpoints
 from jaxcnn.training.dispatch import Dispatch, DispatchQueue, dispatch_end
 from jaxcnn.training.extend import archive_results, check_run
-from jaxcnn.training.finish import best_state, summarize, write_results
+from jaxcnn.training.finish import best_state, summarize, summarize_pruning, write_results
 from jaxcnn.training.monitor import Monitor
 from jaxcnn.training.progress import ProgressDisplay
 from jaxcnn.training.run_progress import RunProgress
@@ -416,6 +416,8 @@ class TrainingRun:
         summary = {**summarize(experiment, setup.folder, values, self.step, best_step, setup.backend.num_devices),
                    'params': sum(math.prod(p.shape) for p in jax.tree.leaves(setup.template.params)),
                    **self.progress.summary()}
+        if setup.pruning:
+            summary |= summarize_pruning(setup.folder, setup.backend.fetch(state), self.is_main_process)
         if self.is_main_process:
             write_results(experiment, setup.folder, summary, reported_split, accumulated, setup.dataset)
         self._callbacks.call('on_end', summary)
