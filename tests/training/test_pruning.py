@@ -1,6 +1,9 @@
 """Pruning during training, compared with NumPy, and runs that are pruned."""
 
+import os
+import signal
 
+import golden
 import jax
 import numpy as np
 import pytest
@@ -8,14 +11,21 @@ import pytest
 from jaxcnn import config as cfg
 from jaxcnn import models, tasks
 from jaxcnn.data.normalize import Normalization
+from jaxcnn.errors import UserError
 from jaxcnn.losses import cross_entropy
 from jaxcnn.optim import make_optimizer
 from jaxcnn.preprocessing import Preprocessor
+from jaxcnn.run import load_run
 from jaxcnn.timeline import Timeline
+from jaxcnn.training import train
+from jaxcnn.training.callbacks import Callback
 from jaxcnn.training.initial_masks import prunable
+from jaxcnn.training.loop import TrainingRun
 from jaxcnn.training.pruning import Pruning, remaining
+from jaxcnn.training.signals import Interrupted, StopRequest
 from jaxcnn.training.state import init_state
 from jaxcnn.training.step import TrainStep
+from jaxcnn.training.workdir import read_json, read_metrics
 
 pytestmark = pytest.mark.usefixtures('no_pictures')
 KEY = jax.random.key(3)
@@ -141,3 +151,139 @@ def test_steps_with_momentum_averages_and_look_ahead_equal_numpy(method):
         np.testing.assert_allclose(scalars['sparsity'], 1 - sum(m.sum() for m in masks.values()) / total, atol=1e-6)
     assert abs(scalars['sparsity'] - 0.8) <= (len(masks) if method == 'movement' else 1) / total
     assert (num_revived > 0) == (method == 'movement')
+
+
+def digits(**fields):
+    """A run of a few steps of a dense network on digits, with a validation split."""
+    optim = dict(optimizer=dict(name='sgd', momentum=0.9), learning_rate=0.1, ema_decay=0.9)
+    base = dict(duration=dict(steps=12), batch_size=32, model=LAYERS, data=dict(name='digits'), optim=optim,
+                eval=dict(every=dict(steps=3)), log_every=dict(steps=3), parallel=dict(devices=1))
+    return cfg.parse({**base, **fields})
+
+
+class Stop(Callback):
+    def on_evaluate(self, step, metrics):
+        if step == 6:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def state_of(folder, step):
+    return {name: array.tobytes() for name, array in golden.read_state(str(folder), step).items()}
+
+
+def test_a_resumed_run_has_the_same_bits_and_its_best_checkpoint_is_sparse(tmp_path):
+    config = digits(pruning=dict(method='movement', sparsity=0.7, begin=dict(steps=2), end=dict(steps=8),
+                                 every=dict(steps=2)), checkpoint=dict(keep=9))
+    with TrainingRun(config, str(tmp_path / 'a'), StopRequest()) as run:
+        run.train()
+        summary = run.finish()
+    with pytest.raises(Interrupted):
+        train(config, str(tmp_path / 'b'), callbacks=[Stop()])
+    train(config, str(tmp_path / 'b'))
+    for step in (9, 12):
+        states = [state_of(tmp_path / name, step) for name in 'ab']
+        assert states[0] == states[1]
+        assert any("['dormant']" in name for name in states[0])
+    rows = read_metrics(str(tmp_path / 'a'))
+    sparsities = [row['train_sparsity'] for row in rows if 'train_sparsity' in row]
+    np.testing.assert_allclose(sparsities[-1], 34 / 48, atol=1e-6)  # one hidden layer is neither the first nor the last
+    checkpoints = run.checkpoints
+    assert [checkpoints.metrics(step) is None for step in (3, 6, 9, 12)] == [True, True, False, False]
+    assert summary['best_step'] >= 9
+    assert summary['sparsity'] == np.float32(34 / 48)
+    assert summary['nonzero_params'] == summary['params'] - 34
+    layers = read_json(str(tmp_path / 'a' / 'sparsity.json'))['layers']
+    assert layers == [{'name': 'Dense_1/kernel', 'shape': [8, 6], 'nonzero': 14}]
+
+
+def test_masks_of_another_run_hold_from_the_start_for_rewound_and_for_other_weights(tmp_path):
+    dense = str(tmp_path / 'dense')
+    train(digits(checkpoint=dict(at=(dict(steps=2),))), dense)
+    tickets = {'rewound': (dict(masks=dense, sparsity=0.6, exclude='none'), dict(init=dict(run=dense, checkpoint='2'))),
+               'second round': (dict(masks=str(tmp_path / 'rewound'), sparsity=0.8, exclude='none'), {}),
+               'same masks': (dict(masks=str(tmp_path / 'rewound'), exclude='none'), {}),
+               'other weights': (dict(masks=str(tmp_path / 'rewound'), exclude='none', reinitialize=True), {})}
+    kernels = {}
+    for name, (pruning, fields) in tickets.items():
+        with TrainingRun(digits(pruning=pruning, **fields, duration=dict(steps=3)), str(tmp_path / name),
+                         StopRequest()) as run:
+            begin = run.setup.backend.fetch(run.state.params)
+            run.train()
+            end = run.setup.backend.fetch(run.state.params)
+        kernels[name] = [np.concatenate([params[layer]['kernel'].ravel() for layer in sorted(params)])
+                         for params in (begin, end)]
+        np.testing.assert_array_equal(kernels[name][0] == 0, kernels[name][1] == 0)
+
+    run = load_run(dense)
+    early, late = ({layer: leaf['kernel'] for layer, leaf in params.items()}
+                   for params in (run.load_weights(2).params, run.weights.params))
+    count = round(0.6 * sum(w.size for w in late.values()))
+    masks = numpy_masks({layer: abs(w) for layer, w in late.items()}, count, 'global')
+    np.testing.assert_array_equal(kernels['rewound'][0], np.concatenate(
+        [(early[layer] * masks[layer]).ravel() for layer in sorted(masks)]))
+    first, second = (kernels[name][0] == 0 for name in ('rewound', 'second round'))
+    assert not (first & ~second).any()
+    assert (second.sum(), first.sum()) == (round(0.8 * second.size), round(0.6 * second.size))
+    for name in ('same masks', 'other weights'):
+        np.testing.assert_array_equal(kernels[name][0] == 0, first)
+    assert not np.array_equal(kernels['same masks'][0], kernels['other weights'][0])
+    with pytest.raises(UserError, match=r"^config\.pruning\.masks: .* another network, or prunes other layers: Dense_0/k"):
+        train(digits(model=dict(name='sequential', layers='flatten|dense(9)|dense'), pruning=dict(
+            masks=dense, sparsity=0.5, exclude='none')), str(tmp_path / 'x'))
+    with pytest.raises(UserError, match=r"^config\.pruning\.masks: .*dense' is not pruned; config.pruning.sparsity"):
+        train(digits(pruning=dict(masks=dense)), str(tmp_path / 'x'))
+
+
+WRONG = {
+    'no sparsity': (dict(), 'sparsity: must be set'),
+    'sparsity of 1': (dict(sparsity=1.0), r'sparsity: expected at least 0 and below 1, got 1\.0'),
+    'negative sparsity': (dict(sparsity=-0.1), r'sparsity: expected at least 0, got -0\.1'),
+    'pattern': (dict(sparsity=0.5, match='konv'), "match: 'konv' matches no parameter"),
+    'excluded layers': (dict(sparsity=0.5, match='Dense_2'), "exclude: 'Dense_2' matches only layers that"),
+    'end before begin': (dict(sparsity=0.5, begin=dict(steps=6), end=dict(steps=5)), 'end: is step 5, but .* at step 6'),
+    'end after the run': (dict(sparsity=0.5, end=dict(steps=13)), 'end: is step 13, but the run ends at step 12'),
+    'movement at once': (dict(sparsity=0.5, method='movement', end=dict(steps=0)), 'end: movement needs gradients'),
+    'no effect': (dict(masks='x', every=dict(steps=5)), "every: got {'steps': 5}, but masks hold from the"),
+    'no masks': (dict(sparsity=0.5, reinitialize=True), r'reinitialize: got True, but there are no .*masks'),
+    'no run': (dict(masks='/nowhere'), "masks: workdir '/nowhere' does not exist"),
+}
+
+
+@pytest.mark.parametrize('name', WRONG)
+def test_a_wrong_field_gives_one_line(tmp_path, name):
+    pruning, message = WRONG[name]
+    with pytest.raises(UserError, match=rf'^config\.pruning\.{message}'):
+        train({**cfg.to_dict(digits()), 'pruning': pruning}, str(tmp_path))
+    assert not os.path.exists(tmp_path / 'config.json')
+
+
+def test_the_default_layers_are_those_between_the_first_and_the_last():
+    network = models.create('resnet18', num_classes=10, stem='small')
+    params = jax.eval_shape(network.init, jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32))['params']
+    names = prunable(cfg.PruningConfig(), network, (32, 32, 3), params)
+    kernels = [x.size for path, x in jax.tree.leaves_with_path(params) if path[-1].key == 'kernel']
+    assert len(jax.tree.leaves(names)) == len(kernels) - 2
+    assert sum(x.size for x in jax.tree.leaves(names)) == sum(kernels) - 3 * 3 * 3 * 64 - 512 * 10
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('backend', ['sharded', 'pmap'])
+@pytest.mark.parametrize('method', ['magnitude', 'movement', 'random'])
+def test_four_devices_prune_as_one_does(tmp_path, backend, method):
+    states = []
+    for number in (1, 4):
+        config = digits(duration=dict(steps=6), pruning=dict(
+            method=method, sparsity=0.7, exclude='none', begin=dict(steps=2), end=dict(steps=5), every=dict(steps=1)),
+            optim=dict(optimizer='adam', accumulate=2, ema_decay=0.9, lookahead=dict(every=2), groups=(
+                dict(match='bias', rate=2.0),)), parallel=dict(devices=number, backend=backend),
+            batch_schedule=((dict(steps=3), 64),))
+        folder = str(tmp_path / str(number))
+        train(config, folder)
+        states.append(golden.read_state(folder, 6))
+    one, four = states
+    assert one.keys() == four.keys()
+    for name, array in one.items():
+        if "['masks']" in name:
+            np.testing.assert_array_equal(array, four[name], name)
+        elif name.startswith(("['params']", "['ema']", "['slow']")):
+            np.testing.assert_allclose(array, four[name], rtol=1e-4, atol=1e-5, err_msg=name)
