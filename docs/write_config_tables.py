@@ -27,6 +27,7 @@ GROUPS: dict[str, tuple[type, str]] = {
     'config.init': (schema.InitConfig, 'Initial weights'),
     'config.whiten': (schema.WhitenConfig, 'Whitening'),
     'config.pruning': (schema.PruningConfig, 'Pruning'),
+    'config.quantization': (schema.QuantizationConfig, 'Quantisation'),
     'config.semi_supervised': (schema.SemiSupervisedConfig, 'Pseudo-labels'),
     'config.eval': (schema.EvalConfig, 'Evaluation'),
     'config.checkpoint': (schema.CheckpointConfig, 'Checkpoints'),

@@ -5,6 +5,7 @@ and compiles nothing.
 """
 
 import dataclasses
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -18,6 +19,7 @@ from jaxcnn.data.targets import LABEL
 from jaxcnn.errors import UserError, name_field, unknown
 from jaxcnn.interop import pretrained
 from jaxcnn.models import Network
+from jaxcnn.models.quantized_layers import Quantizer
 from jaxcnn.optim import Optimizer
 from jaxcnn.preprocessing import Fit, Preprocessor, resized_sides
 from jaxcnn.tasks import Task
@@ -90,12 +92,14 @@ def _check_names(config: cfg.Config) -> None:
     sources.find_factory(config.data, kind)
     kind.check(config.data)
     for field, reason in (('num_classes', 'it is the number of classes of the data set'),
-                          ('bn_axis', 'config.parallel says over which devices'), ('bn_frozen', 'see config.freeze_bn')):
+                          ('bn_axis', 'config.parallel says over which devices'), ('bn_frozen', 'see config.freeze_bn'),
+                          ('quantizer', 'see config.quantization')):
         if field in config.model.args:
             raise UserError(f'cannot be set; {reason}', field=f'config.model.{field}')
     with name_field('config.model'):
         network = models.create(config.model.name, **config.model.args)
     tasks.find(config.task).check_network(config, network)
+    _check_quantization(config, network)
     if config.semi_supervised and kind is not LABEL:
         raise UserError(f'the task {config.task.name!r} has no pseudo-labels', field='config.semi_supervised',
                         hint="leave it out; it is for task='classification'")
@@ -129,6 +133,24 @@ def _check_names(config: cfg.Config) -> None:
             raise unknown(f'metric of plateau for {config.task.name}', metric, known_metrics, 'config.optim.schedule')
 
 
+def _check_quantization(config: cfg.Config, network: Network) -> None:
+    """Raise a UserError if `config.quantization` does not fit the other fields."""
+    if config.quantization is None:
+        return
+    if network.outputs != 'logits':
+        raise UserError(f'{config.model.name} returns {network.outputs}, and only networks that return logits are quantised',
+                        field='config.quantization', hint='leave it out')
+    for field in ('dtype', 'param_dtype'):
+        if getattr(network, field) != 'float32':
+            raise UserError(f'needs float32, because {getattr(network, field)} cannot represent the rounded values',
+                            field=f'config.model.{field}', hint='leave it out, or config.quantization')
+    try:
+        re.compile(config.quantization.float_layers)
+    except re.error as e:
+        raise UserError(f'{config.quantization.float_layers!r} is no regular expression: {e}',
+                        field='config.quantization.float_layers') from e
+
+
 def _train_sizes(config: cfg.Config) -> list[int]:
     """Return the sizes to which training images are resized."""
     sizes = [entry if isinstance(entry, int) else entry[1] for entry in config.data.train_size]
@@ -150,6 +172,9 @@ def build(config: cfg.Config, info: Mapping[str, Any], fit: Fit) -> Experiment:
     optimizer = optim.make_optimizer(config.optim, timeline)
     task = tasks.create(config, info['class_names'], info['class_counts'], info['sizes']['train'])
     network = models.create(config.model.name, **task.model_fields, **config.model.args)
+    if config.quantization:
+        fields = dataclasses.asdict(config.quantization)
+        network = network.clone(quantizer=Quantizer(**fields))
     preprocessor = Preprocessor.from_config(config.data, info['mean'], info['std'], fit, tta.parse(config.eval.tta))
     image_shape = preprocessor.shape(tuple(info['image_shape']))
     with name_field('config.model'):

@@ -82,7 +82,7 @@ def test_pages_name_all_that_is_registered(page):
 def test_the_page_of_networks_names_their_fields():
     words = set(re.findall(r'\w+', read(os.path.join('docs', 'networks.md'))))
     fields = {field.name for name in models.names() for field in dataclasses.fields(models.create(name))}
-    assert fields - words == {'bn_frozen', 'bn_axis', 'parent'}, 'no config sets the last three'
+    assert fields - words == {'bn_frozen', 'bn_axis', 'quantizer', 'parent'}, 'no config sets them'
 
 
 def test_the_tables_of_config_fields_are_those_of_the_schema():

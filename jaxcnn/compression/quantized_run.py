@@ -114,7 +114,8 @@ class QuantizedNetwork:
         scales = self.quantization.tensors
 
         def round_to_scale(name: str, x: jax.Array) -> jax.Array:
-            return quantize.fake_quantize(x, jnp.float32(scales[name].scale), 8, scales[name].signed)
+            low, high = quantize.integer_range(8, scales[name].signed)
+            return quantize.fake_quantize(x, jnp.float32(scales[name].scale), low, high)
         return layer_graph.evaluate(self.graph(tuple(images.shape)), variables['params'], images, on_tensor=round_to_scale,
                                     kernel=layer_kernel)
 

@@ -287,6 +287,19 @@ class PruningConfig:
 
 
 @dataclass(frozen=True)
+class QuantizationConfig:
+    """Quantisation-aware training: the kernels and the inputs of convolutions and dense layers are rounded to integers, with
+    gradients that pass straight through. `jaxcnn quantize` then takes the ranges from the training."""
+
+    bits: int = _field(8, 'number of bits of weights and activations', minimum=2, maximum=8)
+    method: str = _field('minmax', 'minmax: ranges are the moving averages of the extremes of the batches, and those of '
+                         'weights their largest values; lsq: step sizes are learned (Esser et al. 2020)',
+                         choices=('minmax', 'lsq'))
+    float_layers: str = _field('', "regular expression searched in 'path/of/layer'; the layers that match stay in floating "
+                               'point. Empty: none')
+
+
+@dataclass(frozen=True)
 class CheckpointConfig:
     """Which checkpoints are stored, and how the best one is selected."""
 
@@ -343,6 +356,7 @@ class Config:
     semi_supervised: SemiSupervisedConfig | None = _field(None, 'labels that the network predicts for unlabelled images, '
                                                           'which the layouts folder and flat find in the training split')
     whiten: WhitenConfig | None = _field(None, 'whitening filters for the first convolution')
+    quantization: QuantizationConfig | None = _field(None, 'quantisation of weights and activations in training')
     data: DataConfig = _field(DataConfig, 'the data')
     optim: OptimConfig = _field(OptimConfig, 'the optimisation')
     pruning: PruningConfig | None = _field(None, 'weights that are set to zero')

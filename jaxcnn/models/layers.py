@@ -12,6 +12,7 @@ from flax.linen.linear import canonicalize_padding
 
 from jaxcnn.config import bind, parse_call
 from jaxcnn.errors import UserError, unknown
+from jaxcnn.models.quantized_layers import Quantizer
 from jaxcnn.ops import batch_norm, native
 from jaxcnn.ops.conv import add_bias, conv_general_dilated
 from jaxcnn.ops.geometry import NHWC
@@ -189,9 +190,11 @@ class Conv(nn.Conv):
 
     Attributes:
       implementation: see `ops.conv.conv_general_dilated`.
+      quantizer: rounds the input and the kernel; or None.
     """
 
     implementation: str = 'auto'
+    quantizer: Quantizer | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -203,7 +206,31 @@ class Conv(nn.Conv):
         assert image is not None
         assert kernel is not None
         kernel = kernel if self.mask is None else kernel * self.mask
+        if self.quantizer is not None:
+            image, kernel = self.quantizer(self, image, kernel)
         y = conv_general_dilated(image, kernel, height_width(self.strides), canonicalize_padding(self.padding, 2),
                                  height_width(self.input_dilation), height_width(self.kernel_dilation), NHWC,
                                  self.feature_group_count, self.precision, implementation=self.implementation)
         return y if bias is None else add_bias(y, bias)
+
+
+class Dense(nn.Dense):
+    """Apply a dense layer whose input and kernel are rounded by a quantizer; see `flax.linen.Dense`.
+
+    Attributes:
+      quantizer: rounds the input and the kernel.
+    """
+
+    quantizer: Quantizer = Quantizer()
+
+    @nn.compact
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        """Map (..., C) to (..., features)."""
+        kernel = self.param('kernel', self.kernel_init, (inputs.shape[-1], self.features), self.param_dtype)
+        bias = self.param('bias', self.bias_init, (self.features,), self.param_dtype) if self.use_bias else None
+        x, kernel, bias = self.promote_dtype(inputs, kernel, bias, dtype=self.dtype)
+        assert x is not None
+        assert kernel is not None
+        x, kernel = self.quantizer(self, x, kernel)
+        y = x @ kernel
+        return y if bias is None else y + bias

@@ -1,6 +1,7 @@
 """The base class of all networks."""
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, Self
 
@@ -10,7 +11,8 @@ import jax.numpy as jnp
 from flax.core import FrozenDict
 
 from jaxcnn.errors import UserError, unknown
-from jaxcnn.models.layers import BIASED_LAYERS, BatchNorm, Conv, activation, constant, initializer
+from jaxcnn.models.layers import BIASED_LAYERS, BatchNorm, Conv, Dense, activation, constant, initializer
+from jaxcnn.models.quantized_layers import Quantizer
 from jaxcnn.ops.conv import check_implementation
 from jaxcnn.ops.roi import response_geometry
 
@@ -56,6 +58,7 @@ class Network(nn.Module):
       bn_frozen: use the running statistics in training, too.
       bn_epsilon: added to the variance.
       bn_axis: name of the pmap axis over which BatchNorm statistics are averaged.
+      quantizer: rounds the inputs and kernels of convolutions and dense layers; None: they stay as they are.
       remat: store only the outputs of blocks for the backward pass and recompute what is inside them.
       layer_widths: features of convolutions and dense layers by their names, such as `Conv_0`, in place of those of the
         architecture; removing channels sets them. A depthwise convolution has as many groups as its input has channels.
@@ -76,6 +79,7 @@ class Network(nn.Module):
     bn_frozen: bool = False
     bn_epsilon: float = 1e-5
     bn_axis: str | None = None
+    quantizer: Quantizer | None = None
     remat: bool = False
     layer_widths: Mapping[str, int] = FrozenDict()
 
@@ -304,13 +308,19 @@ class Network(nn.Module):
         kernel = (size, size) if isinstance(size, int) else size
         padding = [(k // 2, k // 2) for k in kernel] if padding is None else padding
         return Conv(features, kernel, (stride, stride), padding, param_dtype=jnp.dtype(self.param_dtype),
-                    implementation=self.conv_implementation,
+                    implementation=self.conv_implementation, quantizer=self._placed_quantizer(),
                     **{'dtype': jnp.dtype(self.dtype), **self.initializers('conv'), **fields})
 
     def dense(self, features: int, **fields: Any) -> nn.Dense:
         """Return a fully connected layer."""
-        return nn.Dense(features, param_dtype=jnp.dtype(self.param_dtype),
-                        **{'dtype': jnp.dtype(self.dtype), **self.initializers('dense'), **fields})
+        fields = {'dtype': jnp.dtype(self.dtype), 'param_dtype': jnp.dtype(self.param_dtype), **self.initializers('dense'),
+                  **fields}
+        quantizer = self._placed_quantizer()
+        return nn.Dense(features, **fields) if quantizer is None else Dense(features, quantizer=quantizer, **fields)
+
+    def _placed_quantizer(self) -> Quantizer | None:
+        """Return the quantizer for the devices of this network; its ranges freeze with BatchNorm's statistics."""
+        return self.quantizer and dataclasses.replace(self.quantizer, is_frozen=self.bn_frozen, axis_name=self.bn_axis)
 
     def initializers(self, kind: str) -> dict[str, Any]:
         """Return the initialisers of the kernel and the bias of a layer of the kind `conv` or `dense`."""

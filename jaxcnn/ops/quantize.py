@@ -8,7 +8,6 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 
 def integer_range(bits: int, signed: bool) -> tuple[int, int]:
@@ -49,8 +48,7 @@ def channel_scales(kernel: jax.Array, bits: int = 8) -> jax.Array:
     return jnp.where(largest > 0, largest, 1.0) / high
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def fake_quantize(x: jax.Array, scale: jax.Array, bits: int, signed: bool) -> jax.Array:
+def fake_quantize(x: jax.Array, scale: jax.Array, low: jax.Array | float, high: jax.Array | float) -> jax.Array:
     """Return x rounded to the values that its quantisation can represent, with a straight-through gradient.
 
     The gradient of x is that of the result where x is inside the range, and 0 outside (Bengio et al. 2013, "Estimating or
@@ -59,29 +57,28 @@ def fake_quantize(x: jax.Array, scale: jax.Array, bits: int, signed: bool) -> ja
     Args:
       x: any shape.
       scale: see `quantize`.
-      bits: number of bits.
-      signed: see `integer_range`.
+      low, high: the smallest and the largest integer; see `integer_range`.
     """
-    low, high = integer_range(bits, signed)
+    return _fake_quantize(x, jnp.asarray(scale), jnp.float32(low), jnp.float32(high))
+
+
+@jax.custom_vjp
+def _fake_quantize(x: jax.Array, scale: jax.Array, low: jax.Array, high: jax.Array) -> jax.Array:
     return jnp.clip(jnp.round(x / scale), low, high) * scale
 
 
-def _fake_quantize_forward(x: jax.Array, scale: jax.Array, bits: int, signed: bool) -> tuple:
-    return fake_quantize(x, scale, bits, signed), (x, scale)
-
-
-def _fake_quantize_backward(bits: int, signed: bool, operands: tuple, g: jax.Array) -> tuple:
-    x, scale = operands
-    low, high = integer_range(bits, signed)
+def _fake_quantize_backward(operands: tuple, g: jax.Array) -> tuple:
+    x, scale, low, high = operands
     ratio = x / scale
-    return jnp.where((ratio >= low) & (ratio <= high), g, 0), jnp.zeros_like(scale)
+    is_inside = (ratio >= low) & (ratio <= high)
+    return jnp.where(is_inside, g, 0), jnp.zeros_like(scale), jnp.zeros_like(low), jnp.zeros_like(high)
 
 
-fake_quantize.defvjp(_fake_quantize_forward, _fake_quantize_backward)
+_fake_quantize.defvjp(lambda *operands: (_fake_quantize(*operands), operands), _fake_quantize_backward)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
-def learned_step_quantize(x: jax.Array, step: jax.Array, bits: int, signed: bool, count: int) -> jax.Array:
+def learned_step_quantize(x: jax.Array, step: jax.Array, low: jax.Array | float, high: jax.Array | float,
+                          count: int) -> jax.Array:
     """Return x rounded to multiples of a learned step (Esser et al. 2020, "Learned step size quantization").
 
     The gradient of x passes straight through inside the range. That of the step is, for each value, `round(x / step) -
@@ -91,26 +88,31 @@ def learned_step_quantize(x: jax.Array, step: jax.Array, bits: int, signed: bool
     Args:
       x: any shape.
       step: () or, for a step for each feature, (features,), the last axis of x; above 0.
-      bits: number of bits.
-      signed: see `integer_range`.
+      low, high: the smallest and the largest integer; see `integer_range`.
       count: number of values that share a step: weights, or features of one image.
     """
-    low, high = integer_range(bits, signed)
+    return _learned_step_quantize(x, jnp.asarray(step), jnp.float32(low), jnp.float32(high), count)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _learned_step_quantize(x: jax.Array, step: jax.Array, low: jax.Array, high: jax.Array, count: int) -> jax.Array:
     return jnp.clip(jnp.round(x / step), low, high) * step
 
 
-def _learned_step_forward(x: jax.Array, step: jax.Array, bits: int, signed: bool, count: int) -> tuple:
-    return learned_step_quantize(x, step, bits, signed, count), (x, step)
-
-
-def _learned_step_backward(bits: int, signed: bool, count: int, operands: tuple, g: jax.Array) -> tuple:
-    x, step = operands
-    low, high = integer_range(bits, signed)
+def _learned_step_backward(count: int, operands: tuple, g: jax.Array) -> tuple:
+    x, step, low, high = operands
     ratio = x / step
     is_inside = (ratio >= low) & (ratio <= high)
     slopes = jnp.where(is_inside, jnp.round(ratio) - ratio, jnp.clip(ratio, low, high))
-    step_gradient = (g * slopes).sum(range(x.ndim - step.ndim)) / np.sqrt(count * high)
-    return jnp.where(is_inside, g, 0), step_gradient
+    step_gradient = (g * slopes).sum(range(x.ndim - step.ndim)) / jnp.sqrt(count * high)
+    return jnp.where(is_inside, g, 0), step_gradient, jnp.zeros_like(low), jnp.zeros_like(high)
 
 
-learned_step_quantize.defvjp(_learned_step_forward, _learned_step_backward)
+_learned_step_quantize.defvjp(
+    lambda x, step, low, high, count: (_learned_step_quantize(x, step, low, high, count), (x, step, low, high)),
+    _learned_step_backward)
+
+
+def initial_step(x: jax.Array, high: jax.Array | float, axes: tuple[int, ...]) -> jax.Array:
+    """Return the initial step of Esser et al. 2020, `2 mean(|x|) / sqrt(high)`, with the mean over `axes`."""
+    return 2 * jnp.abs(x).mean(axes) / jnp.sqrt(high)
