@@ -39,7 +39,8 @@ def run(args: argparse.Namespace) -> int:
         with name_field('--svms'):
             loaded_run = with_svms(load_run(args.workdir, args.checkpoint), args.svms)
     protocols = parse_protocols(args)
-    evaluators = [make_evaluator(loaded_run, args, protocol) for protocol in protocols]
+    known: dict | None = None if args.watch else {}  # protocols share what they have in common
+    evaluators = [make_evaluator(loaded_run, args, protocol, known) for protocol in protocols]
     if args.watch:
         return watch(loaded_run, evaluators[0], args, protocols[0])
     step = loaded_run.find_step(args.checkpoint)
@@ -83,7 +84,8 @@ def wait_for_run(workdir: str) -> None:
             time.sleep(1)
 
 
-def make_evaluator(run: 'Run', args: argparse.Namespace, protocol: 'Protocol | None') -> 'Evaluate':
+def make_evaluator(run: 'Run', args: argparse.Namespace, protocol: 'Protocol | None',
+                   known: dict | None) -> 'Evaluate':
     """Return the evaluator of the split by a protocol, if one is asked for. The name of the split is stored in the
     arguments."""
     from jaxcnn.evaluation.predictions import check_is_classifier
@@ -99,7 +101,7 @@ def make_evaluator(run: 'Run', args: argparse.Namespace, protocol: 'Protocol | N
     dataset = load_data(run, args.data_dir, args.data_name)
     args.split = choose_split(args.split, dataset)
     if protocol:
-        return ProtocolEvaluator(run.experiment, dataset, args.split, protocol)
+        return ProtocolEvaluator(run.experiment, dataset, args.split, protocol, known)
     return SplitEvaluator(run.experiment, dataset, args.split)
 
 

@@ -35,6 +35,7 @@ from jaxcnn.training.state import Weights, variables
 
 _PROGRESS_INTERVAL = 10  # seconds between lines of progress
 _PAPER_CROP = 224  # side in pixels of the crops for which the papers give their scales
+Known = dict[str, np.ndarray]  # the logarithms of the probabilities (N, classes) by the text of views
 Cut = Callable[[np.ndarray, tuple[int, int]], np.ndarray]  # (image (H, W, C), size of the crops) -> (K, h, w, C)
 log = logging.getLogger('jaxcnn')
 
@@ -47,10 +48,12 @@ class Protocol(abc.ABC):
         """Return the protocol as text, with the values of arguments that depend on the network's input."""
 
     @abc.abstractmethod
-    def log_probabilities(self, experiment: Experiment, variables: Any, dataset: Dataset, split: str) -> np.ndarray:
-        """Return the logarithms of the probabilities that a network predicts for a split, (N, classes)."""
+    def log_probabilities(self, experiment: Experiment, variables: Any, dataset: Dataset, split: str,
+                          known: Known | None = None) -> np.ndarray:
+        """Return the logarithms of the probabilities that a network predicts for a split, (N, classes); see `predict`."""
 
-    def predict(self, experiment: Experiment, variables: Any, dataset: Dataset, split: str) -> Predictions:
+    def predict(self, experiment: Experiment, variables: Any, dataset: Dataset, split: str,
+                known: Known | None = None) -> Predictions:
         """Return the predictions for all images of a split.
 
         Args:
@@ -58,13 +61,15 @@ class Protocol(abc.ABC):
           variables: the variables of its network.
           dataset: the data, with the classes of the experiment.
           split: name of the split.
+          known: the logarithms of the probabilities by the views of protocols that were evaluated with the same arguments,
+            which are used and added to.
 
         Raises:
           UserError: The protocol does not fit the network or the images, or there is no such split.
         """
         if split not in dataset.splits:
             raise UserError(f'no split {split!r}; there are: {", ".join(dataset.splits)}', field='--split')
-        log_probabilities = self.log_probabilities(experiment, variables, dataset, split)
+        log_probabilities = self.log_probabilities(experiment, variables, dataset, split, known)
         names = [dataset.image_name(split, position) for position in range(len(log_probabilities))]
         labels = dataset.splits[split].targets['label'].astype(np.int32)
         return Predictions(names, labels, log_probabilities, dataset.class_names)
@@ -94,16 +99,19 @@ class ProtocolEvaluator:
       dataset: its data.
       split: name of the split.
       protocol: the protocol.
+      known: see `Protocol.predict`; None if several weights are evaluated.
     """
 
-    def __init__(self, experiment: Experiment, dataset: Dataset, split: str, protocol: Protocol):
+    def __init__(self, experiment: Experiment, dataset: Dataset, split: str, protocol: Protocol, known: Known | None = None):
         self._experiment, self._dataset, self._split, self._protocol = experiment, dataset, split, protocol
+        self._known = known
 
     def __call__(self, weights: Weights) -> tuple[int, dict[Measurement, float]]:
         """Return the number of images, and the metrics of the moving averages if these select the best checkpoint, and of
         the parameters otherwise."""
         ema = self._experiment.best.ema
-        predictions = self._protocol.predict(self._experiment, variables(weights)[ema], self._dataset, self._split)
+        predictions = self._protocol.predict(self._experiment, variables(weights)[ema], self._dataset, self._split,
+                                             self._known)
         task = self._experiment.task
         sums = task.eval_sums(jnp.asarray(predictions.log_probabilities), {'label': jnp.asarray(predictions.labels)},
                               jnp.ones(len(predictions.labels)))
@@ -175,35 +183,45 @@ class ViewProtocol(Protocol):
         """See `Protocol`."""
         return ' + '.join(part.describe(experiment) for part in self.parts)
 
-    def log_probabilities(self, experiment: Experiment, variables: Any, dataset: Dataset, split: str) -> np.ndarray:
-        """See `Protocol`; threads read and resize images while the network is applied to those before them."""
+    def log_probabilities(self, experiment: Experiment, variables: Any, dataset: Dataset, split: str,
+                          known: Known | None = None) -> np.ndarray:
+        """See `Protocol`."""
         for part in self.parts:
             part.check(experiment)
-        network = experiment.network
-        if any(part.cut is None for part in self.parts):
-            network = fully_convolutional(experiment)  # it has the same score for crops
-            check_any_size(experiment, network, variables)
-        height, width, _ = experiment.image_shape
-        evaluator = ViewEvaluator(network, variables, experiment.preprocessor.normalize,
-                                  experiment.config.eval.batch_size * height * width)
-        count, read_image = len(dataset.splits[split]), original_images(dataset, split)
-
-        def read_views(index: int) -> list[View]:
-            image = read_image(index)
-            with name_field(dataset.image_name(split, index)):
-                return self._views(index, image, experiment)
-
-        images = log_progress(read_ahead(read_views, count), count, self.describe(experiment))
-        return evaluator((view for views in images for view in views), count, experiment.task.num_classes)
-
-    def _views(self, index: int, image: np.ndarray, experiment: Experiment) -> list[View]:
-        """Return the views of the image with an index, in which the weights add up to 1."""
-        views = []
+        known = {} if known is None else known
+        by_part = []
         for part in self.parts:
+            text = part.describe(experiment)
+            if text not in known:
+                known[text] = _evaluate_views(part, experiment, variables, dataset, split)
+            by_part.append(known[text])
+        result: np.ndarray = np.logaddexp.reduce(by_part) - np.log(np.float32(len(by_part)))
+        return result
+
+
+def _evaluate_views(part: Views, experiment: Experiment, variables: Any, dataset: Dataset, split: str) -> np.ndarray:
+    """Return the logarithms of the mean probabilities over views, (N, classes).
+
+    Threads read and resize images while the network is applied to those before them.
+    """
+    network = experiment.network
+    if part.cut is None:
+        network = fully_convolutional(experiment)
+        check_any_size(experiment, network, variables)
+    height, width, _ = experiment.image_shape
+    evaluator = ViewEvaluator(network, variables, experiment.preprocessor.normalize,
+                              experiment.config.eval.batch_size * height * width, part.describe(experiment))
+    count, read_image = len(dataset.splits[split]), original_images(dataset, split)
+
+    def read_views(index: int) -> list[View]:
+        image = read_image(index)
+        with name_field(dataset.image_name(split, index)):
             arrays = part.of_image(image, experiment)
-            weight = 1 / (len(self.parts) * sum(map(len, arrays)))
-            views += [View(index, weight, pixels, part.flip) for array in arrays for pixels in array]
-        return views
+        weight = 1 / sum(map(len, arrays))
+        return [View(index, weight, pixels, part.flip) for array in arrays for pixels in array]
+
+    views = (view for image_views in read_ahead(read_views, count) for view in image_views)
+    return evaluator(views, count, experiment.task.num_classes)
 
 
 def log_progress(items: Iterable[Any], count: int, subject: str, unit: str = 'images') -> Iterator[Any]:

@@ -11,7 +11,7 @@ import numpy as np
 from jaxcnn.data import Dataset
 from jaxcnn.data.augment import Pipeline, parse_pipeline
 from jaxcnn.errors import UserError, name_field
-from jaxcnn.evaluation.protocols import Protocol, log_progress
+from jaxcnn.evaluation.protocols import Known, Protocol, log_progress
 from jaxcnn.evaluation.views import log_probabilities
 from jaxcnn.experiment import Experiment
 
@@ -34,7 +34,8 @@ class SampledAugmentation(Protocol):
         """See `Protocol`."""
         return f'{self.samples} x {self.pipeline.text}'
 
-    def log_probabilities(self, experiment: Experiment, variables: Any, dataset: Dataset, split: str) -> np.ndarray:
+    def log_probabilities(self, experiment: Experiment, variables: Any, dataset: Dataset, split: str,
+                          known: Known | None = None) -> np.ndarray:
         """See `Protocol`."""
         self._check_shape(experiment, dataset.image_shape)
         examples = dataset.splits[split]

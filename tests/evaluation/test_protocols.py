@@ -129,6 +129,25 @@ def test_a_protocol_is_a_mean_over_views_of_the_original_images(halves, text, lo
     assert np.ptp(expected, 0).max() > 0.05
 
 
+def test_protocols_share_their_views_and_log_their_progress(halves, monkeypatch, caplog):
+    built, dataset, variables, _ = halves
+    monkeypatch.setattr(views, '_PROGRESS_INTERVAL', 0)
+    evaluated = []
+    evaluate_views = protocols._evaluate_views
+    monkeypatch.setattr(protocols, '_evaluate_views', lambda part, *args: (
+        evaluated.append(part.describe(built)), evaluate_views(part, *args))[1])
+    known = {}
+    with caplog.at_level('INFO'):
+        both, crops, image = (protocols.parse(text).predict(built, variables, dataset, 'test', known).probabilities
+                              for text in ('multi_crop(16, 2) + dense((18, 25))', 'multi_crop(16, 2)', 'dense((18, 25))'))
+    assert evaluated == ['multi_crop(scales=16, grid=2)', 'dense(scales=(18, 25))']
+    np.testing.assert_allclose(both, (crops + image) / 2, rtol=1e-5)
+    lines = [line for line in caplog.messages if line.startswith('dense(scales=(18, 25)): ')]
+    assert lines[0].endswith(' left')
+    assert ': 1 of 6 images, ' in lines[0]
+    assert lines[-1].endswith(': 6 of 6 images, about 0:00 left')
+
+
 def test_ten_crop_and_dense_are_those_of_pytorch():
     reference = np.load(pathlib.Path(__file__).with_name('pytorch_reference.npz'))
     images = [reference[f'image_{i}'] for i in range(3)]
