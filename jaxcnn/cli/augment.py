@@ -26,8 +26,8 @@ EXAMPLES = (
     'contrast(0.5)', 'saturation(0.8)', 'hue(0.2)', 'color_jitter(0.4, 0.4, 0.4, 0.1)', 'grayscale(0.5)', 'invert',
     'solarize(0.5)', 'posterize(2)', 'equalize', 'autocontrast', 'sharpness(0.9)', 'channel_shift(0.3)',
     'gaussian_noise(0.1)', 'salt_and_pepper(0.1)', 'gaussian_blur(9, (0.5, 3.0))', 'cutout(48)', 'random_erasing(0.9)',
-    'mixup(1.0)', 'cutmix(1.0)', 'auto_augment("cifar10")', 'auto_augment("imagenet")', 'rand_augment(2, 9)',
-    'trivial_augment', 'fgsm(0.03)', 'pgd(0.03, 0.01, 10)',
+    'corruption("snow", 3)', 'mixup(1.0)', 'cutmix(1.0)', 'auto_augment("cifar10")', 'auto_augment("imagenet")',
+    'rand_augment(2, 9)', 'trivial_augment', 'fgsm(0.03)', 'pgd(0.03, 0.01, 10)',
 )
 
 

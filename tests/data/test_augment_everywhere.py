@@ -14,6 +14,7 @@ TEXTS = {
     'auto_augment': 'auto_augment("cifar10")',
     'autocontrast': 'autocontrast(0.7)', 'brightness': 'brightness(0.5)', 'center_crop': 'center_crop(9)',
     'channel_shift': 'channel_shift(0.2)', 'color_jitter': 'color_jitter(0.4, 0.4, 0.4, 0.1)', 'contrast': 'contrast(0.5)',
+    'corruption': 'corruption("motion_blur", 3)',
     'cutmix': 'cutmix(1)', 'cutout': 'cutout(4)', 'equalize': 'equalize(0.7)', 'fgsm': 'fgsm(0.03)', 'flip_lr': 'flip_lr',
     'flip_ud': 'flip_ud', 'gaussian_blur': 'gaussian_blur(5)', 'gaussian_noise': 'gaussian_noise(0.1)',
     'grayscale': 'grayscale(0.5)', 'hue': 'hue(0.2)', 'invert': 'invert',
