@@ -17,6 +17,7 @@ COMMANDS = {
     'compare': 'compare runs',
     'prune': 'prune a trained network, and report what is gained and lost',
     'quantize': 'quantise the network of a run, and measure what it loses',
+    'export': 'write a run into a folder for other programs',
     'configs': 'list the configs that come with jaxcnn',
     'models': 'show the cost of networks',
     'augment': 'draw what augmentation makes of images',

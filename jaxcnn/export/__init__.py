@@ -1,1 +1,3 @@
-"""Files of trained networks that other programs run without jaxcnn."""
+"""Files that other programs run without jaxcnn; see docs/export.md."""
+
+FORMATS = ('stablehlo', 'onnx', 'safetensors', 'tensorflow')

@@ -16,16 +16,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxcnn.errors import UserError
-from jaxcnn.interop.layout import leaves
+from jaxcnn.interop.layout import Pair, leaves
 from jaxcnn.interop.matching import check_required, describe_file, find_network, match_names, pair_by_name
-from jaxcnn.interop.names import Naming
+from jaxcnn.interop.names import Naming, namings
 from jaxcnn.models import Network
+from jaxcnn.optim import path_name
 
 log = logging.getLogger('jaxcnn')
 
 STATE_DICT_KEYS = ('state_dict', 'model', 'model_state_dict', 'net', 'network', 'weights', 'params', 'module')
 EMA_KEYS = ('state_dict_ema', 'model_ema', 'ema_state_dict', 'model_ema_state_dict', 'ema', 'ema_model', 'params_ema')
 _AUXILIARY = re.compile(r'(.*\.)?(aux\d|AuxLogits)\.')  # auxiliary classifiers, which a network need not have
+_TORCH_NAMES = {'kernel': 'weight', 'scale': 'weight', 'bias': 'bias', 'mean': 'running_mean', 'var': 'running_var'}
 IGNORED = ('num_batches_tracked', 'n_averaged')  # counters of PyTorch's layers and averages
 
 
@@ -146,7 +148,6 @@ class NamedArrays:
       unused: the shapes of the file's other arrays, by name.
       surplus: names of those that belong to another network of the zoo, which fits the file better.
       optional: paths of variables that a file may lack, those of auxiliary classifiers.
-      naming: the names that the file has.
       expected: the name that each variable of the network would have in the file.
     """
 
@@ -155,12 +156,11 @@ class NamedArrays:
     unused: dict[str, tuple[int, ...]]
     surplus: list[str]
     optional: frozenset[str]
-    naming: Naming
     expected: dict[str, str]
 
 
 def arrange(network: Network, tensors: Mapping[str, np.ndarray], shapes: Mapping[str, Any]) -> NamedArrays:
-    """Arrange arrays with torchvision's or timm's names as the variables of a network.
+    """Arrange arrays with torchvision's or timm's names, or with those of the variables, as the variables of a network.
 
     Arrays whose shape differs from the network's are returned in Flax's layout, too.
 
@@ -173,6 +173,8 @@ def arrange(network: Network, tensors: Mapping[str, np.ndarray], shapes: Mapping
       UserError: The names are not those of such a network; its fields let it compute another function; or a layer has an
         array, such as a bias, that the network's layer lacks.
     """
+    if tensors and all(name.partition('/')[0] in ('params', 'batch_stats') for name in tensors):
+        return NamedArrays(dict(tensors), {name: name for name in tensors}, {}, [], frozenset(), {})
     match = match_names(network, tensors)
     check_required(network, match.naming)
     arrays, origins, expected, optional = {}, {}, {}, set()
@@ -185,18 +187,58 @@ def arrange(network: Network, tensors: Mapping[str, np.ndarray], shapes: Mapping
                 raise UserError(f'the file has {leaf.torch_name}, and {pair.flax_path[0]} of {type(network).__name__} has '
                                 f'no {leaf.path[-1]}', hint=describe_file(tensors))
             arrays[path], origins[path] = leaf.to_flax(tensors[leaf.torch_name]), leaf.torch_name
-        names = {'kernel': 'weight', 'scale': 'weight', 'bias': 'bias', 'mean': 'running_mean', 'var': 'running_var'}
         for collection, layer in variables.items():
             for name in layer:
                 path = f'{collection}/{pair.flax_path[0]}/{name}'
-                expected[path] = f'{pair.torch_name}.{names[name]}'
+                expected[path] = f'{pair.torch_name}.{_TORCH_NAMES[name]}'
                 if pair.torch_name.removeprefix(match.prefix) in match.naming.auxiliary:
                     optional.add(path)
     used = set(origins.values())
     unused = {name: tuple(tensor.shape) for name, tensor in tensors.items()
               if name not in used and name.rpartition('.')[2] not in IGNORED}
     surplus = _find_surplus(unused, tensors, {pair.torch_name for pair in pairs})
-    return NamedArrays(arrays, origins, unused, surplus, frozenset(optional), match.naming, expected)
+    return NamedArrays(arrays, origins, unused, surplus, frozenset(optional), expected)
+
+
+def to_named_arrays(network: Network, variables: Mapping[str, Any]) -> tuple[dict[str, np.ndarray], str]:
+    """Return the variables of a network as arrays that `arrange` reads.
+
+    Args:
+      network: a network.
+      variables: its variables, `{'params': ..., 'batch_stats': ...}`.
+
+    Returns:
+      The arrays by torchvision's or timm's names in PyTorch's layouts, and whose names they are, such as "torchvision's and
+      timm's ResNets". For a network for which no names are known, the arrays as they are, by their paths such as
+      `params/Conv_0/kernel`, and an empty string.
+    """
+    for naming in namings(network):
+        try:
+            check_required(network, naming)
+            pairs = pair_by_name(naming, variables['params'])
+        except UserError:  # it computes another function than the networks with these names
+            continue
+        tensors: dict[str, np.ndarray] = {}
+        for pair in pairs:
+            arrays = {(collection, name): np.asarray(array) for collection in variables
+                      for name, array in variables[collection].get(pair.flax_path[0], {}).items()}
+            templates = {f'{pair.torch_name}.{_TORCH_NAMES[name]}': np.empty(_torch_shape(array, naming, pair), np.bool_)
+                         for (_, name), array in arrays.items()}
+            tensors.update({leaf.torch_name: leaf.to_torch(arrays[leaf.collection, leaf.path[-1]])
+                            for leaf in leaves(pair, templates)})
+        if sum(array.size for array in tensors.values()) == sum(np.size(x) for x in jax.tree.leaves(variables)):
+            return tensors, naming.source
+    return {path_name(path): np.asarray(leaf) for path, leaf in jax.tree.leaves_with_path(dict(variables))}, ''
+
+
+def _torch_shape(array: np.ndarray, naming: Naming, pair: Pair) -> tuple[int, ...]:
+    """Return the shape in PyTorch of an array of a layer."""
+    if array.ndim < 2:
+        return array.shape
+    if array.ndim == 2 or pair.torch_name in naming.denses:
+        return array.shape[-1], array.size // array.shape[-1]
+    height, width, channels, features = array.shape
+    return features, channels, height, width
 
 
 def _find_surplus(unused: Mapping[str, tuple[int, ...]], names: Iterable[str], layers: set[str]) -> list[str]:
