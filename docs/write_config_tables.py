@@ -28,6 +28,7 @@ GROUPS: dict[str, tuple[type, str]] = {
     'config.whiten': (schema.WhitenConfig, 'Whitening'),
     'config.pruning': (schema.PruningConfig, 'Pruning'),
     'config.quantization': (schema.QuantizationConfig, 'Quantisation'),
+    'config.init.channels': (schema.ChannelsConfig, 'Removing channels'),
     'config.semi_supervised': (schema.SemiSupervisedConfig, 'Pseudo-labels'),
     'config.eval': (schema.EvalConfig, 'Evaluation'),
     'config.checkpoint': (schema.CheckpointConfig, 'Checkpoints'),

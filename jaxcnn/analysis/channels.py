@@ -46,6 +46,7 @@ class Coupling:
     Attributes:
       axes: by the path of a variable, such as `params/Conv_0/kernel`, and its axis: the unit of each element, or -1 for
         elements that stay. Axes of which nothing can be removed are left out.
+      features: by the path of a variable: the unit of each element of its last axis, as in `axes`.
       num_units: number of units.
       products: the products that the logits need.
       reasons: why layers keep all of their features, by the name of the layer.
@@ -53,6 +54,7 @@ class Coupling:
     """
 
     axes: dict[tuple[str, int], np.ndarray]
+    features: dict[str, np.ndarray]
     num_units: int
     products: tuple[Product, ...]
     reasons: dict[str, str]
@@ -79,12 +81,7 @@ class Coupling:
     def widths(self, removed: np.ndarray) -> dict[str, int]:
         """Return the features of each layer without the removed units, for `Network.layer_widths`."""
         stays = np.append(~removed, True)
-        result = {}
-        for layer in self.layers:
-            name = f'params/{layer}/kernel'
-            axis = max(axis for path, axis in self.axes if path == name)
-            result[layer] = int(stays[self.axes[name, axis]].sum())
-        return result
+        return {layer: int(stays[self.features[f'params/{layer}/kernel']].sum()) for layer in self.layers}
 
 
 def couple(network: Network, variables: Mapping[str, Any], image_shape: Sequence[int]) -> Coupling:
@@ -373,6 +370,8 @@ class _Walk:
         units = np.append(unit_by_component[component], -1)  # the last entry is that of ZERO
         axes = {(path, axis): units[labels] for path, labels_by_axis in zip(paths, parameter_labels, strict=True)
                 for axis, labels in enumerate(labels_by_axis) if (units[labels] >= 0).any()}
+        features = {path: axes[path, len(labels_by_axis) - 1] for path, labels_by_axis in zip(
+            paths, parameter_labels, strict=True) if (path, len(labels_by_axis) - 1) in axes}
         products = tuple(Product(factor, tuple(units[labels] for labels in axes_labels))
                          for factor, axes_labels in self._products)
         reasons, layers = {}, []
@@ -380,8 +379,8 @@ class _Walk:
             collection, *modules, name = path.split('/')
             if (collection, name) != ('params', 'kernel') or not modules:
                 continue
-            if (path, len(labels_by_axis) - 1) in axes:
+            if path in features:
                 layers.append('/'.join(modules))
             else:
                 reasons['/'.join(modules)] = reason_by_component[component[labels_by_axis[-1][0]]] or 'it has one feature'
-        return Coupling(axes, len(free_components), products, reasons, tuple(layers))
+        return Coupling(axes, features, len(free_components), products, reasons, tuple(layers))

@@ -15,6 +15,7 @@ from jaxcnn.config.parse import (
 )
 from jaxcnn.config.schema import (
     UNITS,
+    ChannelsConfig,
     CheckpointConfig,
     Choice,
     ColumnsConfig,
@@ -38,6 +39,7 @@ from jaxcnn.config.schema import (
 __all__ = [
     'INIT_SOURCES',
     'UNITS',
+    'ChannelsConfig',
     'CheckpointConfig',
     'Choice',
     'ColumnsConfig',

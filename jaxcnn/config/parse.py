@@ -222,11 +222,16 @@ def check_init(init: InitConfig | None) -> None:
                         hint="for example init=dict(run='runs/a') or init=dict(safetensors='resnet18.safetensors')")
     for field, fits, reason in (
             ('checkpoint', bool(init.run) or init.checkpoint == 'best', 'only config.init.run has checkpoints'),
+            ('channels', init.channels is None or bool(init.run), 'channels are removed from config.init.run only'),
+            ('weights', init.weights or bool(init.run), 'only config.init.run has features of layers'),
             ('ema', init.ema is None or bool(init.run or init.torch),
              'only config.init.run and config.init.torch may have moving averages beside the parameters')):
         if not fits:
-            raise UserError(f'got {getattr(init, field)!r} with config.init.{sources[0]}, but {reason}',
+            raise UserError(f'got {to_dict(getattr(init, field))!r} with config.init.{sources[0]}, but {reason}',
                             field=f'config.init.{field}', hint='leave it out')
+    if not init.weights and (unused := next((name for name in ('include', 'exclude', 'rename') if getattr(init, name)), '')):
+        raise UserError('selects weights, and config.init.weights=False takes none', field=f'config.init.{unused}',
+                        hint='leave it out')
     patterns = {'include': init.include, 'exclude': init.exclude,
                 **{f'rename[{i}]': pattern for i, (pattern, _) in enumerate(init.rename)}}
     for field, pattern in patterns.items():

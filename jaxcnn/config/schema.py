@@ -216,6 +216,28 @@ class EvalConfig:
 
 
 @dataclass(frozen=True)
+class ChannelsConfig:
+    """The removal of the least important channels of the run that `config.init.run` names.
+
+    Channels that depend on each other, such as those of a residual sum, are removed together, and the network of this run
+    has fewer features. Their importance is a score of the weights.
+    """
+
+    method: str = _field('taylor', 'the score. taylor: the squared change of the loss to first order, over training images '
+                         '(Molchanov et al. 2019). bn_scale: the magnitude of the BatchNorm scale, see optim.l1 (Liu et al. '
+                         '2017). l1: the L1 norm of the filter, divided by the mean of its layer (Li et al. 2017)',
+                         choices=('taylor', 'bn_scale', 'l1'))
+    quantity: str = _field('multiply_adds', 'what the target is a fraction of',
+                           choices=('multiply_adds', 'parameters', 'channels'))
+    target: float = _field(0.5, 'fraction of `quantity` that remains at most; as few channels as possible are removed',
+                           greater_than=0, maximum=1)
+    min_remaining: float = _field(0.1, 'fraction of its features that each layer keeps at least', minimum=0, maximum=1)
+    multiple_of: int = _field(1, 'channels are removed in blocks that leave each layer a multiple of this number; '
+                              'processors compute some multiples faster', minimum=1)
+    images: int = _field(1024, 'number of training images for `taylor`, drawn by the seed of the other run', minimum=1)
+
+
+@dataclass(frozen=True)
 class InitConfig:
     """Initial weights from elsewhere. Exactly one of `run`, `pretrained`, `torch`, `safetensors` and `variables` says from
     where.
@@ -233,6 +255,10 @@ class InitConfig:
                         'PyTorch')
     safetensors: str = _field('', '.safetensors file with the names of torchvision or timm; PyTorch is not needed')
     variables: bool = _field(False, 'whether the weights are passed to the training function from Python')
+    channels: ChannelsConfig | None = _field(None, 'channels that are removed from the network of `run`. A run that starts '
+                                             'from one without these channels has its features, too')
+    weights: bool = _field(True, 'whether weights are taken. False: the features of the layers of `run` alone, to train a '
+                           'network without some channels from scratch (Liu et al. 2019)')
     ema: bool | None = _field(None, 'whether to take moving averages. None: for a run, if `config.checkpoint.metric` is one '
                               'of theirs; for a PyTorch file, if it has them')
     include: str = _field('', "regular expression searched in 'path/of/parameter' of this network; only the parameters and "

@@ -14,7 +14,7 @@ from jaxcnn.cache_folder import cache_folder
 from jaxcnn.data import Source
 from jaxcnn.data.sources import IN_MEMORY
 from jaxcnn.errors import UserError, from_os_error
-from jaxcnn.training import initialize, parallel, signals
+from jaxcnn.training import channel_pruning, initialize, parallel, signals
 from jaxcnn.training.callbacks import Callback
 from jaxcnn.training.loop import TrainingRun
 from jaxcnn.training.workdir import claim
@@ -53,7 +53,7 @@ def train(config: cfg.Config | ml_collections.ConfigDict | Mapping[str, Any], wo
             raise UserError(f'expected a jaxcnn.Dataset, got {type(data).__name__}', field='data',
                             hint='jaxcnn.Dataset.from_arrays(train=(images, labels), test=(images, labels)) makes one')
         parsed = dataclasses.replace(parsed, data=dataclasses.replace(parsed.data, name=IN_MEMORY, dir=''))
-    config = parallel.run_on_all_processes(lambda: experiment.check(parsed))
+    config = parallel.run_on_all_processes(lambda: channel_pruning.with_layer_widths(experiment.check(parsed), workdir))
     with signals.stop_on_signals(end_process) as stop, contextlib.ExitStack() as resources:
         parallel.run_on_all_processes(lambda: resources.enter_context(claim(workdir, config, extend)))
         try:

@@ -20,7 +20,8 @@ from jaxcnn import config as cfg
 from jaxcnn.errors import UserError, name_field, unknown
 from jaxcnn.models import Network
 from jaxcnn.optim import path_mask
-from jaxcnn.training.weight_sources import Source, init_source, leaves_by_path, parameter_name, read_source
+from jaxcnn.training.state import leaves_by_path
+from jaxcnn.training.weight_sources import Source, init_source, parameter_name, read_source
 from jaxcnn.training.workdir import read_config, write_json
 
 log = logging.getLogger('jaxcnn')

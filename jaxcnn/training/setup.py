@@ -265,7 +265,7 @@ class Setup:
         Raises:
           UserError: they cannot be used; or the processes read different ones.
         """
-        if config.init is None:
+        if config.init is None or not config.init.weights:
             return None
         shapes = {'params': self.template.params, 'batch_stats': self.template.batch_stats}
         weights = parallel.run_on_all_processes(lambda: initialize.load_initial_weights(

@@ -73,6 +73,11 @@ class Weights:
     ema: Any = None
 
 
+def leaves_by_path(tree: Any) -> dict[str, Any]:
+    """Return the leaves of variables by path, such as `params/Conv_0/kernel`."""
+    return {path_name(path): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
+
+
 def init_weights(network: Network, image_shape: tuple[int, ...], seed: Any, ema: bool,
                  transform_params: Callable[[Any], Any] = lambda params: params,
                  arrays: Mapping[str, Any] = types.MappingProxyType({})) -> Weights:

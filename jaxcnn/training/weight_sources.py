@@ -19,9 +19,9 @@ from jaxcnn import config as cfg
 from jaxcnn.errors import UserError, name_field
 from jaxcnn.interop import pretrained, weights
 from jaxcnn.models import Network
-from jaxcnn.optim import path_name
 from jaxcnn.run import load_run
-from jaxcnn.training import state
+from jaxcnn.training import channel_pruning, state
+from jaxcnn.training.state import leaves_by_path
 
 log = logging.getLogger('jaxcnn')
 
@@ -74,11 +74,6 @@ class Source:
             expected={moved(path): name for path, name in self.expected.items()})
 
 
-def leaves_by_path(tree: Any) -> dict[str, Any]:
-    """Return the leaves of variables by path, such as `params/Conv_0/kernel`."""
-    return {path_name(path): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
-
-
 def parameter_name(path: str) -> str:
     """Return a parameter's name, as configs write it, from its path, which begins with the collection."""
     return path.partition('/')[2]
@@ -127,12 +122,17 @@ def _from_run(config: cfg.Config, init: cfg.InitConfig, class_names: Sequence[st
         raise UserError(f'the run in {init.run!r} has no moving averages', field='config.init.ema')
     if run.config.model.name == config.model.name:
         for change in cfg.differences(run.config.model, config.model, field='config.model'):
-            log.warning('the network of the run in %s has another field: %s', init.run, change)
+            if not (init.channels and change.field == 'config.model.layer_widths'):
+                log.warning('the network of the run in %s has another field: %s', init.run, change)
     names = list(run.info['class_names'])
     if len(names) == len(class_names) and names != list(class_names):
         log.warning('the run in %s has as many, but other classes: its head is taken, too, unless config.init.exclude '
                     'matches it', init.run)
-    return _from_variables(variables_by_ema[ema], f'{init.run}, checkpoint {step}{", moving averages" if ema else ""}')
+    variables, title = variables_by_ema[ema], f'{init.run}, checkpoint {step}{", moving averages" if ema else ""}'
+    if init.channels:
+        narrowing = channel_pruning.narrowing_of(run, config)
+        variables, title = narrowing.narrow(variables), f'{title}, without {narrowing.num_removed} channels'
+    return _from_variables(variables, title)
 
 
 def _from_file(init: cfg.InitConfig, network: Network, shapes: Mapping[str, Any],

@@ -94,7 +94,7 @@ def claim(workdir: str, config: cfg.Config, extend: bool = False) -> Iterator[No
         except OSError as e:
             raise UserError(f'workdir {workdir!r} cannot be written: {e.strerror}') from e
         path = os.path.join(workdir, 'config.json')
-        if not _has_result(workdir):
+        if not has_result(workdir):
             if os.path.exists(path):
                 log.info('the run in %s has no checkpoint, so it starts again', workdir)
             shutil.rmtree(os.path.join(workdir, plugins.FOLDER), ignore_errors=True)
@@ -118,7 +118,7 @@ def has_ended(workdir: str) -> bool:
     return holder_has_ended(os.path.join(workdir, _LOCK))
 
 
-def _has_result(workdir: str) -> bool:
+def has_result(workdir: str) -> bool:
     """Return whether a run in the workdir has finished or has a checkpoint, which may be damaged."""
     if os.path.exists(os.path.join(workdir, 'summary.json')):
         return True

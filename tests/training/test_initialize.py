@@ -224,7 +224,7 @@ def one_line(error):
     ({'pretrained': 'b', 'ema': True}, r'^config\.init\.ema: got True with config\.init\.pretrained, but only '
      r'config\.init\.run and config\.init\.torch may have moving averages beside the parameters; leave it out$'),
     ({'run': 'a', 'include': '('}, r"^config\.init\.include: '\(' is no regular expression"),
-    ({'run': 'a', 'weights': 'x'}, r'unknown field .config\.init\.weights'),
+    ({'run': 'a', 'layers': 'x'}, r'unknown field .config\.init\.layers'),
     ({'run': '/nowhere'}, r"^config\.init\.run: workdir '/nowhere' does not exist"),
     ({'torch': '/nowhere.pth'}, r'^config\.init\.torch: /nowhere\.pth: '),
     ({'variables': True}, r'^config\.init\.variables: the run started from variables of Python; pass them again: train')])

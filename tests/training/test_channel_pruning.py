@@ -1,0 +1,132 @@
+"""The choice of channels that are removed from a run, and runs that start without them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxcnn import config as cfg
+from jaxcnn.analysis import channels, complexity
+from jaxcnn.errors import UserError
+from jaxcnn.run import load_run
+from jaxcnn.training import channel_pruning, train
+from jaxcnn.training.workdir import read_config
+
+MODEL = dict(name='sequential',
+             layers='conv(6)|norm|relu|max_pool(2)|conv(8,groups=2)|norm|relu|flatten|dense(9)|relu|dense')
+
+
+@pytest.fixture(scope='module')
+def source(tmp_path_factory):
+    """The workdir of a run of a few steps, without pictures."""
+    folder = str(tmp_path_factory.mktemp('source'))
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ('jaxcnn.training.setup.Setup.draw_first_batch', 'jaxcnn.training.loop.write_results'):
+            patch.setattr(name, lambda *_, **__: None)
+        train(fields(), folder)
+    return folder
+
+
+def fields(**changes):
+    return cfg.parse({'duration': {'steps': 6}, 'model': MODEL, 'data': {'name': 'digits', 'per_class': 20},
+                      'optim': {'learning_rate': 0.05}, 'parallel': {'devices': 1}, **changes})
+
+
+def scores_of(run, method, **changes):
+    """Return the units of a run's network, and their scores."""
+    config = cfg.ChannelsConfig(method, **changes)
+    coupling = channels.couple(run.experiment.network, run.variables, run.experiment.image_shape)
+    return coupling, channel_pruning.SCORES[method](run, run.variables, coupling, config, '')
+
+
+def test_scores_equal_their_definitions(source):
+    run = load_run(source)
+    params = jax.tree.map(np.array, run.variables['params'])
+    coupling, scale = scores_of(run, 'bn_scale')
+    first, grouped, dense = (coupling.features[f'params/{layer}/kernel'] for layer in ('Conv_0', 'Conv_1', 'Dense_0'))
+    # the channels at the same position of both groups of a grouped convolution, and of its input, are one unit
+    assert first.tolist() == [*first[:3]] * 2
+    assert grouped.tolist() == [*grouped[:4]] * 2
+    np.testing.assert_allclose(scale[first[:3]], np.abs(params['BatchNorm_0']['scale']).reshape(2, 3).mean(0), rtol=1e-6)
+    assert np.isnan(scale[dense]).all()
+
+    _, l1 = scores_of(run, 'l1')
+    norms = np.abs(params['Dense_0']['kernel']).sum(0)
+    np.testing.assert_allclose(l1[dense], norms / norms.mean(), rtol=1e-6)
+    norms = np.abs(params['Conv_0']['kernel']).sum((0, 1, 2))
+    np.testing.assert_allclose(l1[first[:3]], (norms / norms.mean()).reshape(2, 3).mean(0), rtol=1e-6)
+
+    # the change of the loss if the outputs of a unit are multiplied by a factor near 1, by central differences
+    _, taylor = scores_of(run, 'taylor', images=64)
+    train_split = run.load_dataset().splits['train']
+    positions = np.random.default_rng(run.config.seed).permutation(len(train_split))[:64]
+    images, labels = train_split.take(positions), train_split.targets['label'][positions]
+
+    @jax.jit
+    def loss(params):
+        logits = run.experiment.network.apply({**run.variables, 'params': params}, run.experiment.preprocessor(images))
+        return -jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], 1).mean()
+    for layer, leaves, channel in (('BatchNorm_0', ('scale', 'bias'), [1, 4]), ('Dense_0', ('kernel', 'bias'), [2])):
+        losses = []
+        for factor in (1.01, 0.99):
+            scaled = jax.tree.map(np.array, params)
+            for leaf in leaves:
+                scaled[layer][leaf][..., channel] *= factor
+            losses.append(float(loss(scaled)))
+        unit = (first if layer == 'BatchNorm_0' else dense)[channel[0]]
+        np.testing.assert_allclose(taylor[unit], ((losses[0] - losses[1]) / 0.02) ** 2, rtol=2e-2, atol=1e-9)
+
+
+def test_a_run_starts_without_channels_and_goes_on(source, tmp_path, monkeypatch):
+    for name in ('jaxcnn.training.setup.Setup.draw_first_batch', 'jaxcnn.training.loop.write_results'):
+        monkeypatch.setattr(name, lambda *_, **__: None)
+    run, folder = load_run(source), str(tmp_path / 'narrow')
+    still = dict(optim={'learning_rate': 1e-12}, freeze_bn={'steps': 0}, duration={'steps': 1})
+    config = fields(init={'run': source, 'channels': {'method': 'l1', 'target': 0.6}}, **still)
+    train(config, folder)
+    narrow = load_run(folder)
+    widths = narrow.config.model.args['layer_widths']
+    assert set(widths) == {'Conv_0', 'Conv_1', 'Dense_0'}
+
+    # the cost is at most the target, and above it with one more unit
+    before, after = (complexity.cost(r.experiment.network, (8, 8, 1), optimizers=()).multiply_adds for r in (run, narrow))
+    coupling, scores = scores_of(run, 'l1')
+    removed = channel_pruning.select(coupling, run.variables, scores, config.init.channels)
+    assert coupling.multiply_adds(removed) == after <= 0.6 * before
+    last = np.flatnonzero(removed)[np.argmax(scores[removed])]
+    removed[last] = False
+    assert coupling.multiply_adds(removed) > 0.6 * before
+
+    # its weights are those of the run
+    removed[last] = True
+    expected = coupling.narrow(run.variables, removed)
+    for name, value in narrow.variables['params']['Conv_1'].items():
+        np.testing.assert_allclose(value, expected['params']['Conv_1'][name], rtol=0, atol=1e-11)
+    assert train(config, folder)['best_step'] == 1  # nothing is left to do, and the widths are read from config.json
+
+    # a further run has its features, with its weights or without
+    train(fields(init={'run': folder, 'weights': False}, **still), str(tmp_path / 'scratch'))
+    assert read_config(str(tmp_path / 'scratch')).model.args['layer_widths'] == widths
+    scratch = load_run(str(tmp_path / 'scratch')).variables['params']['Conv_1']['kernel']
+    assert scratch.shape == expected['params']['Conv_1']['kernel'].shape
+    assert not np.allclose(scratch, expected['params']['Conv_1']['kernel'])
+
+
+def test_blocks_leave_multiples(source):
+    run = load_run(source)
+    coupling, scores = scores_of(run, 'l1')
+    config = cfg.ChannelsConfig('l1', target=0.5, multiple_of=4, min_remaining=0.5)
+    widths = coupling.widths(channel_pruning.select(coupling, run.variables, scores, config))
+    assert widths == {'Conv_0': 4, 'Conv_1': 4, 'Dense_0': 8}
+
+
+@pytest.mark.parametrize(('init', 'model', 'message'), [
+    (dict(channels=dict(target=0.01)), MODEL, 'config.init.channels: 0.01 of the multiply-adds cannot be reached: 0.182'),
+    (dict(channels=dict(method='bn_scale', quantity='parameters')), dict(name='lenet5'),
+     'config.init.channels: narrows the network sequential'),
+    (dict(channels={}, run='', pretrained='efficientnet_lite0'), MODEL,
+     'config.init.channels: .* but channels are removed from config.init.run only'),
+    (dict(weights=False, include='Conv'), MODEL, 'config.init.include: selects weights')])
+def test_mistakes(source, tmp_path, init, model, message):
+    with pytest.raises(UserError, match=message):
+        train(fields(init={'run': source, **init}, model=model), str(tmp_path / 'run'))
