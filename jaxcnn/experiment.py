@@ -103,6 +103,10 @@ def _check_names(config: cfg.Config) -> None:
     if config.semi_supervised and kind is not LABEL:
         raise UserError(f'the task {config.task.name!r} has no pseudo-labels', field='config.semi_supervised',
                         hint="leave it out; it is for task='classification'")
+    for field in ('distillation', 'trades'):
+        if getattr(config, field) and tasks.find(config.task).outputs != 'logits':
+            raise UserError(f'the task {config.task.name!r} has no probabilities of classes to compare',
+                            field=f'config.{field}', hint="leave it out; it is for task='classification' and 'multilabel'")
     if sizes := _train_sizes(config):
         check_train_sizes(network, [(size, size, 3) for size in sizes])
     cfg.check_init(config.init)

@@ -193,6 +193,32 @@ def bce_by_class(logits: jax.Array, targets: jax.Array, gamma: float = 0.0, alph
     return positive + negative if alpha is None else alpha * positive + (1 - alpha) * negative
 
 
+def log_probabilities(logits: jax.Array, targets: str) -> jax.Array:
+    """Return the logarithms of the probabilities that logits stand for.
+
+    Args:
+      logits: (N, classes).
+      targets: the kind of targets of the task. With `label`, an image has one class, and the probabilities are a softmax.
+        With `labels`, each class is present or not, and the probability of its presence is a sigmoid.
+
+    Returns:
+      For `label` (N, classes); for `labels` (N, classes, 2), of the presence and of the absence of each class.
+    """
+    logits = logits.astype(jnp.float32)
+    if targets == 'label':
+        return jax.nn.log_softmax(logits)
+    return jnp.stack([jax.nn.log_sigmoid(logits), jax.nn.log_sigmoid(-logits)], -1)
+
+
+def divergence(log_p: jax.Array, log_q: jax.Array) -> jax.Array:
+    """Return the Kullback-Leibler divergence of q from p for each image, a mean over classes for `labels`: (N,).
+
+    Args:
+      log_p, log_q: what `log_probabilities` returns.
+    """
+    return (jnp.exp(log_p) * (log_p - log_q)).sum(-1).reshape(len(log_p), -1).mean(-1)
+
+
 @register('boxes')
 def detection(terms: dict[str, jax.Array], targets: object, classes: float = 1.0, boxes: float = 1.0,
               rpn_objectness: float = 1.0, rpn_boxes: float = 1.0, centerness: float = 1.0) -> jax.Array:

@@ -272,6 +272,62 @@ class InitConfig:
 
 
 @dataclass(frozen=True)
+class HintConfig:
+    """A feature map of a teacher that a feature map of the network is to resemble.
+
+    Maps of different sizes are resized to the smaller height and width.
+    """
+
+    teacher_map: str = _field('', 'name of the feature map of the teacher')
+    student_map: str = _field('', 'name of the feature map of the network')
+    method: str = _field('features', 'features: half the mean squared difference of the maps; where they have different '
+                         'numbers of channels, a learned 1x1 convolution maps those of the network to those of the teacher '
+                         '(Romero et al. 2015). attention: half the squared distance of the sums of squares over the '
+                         'channels, scaled to the length 1 (Zagoruyko & Komodakis 2017)', choices=('features', 'attention'))
+    weight: float = _field(1.0, 'factor of this term of the loss', greater_than=0)
+    teacher: int = _field(0, 'position in `teachers`', minimum=0)
+
+
+@dataclass(frozen=True)
+class DistillationConfig:
+    """Distillation of trained networks into this one (Hinton et al. 2015).
+
+    The loss becomes `(1 - alpha) * loss + alpha * temperature^2 * divergence`, plus the terms of `hints`. The divergence is
+    that of the probabilities at the temperature from those of the teachers, which see the same augmented images. Losses of
+    auxiliary classifiers stay as they are.
+    """
+
+    teachers: tuple[str, ...] = _field((), 'workdirs of runs with the same classes; the mean of their probabilities counts')
+    weights: tuple[float, ...] = _field((), 'weights of the teachers in the mean, which are divided by their sum; (): all '
+                                        'are equal', greater_than=0)
+    checkpoint: str = _field('best', 'checkpoint of each teacher: best, latest or a step')
+    temperature: float = _field(4.0, 'divisor of the logits of teachers and network', greater_than=0)
+    alpha: float = _field(0.9, 'weight of the teachers, against that of the targets', minimum=0, maximum=1)
+    hints: tuple[HintConfig, ...] = _field((), 'feature maps that are to resemble those of a teacher')
+    hints_alone: Duration | None = _field(None, 'until when the hints alone are trained, as in the first stage of Romero et '
+                                          'al. (2015); None: never')
+    checksums: tuple[str, ...] = _field((), 'SHA-256 checksums that the weights of the teachers must have; a run records '
+                                        'them in its config.json', affects_result=False)
+
+
+@dataclass(frozen=True)
+class TradesConfig:
+    """Adversarial training by TRADES (Zhang et al. 2019).
+
+    The loss becomes `loss + beta * divergence`. The divergence is that of the probabilities for adversarial images from
+    those for the images, in training mode. An adversarial image maximises the same divergence in evaluation mode.
+    """
+
+    beta: float = _field(6.0, 'weight of the divergence', greater_than=0)
+    eps: float = _field(8 / 255, 'largest distance of an adversarial image from the image, whose pixels are in [0, 1]',
+                        greater_than=0)
+    step: float = _field(2 / 255, 'size of a step of the attack', greater_than=0)
+    iterations: int = _field(10, 'number of its steps', minimum=1)
+    norm: str = _field('linf', 'norm of `eps` and `step`', choices=('linf', 'l2'))
+    start: float = _field(0.001, 'standard deviation of the normal noise from which it starts', greater_than=0)
+
+
+@dataclass(frozen=True)
 class WhitenConfig:
     """Initialisation of the first convolution with whitening filters, computed from training images."""
 
@@ -381,6 +437,8 @@ class Config:
     init: InitConfig | None = _field(None, 'weights to start from')
     semi_supervised: SemiSupervisedConfig | None = _field(None, 'labels that the network predicts for unlabelled images, '
                                                           'which the layouts folder and flat find in the training split')
+    distillation: DistillationConfig | None = _field(None, 'trained networks from which this one learns')
+    trades: TradesConfig | None = _field(None, 'adversarial training by TRADES; FGSM and PGD are augmentations')
     whiten: WhitenConfig | None = _field(None, 'whitening filters for the first convolution')
     quantization: QuantizationConfig | None = _field(None, 'quantisation of weights and activations in training')
     data: DataConfig = _field(DataConfig, 'the data')

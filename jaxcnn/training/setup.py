@@ -21,6 +21,7 @@ from jaxcnn.training.initial_masks import prunable, read_masks
 from jaxcnn.training.loss_terms import LossTerm
 from jaxcnn.training.state import TrainState, init_state, variables
 from jaxcnn.training.step import Batch, TrainStep, image_gradient, image_keys, many_steps, step_keys
+from jaxcnn.training.trades import Trades
 
 
 class Setup:
@@ -140,7 +141,8 @@ class Setup:
     @functools.cached_property
     def loss_terms(self) -> tuple[LossTerm, ...]:
         """Further terms of the loss."""
-        return ()
+        trades = self.config.trades
+        return (Trades(trades),) if trades else ()
 
     def _init_terms(self, key: jax.Array) -> dict[str, Any] | None:
         """Return the initial parameters of further terms of the loss, by name, or None if they have none."""

@@ -167,6 +167,18 @@ def test_fgsm_is_one_step_of_steepest_ascent(norm, eps):
         assert (linear_loss(attacked, LABELS) > linear_loss(IMAGES, LABELS)).all()
 
 
+@pytest.mark.parametrize('step', [None, 0.1])
+def test_fgsm_from_a_random_start_is_projected(step):
+    """Algorithm 3 of Wong et al. (2020)."""
+    eps = 0.2
+    start, attacked = (np.asarray(adversarial.fgsm(eps, random_start=True, step=size).apply(
+        KEYS[:6], IMAGES, LABELS, gradient)) for size in (0.0, step))
+    ascent = 1.25 * eps if step is None else step
+    change = start + ascent * np.sign(reference_gradient(start, LABELS)) - IMAGES
+    np.testing.assert_allclose(attacked, np.clip(IMAGES + np.clip(change, -eps, eps), 0, 1), atol=1e-5)
+    assert 0 < np.abs(start - IMAGES).mean() < eps
+
+
 @pytest.mark.parametrize('norm', ['linf', 'l2'])
 def test_pgd_ascends_and_projects_after_every_step(norm):
     eps, step = 0.3, 0.2
@@ -210,6 +222,7 @@ def test_pgd_starts_at_a_uniform_point_within_eps(norm):
     ('random_erasing(value="noise")', "random_erasing.value: expected a number between 0 and 1, or 'random', got 'noise'"),
     ('random_erasing(scale=(0, 0.2))', r'random_erasing\.scale\[0\]: expected a number between 1e-06 and 1, got 0'),
     ('fgsm(-0.1)', 'fgsm.eps: expected a number of at least 0, got -0.1'),
+    ('fgsm(0.1, step=0.2)', 'fgsm.step: got 0.2, but without random_start=True the size of the step is eps'),
     ('pgd(0.1, 0.1, 0)', 'pgd.iterations: expected a whole number of at least 1, got 0'),
     ('pgd(0.1, 0.1, 3, "l1")', "unknown norm of pgd 'l1'; nearest: l2"),
 ])

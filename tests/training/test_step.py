@@ -395,6 +395,15 @@ def test_loss_weights_balance_the_classes():
     np.testing.assert_allclose(counts * weights, [40 / 3, 40 / 3, 0, 40 / 3])
 
 
+class Normalized(models.Network):
+    """A convolution with BatchNorm, and a classifier."""
+
+    def forward(self, x, train, maps):
+        """Logits."""
+        x = maps['conv1'] = self.conv_norm(x, train, 4, 3, stride=2)
+        return self.dense(self.num_classes)(x.mean((1, 2)))
+
+
 class OtherNetwork(LossTerm):
     """Adds the distance between a scaled feature map and an array, and the cross-entropy of the inverted images."""
 
@@ -418,11 +427,11 @@ class OtherNetwork(LossTerm):
 def test_a_term_of_the_loss_sees_images_and_maps_and_runs_the_network_again(fields):
     """Against the same loss written out, for each micro-batch or group of BatchNorm."""
     term, batch = OtherNetwork(), batch_of(8)
-    plain, _ = make(**fields)
+    plain, _ = make(model=Normalized(), **fields)
     step = dataclasses.replace(plain, terms=(term,))
     optim = cfg.parse(dict(optim=dict(optimizer='sgd', learning_rate=0.1, schedule='constant'))).optim
     state = jax.jit(lambda: init_state(step.network, step.optimizer, SHAPE, 0, optim,
-                                       init_terms=lambda key: {'other': term.init(key)}))()
+                                       init_terms=lambda key: {'other': term.init(key)}), compiler_options=run_once())()
     after, metrics = jax.jit(step)(state, batch, KEY, {'other': term.arrays})
 
     def loss(params, stats, rows):

@@ -4,11 +4,13 @@ An attack follows the gradient of the task's loss, without label smoothing, for 
 [0, 1].
 """
 
+
 import jax
 import jax.numpy as jnp
 
 from jaxcnn.config.arguments import check_choice, check_number, check_whole_number
 from jaxcnn.data.augment.registry import Attack, Gradient, Targets, register
+from jaxcnn.errors import UserError, check_bool
 
 NORMS = ('linf', 'l2')
 
@@ -53,17 +55,47 @@ def ascend(images: jax.Array, attacked: jax.Array, gradient: jax.Array, step: ja
     return jnp.clip(images + project(moved - images, eps, norm), 0, 1)
 
 
-@register
-def fgsm(eps: float, norm: str = 'linf') -> Attack:
-    """Attack the network with one step of size `eps` along the sign of the gradient (Goodfellow et al. 2015); with
-    `norm='l2'`, along the gradient.
+def projected_ascent(images: jax.Array, start: jax.Array, targets: Targets, gradient: Gradient, eps: float, step: float,
+                     iterations: int, norm: str) -> jax.Array:
+    """Return the result of projected gradient ascent.
 
     Args:
-      eps: the size of the step, at least 0, for values in [0, 1]: 8/255 is 0.0314.
+      images: the images (N, H, W, C), in [0, 1].
+      start: where the ascent starts, (N, H, W, C).
+      targets: targets of the images.
+      gradient: gradient of what is maximised.
+      eps, step, iterations, norm: see `pgd`.
+
+    Returns:
+      Images in [0, 1] within `eps` of `images`.
+    """
+    def iterate(_: int, attacked: jax.Array) -> jax.Array:
+        return ascend(images, attacked, gradient(attacked, targets), step, eps, norm)
+    return jax.lax.fori_loop(0, iterations, iterate, start)
+
+
+@register
+def fgsm(eps: float, norm: str = 'linf', random_start: bool = False, step: float | None = None) -> Attack:
+    """Attack the network with one step along the sign of the gradient (Goodfellow et al. 2015); with `norm='l2'`, along the
+    gradient.
+
+    Args:
+      eps: the largest distance from the image, at least 0, for values in [0, 1]: 8/255 is 0.0314. Without a random start it
+        is the size of the step.
       norm: the norm in which `eps` is measured, `linf` or `l2`.
+      random_start: start at a point drawn uniformly within `eps` of the image, and project the result to within `eps` (Wong
+        et al. 2020).
+      step: the size of the step from a random start; None: 1.25 `eps`.
     """
     check_number('fgsm', eps=eps)
     check_choice('fgsm', NORMS, norm=norm)
+    check_bool('fgsm.random_start', False, random_start)
+    if random_start:
+        step = 1.25 * eps if step is None else step
+        check_number('fgsm', step=step)
+        return pgd(eps, step, 1, norm)
+    if step is not None:
+        raise UserError(f'got {step!r}, but without random_start=True the size of the step is eps', field='fgsm.step')
 
     def apply(keys: jax.Array, images: jax.Array, targets: Targets, gradient: Gradient) -> jax.Array:
         return jnp.clip(images + eps * steepest_ascent(gradient(images, targets), norm), 0, 1)
@@ -88,8 +120,7 @@ def pgd(eps: float, step: float, iterations: int, norm: str = 'linf') -> Attack:
     check_choice('pgd', NORMS, norm=norm)
 
     def apply(keys: jax.Array, images: jax.Array, targets: Targets, gradient: Gradient) -> jax.Array:
-        def iterate(_: int, attacked: jax.Array) -> jax.Array:
-            return ascend(images, attacked, gradient(attacked, targets), step, eps, norm)
         offsets = jax.vmap(lambda key, image: random_offset(key, image, eps, norm))(keys, images)
-        return jax.lax.fori_loop(0, iterations, iterate, jnp.clip(images + offsets, 0, 1))
+        start = jnp.clip(images + offsets, 0, 1)
+        return projected_ascent(images, start, targets, gradient, eps, step, iterations, norm)
     return Attack(apply)
