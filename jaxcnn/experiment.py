@@ -111,6 +111,7 @@ def _check_names(config: cfg.Config) -> None:
         check_train_sizes(network, [(size, size, 3) for size in sizes])
     cfg.check_init(config.init)
     cfg.check_pruning(config.pruning, config.init)
+    cfg.check_distillation(config.distillation)
     if config.init and config.init.pretrained:
         with name_field('config.init.pretrained'):
             pretrained.find(config.init.pretrained)

@@ -5,6 +5,7 @@ from jaxcnn.config.overrides import call_in_file, find_config_file, load, overri
 from jaxcnn.config.parse import (
     INIT_SOURCES,
     Difference,
+    check_distillation,
     check_init,
     check_pruning,
     differences,
@@ -67,6 +68,7 @@ __all__ = [
     'WhitenConfig',
     'bind',
     'call_in_file',
+    'check_distillation',
     'check_init',
     'check_pruning',
     'differences',

@@ -21,6 +21,7 @@ from jaxcnn.config.schema import (
     UNITS,
     Choice,
     Config,
+    DistillationConfig,
     Duration,
     ImageSize,
     InitConfig,
@@ -263,6 +264,30 @@ def check_pruning(pruning: PruningConfig | None, init: InitConfig | None) -> Non
             if getattr(pruning, name) != getattr(defaults, name):
                 value = to_dict(getattr(pruning, name))
                 raise UserError(f'got {value!r}, but {reason}', field=f'config.pruning.{name}', hint='leave it out')
+
+
+def check_distillation(config: DistillationConfig | None) -> None:
+    """Raise a UserError unless the fields of `config.distillation` fit together. No file is read."""
+    if config is None:
+        return
+    group = 'config.distillation'
+    if not config.teachers or not all(config.teachers):
+        raise wrong_value(f'{group}.teachers', 'at least one workdir', list(config.teachers))
+    for name in ('weights', 'checksums'):
+        values = getattr(config, name)
+        if values and len(values) != len(config.teachers):
+            raise UserError(f'got {len(values)} for {len(config.teachers)} teachers', field=f'{group}.{name}')
+    if config.hints_alone and not config.hints:
+        raise UserError('there are no hints', field=f'{group}.hints_alone', hint=f'{group}.hints names feature maps')
+    for i, hint in enumerate(config.hints):
+        for name in ('teacher_map', 'student_map'):
+            if not getattr(hint, name):
+                raise UserError('is missing', field=f'{group}.hints[{i}].{name}',
+                                hint="a feature map of each network is named, as in dict(teacher_map='stage3', "
+                                "student_map='stage3') of ResNets")
+        if hint.teacher >= len(config.teachers):
+            raise UserError(f'got {hint.teacher}, but the last teacher is number {len(config.teachers) - 1}',
+                            field=f'{group}.hints[{i}].teacher')
 
 
 def to_dict(value: Any) -> Any:

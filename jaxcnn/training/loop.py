@@ -22,7 +22,7 @@ from jaxcnn.errors import Diverged, UserError
 from jaxcnn.metrics import Measurement
 from jaxcnn.tasks import Accumulated
 from jaxcnn.timeline import Phase, displayed_epoch
-from jaxcnn.training import initialize, parallel, signals
+from jaxcnn.training import distillation, initialize, parallel, signals
 from jaxcnn.training.callbacks import Callback, CallbackList
 from jaxcnn.training.checkpoint import Checkpoints
 from jaxcnn.training.dispatch import Dispatch, DispatchQueue, dispatch_end
@@ -103,6 +103,7 @@ class TrainingRun:
         damaged_steps = [step for step in self.checkpoints.steps() if step > self.step]
         self._check_restored_step(newest is not None)
         config = initialize.with_recorded_checksum(setup.config, folder)
+        config = distillation.with_checksums(config, folder, setup.loss_terms)
         # before any file is written, because both may need weights that cannot be read
         if newest:
             setup.check_initial_variables(config)

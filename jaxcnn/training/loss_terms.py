@@ -6,7 +6,7 @@ step gets as arguments, and it may have parameters of its own, which are trained
 
 import abc
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -49,16 +49,25 @@ class Forward:
         return self.network.apply(self.variables, self.preprocessor.train_inputs(pixels), train=False)
 
 
+def init_params(terms: 'Sequence[LossTerm]', key: jax.Array) -> dict[str, Any] | None:
+    """Return the initial parameters of terms of the loss, by the name of the term, or None if they have none."""
+    params = {term.name: term.init(jax.random.fold_in(key, i)) for i, term in enumerate(terms)}
+    return {name: value for name, value in params.items() if value} or None
+
+
 class LossTerm(abc.ABC):
     """A term of the loss.
 
     Attributes:
       name: name of its parameters in the state.
-      maps: names of the network's feature maps that it needs.
     """
 
     name: ClassVar[str]
-    maps: tuple[str, ...] = ()
+
+    @property
+    def maps(self) -> tuple[str, ...]:
+        """Names of the network's feature maps that the term needs."""
+        return ()
 
     @property
     def arrays(self) -> Any:

@@ -16,9 +16,10 @@ from jaxcnn.data import feed, normalize, pseudo_labels
 from jaxcnn.errors import UserError, name_field
 from jaxcnn.timeline import Phase
 from jaxcnn.training import initialize, parallel, pruning, weight_sources, whiten
+from jaxcnn.training.distillation import Distillation
 from jaxcnn.training.evaluate import Evaluator
 from jaxcnn.training.initial_masks import prunable, read_masks
-from jaxcnn.training.loss_terms import LossTerm
+from jaxcnn.training.loss_terms import LossTerm, init_params
 from jaxcnn.training.state import TrainState, init_state, variables
 from jaxcnn.training.step import Batch, TrainStep, image_gradient, image_keys, many_steps, step_keys
 from jaxcnn.training.trades import Trades
@@ -140,14 +141,18 @@ class Setup:
 
     @functools.cached_property
     def loss_terms(self) -> tuple[LossTerm, ...]:
-        """Further terms of the loss."""
-        trades = self.config.trades
-        return (Trades(trades),) if trades else ()
+        """Further terms of the loss.
 
-    def _init_terms(self, key: jax.Array) -> dict[str, Any] | None:
-        """Return the initial parameters of further terms of the loss, by name, or None if they have none."""
-        params = {term.name: term.init(jax.random.fold_in(key, i)) for i, term in enumerate(self.loss_terms)}
-        return {name: value for name, value in params.items() if value} or None
+        Raises:
+          UserError: what they need cannot be read, or does not fit the run.
+        """
+        terms: list[LossTerm] = []
+        if distillation := self.config.distillation:
+            terms.append(parallel.run_on_all_processes(
+                lambda: Distillation.load(distillation, self.experiment, self.folder)))
+        if self.config.trades:
+            terms.append(Trades(self.config.trades))
+        return tuple(terms)
 
     def init_fn(self, transform_params: Callable[[Any], Any] = lambda params: params) -> Callable[..., TrainState]:
         """Return the pure function from a seed to the initial state.
@@ -156,7 +161,8 @@ class Setup:
           transform_params: maps the parameters that are drawn at random to the initial ones.
         """
         return functools.partial(init_state, self.experiment.network, self.experiment.optimizer, self.experiment.image_shape,
-                                 optim=self.config.optim, transform_params=transform_params, init_terms=self._init_terms)
+                                 optim=self.config.optim, transform_params=transform_params,
+                                 init_terms=functools.partial(init_params, self.loss_terms))
 
     @functools.cached_property
     def template(self) -> TrainState:
