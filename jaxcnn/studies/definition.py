@@ -10,7 +10,7 @@ import dataclasses
 import itertools
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import ml_collections
@@ -26,7 +26,9 @@ Overrides = Mapping[str, Any]
 Base: TypeAlias = str | os.PathLike | Mapping[str, Any] | ml_collections.ConfigDict | cfg.Config
 Protocols = Mapping[str, str | Mapping[str, str]]
 ARM_PREFIX = 'arm:'  # precedes the name of an arm in a field of `RUN_FIELDS`
-RUN_FIELDS = ('init.run', 'pruning.masks')  # fields of a config that name the workdir of another run
+SEEDS_PREFIX = 'seeds:'  # precedes the name of an arm, all of whose runs are meant, in `distillation.teachers`
+SINGLE_RUN_FIELDS = ('init.run', 'pruning.masks')  # fields of a config that name the workdir of another run
+RUN_FIELDS = (*SINGLE_RUN_FIELDS, 'distillation.teachers')
 _RESERVED = {'figures', 'slurm', STUDY, 'study.csv', 'study.md', 'study.html', 'optuna.log'}  # names in the workdir
 
 
@@ -55,14 +57,33 @@ class Arm:
         """Name of the arm's folder in the workdir of the study."""
         return re.sub(r'[^\w.+=-]+', '_', self.name).strip('_')
 
+    def _runs(self, field: str) -> tuple[str, ...]:
+        """Return the workdirs and arms that a field of `RUN_FIELDS` names."""
+        group, _, name = field.partition('.')
+        value = getattr(getattr(self.config, group), name, ())
+        return value if isinstance(value, tuple) else (value,)
+
     @property
-    def sources(self) -> dict[str, str]:
-        """Names of the arms whose runs with the same seed this arm uses, by the field of `RUN_FIELDS` that names them."""
-        values = {}
-        for field in RUN_FIELDS:
-            group, _, name = field.partition('.')
-            values[field] = getattr(getattr(self.config, group), name, '')
-        return {field: value.removeprefix(ARM_PREFIX) for field, value in values.items() if value.startswith(ARM_PREFIX)}
+    def sources(self) -> dict[str, tuple[str, ...]]:
+        """Names of the arms whose runs this arm uses, by the field of `RUN_FIELDS` that names them."""
+        names = {field: tuple(run.removeprefix(ARM_PREFIX).removeprefix(SEEDS_PREFIX) for run in self._runs(field)
+                              if run.startswith((ARM_PREFIX, SEEDS_PREFIX))) for field in RUN_FIELDS}
+        return {field: arms for field, arms in names.items() if arms}
+
+    def source_folders(self, seed: int, seeds: Sequence[int],
+                       folder: Callable[[str, int], str]) -> dict[str, tuple[str, ...]]:
+        """Return the workdirs that the fields in `sources` name for a run of this arm, in a tuple even if it is only one.
+
+        Args:
+          seed: seed of the run.
+          seeds: all seeds of the study.
+          folder: returns the workdir of the run of an arm with a seed.
+        """
+        def folders(run: str) -> list[str]:
+            if run.startswith(SEEDS_PREFIX):
+                return [folder(run.removeprefix(SEEDS_PREFIX), other) for other in seeds]
+            return [folder(run.removeprefix(ARM_PREFIX), seed)] if run.startswith(ARM_PREFIX) else [run]
+        return {field: tuple(path for run in self._runs(field) for path in folders(run)) for field in self.sources}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,7 +184,8 @@ def make_study(base: Base, arms: Mapping[str, Overrides | Base] | Search, *, see
       base: the config that the arms change: its name, its path, or a config that is already built.
       arms: the arms by name. Each is a mapping from the paths of the fields that it changes to their values, or another
         config that replaces `base`. The value `arm:NAME` of `init.run` starts an arm from the weights of an earlier arm with
-        the same seed, and that of `pruning.masks` takes its masks. Alternatively a search, see `search`.
+        the same seed, that of `pruning.masks` takes its masks, and as one of `distillation.teachers` it is the run of that
+        arm; `seeds:NAME` means its runs with all seeds. Alternatively a search, see `search`.
       seeds: number of seeds of each arm, counted from the seed of the base config.
       compare: the compared measurement: one in the summary of a run, such as `test_accuracy`, or
         `epochs_to('train_accuracy', 0.75)`, the number of epochs until a logged value reaches a target, or
@@ -201,9 +223,10 @@ def make_study(base: Base, arms: Mapping[str, Overrides | Base] | Search, *, see
     built = tuple(_make_arm(name, base_config, fields, common, published.get(name)) for name, fields in overrides.items())
     _check_folders(built)
     for i, arm in enumerate(built):
-        for field, source in arm.sources.items():
-            if source not in (earlier := [other.name for other in built[:i]]):
-                raise unknown('earlier arm', source, earlier, field=f'arm {arm.name!r}: config.{field}')
+        for field, sources in arm.sources.items():
+            for source in sources:
+                if source not in (earlier := [other.name for other in built[:i]]):
+                    raise unknown('earlier arm', source, earlier, field=f'arm {arm.name!r}: config.{field}')
     compare = compare or _default_measurement(built[0].config, bool(space))
     if protocols:
         if space:

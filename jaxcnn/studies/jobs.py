@@ -12,10 +12,10 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from jaxcnn.errors import Diverged, UserError
-from jaxcnn.studies.definition import Arm
+from jaxcnn.studies.definition import SINGLE_RUN_FIELDS, Arm
 from jaxcnn.studies.results import FAILURE, RunResult, Status, read_run, write_failure
 
 _NUM_LAST_LINES = 5  # number of lines at the end of a log that are searched for the error
@@ -33,15 +33,21 @@ class Job:
       arm: the arm.
       seed: the seed.
       study_folder: workdir of the study.
-      source_folders: workdirs of runs of other arms that this run uses, each with the field of the config that names it.
+      source_folders: workdirs of other runs that this run uses, by the field of the config that names them.
       is_evaluation: whether the job evaluates the trained run by the protocols of the arm that are not recorded yet.
     """
 
     arm: Arm
     seed: int
     study_folder: str
-    source_folders: tuple[tuple[str, str], ...] = ()
+    source_folders: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict, hash=False)
     is_evaluation: bool = False
+
+    @property
+    def needed_folders(self) -> list[str]:
+        """Workdirs of the runs of the study that must have finished before this one starts."""
+        inside = os.path.join(self.study_folder, '')
+        return [folder for folders in self.source_folders.values() for folder in folders if folder.startswith(inside)]
 
     @property
     def name(self) -> str:
@@ -77,7 +83,8 @@ class Job:
     def _training(self) -> list[str]:
         return [sys.executable, '-m', 'jaxcnn.cli', 'train', f'--config={os.path.join(self.arm_folder, "config.json")}',
                 f'--workdir={self.folder}', f'--config.seed={self.seed}',
-                *(f'--config.{field}={folder}' for field, folder in self.source_folders)]
+                *(f'--config.{field}={folders[0] if field in SINGLE_RUN_FIELDS else folders!r}'
+                  for field, folders in self.source_folders.items())]
 
     def shell_command(self) -> str:
         """Return the command as a line for the shell; that of a training includes the evaluation after it."""
@@ -180,7 +187,7 @@ class Queue(abc.ABC):
 
 
 class JobList(Queue):
-    """A fixed list of jobs. A job that uses another run, such as its weights, waits until that has finished."""
+    """A fixed list of jobs. A job that uses other runs, such as their weights, waits until they have finished."""
 
     def __init__(self, jobs: Sequence[Job]):
         self._jobs = list(jobs)
@@ -189,12 +196,12 @@ class JobList(Queue):
     def next(self) -> Job | None:
         """Return the next job that does not wait for another run, or None if there is none."""
         for job in list(self._jobs):
-            folders = {folder for _, folder in job.source_folders}
-            statuses = {folder: read_run(folder, job.seed).status for folder in sorted(folders)}
-            lost = [status for folder, status in statuses.items()
+            statuses = {folder: read_run(folder, job.seed).status for folder in job.needed_folders}
+            lost = [folder for folder, status in statuses.items()
                     if status in ('diverged', 'failed') and folder not in self._pending]
             if lost:
-                write_failure(job.folder, 'failed', f'the run that it starts from has {lost[0]}')
+                use = 'that it starts from' if lost[0] in job.source_folders.get('init.run', ()) else 'that it uses'
+                write_failure(job.folder, 'failed', f'the run {use} has {statuses[lost[0]]}')
                 self._jobs.remove(job)
             elif all(status == 'finished' for status in statuses.values()):
                 self._jobs.remove(job)

@@ -137,10 +137,9 @@ class StudyRun:
         """Return the jobs of all runs: those of the first seed of each arm, then those of the second, and so on."""
         folders = {arm.name: arm.folder for arm in self.study.arms}
 
-        def source_folders(arm: Arm, seed: int) -> tuple[tuple[str, str], ...]:
-            return tuple((field, os.path.join(self.folder, folders[source], f'seed{seed}'))
-                         for field, source in arm.sources.items())
-        return [Job(arm, seed, self.folder, source_folders(arm, seed))
+        def folder(name: str, seed: int) -> str:
+            return os.path.join(self.folder, folders[name], f'seed{seed}')
+        return [Job(arm, seed, self.folder, arm.source_folders(seed, self.study.seeds, folder))
                 for seed in self.study.seeds for arm in self.study.arms]
 
     def jobs(self) -> list[Job]:

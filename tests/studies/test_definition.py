@@ -78,6 +78,8 @@ WRONG = {
                                                  compare="by_protocol('test_accuracy', 'y')"), "unknown protocol 'y'.*x"),
     'later masks': (lambda: make_study(BASE, {'a': {}, 'b': {'pruning': {'masks': 'arm:c'}}, 'c': {}}),
                     "arm 'b': config.pruning.masks: unknown earlier arm 'c'; known: a"),
+    'a later teacher': (lambda: make_study(BASE, {'a': {'distillation': {'teachers': ('seeds:b', 'runs/c')}}, 'b': {}}),
+                        "arm 'a': config.distillation.teachers: unknown earlier arm 'b'"),
     'empty grid': (lambda: grid({'optim.l2': []}), 'optim.l2: a grid needs a list of at least one value'),
     'empty space': (lambda: search({}, trials=3), 'a search needs a space of at least one field'),
     'no trial': (lambda: search({'batch_size': choice([1, 2])}, trials=0), 'trials: expected at least 1 trial, got 0'),

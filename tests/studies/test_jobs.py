@@ -77,7 +77,7 @@ def test_jobs_run_at_once_in_their_slots(make_job):
 def test_a_job_waits_for_the_run_it_starts_from(make_job):
     source = make_job('source')
     check = f'import os; assert os.path.exists({source.folder!r} + "/summary.json")\n{FINISH}'
-    results = run(JobList([make_job('grown', check, source_folders=(('init.run', source.folder),)), source]), slots=2)
+    results = run(JobList([make_job('grown', check, source_folders={'init.run': (source.folder,)}), source]), slots=2)
     assert list(results) == ['source', 'grown']
     assert results['grown'].status == 'finished'
 
@@ -116,7 +116,7 @@ if os.path.exists(F + "/trained"):
     json.dump({entry!r}, open(F + "/protocols.json", "w"))
 open(F + "/trained", "w")"""
     job = make_job('a', script, protocols={'one': 'center(32)'})
-    grown = make_job('grown', source_folders=(('init.run', job.folder),))
+    grown = make_job('grown', source_folders={'init.run': (job.folder,)})
     results = run(JobList([job, grown]))
     assert (results['a'].status, results['a'].reason) == ('failed', 'exit code 1: no')
     assert results['a'].summary['test_accuracy'] == 0.5
@@ -127,11 +127,35 @@ open(F + "/trained", "w")"""
 
 def test_a_job_does_not_start_from_a_run_without_a_result(make_job):
     source, later = make_job('source', f'exit({Diverged.exit_code})'), make_job('later')
-    grown = make_job('grown', source_folders=(('init.run', source.folder),))
+    grown = make_job('grown', source_folders={'init.run': (source.folder,)})
     results = run(JobList([source, grown, later]))
     assert list(results) == ['source', 'later']
     assert (grown.result().status, grown.result().reason) == ('failed', 'the run that it starts from has diverged')
     assert list(run(JobList([grown]))) == []  # nor does the next command start it
+
+
+def test_a_job_waits_for_the_runs_of_its_teachers(make_job):
+    teacher, lost = make_job('teacher'), make_job('lost', f'exit({Diverged.exit_code})')
+    student = make_job('student', source_folders={'distillation.teachers': (teacher.folder, '/elsewhere')})
+    orphan = make_job('orphan', source_folders={'distillation.teachers': (teacher.folder, lost.folder)})
+    results = run(JobList([student, orphan, teacher, lost]))
+    assert list(results) == ['teacher', 'student', 'lost']
+    assert orphan.result().reason == 'the run that it uses has diverged'
+
+
+def test_an_arm_is_taught_by_the_run_of_the_same_seed_or_by_those_of_all_seeds(tmp_path):
+    arms = {'big one': {}, 'small': {'distillation': {'teachers': ('arm:big one', 'runs/other')}},
+            'ensemble': {'distillation': {'teachers': ('seeds:big one',)}}}
+    study = make_study(dict(model='lenet5', data=dict(name='digits')), arms, seeds=2)
+    commands = {job.name: Job.command(job) for job in StudyRun(study, str(tmp_path)).all_jobs()}
+    big = [str(tmp_path / 'big_one' / f'seed{seed}') for seed in range(2)]
+    assert not any('distillation' in argument for argument in commands['big one, seed 1'])
+    fields = {name: config.parse(config.override(study.arms[1].config, [
+        argument.removeprefix('--config.') for argument in command if 'distillation' in argument]))
+        for name, command in commands.items() if not name.startswith('big')}
+    assert {name: fields[name].distillation.teachers for name in fields} == {
+        **{f'small, seed {seed}': (big[seed], 'runs/other') for seed in range(2)},
+        **{f'ensemble, seed {seed}': tuple(big) for seed in range(2)}}
 
 
 def test_jobs_that_outlive_the_study_are_not_stopped_by_a_signal(make_job):
