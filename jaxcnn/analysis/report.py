@@ -49,7 +49,9 @@ def write_report(workdir: str, experiment: Experiment, summary: Mapping[str, Any
         *_introduction(experiment, summary),
         '| | |', '|---|---|', *_table_of_metrics(experiment, summary), *_table_of_resources(summary), '',
         '## Curves', '', figure(folder, 'curves'), '',
-        *_initial_weights(workdir), *_pruning(workdir, config.pruning, summary),
+        *_initial_weights(workdir),
+        *_pruning(workdir, config.pruning, summary),
+        *_teachers(experiment, summary),
         *(line for section in sections for line in (f'## {section.title}', '', *section.lines, '')),
         '## The first training batch, augmented, not normalised', '', figure(folder, 'first_batch'), '',
         '## Config', '', 'Fields that differ from their defaults (all of them: `config.json`):', '',
@@ -140,6 +142,25 @@ def _pruning(workdir: str, pruning: cfg.PruningConfig | None, summary: Mapping[s
         lines.append(f'| {escape(layer["name"])} | {" x ".join(map(str, layer["shape"]))} | {size:,} | '
                      f'{1 - layer["nonzero"] / size:.1%} |')
     return [*lines, '']
+
+
+def _teachers(experiment: Experiment, summary: Mapping[str, Any]) -> list[str]:
+    """Return the section on the teachers of the run; nothing without `config.distillation`."""
+    teachers = summary.get('teachers')
+    if teachers is None:
+        return []
+    runs = teachers['runs']
+    metrics = [m for m in experiment.measurements(tta=False).values() if not m.ema and m.name in teachers
+               and m.metric in experiment.displayed_metrics()]
+    name = 'the teacher' if len(runs) == 1 else f'the mean of the {len(runs)} teachers'
+    return [
+        '## Teachers', '', 'The run has learnt from these networks.', '',
+        '| workdir | network | parameters | checkpoint | weight |', '|---|---|---|---|---|',
+        *(f'| {escape(run["workdir"])} | {run["model"]} | {run["params"]:,} | {run["checkpoint"]} | {run["weight"]:.3g} |'
+          for run in runs), '',
+        f'| | {name} | this run |', '|---|---|---|',
+        *(f'| {dataclasses.replace(m, split=_SPLIT_NAMES[m.split]).title} | {m.metric.format(teachers[m.name])} | '
+          f'{m.metric.format(summary.get(m.name))} |' for m in metrics), '']
 
 
 def _data_name(config: cfg.DataConfig) -> str:

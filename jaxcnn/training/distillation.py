@@ -11,9 +11,11 @@ import numpy as np
 
 from jaxcnn import config as cfg
 from jaxcnn.data.augment import geometry
+from jaxcnn.data.normalize import Normalization
 from jaxcnn.errors import UserError, name_field, unknown
 from jaxcnn.experiment import Experiment
 from jaxcnn.losses import divergence, log_probabilities
+from jaxcnn.metrics import Measurement
 from jaxcnn.run import load_run
 from jaxcnn.training import state, weight_sources
 from jaxcnn.training.loss_terms import Forward, LossTerm
@@ -256,6 +258,33 @@ class Distillation(LossTerm):
         weights = self.config.weights or (1.0,) * len(self.teachers)
         return tuple(weight / sum(weights) for weight in weights)
 
+    def logits(self, logits: Sequence[jax.Array], targets: str) -> jax.Array:
+        """Return logits (N, classes) of the mean of the teachers' probabilities, from the logits of each teacher."""
+        log_p = mean_log_probabilities(logits, self.weights, targets)
+        return log_p if targets == 'label' else log_p[..., 0] - log_p[..., 1]
+
+    def together(self, student: Experiment) -> Experiment:
+        """Return an experiment whose network is the mean of the teachers and takes images in [0, 1]; its variables are
+        `arrays`. It is for evaluation only.
+
+        Args:
+          student: the objects of the run that learns from the teachers.
+        """
+        preprocessor = dataclasses.replace(student.preprocessor, normalize=Normalization(), tta=None)
+        network: Any = _Mean(self, student.task.kind.name)
+        return dataclasses.replace(student, network=network, preprocessor=preprocessor)
+
+    def summary(self, values: Mapping[Measurement, float]) -> dict[str, Any]:
+        """Return what the summary of a run says about its teachers.
+
+        Args:
+          values: metrics of their mean by their measurements.
+        """
+        rows = [{'workdir': teacher.workdir, 'model': teacher.experiment.config.model.name, 'checkpoint': teacher.step,
+                 'params': sum(x.size for x in jax.tree.leaves(teacher.variables['params'])), 'weight': weight}
+                for teacher, weight in zip(self.teachers, self.weights, strict=True)]
+        return {'runs': rows, **{measurement.name: value for measurement, value in values.items()}}
+
     def _hint_loss(self, maps: Maps, teacher_maps: Sequence[Maps], params: Any) -> jax.Array:
         """Return the weighted sum of the losses of the hints."""
         total = jnp.zeros(())
@@ -285,7 +314,20 @@ class Distillation(LossTerm):
         if config.hints:
             hint_loss = scalars['hint_loss'] = self._hint_loss(forward.maps, maps, params)
             loss = hint_loss + jnp.where(forward.step < self.hints_alone, 0, loss)
-        predicted = mean_log_probabilities(logits, self.weights, kind)
-        outputs = predicted if kind == 'label' else predicted[..., 0] - predicted[..., 1]
-        scalars.update({f'teacher_{name}': x for name, x in forward.task.train_scalars(outputs, forward.targets).items()})
+        of_teachers = forward.task.train_scalars(self.logits(logits, kind), forward.targets)
+        scalars.update({f'teacher_{name}': value for name, value in of_teachers.items()})
         return loss, scalars, batch_stats
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Mean:
+    """The mean of teachers in place of a network."""
+
+    term: Distillation
+    targets: str
+
+    def apply(self, variables: Sequence[Any], pixels: jax.Array, train: bool) -> jax.Array:
+        """Return logits for images in [0, 1]."""
+        logits = [teacher.outputs(of_teacher, pixels)[0]
+                  for teacher, of_teacher in zip(self.term.teachers, variables, strict=True)]
+        return self.term.logits(logits, self.targets)

@@ -413,10 +413,13 @@ class TrainingRun:
                 split_values, accumulated_by_ema = evaluated
                 values.update(split_values)
                 reported_split, accumulated = split, accumulated_by_ema[experiment.best.ema]
+        teachers = setup.evaluate_teachers(self._is_interrupted)
+        if teachers is None:
+            return None
         self.progress.record_memory()
         summary = {**summarize(experiment, setup.folder, values, self.step, best_step, setup.backend.num_devices),
                    'params': sum(math.prod(p.shape) for p in jax.tree.leaves(setup.template.params)),
-                   **self.progress.summary()}
+                   **teachers, **self.progress.summary()}
         if setup.pruning:
             summary |= summarize_pruning(setup.folder, setup.backend.fetch(state), self.is_main_process)
         if self.is_main_process:

@@ -1,5 +1,6 @@
 """What a run shows while it trains: histograms and images in TensorBoard, and its curves."""
 
+import dataclasses
 import os
 from typing import Any
 
@@ -10,7 +11,7 @@ from jaxcnn.analysis.histograms import Histogram, histogram
 from jaxcnn.optim import path_name
 from jaxcnn.timeline import Phase
 from jaxcnn.training.setup import Setup
-from jaxcnn.training.state import TrainState, Weights
+from jaxcnn.training.state import TrainState, Weights, split_trained, trained
 from jaxcnn.training.step import TrainStep, row_keys, step_keys
 from jaxcnn.training.workdir import MetricsLog, read_metrics
 
@@ -61,10 +62,11 @@ class Monitor:
         setup = self._setup
         step = min(end, setup.timeline.total - 1)
         phase = setup.timeline.phase(step)
-        weights = setup.backend.fetch(Weights(state.params, state.batch_stats))
+        weights = setup.backend.fetch(Weights(trained(state), state.batch_stats))
         count = phase.batch_size // (setup.backend.num_devices * setup.config.optim.accumulate)
-        examples = setup.augmented_batch(step, count, state)
-        for tag, x in jax.device_get(self._program(phase)(weights, examples, np.int32(step))).items():
+        examples = setup.augmented_batch(step, count, state, with_pixels=bool(setup.loss_terms))
+        arrays = {term.name: term.arrays for term in setup.loss_terms}
+        for tag, x in jax.device_get(self._program(phase)(weights, examples, np.int32(step), arrays)).items():
             if x.size:
                 limits = np.linspace(x.low, x.high, len(x.counts) + 1)[1:]
                 self._log.write_summary(end, histogram_raw(
@@ -77,13 +79,15 @@ class Monitor:
             return self._programs[phase.program]
         experiment, seed = self._setup.experiment, np.uint32(self._setup.config.seed)
         network = experiment.network.clone(bn_frozen=phase.bn_frozen or experiment.network.bn_frozen, bn_axis=None)
-        train_step = TrainStep(network, experiment.optimizer, experiment.preprocessor, experiment.task, stage=phase.stage,
-                               total=self._setup.timeline.total)
+        preprocessor = dataclasses.replace(experiment.preprocessor, train_size=phase.image_size)
+        train_step = TrainStep(network, experiment.optimizer, preprocessor, experiment.task, stage=phase.stage,
+                               total=self._setup.timeline.total, terms=self._setup.loss_terms)
 
-        def histograms(weights: Weights, examples: Any, step: jax.Array) -> dict[str, Histogram]:
+        def histograms(weights: Weights, examples: Any, step: jax.Array, arrays: Any) -> dict[str, Histogram]:
             _, dropout_key = step_keys(jax.random.key(seed), step)
-            grads = train_step.batch_gradients(weights.params, weights.batch_stats, examples, dropout_key, step)
-            variables = {'params': weights.params, 'batch_stats': weights.batch_stats}
+            grads = train_step.batch_gradients(weights.params, weights.batch_stats, examples, dropout_key, step, arrays)
+            params, _ = split_trained(weights.params)
+            variables = {'params': params, 'batch_stats': weights.batch_stats}
             images = examples['image']
             arguments = experiment.task.network_arguments(
                 {**examples, 'key': row_keys(dropout_key, jax.numpy.arange(len(images)))}, train=True)

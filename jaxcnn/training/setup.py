@@ -14,6 +14,7 @@ from jaxcnn import config as cfg
 from jaxcnn import data, experiment, tasks
 from jaxcnn.data import feed, normalize, pseudo_labels
 from jaxcnn.errors import UserError, name_field
+from jaxcnn.metrics import Measurement
 from jaxcnn.timeline import Phase
 from jaxcnn.training import initialize, parallel, pruning, weight_sources, whiten
 from jaxcnn.training.distillation import Distillation
@@ -72,7 +73,7 @@ class Setup:
         self.variable_length = self.on_device and jax.default_backend() == 'cpu'
         self.feed = self._make_feed()
         self.evaluator = Evaluator(self.experiment, self.dataset, self.backend, self.on_device)
-        self._augmenters: dict[tuple[bool, int], Callable[..., Batch]] = {}
+        self._augmenters: dict[tuple[bool, int, bool], Callable[..., Batch]] = {}
         self._programs: dict[Phase, jax.stages.Wrapped] = {}  # by `Phase.program`
         self._resident_epoch = -1  # the epoch whose order is on the devices
 
@@ -153,6 +154,27 @@ class Setup:
         if self.config.trades:
             terms.append(Trades(self.config.trades))
         return tuple(terms)
+
+    def evaluate_teachers(self, should_stop: Callable[[], bool]) -> dict[str, Any] | None:
+        """Return what the summary of the run says about the teachers of `config.distillation`; empty if there are none.
+
+        Args:
+          should_stop: see `Evaluator`; None is returned if it returns True.
+        """
+        values: dict[Measurement, float] = {}
+        for term in self.loss_terms:
+            if not isinstance(term, Distillation):
+                continue
+            evaluator = Evaluator(term.together(self.experiment), self.dataset, self.backend, self.on_device)
+            variables = self.resident_data['loss_terms'][term.name]
+            for split in ('val', 'test'):
+                if split in self.dataset.splits:
+                    measured = evaluator.measure({False: variables}, split, should_stop, tta=False)
+                    if measured is None:
+                        return None
+                    values.update(measured[0])
+            return {'teachers': term.summary(values)}
+        return {}
 
     def init_fn(self, transform_params: Callable[[Any], Any] = lambda params: params) -> Callable[..., TrainState]:
         """Return the pure function from a seed to the initial state.
@@ -382,7 +404,8 @@ class Setup:
         targets = [{name: values[i] for name, values in augmented.items()} for i in range(len(pixels))]
         self.experiment.task.draw_examples(pixels, targets, path)
 
-    def augmented_batch(self, step: int, count: int, state: TrainState, normalized: bool = True) -> dict[str, np.ndarray]:
+    def augmented_batch(self, step: int, count: int, state: TrainState, normalized: bool = True,
+                        with_pixels: bool = False) -> dict[str, np.ndarray]:
         """Return the first `count` examples of the batch of a step as the network gets them; one device computes them.
 
         Args:
@@ -390,6 +413,7 @@ class Setup:
           count: maximum number of examples.
           state: state whose network attacks use, on the devices.
           normalized: whether the images are normalised; otherwise, their pixels are in [0, 1].
+          with_pixels: whether the images before normalisation are returned, too; see `Preprocessor.train`.
         """
         experiment, train = self.experiment, self.train_split
         pipeline = experiment.preprocessor.augment
@@ -405,12 +429,13 @@ class Setup:
         images = train.take_for_training(positions, self.config.seed, self.feed.numbers(step)[rows])
         examples = {'image': images, **train.take_targets(positions)}
         image_size = self.timeline.phase(step).image_size
-        if (normalized, image_size) not in self._augmenters:
-            self._augmenters[normalized, image_size] = self._make_augmenter(normalized, image_size)
-        augmented = self._augmenters[normalized, image_size](weights, examples, key, rows, passes)
+        arguments = normalized, image_size, with_pixels
+        if arguments not in self._augmenters:
+            self._augmenters[arguments] = self._make_augmenter(*arguments)
+        augmented = self._augmenters[arguments](weights, examples, key, rows, passes)
         return {name: np.asarray(value)[num_mixed:] for name, value in augmented.items()}
 
-    def _make_augmenter(self, normalized: bool, image_size: int) -> Callable[..., Batch]:
+    def _make_augmenter(self, normalized: bool, image_size: int, with_pixels: bool) -> Callable[..., Batch]:
         """Return the jitted function that augments examples; see `augmented_batch` and `Phase.image_size`."""
         experiment = self.experiment
         preprocessor = dataclasses.replace(experiment.preprocessor, train_size=image_size)
@@ -421,5 +446,6 @@ class Setup:
             gradient = None
             if weights is not None:
                 gradient = image_gradient(experiment.network, experiment.preprocessor, experiment.task, weights)
-            return preprocessor.train(examples, key, rows, mixer=experiment.task, gradient=gradient, passes=passes)
+            return preprocessor.train(examples, key, rows, mixer=experiment.task, gradient=gradient, passes=passes,
+                                      with_pixels=with_pixels)
         return jax.jit(augment)

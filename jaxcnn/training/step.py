@@ -172,19 +172,20 @@ class TrainStep:
         ((outputs, *_), _), stats = self._forward(params, batch_stats, images, arguments, key)
         return outputs, stats
 
-    def batch_gradients(self, params: Any, batch_stats: Any, examples: Batch, key: jax.Array, step: jax.Array) -> Any:
+    def batch_gradients(self, params: Any, batch_stats: Any, examples: Batch, key: jax.Array, step: jax.Array,
+                        arrays: Mapping[str, Any] = types.MappingProxyType({})) -> Any:
         """Return the gradients of the loss of augmented and normalised examples, which are one micro-batch on one device.
 
-        The step must have no further terms of the loss.
-
         Args:
-          params, batch_stats: the network's variables.
-          examples: `image` and the task's targets.
+          params: all trainable parameters; see `state.trained`.
+          batch_stats: BatchNorm statistics of the network.
+          examples: `image` and the task's targets, and `pixels` with further terms of the loss.
           key: key of dropout.
           step: number of the step.
+          arrays: see `__call__`.
         """
         examples = {**examples, 'key': row_keys(key, jnp.arange(len(examples['image'])))}
-        grads, _, _ = self._micro_batch(params, batch_stats, examples, key, step, {})
+        grads, _, _ = self._micro_batch(params, batch_stats, examples, key, step, arrays)
         return grads
 
     def _previous_rows(self, x: jax.Array) -> jax.Array:

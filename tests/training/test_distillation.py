@@ -4,6 +4,7 @@ import json
 import shutil
 from types import SimpleNamespace
 
+import event_files
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -86,6 +87,24 @@ def test_the_gradient_is_that_of_fixed_teachers_and_matches_logits_at_high_tempe
         np.testing.assert_allclose(gradient, difference / 4 / 6, rtol=0.05, atol=2e-3)
 
 
+def test_hints_alone_are_the_loss_until_a_step():
+    """And a hint is that of the teacher that it names."""
+    hint = cfg.HintConfig(teacher_map='a', student_map='b', weight=3.0, teacher=1)
+    config = cfg.DistillationConfig(teachers=('first', 'second'), hints=(hint,), hints_alone=cfg.Duration('steps', 2))
+    maps = [{'a': jnp.full((6, 2, 2, 1), value)} for value in (5.0, 7.0)]
+    teachers = tuple(SimpleNamespace(outputs=lambda z, pixels, features, i=i: (z, maps[i])) for i in range(2))
+    task, targets = tasks.create(cfg.parse({}), list('abcd'), [1] * 4, 4), {'label': jnp.arange(6) % 4}
+    values = {}
+    for step in (1, 2):
+        forward = Forward(None, None, task, jnp.int32(step), None, targets, STUDENT, {'b': jnp.ones((6, 2, 2, 1))}, {}, None)
+        loss, scalars, _ = Distillation(config, teachers, 2, ((1, 1),))(
+            jnp.float32(1.5), forward, None, (jnp.asarray(FIRST), jnp.asarray(SECOND)), {})
+        np.testing.assert_allclose(scalars['hint_loss'], 3 * (7 - 1) ** 2 / 2)
+        values[step] = loss
+    np.testing.assert_allclose(values[1], 54)
+    np.testing.assert_allclose(values[2], 54 + 0.1 * 1.5 + 0.9 * scalars['distillation_loss'], rtol=1e-6)
+
+
 def resized(maps, size):
     """Resize (N, H, W, C) by the weights of a triangle filter, which is as wide as a pixel of the smaller map."""
     for axis in (1, 2):
@@ -150,6 +169,16 @@ def state_template(run):
     return Setup(run.config, run.workdir).template
 
 
+def teacher_metrics(teacher, student):
+    """The loss and the accuracy of a teacher on the test images of a student, which are resized and normalised for it."""
+    split = student.load_dataset().splits['test']
+    images, labels = split.take(np.arange(len(split))), split.targets['label']
+    pixels = jax.image.resize(images / np.float32(255), (len(images), *teacher.info['image_shape']), 'linear')
+    inputs = (pixels - np.array(teacher.info['mean'])) / np.array(teacher.info['std'])
+    p = softmax(np.asarray(teacher.experiment.network.apply(teacher.variables, inputs.astype(np.float32)), np.float64))
+    return -np.log(p[np.arange(len(p)), labels]).mean(), (p.argmax(-1) == labels).mean()
+
+
 def test_a_resumed_student_has_the_same_bits_and_needs_the_same_teacher(small, teacher, tmp_path, no_pictures):
     """The state holds the regressor of the hint, which is trained."""
     folder, moved = tmp_path / 'student', str(tmp_path / 'teacher')
@@ -164,6 +193,11 @@ def test_a_resumed_student_has_the_same_bits_and_needs_the_same_teacher(small, t
     checksums = json.loads((folder / 'config.json').read_text())['distillation']['checksums']
     assert checksums == [distillation.weight_sources.checksum(load_run(moved).variables)]
 
+    expected_metrics = teacher_metrics(load_run(moved), load_run(str(folder)))
+    summary = json.loads((folder / 'summary.json').read_text())['teachers']
+    np.testing.assert_allclose([summary['test_loss'], summary['test_accuracy']], expected_metrics, rtol=1e-5)
+    assert f'| test accuracy | {100 * expected_metrics[1]:.2f} % |' in (folder / 'report.md').read_text()
+
     shutil.rmtree(folder / 'checkpoints' / '4')
     train(config, str(folder))
     jax.tree.map(np.testing.assert_array_equal, saved_state(folder), expected)
@@ -173,6 +207,14 @@ def test_a_resumed_student_has_the_same_bits_and_needs_the_same_teacher(small, t
     train(dict(load_run(teacher).config.__dict__, seed=4), moved)
     with pytest.raises(UserError, match=r'^config\.distillation\.teachers: checkpoint 1 of .* expected .*has changed'):
         train(config, str(folder))
+
+
+@pytest.mark.slow
+def test_histograms_are_of_the_gradients_of_the_whole_loss(small, teacher, tmp_path, no_pictures):
+    train(student_of(small, teacher, duration=dict(steps=2), log_histograms=dict(steps=2)), str(tmp_path / 'student'))
+    names = {value.tag for path in (tmp_path / 'student').glob('events.*') for event in event_files.read_events(path)
+             for value in event.summary.value}
+    assert {'gradients/loss_terms/distillation/hint0/kernel', 'params/Conv_0/kernel', 'activations/conv2'} <= names
 
 
 @pytest.mark.slow
