@@ -18,6 +18,7 @@ from jaxcnn.errors import UserError, unknown
 from jaxcnn.ops.quantize import integer_range
 
 METHODS = 'minmax', 'percentile', 'entropy'
+TRAINED = 'trained'  # the ranges are those of quantisation-aware training
 BINS = 2048
 PERCENTILE = 99.99
 _SEARCH_STEP = 8  # bins between the ranges that `entropy` compares

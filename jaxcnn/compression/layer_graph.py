@@ -158,6 +158,9 @@ class _Flattener:
             if inner is not None:
                 inner = inner if isinstance(inner, core.ClosedJaxpr) else core.ClosedJaxpr(inner, [])
                 results = self.flatten(inner, operands)
+            elif equation.primitive.name == 'convert_element_type' and isinstance(operands[0], core.Literal):
+                aval = equation.outvars[0].aval  # so that a limit or a padding remains a literal
+                results = [core.Literal(np.asarray(operands[0].val, aval.dtype), aval)]
             else:
                 results = [self.number() for _ in equation.outvars]
                 layer = equation.params['layer'] if equation.primitive is _layer else None
@@ -289,9 +292,9 @@ def _name_tensors(nodes: Sequence[Node], is_quantized: Callable[[str], bool]) ->
 def fold(graph: Graph, variables: Any) -> dict[str, dict[str, np.ndarray]]:
     """Return the arrays of each layer, with BatchNorm folded into kernels and biases, and of other variables.
 
-    A layer has `kernel` (..., features) and `bias` (features,); BatchNorm that follows no layer has `factor` and `offset`
-    (features,). Other variables are below the empty name, by their paths. All are float32; the products are computed in
-    float64.
+    A layer has `kernel` (..., features), `bias` and `factor` (features,), by which BatchNorm multiplied the kernel.
+    BatchNorm that follows no layer has `factor` and `offset`.
+    Other variables are below the empty name, by their paths. All are float32; the products are computed in float64.
     """
     leaves = {path_name(path): np.asarray(leaf, np.float64) for path, leaf in jax.tree.leaves_with_path(dict(variables))}
     arrays: dict[str, dict[str, np.ndarray]] = {}
@@ -309,7 +312,8 @@ def fold(graph: Graph, variables: Any) -> dict[str, dict[str, np.ndarray]]:
             continue
         kernel = leaves[f'params/{layer.name}/kernel']
         bias = leaves.get(f'params/{layer.name}/bias', np.zeros(kernel.shape[-1]))
-        arrays[layer.name] = {'kernel': kernel * factor, 'bias': bias * factor + offset}
+        arrays[layer.name] = {'kernel': kernel * factor, 'bias': bias * factor + offset,
+                              'factor': np.broadcast_to(factor, bias.shape)}
     arrays[''] = {path: leaves[path] for path in graph.variables.values()}
     return {name: {key: array.astype(np.float32) for key, array in group.items()} for name, group in arrays.items()}
 

@@ -10,6 +10,7 @@ from jaxcnn.compression.quantize_run import Result, Sensitivity
 from jaxcnn.errors import counted
 from jaxcnn.files import open_replacement
 from jaxcnn.metrics import Metric
+from jaxcnn.ops.quantized_conv import instruction_set
 
 _MEGABYTE = 1e6
 _LISTED = 60  # layers in the figure
@@ -20,13 +21,14 @@ def summary(result: Result) -> list[list[str]]:
     metrics = result.run.experiment.displayed_metrics()
     header = ['', 'on', *(metric.title for metric in metrics), 'MB']
     split = f'{result.split} split'
-    rows = [header, ['float32', split, *_cells(metrics, result.before), f'{result.float_bytes / _MEGABYTE:.3f}']]
+    before = 'as trained' if result.run.config.quantization else 'float32'
+    rows = [header, [before, split, *_cells(metrics, result.before), f'{result.float_bytes / _MEGABYTE:.3f}']]
     quantization = result.quantization
-    name = ' '.join(filter(None, [quantization.method, quantization.calibration]))
-    execution = f', {result.execution}' if result.simulated is not None else ''
-    rows.append([f'{name}{execution}', split, *_cells(metrics, result.after), f'{result.stored_bytes / _MEGABYTE:.3f}'])
-    if result.simulated is not None:
-        rows.append([f'{name}, simulated', split, *_cells(metrics, result.simulated), ''])
+    method = f'int{quantization.bits}' if quantization.method == 'int8' else quantization.method
+    name = ' '.join(filter(None, [method, quantization.calibration]))
+    for execution, metrics_after in result.after.items():
+        title = {'': name, 'int8': f'{name}, int8 convolutions'}.get(execution, f'{name}, {execution}')
+        rows.append([title, split, *_cells(metrics, metrics_after), f'{result.stored_bytes / _MEGABYTE:.3f}'])
     return rows
 
 
@@ -46,8 +48,8 @@ def write_report(result: Result, folder: str) -> str:
     if quantization.method == 'int8':
         lines += _int8_sections(result, folder)
     text = '\n'.join(lines)
-    values = {'before': dict(result.before), 'after': dict(result.after), 'execution': result.execution,
-              'simulated': result.simulated and dict(result.simulated), 'split': result.split,
+    values = {'before': dict(result.before), 'split': result.split,
+              'after': {execution: dict(metrics) for execution, metrics in result.after.items()},
               'float_bytes': result.float_bytes, 'stored_bytes': result.stored_bytes,
               'calibrations': {name: dict(metrics) for name, metrics in result.calibrations.items()},
               'sensitivity': [vars(layer) for layer in result.sensitivity]}
@@ -68,6 +70,7 @@ def _int8_sections(result: Result, folder: str) -> list[str]:
     """Return the sections on calibration and sensitivity, and draw the figure."""
     metrics = result.run.experiment.displayed_metrics()
     main = result.run.experiment.task.main_metric
+    has_int8 = 'int8' in result.after
     images = f'{counted(result.sensitivity_images, "image")} of the {result.sensitivity_split} split'
     os.makedirs(figure_folder := os.path.join(folder, 'figures'), exist_ok=True)
     path = os.path.join(figure_folder, 'sensitivity.png')
@@ -81,6 +84,8 @@ def _int8_sections(result: Result, folder: str) -> list[str]:
         f'Weights have a scale for each feature, activations one scale, calibrated with '
         f'{counted(quantization.images, "training image")}. BatchNorm is folded into the layer before it. '
         + (f'Layers in float32: {escape(", ".join(quantization.float_layers))}.' if quantization.float_layers else ''), '',
+        f'Int8 convolutions of oneDNN use {instruction_set()[0]} on this machine.' if has_int8 else
+        'This machine does not execute int8 convolutions, so the network is simulated in float32.', '',
         '## Calibrations', '', f'On {images}, simulated in float32.', '',
         *_table([['calibration', *(metric.title for metric in metrics)],
                  *([name, *_cells(metrics, values)] for name, values in result.calibrations.items())]), '',

@@ -17,6 +17,7 @@ from jaxcnn.compression.quantized_run import (
     METHODS,
     Quantization,
     QuantizedNetwork,
+    executions,
     layer_kernel,
     quantize_layers,
     quantized_network,
@@ -24,11 +25,13 @@ from jaxcnn.compression.quantized_run import (
 )
 from jaxcnn.data import Dataset
 from jaxcnn.errors import UserError, unknown
+from jaxcnn.models.quantized_layers import trained_scales
 from jaxcnn.ops import quantize
 from jaxcnn.run import Run, SplitEvaluator
 from jaxcnn.tasks import Accumulated
 from jaxcnn.training.state import Weights
 
+DEFAULT_CALIBRATION = 'entropy'
 _BATCH = 64  # images in a batch of the calibration
 
 
@@ -59,9 +62,8 @@ class Result:
       run: the run.
       quantization: how it was quantised.
       split: the split of `before` and `after`.
-      before, after: its metrics by name, in float32 and quantised.
-      simulated: those of the simulation in float32, if `after` is of an execution with integers.
-      execution: how `after` was computed.
+      before: its metrics by name, before the quantisation.
+      after: its metrics quantised, by the execution: `simulated`, `int8`, or '' for floating-point weights.
       float_bytes: bytes of the parameters and statistics in float32.
       stored_bytes: bytes of the stored file.
       calibrations: the metrics of each calibration on the images of `sensitivity_split`.
@@ -74,11 +76,9 @@ class Result:
     quantization: Quantization
     split: str
     before: Mapping[str, float]
-    after: Mapping[str, float]
+    after: Mapping[str, Mapping[str, float]]
     float_bytes: int
     stored_bytes: int
-    simulated: Mapping[str, float] | None = None
-    execution: str = ''
     calibrations: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict)
     sensitivity: tuple[Sensitivity, ...] = ()
     sensitivity_split: str = ''
@@ -93,8 +93,13 @@ def check_arguments(run: Run, method: str, calibration: str, images: int) -> Non
     """
     if method not in METHODS:
         raise unknown('method', method, METHODS, '--method')
+    is_trained = run.config.quantization is not None
     if method == 'int8':
-        activation_ranges.check_method(calibration or 'entropy')
+        if is_trained and calibration not in ('', activation_ranges.TRAINED):
+            raise UserError(f'{calibration!r} would replace the ranges that the run was trained with', field='--calibration',
+                            hint='leave it out')
+        if not is_trained:
+            activation_ranges.check_method(calibration or DEFAULT_CALIBRATION)
         if images < 1:
             raise UserError(f'expected at least 1 image, got {images}', field='--images')
     elif calibration:
@@ -113,7 +118,8 @@ def quantize_run(run: Run, folder: str, *, method: str = 'int8', calibration: st
       run: the run; its own checkpoint is quantised.
       folder: an existing folder.
       method: `int8`, or `bfloat16` or `float16` for weights alone.
-      calibration: one of `activation_ranges.METHODS`; '' stands for `entropy`.
+      calibration: one of `activation_ranges.METHODS`; '' stands for `DEFAULT_CALIBRATION`, or for the ranges of
+        quantisation-aware training.
       images: number of training images for the calibration, and of validation images for the sensitivity.
       float_layers: regular expression; the layers whose names it matches stay in float32.
       split: the split on which the metrics are measured.
@@ -136,9 +142,9 @@ def quantize_run(run: Run, folder: str, *, method: str = 'int8', calibration: st
         rounded = jax.tree.map(lambda x: x.astype(np.float32), arrays['params'])
         after = _metrics(run, dataset, split, Weights(rounded, variables['batch_stats']))
         stored = save(run, quantization, arrays, folder)
-        return Result(run, quantization, split, before, after, float_bytes, stored)
+        return Result(run, quantization, split, before, {'': after}, float_bytes, stored)
     return _Int8(run, dataset, variables, step, images, float_layers)(
-        folder, calibration or 'entropy', split, before, float_bytes)
+        folder, calibration or DEFAULT_CALIBRATION, split, before, float_bytes)
 
 
 def _metrics(run: Run, dataset: Dataset, split: str, weights: Weights, network: QuantizedNetwork | None = None,
@@ -158,7 +164,16 @@ class _Int8:
         self.variables = variables
         graph = layer_graph.trace(self.network, variables, (1, *run.experiment.image_shape))
         names = [layer.name for layer in graph.layers]
-        self.float_layers = _matching(float_layers, names)
+        trained = run.config.quantization
+        self.bits = trained.bits if trained else 8
+        quantizer = self.network.quantizer
+        self.trained = {name: scales for name in names if quantizer is not None and (
+            scales := trained_scales(name, variables, quantizer)) is not None}
+        if trained and float_layers:
+            raise UserError('the run was trained with quantisation, which says which layers are quantised',
+                            field='--float_layers', hint='leave it out')
+        untrained = tuple(name for name in names if name not in self.trained)
+        self.float_layers = untrained if trained else _matching(float_layers, names)
         self.arrays = layer_graph.fold(self.graph((1, *run.experiment.image_shape)), variables)
         positions = np.random.default_rng(run.config.seed).permutation(len(dataset.splits['train']))[:images]
         self.calibration_positions = np.sort(positions)
@@ -181,24 +196,33 @@ class _Int8:
         """Return the quantisation with the scales of a calibration; the images themselves keep their whole range."""
         graph = self.graph((1, *self.run.experiment.image_shape))
         image = graph.tensors.get(graph.image)
-        tensors = {name: activation_ranges.calibrate(histogram, 'minmax' if name == image else calibration)
+        tensors = {name: activation_ranges.calibrate(histogram, 'minmax' if name == image else calibration, self.bits)
                    for name, histogram in histograms.items()}
+        if self.trained:
+            calibration = activation_ranges.TRAINED
+            inputs = {f'{name}/input': TensorScale(scale, signed) for name, (scale, signed, _) in self.trained.items()}
+            tensors |= {name: scale for name, scale in inputs.items() if name in tensors}
         return Quantization('int8', calibration, len(self.calibration_positions), self.float_layers, tensors,
-                            self.run.workdir, self.step)
+                            self.run.workdir, self.step, self.bits)
+
+    def kernel_steps(self) -> dict[str, np.ndarray]:
+        """Return the learned steps of kernels, after BatchNorm is folded into these, by the names of the layers."""
+        return {name: np.asarray(steps) * np.maximum(np.abs(self.arrays[name]['factor']), 1e-12)
+                for name, (_, _, steps) in self.trained.items() if steps is not None}
 
     def __call__(self, folder: str, calibration: str, split: str, before: Mapping[str, float], float_bytes: int) -> Result:
         """Quantise, measure and save."""
         histograms = activation_ranges.collect(self.graph, self.arrays, self.batches)
         quantization = self.quantization(calibration, histograms)
-        arrays = quantize_layers(self.arrays, quantization.is_quantized)
+        arrays = quantize_layers(self.arrays, quantization.is_quantized, self.bits, self.kernel_steps())
         measure = _Measurement(self, arrays)
-        calibrations = {name: measure.metrics(self.quantization(name, histograms).tensors)
-                        for name in activation_ranges.METHODS}
+        calibrations = {name: measure.metrics(self.quantization('minmax' if self.trained else name, histograms).tensors)
+                        for name in ([activation_ranges.TRAINED] if self.trained else activation_ranges.METHODS)}
         sensitivity = measure.sensitivity(quantization.tensors)
         stored = save(self.run, quantization, arrays, folder)
-        network = quantized_network(self.run, quantization, 'simulated')
-        after = _metrics(self.run, self.dataset, split, Weights(arrays, {}), network)
-        return Result(self.run, quantization, split, before, after, float_bytes, stored, None, 'simulated',
+        after = {execution: _metrics(self.run, self.dataset, split, Weights(arrays, {}), quantized_network(
+            self.run, quantization, execution, arrays)) for execution in executions(self.bits)}
+        return Result(self.run, quantization, split, before, after, float_bytes, stored,
                       {'float32': measure.base, **calibrations}, sensitivity, self.split, len(self.positions))
 
 
@@ -245,8 +269,9 @@ class _Measurement:
                  layers: Mapping[str, jax.Array], tensors: jax.Array, images: jax.Array) -> jax.Array:
         """Return the logits with the layers quantised for which `layers` is true, or, with `tensors`, the whole network."""
         def rounded(name: str, x: jax.Array) -> jax.Array:
+            bits = self._network.bits
             low, high = (jnp.where(signed[name], *limits) for limits in zip(
-                quantize.integer_range(8, True), quantize.integer_range(8, False), strict=True))
+                quantize.integer_range(bits, True), quantize.integer_range(bits, False), strict=True))
             return jnp.clip(jnp.round(x / scales[name]), low, high) * scales[name]
 
         def on_tensor(name: str, x: jax.Array) -> jax.Array:

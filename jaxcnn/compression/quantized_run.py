@@ -10,6 +10,7 @@ import functools
 import json
 import os
 import shutil
+import types
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -18,12 +19,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxcnn import plugins
-from jaxcnn.compression import layer_graph
+from jaxcnn.compression import int8_execution, layer_graph
 from jaxcnn.compression.activation_ranges import TensorScale
+from jaxcnn.compression.int8_execution import Int8Network
 from jaxcnn.compression.layer_graph import Graph, Layer
 from jaxcnn.errors import UserError, unknown
 from jaxcnn.files import open_replacement
 from jaxcnn.ops import quantize
+from jaxcnn.ops.quantized_conv import Integers
 from jaxcnn.run import Run, load_run
 from jaxcnn.training.state import Weights
 from jaxcnn.training.workdir import read_json
@@ -46,6 +49,7 @@ class Quantization:
       tensors: the scales of activations by name.
       workdir: workdir of the run.
       step: its checkpoint.
+      bits: number of bits of the integers, which are stored as int8.
     """
 
     method: str
@@ -55,22 +59,30 @@ class Quantization:
     tensors: Mapping[str, TensorScale]
     workdir: str
     step: int
+    bits: int = 8
 
     def is_quantized(self, layer: str) -> bool:
         """Return whether a layer has int8 weights."""
         return layer not in self.float_layers
 
 
-def quantize_layers(arrays: Mapping[str, Mapping[str, np.ndarray]],
-                    is_quantized: Callable[[str], bool]) -> dict[str, dict[str, np.ndarray]]:
-    """Return the arrays of `layer_graph.fold` with int8 kernels, each with its `kernel_scale` (features,)."""
+def quantize_layers(arrays: Mapping[str, Mapping[str, np.ndarray]], is_quantized: Callable[[str], bool], bits: int = 8,
+                    steps: Mapping[str, np.ndarray] = types.MappingProxyType({})) -> dict[str, dict[str, np.ndarray]]:
+    """Return the arrays of `layer_graph.fold` with int8 kernels, each with its `kernel_scale` (features,).
+
+    Args:
+      arrays: the arrays.
+      is_quantized: whether a layer is quantised, given its name.
+      bits: number of bits.
+      steps: scales of kernels by the names of their layers; others follow the largest weights.
+    """
     result = {}
     for name, group in arrays.items():
         result[name] = dict(group)
         if 'kernel' in group and is_quantized(name):
             kernel = jnp.asarray(group['kernel'])
-            scale = quantize.channel_scales(kernel)
-            result[name] = {'kernel': np.asarray(quantize.quantize(kernel, scale)), 'kernel_scale': np.asarray(scale),
+            scale = jnp.asarray(steps[name]) if name in steps else quantize.channel_scales(kernel, bits)
+            result[name] = {'kernel': np.asarray(quantize.quantize(kernel, scale, bits)), 'kernel_scale': np.asarray(scale),
                             'bias': group['bias']}
     return result
 
@@ -88,12 +100,16 @@ class QuantizedNetwork:
       network: the network that was quantised.
       shapes: shapes of its variables.
       quantization: how it was quantised.
-      execution: `simulated`, in float32 with values rounded to those that the integers represent.
+      arrays: the arrays of its layers, for int8 convolutions; None: the network is simulated in float32, with values rounded
+        to those that the integers represent.
     """
 
-    def __init__(self, network: Any, shapes: Any, quantization: Quantization, execution: str = 'simulated'):
-        self.network, self.quantization, self.execution = network, quantization, execution
-        self._shapes = shapes
+    def __init__(self, network: Any, shapes: Any, quantization: Quantization, arrays: Mapping[str, Any] | None = None):
+        self.network, self.quantization = network, quantization
+        self._shapes, self._int8 = shapes, None
+        if arrays is not None:
+            self._int8 = Int8Network(arrays, {name: Integers(tensor.scale, tensor.signed)
+                                              for name, tensor in quantization.tensors.items()})
         self.outputs = network.outputs
 
     @functools.lru_cache(maxsize=64)  # noqa: B019 (a network lives as long as its run)
@@ -105,17 +121,19 @@ class QuantizedNetwork:
         """Return the logits (N, classes) of images (N, H, W, C), normalised as in training.
 
         Args:
-          variables: `params` holds the arrays of each layer by its name.
+          variables: `params` holds the arrays of each layer by its name; int8 convolutions use those that they were made of.
           images: the images.
           train: False.
         """
         if train:
             raise UserError('a quantised network cannot be trained', hint='config.quantization trains with quantisation')
-        scales = self.quantization.tensors
+        if self._int8 is not None:
+            return self._int8(self.graph(tuple(images.shape)), images)
+        scales, bits = self.quantization.tensors, self.quantization.bits
 
         def round_to_scale(name: str, x: jax.Array) -> jax.Array:
-            low, high = quantize.integer_range(8, scales[name].signed)
-            return quantize.fake_quantize(x, jnp.float32(scales[name].scale), low, high)
+            limits = quantize.integer_range(bits, scales[name].signed)
+            return quantize.fake_quantize(x, jnp.float32(scales[name].scale), *limits)
         return layer_graph.evaluate(self.graph(tuple(images.shape)), variables['params'], images, on_tensor=round_to_scale,
                                     kernel=layer_kernel)
 
@@ -191,7 +209,11 @@ def load_quantized(workdir: str, execution: str = 'auto') -> QuantizedRun:
     run = load_run(workdir)
     built = run.experiment
     if quantization.method == 'int8':
-        built = dataclasses.replace(built, network=quantized_network(run, quantization, execution))  # type: ignore[arg-type]
+        if execution == 'int8':
+            int8_execution.check_available(quantization.bits)
+        selected = executions(quantization.bits)[-1] if execution == 'auto' else execution
+        network: Any = quantized_network(run, quantization, selected, read_arrays(os.path.join(workdir, WEIGHTS)))
+        built = dataclasses.replace(built, network=network)
     fields = {field.name: getattr(run, field.name) for field in dataclasses.fields(run)}
     return QuantizedRun(**{**fields, 'experiment': built}, quantization=quantization)
 
@@ -205,12 +227,21 @@ def load_any_run(workdir: str, checkpoint: str | int = 'best') -> Run:
     return run
 
 
-def quantized_network(run: Run, quantization: Quantization, execution: str) -> QuantizedNetwork:
-    """Return the quantised network of a run."""
+def executions(bits: int) -> list[str]:
+    """Return the executions of a quantised network that this machine has."""
+    try:
+        int8_execution.check_available(bits)
+    except UserError:
+        return ['simulated']
+    return ['simulated', 'int8']
+
+
+def quantized_network(run: Run, quantization: Quantization, execution: str, arrays: Mapping[str, Any]) -> QuantizedNetwork:
+    """Return the quantised network of a run, with an execution other than `auto`."""
     experiment = run.experiment
     images = jax.ShapeDtypeStruct((1, *experiment.image_shape), jnp.float32)
     shapes = jax.eval_shape(lambda x: experiment.network.clone(conv_implementation='xla').init(jax.random.key(0), x), images)
-    return QuantizedNetwork(experiment.network, shapes, quantization, 'simulated' if execution == 'auto' else execution)
+    return QuantizedNetwork(experiment.network, shapes, quantization, arrays if execution == 'int8' else None)
 
 
 def is_quantized(workdir: str) -> bool:

@@ -35,6 +35,7 @@ from jaxcnn.files import open_replacement
 
 log = logging.getLogger('jaxcnn')
 CONV, SUMS, MOMENTS = 'jaxcnn_conv', 'jaxcnn_sums', 'jaxcnn_moments'
+QUANTIZED_CONV, QUANTIZED_SUM = 'jaxcnn_quantized_conv', 'jaxcnn_quantized_sum'
 SOURCE = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'calls.cc')
 # Without the alignment, the speed of the inner loops would depend by up to 20 % on where the compiler happens to place them.
 FLAGS = ('-O3', '-march=native', '-ffp-contract=fast', '-falign-functions=64', '-std=c++17', '-shared', '-fPIC', '-fopenmp',
@@ -148,7 +149,8 @@ def _library() -> Any:
         os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')  # OpenMP's threads sleep while XLA's work
         ctypes.CDLL(installed_file(LIBRARY, 'libdnnl.so.3'))
         loaded = ctypes.CDLL(path)
-        for target, symbol in ((CONV, loaded.JaxcnnConv), (SUMS, loaded.JaxcnnSums), (MOMENTS, loaded.JaxcnnMoments)):
+        for target, symbol in ((CONV, loaded.JaxcnnConv), (SUMS, loaded.JaxcnnSums), (MOMENTS, loaded.JaxcnnMoments),
+                               (QUANTIZED_CONV, loaded.JaxcnnQuantizedConv), (QUANTIZED_SUM, loaded.JaxcnnQuantizedSum)):
             jax.ffi.register_ffi_target(target, jax.ffi.pycapsule(symbol), platform='cpu')
         return loaded
     except (UnavailableError, OSError) as e:

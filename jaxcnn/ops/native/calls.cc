@@ -8,6 +8,7 @@
 #include <atomic>
 #include <condition_variable>
 #include <cstdint>
+#include <cstring>
 #include <deque>
 #include <functional>
 #include <future>
@@ -24,6 +25,7 @@
 #include "few_channels.h"
 #include "grouped.h"
 #include "oneapi/dnnl/dnnl.hpp"
+#include "quantized_conv.h"
 #include "winograd.h"
 #include "xla/ffi/api/ffi.h"
 
@@ -63,10 +65,7 @@ struct Primitive {
   bool needs_reorder = false;
 };
 
-dnnl::engine& Engine() {
-  static auto& engine = *new dnnl::engine(dnnl::engine::kind::cpu, 0);
-  return engine;
-}
+using quantized::Engine;
 
 // Memory whose address is set at each call.
 memory UnboundMemory(const memory::desc& desc) { return memory(desc, Engine(), nullptr); }
@@ -158,6 +157,18 @@ class SerialExecutor {
   std::deque<std::packaged_task<void()>> tasks_;
   std::thread thread_{[this] { Loop(); }};
 };
+
+// The executor and the objects that it uses are never destroyed, because calls are possible until the process ends.
+SerialExecutor& Executor() {
+  static auto& executor = *new SerialExecutor;
+  return executor;
+}
+
+// Returns the number of OpenMP's threads for a call: those of XLA, at most the cores of this process or OMP_NUM_THREADS.
+int NumThreads(const ffi::ThreadPool& pool) {
+  static const int cores = omp_get_max_threads();
+  return std::clamp(static_cast<int>(pool.num_threads()), 1, cores);
+}
 
 // The cached primitives, from the most to the least recently used. Only the thread of the executor accesses them.
 using Primitives = std::list<std::pair<std::vector<int64_t>, Primitive>>;
@@ -290,17 +301,14 @@ void RunOnOpenMpThreads(int threads, int64_t kind, bool native, const Window& wi
 // y (N, H', W', features) is the result; the other two are the operands. Without `native`, oneDNN computes all convolutions.
 ffi::Error RunConv(ffi::ThreadPool pool, int64_t kind, bool native, ffi::Span<const int64_t> window_values, ffi::AnyBuffer a,
                    ffi::AnyBuffer b, ffi::Result<ffi::AnyBuffer> result) {
-  static const int cores = omp_get_max_threads();  // the number of cores of this process, or OMP_NUM_THREADS
-  const int threads = std::clamp(static_cast<int>(pool.num_threads()), 1, cores);
+  const int threads = NumThreads(pool);
   const Window window(window_values);
   ffi::AnyBuffer& x = kind == kInputGradient ? *result : a;
   ffi::AnyBuffer& kernel = kind == kKernelGradient ? *result : b;
   ffi::AnyBuffer& y = kind == kForward ? *result : kind == kInputGradient ? a : b;
   if (native && RunOnXlaThreads(pool, kind, window, x, kernel, y)) return ffi::Error::Success();
   try {
-    // The executor and the objects that it uses are never destroyed, because calls are possible until the process ends.
-    static SerialExecutor* executor = new SerialExecutor;
-    executor->Run([&] { RunOnOpenMpThreads(threads, kind, native, window, x, kernel, y); });
+    Executor().Run([&] { RunOnOpenMpThreads(threads, kind, native, window, x, kernel, y); });
     return ffi::Error::Success();
   } catch (const std::exception& e) {
     return ffi::Error::Internal(std::string("convolution: ") + e.what());
@@ -324,8 +332,70 @@ ffi::Error RunMoments(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::Result<ffi::A
   return ffi::Error::Success();
 }
 
+quantized::Registry& quantized_layers = *new quantized::Registry;
+
+memory::data_type TypeOf(const ffi::AnyBuffer& buffer) {
+  if (buffer.element_type() == ffi::DataType::F32) return memory::data_type::f32;
+  return buffer.element_type() == ffi::DataType::S8 ? memory::data_type::s8 : memory::data_type::u8;
+}
+
+// Computes a registered layer; see quantized_conv.h. A residual is copied to y, unless XLA has given both the same buffer.
+ffi::Error RunQuantized(ffi::ThreadPool pool, int64_t number, ffi::AnyBuffer x, ffi::AnyBuffer* residual, ffi::AnyBuffer y) {
+  try {
+    const auto layer = quantized_layers.Get(number);
+    if (residual && residual->untyped_data() != y.untyped_data())
+      std::memcpy(y.untyped_data(), residual->untyped_data(), y.size_bytes());
+    Executor().Run([&] {
+      layer->Run(NumThreads(pool), DimsOf(x), TypeOf(x), x.untyped_data(), DimsOf(y), TypeOf(y), y.untyped_data(),
+                 Workspace);
+    });
+    return ffi::Error::Success();
+  } catch (const std::exception& e) {
+    return ffi::Error::Internal(std::string("int8 convolution: ") + e.what());
+  }
+}
+
+// Implements the call JaxcnnQuantizedConv, which maps x (N, H, W, C) of 8-bit integers to y (N, H', W', features).
+ffi::Error RunQuantizedConv(ffi::ThreadPool pool, int64_t layer, ffi::AnyBuffer x, ffi::Result<ffi::AnyBuffer> y) {
+  return RunQuantized(pool, layer, x, nullptr, *y);
+}
+
+// Implements the call JaxcnnQuantizedSum, the same with a residual of the size of y.
+ffi::Error RunQuantizedSum(ffi::ThreadPool pool, int64_t layer, ffi::AnyBuffer x, ffi::AnyBuffer residual,
+                           ffi::Result<ffi::AnyBuffer> y) {
+  return RunQuantized(pool, layer, x, &residual, *y);
+}
+
 }  // namespace
 
+// Registers a layer of 8-bit integers, and returns its number; see quantized::Settings and quantized::Scales.
+extern "C" int64_t JaxcnnAddQuantizedLayer(const int64_t* settings, const float* scales, const int8_t* kernel,
+                                           const float* kernel_scales, const float* bias) {
+  quantized::Settings layer_settings;
+  static_assert(sizeof(layer_settings) == 15 * sizeof(int64_t));
+  std::memcpy(&layer_settings, settings, sizeof(layer_settings));
+  const quantized::Scales layer_scales{scales[0], scales[1], scales[2]};
+  return quantized_layers.Add(std::make_shared<quantized::Layer>(layer_settings, layer_scales, kernel, kernel_scales, bias));
+}
+
+extern "C" void JaxcnnRemoveQuantizedLayer(int64_t number) { quantized_layers.Remove(number); }
+
+// Returns the instruction set that oneDNN uses, a value of dnnl_cpu_isa_t.
+extern "C" int64_t JaxcnnInstructionSet() { return static_cast<int64_t>(dnnl::get_effective_cpu_isa()); }
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(JaxcnnQuantizedConv, RunQuantizedConv,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Attr<int64_t>("layer")
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Ret<ffi::AnyBuffer>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(JaxcnnQuantizedSum, RunQuantizedSum,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Attr<int64_t>("layer")
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Ret<ffi::AnyBuffer>());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(JaxcnnConv, RunConv,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::ThreadPool>()
