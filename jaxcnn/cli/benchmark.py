@@ -8,6 +8,7 @@
     jaxcnn benchmark operators [--models nms,roi_align,...] [--peers torch]
     jaxcnn benchmark faster_rcnn [--models train,eval] [--batch=2] [--peers torch]
     jaxcnn benchmark detectors [--models rcnn,spp_net,...] [--backbone=vgg16] [--rounds=1]
+    jaxcnn benchmark int8 [--models resnet18,resnet18_small] [--batch=32]
     jaxcnn benchmark checkpoint [--models resnet50] [--peers torch]
     jaxcnn benchmark loop --config=mnist_lenet [--config.a.b=VALUE ...]
     jaxcnn benchmark startup --config=digits_lenet5
@@ -53,6 +54,9 @@ settings: 2,000 proposals, of which 512 are trained, and in inference 1,000; 256
 detectors: The seconds in which R-CNN, SPP-Net, Fast R-CNN and Faster R-CNN detect objects in one image of 480x640 pixels
 with 2,000 given proposals, and the ratio of R-CNN's time to them. R-CNN with VGG-16 takes minutes an image on a CPU.
 
+int8: The images/s of the inference of a network in float32, in float32 with BatchNorm folded into the convolutions, and with
+int8 convolutions of oneDNN, and the ratios of int8 to both. The instruction set is that which oneDNN uses.
+
 checkpoint: The seconds to save the state of a network and of SGD with momentum to the disk, to hand it over (while the
 training loop waits), and to read it, compared with torch.save and torch.load.
 
@@ -74,7 +78,7 @@ import sys
 from collections.abc import Callable, Iterable
 
 from jaxcnn import cli
-from jaxcnn.benchmarks import data, detectors, explanations, faster_rcnn, networks, operators, runs
+from jaxcnn.benchmarks import data, detectors, explanations, faster_rcnn, int8, networks, operators, runs
 from jaxcnn.benchmarks.measure import Table, machine, write
 from jaxcnn.errors import UserError, unknown
 
@@ -83,7 +87,7 @@ BENCHMARKS: dict[str, Callable[[argparse.Namespace], Table | Iterable[Table]]] =
     'train_step': functools.partial(networks.compare, benchmark='train_step'),
     'eval': functools.partial(networks.compare, benchmark='eval'), 'data': data.compare, 'operators': operators.compare,
     'faster_rcnn': faster_rcnn.compare,
-    'detectors': detectors.compare,
+    'detectors': detectors.compare, 'int8': int8.compare,
     'train': runs.train, 'checkpoint': runs.checkpoint, 'loop': runs.loop, 'startup': runs.startup,
     'integrated_gradients': explanations.compare}
 
@@ -123,7 +127,8 @@ def main() -> None:
                         'config that comes with jaxcnn')
     parser.add_argument('--models', default='', help='comma-separated networks for train_step, eval, checkpoint and '
                         'integrated_gradients, operators, detectors, or train and eval for faster_rcnn')
-    parser.add_argument('--batch', type=int, default=2, help='images in a batch of faster_rcnn (default: 2)')
+    parser.add_argument('--batch', type=int, default=2, help='images in a batch of faster_rcnn (default: 2) '
+                        'and of int8 (default: 32)')
     parser.add_argument('--backbone', default='vgg16', help='classifier within detectors (default: vgg16)')
     parser.add_argument('--steps', type=int, default=50, help='steps of integrated_gradients (default: 50)')
     parser.add_argument('--peers', default='torch,compiled', help='comma-separated peers: torch, compiled, jax, xla '
