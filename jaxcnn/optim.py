@@ -146,14 +146,15 @@ class Groups:
         return jax.tree.map(mask, grads, self.indices(grads)) if self.groups else grads
 
 
-def _add_l2(l2: float, mask: Callable[[Any], Any], groups: Groups) -> optax.GradientTransformation:
-    """Add the gradient of the L2 penalty, divided by the group's rate, which multiplies the update later."""
+def _add_penalty(weight: float, gradient: Callable[[jax.Array], jax.Array], mask: Callable[[Any], Any],
+                 groups: Groups) -> optax.GradientTransformation:
+    """Add the gradient of a penalty, times its weight and divided by the group's rate, which multiplies the update later."""
     def init(params: Any) -> optax.EmptyState:
         mask(params)  # raises an error if it matches no parameter
         return optax.EmptyState()
 
     def update(updates: Any, state: optax.EmptyState, params: Any = None) -> tuple[Any, optax.EmptyState]:
-        return jax.tree.map(lambda u, p, m, i: u + l2 / groups.rate(i) * p if m and groups.rate(i) else u,
+        return jax.tree.map(lambda u, p, m, i: u + weight / groups.rate(i) * gradient(p) if m and groups.rate(i) else u,
                             updates, params, mask(params), groups.indices(params)), state
     return optax.GradientTransformation(init, update)
 
@@ -326,6 +327,7 @@ def check(optim: cfg.OptimConfig) -> None:
       UserError: one of them is wrong.
     """
     _compile_regex(optim.decay_mask, 'config.optim.decay_mask')
+    _compile_regex(optim.l1_mask, 'config.optim.l1_mask')
     entries: list[tuple[str, Any]] = [('config.optim', optim)]
     for name, values in (('switch', optim.switch), ('groups', Groups(optim.groups).groups)):
         entries += [(f'config.optim.{name}[{i}]', value) for i, value in enumerate(values)]
@@ -356,6 +358,7 @@ def _make_stage(optim: cfg.OptimConfig, groups: Groups, optimizer: cfg.Choice, l
                 warmup: cfg.Duration | None, timeline: Timeline, start: int, end: int, field: str) -> _Stage:
     rate_by_step = schedules.make_schedule(schedule, lr, warmup, timeline, start, end, field)
     mask = path_mask(optim.decay_mask, 'config.optim.decay_mask')
+    l1_mask = path_mask(optim.l1_mask, 'config.optim.l1_mask')
 
     def make(choice: cfg.Choice = optimizer, field: str = f'{field}.optimizer') -> optax.GradientTransformation:
         return _make_base_optimizer(choice, rate_by_step, field)
@@ -369,7 +372,8 @@ def _make_stage(optim: cfg.OptimConfig, groups: Groups, optimizer: cfg.Choice, l
         observer = _make_observer(schedule, f'{field}.schedule')
     transforms = [
         optax.clip_by_global_norm(optim.clip_norm) if optim.clip_norm else None,
-        _add_l2(optim.l2, mask, groups) if optim.l2 else None,
+        _add_penalty(optim.l2, lambda p: p, mask, groups) if optim.l2 else None,
+        _add_penalty(optim.l1, jnp.sign, l1_mask, groups) if optim.l1 else None,
         _group_optimizers(make, groups) if optim.groups else make(),
         _decoupled_decay(optim.weight_decay, mask, rate_by_step, groups) if optim.weight_decay else None,
         _normalize_kernels(groups) if any(g.normalize for g in optim.groups) else None,
@@ -383,7 +387,7 @@ def _make_stage(optim: cfg.OptimConfig, groups: Groups, optimizer: cfg.Choice, l
 def make_optimizer(optim: cfg.OptimConfig, timeline: Timeline) -> Optimizer:
     """Return the optimizer of a config.
 
-    In each step the gradients are clipped, the L2 penalty is added, the optimizer of the stage is applied, and decoupled
+    In each step the gradients are clipped, the penalties are added, the optimizer of the stage is applied, and decoupled
     decay is added.
 
     Raises:

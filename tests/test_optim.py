@@ -247,6 +247,13 @@ def test_l2_is_added_to_the_gradient_of_kernels_and_passes_through_the_optimizer
         chex.assert_trees_all_close(after, expected, rtol=2e-5, atol=1e-6)
 
 
+def test_l1_adds_the_sign_of_the_parameters_that_its_mask_matches():
+    grads = gradients(4)
+    after, _ = trained(make(optimizer='sgd', learning_rate=0.1, l1=0.3, l1_mask='kernel$'), grads)
+    expected = kernels_only(lambda n, p, g, m: sgd(n, p, g + 0.3 * np.sign(p), m), sgd, grads)
+    chex.assert_trees_all_close(after, expected, rtol=2e-5, atol=1e-6)
+
+
 def test_decoupled_decay_takes_the_scheduled_rate_of_kernels_beside_the_optimizer():
     grads = gradients(4)
     for choice, rule in (({'name': 'sgd', 'momentum': 0.9}, momentum), (ADAM, adam)):

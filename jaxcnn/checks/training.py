@@ -35,7 +35,7 @@ def _without_regularisation(context: Context, num_steps: int, learning_rate: flo
         model=cfg.Choice(config.model.name, model), loss=cfg.Choice(config.loss.name, loss),
         data=dataclasses.replace(config.data, augment=config.data.eval_augment, balance='none'),
         optim=dataclasses.replace(config.optim, learning_rate=learning_rate, schedule=cfg.Choice('constant'),
-                                  weight_decay=0.0, l2=0.0, accumulate=1, ema_decay=0.0, lookahead=None,
+                                  weight_decay=0.0, l2=0.0, l1=0.0, accumulate=1, ema_decay=0.0, lookahead=None,
                                   warmup=cfg.Duration('steps', 10) if config.optim.warmup else None))
 
 

@@ -18,7 +18,6 @@ from jaxcnn.run import Run, SplitEvaluator
 from jaxcnn.training.initial_masks import prunable
 from jaxcnn.training.pruning import Tree, apply_masks, layer_table, magnitude_masks, pruned_counts, random_scores, remaining
 from jaxcnn.training.state import Weights, variables
-from jaxcnn.training.workdir import read_json
 
 _END = cfg.Duration('fraction', 1)
 
@@ -157,7 +156,10 @@ def prune_run(run: Run, folder: str, sparsities: Sequence[float], config: cfg.Pr
         new_config = dataclasses.replace(run.config, pruning=dataclasses.replace(
             config, sparsity=sparsity, begin=_END, end=_END))
         state = {'masks': masks, 'sparsity': np.float32(after[-1].pruned)}
-        derived_run.write_run(workdir, run, new_config, step, pruned, _summary(run, step, split, after[-1]), state)
+        sizes_after = after[-1].sizes
+        summary = derived_run.summary(run, step, split, after[-1].values, params=sizes_after.parameters,
+                                      sparsity=after[-1].pruned, nonzero_params=sizes_after.nonzero)
+        derived_run.write_run(workdir, run, new_config, step, pruned, summary, state)
     return Result(run, config, step, split, counted[0], metrics, before, after)
 
 
@@ -167,14 +169,3 @@ def _masks(params: Tree, names: Tree, sparsity: float, config: cfg.PruningConfig
     counts = jnp.array(pruned_counts(names, sparsity, config.scope), jnp.int32)
     masks: Tree = jax.device_get(remaining(random_scores(names, jax.random.key(np.uint32(seed))), counts))
     return masks
-
-
-def _summary(run: Run, step: int, split: str, network: PrunedNetwork) -> dict[str, Any]:
-    """Return the summary of the run with the metrics that were measured here, and without other ones."""
-    path = os.path.join(run.workdir, 'summary.json')
-    summary = read_json(path) if os.path.exists(path) else {}
-    measurements = run.experiment.measurements(tta=True)
-    measured = {f'{split}_{name}': value for name, value in network.values.items()}
-    return {**summary, **{name: measured.get(name) for name in measurements if name in summary or name in measured},
-            'steps': step, 'best_step': step, 'params': network.sizes.parameters, 'sparsity': network.pruned,
-            'nonzero_params': network.sizes.nonzero, 'pruned_run': os.path.abspath(run.workdir)}

@@ -182,6 +182,10 @@ class OptimConfig:
                        minimum=0)
     decay_mask: str = _field(r'kernel$', "regular expression searched in 'path/of/parameter'; decay and L2 apply to the "
                              'parameters that match')
+    l1: float = _field(0.0, 'L1 penalty, whose gradient, the sign of the parameter, is added to that of the loss. 1e-4 '
+                       'makes BatchNorm scales sparse, so that channels can be removed (Liu et al. 2017)', minimum=0)
+    l1_mask: str = _field(r'BatchNorm_\d+/scale$', "regular expression searched in 'path/of/parameter'; `l1` applies to "
+                          'the parameters that match')
     clip_norm: float = _field(0.0, 'maximum of the global gradient norm; 0: unlimited', minimum=0)
     accumulate: int = _field(1, 'number of micro-batches per batch, whose gradients are averaged', minimum=1)
     ema_decay: float = _field(0.0, 'decay of the exponential moving average of parameters and BatchNorm statistics: '

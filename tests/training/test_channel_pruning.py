@@ -1,5 +1,7 @@
 """The choice of channels that are removed from a run, and runs that start without them."""
 
+import os
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 
 from jaxcnn import config as cfg
 from jaxcnn.analysis import channels, complexity
+from jaxcnn.compression.narrowed_run import remove_channels, write_report
 from jaxcnn.errors import UserError
 from jaxcnn.run import load_run
 from jaxcnn.training import channel_pruning, train
@@ -110,6 +113,23 @@ def test_a_run_starts_without_channels_and_goes_on(source, tmp_path, monkeypatch
     scratch = load_run(str(tmp_path / 'scratch')).variables['params']['Conv_1']['kernel']
     assert scratch.shape == expected['params']['Conv_1']['kernel'].shape
     assert not np.allclose(scratch, expected['params']['Conv_1']['kernel'])
+
+
+def test_the_command_writes_a_run_of_the_narrower_network(source, tmp_path, monkeypatch):
+    monkeypatch.setattr('jaxcnn.compression.narrowed_run._SECONDS', 0.0)
+    run, folder = load_run(source), str(tmp_path / 'narrow')
+    dataset = run.load_dataset()
+    result = remove_channels(run, folder, cfg.ChannelsConfig('l1', 'parameters', 0.4), 'best', dataset, 'test', batch_size=2)
+    narrow = load_run(folder)
+    assert narrow.evaluate('test')['test_accuracy'] == pytest.approx(result.after.values['accuracy'])
+    assert result.after.parameters == sum(x.size for x in jax.tree.leaves(narrow.variables['params']))
+    assert 0.3 * result.before.parameters < result.after.parameters <= 0.4 * result.before.parameters
+    assert result.after.features == {**narrow.config.model.args['layer_widths'], 'Dense_1': 10}
+    assert all(network.images_per_second > 0 for network in (result.before, result.after))
+    page = write_report(result)
+    assert os.path.exists(os.path.join(folder, 'figures', 'channels.png'))
+    with open(page, encoding='utf-8') as file:
+        assert f'{result.after.multiply_adds:,}' in file.read()
 
 
 def test_blocks_leave_multiples(source):
