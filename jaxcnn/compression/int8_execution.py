@@ -15,6 +15,7 @@ from jax import lax
 from jax.extend import core
 
 from jaxcnn.compression import layer_graph
+from jaxcnn.compression.activation_ranges import TensorScale
 from jaxcnn.compression.layer_graph import Graph, Layer, Node
 from jaxcnn.errors import UserError
 from jaxcnn.ops import native, quantize
@@ -37,10 +38,6 @@ def check_available(bits: int) -> None:
     if bits != 8:
         raise UserError(f'int8 convolutions need 8 bits, and the network has {bits}', field='execution',
                         hint="take 'simulated'")
-    name, has_vnni = instruction_set()
-    if not has_vnni:
-        raise UserError(f'this processor has no products of 8-bit integers (VNNI), only {name}, whose sums of 16 bits may '
-                        'overflow', field='execution', hint="take 'simulated'")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,8 +55,8 @@ class _Value:
         """Return the integers of a quantisation."""
         if self.integers == integers:
             return self.array
-        low, high = (-128, 127) if integers.signed else (0, 255)
-        return jnp.clip(jnp.round(self.real() / integers.scale), low, high).astype(integers.dtype)
+        low = -127 if integers.signed else 0
+        return jnp.clip(jnp.round(self.real() / integers.scale), low, integers.high).astype(integers.dtype)
 
 
 class Int8Network:
@@ -67,11 +64,14 @@ class Int8Network:
 
     Args:
       arrays: the arrays of each layer by its name; see `quantized_run.quantize_layers`.
-      tensors: the quantisation of activations by name.
+      tensors: the scales of activations by name.
     """
 
-    def __init__(self, arrays: Mapping[str, Any], tensors: Mapping[str, Integers]):
-        self._arrays, self._tensors = arrays, tensors
+    def __init__(self, arrays: Mapping[str, Any], tensors: Mapping[str, TensorScale]):
+        _, has_vnni = instruction_set()
+        self._arrays = arrays
+        self._tensors = {name: Integers.for_processor(tensor.scale, tensor.signed, has_vnni)
+                         for name, tensor in tensors.items()}
         self._calls: dict[Any, QuantizedConv] = {}
 
     def __call__(self, graph: Graph, images: jax.Array) -> jax.Array:

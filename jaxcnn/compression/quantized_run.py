@@ -26,7 +26,6 @@ from jaxcnn.compression.layer_graph import Graph, Layer
 from jaxcnn.errors import UserError, unknown
 from jaxcnn.files import open_replacement
 from jaxcnn.ops import quantize
-from jaxcnn.ops.quantized_conv import Integers
 from jaxcnn.run import Run, load_run
 from jaxcnn.training.state import Weights
 from jaxcnn.training.workdir import read_json
@@ -106,10 +105,10 @@ class QuantizedNetwork:
 
     def __init__(self, network: Any, shapes: Any, quantization: Quantization, arrays: Mapping[str, Any] | None = None):
         self.network, self.quantization = network, quantization
-        self._shapes, self._int8 = shapes, None
+        self._shapes = shapes
+        self._int8: Int8Network | None = None
         if arrays is not None:
-            self._int8 = Int8Network(arrays, {name: Integers(tensor.scale, tensor.signed)
-                                              for name, tensor in quantization.tensors.items()})
+            self._int8 = Int8Network(arrays, quantization.tensors)
         self.outputs = network.outputs
 
     @functools.lru_cache(maxsize=64)  # noqa: B019 (a network lives as long as its run)

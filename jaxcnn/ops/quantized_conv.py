@@ -1,7 +1,8 @@
 """Convolutions of 8-bit integers on the CPU, through oneDNN, with requantisation, residual sum and activation fused.
 
 A layer computes `activation(scale * (x * kernel) + bias + residual)` and, if its output is quantised, rounds that to the
-nearest integers. Products are summed exactly, in 32 bits.
+nearest integers. Products are summed exactly, in 32 bits. Without VNNI, pairs of products are summed in 16 bits first, which
+unsigned integers above 127 would overflow (see `Integers`), and oneDNN halves the weights of layers with signed inputs.
 """
 
 import ctypes
@@ -42,10 +43,19 @@ class Integers:
     Attributes:
       scale: the value of one unit.
       signed: int8 instead of uint8.
+      high: the largest integer; 127 for unsigned integers where the processor has no VNNI.
     """
 
     scale: float
     signed: bool
+    high: int
+
+    @classmethod
+    def for_processor(cls, scale: float, signed: bool, has_vnni: bool) -> 'Integers':
+        """Return the quantisation to 8 bits; without VNNI, unsigned integers have 7 bits for the same range."""
+        if signed:
+            return cls(scale, True, 127)
+        return cls(scale, False, 255) if has_vnni else cls(scale * 255 / 127, False, 127)
 
     @property
     def dtype(self) -> np.dtype:
@@ -83,9 +93,13 @@ class QuantizedConv:
         self._kernel_size, self._features = kernel.shape[:2], kernel.shape[3]
         self._x, self._output, self._residual = x, output, residual
         self._strides, self._padding, self._dilation = strides, padding, dilation
+        upper = 6.0 if activation == 'relu6' else np.inf
+        if output and not output.signed and output.high < 255:
+            upper = min(upper, output.high * output.scale)
+        scales = np.array([x.scale, output.scale if output else 1, residual.scale if residual else 0, upper], np.float32)
+        kind = 2 if np.isfinite(upper) else ACTIVATIONS.index(activation)
         settings = np.array([*kernel.shape, groups, *strides, top, left, bottom, right, *dilation,
-                             ACTIVATIONS.index(activation), 1 + residual.signed if residual else 0], np.int64)
-        scales = np.array([x.scale, output.scale if output else 1, residual.scale if residual else 0], np.float32)
+                             kind, 1 + residual.signed if residual else 0], np.int64)
         arrays: list[np.ndarray] = [
             settings, scales, np.ascontiguousarray(kernel, np.int8), np.ascontiguousarray(kernel_scale, np.float32),
             np.ascontiguousarray(bias, np.float32)]

@@ -374,7 +374,7 @@ extern "C" int64_t JaxcnnAddQuantizedLayer(const int64_t* settings, const float*
   quantized::Settings layer_settings;
   static_assert(sizeof(layer_settings) == 15 * sizeof(int64_t));
   std::memcpy(&layer_settings, settings, sizeof(layer_settings));
-  const quantized::Scales layer_scales{scales[0], scales[1], scales[2]};
+  const quantized::Scales layer_scales{scales[0], scales[1], scales[2], scales[3]};
   return quantized_layers.Add(std::make_shared<quantized::Layer>(layer_settings, layer_scales, kernel, kernel_scales, bias));
 }
 

@@ -21,7 +21,7 @@ namespace quantized {
 using dnnl::memory;
 using Dims = memory::dims;
 
-enum Activation : int64_t { kNone, kRelu, kRelu6 };
+enum Activation : int64_t { kNone, kRelu, kClip };  // kClip: to the range from 0 to Scales::upper
 
 inline dnnl::engine& Engine() {
   static auto& engine = *new dnnl::engine(dnnl::engine::kind::cpu, 0);
@@ -36,9 +36,9 @@ struct Settings {
   int64_t residual;  // 0: none, 1: unsigned, 2: signed
 };
 
-// The values of one unit of the integers; the scale of an output in float32 is 1.
+// The values of one unit of the integers, and the upper limit of the activation. The scale of an output in float32 is 1.
 struct Scales {
-  float input, output, residual;
+  float input, output, residual, upper;
 };
 
 struct Primitive {
@@ -114,7 +114,7 @@ class Layer {
     if (s.residual)
       post_ops.append_sum(scales_.residual, 0, s.residual == 2 ? memory::data_type::s8 : memory::data_type::u8);
     if (s.activation == kRelu) post_ops.append_eltwise(dnnl::algorithm::eltwise_relu, 0.0f, 0.0f);
-    if (s.activation == kRelu6) post_ops.append_eltwise(dnnl::algorithm::eltwise_clip, 0.0f, 6.0f);
+    if (s.activation == kClip) post_ops.append_eltwise(dnnl::algorithm::eltwise_clip, 0.0f, scales_.upper);
     attr.set_post_ops(post_ops);
     const dnnl::convolution_forward::primitive_desc description(
         Engine(), dnnl::prop_kind::forward_inference, dnnl::algorithm::convolution_direct, nhwc(x, x_type), any_layout, bias,
