@@ -15,6 +15,7 @@ from jaxcnn import cli
 if TYPE_CHECKING:
     import numpy as np
 
+    from jaxcnn.config import DataConfig
     from jaxcnn.data import augment
     from jaxcnn.run import Run
     from jaxcnn.tasks import Task
@@ -33,10 +34,17 @@ EXAMPLES = (
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A row of the figure: a pipeline, and the text above it."""
+    """A row of the figure: a pipeline, and the text above it.
+
+    Attributes:
+      heading: the text.
+      pipeline: the pipeline; None if only `crops` are applied.
+      crops: the operations that act on the image files before the pipeline; None: it gets images of one size.
+    """
 
     heading: str
-    pipeline: 'augment.Pipeline'
+    pipeline: 'augment.Pipeline | None'
+    crops: 'augment.FileCrops | None' = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,12 +56,14 @@ class Inputs:
       targets: targets of the images, by name.
       task: mixes, moves and draws the targets.
       gradient: gradient of the network's loss with respect to images; None without a run.
+      originals: for a run whose images keep their sizes, the images of the files, uint8 (H, W, C).
     """
 
     images: 'Sequence[np.ndarray]'
     targets: 'Mapping[str, np.ndarray]'
     task: 'Task'
     gradient: 'augment.Gradient | None' = None
+    originals: 'Sequence[np.ndarray]' = ()
 
 
 def inputs_of_pictures(args: argparse.Namespace) -> Inputs:
@@ -77,15 +87,22 @@ def inputs_of_run(args: argparse.Namespace, loaded: 'Run') -> Inputs:
     import numpy as np
 
     from jaxcnn import data
+    from jaxcnn.data import picture
+    from jaxcnn.evaluation.data import original_images
     from jaxcnn.training.step import image_gradient
     task, settings = loaded.experiment.task, loaded.config.data
     gradient = image_gradient(loaded.experiment.network, loaded.experiment.preprocessor, task, loaded.variables)
     if args.images:
         images = [loaded.load_picture(path)[0] for path in args.images]
-        return Inputs(images, task.targets_of(loaded.predict(np.stack(images))), task, gradient)
-    train = data.load(settings, task.kind).splits['train']
+        mode = 'L' if loaded.info['image_shape'][-1] == 1 else 'RGB'
+        originals = [picture.read(path, mode) for path in args.images] if settings.keeps_sizes else []
+        return Inputs(images, task.targets_of(loaded.predict(np.stack(images))), task, gradient,
+                      [image.reshape(*image.shape[:2], -1) for image in originals])
+    dataset = data.load(settings, task.kind)
+    train = dataset.splits['train']
     positions = np.random.default_rng(args.seed).permutation(len(train))[:2]
-    return Inputs(list(train.take(positions)), train.take_targets(positions), task, gradient)
+    originals = [*map(original_images(dataset, 'train'), positions)] if settings.keeps_sizes else []
+    return Inputs(list(train.take(positions)), train.take_targets(positions), task, gradient, originals)
 
 
 def rows_of(text: str, has_network: bool, is_default: bool) -> list[Row]:
@@ -109,18 +126,33 @@ def rows_of(text: str, has_network: bool, is_default: bool) -> list[Row]:
     rows, attacks = [], []
     for i, op in enumerate(pipeline.ops):
         start = 0 if isinstance(op, augment.Attack) and has_network else i
-        row = Row('|'.join(texts[start:i + 1]), augment.Pipeline(texts[i], pipeline.ops[start:i + 1]))
-        if row.pipeline.has_attack and not has_network:
-            attacks.append(row.heading)
+        part = augment.Pipeline(texts[i], pipeline.ops[start:i + 1])
+        heading = '|'.join(texts[start:i + 1])
+        if part.has_attack and not has_network:
+            attacks.append(heading)
         else:
-            rows.append(row)
+            rows.append(Row(heading, part))
     if attacks and not is_default:
         raise UserError(f'{attacks[0]} attacks a network', hint='name a run with --workdir, whose network is attacked')
     if attacks:
         cli.log.info('skipped: %s; they attack a network, which --workdir names', ', '.join(attacks))
-    if len(rows) > 1 and rows[-1].pipeline.ops != pipeline.ops and not is_default:
+    if len(rows) > 1 and part.ops != pipeline.ops and not is_default:
         rows.append(Row(text, pipeline))
     return rows
+
+
+def rows_of_files(text: str, settings: 'DataConfig') -> list[Row]:
+    """Return the rows for images that keep their sizes: the crops of the files, each op after them, and the pipeline.
+
+    Raises:
+      UserError: the pipeline does not begin with crops to one size.
+    """
+    from jaxcnn.data import augment
+    crops, rest = augment.split_pipeline(dataclasses.replace(settings, augment=text), train=True)
+    assert crops is not None
+    shorter = [f'shorter side of {settings.shorter_side}'] if settings.shorter_side else []
+    rows = [Row('|'.join(filter(None, [*shorter, crops.text])), None, crops)]
+    return rows if rest is None else [*rows, *rows_of(rest.text, True, is_default=True), Row(text, rest, crops)]
 
 
 @dataclasses.dataclass
@@ -147,22 +179,33 @@ def augment_images(row: Row, inputs: Inputs, draws: int, seed: int) -> Tiles:
     import jax.numpy as jnp
     import numpy as np
 
+    from jaxcnn.data.stream import crop_generator
     from jaxcnn.training.state import run_once
-    first, last = (jnp.asarray(inputs.images[i], jnp.float32) / 255 for i in (0, -1))
-    examples = {'image': jnp.stack([last, first] * draws)}
+    images = [inputs.images[i] for i in (-1, 0)] * draws
+    original = inputs.images[0]
+    if row.crops:
+        original = inputs.originals[0]
+        for i in range(2 * draws):
+            pixels = inputs.originals[(-1, 0)[i % 2]]
+            drawn = row.crops.draw(crop_generator(seed, i), *pixels.shape[:2])
+            images[i] = drawn.apply(pixels, *pixels.shape[:2])
+    examples = {'image': jnp.asarray(np.stack(images), jnp.float32) / 255}
     for name, values in inputs.targets.items():
         examples[name] = jnp.concatenate([jnp.asarray(values[[-1, 0]])] * draws)
     keys = jnp.repeat(jax.random.split(jax.random.key(seed), draws), 2, 0)
 
     def augment_batch(keys: jax.Array, examples: dict) -> dict:
+        if row.pipeline is None:
+            return examples
         return row.pipeline.batch(keys, examples, inputs.task, lambda x: jnp.roll(x, 1, 0), inputs.gradient)
     results = jax.jit(augment_batch, compiler_options=run_once())(keys, examples)
     augmented = {name: np.asarray(values)[1::2] for name, values in results.items()}
-    images = augmented.pop('image')
+    results_of_draws = augmented.pop('image')
     targets = [{name: values[i] for name, values in augmented.items()} for i in range(draws)]
-    titles = [inputs.task.title(values) if row.pipeline.num_mixes else '' for values in targets]
-    original = {name: np.asarray(values[0]) for name, values in inputs.targets.items()}
-    return Tiles([np.asarray(first), *images], [original, *targets], ['original', *titles])
+    titles = [inputs.task.title(values) if row.pipeline and row.pipeline.num_mixes else '' for values in targets]
+    original_targets = {name: np.asarray(values[0]) for name, values in inputs.targets.items()}
+    first = np.asarray(original, np.float32) / 255
+    return Tiles([first, *results_of_draws], [original_targets, *targets], ['original', *titles])
 
 
 def run(args: argparse.Namespace) -> int:
@@ -184,10 +227,14 @@ def run(args: argparse.Namespace) -> int:
         text = text or loaded.config.data.augment.strip()
         if not text:
             raise UserError(f'the run in {args.workdir!r} has no augmentation', hint='name a pipeline')
-    rows = rows_of(text or '|'.join(EXAMPLES), bool(loaded), is_default=not text)
+    if loaded and loaded.config.data.keeps_sizes:
+        rows = rows_of_files(text, loaded.config.data)
+    else:
+        rows = rows_of(text or '|'.join(EXAMPLES), bool(loaded), is_default=not text)
     inputs = inputs_of_run(args, loaded) if loaded else inputs_of_pictures(args)
     for row in rows:
-        inputs.task.check_augmentation(row.pipeline)
+        if row.pipeline:
+            inputs.task.check_augmentation(row.pipeline)
     tiles = Tiles([], [], [])
     for row in rows:
         new = augment_images(row, inputs, args.draws, args.seed)

@@ -105,7 +105,7 @@ def make_evaluator(run: 'Run', args: argparse.Namespace, protocol: 'Protocol | N
     return SplitEvaluator(run.experiment, dataset, args.split)
 
 
-def parse_protocols(args: argparse.Namespace) -> 'list[Protocol] | list[None]':
+def parse_protocols(args: argparse.Namespace) -> 'Sequence[Protocol | None]':
     """Return the protocols that `--protocol` or `--tta` describe, or None for the evaluation without one."""
     from jaxcnn.evaluation import protocols, sampling
     if args.samples is not None and not args.tta:

@@ -4,13 +4,13 @@ import argparse
 import collections
 import csv
 import dataclasses
-import functools
 import importlib.util
 import itertools
 import json
 import operator
 import os
 import unicodedata
+import zlib
 from collections.abc import Iterator, Sequence
 from concurrent import futures
 from typing import TYPE_CHECKING, Any
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from jaxcnn.tasks import Task
 
 BATCH_SIZE = 64  # at most, and no more than in the evaluations of the run
-SAMPLED_BATCH_SIZE = 1024  # with --tta, whose program is compiled for each batch
 
 
 def run(args: argparse.Namespace) -> int:
@@ -133,7 +132,7 @@ def predict(run: 'Run', args: argparse.Namespace, image_paths: Sequence[str]) ->
 
     from jaxcnn.data.resizing import Resizing
     task = run.experiment.task
-    predict_images = functools.partial(predict_samples, run, args) if args.tta else run.predict
+    sampler = SampledPictures(run, args) if args.tta else None
 
     def load(path: str) -> tuple[np.ndarray, Resizing] | UserError:
         try:
@@ -141,8 +140,7 @@ def predict(run: 'Run', args: argparse.Namespace, image_paths: Sequence[str]) ->
         except UserError as e:
             return e
 
-    batch_size = SAMPLED_BATCH_SIZE if args.tta else min(BATCH_SIZE, run.config.eval.batch_size)
-    batch_size = max(1, min(batch_size, len(image_paths)))
+    batch_size = max(1, min(BATCH_SIZE, run.config.eval.batch_size, len(image_paths)))
     for start in range(0, len(image_paths), batch_size):
         batch_paths = image_paths[start:start + batch_size]
         with futures.ThreadPoolExecutor() as pool:
@@ -157,30 +155,57 @@ def predict(run: 'Run', args: argparse.Namespace, image_paths: Sequence[str]) ->
                 resizings.append(result[1])
         if images:
             # batches have one shape, so that the network is compiled once
-            predictions = predict_images(np.stack([*images, *images[:1] * (batch_size - len(images))]))
+            num_padded = batch_size - len(images)
+            batch = np.stack([*images, *images[:1] * num_padded])
+            predictions = sampler.predict(batch, [*paths, *paths[:1] * num_padded]) if sampler else run.predict(batch)
             for i, (path, resizing) in enumerate(zip(paths, resizings, strict=True)):
                 prediction = jax.tree.map(operator.itemgetter(i), predictions)
                 yield path, task.map_back(prediction, resizing.map_boxes_back)
 
 
-def predict_samples(run: 'Run', args: argparse.Namespace, images: 'np.ndarray') -> 'np.ndarray':
-    """Return the mean probabilities (N, classes) that a run predicts for samples of augmented images.
+class SampledPictures:
+    """Predicts pictures by random samples of `--tta`, which depend on the content of the file alone.
 
     Args:
       run: a classification run.
       args: `tta` is the augmentation, `samples` the number of samples.
-      images: uint8 (N, H, W, C).
     """
-    import numpy as np
 
-    from jaxcnn.data import Dataset
-    from jaxcnn.data.split import Split
-    from jaxcnn.evaluation import sampling
-    protocol = sampling.parse(args.tta, 10 if args.samples is None else args.samples)
-    split = Split(images, np.arange(len(images)), {'label': np.zeros(len(images), np.int32)})
-    info = run.info
-    dataset = Dataset(info['name'], info['class_names'], {'train': split}, info['mean'], info['std'], None)
-    return protocol.predict(run.experiment, run.variables, dataset, 'train').probabilities
+    def __init__(self, run: 'Run', args: argparse.Namespace):
+        from jaxcnn.evaluation import sampling
+        protocol = sampling.parse(args.tta, 10 if args.samples is None else args.samples)
+        self._sampler, self._seed = sampling.Sampler(protocol, run.experiment, run.variables), protocol.seed
+        self._mode = 'L' if run.info['image_shape'][-1] == 1 else 'RGB'
+
+    def predict(self, images: 'np.ndarray', paths: Sequence[str]) -> 'np.ndarray':
+        """Return the mean probabilities (N, classes) for the samples.
+
+        Args:
+          images: uint8 (N, H, W, C), as evaluation gets them. Where images keep their sizes, the files are cropped instead.
+          paths: the paths of their files.
+        """
+        import numpy as np
+
+        from jaxcnn.data import picture
+        from jaxcnn.data.stream import crop_generator
+        from jaxcnn.evaluation.sampling import sample_numbers
+        numbers = np.array([zlib.crc32(picture.read_file(path)) for path in paths], np.uint32)
+        crops = self._sampler.crops
+        if crops is None:
+            return np.exp(self._sampler(lambda sample: images, numbers))
+        originals = {path: picture.read(path, self._mode) for path in paths}
+
+        def crop(path: str, number: int) -> np.ndarray:
+            image = originals[path]
+            image = image.reshape(*image.shape[:2], -1)
+            with name_field(as_text(path)):
+                drawn = crops.draw(crop_generator(self._seed, number), *image.shape[:2])
+            return drawn.apply(image, *image.shape[:2])
+
+        def take(sample: int) -> np.ndarray:
+            cropped = zip(paths, sample_numbers(numbers, sample), strict=True)
+            return np.stack([crop(path, int(number)) for path, number in cropped])
+        return np.exp(self._sampler(take, numbers))
 
 
 def with_threshold(task: 'Task', threshold: float) -> 'Task':

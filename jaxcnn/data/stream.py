@@ -7,6 +7,7 @@ run alone, so that a resumed run continues with the same bits, with any number o
 """
 
 import contextlib
+import dataclasses
 import functools
 import logging
 import multiprocessing
@@ -40,6 +41,16 @@ def _threads(process_id: int) -> futures.ThreadPoolExecutor:
 def _is_worker() -> bool:
     """Return whether this is a worker process of Grain, which decodes with one thread, as there are several."""
     return multiprocessing.parent_process() is not None
+
+
+def crop_generator(seed: int, number: int) -> np.random.Generator:
+    """Return the generator of the random numbers by which an image is cropped.
+
+    Args:
+      seed: seed of the run.
+      number: how many images of the run come before it.
+    """
+    return np.random.Generator(np.random.PCG64([seed, number, 0xC209]))
 
 
 class StreamedImages:
@@ -94,9 +105,16 @@ class StreamedImages:
           UserError: see `__getitem__`.
         """
         def decode(row: int) -> np.ndarray:
-            rng = np.random.Generator(np.random.PCG64([seed, int(numbers[row]), 0xC209]))
-            return self._decode(int(indices[row]), rng, train=True)
+            return self._decode(int(indices[row]), crop_generator(seed, int(numbers[row])), train=True)
         return self._decode_all(decode, np.arange(len(indices)))
+
+    def with_augment(self, augment: str) -> 'StreamedImages':
+        """Return the same images with another pipeline for training, of which `draw` applies the crops.
+
+        Raises:
+          UserError: the pipeline is invalid, or does not crop images to one size.
+        """
+        return StreamedImages(self._examples, self._name, dataclasses.replace(self._config, augment=augment), self.path)
 
     def check(self, index: int, for_training: bool) -> None:
         """Raise a UserError if an image cannot be decoded, or cropped for evaluation and, if asked for, for training."""

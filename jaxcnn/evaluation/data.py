@@ -69,7 +69,17 @@ class ImagesWithChannels:
         return self.shape[0]
 
     def __getitem__(self, index: Any) -> np.ndarray:
-        images: np.ndarray = self._images[index]
+        return self._converted(self._images[index])
+
+    def draw(self, *args: Any) -> np.ndarray:
+        """See `StreamedImages.draw`."""
+        return self._converted(self._images.draw(*args))
+
+    def with_augment(self, augment: str) -> 'ImagesWithChannels':
+        """See `StreamedImages.with_augment`."""
+        return ImagesWithChannels(self._images.with_augment(augment), self.shape[-1])
+
+    def _converted(self, images: np.ndarray) -> np.ndarray:
         if self.shape[-1] == 3:
             return images.repeat(3, -1)
         return ((images @ np.array([19595, 38470, 7471]) + 0x8000 >> 16).astype(np.uint8))[..., None]

@@ -10,6 +10,7 @@ from scipy import stats
 from jaxcnn.data import augment
 from jaxcnn.data.augment import affine, geometry
 from jaxcnn.errors import UserError
+from jaxcnn.evaluation import crops as evaluation_crops
 
 KEYS = jax.random.split(jax.random.key(1), 400)
 PIL_MODES = {'bilinear': Image.Resampling.BILINEAR, 'nearest': Image.Resampling.NEAREST}
@@ -171,7 +172,11 @@ def test_random_crops_have_uniform_positions_and_center_crops_are_central(image,
     windows = windows.reshape(-1, 17, 17, 3)
     positions = [int(np.flatnonzero((windows == crop).all((1, 2, 3)))[0]) for crop in crops]
     assert stats.chisquare(np.bincount(positions, minlength=32)).pvalue > 1e-4
-    np.testing.assert_array_equal(geometry.center_crop(17)(KEYS[0], jnp.asarray(image)), image[3:20, 1:18])
+    for size in (17, 19, 20):  # of 24 x 20 pixels, as in torchvision: int(round(margin / 2))
+        top, left = round((24 - size) / 2.0), round((20 - size) / 2.0)
+        expected = image[top:top + size, left:left + size]
+        np.testing.assert_array_equal(geometry.center_crop(size)(KEYS[0], jnp.asarray(image)), expected)
+        np.testing.assert_array_equal(evaluation_crops.center_crop(image, (size, size))[0], expected)
 
 
 def test_flip_ud_mirrors_rows_and_pad_pads(image, apply_to_image):

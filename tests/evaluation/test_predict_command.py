@@ -7,11 +7,14 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
+from jaxcnn import config
 from jaxcnn.cli import predict
 from jaxcnn.errors import UserError
+from jaxcnn.evaluation import sampling
 from jaxcnn.evaluation.ensemble import average
 from jaxcnn.evaluation.predictions import predict_split
 from jaxcnn.run import load_run
+from jaxcnn.training import train
 
 
 def run_command(*arguments):
@@ -64,6 +67,43 @@ def test_samples_of_an_augmentation_are_averaged(digits_runs, digits_folder, tmp
                 *images)
     classes = run.info['class_names']
     assert read_submission(tmp_path / 'a.csv') == [[p.stem, classes[c]] for p, c in zip(images, expected, strict=True)]
+
+
+def test_samples_act_on_image_files_and_depend_on_the_file_alone(no_pictures, tmp_path):
+    """A run on images that keep their sizes: `resize` squeezes all of the image, not evaluation's crop of the centre."""
+    rng, folder = np.random.default_rng(0), tmp_path / 'data'
+    for i in range(12):
+        path = folder / ('train' if i < 6 else 'test') / 'ab'[i % 2] / f'{i}.png'
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 255, (14, 12 + i, 3), np.uint8)).save(path)
+    train(config.make(
+        model={'name': 'sequential', 'layers': 'flatten|dense', 'kernel_init': 'normal(1.0)'}, batch_size=6,
+        duration={'steps': 1}, eval={'batch_size': 4}, parallel={'devices': 1}, data={
+            'name': 'folder', 'dir': str(folder), 'val_fraction': 0.0, 'image_size': 'original', 'augment': 'random_crop(8)',
+            'eval_augment': 'center_crop(8)'}), str(tmp_path / 'run'))
+    run, paths = load_run(str(tmp_path / 'run')), sorted((folder / 'test').rglob('*.png'))
+    squeezed = np.stack([ImageOps.mirror(Image.open(path).resize((8, 8), Image.Resampling.BILINEAR)) for path in paths])
+    scores = run.experiment.network.apply(run.variables, run.experiment.preprocessor.normalize(squeezed / 255), train=False)
+    expected = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
+
+    def table(*arguments):
+        run_command(f'--workdir={run.workdir}', f'--csv={tmp_path / "a.csv"}', *arguments)
+        with open(tmp_path / 'a.csv') as file:
+            rows = [{row[f'class_{i}']: float(row[f'probability_{i}']) for i in (1, 2)} | {'path': row['image']}
+                    for row in csv.DictReader(file)]
+        return {row['path']: [row['a'], row['b']] for row in rows}
+    predicted = table('--tta=resize(8)|flip_lr(1.0)', '--samples=2', *paths)
+    np.testing.assert_allclose([predicted[str(path)] for path in paths], expected, atol=1e-5)
+    protocol = sampling.parse('resize(8)|flip_lr(1.0)', 2)
+    evaluated = protocol.predict(run.experiment, run.variables, run.load_dataset(), 'test')
+    order = [evaluated.names.index(str(path.relative_to(folder))) for path in paths]
+    np.testing.assert_allclose(evaluated.probabilities[order], expected, rtol=1e-4)
+
+    random = table('--tta=random_crop(8)|flip_lr', '--samples=3', *paths)
+    assert table('--tta=random_crop(8)|flip_lr', '--samples=3', paths[2], paths[0]) == {
+        str(path): random[str(path)] for path in (paths[2], paths[0])}
+    with pytest.raises(UserError, match="--tta: must begin with operations that bring images to one size"):
+        run_command(f'--workdir={run.workdir}', '--tta=flip_lr', *paths)
 
 
 def test_folders_that_cannot_be_predicted_are_reported(digits_runs, digits_folder, tmp_path):

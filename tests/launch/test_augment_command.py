@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from jaxcnn import config
+from jaxcnn.cli import augment as augment_command
 from jaxcnn.data import augment
 
 pytestmark = pytest.mark.launch
@@ -17,6 +19,22 @@ def test_every_op_that_needs_no_network_is_drawn(command, tmp_path):
     assert out == [f'{len(augment.names()) + 1 - 2} rows: {path}']  # two policies of auto_augment, no fgsm, no pgd
     assert any('skipped' in line and 'fgsm' in line and 'pgd' in line for line in err)
     assert np.asarray(Image.open(path)).std() > 30
+
+
+def test_images_that_keep_their_sizes_are_cropped_from_their_files():
+    rng = np.random.default_rng(0)
+    originals = [rng.integers(0, 256, (20 + i, 31, 3), np.uint8) for i in range(2)]
+    inputs = augment_command.Inputs([image[4:12, 4:12] for image in originals], {}, None, None, originals)
+    rows = augment_command.rows_of_files('random_crop(8)|flip_lr(1.0)', config.DataConfig(image_size='original'))
+    assert [row.heading for row in rows] == ['random_crop(8)', 'flip_lr(1.0)', 'random_crop(8)|flip_lr(1.0)']
+    crops, flips, both = (augment_command.augment_images(row, inputs, 3, 5).images for row in rows)
+    np.testing.assert_array_equal(crops[0], np.float32(originals[0]) / 255)
+    windows = np.lib.stride_tricks.sliding_window_view(originals[0], (8, 8), (0, 1)).transpose(0, 1, 3, 4, 2)
+    positions = [np.argwhere((windows == np.rint(crop * 255)).all((2, 3, 4))) for crop in crops[1:]]
+    assert [len(position) for position in positions] == [1, 1, 1]
+    assert len({tuple(position[0]) for position in positions}) > 1
+    np.testing.assert_allclose(flips[1], inputs.images[0][:, ::-1] / 255, rtol=1e-6)
+    np.testing.assert_array_equal(both[1:], np.array(crops[1:])[:, :, ::-1])
 
 
 def test_ops_are_listed_with_their_arguments(command):

@@ -51,8 +51,8 @@ def _matrix(scale_x: Any = 1.0, scale_y: Any = 1.0, x: Any = 0.0, y: Any = 0.0) 
 
 
 def _centre(size: tuple[int, ...], crop_size: tuple[int, int]) -> tuple[int, int]:
-    """Return the top and the left of the central crop; an odd margin is one pixel smaller there."""
-    return (size[0] - crop_size[0]) // 2, (size[1] - crop_size[1]) // 2
+    """Return the top and the left of the central crop; half a pixel is rounded to the even one, as in torchvision."""
+    return round((size[0] - crop_size[0]) / 2), round((size[1] - crop_size[1]) / 2)
 
 
 def _cut_at_random(rng: np.random.Generator, crop: Crop, size: tuple[int, int], limit: bool = False) -> Crop:
@@ -114,7 +114,8 @@ def random_crop(size: int, width: int | None = None) -> Geometric:
 
 @register(deterministic=True)
 def center_crop(size: int, width: int | None = None) -> Geometric:
-    """Crop `size` x `size` pixels from the centre; an odd margin is one pixel smaller at the top or on the left.
+    """Crop `size` x `size` pixels from the centre. Half a pixel is rounded to the even one, as in torchvision and in
+    `jaxcnn evaluate --protocol=center`.
 
     Args:
       size: side of the crop in pixels, at least 1.
@@ -244,7 +245,8 @@ def random_resized_crop(size: int, scale: tuple = (0.08, 1.0), ratio: tuple = (3
             rectangle = _cut_at_random(rng, crop, (int(fitting[0, 0]), int(fitting[0, 1])), limit=True)
         else:
             largest = _largest_size(*crop.size, ratio)
-            rectangle = crop.cut(*_centre(crop.size, largest), *largest, limit=True)
+            top, left = ((side - new_side) // 2 for side, new_side in zip(crop.size, largest, strict=True))
+            rectangle = crop.cut(top, left, *largest, limit=True)
         return rectangle.resize(new_height, new_width)
     return Geometric(apply, draw)
 
