@@ -18,8 +18,8 @@ from jaxcnn.experiment import Experiment
 from jaxcnn.metrics import LOSS
 from jaxcnn.tasks import Accumulated
 from jaxcnn.timeline import displayed_epoch
-from jaxcnn.training.finish import SPARSITY
 from jaxcnn.training.initialize import FILE_NAME as INITIAL_WEIGHTS
+from jaxcnn.training.workdir import SPARSITY
 
 _MAX_ROWS = 20  # of the table of initial weights
 _SPLIT_NAMES = {'test': 'test', 'val': 'validation'}

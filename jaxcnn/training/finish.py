@@ -23,8 +23,6 @@ from jaxcnn.version import __version__
 
 log = logging.getLogger('jaxcnn')
 
-SPARSITY = 'sparsity.json'  # in the workdir of a run with pruning
-
 
 def best_state(checkpoints: Checkpoints, template: TrainState, last_step: int) -> tuple[int, TrainState | None]:
     """Return the step and the state of the best checkpoint that is not damaged.
@@ -90,7 +88,7 @@ def summarize_pruning(folder: str, state: TrainState, is_main_process: bool) -> 
     layers = layer_table(state.pruning['masks'])
     nonzero = sum(int(np.count_nonzero(x)) for x in jax.tree.leaves(state.params))
     if is_main_process:
-        workdir.write_json(os.path.join(folder, SPARSITY), {'layers': layers})
+        workdir.write_json(os.path.join(folder, workdir.SPARSITY), {'layers': layers})
     return {'sparsity': float(state.pruning['sparsity']), 'nonzero_params': nonzero}
 
 

@@ -22,6 +22,7 @@ from jaxcnn.locks import LockedError, holder_has_ended, lock
 log = logging.getLogger('jaxcnn')
 _LOCK = '.lock'
 STUDY = 'study.json'  # in the workdir of a study
+SPARSITY = 'sparsity.json'  # of a run with pruning
 SVMS = 'svms.json'  # the measurements that `jaxcnn fit_svms` adds to those of the summary
 
 
