@@ -172,8 +172,9 @@ class Context:
     def shortened(self, num_steps: int, **optim: Any) -> cfg.Config:
         """Return the config of a run of `num_steps` steps, with the schedule shortened accordingly.
 
-        Later stages, batch sizes and sizes of images and a BatchNorm that is frozen later are not reached by a short run. A
-        schedule may need more steps, such as a triangle whose peak comes early; `variant` then raises `TooShort`.
+        Later stages, batch sizes and sizes of images, a BatchNorm that is frozen later, and pruning that is not by the masks
+        of another run are not reached by a short run. A schedule may need more steps, such as a triangle whose peak comes
+        early; `variant` then raises `TooShort`.
 
         Args:
           num_steps: number of steps.
@@ -184,8 +185,9 @@ class Context:
         if warmup is not None:
             warmup = cfg.Duration('steps', math.ceil(num_steps * timeline.steps(warmup) / timeline.total))
         freeze_bn = config.freeze_bn if config.freeze_bn is not None and not config.freeze_bn.value else None
+        pruning = config.pruning if config.pruning is not None and config.pruning.masks else None
         return dataclasses.replace(
-            config, duration=cfg.Duration('steps', num_steps), batch_schedule=(), freeze_bn=freeze_bn,
+            config, duration=cfg.Duration('steps', num_steps), batch_schedule=(), freeze_bn=freeze_bn, pruning=pruning,
             data=dataclasses.replace(config.data, train_size=(timeline.phases[0].image_size,)),
             optim=dataclasses.replace(config.optim, **{'warmup': warmup, 'switch': (), **optim}))
 

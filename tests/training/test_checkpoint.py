@@ -1,5 +1,6 @@
 """Checkpoints: what is read is what was saved, bit by bit, or is not read at all."""
 
+import json
 import logging
 import os
 import shutil
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 
 from jaxcnn import config as cfg
-from jaxcnn import metrics
+from jaxcnn import metrics, sealed
 from jaxcnn.errors import UserError
 from jaxcnn.training.checkpoint import Checkpoints, fingerprint
 from jaxcnn.training.state import TrainState, Weights
@@ -425,3 +426,12 @@ def test_weights_are_read_without_the_optimizers_state(tmp_path, ema):
     with pytest.raises(UserError, match=r'checkpoint 3 in .* is of another network: params/dense/bias is \(7,\) bfloat16'):
         checkpoints.read_weights(3, template.replace(params={'dense': {'bias': np.zeros(8)}}))
     checkpoints.close()
+
+
+def test_a_checkpoint_of_a_state_that_lacked_a_field_is_read(copy_of_two):
+    path = copy_of_two / 'checkpoints' / '2' / 'progress' / 'metadata'
+    content = sealed.unseal(json.loads(path.read_text()))
+    del content['fingerprints']['pruning']
+    path.write_text(json.dumps(sealed.seal(content)))
+    state, _ = open_checkpoints(copy_of_two).read(2, TEMPLATE)
+    assert_same_bits(state, make_state(2))
