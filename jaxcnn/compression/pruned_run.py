@@ -133,12 +133,13 @@ def prune_run(run: Run, folder: str, sparsities: Sequence[float], config: cfg.Pr
     experiment = run.experiment
     params = variables(weights)[experiment.best.ema]['params']
     names = prunable(config, experiment.network, experiment.image_shape, params)
-    evaluator = SplitEvaluator(experiment, dataset, split)
+    without_tta = dataclasses.replace(experiment.preprocessor, tta=None)
+    evaluator = SplitEvaluator(dataclasses.replace(experiment, preprocessor=without_tta), dataset, split)
     metrics = experiment.displayed_metrics()
 
     def network(weights: Weights, sparsity: float, masks: Tree, folder: str = '') -> PrunedNetwork:
         num_images, measured = evaluator(weights)
-        values = {m.metric.name: value for m, value in measured.items() if m.ema == experiment.best.ema and not m.tta}
+        values = {m.metric.name: value for m, value in measured.items() if m.ema == experiment.best.ema}
         total, remain = (sum(f(x) for x in jax.tree.leaves(masks)) for f in (np.size, np.count_nonzero))
         counted.append(num_images)
         return PrunedNetwork(sparsity, 1 - remain / total, values, sizes(variables(weights)[experiment.best.ema]['params']),
