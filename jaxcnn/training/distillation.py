@@ -305,8 +305,8 @@ class Distillation(LossTerm):
         results = [teacher.outputs(variables, forward.pixels, features=i in of_hints)
                    for i, (teacher, variables) in enumerate(zip(self.teachers, arrays, strict=True))]
         logits, maps = zip(*results, strict=True)
-        log_p = mean_log_probabilities([z / config.temperature for z in logits], self.weights, kind)
-        log_q = log_probabilities(forward.outputs / config.temperature, kind)
+        log_p = mean_log_probabilities([z.astype(jnp.float32) / config.temperature for z in logits], self.weights, kind)
+        log_q = log_probabilities(forward.outputs.astype(jnp.float32) / config.temperature, kind)
         term = config.temperature ** 2 * divergence(log_p, log_q).mean()
         scalars = {'target_loss': loss, 'distillation_loss': term}
         if config.alpha:

@@ -68,6 +68,11 @@ def check(old: cfg.Config, new: cfg.Config, num_train: int, step: int) -> str:
     if old_timeline.pruning_steps != new_timeline.pruning_steps:
         raise UserError(f'{new_run} would have been pruned at other steps than this run', field='config.pruning',
                         hint='give begin, end and every in epochs or steps')
+    if new.distillation and new.distillation.hints_alone:
+        old_end, new_end = (timeline.steps(new.distillation.hints_alone) for timeline in (old_timeline, new_timeline))
+        if old_end != new_end and min(old_end, new_end) < step:
+            raise UserError(f'{new_run} trains the hints alone until step {new_end}, and this run did until step {old_end}',
+                            field='config.distillation.hints_alone', hint='give it in epochs or steps')
     lookahead = new.optim.lookahead
     if lookahead and (lookahead.ramp or (step == old_timeline.total and step % lookahead.every)):
         raise UserError(f'the slow parameters of this run moved as its {old_timeline.total} steps required, and those of '

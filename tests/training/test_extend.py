@@ -83,6 +83,8 @@ REFUSED = {
     'until': ({'optim': {'schedule': 'constant', 'groups': [{'match': 'k', 'until': {'fraction': 0.5}}]}}, {},
               r'groups\[0\]\.until: a run of 8 epochs stops the group at step 40, and this run stopped it at step 20'),
     'pruning as a fraction': ({'pruning': {'sparsity': 0.5}}, {}, 'would have been pruned at other steps'),
+    'hints_alone': ({'distillation': {'hints_alone': {'fraction': 0.5}}}, {},
+                    r'config\.distillation\.hints_alone: .* alone until step 40, and this run did until step 20'),
     'ramp': ({'optim': {'schedule': 'constant', 'lookahead': {'ramp': 1.0}}}, {}, r'config\.optim\.lookahead'),
     'look-ahead at the end': ({'optim': {'schedule': 'constant', 'lookahead': {'every': 7}}}, {}, 'optim.lookahead'),
     'evaluations as fractions': ({'eval': {'every': {'fraction': 0.25}}}, {}, r'config\.eval\.every: .* at other steps'),
