@@ -13,6 +13,7 @@ COMMANDS = {
     'data': 'show what is in a data set before training',
     'check': 'check whether the training of a config is sound',
     'explain': 'show what a trained network sees, and why it decided',
+    'robustness': 'attack a trained network, corrupt its images, and show it others',
     'study': 'train the arms of a study, and compare them',
     'compare': 'compare runs',
     'prune': 'prune a trained network, and report what is gained and lost',

@@ -12,7 +12,8 @@ from jaxcnn import config as cfg
 from jaxcnn.data import Dataset, sources
 from jaxcnn.data.checks import check_images
 from jaxcnn.data.dataset import read_splits
-from jaxcnn.data.targets import BOXES, LABELS
+from jaxcnn.data.split import Split
+from jaxcnn.data.targets import BOXES, LABEL, LABELS
 from jaxcnn.errors import UserError, as_text, counted, name_field, unknown
 from jaxcnn.run import Run
 
@@ -94,27 +95,59 @@ def _load_other_data(run: Run, source: sources.Source, config: cfg.DataConfig) -
             error = unknown('class', as_text(name), class_names, field=source.location)
             error.add_hint(f'data for an evaluation has classes of the run, {run.workdir!r}')
             raise error
-    if not config.image_size and shape[0] == shape[1]:
-        config = dataclasses.replace(config, image_size=shape[0])
-    meta, splits = read_splits(source, config)
+    meta, splits = _read_splits_of_shape(source, config, shape)
     numbers = np.array([class_names.index(name) for name in other_names], np.int32)
     for name, split in splits.items():
-        images = split.images if split.images.shape[-1] == shape[-1] else ImagesWithChannels(split.images, shape[-1])
-        if tuple(images.shape[1:]) != shape:
-            raise UserError('its images have {} x {} pixels, and those of the run {} x {} (height x width)'.format(
-                *images.shape[1:3], *shape[:2]), field=source.location)
         targets = dict(split.targets)
         if source.kind is LABELS:
             targets['labels'] = np.zeros((len(split), len(class_names)), np.uint8)
             targets['labels'][:, numbers] = split.targets['labels']
         else:
             targets['label'] = numbers[split.targets['label']]
-        splits[name] = dataclasses.replace(split, images=images, targets=targets)
+        splits[name] = dataclasses.replace(split, targets=targets)
     log.info('%s is not the data that %r was trained on: %s; %d of its %d classes', source.location, run.workdir,
              ', '.join(f'{name} {counted(len(split), "image")}' for name, split in splits.items()),
              len(other_names), len(class_names))
     return Dataset(config.name, class_names, splits, run.info['mean'], run.info['std'], source.ink, meta['broken'],
                    kind=source.kind, paths=dict(source.paths), source=source)
+
+
+def _read_splits_of_shape(source: sources.Source, config: cfg.DataConfig,
+                          shape: tuple[int, ...]) -> tuple[dict[str, Any], dict[str, Split]]:
+    """Return what `read_splits` returns, with images resized and converted to a shape (H, W, C)."""
+    if not config.image_size and shape[0] == shape[1]:
+        config = dataclasses.replace(config, image_size=shape[0])
+    meta, splits = read_splits(source, config)
+    for name, split in splits.items():
+        images, channels = split.images, split.images.shape[-1]
+        if channels != shape[-1]:
+            if {channels, shape[-1]} != {1, 3}:
+                raise UserError(f'its images have {channels} channels, and those of the run {shape[-1]}',
+                                field=source.location,
+                                hint='only grey images and colour images are converted into each other')
+            images = ImagesWithChannels(images, shape[-1])
+        if tuple(images.shape[1:]) != shape:
+            raise UserError('its images have {} x {} pixels, and those of the run {} x {} (height x width)'.format(
+                *images.shape[1:3], *shape[:2]), field=source.location)
+        splits[name] = dataclasses.replace(split, images=images)
+    return meta, splits
+
+
+def load_images_of_others(run: Run, data_name: str, data_dir: str = '') -> dict[str, Split]:
+    """Return the splits of data that has any classes, with images of the size and the channels of a run.
+
+    Args:
+      run: the run.
+      data_name: the data set or layout.
+      data_dir: its folder; empty: the default one of the data set.
+
+    Raises:
+      UserError: The data is missing, or its images cannot be converted.
+    """
+    shape = tuple(run.info['image_shape'])
+    config = cfg.DataConfig(name=data_name, dir=data_dir, resize=run.config.data.resize, cache_dir=run.config.data.cache_dir,
+                            image_size=shape[0] if shape[0] == shape[1] else shape[:2])
+    return _read_splits_of_shape(sources.find(config, LABEL), config, shape)[1]
 
 
 def original_images(dataset: Dataset, split: str) -> Callable[[int], np.ndarray]:

@@ -54,7 +54,7 @@ class Attacker:
         self.victim, self.threat, self.images, self.targets = victim, threat, images, targets
         self.logits = victim.all_logits(images.pixels, batch_size)
         self._order = np.asarray(class_order(jnp.asarray(self.logits), jnp.asarray(images.labels)))
-        self._key, self._batch_size = jax.random.key(seed), min(batch_size, max(len(images), 1))
+        self._key, self.batch_size = jax.random.key(seed), min(batch_size, max(len(images), 1))
         self._compiled: dict[Apply, Callable[..., Any]] = {}
 
     @property
@@ -86,11 +86,11 @@ class Attacker:
         """Return the images at `rows` after a stage, whether each has reached the aim, and the norm of its change."""
         if stage.apply not in self._compiled:
             self._compiled[stage.apply] = jax.jit(self._make_attack(stage.apply))
-        attack, small = self._compiled[stage.apply], max(self._batch_size // 8, 1)
+        attack, small = self._compiled[stage.apply], max(self.batch_size // 8, 1)
         targets = self.targets if stage.rank is None else self._order[:, stage.rank]
         key, results, start = jax.random.fold_in(self._key, stage.draw), [], 0
         while start < len(rows):
-            size = self._batch_size if len(rows) - start > small else small  # few images left need no large batch
+            size = self.batch_size if len(rows) - start > small else small  # few images left need no large batch
             batch = rows[np.minimum(np.arange(start, start + size), len(rows) - 1)]
             result = attack(self.victim.variables, key, self.images.positions[batch], self.images.pixels[batch],
                             self.images.labels[batch], targets[batch], np.float32(eps))

@@ -142,23 +142,30 @@ class Corruption:
       constants: for `cifar` and for `imagenet` the constants of the five severities.
       category: noise, blur, weather or digital.
       is_random: whether it draws random numbers.
+      is_traceable: whether the constants may be traced, so that one compiled program serves all severities.
     """
 
     apply: Callable[..., jax.Array]
     constants: Mapping[str, Sequence[Any]]
     category: str
     is_random: bool = True
+    is_traceable: bool = False
+
+    def arguments(self, severity: int, constants: str) -> tuple[Any, ...]:
+        """Return the constants of a severity as a tuple; `constants` is `cifar` or `imagenet`."""
+        values = self.constants[constants][severity - 1]
+        return values if isinstance(values, tuple) else (values,)
 
 
 _ELASTIC_244 = 244 / 224  # ImageNet-C's lengths are multiples of 244 pixels, for images of 224 pixels
 
 CORRUPTIONS: dict[str, Corruption] = {
     'gaussian_noise': Corruption(gaussian_noise, {
-        'cifar': (0.04, 0.06, 0.08, 0.09, 0.10), 'imagenet': (0.08, 0.12, 0.18, 0.26, 0.38)}, 'noise'),
+        'cifar': (0.04, 0.06, 0.08, 0.09, 0.10), 'imagenet': (0.08, 0.12, 0.18, 0.26, 0.38)}, 'noise', is_traceable=True),
     'shot_noise': Corruption(shot_noise, {
-        'cifar': (500, 250, 100, 75, 50), 'imagenet': (60, 25, 12, 5, 3)}, 'noise'),
+        'cifar': (500, 250, 100, 75, 50), 'imagenet': (60, 25, 12, 5, 3)}, 'noise', is_traceable=True),
     'impulse_noise': Corruption(impulse_noise, {
-        'cifar': (0.01, 0.02, 0.03, 0.05, 0.07), 'imagenet': (0.03, 0.06, 0.09, 0.17, 0.27)}, 'noise'),
+        'cifar': (0.01, 0.02, 0.03, 0.05, 0.07), 'imagenet': (0.03, 0.06, 0.09, 0.17, 0.27)}, 'noise', is_traceable=True),
     'defocus_blur': Corruption(defocus_blur, {
         'cifar': ((0.3, 0.4), (0.4, 0.5), (0.5, 0.6), (1, 0.2), (1.5, 0.1)),
         'imagenet': ((3, 0.1), (4, 0.5), (6, 0.5), (8, 0.5), (10, 0.5))}, 'blur', is_random=False),
@@ -178,14 +185,16 @@ CORRUPTIONS: dict[str, Corruption] = {
                      (0.55, 0.3, 4.5, 0.85, 12, 8, 0.65), (0.55, 0.3, 2.5, 0.85, 12, 12, 0.55))}, 'weather'),
     'frost': Corruption(weather.frost, {
         'cifar': ((1, 0.2), (1, 0.3), (0.9, 0.4), (0.85, 0.4), (0.75, 0.45)),
-        'imagenet': ((1, 0.4), (0.8, 0.6), (0.7, 0.7), (0.65, 0.7), (0.6, 0.75))}, 'weather'),
+        'imagenet': ((1, 0.4), (0.8, 0.6), (0.7, 0.7), (0.65, 0.7), (0.6, 0.75))}, 'weather', is_traceable=True),
     'fog': Corruption(weather.fog, {
         'cifar': ((0.2, 3), (0.5, 3), (0.75, 2.5), (1, 2), (1.5, 1.75)),
-        'imagenet': ((1.5, 2), (2, 2), (2.5, 1.7), (2.5, 1.5), (3, 1.4))}, 'weather'),
+        'imagenet': ((1.5, 2), (2, 2), (2.5, 1.7), (2.5, 1.5), (3, 1.4))}, 'weather', is_traceable=True),
     'brightness': Corruption(brightness, {
-        'cifar': (0.05, 0.1, 0.15, 0.2, 0.3), 'imagenet': (0.1, 0.2, 0.3, 0.4, 0.5)}, 'weather', is_random=False),
+        'cifar': (0.05, 0.1, 0.15, 0.2, 0.3), 'imagenet': (0.1, 0.2, 0.3, 0.4, 0.5)}, 'weather',
+                             is_random=False, is_traceable=True),
     'contrast': Corruption(contrast, {
-        'cifar': (0.75, 0.5, 0.4, 0.3, 0.15), 'imagenet': (0.4, 0.3, 0.2, 0.1, 0.05)}, 'digital', is_random=False),
+        'cifar': (0.75, 0.5, 0.4, 0.3, 0.15), 'imagenet': (0.4, 0.3, 0.2, 0.1, 0.05)}, 'digital',
+                           is_random=False, is_traceable=True),
     'elastic_transform': Corruption(elastic_transform, {
         'cifar': ((0, 0, 0.08), (0.05, 0.2, 0.07), (0.08, 0.06, 0.06), (0.1, 0.04, 0.05), (0.1, 0.03, 0.03)),
         'imagenet': tuple(tuple(_ELASTIC_244 * length for length in lengths) for lengths in (
@@ -228,7 +237,5 @@ def corruption(kind: str, severity: int, constants: str = 'auto') -> Op:
         if image.shape[-1] not in (1, 3):
             raise UserError(f'expected images of 1 or 3 channels, got {image.shape[-1]}', field=f'corruption({kind!r})')
         chosen = choose_constants(image.shape) if constants == 'auto' else constants
-        arguments = corrupted.constants[chosen][severity - 1]
-        arguments = arguments if isinstance(arguments, tuple) else (arguments,)
-        return jnp.clip(corrupted.apply(key, image, *arguments), 0, 1)
+        return jnp.clip(corrupted.apply(key, image, *corrupted.arguments(severity, chosen)), 0, 1)
     return apply

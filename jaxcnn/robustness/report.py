@@ -1,0 +1,195 @@
+"""The report on the robustness of a run: a page with tables and figures, and all values as JSON and CSV."""
+
+import csv
+import json
+import os
+from collections.abc import Sequence
+
+import numpy as np
+
+from jaxcnn.analysis.figures import warn_on_error
+from jaxcnn.analysis.markdown import escape, figure, to_html
+from jaxcnn.errors import UserError, counted
+from jaxcnn.files import open_replacement
+from jaxcnn.metrics import format_percent
+from jaxcnn.robustness import figures
+from jaxcnn.robustness.masking import MaskingReport
+from jaxcnn.robustness.result import AttackResults, CorruptionResults, OutlierResults, Result, worst_outcome
+
+EXAMPLES = 8  # attacked images in the figure
+
+
+def make_folder(folder: str) -> None:
+    """Make the folder of a report, with one for its figures.
+
+    Raises:
+      UserError: It exists, or cannot be made.
+    """
+    if os.path.lexists(folder):
+        raise UserError(f'{folder!r} exists', field='--output', hint='name another folder, or delete it')
+    try:
+        os.makedirs(os.path.join(folder, 'figures'))
+    except OSError as e:
+        raise UserError(f'{folder}: cannot be made: {e.strerror}', field='--output') from e
+
+
+def write_report(result: Result, folder: str, class_names: Sequence[str]) -> str:
+    """Write `robustness.md`, `.html`, `.json` and `.csv` and the figures, and return the path of the page.
+
+    Args:
+      result: the results.
+      folder: a folder from `make_folder`.
+      class_names: names of the classes.
+    """
+    figure_folder = os.path.join(folder, 'figures')
+    lines = [f'# Robustness of {escape(result.title)}', '',
+             f'Checkpoint {result.step} of `{result.workdir}`, {counted(result.count, "image")} of the {result.split} '
+             f'split, seed {result.seed}. Accuracy on them: {format_percent(result.accuracy)}.', '']
+    if result.attacks:
+        lines += attack_lines(result.attacks, figure_folder, class_names)
+    if result.masking:
+        lines += masking_lines(result.masking, figure_folder)
+    if result.corruptions:
+        lines += corruption_lines(result.corruptions, figure_folder)
+    if result.outliers:
+        lines += outlier_lines(result.outliers, figure_folder)
+    text = '\n'.join(lines)
+    contents = {'robustness.md': text, 'robustness.html': to_html(text, result.title, folder),
+                'robustness.json': json.dumps(result.values(), indent=1) + '\n'}
+    for name, content in contents.items():
+        with open_replacement(os.path.join(folder, name), errors='surrogateescape') as file:
+            file.write(content)
+    with open_replacement(os.path.join(folder, 'robustness.csv'), newline='', errors='surrogateescape') as file:
+        csv.writer(file).writerows([['test', 'name', 'setting', 'metric', 'value'], *result.rows()])
+    return os.path.join(folder, 'robustness.html')
+
+
+def format_eps(eps: float, norm: str) -> str:
+    """Return the size of a change as text: `8/255` for changes of whole bytes in the norm `linf`, otherwise a number."""
+    if norm == 'linf' and abs(eps * 255 - round(eps * 255)) < 1e-6:
+        return f'{round(eps * 255)}/255'
+    return f'{eps:g}'
+
+
+def attack_table(results: AttackResults) -> list[list[str]]:
+    """Return the table of the rates: a row for each attack, and for the worst case if there are several."""
+    rows = [[results.rate_name, '0', *(format_eps(eps, results.threat.norm) for eps in results.eps)]]
+    before = format_percent(results.rate(results.reached_before))
+    rows += [[outcomes[0].attack, before, *(format_percent(results.rate(o.reached)) for o in outcomes)]
+             for outcomes in results.outcomes]
+    if len(results.outcomes) > 1:
+        worst = [format_percent(results.rate(results.worst(i))) for i in range(len(results.eps))]
+        rows.append(['worst case', before, *worst])
+    return rows
+
+
+def _markdown_table(rows: Sequence[Sequence[str]]) -> list[str]:
+    head, *body = [f'| {" | ".join(map(escape, row))} |' for row in rows]
+    return [head, '|---' * len(rows[0]) + '|', *body, '']
+
+
+def attack_lines(results: AttackResults, folder: str, class_names: Sequence[str]) -> list[str]:
+    """Draw the figures of attacks, and return their section."""
+    norm = {'linf': 'L∞', 'l2': 'L2'}[results.threat.norm]
+    aim = ('The robust accuracy is the fraction of images whose label the network still predicts'
+           if not results.target else f'The attacks aim at a class ({escape(results.target)}). The success rate is the '
+           'fraction of images for which the network predicts it; images of that class are left out')
+    eps = [0.0, *results.eps]
+    rates = {outcomes[0].attack: [results.rate(results.reached_before), *(results.rate(o.reached) for o in outcomes)]
+             for outcomes in results.outcomes}
+    with warn_on_error(path := os.path.join(folder, 'attacks.png')):
+        figures.accuracy_curves(eps, rates, results.rate_name, results.threat.norm, path)
+    lines = ['## Attacks', '', f'{aim}. The columns are the largest {norm} norm of the change of an image with values in '
+             '[0, 1].', '', *_markdown_table(attack_table(results)), figure(folder, 'attacks'), '']
+    for outcomes in results.outcomes:
+        if len(outcomes[0].by_stage) > 1:
+            stages = list(outcomes[0].by_stage)
+            lines += [f'Images that each stage of `{outcomes[0].attack}` has added:', '', *_markdown_table(
+                [['eps', *stages], *([format_eps(o.eps, results.threat.norm), *(str(o.by_stage.get(s, 0)) for s in stages)]
+                                     for o in outcomes)])]
+            if outcomes[0].attack.startswith('auto'):
+                lines += ['An image that a smaller change breaks counts as broken by larger ones, and is not attacked '
+                          'again.', '']
+    worst = worst_outcome(results.outcomes)
+    rows = np.flatnonzero(worst.reached & ~results.reached_before)[:EXAMPLES]
+    if len(rows):
+        before, after = ([class_names[c] for c in predicted[rows]]
+                         for predicted in (results.predicted, results.attacked_predictions))
+        with warn_on_error(path := os.path.join(folder, 'attacked_images.png')):
+            figures.attacked_sheet(results.images.pixels[rows], worst.images[rows], before, after, path)
+        lines += [f'Images that `{worst.attack}` has broken, eps {format_eps(worst.eps, results.threat.norm)}, with the '
+                  'predicted classes:', '', figure(folder, 'attacked_images'), '']
+    return lines
+
+
+def masking_lines(report: MaskingReport, folder: str) -> list[str]:
+    """Draw the loss along an attack, and return the section on masked gradients."""
+    with warn_on_error(path := os.path.join(folder, 'loss.png')):
+        figures.loss_curve(report.losses, report.eps, path)
+    text = ('A network whose gradients mislead attacks looks more robust than it is (Athalye et al. 2018, Carlini et al. '
+            f'2019). The rates are of images that an attack of size {report.eps:.4g} breaks, among those that were right. A '
+            'suspicious check asks for other attacks; it proves nothing by itself.')
+    return ['## Masked gradients', '', text, '',
+            *_markdown_table([['check', 'result', 'numbers'],
+                              *([check.name, check.verdict, check.numbers] for check in report.checks)]),
+            figure(folder, 'loss'), '']
+
+
+def corruption_table(results: CorruptionResults) -> list[list[str]]:
+    """Return the table of the errors: a row for each kind, with the mean and, with a reference, the ratio to its error."""
+    errors, reference = results.errors, results.reference
+    head = ['error', *(f'severity {severity}' for severity in errors.severities), 'mean']
+    rows = [[kind.replace('_', ' '), *(format_percent(value) for value in values), format_percent(errors.mean_error(kind))]
+            for kind, values in errors.errors.items()]
+    means = [format_percent(float(np.mean([values[i] for values in errors.errors.values()])))
+             for i in range(len(errors.severities))]
+    rows.append(['mean', *means, format_percent(errors.mean)])
+    if reference:
+        ratios = errors.corruption_errors(reference)
+        relative = errors.relative_errors(reference)
+        head += ['CE', 'relative CE']
+        for row, kind in zip(rows, ratios, strict=False):
+            row += [format_percent(ratios[kind]), '' if np.isnan(relative[kind]) else format_percent(relative[kind])]
+        is_defined = not np.isnan(list(relative.values())).any()
+        rows[-1] += [format_percent(float(np.mean(list(ratios.values())))),
+                     format_percent(float(np.mean(list(relative.values())))) if is_defined else '']
+    return [head, *rows]
+
+
+def corruption_lines(results: CorruptionResults, folder: str) -> list[str]:
+    """Draw the figures of corruptions, and return their section."""
+    errors = results.errors
+    with warn_on_error(path := os.path.join(folder, 'corruptions.png')):
+        figures.corruption_table(errors, path)
+    with warn_on_error(path := os.path.join(folder, 'corrupted_image.png')):
+        figures.corruption_sheet(results.example, results.corrupted_examples, errors.severities, path)
+    source = {'cifar': 'CIFAR-10-C', 'imagenet': 'ImageNet-C'}[errors.constants]
+    text = (f'The corruptions of {source} (Hendrycks & Dietterich 2019), on the images as the network gets them, in bytes. '
+            f'Error without corruption: {format_percent(errors.clean)}.')
+    if 'frost' in errors.errors:
+        text += ' Frost is drawn at random instead of taken from the photographs of the benchmark.'
+    lines = ['## Corruptions', '', text, '']
+    if results.reference:
+        lines += [f'CE is the mean error over severities as a fraction of that of {escape(results.reference.name)}, and its '
+                  'mean is the mCE; relative CE is the same for the rise over the error without corruption.', '']
+    return [*lines, *_markdown_table(corruption_table(results)), figure(folder, 'corruptions'), '',
+            figure(folder, 'corrupted_image'), '']
+
+
+def outlier_table(results: OutlierResults) -> list[list[str]]:
+    """Return the table of the scores with their metrics."""
+    return [['score', 'AUROC', 'AUPR in', 'AUPR out', 'FPR at 95 % TPR'],
+            *([s.score, *map(format_percent, s.values().values())] for s in results.separations)]
+
+
+def outlier_lines(results: OutlierResults, folder: str) -> list[str]:
+    """Draw the histograms of scores, and return the section on images of other kinds."""
+    with warn_on_error(path := os.path.join(folder, 'outliers.png')):
+        figures.score_histograms(results.separations, 'this run', results.name, path)
+    others = f'{counted(results.count, "image")} of {escape(results.name)}'
+    text = (f'How well scores tell {others} from those of the run. AUROC is the probability that an image of the run has '
+            'the larger score; AUPR in and out are average precisions with images of the run, and with the others, as '
+            'positives; the last column is the fraction of the others that pass a threshold that 95 % of the images of the '
+            'run pass.')
+    return ['## Images of other kinds', '', text, '', *_markdown_table(outlier_table(results)),
+            figure(folder, 'outliers'), '']
