@@ -83,7 +83,7 @@ class Job:
     def _training(self) -> list[str]:
         return [sys.executable, '-m', 'jaxcnn.cli', 'train', f'--config={os.path.join(self.arm_folder, "config.json")}',
                 f'--workdir={self.folder}', f'--config.seed={self.seed}',
-                *(f'--config.{field}={folders[0] if field in SINGLE_RUN_FIELDS else folders!r}'
+                *(f'--config.{field}={folders[0] if field in SINGLE_RUN_FIELDS else repr(folders)}'
                   for field, folders in self.source_folders.items())]
 
     def shell_command(self) -> str:

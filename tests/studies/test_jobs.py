@@ -125,6 +125,12 @@ open(F + "/trained", "w")"""
     assert run(JobList([job.evaluation()]))['a'].summary['protocols'] == {'one': {'test_accuracy': 0.6}}
 
 
+def test_the_command_names_the_runs_of_other_arms(tmp_path):
+    arm = make_study(dict(model='lenet5', data=dict(name='digits')), {'a': {}}).arms[0]
+    job = Job(arm, 0, str(tmp_path), source_folders={'init.run': ('/runs/x',), 'distillation.teachers': ('/runs/x', 'y')})
+    assert job.command()[-2:] == ['--config.init.run=/runs/x', "--config.distillation.teachers=('/runs/x', 'y')"]
+
+
 def test_a_job_does_not_start_from_a_run_without_a_result(make_job):
     source, later = make_job('source', f'exit({Diverged.exit_code})'), make_job('later')
     grown = make_job('grown', source_folders={'init.run': (source.folder,)})
