@@ -99,7 +99,8 @@ def remove_channels(run: Run, folder: str, config: cfg.ChannelsConfig, checkpoin
     """
     derived_run.check_output(folder)
     step = run.find_step(checkpoint)
-    experiment, ema = run.experiment, run.experiment.best.ema
+    ema = run.experiment.best.ema
+    experiment = dataclasses.replace(run.experiment, preprocessor=dataclasses.replace(run.experiment.preprocessor, tta=None))
     narrowing = narrow_run(os.path.abspath(run.workdir), step, ema, config, data_dir)
     weights = run.load_weights(step)
 
