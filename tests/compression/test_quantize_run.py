@@ -128,3 +128,17 @@ def test_wrong_arguments_are_refused(run, tmp_path, arguments, message):
 def test_a_folder_without_a_quantised_network_is_refused(run):
     with pytest.raises(UserError, match='holds no quantised network'):
         load_quantized(run.workdir)
+
+
+@pytest.mark.usefixtures('no_pictures')
+def test_a_run_trained_with_quantisation_keeps_its_ranges_and_steps(small, tmp_path):
+    train(small(quantization=dict(method='lsq', bits=4), data=dict(augment='')), str(tmp_path / 'run'))
+    run = load_run(str(tmp_path / 'run'))
+    with pytest.raises(UserError, match='would replace the ranges'):
+        quantize_run(run, str(tmp_path), calibration='minmax')
+    result = quantize_run(run, str(tmp_path), images=32)
+    assert result.quantization.calibration == 'trained'
+    assert list(result.after) == ['simulated']  # int8 convolutions have 8 bits
+    assert result.after['simulated']['loss'] == pytest.approx(result.before['loss'], rel=1e-3)
+    kernels = [array for name, array in np.load(tmp_path / 'weights.npz').items() if name.endswith('kernel')]
+    assert max(np.abs(kernel.astype(int)).max() for kernel in kernels) == 7
