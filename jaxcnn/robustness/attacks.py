@@ -105,8 +105,8 @@ def pgd(threat: Threat, num_classes: int, iterations: int = 20, restarts: int = 
         if random_start:
             offsets = jax.vmap(lambda key, image: adversarial.random_offset(key, image, eps, threat.norm))(keys, images)
             start = jnp.clip(images + offsets, 0, 1)
-        return jax.lax.fori_loop(0, iterations, lambda _, x: adversarial.ascend(
-            images, x, gradient(x), step * eps, eps, threat.norm), start)
+        return adversarial.projected_ascent(images, start, {}, lambda x, _: gradient(x), eps, step * eps, iterations,
+                                            threat.norm)
     return [Stage(f'pgd, start {draw + 1}' if restarts > 1 else 'pgd', apply, draw) for draw in range(restarts)]
 
 

@@ -26,7 +26,7 @@ class Outcome:
       eps: the size of the changes.
       reached: whether the aim was reached, (N,) bool, over the images that are attacked.
       by_stage: number of images that each stage has added, by its name.
-      images: the attacked images (N, H, W, C).
+      images: the attacked images (N, H, W, C); or none, (0, H, W, C).
       distance: the largest norm of a change.
     """
 
@@ -116,23 +116,32 @@ class Attacker:
         return attack
 
 
+def worst_outcome(outcomes: Sequence[Sequence[Outcome]]) -> Outcome:
+    """Return the outcome that reaches the aim for most images, with the smallest change for which this is so."""
+    return max((outcome for of_attack in outcomes for outcome in of_attack),
+               key=lambda outcome: (int(outcome.reached.sum()), -outcome.eps))
+
+
 def evaluate(attacker: Attacker, attacks: Sequence[Attack], eps: Sequence[float]) -> list[list[Outcome]]:
     """Return the outcomes of each attack for each size of the changes, which ascend.
 
     An ensemble attacks only the images that smaller changes have not broken, as what was reached by a smaller change can be
-    reached by it as well.
+    reached by it as well. Only the worst outcome keeps its images, since those of all might not fit into the memory.
     """
-    results = []
+    results: list[list[Outcome]] = []
     for attack in attacks:
-        outcomes: list[Outcome] = []
+        results.append([])
+        before = None
         for size in eps:
-            before = outcomes[-1] if attack.is_ensemble and outcomes else None
             outcome = attacker.run(attack, size, before.reached if before else None)
             if before:
                 is_earlier = before.reached[:, None, None, None]
                 outcome = dataclasses.replace(outcome, images=np.where(is_earlier, before.images, outcome.images))
-            outcomes.append(outcome)
             log.info('%s, eps %.5g: %d of %d images reach the aim', attack.text, size, outcome.reached.sum(),
                      len(outcome.reached))
-        results.append(outcomes)
+            results[-1].append(outcome)
+            worst = worst_outcome(results)
+            results = [[o if o is worst else dataclasses.replace(o, images=o.images[:0]) for o in outcomes]
+                       for outcomes in results]
+            before = outcome if attack.is_ensemble else None
     return results

@@ -6,16 +6,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from jaxcnn.data import Dataset
-from jaxcnn.errors import UserError, name_field, unknown
+from jaxcnn.errors import UserError, unknown
 from jaxcnn.evaluation.data import load_images_of_others
 from jaxcnn.robustness import attacks, evaluate_attacks, evaluate_corruptions, masking, outliers
-from jaxcnn.robustness.result import (
-    AttackResults,
-    CorruptionResults,
-    OutlierResults,
-    Result,
-    worst_outcome,
-)
+from jaxcnn.robustness.result import AttackResults, CorruptionResults, OutlierResults, Result
 from jaxcnn.robustness.threat import Threat
 from jaxcnn.robustness.victim import Images, Victim, draw_images
 from jaxcnn.run import Run
@@ -90,8 +84,12 @@ class Measuring:
     def _load_outside(self) -> np.ndarray:
         """Return images of other kinds as the network gets them, before normalisation: (N, H, W, C)."""
         options = self._options
-        with name_field('--ood_name'):
+        try:
             splits = load_images_of_others(self._run, options.ood_name, options.ood_dir)
+        except UserError as e:
+            flags = {'config.data.name': '--ood_name', 'config.data.dir': '--ood_dir', None: '--ood_name'}
+            e.field = flags.get(e.field, e.field)
+            raise
         split = options.ood_split or ('test' if 'test' in splits else next(iter(splits)))
         if split not in splits:
             raise unknown('split', split, splits, field='--ood_split')
@@ -135,7 +133,7 @@ class Measuring:
             targets, logits = targets[rows], logits[rows]
         attacker = self._attacker(self._threat, images, targets)
         outcomes = evaluate_attacks.evaluate(attacker, self._attacks, sorted(options.eps))
-        attacked = self._victim.all_logits(worst_outcome(outcomes).images, options.batch_size).argmax(-1)
+        attacked = self._victim.all_logits(evaluate_attacks.worst_outcome(outcomes).images, options.batch_size).argmax(-1)
         return AttackResults(self._threat, options.target, images, logits.argmax(-1), attacked, attacker.reached_before,
                              outcomes)
 

@@ -13,8 +13,9 @@ from jaxcnn.errors import UserError, counted
 from jaxcnn.files import open_replacement
 from jaxcnn.metrics import format_percent
 from jaxcnn.robustness import figures
+from jaxcnn.robustness.evaluate_attacks import worst_outcome
 from jaxcnn.robustness.masking import MaskingReport
-from jaxcnn.robustness.result import AttackResults, CorruptionResults, OutlierResults, Result, worst_outcome
+from jaxcnn.robustness.result import AttackResults, CorruptionResults, OutlierResults, Result
 
 EXAMPLES = 8  # attacked images in the figure
 

@@ -60,12 +60,6 @@ class AttackResults:
         return np.any([outcomes[number].reached for outcomes in self.outcomes], 0)
 
 
-def worst_outcome(outcomes: Sequence[Sequence[Outcome]]) -> Outcome:
-    """Return the outcome that reaches the aim for most images, with the smallest change for which this is so."""
-    return max((outcome for of_attack in outcomes for outcome in of_attack),
-               key=lambda outcome: (int(outcome.reached.sum()), -outcome.eps))
-
-
 @dataclasses.dataclass(frozen=True)
 class CorruptionResults:
     """Errors on corrupted images, and what they are compared with.

@@ -4,7 +4,6 @@ An attack follows the gradient of the task's loss, without label smoothing, for 
 [0, 1].
 """
 
-
 import jax
 import jax.numpy as jnp
 
@@ -55,8 +54,8 @@ def ascend(images: jax.Array, attacked: jax.Array, gradient: jax.Array, step: ja
     return jnp.clip(images + project(moved - images, eps, norm), 0, 1)
 
 
-def projected_ascent(images: jax.Array, start: jax.Array, targets: Targets, gradient: Gradient, eps: float, step: float,
-                     iterations: int, norm: str) -> jax.Array:
+def projected_ascent(images: jax.Array, start: jax.Array, targets: Targets, gradient: Gradient,
+                     eps: jax.Array | float, step: jax.Array | float, iterations: int, norm: str) -> jax.Array:
     """Return the result of projected gradient ascent.
 
     Args:
