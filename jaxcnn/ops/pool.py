@@ -15,7 +15,7 @@ _as_windows = contextvars.ContextVar('_as_windows', default=False)
 
 @contextlib.contextmanager
 def as_reduce_window() -> Iterator[None]:
-    """Trace each pooling in the block as one `lax.reduce_window`, which exporters recognise and inference computes faster.
+    """Trace each pooling in the block as one `lax.reduce_window`, which exporters recognise.
 
     The gradient of `reduce_window` is several times slower than that of the default on the CPU.
     """
