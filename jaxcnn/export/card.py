@@ -97,14 +97,15 @@ def _data_lines(info: Any) -> list[str]:
 
 
 def _metric_lines(program: Program, step: int) -> list[str]:
-    """Return the metrics of the checkpoint: of the test split if it is the best one of a finished run."""
+    """Return the metrics of the checkpoint; of the test split only if it is the best one of a finished run."""
     run = program.run
     path = os.path.join(run.workdir, 'summary.json')
     names = [f'{split}_{metric.name}' for split in ('val', 'test') for metric in run.experiment.displayed_metrics()]
     values: dict[str, Any] = {}
     for row in run.history:
         if row.get('step') == step:
-            values.update(row)
+            values.update({name: row.get(f'{name.replace("_", "_ema_", 1)}' if run.experiment.best.ema else name)
+                           for name in names})
     if os.path.exists(path):
         summary = read_json(path)
         if summary.get('best_step') == step:
