@@ -129,12 +129,19 @@ class Timeline:
         config = self.config.semi_supervised
         if config is None:
             return []
-        steps = [self.steps(config.start)]
-        if steps[0] >= self.total:
-            raise UserError(f'begins at step {steps[0]}, but the run ends at step {self.total}',
+        steps: list[int] = []
+        step = self.steps(config.start)
+        if step >= self.total:
+            raise UserError(f'begins at step {step}, but the run ends at step {self.total}',
                             field='config.semi_supervised.start')
-        while (step := steps[-1] + self.steps(config.every, since=steps[-1])) < self.total:
-            steps.append(step)
+        while step < self.total:
+            duration, last = (config.every, steps[-1]) if steps else (config.start, -1)
+            # where an epoch begins within the batch before, its images are to be drawn by the labels
+            is_start = self.examples(step) % self.num_train == 0
+            begins_within = not is_start and self.epochs_begun(step - 1) < self.epochs_begun(step)
+            is_moved = duration.unit != 'steps' and begins_within and step - 1 > last
+            steps.append(step - 1 if is_moved else step)
+            step = steps[-1] + self.steps(config.every, since=steps[-1])
         return steps
 
     def _pruning_steps(self) -> list[int]:
@@ -152,6 +159,10 @@ class Timeline:
         while (step := steps[-1] + self.steps(config.every, since=steps[-1])) < end:
             steps.append(step)
         return steps if begin == end else [*steps, end]
+
+    def epochs_begun(self, step: int) -> int:
+        """Return the number of epochs that have begun before `step`."""
+        return -(-self.examples(step) // self.num_train)
 
     def _append_batch_size(self, begin: Duration, size: int, field: str) -> None:
         if size < 1:

@@ -440,7 +440,7 @@ class Config:
     model: Choice = _field(Choice('lenet5'), 'see jaxcnn.models.names(), with its fields')
     init: InitConfig | None = _field(None, 'weights to start from')
     semi_supervised: SemiSupervisedConfig | None = _field(None, 'labels that the network predicts for unlabelled images, '
-                                                          'which the layouts folder and flat find in the training split')
+                                                          'which layouts of files find in the training split')
     distillation: DistillationConfig | None = _field(None, 'trained networks from which this one learns')
     trades: TradesConfig | None = _field(None, 'adversarial training by TRADES; FGSM and PGD are augmentations')
     whiten: WhitenConfig | None = _field(None, 'whitening filters for the first convolution')

@@ -263,7 +263,8 @@ def load(config: DataConfig, kind: TargetKind = LABEL, source: sources.Source | 
     if unlabelled:
         if source.with_unlabelled is None:
             raise UserError('holds no training images without a label', field=source.location, hint='config.semi_supervised '
-                            'needs them; the layouts folder and flat find them in training/unlabeled')
+                            'needs them; the layouts folder and flat find them in training/unlabeled, webdataset in shards '
+                            'called unlabelled-*.tar, huggingface in the split unlabelled, and both where a label is -1')
         source = source.with_unlabelled()
     meta, splits = read_splits(source, config)
     fraction = config.val_fraction
@@ -274,9 +275,6 @@ def load(config: DataConfig, kind: TargetKind = LABEL, source: sources.Source | 
                     'None would use it', source.location, len(splits.pop('val')), fraction)
     _check_shapes(source.location, splits)
     unlabelled_split = splits.pop('unlabelled', None)
-    if unlabelled_split and unlabelled_split.is_streamed:
-        raise UserError('unlabelled images cannot be streamed', field='config.semi_supervised',
-                        hint='set config.data.placement=host, and a config.data.image_size')
     if fraction:
         _split_off_validation(splits, fraction, kind, config.split_seed)
     if not splits.keys() & {'val', 'test'}:

@@ -40,11 +40,14 @@ class Order:
         are, and the same number of each class: of a frequent class a random part, and those of a rare class several times.
         Images of a negative class are not drawn.
       available: positions of the images that epochs without balance are drawn from; None: those of the timeline's images.
+      earlier: the order of the epochs before `first_epoch`.
+      first_epoch: the first epoch that is drawn from these images.
     """
 
     def __init__(self, seed: int, timeline: Timeline, classes: np.ndarray | None = None,
-                 available: np.ndarray | None = None):
+                 available: np.ndarray | None = None, earlier: 'Order | None' = None, first_epoch: int = 0):
         self._seed, self._timeline, self._available = seed, timeline, available
+        self._earlier, self._first_epoch = earlier, first_epoch
         self._positions_of_classes = None
         if classes is not None:
             self._positions_of_classes = [np.flatnonzero(classes == c)
@@ -52,6 +55,8 @@ class Order:
 
     @functools.lru_cache(maxsize=4)  # noqa: B019 (an Order lives as long as its run)
     def _permutation(self, epoch: int) -> np.ndarray:
+        if self._earlier is not None and epoch < self._first_epoch:
+            return self._earlier._permutation(epoch)
         rng, count = np.random.Generator(np.random.PCG64([self._seed, epoch])), self._timeline.num_train
         if self._positions_of_classes is None:
             return rng.permutation(count if self._available is None else self._available)[:count].astype(np.int32)
@@ -113,20 +118,18 @@ class TrainFeed:
 
     Args:
       split: the training split.
-      seed: seed of the order, and of the crops of streamed images.
+      seed: seed of the crops of streamed images.
       timeline: steps of the run.
       on_device: whether the placement is device placement.
       process_rows: gives the rows of a global batch that this process provides.
       workers: number of Grain's worker processes; 0 for threads.
       max_steps: largest number of steps in a range.
-      classes: (N,) class of each training image for balanced epochs, or None; see `Order`.
-      available: see `Order`.
+      order: the order of the images; None: every epoch has each image once.
     """
 
     def __init__(self, split: Split, seed: int, timeline: Timeline, *, on_device: bool, process_rows: ProcessRows = all_rows,
-                 workers: int = 0, max_steps: int = 1, classes: np.ndarray | None = None,
-                 available: np.ndarray | None = None):
-        self._order = Order(seed, timeline, classes, available)
+                 workers: int = 0, max_steps: int = 1, order: Order | None = None):
+        self._order = order or Order(seed, timeline)
         self._timeline, self._on_device, self._workers = timeline, on_device, workers
         self._max_images = max_steps * max(p.batch_size for p in timeline.phases)
         self._source = _BatchSource(split, seed, self._order, timeline.total, process_rows)

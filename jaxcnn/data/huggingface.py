@@ -21,7 +21,18 @@ from jaxcnn.data.classes import (
     name_labels,
     read_class_file,
 )
-from jaxcnn.data.image_files import SPLITS, decode_example, existing_path, log, make_source, paths_of_splits
+from jaxcnn.data.image_files import (
+    SPLITS,
+    UNLABELLED_NAMES,
+    UNLABELLED_SPLIT,
+    decode_example,
+    existing_path,
+    log,
+    make_source,
+    no_labels,
+    paths_of_splits,
+    with_unlabelled,
+)
 from jaxcnn.data.sources import Example, Source, register
 from jaxcnn.data.table_layouts import COLUMN_NAMES
 from jaxcnn.data.targets import LABEL, LABELS, TargetKind
@@ -84,7 +95,8 @@ def huggingface(config: DataConfig, kind: TargetKind = LABEL) -> Source:
     The images are those of the only column of images, or of `config.columns.image`. Labels are those of a column `label`,
     `class` or similar, or of `config.columns.label`: `ClassLabel`s, whose names are in the order of their numbers; numbers,
     which count the names in `config.class_file`, if that is given; or names. A label of -1 or null means unlabelled. Without
-    splits, all images are training data.
+    splits, all images are training data. Rows of the split `train` without a label, and a split `unlabelled` or
+    `unsupervised`, are the images for pseudo-labels.
 
     Raises:
       UserError: the library is not installed, the folder cannot be read, a column is missing, or a label is wrong.
@@ -96,10 +108,18 @@ def huggingface(config: DataConfig, kind: TargetKind = LABEL) -> Source:
     indices: dict[str, np.ndarray] = {}
     image_classes: dict[str, list[ClassNames]] = {}
     declared: Sequence[str] | None = None
+    unlabelled: list[HuggingfaceExamples] = []
     for split, dataset in _read_splits(root).items():
         location = f'{as_text(root)}: {split}'
         image_column, label_column = _find_columns(location, dataset, config, split)
         rows[split] = dataset.select_columns([image_column]).with_format('arrow')
+        for file in dataset.cache_files:
+            status = os.stat(file['filename'])
+            name = os.path.relpath(file['filename'], root)
+            digest.update(os.fsencode(f'{split}\0{name}\0{status.st_size}\0{status.st_mtime_ns}\n'))
+        if split == UNLABELLED_SPLIT:
+            unlabelled.append(HuggingfaceExamples(rows[split], np.arange(len(dataset)), location, no_labels(len(dataset))))
+            continue
         names = _declared_names(dataset.features[label_column]) if label_column else None
         if split == 'train':
             declared = names
@@ -109,16 +129,16 @@ def huggingface(config: DataConfig, kind: TargetKind = LABEL) -> Source:
         log_unlabelled(as_text(root), int((~is_labelled).sum()), split)
         indices[split] = np.flatnonzero(is_labelled)
         image_classes[split] = [c for c in row_classes if c != (UNLABELLED,)]
-        for file in dataset.cache_files:
-            status = os.stat(file['filename'])
-            name = os.path.relpath(file['filename'], root)
-            digest.update(os.fsencode(f'{split}\0{name}\0{status.st_size}\0{status.st_mtime_ns}\n'))
+        if split == 'train' and not is_labelled.all():
+            others = np.flatnonzero(~is_labelled)
+            unlabelled.append(HuggingfaceExamples(rows[split], others, location, no_labels(len(others))))
     classes = list_classes(as_text(root), image_classes['train'], kind, _EXPECTED, config.class_file, declared)
     targets = make_targets(as_text(root), image_classes, classes, kind, lambda split, index: (
         f'{as_text(root)}: {split} row {indices[split][index]}'), config.class_file)
     splits = {split: HuggingfaceExamples(rows[split], indices[split], f'{as_text(root)}: {split}', targets[split])
               for split in targets}
-    return make_source('huggingface', root, digest.hexdigest(), classes, splits, kind, {})
+    source = make_source('huggingface', root, digest.hexdigest(), classes, splits, kind, {})
+    return with_unlabelled(source, unlabelled, digest.hexdigest())
 
 
 def _read_splits(root: str) -> dict[str, Any]:
@@ -143,6 +163,7 @@ def _read_splits(root: str) -> dict[str, Any]:
     if 'train' not in splits:
         raise UserError('has no split to train on', field=as_text(root), hint=f'expected a split called '
                         f'{" or ".join(SPLITS["train"])}; its splits are: {", ".join(loaded) or "none"}')
+    splits.update((UNLABELLED_SPLIT, name) for name in loaded if name.lower() in UNLABELLED_NAMES)
     if others := sorted(set(loaded) - set(splits.values())):
         log.warning('%s: skipped splits with other names: %s', as_text(root), ', '.join(map(as_text, others)))
     return {split: loaded[name] for split, name in splits.items()}
@@ -161,7 +182,7 @@ def _find_columns(location: str, dataset: Any, config: DataConfig, split: str) -
         name = getattr(config.columns, field)
         if name in features:
             return name
-        if field == 'label' and split == 'test' and (name or not candidates):
+        if field == 'label' and split in ('test', UNLABELLED_SPLIT) and (name or not candidates):
             return None
         if name:
             error = unknown('column', name, features, f'config.data.columns.{field}')

@@ -12,7 +12,7 @@ import logging
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -32,6 +32,8 @@ from jaxcnn.data.sources import Example, Examples, Source
 from jaxcnn.data.targets import LABEL, TargetKind
 from jaxcnn.errors import UserError, as_text, name_field
 
+UNLABELLED_SPLIT = 'unlabelled'  # training images without a label
+UNLABELLED_NAMES = 'unlabelled', 'unlabeled', 'unsupervised'  # of their folders, shards and splits
 SPLITS = {'train': ('train', 'training'), 'val': ('val', 'valid', 'validation', 'dev'),
           'test': ('test', 'testing', 'evaluation')}  # by split, the names of its folder, file or array
 # endings of files that often accompany images; other skipped files may have been meant as images
@@ -296,13 +298,82 @@ def make_file_source(name: str, root: str, listing: Listing, expected: str, conf
 
 
 def _add_unlabelled(source: Source, root: str, images: Sequence[ListedImage]) -> Source:
-    """Return a source with images as a further split, `unlabelled`, whose labels are 0."""
+    """Return a source with images as a further split, `unlabelled`; see `add_unlabelled`."""
     digest = hashlib.sha256()
     paths = _find_files(root, 'unlabelled', images, [()] * len(images), digest)
-    files = ImageFiles(root, paths, {'label': np.zeros(len(images), np.int32)})
-    return dataclasses.replace(source, key={**source.key, 'unlabelled': digest.hexdigest()},
-                               splits={**source.splits, 'unlabelled': lambda: files},
-                               paths={**source.paths, 'unlabelled': paths}, with_unlabelled=None)
+    return add_unlabelled(source, ImageFiles(root, paths, no_labels(len(images))), digest.hexdigest(), paths)
+
+
+@dataclasses.dataclass(frozen=True)
+class ConcatenatedExamples:
+    """The examples of several sets of encoded images, one after the other, in which labels are missing."""
+
+    parts: Sequence[Any]
+    mode: ClassVar[str] = 'RGB'
+
+    def __len__(self) -> int:
+        return sum(map(len, self.parts))
+
+    def _find(self, index: int) -> tuple[Any, int]:
+        """Return the set of an image, and its index there."""
+        for part in self.parts:
+            if index < len(part):
+                return part, index
+            index -= len(part)
+        raise IndexError(index)
+
+    def __getitem__(self, index: int) -> Example:
+        part, index = self._find(index)
+        return part[index]
+
+    def image_name(self, index: int) -> str:
+        """See `ImageFiles.image_name`."""
+        part, index = self._find(index)
+        return part.image_name(index)
+
+    def encoded(self, index: int) -> bytes:
+        """See `sources.EncodedExamples`."""
+        part, index = self._find(index)
+        return part.encoded(index)
+
+    def read_targets(self) -> Mapping[str, np.ndarray]:
+        """See `sources.EncodedExamples`."""
+        return no_labels(len(self))
+
+
+def with_unlabelled(source: Source, parts: Sequence[Any], digest: str) -> Source:
+    """Return a source that can add unlabelled images to its splits, if there are any and images have one label each.
+
+    Args:
+      source: a source of labelled images.
+      parts: sets of encoded images.
+      digest: changes whenever their files do.
+    """
+    parts = [part for part in parts if len(part)]
+    if not parts or source.kind is not LABEL:
+        return source
+    add = functools.partial(add_unlabelled, source, ConcatenatedExamples(parts), digest)
+    return dataclasses.replace(source, with_unlabelled=add)
+
+
+def no_labels(count: int) -> dict[str, np.ndarray]:
+    """Return the targets of `count` images without a label."""
+    return {'label': np.zeros(count, np.int32)}
+
+
+def add_unlabelled(source: Source, examples: Examples, digest: str, paths: Sequence[str] | None = None) -> Source:
+    """Return a source with images as a further split, `unlabelled`, whose labels are 0.
+
+    Args:
+      source: a source of labelled images.
+      examples: the unlabelled images.
+      digest: changes whenever their files do.
+      paths: their paths, if they have some.
+    """
+    return dataclasses.replace(source, key={**source.key, 'unlabelled': digest},
+                               splits={**source.splits, 'unlabelled': lambda: examples},
+                               paths={**source.paths, **({} if paths is None else {'unlabelled': paths})},
+                               with_unlabelled=None)
 
 
 def make_source(name: str, root: str, digest: str, classes: Sequence[str], splits: Mapping[str, Examples], kind: TargetKind,

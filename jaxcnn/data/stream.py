@@ -226,7 +226,7 @@ def prepare(source: Source, num_classes: int, config: DataConfig, folder: str) -
         usable = np.ones(len(examples), bool)
         if config.skip_broken:
             name = f'{source.location}: {split}'
-            usable = _find_usable(StreamedImages(examples, name, config, ''), name, split == 'train')
+            usable = _find_usable(StreamedImages(examples, name, config, ''), name, split in ('train', 'unlabelled'))
         np.save(os.path.join(folder, f'{split}.usable.npy'), usable)
         broken[split] = int((~usable).sum())
     return broken

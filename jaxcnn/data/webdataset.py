@@ -33,12 +33,16 @@ from jaxcnn.data.classes import (
 )
 from jaxcnn.data.image_files import (
     SPLITS,
+    UNLABELLED_NAMES,
+    UNLABELLED_SPLIT,
     decode_example,
     existing_path,
     find_split_folders,
     list_entries,
     log,
     make_source,
+    no_labels,
+    with_unlabelled,
 )
 from jaxcnn.data.sources import Example, Source, register
 from jaxcnn.data.targets import LABEL, LABELS, TargetKind
@@ -47,6 +51,7 @@ from jaxcnn.sealed import seal, unseal
 
 _EXPECTED = 'shards such as train-000000.tar, with an image and its label (.cls, .json or .txt) in each sample'
 _CACHE_FORMAT = 1
+_MAY_LACK_LABELS = 'test', UNLABELLED_SPLIT  # splits
 _BLOCK_SIZE = 512  # bytes, of which a tar archive consists
 _COMPRESSED = re.compile(r'\.(tar\.(gz|bz2|xz|zst)|tgz)$')
 _SKIP_HINT = 'config.data.skip_broken=True skips such samples'
@@ -133,14 +138,13 @@ class _Sample(NamedTuple):
 
 
 class _SplitIndex:
-    """The images of a split, collected shard by shard; the attributes are those of `ShardExamples`."""
+    """Images of a split, collected shard by shard; the attributes are those of `ShardExamples`."""
 
     def __init__(self) -> None:
         self.shards: list[str] = []
         self.shard_indices, self.offsets, self.sizes = array.array('i'), array.array('q'), array.array('q')
         self.names: list[str] = []
         self.classes: list[ClassNames] = []
-        self.num_unlabelled = 0
 
     def add(self, image: _File, classes: ClassNames) -> None:
         """Add an image of the last shard."""
@@ -154,6 +158,11 @@ class _SplitIndex:
         """Return the path of each image."""
         return _ImageNames(self.shards, self.shard_indices, self.names)
 
+    def examples(self, root: str, targets: Mapping[str, np.ndarray]) -> ShardExamples:
+        """Return the images with their targets."""
+        return ShardExamples(root, self.shards, np.array(self.shard_indices, np.int32), np.array(self.offsets, np.int64),
+                             np.array(self.sizes, np.int64), self.names, targets)
+
 
 def webdataset(config: DataConfig, kind: TargetKind = LABEL) -> Source:
     """Return the source of the tar archives in a folder, or of one archive.
@@ -161,7 +170,8 @@ def webdataset(config: DataConfig, kind: TargetKind = LABEL) -> Source:
     The name of an archive holds that of its split, as in `train-000000.tar`, or the archives of each split are in a folder
     of its own. Archives without a split are training data. Labels are numbers (`.cls`), the field `label` of a JSON object
     (`.json`), or names (`.txt`); of several, the first of these is taken. Numbers count the names in `config.class_file`, if
-    that is given, from 0.
+    that is given, from 0. Training images whose label is -1 or empty, and those in archives called `unlabelled-*.tar`, are
+    the images for pseudo-labels.
 
     Raises:
       UserError: there is no archive, or one is compressed or damaged; a sample has no image or no label, or its key occurs
@@ -171,19 +181,25 @@ def webdataset(config: DataConfig, kind: TargetKind = LABEL) -> Source:
     root = path if os.path.isdir(path) else os.path.dirname(os.path.abspath(path))
     class_names = read_class_file(config.class_file) if config.class_file else None
     digest = hashlib.sha256(json.dumps([os.path.realpath(root), dataclasses.asdict(config.columns)]).encode())
-    indices = {}
+    indices, unlabelled = {}, []
     for split, shards in _find_shards(path).items():
-        indices[split] = _index_split(root, split, shards, config, kind, class_names, digest)
-        log_unlabelled(as_text(root), indices[split].num_unlabelled, split)
+        index, others = _index_split(root, split, shards, config, kind, class_names, digest)
+        log_unlabelled(as_text(root), len(others.names), split)
+        if split == UNLABELLED_SPLIT:
+            unlabelled.append(others)
+        else:
+            indices[split] = index
+        if split == 'train':
+            unlabelled.append(others)
     image_classes = {split: index.classes for split, index in indices.items()}
     paths = {split: index.paths() for split, index in indices.items()}
     classes = list_classes(as_text(root), image_classes['train'], kind, _EXPECTED, config.class_file)
     targets = make_targets(as_text(root), image_classes, classes, kind, lambda split, index: as_text(
         os.path.join(root, paths[split][index])), config.class_file)
-    splits = {split: ShardExamples(root, index.shards, np.array(index.shard_indices), np.array(index.offsets),
-                                   np.array(index.sizes), index.names, targets[split])
-              for split, index in indices.items() if split in targets}
-    return make_source('webdataset', root, digest.hexdigest(), classes, splits, kind, paths)
+    splits = {split: index.examples(root, targets[split]) for split, index in indices.items() if split in targets}
+    source = make_source('webdataset', root, digest.hexdigest(), classes, splits, kind, paths)
+    parts = [index.examples(root, no_labels(len(index.names))) for index in unlabelled]
+    return with_unlabelled(source, parts, digest.hexdigest())
 
 
 def _find_shards(path: str) -> dict[str, list[str]]:
@@ -201,6 +217,8 @@ def _find_shards(path: str) -> dict[str, list[str]]:
     for archive in _archives(path):
         words = {*re.split(r'[^a-z]+', os.path.basename(archive).lower())}
         splits = [split for split, names in SPLITS.items() if words & {*names}]
+        if words & {*UNLABELLED_NAMES}:
+            splits = [UNLABELLED_SPLIT]
         if len(splits) > 1:
             raise UserError(f'its name holds several splits: {", ".join(splits)}', field=as_text(archive), hint='rename it')
         shards.setdefault(splits[0] if splits else '', []).append(archive)
@@ -231,12 +249,14 @@ def _archives(folder: str) -> list[str]:
 
 
 def _index_split(root: str, split: str, shards: Sequence[str], config: DataConfig, kind: TargetKind,
-                 class_names: Sequence[str] | None, digest: 'hashlib._Hash') -> _SplitIndex:
-    """Return the index of a split, and add the names, sizes and times of its shards to a digest."""
-    index, problems = _SplitIndex(), _Problems(config.skip_broken)
+                 class_names: Sequence[str] | None, digest: 'hashlib._Hash') -> tuple[_SplitIndex, _SplitIndex]:
+    """Return the index of the labelled images of a split and that of the others, and add the names, sizes and times of its
+    shards to a digest."""
+    index, unlabelled, problems = _SplitIndex(), _SplitIndex(), _Problems(config.skip_broken)
     for path in shards:
         status = os.stat(path)
-        index.shards.append(os.path.relpath(path, root))
+        for images in (index, unlabelled):
+            images.shards.append(os.path.relpath(path, root))
         digest.update(os.fsencode(f'{split}\0{index.shards[-1]}\0{status.st_size}\0{status.st_mtime_ns}\n'))
         for sample in _cached_samples(path, status, config, split, problems):
             try:
@@ -244,13 +264,11 @@ def _index_split(root: str, split: str, shards: Sequence[str], config: DataConfi
             except UserError as e:
                 e.field = as_text(os.path.join(path, sample.image.name))
                 raise
-            if classes == (UNLABELLED,):
-                index.num_unlabelled += 1
-            else:
-                index.add(sample.image, classes)
+            is_unlabelled = classes == (UNLABELLED,) or split == UNLABELLED_SPLIT
+            (unlabelled if is_unlabelled else index).add(sample.image, classes)
     if problems.count:
         log.warning('%s: skipped %s of the %s split', as_text(root), counted(problems.count, 'broken sample'), split)
-    return index
+    return index, unlabelled
 
 
 @dataclasses.dataclass
@@ -284,7 +302,7 @@ def _cached_samples(path: str, status: os.stat_result, config: DataConfig, split
       split: the split of the shard.
       problems: see `_read_shard`.
     """
-    key = json.dumps([_CACHE_FORMAT, os.path.realpath(path), status.st_size, status.st_mtime_ns, split == 'test',
+    key = json.dumps([_CACHE_FORMAT, os.path.realpath(path), status.st_size, status.st_mtime_ns, split in _MAY_LACK_LABELS,
                       dataclasses.asdict(config.columns)])
     folder = os.path.join(cache_folder(config.cache_dir), 'webdataset')
     cached = os.path.join(folder, f'{hashlib.sha256(key.encode()).hexdigest()[:32]}.json')
@@ -305,7 +323,7 @@ def _cached_samples(path: str, status: os.stat_result, config: DataConfig, split
 
 
 def _read_shard(path: str, config: DataConfig, split: str, problems: _Problems) -> Iterator[_Sample]:
-    """Yield the samples of a shard. Only those of the test split may lack labels."""
+    """Yield the samples of a shard. Only those of the test split and of unlabelled shards may lack labels."""
     samples: dict[str, dict[str, _File]] = {}
     for file in _read_files(path, problems):
         folder, name = os.path.split(file.name)
@@ -369,7 +387,7 @@ def _make_sample(shard: int, files: Mapping[str, _File], config: DataConfig, spl
         except UnicodeDecodeError as e:
             raise UserError(f'has a file .{ending} that is not UTF-8') from e
     labels = _read_labels(files, read_text, config.columns.label or 'label')
-    if labels is None and split != 'test':
+    if labels is None and split not in _MAY_LACK_LABELS:
         raise UserError('has no label; expected a number in a file .cls, the field '
                         f'{config.columns.label or "label"!r} in a .json, or a name in a .txt')
     return _Sample(files[images[0]], (UNLABELLED,) if labels is None else labels)

@@ -126,7 +126,7 @@ class TrainingRun:
             self.state = setup.backend.replicate(restored_state)
             self.progress = RunProgress(**newest[2])
             if self.progress.pseudo_labels is not None:
-                setup.set_pseudo_labels(np.array(self.progress.pseudo_labels))
+                setup.set_pseudo_labels(self.progress.read_pseudo_labels(len(self.progress.pseudo_labels)))
             self._display.log(f'resuming {folder} from step {self.step} of {setup.timeline.total}')
         else:
             batch_size_divisor = setup.config.optim.accumulate * setup.backend.num_devices
@@ -369,8 +369,11 @@ class TrainingRun:
         labels = self.setup.predict_labels(self.state, self._is_interrupted)
         if labels is None:
             return
-        self.setup.set_pseudo_labels(labels)
-        self.progress.pseudo_labels, self.progress.pseudo_label_step = labels.tolist(), self.step
+        timeline = self.setup.timeline
+        new_labels = self.progress.read_pseudo_labels(len(labels)).replaced(
+            labels, timeline.examples(self.step), timeline.num_train)
+        self.setup.set_pseudo_labels(new_labels)
+        self.progress.write_pseudo_labels(new_labels, self.step)
         self._display.log(f'step {self.step}: {(labels >= 0).sum():,} of {len(labels):,} unlabelled images have a '
                           'pseudo-label')
         self._timed_until = time.monotonic()

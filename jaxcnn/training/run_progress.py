@@ -3,7 +3,10 @@
 import dataclasses
 from collections.abc import Mapping
 
+import numpy as np
+
 from jaxcnn import memory
+from jaxcnn.data.pseudo_labels import PseudoLabels
 from jaxcnn.metrics import Metric
 
 
@@ -22,6 +25,8 @@ class RunProgress:
       peak_host_bytes, peak_device_bytes: peak memory.
       pseudo_labels: label of each unlabelled image, -1 for those without one; None before the first prediction.
       pseudo_label_step: step before which they were predicted.
+      previous_pseudo_labels: see `PseudoLabels.previous`; None in runs of older versions.
+      pseudo_label_epoch: see `PseudoLabels.first_epoch`.
     """
 
     evaluated_step: int = -1
@@ -36,6 +41,8 @@ class RunProgress:
     peak_device_bytes: int | None = None
     pseudo_labels: list[int] | None = None
     pseudo_label_step: int = -1
+    previous_pseudo_labels: list[int] | None = None
+    pseudo_label_epoch: int = 0
 
     @property
     def images_per_second(self) -> float | None:
@@ -65,6 +72,20 @@ class RunProgress:
         return {'images_per_second': self.images_per_second, 'train_seconds': self.timed_seconds,
                 'wall_seconds': self.wall_seconds, 'peak_host_bytes': self.peak_host_bytes,
                 'peak_device_bytes': self.peak_device_bytes}
+
+    def read_pseudo_labels(self, count: int) -> PseudoLabels:
+        """Return the labels of `count` unlabelled images."""
+        labels = PseudoLabels.none(count)
+        if self.pseudo_labels is None:
+            return labels
+        previous = self.previous_pseudo_labels
+        return PseudoLabels(np.array(self.pseudo_labels), labels.previous if previous is None else np.array(previous),
+                            self.pseudo_label_epoch)
+
+    def write_pseudo_labels(self, labels: PseudoLabels, step: int) -> None:
+        """Record the labels that were predicted before a step."""
+        self.pseudo_labels, self.previous_pseudo_labels = labels.newest.tolist(), labels.previous.tolist()
+        self.pseudo_label_step, self.pseudo_label_epoch = step, labels.first_epoch
 
     def observe(self, value: float, metric: Metric) -> None:
         """Record the validation value of the checkpoint metric at an evaluation."""

@@ -13,6 +13,7 @@ import numpy as np
 from jaxcnn import config as cfg
 from jaxcnn import data, experiment, tasks
 from jaxcnn.data import feed, normalize, pseudo_labels
+from jaxcnn.data.pseudo_labels import PseudoLabels
 from jaxcnn.errors import UserError, name_field
 from jaxcnn.metrics import Measurement
 from jaxcnn.timeline import Phase
@@ -62,7 +63,7 @@ class Setup:
         self.dataset = dataset or parallel.run_on_all_processes(
             lambda: data.load(config.data, kind, source, unlabelled=config.semi_supervised is not None))
         unlabelled = self.dataset.unlabelled
-        self._set_train_split(None if unlabelled is None else np.full(len(unlabelled), pseudo_labels.NO_LABEL))
+        self._set_train_split(None if unlabelled is None else PseudoLabels.none(len(unlabelled)))
         self.experiment = experiment.build(config, self.dataset.info(), self._fit_normalizers)
         self.timeline = self.experiment.timeline
         self.steps_per_dispatch = min(config.parallel.steps_per_dispatch, self.timeline.total)
@@ -77,19 +78,31 @@ class Setup:
         self._programs: dict[Phase, jax.stages.Wrapped] = {}  # by `Phase.program`
         self._resident_epoch = -1  # the epoch whose order is on the devices
 
-    def _set_train_split(self, labels: np.ndarray | None) -> None:
+    def _set_train_split(self, labels: PseudoLabels | None) -> None:
         train, unlabelled = self.dataset.splits['train'], self.dataset.unlabelled
-        self.train_split = train if labels is None or unlabelled is None else pseudo_labels.join(train, unlabelled, labels)
+        self._pseudo_labels, self.train_split = labels, train
+        if labels is not None and unlabelled is not None:
+            self.train_split = pseudo_labels.join(train, unlabelled, labels.used)
 
     def _make_feed(self) -> feed.TrainFeed:
-        config, train, kind = self.config, self.train_split, self.experiment.task.kind
-        classes = kind.strata(train.targets) if config.data.balance == 'sampling' else None
-        available = None
-        if self.dataset.unlabelled is not None:
-            available = np.flatnonzero(train.targets['label'] != pseudo_labels.NO_LABEL)
-        return feed.TrainFeed(train, config.seed, self.timeline, on_device=self.on_device,
+        config, labels = self.config, self._pseudo_labels
+        if labels is None:
+            order = self._make_order(self.train_split.targets)
+        else:
+            earlier, newest = ({'label': pseudo_labels.join_labels(self.dataset.splits['train'], values)}
+                               for values in (labels.previous, labels.newest))
+            order = self._make_order(newest, self._make_order(earlier), labels.first_epoch)
+        return feed.TrainFeed(self.train_split, config.seed, self.timeline, on_device=self.on_device,
                               process_rows=self.backend.process_rows, workers=config.data.workers,
-                              max_steps=self.steps_per_dispatch, classes=classes, available=available)
+                              max_steps=self.steps_per_dispatch, order=order)
+
+    def _make_order(self, targets: Mapping[str, np.ndarray], earlier: feed.Order | None = None,
+                    first_epoch: int = 0) -> feed.Order:
+        """Return the order of images with these targets; see `Order`. Those without a label are not drawn."""
+        is_balanced, strata = self.config.data.balance == 'sampling', self.experiment.task.kind.strata
+        available = None if self.dataset.unlabelled is None else np.flatnonzero(targets['label'] != pseudo_labels.NO_LABEL)
+        return feed.Order(self.config.seed, self.timeline, strata(targets) if is_balanced else None, available, earlier,
+                          first_epoch)
 
     def predict_labels(self, state: TrainState, should_stop: Callable[[], bool]) -> np.ndarray | None:
         """Return pseudo-labels (M,) of the unlabelled images, of which `NO_LABEL` is none; None if `should_stop` is True.
@@ -112,8 +125,8 @@ class Setup:
         dataset = dataclasses.replace(self.dataset, splits={'unlabelled': self.dataset.unlabelled})
         return Evaluator(self.experiment, dataset, self.backend, on_device=False)
 
-    def set_pseudo_labels(self, labels: np.ndarray) -> None:
-        """Draw the following batches from the labelled images and the unlabelled ones with one of the labels (M,)."""
+    def set_pseudo_labels(self, labels: PseudoLabels) -> None:
+        """Draw the epochs from now on from the labelled images and the unlabelled ones that have a label."""
         self.feed.close()
         self._set_train_split(labels)
         self.feed = self._make_feed()

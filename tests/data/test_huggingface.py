@@ -47,6 +47,8 @@ def test_a_saved_data_set_holds_images_and_labels(datasets, tmp_path):
     splits = {'train': [2, 0, -1, 1, 0], 'validation': [1, 2], 'unsupervised': [-1]}
     saved = datasets.DatasetDict({name: make_split(datasets, labels) for name, labels in splits.items()})
     saved.save_to_disk(tmp_path / 'set')
+    unlabelled = data.load(config(tmp_path / 'set'), unlabelled=True).unlabelled
+    np.testing.assert_array_equal(unlabelled.take(np.arange(2))[:, 0, 0], [COLOURS[2]] * 2)  # of train, and of unsupervised
     dataset = data.load(config(tmp_path / 'set'))
     assert dataset.class_names == NAMES
     assert {name: split.targets['label'].tolist() for name, split in dataset.splits.items()} == {

@@ -141,3 +141,17 @@ def test_a_number_must_be_one_of_the_classes_in_the_file(tmp_path):
     (tmp_path / 'classes.txt').write_text('ant\nbee')
     with pytest.raises(UserError, match=r'a\.tar/0001\.png: its label 2 is not the number of one of the 2 classes in .*txt'):
         sources.find(config(tmp_path / 'set', class_file=str(tmp_path / 'classes.txt')))
+
+
+def test_training_images_without_a_label_are_those_for_pseudo_labels(tmp_path):
+    """Those with the label -1, and those of shards whose names say so; the other splits' are not among them."""
+    root = tmp_path / 'set'
+    write_shard(root / 'train-0.tar', [*samples(0, 1, 0), ('7.png', image(2)), ('7.cls', b'-1')])
+    write_shard(root / 'unlabelled-0.tar', [('8.png', image(1)), ('9.png', image(0)), ('9.cls', b'1')])
+    write_shard(root / 'test-0.tar', [*samples(0, 1), ('7.png', image(2))])
+    for placement in ('host', 'stream'):
+        dataset = data.load(config(root, placement=placement, val_fraction=0.0), unlabelled=True)
+        colours = dataset.unlabelled.take(np.arange(3))[:, 0, 0]
+        np.testing.assert_array_equal(colours, [COLOURS[2], COLOURS[1], COLOURS[0]])
+        assert {name: len(split) for name, split in dataset.splits.items()} == {'train': 3, 'test': 2}
+    assert data.load(config(root, val_fraction=0.0)).unlabelled is None

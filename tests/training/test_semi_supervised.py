@@ -11,8 +11,10 @@ from sklearn.datasets import load_digits
 
 from jaxcnn import config as cfg
 from jaxcnn import data
+from jaxcnn.data.pseudo_labels import PseudoLabels
 from jaxcnn.errors import UserError
 from jaxcnn.run import load_run
+from jaxcnn.timeline import Timeline
 from jaxcnn.training import train
 from jaxcnn.training.callbacks import Callback
 from jaxcnn.training.loop import TrainingRun
@@ -76,13 +78,67 @@ def test_confident_images_join_the_epochs_and_a_resumed_run_has_the_same_bits(co
 
     config.data.placement = 'host'
     host = Setup(cfg.parse(config), str(tmp_path / 'a'))
-    host.set_pseudo_labels(labels)
+    host.set_pseudo_labels(run.progress.read_pseudo_labels(len(labels)))
     batch, positions = host.feed.batch(11, 1), host.feed.positions(11)
     host.feed.close()
     np.testing.assert_array_equal(positions, setup.feed.positions(11))
     examples = {name: np.asarray(values) for name, values in setup.resident_data['examples'].items()}
     for name in ('image', 'label'):
         np.testing.assert_array_equal(batch[name][0], examples[name][positions])
+
+
+def test_a_prediction_within_an_epoch_leaves_its_order(config, tmp_path):
+    """Epochs are drawn by the labels that are known when they begin, whatever is predicted later."""
+    orders, labels = [], []
+    config.semi_supervised.every = {'steps': 3}
+    with TrainingRun(cfg.parse(config), str(tmp_path / 'a'), StopRequest()) as run:
+        setup, replace = run.setup, run.setup.set_pseudo_labels
+        orders.append(setup.feed)
+
+        def record(new):
+            replace(new)
+            orders.append(setup.feed)
+            labels.append(new)
+        setup.set_pseudo_labels = record
+        run.train()
+        num_train = setup.timeline.num_train
+        steps = [6, 9, 12, 15]
+        assert len(labels) == len(steps)
+        drawn = [feed.epoch_order(epoch)[:num_train] for epoch in range(4) for feed in orders]
+    assert [new.first_epoch for new in labels] == [-(-8 * step // num_train) for step in steps]
+    by_epoch = np.array(drawn).reshape(4, len(orders), num_train)
+    for number, step in enumerate(steps):
+        running = 8 * step // num_train
+        np.testing.assert_array_equal(by_epoch[running, number + 1], by_epoch[running, number])  # unchanged
+        unlabelled = by_epoch[running, number + 1] - num_train
+        assert (labels[number].used[unlabelled[unlabelled >= 0]] >= 0).all()
+    for number, new in enumerate(labels):
+        if new.first_epoch < 4:
+            unlabelled = by_epoch[new.first_epoch, number + 1] - num_train
+            assert (new.newest[unlabelled[unlabelled >= 0]] >= 0).all()
+
+
+def test_labels_are_predicted_before_the_epochs_that_use_them(config):
+    """With 38 images and batches of 8, epoch 2 begins at image 76, within step 9."""
+    config.duration, config.checkpoint.at = {'epochs': 6}, ()
+    config.semi_supervised = {'threshold': THRESHOLD, 'start': {'epochs': 2}, 'every': {'epochs': 2}}
+    timeline = Timeline(cfg.parse(config), 38)
+    assert timeline.pseudo_label_steps == [9, 19]
+    labels = PseudoLabels.none(4)
+    assert [labels.replaced(labels.newest, timeline.examples(step), 38).first_epoch for step in (9, 19)] == [2, 4]
+    assert Timeline(cfg.parse(config), 40).pseudo_label_steps == [10, 20]  # no batch reaches across the end of an epoch
+
+
+def test_unlabelled_images_are_streamed(config, tmp_path):
+    """The figures of a streamed run are those of one whose images are on the device, also if it is stopped."""
+    train(config, str(tmp_path / 'device'))
+    config.data.update(placement='stream')
+    with pytest.raises(Interrupted):
+        train(config, str(tmp_path / 'stream'), callbacks=[Stop()])
+    train(config, str(tmp_path / 'stream'))
+    streamed, stored = (golden.read_state(str(tmp_path / name), 16) for name in ('stream', 'device'))
+    for name, values in stored.items():
+        np.testing.assert_allclose(streamed[name], values, atol=1e-6)
 
 
 def test_unlabelled_images_are_those_of_the_folder(config, folder):
