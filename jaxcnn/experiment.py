@@ -13,11 +13,12 @@ import jax
 import numpy as np
 
 from jaxcnn import config as cfg
-from jaxcnn import metrics, models, optim, plugins, registry, schedules, tasks
+from jaxcnn import loss_scaling, metrics, models, optim, plugins, registry, schedules, tasks
 from jaxcnn.data import augment, normalize, sources, tta
 from jaxcnn.data.targets import LABEL
 from jaxcnn.errors import UserError, name_field, unknown
 from jaxcnn.interop import pretrained
+from jaxcnn.loss_scaling import LossScaling
 from jaxcnn.models import Network
 from jaxcnn.models.quantized_layers import Quantizer
 from jaxcnn.optim import Optimizer
@@ -37,6 +38,7 @@ class Experiment:
       network: the network; each phase clones it with its BatchNorm settings.
       preprocessor: the preprocessing of images.
       optimizer: the optimizers of all stages.
+      loss_scaling: how the loss is scaled, or None.
       timeline: the steps of the run.
       image_shape: height, width and channels of the network's input.
       best: the measurement that selects the best checkpoint.
@@ -48,6 +50,7 @@ class Experiment:
     network: Network
     preprocessor: Preprocessor
     optimizer: Optimizer
+    loss_scaling: LossScaling | None
     timeline: Timeline
     image_shape: tuple[int, int, int]
     best: metrics.Measurement
@@ -124,6 +127,9 @@ def _check_names(config: cfg.Config) -> None:
     with name_field('config.eval.tta'):
         tta.parse(config.eval.tta)
     optim.check(config.optim)
+    if network.param_dtype == 'float16':
+        optim.check_float16(config.optim)
+    loss_scaling.make(config.optim, network)
     if config.data.val_fraction == 0 and config.checkpoint.metric is not None:
         raise UserError(f'{config.checkpoint.metric!r} needs a validation split', field='config.checkpoint.metric',
                         hint='set config.data.val_fraction above 0, or leave config.checkpoint.metric out, which uses the '
@@ -184,7 +190,8 @@ def build(config: cfg.Config, info: Mapping[str, Any], fit: Fit) -> Experiment:
     image_shape = preprocessor.shape(tuple(info['image_shape']))
     with name_field('config.model'):
         network.check_image(image_shape)
-    return Experiment(config, info, task, network, preprocessor, optimizer, timeline, image_shape,
+    scaling = loss_scaling.make(config.optim, network)
+    return Experiment(config, info, task, network, preprocessor, optimizer, scaling, timeline, image_shape,
                       tasks.best_measurement(config, task))
 
 

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import optax.contrib
 
@@ -320,6 +321,34 @@ def _make_base_optimizer(choice: cfg.Choice, schedule: optax.Schedule, field: st
         raise UserError(f'{choice.name} with {dict(choice.args)}: {e}', field=field) from e
 
 
+def check_float16(optim: cfg.OptimConfig) -> None:
+    """Check that the optimizers update float16 parameters, in which the small constants of many of them are 0.
+
+    Raises:
+      UserError: one of them makes an update that is not finite of a gradient of 0 or of 0.0001.
+    """
+    params = {'kernel': jnp.ones((2, 2), jnp.float16)}
+    grads = {'kernel': jnp.array([[0, 1e-4], [0, -1e-4]], jnp.float16)}
+    for field, entry in _entries(optim):
+        if not entry.optimizer:
+            continue
+        transform = optax.with_extra_args_support(
+            _make_base_optimizer(entry.optimizer, optax.constant_schedule(1.0), f'{field}.optimizer'))
+        updates, _ = transform.update(grads, transform.init(params), params, value=jnp.zeros(()))
+        if not all(np.isfinite(x).all() for x in jax.tree.leaves(updates)):
+            raise UserError(f'{entry.optimizer.name} divides by 0 where parameters are in float16',
+                            field=f'{field}.optimizer', hint="set config.model.param_dtype='float32', and "
+                            "config.model.dtype='float16' to compute in float16; or take sgd")
+
+
+def _entries(optim: cfg.OptimConfig) -> list[tuple[str, Any]]:
+    """Return the parts of the config that may choose an optimizer, by their fields."""
+    entries: list[tuple[str, Any]] = [('config.optim', optim)]
+    for name, values in (('switch', optim.switch), ('groups', Groups(optim.groups).groups)):
+        entries += [(f'config.optim.{name}[{i}]', value) for i, value in enumerate(values)]
+    return entries
+
+
 def check(optim: cfg.OptimConfig) -> None:
     """Check the names and the arguments of optimizers and schedules, and the regular expressions, without any data.
 
@@ -328,10 +357,7 @@ def check(optim: cfg.OptimConfig) -> None:
     """
     _compile_regex(optim.decay_mask, 'config.optim.decay_mask')
     _compile_regex(optim.l1_mask, 'config.optim.l1_mask')
-    entries: list[tuple[str, Any]] = [('config.optim', optim)]
-    for name, values in (('switch', optim.switch), ('groups', Groups(optim.groups).groups)):
-        entries += [(f'config.optim.{name}[{i}]', value) for i, value in enumerate(values)]
-    for field, entry in entries:
+    for field, entry in _entries(optim):
         if entry.optimizer:
             with name_field(f'{field}.optimizer'):
                 _make_base_optimizer(entry.optimizer, optax.constant_schedule(1.0), f'{field}.optimizer')

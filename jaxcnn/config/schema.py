@@ -187,6 +187,12 @@ class OptimConfig:
     l1_mask: str = _field(r'BatchNorm_\d+/scale$', "regular expression searched in 'path/of/parameter'; `l1` applies to "
                           'the parameters that match')
     clip_norm: float = _field(0.0, 'maximum of the global gradient norm; 0: unlimited', minimum=0)
+    gradient_dtype: str = _field('', 'type to which the gradients of each device and micro-batch are rounded, and in which '
+                                 "devices average them: float32, bfloat16 or float16; '': that of the parameters",
+                                 choices=('', 'float32', 'bfloat16', 'float16'))
+    loss_scale: Choice = _field(Choice('auto'), 'factor of the loss in the backward pass, by which gradients are divided '
+                                'afterwards: none; static with `scale`; dynamic with `initial`, `every`, `factor`, '
+                                '`smallest`; auto: dynamic where something is in float16')
     accumulate: int = _field(1, 'number of micro-batches per batch, whose gradients are averaged', minimum=1)
     ema_decay: float = _field(0.0, 'decay of the exponential moving average of parameters and BatchNorm statistics: '
                               'min(ema_decay, (1+n)/(10+n)) at step n; 0: no average', minimum=0, maximum=0.999999)

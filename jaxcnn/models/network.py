@@ -44,8 +44,8 @@ class Network(nn.Module):
 
     Attributes:
       num_classes: number of logits.
-      dtype: type of the computation, float32 or bfloat16; BatchNorm statistics stay float32.
-      param_dtype: type of the parameters, float32 or bfloat16; those of BatchNorm stay float32.
+      dtype: type of the computation, float32, bfloat16 or float16; BatchNorm statistics stay float32.
+      param_dtype: type of the parameters, float32, bfloat16 or float16; those of BatchNorm stay float32.
       kernel_init: name of the initialiser of convolution and dense kernels.
       bias_init: initial value of biases, any number; a small positive one keeps ReLUs active at first (AlexNet has 1 in some
         layers, TensorFlow's tutorials 0.1). Biases of normalisation layers start at 0 in any case.
@@ -90,7 +90,7 @@ class Network(nn.Module):
           UserError: A field has a value with which no network can be built.
         """
         for name in ('dtype', 'param_dtype'):
-            dtypes = ('float32', 'bfloat16')
+            dtypes = ('float32', 'bfloat16', 'float16')
             if getattr(self, name) not in dtypes:
                 raise unknown(name, getattr(self, name), dtypes)
         initializer(self.kernel_init)

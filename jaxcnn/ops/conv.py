@@ -38,8 +38,9 @@ def conv_general_dilated(
         implementation: str = 'auto') -> jax.Array:
     """Convolve images with kernels, as `jax.lax.conv_general_dilated`, with gradients that are fast on the CPU, too.
 
-    XLA computes what is not a convolution of float32 or bfloat16 images (N, H, W, C) without input dilation. Results of the
-    other implementations can be differentiated in reverse mode any number of times, but not in forward mode (`jax.jvp`,
+    XLA computes what is not a convolution of float32 or bfloat16 images (N, H, W, C) without input dilation. On a CPU with
+    the native library, types that the processor does not support are computed in float32. Results of the other
+    implementations can be differentiated in reverse mode any number of times, but not in forward mode (`jax.jvp`,
     `jax.jacfwd`, `jax.hessian`), which needs `implementation='xla'`.
 
     Args:
@@ -62,6 +63,11 @@ def conv_general_dilated(
       UserError: the implementation is unknown, or asked for by name and not available on this machine.
     """
     check_implementation('convolution implementation', implementation)
+    if _is_computed_in_float32(lhs.dtype, implementation):
+        wide = conv_general_dilated(lhs.astype(jnp.float32), rhs.astype(jnp.float32), window_strides, padding, lhs_dilation,
+                                    rhs_dilation, dimension_numbers, feature_group_count, precision,
+                                    implementation=implementation)
+        return wide.astype(lhs.dtype)
     numbers = dimension_numbers and lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
     is_supported = (
         lhs.ndim == 4 and numbers == lax.conv_dimension_numbers(lhs.shape, rhs.shape, NHWC) and lhs.dtype == rhs.dtype
@@ -87,6 +93,13 @@ def conv_general_dilated(
     geometry = Geometry(lhs.shape[1:], rhs.shape, result.shape[1:], tuple(window_strides), pads, dilation,
                         feature_group_count)
     return _conv(FORWARD, geometry, implementation, lhs, rhs)
+
+
+def _is_computed_in_float32(dtype: Any, implementation: str) -> bool:
+    """Return whether operands are converted to float32 and results back, because the CPU has no instructions for their type
+    and the library has kernels for float32."""
+    return (implementation in ('auto', 'native') and dtype in (jnp.float16, jnp.bfloat16) and jax.default_backend() == 'cpu'
+            and not native.available(dtype) and native.available(jnp.float32))
 
 
 def add_bias(y: jax.Array, bias: jax.Array) -> jax.Array:

@@ -289,7 +289,10 @@ class TrainingRun:
         self._interval_images += dispatch.num_images
         self._interval_seconds += seconds
         rate = self._interval_images / self._interval_seconds
-        not_finite = np.flatnonzero(~np.isfinite(values['loss']))
+        scaling = {name: values.pop(name) for name in ('loss_scale', 'skipped_steps', 'has_failed') if name in values}
+        is_skipped = values.pop('is_skipped', np.zeros_like(learning_rates, bool))
+        self._check_loss_scale(dispatch.start, scaling)
+        not_finite = np.flatnonzero(~np.isfinite(values['loss']) & ~is_skipped)
         if len(not_finite):
             step = dispatch.start + int(not_finite[0])
             message = f'the loss at step {step} is {float(values["loss"][not_finite[0]])}'
@@ -299,11 +302,13 @@ class TrainingRun:
                                'and the data')
             self._raise_diverged(message)
         for i, step in enumerate(range(dispatch.start + 1, dispatch.end + 1)):
-            means = progress.add_step({name: float(of_steps[i]) for name, of_steps in values.items()})
+            step_scalars = {} if is_skipped[i] else {name: float(of_steps[i]) for name, of_steps in values.items()}
+            means = progress.add_step(step_scalars)
             if dispatch.is_logged and timeline.next_logged(step - 1) == step:
                 if self.metrics_log:
                     row = self.metrics_log.write(step, timeline.epoch(step), 'train', means,
-                                                 learning_rate=float(learning_rates[i]), images_per_second=rate)
+                                                 learning_rate=float(learning_rates[i]), images_per_second=rate,
+                                                 **{name: float(of_steps[i]) for name, of_steps in scaling.items()})
                     self._callbacks.on_log(step, row)
                 progress.start_interval()
                 self._interval_images, self._interval_seconds = 0, 0.0
@@ -316,12 +321,24 @@ class TrainingRun:
     def _displayed_epoch(self, step: int) -> float:
         return displayed_epoch(self.setup.timeline.epoch(step), self.setup.config.duration)
 
-    def _raise_diverged(self, message: str) -> None:
+    def _check_loss_scale(self, start: int, scaling: dict[str, np.ndarray]) -> None:
+        """Raise `Diverged` if a step was skipped that no smaller scale of the loss could have saved.
+
+        Args:
+          start: first step of the dispatch.
+          scaling: scalars of the loss scaling, (steps,) each, from which `has_failed` is removed.
+        """
+        failed = np.flatnonzero(scaling.pop('has_failed', []))
+        if len(failed):
+            self._raise_diverged(f'the gradients at step {start + int(failed[0])} are not finite, with a loss scale of '
+                                 f'{float(scaling["loss_scale"][failed[0]]):g}', ', or another config.optim.loss_scale')
+
+    def _raise_diverged(self, message: str, remedy: str = '') -> None:
         self.checkpoints.wait()
         steps = self.checkpoints.steps()
         checkpoint = f'the last good checkpoint is step {steps[-1]}' if steps else 'there is no checkpoint yet'
         raise Diverged(f'{message}: training stopped; {checkpoint}',
-                       hint='a lower config.optim.learning_rate or config.optim.clip_norm may help')
+                       hint=f'a lower config.optim.learning_rate or config.optim.clip_norm{remedy} may help')
 
     def evaluate(self, state: TrainState, split: str,
                  tta: bool = False) -> tuple[dict[Measurement, float], dict[bool, Accumulated]] | None:

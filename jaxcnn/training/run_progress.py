@@ -50,8 +50,11 @@ class RunProgress:
         return self.timed_images / self.timed_seconds if self.timed_seconds else None
 
     def add_step(self, scalars: Mapping[str, float]) -> dict[str, float]:
-        """Add the scalars of a step to the interval, and return their means over the interval."""
-        self.interval_steps += 1
+        """Add the scalars of a step to the interval, and return their means over the interval.
+
+        A step without scalars, which was skipped, does not count.
+        """
+        self.interval_steps += bool(scalars)
         for name, value in scalars.items():
             self.interval_sums[name] = self.interval_sums.get(name, 0.0) + value
         return {name: total / self.interval_steps for name, total in self.interval_sums.items()}

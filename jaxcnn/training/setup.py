@@ -197,7 +197,8 @@ class Setup:
         """
         return functools.partial(init_state, self.experiment.network, self.experiment.optimizer, self.experiment.image_shape,
                                  optim=self.config.optim, transform_params=transform_params,
-                                 init_terms=functools.partial(init_params, self.loss_terms))
+                                 init_terms=functools.partial(init_params, self.loss_terms),
+                                 loss_scaling=self.experiment.loss_scaling)
 
     @functools.cached_property
     def template(self) -> TrainState:
@@ -391,7 +392,8 @@ class Setup:
             step = TrainStep(network, self.experiment.optimizer, preprocessor, self.experiment.task,
                              self.config.optim.accumulate, self.config.optim.ema_decay, phase.stage,
                              1 if sync or backend.axis_name else backend.num_devices, backend.axis_name,
-                             self.config.optim.lookahead, self.timeline.total, self.loss_terms, self.pruning)
+                             self.config.optim.lookahead, self.timeline.total, self.loss_terms, self.pruning,
+                             self.experiment.loss_scaling, self.config.optim.gradient_dtype)
             batch_positions = functools.partial(backend.batch_positions, batch_size=phase.batch_size)
             program = backend.compile_train(many_steps(step, batch_positions, self.variable_length))
             self._programs[phase.program] = program

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxcnn.config import OptimConfig
+from jaxcnn.loss_scaling import LossScaling
 from jaxcnn.models import Network
 from jaxcnn.optim import Optimizer, path_name
 
@@ -37,6 +38,7 @@ class TrainState:
       slow: slow parameters and running statistics of look-ahead, or None.
       pruning: masks of pruned parameters and what their method needs, see `pruning.Pruning`, or None.
       loss_terms: trainable parameters of further terms of the loss, by the name of the term, or None.
+      loss_scale: state of `loss_scaling.LossScaling`, or None.
     """
 
     step: jax.Array
@@ -47,6 +49,7 @@ class TrainState:
     slow: Any = None
     pruning: Any = None
     loss_terms: Any = None
+    loss_scale: Any = None
 
 
 _LOSS_TERMS = 'loss_terms'  # among the parameters that the optimizer gets
@@ -115,7 +118,8 @@ def replace_arrays(variables: Mapping[str, Any], arrays: Mapping[str, Any]) -> d
 def init_state(network: Network, optimizer: Optimizer, image_shape: tuple[int, ...], seed: Any,
                optim: OptimConfig, transform_params: Callable[[Any], Any] = lambda params: params,
                arrays: Mapping[str, Any] = types.MappingProxyType({}),
-               init_terms: Callable[[jax.Array], Any] = lambda key: None) -> TrainState:
+               init_terms: Callable[[jax.Array], Any] = lambda key: None,
+               loss_scaling: LossScaling | None = None) -> TrainState:
     """Return the state before the first step. This is a pure function of the seed.
 
     Args:
@@ -124,12 +128,13 @@ def init_state(network: Network, optimizer: Optimizer, image_shape: tuple[int, .
       optim: optimisation fields of the config. Moving averages and slow parameters of look-ahead start at the initial
         weights.
       init_terms: returns the parameters of further terms of the loss, or None, for a random key.
+      loss_scaling: how the loss is scaled, or None.
     """
     weights = init_weights(network, image_shape, seed, bool(optim.ema_decay), transform_params, arrays)
     slow = jax.tree.map(jnp.copy, (weights.params, weights.batch_stats)) if optim.lookahead else None
     term_params = init_terms(jax.random.fold_in(jax.random.key(seed), np.uint32(2**32 - 1)))
     state = TrainState(jnp.zeros((), jnp.int32), weights.params, weights.batch_stats, (), weights.ema, slow,
-                       loss_terms=term_params)
+                       loss_terms=term_params, loss_scale=loss_scaling.init() if loss_scaling else None)
     return dataclasses.replace(state, opt_state=optimizer.init(trained(state)))
 
 

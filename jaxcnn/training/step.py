@@ -20,6 +20,7 @@ import optax
 from jaxcnn.config import LookaheadConfig
 from jaxcnn.data.augment import Gradient
 from jaxcnn.errors import UserError
+from jaxcnn.loss_scaling import LossScaling, all_finite
 from jaxcnn.models import Network
 from jaxcnn.optim import Optimizer
 from jaxcnn.preprocessing import Preprocessor
@@ -95,6 +96,8 @@ class TrainStep:
         weight of auxiliary classifiers is 0.
       terms: further terms of the loss, which are applied one after the other.
       pruning: how masks of pruned weights change; or None.
+      loss_scaling: how the loss is scaled in the backward pass, or None.
+      gradient_dtype: type to which gradients are rounded before devices average them; '': that of the parameters.
     """
 
     network: Network
@@ -110,6 +113,8 @@ class TrainStep:
     total: int = 0
     terms: tuple[LossTerm, ...] = ()
     pruning: Pruning | None = None
+    loss_scaling: LossScaling | None = None
+    gradient_dtype: str = ''
 
     def _forward(self, params: Any, batch_stats: Any, images: jax.Array, arguments: dict[str, Any],
                  key: jax.Array, names: Sequence[str] = ()) -> tuple[tuple[list[Any], Batch], Any]:
@@ -139,8 +144,11 @@ class TrainStep:
         return weight
 
     def _micro_batch(self, params: Any, batch_stats: Any, examples: Batch, key: jax.Array, step: jax.Array,
-                     arrays: Mapping[str, Any]) -> tuple[Any, Any, Scalars]:
-        """Return the gradients, the new BatchNorm statistics and the scalars of a micro-batch, as means over its images."""
+                     arrays: Mapping[str, Any], scale: jax.Array | None = None) -> tuple[Any, Any, Scalars]:
+        """Return the gradients, the new BatchNorm statistics and the scalars of a micro-batch, as means over its images.
+
+        With a `scale`, the gradients are those of the loss times the scale.
+        """
         images, targets = examples['image'], {name: value for name, value in examples.items() if name not in _IMAGES}
         arguments = self.task.network_arguments(targets, train=True)
         names = tuple(dict.fromkeys(name for term in self.terms for name in term.maps))
@@ -158,10 +166,13 @@ class TrainStep:
                 loss, term_scalars, stats = term(loss, forward, (term_params or {}).get(term.name), arrays.get(term.name),
                                                  stats)
                 scalars.update(term_scalars)
-            return loss + aux_weight * sum(aux_losses), (outputs, stats, scalars)
+            loss += aux_weight * sum(aux_losses)
+            return loss if scale is None else loss * scale, (loss, outputs, stats, scalars)
 
         aux_weight = self._aux_weight(step)
-        (loss, (outputs, stats, scalars)), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
+        (_, (loss, outputs, stats, scalars)), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
+        if self.gradient_dtype:
+            grads = optax.tree.cast(grads, self.gradient_dtype)
         return grads, stats, {'loss': loss, **self.task.train_scalars(outputs, targets), **scalars}
 
     def _run_again(self, params: Any, arguments: dict[str, Any], key: jax.Array, pixels: jax.Array,
@@ -200,8 +211,10 @@ class TrainStep:
                    arrays: Mapping[str, Any]) -> tuple[Any, Any, Scalars]:
         """Return the gradients, the new BatchNorm statistics and the scalars of a batch."""
         params = trained(state)
+        micro_batch_gradients = functools.partial(
+            self._micro_batch, arrays=arrays, scale=None if self.loss_scaling is None else state.loss_scale['scale'])
         if self.accumulate == 1:
-            return self._micro_batch(params, state.batch_stats, examples, key, state.step, arrays)
+            return micro_batch_gradients(params, state.batch_stats, examples, key, state.step)
 
         def split(x: jax.Array) -> jax.Array:  # row r goes to micro-batch r % accumulate, so that devices split alike
             return x.reshape(-1, self.accumulate, *x.shape[1:]).swapaxes(0, 1)
@@ -209,23 +222,64 @@ class TrainStep:
         def add_micro_batch(carry: Any, inputs: Any) -> tuple[Any, None]:
             stats, sums = carry
             micro_batch, index = inputs
-            grads, stats, scalars = self._micro_batch(params, stats, micro_batch, jax.random.fold_in(key, index),
-                                                      state.step, arrays)
+            grads, stats, scalars = micro_batch_gradients(params, stats, micro_batch, jax.random.fold_in(key, index),
+                                                          state.step)
             return (stats, jax.tree.map(jnp.add, sums, (grads, scalars))), None
 
         micro_batches = jax.tree.map(split, examples)
-        grads, _, scalars = jax.eval_shape(functools.partial(self._micro_batch, arrays=arrays), params, state.batch_stats,
+        grads, _, scalars = jax.eval_shape(micro_batch_gradients, params, state.batch_stats,
                                            jax.tree.map(lambda x: x[0], micro_batches), key, state.step)
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (grads, scalars))
+        sums_dtype = jnp.float32 if self.gradient_dtype else None
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, sums_dtype or x.dtype), (grads, scalars))
         indices = jnp.arange(self.accumulate)
         (stats, sums), _ = jax.lax.scan(add_micro_batch, (state.batch_stats, zeros), (micro_batches, indices))
         grads, scalars = jax.tree.map(lambda x: x / self.accumulate, sums)
-        return grads, stats, scalars
+        return optax.tree.cast(grads, self.gradient_dtype or None), stats, scalars
+
+    def _unscaled(self, grads: Any, state: TrainState) -> Any:
+        """Return the gradients that devices have averaged without the scale of the loss, in the type of the parameters."""
+        if self.loss_scaling is None and not self.gradient_dtype:
+            return grads
+        divisor = 1.0 if self.loss_scaling is None else state.loss_scale['scale']
+        return jax.tree.map(lambda g, p: (g.astype(jnp.float32) / divisor).astype(p.dtype), grads, trained(state))
+
+    def _skip_overflow(self, state: TrainState, updated: TrainState, grads: Any,
+                       loss: jax.Array) -> tuple[TrainState, Scalars]:
+        """Undo an update whose loss or gradients are not finite.
+
+        Args:
+          state: state before the step.
+          updated: state after the update.
+          grads: gradients without the scale of the loss.
+          loss: the loss.
+
+        Returns:
+          The state after the update or, with another scale, before it; and the scalars `loss_scale`, `skipped_steps` so far
+          in the run, `is_skipped`, and `has_failed` of the scaling.
+        """
+        assert self.loss_scaling is not None
+        is_finite = all_finite(grads, loss)
+        retained = jax.tree.map(lambda new, old: jnp.where(is_finite, new, old), updated, state)
+        loss_scale = self.loss_scaling.update(state.loss_scale, is_finite,
+                                              state.step == self.optimizer.stages[self.stage].start)
+        scalars = {'loss_scale': state.loss_scale['scale'], 'skipped_steps': loss_scale['skipped'], 'is_skipped': ~is_finite,
+                   'has_failed': self.loss_scaling.has_failed(state.loss_scale, loss_scale)}
+        return dataclasses.replace(retained, loss_scale=loss_scale), scalars
+
+    def _num_updates(self, state: TrainState) -> jax.Array:
+        """Return the number of the run's steps before this one, without those of the present stage that were skipped."""
+        if self.loss_scaling is None:
+            return state.step
+        begins_stage = state.step == self.optimizer.stages[self.stage].start
+        return state.step - jnp.where(begins_stage, 0, state.loss_scale['skipped_in_stage'])
 
     def __call__(self, state: TrainState, batch: Batch, key: jax.Array,
                  arrays: Mapping[str, Any] = types.MappingProxyType({})) -> tuple[TrainState, Scalars]:
         """Return the state after the step, and its scalars: the loss, those of the task, `grad_norm`, `learning_rate` and,
         if weights are pruned, `sparsity`.
+
+        With loss scaling, an update is undone if the loss or the gradients are not finite, on all devices. Masks of pruned
+        weights and slow parameters still change when they are due. See `_skip_overflow` for the further scalars.
 
         Args:
           state: state before the step.
@@ -250,7 +304,7 @@ class TrainStep:
         grads, stats, scalars = self._gradients(state, examples, dropout_key, arrays)
         if self.axis_name:
             grads, stats, scalars = jax.lax.pmean((grads, stats, scalars), self.axis_name)
-        pruning = state.pruning
+        grads, pruning = self._unscaled(grads, state), state.pruning
         if self.pruning:
             grads, pruning = self.pruning.mask_gradients(grads, state.params, pruning)
         grads = self.optimizer.groups.mask_gradients(grads, state.step)
@@ -261,13 +315,17 @@ class TrainStep:
             n = state.step.astype(jnp.float32)
             decay = jnp.minimum(self.ema_decay, (1 + n) / (10 + n))  # averages over few steps at first
             ema = jax.tree.map(lambda e, x: (decay * e + (1 - decay) * x).astype(e.dtype), ema, (params, stats))
-        slow = state.slow
+        updated = dataclasses.replace(state, params=params, batch_stats=stats, opt_state=opt_state, ema=ema,
+                                      loss_terms=term_params, pruning=pruning)
+        learning_rate = self.optimizer.learning_rate(state.opt_state, self._num_updates(state), self.stage)
+        scalars = {**scalars, 'grad_norm': optax.global_norm(grads), 'learning_rate': learning_rate}
+        if self.loss_scaling is not None:
+            updated, scaling_scalars = self._skip_overflow(state, updated, grads, scalars['loss'])
+            scalars.update(scaling_scalars)
+        params, stats, slow = updated.params, updated.batch_stats, updated.slow
         if self.lookahead is not None:
             params, stats, slow = self._look_ahead(params, stats, slow, state.step + 1)
-        scalars = {**scalars, 'grad_norm': optax.global_norm(grads),
-                   'learning_rate': self.optimizer.learning_rate(state.opt_state, state.step, self.stage)}
-        state = dataclasses.replace(state, step=state.step + 1, params=params, batch_stats=stats, opt_state=opt_state,
-                                    ema=ema, slow=slow, loss_terms=term_params, pruning=pruning)
+        state = dataclasses.replace(updated, step=state.step + 1, params=params, batch_stats=stats, slow=slow)
         if self.pruning:
             state = self.pruning.apply(state, key)
             scalars['sparsity'] = state.pruning['sparsity']

@@ -15,6 +15,7 @@ from jaxcnn import models, tasks
 from jaxcnn.data import Dataset, Split, augment
 from jaxcnn.data.normalize import Normalization
 from jaxcnn.errors import UserError
+from jaxcnn.loss_scaling import LossScaling
 from jaxcnn.losses import cross_entropy
 from jaxcnn.optim import make_optimizer
 from jaxcnn.preprocessing import Preprocessor
@@ -55,7 +56,8 @@ def make_step(dropout=0.0, model=None, augmented='', optim=None, label_smoothing
     network = model or models.create('shallow_cnn', widths=(4, 4, 4, 4), hidden=8, dropout=dropout)
     preprocessor = Preprocessor(augment.parse_pipeline(augmented), Normalization.from_mean_std((0.5,), (0.25,)))
     step = TrainStep(network, optimizer, preprocessor, task_of(label_smoothing, class_weights), **fields)
-    init = jax.jit(lambda seed: init_state(network, optimizer, SHAPE, seed, config.optim),
+    init = jax.jit(lambda seed: init_state(network, optimizer, SHAPE, seed, config.optim,
+                                           loss_scaling=fields.get('loss_scaling')),
                    compiler_options=run_once())
     return step, init(np.uint32(0))
 
@@ -464,3 +466,76 @@ def test_a_term_of_the_loss_sees_images_and_maps_and_runs_the_network_again(fiel
     np.testing.assert_allclose(after.loss_terms['other']['scale'], 1 - 0.1 * grads['scale'], rtol=1e-5)
     chex.assert_trees_all_close(after.batch_stats, stats, rtol=1e-5, atol=1e-6)
     assert {'distance', 'evaluated'} <= set(metrics)
+
+
+SCALED = dict(
+    model=Plain(dtype='float16'), accumulate=2, ema_decay=0.9, lookahead=cfg.LookaheadConfig(every=3), total=100,
+    loss_scaling=LossScaling(2.0 ** 24, every=100, factor=2.0 ** 14),
+    optim=dict(clip_norm=0.5, groups=[dict(match='Dense_0', rate=0.5)],
+               lookahead=dict(every=3)))
+
+
+def test_a_step_that_overflows_changes_nothing_but_counts():
+    step, state = make(**SCALED)
+    run = jax.jit(step)
+    state, _ = run(state.replace(loss_scale={**state.loss_scale, 'scale': jnp.float32(1024)}), batch_of(8, 1), KEY)
+    overflowing = state.replace(loss_scale={**state.loss_scale, 'scale': jnp.float32(2 ** 24)})
+    after, metrics = run(overflowing, batch_of(8), KEY)
+    unchanged = dict(loss_scale=None, step=None)
+    chex.assert_trees_all_equal(after.replace(**unchanged), state.replace(**unchanged))
+    assert (after.step, after.loss_scale['scale'], after.loss_scale['skipped']) == (2, 1024, 1)
+    assert (metrics['is_skipped'], metrics['has_failed'], metrics['skipped_steps']) == (True, False, 1)
+    assert np.isfinite(metrics['loss'])  # only the gradients overflow
+    third, metrics = run(after, batch_of(8, 2), KEY)
+    expected, _ = run(state.replace(step=jnp.int32(2)), batch_of(8, 2), KEY)  # its look-ahead moves
+    chex.assert_trees_all_equal(third.replace(**unchanged), expected.replace(**unchanged))
+    assert not metrics['is_skipped']
+
+
+def test_the_gradients_of_a_scaled_loss_are_unscaled_before_they_are_clipped():
+    step, state = make(**SCALED)
+    run, full = jax.jit(step), dataclasses.replace(step, network=Plain(), loss_scaling=None)
+    expected, metrics = jax.jit(full)(state.replace(loss_scale=None), batch_of(8), KEY)
+    assert metrics['grad_norm'] > 0.5
+    for scale in (256, 1024):
+        scaled = state.replace(loss_scale={**state.loss_scale, 'scale': jnp.float32(scale)})
+        after, scaled_metrics = run(scaled, batch_of(8), KEY)
+        assert scaled_metrics['loss_scale'] == scale
+        assert scaled_metrics['learning_rate'] == metrics['learning_rate']
+        np.testing.assert_allclose(scaled_metrics['grad_norm'], metrics['grad_norm'], rtol=5e-3)
+        np.testing.assert_allclose(scaled_metrics['loss'], metrics['loss'], rtol=2e-3)
+        chex.assert_trees_all_close((after.params, after.ema), (expected.params, expected.ema), atol=2e-4)
+
+
+class Tiny(Plain):
+    """A network whose gradients are below the smallest number of float16, 2^-24."""
+
+    def __call__(self, x, train=False):
+        """Logits."""
+        return super().__call__(x, train) * jnp.asarray(2.0 ** -23, self.dtype)
+
+
+def test_scaling_rescues_gradients_below_the_numbers_of_float16():
+    step, state = make(model=Tiny(dtype='float16'), loss_scaling=LossScaling(2.0 ** 14, every=100))
+    full = dataclasses.replace(step, network=Tiny(), loss_scaling=None)
+
+    def update(step, loss_scale):
+        start = state.replace(loss_scale=loss_scale, params=jax.tree.map(jnp.zeros_like, state.params))
+        start = start.replace(params={**start.params, 'Dense_1': state.params['Dense_1']})
+        after, _ = jax.jit(step)(start, batch_of(8), KEY)
+        return np.asarray(after.params['Dense_0']['kernel'])
+    expected = update(full, None)
+    errors = [np.linalg.norm(update(step, {**state.loss_scale, 'scale': jnp.float32(scale)}) - expected)
+              / np.linalg.norm(expected) for scale in (1, 2 ** 14)]
+    assert errors[0] > 0.1
+    assert errors[1] < 5e-3
+
+
+def test_gradients_are_rounded_to_their_type():
+    (step, state), (rounding, _) = make(model=Plain()), make(model=Plain(), gradient_dtype='bfloat16')
+    after, rounded = (jax.jit(s)(state, batch_of(8), KEY)[0].params for s in (step, rounding))
+    gradients = jax.tree.map(lambda old, new: (old - new) * 10, state.params, after)
+    expected = jax.tree.map(lambda p, g: p - 0.1 * g.astype(jnp.bfloat16).astype(jnp.float32), state.params, gradients)
+    chex.assert_trees_all_close(rounded, expected, rtol=1e-5, atol=1e-5)
+    assert {x.dtype for x in jax.tree.leaves(rounded)} == {np.dtype('float32')}
+    assert any((a != b).any() for a, b in zip(jax.tree.leaves(after), jax.tree.leaves(rounded), strict=True))
