@@ -170,7 +170,8 @@ class BatchNorm(nn.BatchNorm):
                 for old, new in ((means, mean), (variances, var)):
                     old.value = self.momentum * old.value + (1 - self.momentum) * new
         factor = scale * jax.lax.rsqrt(var + self.epsilon)
-        return batch_norm.normalise(x, mean, factor, bias, self.relu, use_native).astype(self.dtype)
+        dtype = jnp.float32 if self.dtype is None else self.dtype
+        return batch_norm.normalise(x, mean, factor, bias, self.relu, use_native, dtype)
 
 
 def height_width(value: int | Sequence[int] | None) -> tuple[int, int]:

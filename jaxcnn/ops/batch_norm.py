@@ -51,21 +51,28 @@ def _merge(means: jax.Array, variances: jax.Array, corrections: jax.Array | floa
     return jnp.stack([center + mean, jnp.maximum((variances + deviations ** 2).mean(0) - mean ** 2, 0)])
 
 
-def normalise(x: jax.Array, mean: jax.Array, scale: jax.Array, bias: jax.Array, relu: bool, use_native: bool) -> jax.Array:
-    """Return `(x - mean) * scale + bias` in float32.
+def normalise(x: jax.Array, mean: jax.Array, scale: jax.Array, bias: jax.Array, relu: bool, use_native: bool,
+              dtype: Any = jnp.float32) -> jax.Array:
+    """Return `(x - mean) * scale + bias`, which is computed in float32.
 
     Args:
       x: (N, ..., C).
       mean: (C,); `scale` and `bias` too.
       relu: apply a ReLU to the result.
       use_native: see `moments`; of the gradient's sums.
+      dtype: type of the result.
     """
-    return _normalise(x.astype(jnp.float32), mean, scale, bias, relu, use_native)
+    return _normalise(_widened(x), mean, scale, bias, relu, use_native, jnp.dtype(dtype))
+
+
+def _widened(x: jax.Array) -> jax.Array:
+    """Return bfloat16 images as they are, and others in float32."""
+    return x if x.dtype == jnp.bfloat16 else x.astype(jnp.float32)
 
 
 def _as_rows(x: jax.Array) -> jax.Array:
-    """Return (N, ..., C) as (N, rows, C), float32."""
-    return x.astype(jnp.float32).reshape(x.shape[0], -1, x.shape[-1])
+    """Return (N, ..., C) as (N, rows, C), in float32 or bfloat16."""
+    return _widened(x).reshape(x.shape[0], -1, x.shape[-1])
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
@@ -82,7 +89,7 @@ def _moments_forward(x: jax.Array, use_native: bool) -> Any:
 def _moments_backward(use_native: bool, operands: Any, g: jax.Array) -> tuple[jax.Array]:
     x, mean = operands
     g = g / (x.size // x.shape[-1])
-    return (g[0] + 2 * g[1] * (x - mean),)
+    return ((g[0] + 2 * g[1] * (x - mean)).astype(x.dtype),)
 
 
 _moments.defvjp(_moments_forward, _moments_backward)
@@ -90,26 +97,28 @@ _moments.defvjp(_moments_forward, _moments_backward)
 
 def _jax_moments(x: jax.Array) -> jax.Array:
     """Compute the moments of each image about its first value, which needs no other device, and merge them."""
+    x = x.astype(jnp.float32)
     deviations = x - x[:, :1]
     corrections = deviations.mean(1)
     return _merge(x[:, 0], (deviations ** 2).mean(1) - corrections ** 2, corrections)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
-def _normalise(x: jax.Array, mean: jax.Array, scale: jax.Array, bias: jax.Array, relu: bool, use_native: bool) -> jax.Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
+def _normalise(x: jax.Array, mean: jax.Array, scale: jax.Array, bias: jax.Array, relu: bool, use_native: bool,
+               dtype: Any) -> jax.Array:
     y = (x - mean) * scale + bias
-    return jnp.maximum(y, 0) if relu else y
+    return (jnp.maximum(y, 0) if relu else y).astype(dtype)
 
 
-def _normalise_backward(relu: bool, use_native: bool, operands: Any, g: jax.Array) -> tuple[jax.Array, ...]:
+def _normalise_backward(relu: bool, use_native: bool, dtype: Any, operands: Any, g: jax.Array) -> tuple[jax.Array, ...]:
     x, mean, scale, bias = operands
     sums = gradient_sums(_as_rows(g), _as_rows(x), jnp.stack([mean, scale, bias]), relu, use_native)
     masked = jnp.where(_is_positive(x, mean, scale, bias), g, 0) if relu else g
-    return masked * scale, -scale * sums[0], sums[1], sums[0]
+    return (masked * scale).astype(x.dtype), -scale * sums[0], sums[1], sums[0]
 
 
-_normalise.defvjp(lambda x, mean, scale, bias, relu, use_native: (
-    _normalise(x, mean, scale, bias, relu, use_native), (x, mean, scale, bias)), _normalise_backward)
+_normalise.defvjp(lambda x, mean, scale, bias, relu, use_native, dtype: (
+    _normalise(x, mean, scale, bias, relu, use_native, dtype), (x, mean, scale, bias)), _normalise_backward)
 
 
 def _is_positive(x: jax.Array, mean: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
@@ -121,15 +130,18 @@ def gradient_sums(g: jax.Array, x: jax.Array, affine: jax.Array, relu: bool, use
 
     Args:
       g: (N, rows, C).
-      x: (N, rows, C).
+      x: (N, rows, C); the sums are in float32.
       affine: mean, scale and bias (3, C).
       relu: m is 1 where `(x - mean) * scale + bias` is above 0, and 0 elsewhere; otherwise m is 1.
       use_native: see `moments`.
     """
+    if g.dtype != x.dtype or x.dtype != jnp.bfloat16:
+        g, x = g.astype(jnp.float32), x.astype(jnp.float32)
     return _native_sums(g, x, affine, relu) if use_native else _jax_sums(g, x, affine, relu)
 
 
 def _jax_sums(g: jax.Array, x: jax.Array, affine: jax.Array, relu: bool) -> jax.Array:
+    g, x = g.astype(jnp.float32), x.astype(jnp.float32)
     if relu:
         g = jnp.where(_is_positive(x, *affine), g, 0)
     return jnp.stack([g.sum((0, 1)), (g * (x - affine[0])).sum((0, 1))])

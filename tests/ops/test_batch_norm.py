@@ -182,3 +182,27 @@ def test_bfloat16_computes_statistics_in_float32():
     assert y.dtype == jnp.bfloat16
     assert_close(updates, expected_updates)
     assert_close(y.astype(jnp.float32), expected.astype(jnp.float32), 1e-2)
+
+
+@pytest.mark.parametrize('use_native', NATIVE)
+@pytest.mark.parametrize('shape', [(8, 9, 9, 64), (3, 2, 7, 150)], ids=str)
+def test_in_bfloat16_results_are_those_of_float32_rounded(shape, use_native):
+    x, g, variables = arrays(shape)
+    low = x.astype(jnp.bfloat16), g.astype(jnp.bfloat16)
+    fields = dict(use_running_average=False, relu=True, native=use_native)
+
+    @jax.jit
+    def run(x, g):
+        def forward(x, params):
+            dtype = {'dtype': x.dtype, 'param_dtype': jnp.float32}
+            return BatchNorm(**fields, **dtype).apply({**variables, 'params': params}, x, mutable=['batch_stats'])
+        y, vjp, updates = jax.vjp(forward, x, variables['params'], has_aux=True)
+        return y, vjp(g), updates
+    y, (dx, params), updates = run(*low)
+    expected_y, (expected_dx, expected_params), expected_updates = run(*(a.astype(jnp.float32) for a in low))
+    assert y.dtype == dx.dtype == jnp.bfloat16
+    assert_close((updates, params), (expected_updates, expected_params))
+    error = np.abs(y.astype(np.float32) - expected_y)
+    assert (error <= 2 ** -8 * np.abs(expected_y) + 1e-5).all()
+    error = np.abs(dx.astype(np.float32) - expected_dx)  # of a sum of two rounded terms
+    assert error.max() <= 2 ** -7 * np.abs(expected_dx).max()

@@ -249,21 +249,56 @@ def test_the_smallest_and_uneven_sizes(h, w, size, stride, implementation):
 
 
 @needs_onednn
-def test_bfloat16_is_as_exact_as_its_operands():
+@pytest.mark.parametrize('shape', [
+    dict(h=16, w=16, c=32, features=32), dict(h=15, w=17, c=64, features=64, groups=2),
+    dict(h=9, w=8, c=3, features=16)], ids=str)
+def test_bfloat16_is_as_exact_as_its_operands(shape):
     if not native.available(jnp.bfloat16):
         pytest.skip('this CPU has no bfloat16')
-    x, kernel = arrays(n=4, h=16, w=16, c=32, features=32)
+    x, kernel = arrays(n=16, **shape)
+    groups = shape.get('groups', 1)
     low = x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16)
     high = jax.tree.map(lambda a: a.astype(jnp.float32), low)
-    actual = jax.jit(lambda: value_and_gradients(lambda *a: conv(*a, 'onednn'), *low))()
-    assert all(a.dtype == jnp.bfloat16 for a in actual)
 
     @jax.jit
-    def exact(x, kernel, g):
-        y, vjp = jax.vjp(lambda *a: conv(*a, 'xla'), x, kernel)
-        return y, *vjp(g.astype(jnp.float32))
-    for a, b in zip(actual, exact(*high, cotangent(actual[0])), strict=True):
-        np.testing.assert_allclose(a.astype(np.float32), b, atol=2 ** -7 * np.abs(b).max())
+    def run():
+        results = [value_and_gradients(lambda *a, i=i: conv(*a, i, groups=groups), *low)
+                   for i in ('native', 'onednn', 'xla')]
+        y, vjp = jax.vjp(lambda *a: conv(*a, 'xla', groups=groups), *high)
+        return results, (y, *vjp(cotangent(results[0][0]).astype(jnp.float32)))
+    (by_kernels, by_onednn, by_xla), exact = run()
+    for actual in (by_kernels, by_onednn):
+        for a, b, c in zip(actual, exact, by_xla, strict=True):
+            assert a.dtype == jnp.bfloat16
+            error = np.abs(a.astype(np.float32) - b)
+            # the result is rounded once, from a sum in float32
+            np.testing.assert_array_less(error, 2 ** -8 * np.abs(b) + 2e-5 * np.abs(b).max())
+            assert error.max() < 1.1 * np.abs(c.astype(np.float32) - b).max()
+    if KERNELS_ARE_USED and shape['c'] >= 64:
+        assert any(differ(by_kernels, by_onednn))
+
+
+@needs_onednn
+def test_gradients_of_bfloat16_gradients_are_those_of_xla():
+    low = [a.astype(jnp.bfloat16) for a in arrays(n=16, h=16, w=16, c=32, features=32)]
+
+    def penalty(implementation, x, kernel):
+        _, vjp = jax.vjp(lambda *a: conv(*a, implementation), x, kernel)
+        return sum((g.astype(jnp.float32) ** 2).mean() for g in vjp(cotangent(x)))
+    second = [jax.jit(jax.grad(functools.partial(penalty, i), (0, 1)))(*low) for i in ('native', 'xla')]
+    for a, b in zip(*second, strict=True):
+        a, b = (np.asarray(g, np.float32) for g in (a, b))
+        assert np.linalg.norm(a - b) < 0.01 * np.linalg.norm(b)
+
+
+@needs_onednn
+def test_float16_is_computed_in_float32():
+    x, kernel = (a.astype(jnp.float16) for a in arrays(c=4))
+    actual, expected = (jax.jit(functools.partial(value_and_gradients, lambda *a, i=i: conv(*a, i)))(
+        *(a.astype(dtype) for a in (x, kernel))) for i, dtype in (('auto', jnp.float16), ('xla', jnp.float32)))
+    for a, b in zip(actual, expected, strict=True):
+        assert a.dtype == jnp.float16
+        assert np.abs(a.astype(np.float32) - b).max() < 2 ** -10 * np.abs(b).max()
 
 
 def test_what_it_is_not_made_for_is_left_to_xla():

@@ -19,8 +19,9 @@ inline int64_t NumSlices(int64_t rows) { return std::min<int64_t>(64, (rows + 63
 // Computes two sums over rows for each channel: sums[0] is the sum of m g, and sums[1] is the sum of m g (x - mean), where g
 // and x have the shape (rows, channels). With `relu`, the mask m is 1 where (x - mean) scale + bias > 0 and 0 elsewhere;
 // without it, m is 1 everywhere.
-inline void GradientSums(xla::ffi::ThreadPool pool, int64_t rows, int64_t channels, const float* g, const float* x,
-                         const float* mean, const float* scale, const float* bias, bool relu, float* sums) {
+template <typename T>
+void GradientSums(xla::ffi::ThreadPool pool, int64_t rows, int64_t channels, const T* g, const T* x,
+                  const float* mean, const float* scale, const float* bias, bool relu, float* sums) {
   const int64_t slices = NumSlices(rows), vectorised = channels / kLanes * kLanes;
   std::vector<float> slice_sums(slices * 2 * channels);
   ParallelFor(pool, slices, [&](int64_t slice) {
@@ -51,7 +52,7 @@ inline void GradientSums(xla::ffi::ThreadPool pool, int64_t rows, int64_t channe
       for (int64_t c = vectorised; c < channels; ++c)
         for (int64_t row = first; row < last; ++row) {
           const float deviation = x[row * channels + c] - mean[c];
-          const float value = relu && !(deviation * scale[c] + bias[c] > 0) ? 0 : g[row * channels + c];
+          const float value = relu && !(deviation * scale[c] + bias[c] > 0) ? 0.0f : static_cast<float>(g[row * channels + c]);
           sum[c] += value, sum[channels + c] += value * deviation;
         }
     }
@@ -65,7 +66,8 @@ inline void GradientSums(xla::ffi::ThreadPool pool, int64_t rows, int64_t channe
 // Computes the mean, moments[0], and the variance, moments[1], of each channel of x (rows, channels), reading x once. Each
 // slice sums x - shift and its square. The shift is the mean of the first rows of the slice, which avoids cancellation where
 // the mean is many standard deviations from 0. The slices are then merged in double precision (Chan et al. 1983).
-inline void Moments(xla::ffi::ThreadPool pool, int64_t rows, int64_t channels, const float* x, float* moments) {
+template <typename T>
+void Moments(xla::ffi::ThreadPool pool, int64_t rows, int64_t channels, const T* x, float* moments) {
   const int64_t slices = NumSlices(rows), vectorised = channels / kLanes * kLanes;
   std::vector<float> slice_sums(slices * 3 * channels);
   ParallelFor(pool, slices, [&](int64_t slice) {

@@ -17,6 +17,7 @@
 #include <mutex>
 #include <string>
 #include <thread>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -195,6 +196,7 @@ Primitive& GetPrimitive(Kind kind, const Dims& x, const Dims& kernel, const Dims
 }
 
 float* Floats(ffi::AnyBuffer& buffer) { return static_cast<float*>(buffer.untyped_data()); }
+BFloat16* BFloat16s(ffi::AnyBuffer& buffer) { return static_cast<BFloat16*>(buffer.untyped_data()); }
 Dims DimsOf(const ffi::AnyBuffer& buffer) { return {buffer.dimensions().begin(), buffer.dimensions().end()}; }
 
 // Computes a convolution on XLA's threads if it is depthwise, has groups, or has few channels. Returns false without
@@ -227,14 +229,16 @@ bool RunOnXlaThreads(ffi::ThreadPool pool, int64_t kind, const Window& window, f
 }
 
 // Copies the part of a group from a kernel (9 * in, groups * out) to a kernel (9 * in, out), or back.
-void CopyGroup(const float* source, int64_t source_stride, int64_t rows, int64_t out, float* target, int64_t target_stride) {
+template <typename T>
+void CopyGroup(const T* source, int64_t source_stride, int64_t rows, int64_t out, T* target, int64_t target_stride) {
   for (int64_t i = 0; i < rows; ++i) std::copy_n(source + i * source_stride, out, target + i * target_stride);
 }
 
 // Computes a convolution by Winograd's algorithm, one group after another. Returns false without computing anything if
 // oneDNN is faster.
-bool RunWinograd(int threads, int64_t kind, const Window& window, const Dims& x, const Dims& kernel, const Dims& y,
-                 float* x_data, float* kernel_data, float* y_data) {
+template <typename T>
+bool RunWinograd(int threads, int64_t kind, const Window& window, const Dims& x, const Dims& kernel, const Dims& y, T* x_data,
+                 T* kernel_data, T* y_data) {
   if (window.stride_y() != 1 || window.stride_x() != 1 || window.is_dilated() || kernel[0] != 3 || kernel[1] != 3 ||
       window.max_padding() > 2)
     return false;
@@ -243,17 +247,19 @@ bool RunWinograd(int threads, int64_t kind, const Window& window, const Dims& x,
   winograd::Convolution convolution{x[0], x[1], x[2], in, y[1], y[2], out, top, left, x[3], y[3]};
   if (kind == kInputGradient)
     convolution = {y[0], y[1], y[2], out, x[1], x[2], in, 2 - top, 2 - left, y[3], x[3]};
-  if (!convolution.IsFaster()) return false;
+  const bool is_faster =
+      std::is_same_v<T, BFloat16> ? convolution.IsFasterInBFloat16(kind == kKernelGradient) : convolution.IsFaster();
+  if (!is_faster) return false;
   float* const workspace = static_cast<float*>(Workspace(4 * convolution.workspace(kind == kKernelGradient, threads)));
-  std::vector<float> group_kernel(groups > 1 ? 9 * in * out : 0);
-  float* const weights = groups > 1 ? group_kernel.data() : kernel_data;
+  std::vector<T> group_kernel(groups > 1 ? 9 * in * out : 0);
+  T* const weights = groups > 1 ? group_kernel.data() : kernel_data;
   for (int64_t group = 0; group < groups; ++group) {
-    float *const x_group = x_data + group * in, *const y_group = y_data + group * out;
-    float* const kernel_group = kernel_data + group * out;
+    T *const x_group = x_data + group * in, *const y_group = y_data + group * out;
+    T* const kernel_group = kernel_data + group * out;
     if (groups > 1 && kind != kKernelGradient) CopyGroup(kernel_group, kernel[3], 9 * in, out, weights, out);
-    if (kind == kForward) winograd::Forward(convolution, x_group, weights, false, y_group, workspace, threads);
-    if (kind == kInputGradient) winograd::Forward(convolution, y_group, weights, true, x_group, workspace, threads);
-    if (kind == kKernelGradient) winograd::KernelGradient(convolution, x_group, y_group, weights, workspace, threads);
+    if (kind == kForward) winograd::Forward<T>(convolution, x_group, weights, false, y_group, workspace, threads);
+    if (kind == kInputGradient) winograd::Forward<T>(convolution, y_group, weights, true, x_group, workspace, threads);
+    if (kind == kKernelGradient) winograd::KernelGradient<T>(convolution, x_group, y_group, weights, workspace, threads);
     if (groups > 1 && kind == kKernelGradient) CopyGroup(weights, out, 9 * in, out, kernel_group, kernel[3]);
   }
   return true;
@@ -291,8 +297,11 @@ void RunOnOpenMpThreads(int threads, int64_t kind, bool native, const Window& wi
                         ffi::AnyBuffer& kernel, ffi::AnyBuffer& y) {
   const auto type = x.element_type() == ffi::DataType::BF16 ? memory::data_type::bf16 : memory::data_type::f32;
   ++num_calls, num_images += x.dimensions()[0];
-  if (native && type == memory::data_type::f32 &&
-      RunWinograd(threads, kind, window, DimsOf(x), DimsOf(kernel), DimsOf(y), Floats(x), Floats(kernel), Floats(y)))
+  auto run_winograd = [&](auto x_data, auto kernel_data, auto y_data) {
+    return RunWinograd(threads, kind, window, DimsOf(x), DimsOf(kernel), DimsOf(y), x_data, kernel_data, y_data);
+  };
+  if (native && (type == memory::data_type::f32 ? run_winograd(Floats(x), Floats(kernel), Floats(y))
+                                                : run_winograd(BFloat16s(x), BFloat16s(kernel), BFloat16s(y))))
     return;
   RunOneDnn(threads, kind, type, window, x, kernel, y);
 }
@@ -315,20 +324,26 @@ ffi::Error RunConv(ffi::ThreadPool pool, int64_t kind, bool native, ffi::Span<co
   }
 }
 
-// Implements the call JaxcnnSums, which maps g and x (..., C) and the mean, scale and bias (3, C) to sums (2, C); see
-// batch_norm::GradientSums.
+// Implements the call JaxcnnSums, which maps g and x (..., C), of the same type, and the mean, scale and bias (3, C) to sums
+// (2, C); see batch_norm::GradientSums.
 ffi::Error RunSums(ffi::ThreadPool pool, bool relu, ffi::AnyBuffer g, ffi::AnyBuffer x, ffi::AnyBuffer affine,
                    ffi::Result<ffi::AnyBuffer> sums) {
   const int64_t channels = x.dimensions().back(), rows = static_cast<int64_t>(x.element_count()) / channels;
   const float *const mean = Floats(affine), *const scale = mean + channels, *const bias = scale + channels;
-  batch_norm::GradientSums(pool, rows, channels, Floats(g), Floats(x), mean, scale, bias, relu, Floats(*sums));
+  if (x.element_type() == ffi::DataType::BF16)
+    batch_norm::GradientSums(pool, rows, channels, BFloat16s(g), BFloat16s(x), mean, scale, bias, relu, Floats(*sums));
+  else
+    batch_norm::GradientSums(pool, rows, channels, Floats(g), Floats(x), mean, scale, bias, relu, Floats(*sums));
   return ffi::Error::Success();
 }
 
 // Implements the call JaxcnnMoments, which maps x (..., C) to its moments (2, C); see batch_norm::Moments.
 ffi::Error RunMoments(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::Result<ffi::AnyBuffer> moments) {
   const int64_t channels = x.dimensions().back(), rows = static_cast<int64_t>(x.element_count()) / channels;
-  batch_norm::Moments(pool, rows, channels, Floats(x), Floats(*moments));
+  if (x.element_type() == ffi::DataType::BF16)
+    batch_norm::Moments(pool, rows, channels, BFloat16s(x), Floats(*moments));
+  else
+    batch_norm::Moments(pool, rows, channels, Floats(x), Floats(*moments));
   return ffi::Error::Success();
 }
 

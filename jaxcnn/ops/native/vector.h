@@ -18,6 +18,12 @@ constexpr bool kHasFma = true;
 constexpr bool kHasFma = false;
 #endif
 
+#ifdef __AMX_BF16__
+constexpr bool kHasAmx = true;
+#else
+constexpr bool kHasAmx = false;
+#endif
+
 typedef float Vec __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
 typedef int32_t LaneIndices __attribute__((vector_size(4 * kLanes)));  // the second operand of a shuffle
 
@@ -31,6 +37,32 @@ inline Vec LoadToRegister(const float* p) {
 }
 
 inline void Store(float* p, const Vec& v) { *reinterpret_cast<Vec*>(p) = v; }
+
+// A bfloat16 number: the upper half of a float. Kernels compute in float and round what they store to the nearest.
+struct BFloat16 {
+  uint16_t bits;
+
+  operator float() const {
+    const uint32_t wide = static_cast<uint32_t>(bits) << 16;
+    float value;
+    __builtin_memcpy(&value, &wide, sizeof(value));
+    return value;
+  }
+};
+
+typedef uint32_t WideBits __attribute__((vector_size(4 * kLanes)));
+typedef uint16_t HalfBits __attribute__((vector_size(2 * kLanes), aligned(2), may_alias));
+
+inline Vec Load(const BFloat16* p) {
+  return reinterpret_cast<Vec>(__builtin_convertvector(*reinterpret_cast<const HalfBits*>(p), WideBits) << 16);
+}
+
+inline void Store(BFloat16* p, const Vec& v) {
+  const WideBits bits = reinterpret_cast<WideBits>(v);
+  const WideBits rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;  // ties to even
+  const WideBits quiet_nan = (bits >> 16) | 0x40;                         // rounding could turn a NaN into infinity
+  *reinterpret_cast<HalfBits*>(p) = __builtin_convertvector(v == v ? rounded : quiet_nan, HalfBits);
+}
 
 // Images (N, height, width, channels) in memory.
 template <typename T>

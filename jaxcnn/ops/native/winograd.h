@@ -5,6 +5,8 @@
 // In float32 the error is a few times that of the direct sum. The interpolation points 0, 3/4, -3/4, 3/2, -3/2 and infinity
 // have half the error of the customary 0, 1, -1, 2, -2 and infinity (docs/performance-log.md). Barabasz et al. 2020, "Error
 // analysis and improving the accuracy of Winograd convolution for deep neural networks", discuss the choice of points.
+//
+// Images and kernels are floats or, as the type T, bfloat16; all arithmetic is in float.
 
 #pragma once
 
@@ -148,6 +150,13 @@ struct Convolution {
            tiles() >= 32;
   }
 
+  // Returns whether it is also faster than the direct sum of bfloat16 numbers, which takes half the time of that of floats
+  // with AVX-512, and an eighth with AMX (docs/performance-log.md).
+  bool IsFasterInBFloat16(bool kernel_gradient) const {
+    const bool fills_tiles = 5 * n * out_h * out_w >= 4 * 16 * tiles();
+    return IsFaster() && !kHasAmx && (kernel_gradient || (tiles() >= 256 && fills_tiles));
+  }
+
   // Returns the number of tiles that a thread transforms, multiplies and transforms back at a time in the forward pass.
   int64_t forward_block(int threads) const { return std::min<int64_t>(4 * kMaxRows, (tiles() + threads - 1) / threads); }
   // Returns the number of tiles that all threads together transform and multiply at a time for the gradient of the kernel.
@@ -172,8 +181,8 @@ struct Tile {
 
 // Transforms all channels of the tile of size x size pixels that begins at (y, x) of image n, and stores them in row `row`
 // of the matrices. Pixels outside the image are zero.
-template <void (*transform)(const Vec*, Vec*, int), int size, int width>
-void TransformTile(Images<const float> images, int64_t channels, int64_t n, int64_t y, int64_t x,
+template <void (*transform)(const Vec*, Vec*, int), int size, int width, typename T>
+void TransformTile(Images<const T> images, int64_t channels, int64_t n, int64_t y, int64_t x,
                    PointMatrices<width> matrices, int64_t row) {
   for (int64_t channel = 0; channel < channels; channel += kLanes) {
     Vec t[kPoints];
@@ -190,10 +199,10 @@ void TransformTile(Images<const float> images, int64_t channels, int64_t n, int6
 
 // Computes y = x * kernel. With `flip`, it computes the input gradient of another convolution, whose kernel
 // (3, 3, features, c) is given.
-inline void Forward(const Convolution& conv, const float* x, const float* kernel, bool flip, float* y, float* workspace,
-                    int threads) {
-  const Images<const float> inputs{x, conv.h, conv.w, conv.x_pixel_stride};
-  const Images<float> outputs{y, conv.out_h, conv.out_w, conv.y_pixel_stride};
+template <typename T>
+void Forward(const Convolution& conv, const T* x, const T* kernel, bool flip, T* y, float* workspace, int threads) {
+  const Images<const T> inputs{x, conv.h, conv.w, conv.x_pixel_stride};
+  const Images<T> outputs{y, conv.out_h, conv.out_w, conv.y_pixel_stride};
   const int64_t block = conv.forward_block(threads);
   const int64_t ins = flip ? conv.features : conv.c, outs = flip ? conv.c : conv.features;
   const PointMatrices<kPanel> u{workspace, conv.c, conv.columns()};  // the transformed kernel
@@ -241,7 +250,7 @@ inline void Forward(const Convolution& conv, const float* x, const float* kernel
         const Tile tile(conv, first + i);
         for (int64_t feature = 0; feature < conv.features; feature += kLanes) {
           const float* const first_point = m.At(0, i, feature);
-          float* const corner = outputs.At(tile.n, tile.y, tile.x, feature);
+          T* const corner = outputs.At(tile.n, tile.y, tile.x, feature);
           Vec t[kPoints];
           for (int p = 0; p < kPoints; ++p) t[p] = Load(first_point + p * m.point_stride());
           Transform2D<OutputTransform, 6, 4>(t);
@@ -255,10 +264,10 @@ inline void Forward(const Convolution& conv, const float* x, const float* kernel
 }
 
 // Computes the gradient of the kernel (3, 3, c, features) from x and the gradient y of the outputs.
-inline void KernelGradient(const Convolution& conv, const float* x, const float* y, float* kernel, float* workspace,
-                           int threads) {
-  const Images<const float> inputs{x, conv.h, conv.w, conv.x_pixel_stride};
-  const Images<const float> outputs{y, conv.out_h, conv.out_w, conv.y_pixel_stride};
+template <typename T>
+void KernelGradient(const Convolution& conv, const T* x, const T* y, T* kernel, float* workspace, int threads) {
+  const Images<const T> inputs{x, conv.h, conv.w, conv.x_pixel_stride};
+  const Images<const T> outputs{y, conv.out_h, conv.out_w, conv.y_pixel_stride};
   const int64_t block = conv.gradient_block();
   const PointMatrices<kPanel> u{workspace, conv.c, conv.columns()};  // the transformed gradient
 #pragma omp parallel num_threads(threads) firstprivate(inputs, outputs, u)
