@@ -28,6 +28,8 @@ GPU_CASES: Cases = [
     ('resnet50', 224, 256, {}), ('shallow_cnn', 32, 1024, {}), ('resnext50_32x4d', 224, 256, {}),
     ('mobilenet_v1', 224, 256, {}), ('t2t_vit_14', 224, 256, {}), ('airbench94', 32, 1024, {})]
 
+DTYPES = 'float32', 'bfloat16', 'float16'
+
 
 class JaxcnnStep:
     """The training step or the inference of a network in this process.
@@ -109,6 +111,9 @@ def compare(args: argparse.Namespace, benchmark: str) -> Iterator[Table]:
     selected = args.models.split(',') if args.models else known
     peers = [peer for peer in args.peers.split(',') if peer]
     dtype, device = ('float32', 'cpu') if on_cpu() else ('bfloat16', 'cuda')
+    dtype = args.dtype or dtype
+    if dtype not in DTYPES:
+        raise unknown('dtype', dtype, DTYPES)
     if wrong := [name for name in selected if name not in known]:
         raise unknown('model', wrong[0], known)
     if {'torch', 'compiled'} & set(peers):

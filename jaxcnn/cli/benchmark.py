@@ -1,6 +1,6 @@
 """Measure the speed of jaxcnn, and its ratio to that of other libraries on the same machine.
 
-    jaxcnn benchmark train_step [--models shallow_cnn,resnet18,...] [--peers torch,compiled,jax,xla]
+    jaxcnn benchmark train_step [--models shallow_cnn,resnet18,...] [--peers torch,jax,...] [--dtype=bfloat16]
     jaxcnn benchmark eval [--models ...] [--peers ...]
     jaxcnn benchmark data --config=cifar10_shallow [--peers torch]
     jaxcnn benchmark train --config=mnist_lenet [--config.model=lenet5 --config.duration.epochs=2]
@@ -22,7 +22,8 @@ version. The tables of train_step and eval are written after each network, and t
 train_step, eval: The images/s of the training step or of the inference of a network, and the ratio to those of its peers.
 The peers are PyTorch (`torch`, and `compiled` with torch.compile, both in channels_last format) and jaxcnn with other
 convolutions (`jax` and `xla`). PyTorch is run by --torch_python, which needs torch and pytorchcv==0.0.67. The peers are
-measured alternately. GPUs use bfloat16 (autocast in PyTorch) and larger images and batches, CPUs float32. `of matmul` is the
+measured alternately. GPUs use bfloat16 (autocast in PyTorch) and larger images and batches, CPUs float32; --dtype chooses
+another type. `of matmul` is the
 rate of the network's floating-point operations, including those on padding, as a fraction of the rate of a large matrix
 product. `of bandwidth` is the rate at which the operations of the compiled program read and write memory, as a fraction of
 the memory bandwidth. Both limits are measured in the same run.
@@ -133,6 +134,8 @@ def main() -> None:
     parser.add_argument('--steps', type=int, default=50, help='steps of integrated_gradients (default: 50)')
     parser.add_argument('--peers', default='torch,compiled', help='comma-separated peers: torch, compiled, jax, xla '
                         '(default: torch,compiled)')
+    parser.add_argument('--dtype', default='', help='type of the computation of train_step and eval, in PyTorch by '
+                        'autocast: float32, bfloat16 or float16 (default: bfloat16 on a GPU, float32 on a CPU)')
     parser.add_argument('--torch_python', default=sys.executable, help='Python interpreter with PyTorch (default: this one)')
     parser.add_argument('--rounds', type=int, default=5, help='number of measurements of each value (default: 5)')
     parser.add_argument('--seconds', type=float, default=5, help='duration of each measurement in seconds (default: 5)')
