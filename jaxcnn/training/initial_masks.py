@@ -28,7 +28,7 @@ def first_layer(network: Network, image_shape: tuple[int, int, int]) -> str:
 
     def record(call: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
         outputs = call(*args, **kwargs)
-        if context.module.has_variable('params', 'kernel'):
+        if context.module.scope is not None and context.module.has_variable('params', 'kernel'):
             layers.append('/'.join(context.module.path))
         return outputs
     with nn.intercept_methods(record):

@@ -13,7 +13,7 @@ from jaxcnn import models, tasks
 from jaxcnn.data.normalize import Normalization
 from jaxcnn.errors import UserError
 from jaxcnn.losses import cross_entropy
-from jaxcnn.optim import make_optimizer
+from jaxcnn.optim import make_optimizer, path_name
 from jaxcnn.preprocessing import Preprocessor
 from jaxcnn.run import load_run
 from jaxcnn.timeline import Timeline
@@ -64,7 +64,7 @@ def test_masks_prune_the_smallest_scores(scope):
 METHODS = {'magnitude': {}, 'movement': dict(scope='layer'), 'random': {}}
 
 
-@pytest.mark.parametrize('method', METHODS)
+@pytest.mark.parametrize('method', ['magnitude', 'movement', pytest.param('random', marks=pytest.mark.slow)])
 def test_steps_with_momentum_averages_and_look_ahead_equal_numpy(method):
     fields = dict(duration=dict(steps=12), model=LAYERS, optim=dict(
         optimizer=dict(name='sgd', momentum=0.9), learning_rate=0.1, schedule='constant', ema_decay=0.9, l2=1e-2,
@@ -257,13 +257,16 @@ def test_a_wrong_field_gives_one_line(tmp_path, name):
     assert not os.path.exists(tmp_path / 'config.json')
 
 
-def test_the_default_layers_are_those_between_the_first_and_the_last():
-    network = models.create('resnet18', num_classes=10, stem='small')
-    params = jax.eval_shape(network.init, jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32))['params']
-    names = prunable(cfg.PruningConfig(), network, (32, 32, 3), params)
-    kernels = [x.size for path, x in jax.tree.leaves_with_path(params) if path[-1].key == 'kernel']
-    assert len(jax.tree.leaves(names)) == len(kernels) - 2
-    assert sum(x.size for x in jax.tree.leaves(names)) == sum(kernels) - 3 * 3 * 3 * 64 - 512 * 10
+@pytest.mark.parametrize(('name', 'excluded'), [
+    ('lenet5', {'Conv_0/kernel', 'Dense_2/kernel'}),
+    pytest.param('fcos', {'backbone/Conv_0/kernel', 'class_logits/kernel'}, marks=pytest.mark.slow)])
+def test_the_default_layers_are_those_between_the_first_and_the_last(name, excluded):
+    network = models.create(name, num_classes=7)
+    params = jax.eval_shape(network.init, jax.random.key(0), np.zeros((1, 64, 64, 3), np.float32))['params']
+    selected, kernels = ({path_name(path) for path, _ in jax.tree.leaves_with_path(tree)} for tree in (
+        prunable(cfg.PruningConfig(), network, (64, 64, 3), params), params))
+    assert {path for path in kernels if path.endswith('kernel')} - selected == excluded
+    assert all(path.endswith('kernel') for path in selected)
 
 
 @pytest.mark.slow
