@@ -189,11 +189,12 @@ class _Walk:
         if name == 'optimization_barrier':
             return operands
         if name in ELEMENTWISE:  # an operand of fewer dimensions is a scalar
-            arrays = [operand for operand in operands if len(operand) == len(result)]
-            for axis in range(len(result)):
+            arrays = [pair for pair in zip(operands, shapes, strict=True) if len(pair[0]) == len(result)]
+            for axis, size in enumerate(eqn.outvars[0].aval.shape):
                 axis_labels: Labels = None
-                for array in arrays:
-                    axis_labels = self.relate(axis_labels, array[axis])
+                for array, shape in arrays:
+                    if shape[axis] == size:  # others are broadcast
+                        axis_labels = self.relate(axis_labels, array[axis])
                 result[axis] = axis_labels
         elif name == 'reshape' and params.get('dimensions') is None:
             return [self._reshape(labels, shapes[0], eqn.outvars[0].aval.shape)]
@@ -236,7 +237,7 @@ class _Walk:
                     if size == shapes[0][axis]:
                         output[axis] = labels[axis]
                     else:
-                        self.fix([labels[axis]], 'its features are divided by their index')
+                        self.fix([labels[axis]], 'its features are sliced by their index, as in attention or LRN')
         elif name.startswith('reduce_window'):
             for axis, size in enumerate(params['window_dimensions']):
                 if size == 1 and shapes[0][axis] == eqn.outvars[0].aval.shape[axis]:

@@ -60,3 +60,14 @@ def test_channels_that_give_zeros_can_be_removed(name, shape, fields):
     for removal, cost in ((np.zeros_like(removed), complexity.cost(network, shape, optimizers=())),
                           (removed, complexity.cost(narrow, shape, optimizers=()))):
         assert coupling.multiply_adds(removal) == cost.multiply_adds
+
+
+def test_layers_whose_channels_are_mixed_stay():
+    network = models.create('sequential', layers='conv(4)|relu|lrn|conv(5,1)|relu|global_avg_pool|dense')
+    images = jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32)
+    coupling = channels.couple(network, jax.eval_shape(network.init, jax.random.key(0), images), (8, 8, 3))
+    assert coupling.layers == ('Conv_1',)
+    assert 'sliced by their index' in coupling.reasons['Conv_0']
+    assert {key: units.tolist() for key, units in coupling.axes.items()} == {
+        ('params/Conv_1/bias', 0): [0, 1, 2, 3, 4], ('params/Conv_1/kernel', 3): [0, 1, 2, 3, 4],
+        ('params/Dense_0/kernel', 0): [0, 1, 2, 3, 4]}
