@@ -113,8 +113,16 @@ class QuantizedNetwork:
 
     @functools.lru_cache(maxsize=64)  # noqa: B019 (a network lives as long as its run)
     def graph(self, shape: tuple[int, ...]) -> Graph:
-        """Return the graph for images (N, H, W, C)."""
-        return layer_graph.trace(self.network, self._shapes, shape, self.quantization.is_quantized)
+        """Return the graph for images (N, H, W, C).
+
+        Raises:
+          UserError: An activation was not calibrated.
+        """
+        graph = layer_graph.trace(self.network, self._shapes, shape, self.quantization.is_quantized)
+        missing = [name for name in graph.tensors.values() if name not in self.quantization.tensors]
+        if missing:
+            raise UserError(f'the activation {missing[0]} was not calibrated', hint='quantise the run again')
+        return graph
 
     def apply(self, variables: Mapping[str, Any], images: jax.Array, train: bool = False) -> jax.Array:
         """Return the logits (N, classes) of images (N, H, W, C), normalised as in training.

@@ -125,6 +125,14 @@ def test_wrong_arguments_are_refused(run, tmp_path, arguments, message):
         quantize_run(run, str(tmp_path), **arguments)
 
 
+def test_what_was_not_calibrated_is_refused():
+    network = models.create('resnet18', num_classes=5, blocks=(1,), width=8, stem='small')
+    variables = jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
+    quantized = QuantizedNetwork(network, variables, Quantization('int8', 'minmax', 1, (), {}, '', 0))
+    with pytest.raises(UserError, match='Conv_0/input was not calibrated'):
+        quantized.apply({'params': {}}, jnp.zeros((1, 8, 8, 3)))
+
+
 def test_a_folder_without_a_quantised_network_is_refused(run):
     with pytest.raises(UserError, match='holds no quantised network'):
         load_quantized(run.workdir)
