@@ -221,8 +221,9 @@ def test_histograms_are_of_the_gradients_of_the_whole_loss(small, teacher, tmp_p
 @pytest.mark.slow
 @pytest.mark.parametrize('backend', ['sharded', 'pmap'])
 @pytest.mark.parametrize('fields', [
-    {}, {'trades': dict(iterations=2, norm='l2', eps=0.2, step=0.1)},
-    {'data': {'placement': 'host'}, 'optim': {'accumulate': 2}}], ids=['hints', 'trades', 'accumulate'])
+    {'trades': dict(iterations=2, norm='l2', eps=0.2, step=0.1)},
+    {'data': dict(image_size=8, augment='', placement='host'), 'optim': dict(accumulate=2),
+     'pruning': dict(sparsity=0.5, end=dict(steps=2), every=dict(steps=1))}], ids=['trades', 'accumulate and prune'])
 def test_four_devices_train_as_one_does(small, teacher, tmp_path, no_pictures, backend, fields):
     states = []
     for devices in (1, 4):
