@@ -41,6 +41,7 @@ def loss_curve(losses: Sequence[float], eps: float, path: str) -> None:
     with open_figure(path, 5.5, 3.4, layout='constrained') as figure:
         axis = figure.subplots()
         axis.plot(losses, color=COLOURS[0], marker='o', markersize=4)
+        axis.locator_params(axis='x', integer=True)
         axis.set(xlabel='step', ylabel='mean loss', title=f'loss along projected gradient ascent, eps {eps:.4g}')
         axis.grid(alpha=0.3)
 
@@ -78,13 +79,17 @@ def corruption_table(errors: CorruptionErrors, path: str) -> None:
 
 def corruption_sheet(original: np.ndarray, corrupted: Mapping[str, Sequence[np.ndarray]], severities: Sequence[int],
                      path: str) -> None:
-    """Draw an image with each corruption, a row for each kind and a column for each severity."""
-    rows, titles = [], []
+    """Draw an image with each corruption, a row for each kind and a column for each severity, or, for a single severity, eight
+    kinds in a row."""
+    rows, titles, columns = [], [], 1 + len(severities)
     for kind, images in corrupted.items():
         rows += [original, *images]
         titles += [kind.replace('_', ' '), *(f'severity {severity}' for severity in severities)]
+    if len(severities) == 1:
+        rows, columns = [original, *(images[0] for images in corrupted.values())], 8
+        titles = [f'severity {severities[0]} of', *(kind.replace('_', ' ') for kind in corrupted)]
     small = thumbnails(np.rint(np.clip(rows, 0, 1) * 255).astype(np.uint8), 128) / 255
-    image_grid(small, titles, path, columns=1 + len(severities))
+    image_grid(small, titles, path, columns=columns)
 
 
 def score_histograms(separations: Sequence[Separation], name: str, other_name: str, path: str) -> None:

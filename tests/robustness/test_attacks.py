@@ -135,7 +135,7 @@ def test_losses_are_the_published_formulas():
         assert targeted_value == pytest.approx(-(z[y] - z[t]) / (first - (third + fourth) / 2), rel=1e-5)
 
 
-@pytest.mark.parametrize('norm', ['linf', 'l2'])
+@pytest.mark.parametrize('norm', ['linf', pytest.param('l2', marks=pytest.mark.slow)])
 def test_the_ensemble_is_the_strongest_and_square_needs_no_gradient(victim, images, norm):
     eps = EPS[norm][1]
     under_attack = attacker(victim, images, norm)
@@ -163,6 +163,7 @@ def test_a_network_that_scales_its_logits_hides_gradients_from_the_cross_entropy
     assert run(hidden, 'pgd(10)', 0.08).reached.mean() < expected - 0.1
 
 
+@pytest.mark.slow
 def test_targeted_attacks_reach_their_class(victim, images):
     targets = ((images.labels + 1) % 10).astype(np.int32)
     under_attack = attacker(victim, images, targets=targets)

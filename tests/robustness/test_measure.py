@@ -68,6 +68,7 @@ def test_scores_separate_as_their_definitions_say():
         assert separation.aupr_in == pytest.approx(precision[ranked < 40].mean(), abs=1e-3)
 
 
+@pytest.mark.slow
 def test_checks_find_masked_gradients(run, monkeypatch):
     victim = Victim(run)
     images = draw_images(victim, run.load_dataset(), 'test', 100, 0, 100)
