@@ -79,8 +79,7 @@ def corruption_table(errors: CorruptionErrors, path: str) -> None:
 
 def corruption_sheet(original: np.ndarray, corrupted: Mapping[str, Sequence[np.ndarray]], severities: Sequence[int],
                      path: str) -> None:
-    """Draw an image with each corruption, a row for each kind and a column for each severity, or, for a single severity, eight
-    kinds in a row."""
+    """Draw an image with each corruption: a row for each kind and a column for each severity, or eight kinds in a row."""
     rows, titles, columns = [], [], 1 + len(severities)
     for kind, images in corrupted.items():
         rows += [original, *images]
