@@ -133,8 +133,8 @@ def prepare(image):
             size = tuple(values)
         else:
             scale_y, scale_x = height / size[0], width / size[1]
-            y, x = ((side - new) // 2 for side, new in zip(size, values))
-            if y < 0 or x < 0:
+            y, x = (round((side - new) / 2) for side, new in zip(size, values))
+            if size[0] < values[0] or size[1] < values[1]:
                 raise SystemExit(f'error: a picture of {{image.shape[1]}} x {{image.shape[0]}} pixels is too small')
             top, left, height, width = top + y * scale_y, left + x * scale_x, values[0] * scale_y, values[1] * scale_x
             size = tuple(values)

@@ -3,6 +3,7 @@
 
 import json
 import os
+import types
 
 import jax
 import numpy as np
@@ -14,8 +15,10 @@ from jaxcnn.config import DataConfig
 from jaxcnn.data import augment, resizing
 from jaxcnn.errors import UserError
 from jaxcnn.export import folder, script
+from jaxcnn.export.program import Program
 from jaxcnn.interop import weights
 from jaxcnn.run import load_run
+from jaxcnn.tasks.detection import Detection
 from jaxcnn.training import train
 from jaxcnn.training.initialize import load_initial_weights
 from jaxcnn.training.weight_sources import leaves_by_path
@@ -146,4 +149,7 @@ def test_mistakes_are_one_line(tmp_path, monkeypatch):
     assert f'--output: {str(tmp_path)!r} exists' in message('onnx', str(tmp_path), 'float32')
     monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
     assert message('tensorflow', new, 'float32').endswith('pip install tensorflow-cpu')
+    detector = types.SimpleNamespace(experiment=types.SimpleNamespace(task=Detection))
+    with pytest.raises(UserError, match=r"--workdir: runs of config.task='detection' cannot be exported"):
+        Program.of_run(detector)
     assert export.FORMATS == ('stablehlo', 'onnx', 'safetensors', 'tensorflow')

@@ -130,6 +130,16 @@ def test_one_transposition_remains_and_batch_norm_becomes_part_of_the_convolutio
     np.testing.assert_allclose(run(model, images), jax.jit(function)(variables, images), rtol=1e-4, atol=1e-5)
 
 
+def test_a_network_that_is_applied_twice_has_its_weights_once():
+    variables, function = network()
+
+    def mirrored(variables, images):
+        return function(variables, images) + function(variables, images[:, :, ::-1])
+    once, twice = (onnx.to_graph(f, variables, (16, 16, 3))[0] for f in (function, mirrored))
+    assert sum(x.nbytes for x in twice.constants.values()) < 1.02 * sum(x.nbytes for x in once.constants.values())
+    assert {'Conv_0/kernel', 'Conv_0/bias', 'Conv_6/kernel'} <= set(twice.constants)
+
+
 @pytest.mark.parametrize('dtype', [np.float16, ml_dtypes.bfloat16])
 def test_weights_of_16_bits_take_half_the_space_and_are_used_as_they_were_rounded(dtype):
     variables, function = network()

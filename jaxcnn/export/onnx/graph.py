@@ -6,7 +6,8 @@ what needs JAX's order asks for it. Transpositions remain at the borders only.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import hashlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -85,16 +86,18 @@ class Graph:
     Attributes:
       nodes: the nodes.
       constants: the constants by name.
+      replacements: names of the constants that stand for weights that were combined with others.
       layer: name of the layer that is being converted.
     """
 
     def __init__(self, images: str, batch: Any):
         self.nodes: list[Node] = []
         self.constants: dict[str, np.ndarray] = {}
+        self.replacements: set[str] = set()
         self.layer = ''
         self._images, self._batch = images, batch
         self._names: set[str] = {images}
-        self._constant_names: dict[tuple[int, bool, int], tuple[str, Any]] = {}
+        self._constant_names: dict[tuple[Shape, str, bytes], str] = {}
         self._reordered: dict[str, Tensor] = {}
         self._batch_size = ''
 
@@ -133,15 +136,14 @@ class Graph:
         """Return the name of a tensor's array in the graph, where a constant is written when it is first used."""
         if tensor.array is None:
             return tensor.name
-        key = id(tensor.array), tensor.channels_first, tensor.array.ndim
+        array = np.moveaxis(tensor.array, -1, 1) if tensor.channels_first else tensor.array
+        contiguous = np.ascontiguousarray(array).reshape(array.shape)
+        # test-time augmentation applies the same weights several times
+        key = array.shape, array.dtype.str, hashlib.sha256(contiguous.tobytes()).digest()
         if key not in self._constant_names:
-            array = tensor.array
-            if tensor.channels_first:
-                array = np.moveaxis(array, -1, 1)
-            name = self.unique(tensor.label)
-            self.constants[name] = np.ascontiguousarray(array).reshape(array.shape)
-            self._constant_names[key] = name, tensor.array  # the array is kept, because its id must stay its own
-        return self._constant_names[key][0]
+            name = self._constant_names[key] = self.unique(tensor.label)
+            self.constants[name] = contiguous
+        return self._constant_names[key]
 
     def ints(self, values: Sequence[int]) -> str:
         """Return the name of a constant vector of int64."""
@@ -212,5 +214,3 @@ class Graph:
         channels_first = any(tensor.channels_first and not tensor.is_constant for tensor in tensors)
         return [self.in_order(tensor, channels_first) for tensor in tensors], channels_first
 
-
-Constants = Mapping[str, np.ndarray]
