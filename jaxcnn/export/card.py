@@ -11,7 +11,6 @@ from typing import Any
 
 import jax
 
-from jaxcnn import config as cfg
 from jaxcnn.analysis import complexity
 from jaxcnn.analysis.markdown import escape
 from jaxcnn.export.check import CheckResult
@@ -85,7 +84,7 @@ def write_card(program: Program, folder: str, runtime: str, step: int, result: C
         f'{jax.default_backend()}. Seed {run.config.seed}.', '',
         '| file | bytes | SHA-256 |', '|---|---|---|',
         *(f'| {escape(os.path.relpath(path, folder))} | {os.path.getsize(path):,} | {checksum(path)} |' for path in files),
-        '', '## Config', '', '```json', json.dumps(cfg.to_dict(run.config), indent=1), '```', '']
+        '', '## Config', '', '```json', json.dumps(program.config, indent=1), '```', '']
     return '\n'.join(lines)
 
 

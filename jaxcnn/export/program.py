@@ -10,6 +10,7 @@ import ml_dtypes
 import numpy as np
 from jax import export as jax_export
 
+from jaxcnn import config as cfg
 from jaxcnn.errors import UserError
 from jaxcnn.models import Network
 from jaxcnn.ops.pool import as_reduce_window
@@ -74,6 +75,13 @@ class Program:
     def class_names(self) -> list[str]:
         """The names of the classes."""
         return list(self.run.info['class_names'])
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The config of the run without the folders of this machine."""
+        config = cfg.to_dict(self.run.config)
+        config['data'].update(dir='', cache_dir='')
+        return config
 
     def float32_variables(self) -> Any:
         """Return the variables with floating-point numbers in float32, rounded as they are stored."""

@@ -5,7 +5,6 @@ import json
 import jax
 import numpy as np
 
-from jaxcnn import config as cfg
 from jaxcnn.errors import UserError
 from jaxcnn.export.program import Program
 from jaxcnn.interop import weights
@@ -22,7 +21,7 @@ def write(program: Program, path: str) -> None:
                      'image_shape': program.image_shape}
     save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, path,
               {'format': 'pt' if source else 'jaxcnn', 'class_names': json.dumps(program.class_names),
-               'config': json.dumps(cfg.to_dict(program.run.config)), 'normalization': json.dumps(normalization)})
+               'config': json.dumps(program.config), 'normalization': json.dumps(normalization)})
 
 
 def check(program: Program, path: str) -> list[str]:
