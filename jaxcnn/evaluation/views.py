@@ -20,6 +20,7 @@ from jaxcnn.training.state import run_once
 PENDING_BYTES = 1 << 28  # bytes of images that wait for others of their shape
 _IN_FLIGHT = 3  # batches whose results are not yet fetched
 _MANY_SHAPES = 20
+_FEW_VIEWS = 4  # up to which a program that runs once is faster without optimisations
 _PROGRESS_INTERVAL = 10  # seconds between lines of progress
 log = logging.getLogger('jaxcnn')
 
@@ -56,7 +57,7 @@ class ViewEvaluator:
 
     For each shape and each value of `View.flip` one program is compiled. A batch with fewer views is padded. Images of many
     sizes have many shapes with a few views each, for which compiling takes longer than computing. These wait until no views
-    are left, and are compiled without optimisations if they then fit into one batch.
+    are left, and are compiled without optimisations.
 
     Args:
       network: the network; it takes images of any size if the views have several sizes.
@@ -139,7 +140,8 @@ class ViewEvaluator:
         padded = np.concatenate([pixels, np.repeat(pixels[-1:], size - len(views), 0)])
         while len(self._in_flight) >= _IN_FLIGHT:
             self._finish(result)
-        predict = self._predict_once if is_new and is_last else self._predict
+        is_faster = is_new and is_last and len(views) <= _FEW_VIEWS
+        predict = self._predict_once if is_faster else self._predict
         images = jax.device_put(padded, self._rows)
         self._in_flight.append((views, predict(self._variables, images, flip=views[0].flip)))
         self._progress.started(len(views), time.monotonic() - begin if is_new else None)
