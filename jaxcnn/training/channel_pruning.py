@@ -12,7 +12,7 @@ import itertools
 import logging
 import math
 import os
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -223,8 +223,12 @@ def _l1(run: Run, variables: Any, coupling: Any, config: cfg.ChannelsConfig, dat
 def _taylor(run: Run, variables: Any, coupling: Any, config: cfg.ChannelsConfig, data_dir: str) -> np.ndarray:
     """Return the squared first-order change of the loss without each unit, as a mean over batches of training images.
 
+    It is divided by the mean of the units of the same layers.
+
     The change is the sum of parameter times gradient over the scales and biases of BatchNorm, or, for units without
-    BatchNorm, over kernels and biases (Molchanov et al. 2019, "Importance estimation for neural network pruning").
+    BatchNorm, over kernels and biases (Molchanov et al. 2019, "Importance estimation for neural network pruning"). The paper
+    compares layers without the division, and removes few channels at a time with training in between. All at once, the
+    layers with the smallest gradients would lose almost all of their channels.
     """
     experiment = run.experiment
     task, preprocessor, network = experiment.task, experiment.preprocessor, experiment.network
@@ -253,7 +257,9 @@ def _taylor(run: Run, variables: Any, coupling: Any, config: cfg.ChannelsConfig,
         by_norms, by_kernels = (_sums(coupling, {path: by_path[path] for path in paths if path in by_path})[0]
                                 for paths in (norms, kernels))
         total += np.where(has_norm, by_norms, by_kernels) ** 2
-    return total / len(batches)
+    for units in _groups(_keys_by_unit(coupling), range(coupling.num_units)).values():
+        total[units] /= total[units].mean() or 1
+    return total
 
 
 SCORES: dict[str, Callable[..., np.ndarray]] = {'bn_scale': _bn_scale, 'l1': _l1, 'taylor': _taylor}
@@ -316,6 +322,14 @@ def _keys_by_unit(coupling: Any) -> list[list[Key]]:
     return keys
 
 
+def _groups(keys_by_unit: list[list[Key]], units: Iterable[int]) -> dict[tuple[Key, ...], list[int]]:
+    """Return the units that belong to the same axes, in their order, by these axes."""
+    groups: dict[tuple[Key, ...], list[int]] = {}
+    for unit in units:
+        groups.setdefault(tuple(keys_by_unit[unit]), []).append(unit)
+    return groups
+
+
 def _blocks(keys_by_unit: list[list[Key]], features: Collection[Key], scores: np.ndarray, multiple: int) -> list[list[int]]:
     """Return blocks of units of the same layers, by increasing mean score.
 
@@ -327,11 +341,8 @@ def _blocks(keys_by_unit: list[list[Key]], features: Collection[Key], scores: np
       scores: importance of each unit; those with NaN are left out.
       multiple: see above.
     """
-    groups: dict[tuple[Key, ...], list[int]] = {}
-    for unit in np.argsort(scores, kind='stable'):
-        groups.setdefault(tuple(keys_by_unit[unit]), []).append(int(unit))
     blocks = []
-    for keys, units in groups.items():
+    for keys, units in _groups(keys_by_unit, np.argsort(scores, kind='stable').tolist()).items():
         channels = max((keys.count(key) for key in set(keys) if key in features), default=1)
         size = multiple // math.gcd(multiple, channels)
         first = len(units) % size or size
