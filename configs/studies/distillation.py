@@ -8,6 +8,7 @@ one of 20 layers on CIFAR-10, by probabilities, feature maps (Romero et al. 2015
 and trains two generations of born-again networks (Furlanello et al. 2018). The recipe is that of He et al. 2015, who give
 errors of 8.75 and 6.97 % for the student and the teacher alone. In the quick form the students get 10 handwritten digits of
 each class, and the teacher all of them, as in section 6 of Hinton et al. 2015; it needs no data.
+Result of the quick form: alone 85.70 %, distilled 87.74 %, by three teachers 88.21 % (docs/compression.md).
 """
 
 from jaxcnn.config import make
