@@ -44,12 +44,17 @@ class Program:
         """Return the program of a run, with the weights of `Run.variables`.
 
         Raises:
-          UserError: The run is of a task whose network does not return logits, or weights are too large for float16.
+          UserError: The run is of a task whose network does not return logits, or trains with rounded activations; or
+            weights are too large for float16.
         """
         task = run.experiment.task
         if task.outputs != 'logits':
             raise UserError(f'runs of config.task={task.name!r} cannot be exported', field='--workdir',
                             hint='export is for classification and multilabel')
+        if run.config.quantization is not None:
+            # a difference in the last digit rounds an activation to another integer, so no two runtimes agree
+            raise UserError('runs of config.quantization cannot be exported', field='--workdir',
+                            hint='jaxcnn quantize makes an int8 network of them')
         dtype = DTYPES[weight_dtype]
 
         def store(array: Any) -> np.ndarray:

@@ -7,6 +7,7 @@ import numpy as np
 
 from jaxcnn.errors import UserError
 from jaxcnn.export.program import Program
+from jaxcnn.files import open_replacement
 from jaxcnn.interop import weights
 
 FILE = 'model.safetensors'
@@ -14,14 +15,15 @@ FILE = 'model.safetensors'
 
 def write(program: Program, path: str) -> None:
     """Write the variables of a program, with the config, the names of the classes and the normalisation as metadata."""
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save
     arrays, source = weights.to_named_arrays(program.network, program.variables)
     info = program.run.info
     normalization = {'ops': program.run.config.data.normalize, 'mean': info['mean'], 'std': info['std'],
                      'image_shape': program.image_shape}
-    save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, path,
-              {'format': 'pt' if source else 'jaxcnn', 'class_names': json.dumps(program.class_names),
-               'config': json.dumps(program.config), 'normalization': json.dumps(normalization)})
+    metadata = {'format': 'pt' if source else 'jaxcnn', 'class_names': json.dumps(program.class_names),
+                'config': json.dumps(program.config), 'normalization': json.dumps(normalization)}
+    with open_replacement(path, 'wb') as f:
+        f.write(save({name: np.ascontiguousarray(array) for name, array in arrays.items()}, metadata))
 
 
 def check(program: Program, path: str) -> list[str]:

@@ -32,7 +32,7 @@ def digits_workdir(tmp_path_factory):
     workdir = str(tmp_path_factory.mktemp('export') / 'run')
     train(config.make(duration=dict(steps=8), batch_size=32,
                       model=dict(name='shallow_cnn', widths=(4, 4, 8, 8), hidden=16, dropout=0.0),
-                      data=dict(name='digits', image_size=16, eval_augment='center_crop(15)', augment='random_crop(15)'),
+                      data=dict(name='digits', image_size=18, eval_augment='center_crop(16)', augment='random_crop(16)'),
                       eval=dict(tta='flip'), optim=dict(optimizer='adam', ema_decay=0.5),
                       checkpoint=dict(metric='val_ema_accuracy'), parallel=dict(devices=1)), workdir)
     return workdir
@@ -54,7 +54,7 @@ def test_exported_files_compute_in_an_empty_process_what_the_run_does(digits_wor
     assert 'same class for 32 of 32' in lines[-1]
     assert sorted(os.listdir(output)) == ['README.md', 'classes.json', f'model.{format_name}', 'predict.py']
     assert json.loads((output / 'classes.json').read_text())['class_names'] == [*map(str, range(10))]
-    images = RNG.integers(0, 256, (5, 16, 16, 1)).astype(np.uint8)
+    images = RNG.integers(0, 256, (5, 18, 18, 1)).astype(np.uint8)
     predicted = load_script(output / 'predict.py')['predict'](images)
     np.testing.assert_allclose(predicted, run.predict(images), atol=1e-5)
     assert np.abs(predicted - run_without_average(run, images)).max() > 1e-3  # it has the moving averages

@@ -1,6 +1,7 @@
 """The ONNX exporter against JAX: each primitive on random inputs in onnxruntime, layouts, names and types."""
 
 import collections
+import functools
 
 import flax.linen as nn
 import jax
@@ -79,6 +80,8 @@ FUNCTIONS = {
     'activations': lambda x: sum(f(x) for f in (nn.relu6, nn.elu, nn.selu, nn.silu, nn.hard_swish, jax.nn.mish, nn.gelu,
                                                 tanh, nn.sigmoid, nn.softplus, nn.leaky_relu)),
     'exact gelu': lambda x: nn.gelu(x, approximate=False),
+    'a position drawn from a constant key': lambda x: jax.vmap(functools.partial(
+        lambda key, y: y[jax.random.randint(jax.random.fold_in(key, 1), (), 0, 6)], jax.random.key(0)))(x),
     'remat and jit': lambda x: jax.checkpoint(jax.jit(lambda y: y * 2))(x),
     'a constant for each image': lambda x: jnp.ones((x.shape[0], 3)) * np.arange(3) + x[:, :3, 0, 0],
 }

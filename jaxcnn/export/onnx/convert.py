@@ -1,6 +1,7 @@
 """Conversion of a jaxpr to an ONNX graph: inlining, and evaluation of what is known."""
 
 import contextlib
+import dataclasses
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -39,7 +40,7 @@ def convert(graph: Graph, jaxpr: Any, consts: Sequence[Any], inputs: Sequence[Te
       UserError: A primitive has no converter, or not for these operands.
     """
     values: dict[Any, Tensor] = dict(zip(jaxpr.invars, inputs, strict=True))
-    values.update(zip(jaxpr.constvars, (constant(np.asarray(c)) for c in consts), strict=True))
+    values.update(zip(jaxpr.constvars, map(constant, consts), strict=True))
 
     def read(variable: Any) -> Tensor:
         if isinstance(variable, core.Literal):
@@ -107,16 +108,12 @@ def _evaluate(eqn: Any, operands: Sequence[Tensor], elementwise: bool) -> list[T
         shapes = [array.shape for array in arrays if array.ndim == rank]
         arrays = [np.broadcast_to(array, np.broadcast_shapes(*shapes)) if array.ndim == rank else array for array in arrays]
     else:
-        arrays = [np.broadcast_to(array, x.shape) for array, x in zip(arrays, operands, strict=True)]
+        arrays = [array if array.shape == x.shape else np.broadcast_to(array, x.shape)
+                  for array, x in zip(arrays, operands, strict=True)]
     with jax.default_device(jax.devices('cpu')[0]):
         results = eqn.primitive.bind(*map(jax.numpy.asarray, arrays), **eqn.params)
     labels = [x.label for x in operands if x.label not in ('', 'constant', 'scalar', 'ints')]
     label = labels[-1] if labels else 'constant'
-    return [Tensor(tuple(variable.aval.shape), np.dtype(variable.aval.dtype), np.shape(result), array=_host(result),
-                   label=label)
-            for result, variable in zip(results if eqn.primitive.multiple_results else [results], eqn.outvars, strict=True)]
-
-
-def _host(array: Any) -> Any:
-    """Return an array on the host; random keys stay what they are."""
-    return array if jax.dtypes.issubdtype(array.dtype, jax.dtypes.prng_key) else np.asarray(array)
+    results = results if eqn.primitive.multiple_results else [results]
+    return [dataclasses.replace(constant(result, label), shape=tuple(variable.aval.shape))
+            for result, variable in zip(results, eqn.outvars, strict=True)]

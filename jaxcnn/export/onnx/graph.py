@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from jaxcnn.errors import UserError
@@ -75,9 +76,16 @@ def is_symbolic(dimension: Any) -> bool:
 
 
 def constant(array: Any, label: str = 'constant') -> Tensor:
-    """Return a constant."""
+    """Return a constant, which may also be a random key of JAX."""
+    if is_key(array):
+        return Tensor(array.shape, np.dtype(np.uint32), array.shape, array=array, label=label)
     array = np.asarray(array)
     return Tensor(array.shape, array.dtype, array.shape, array=array, label=label)
+
+
+def is_key(array: Any) -> bool:
+    """Return whether an array holds random keys."""
+    return isinstance(array, jax.Array) and jax.dtypes.issubdtype(array.dtype, jax.dtypes.prng_key)
 
 
 class Graph:
