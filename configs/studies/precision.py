@@ -5,6 +5,7 @@
 
 DIR holds TFDS data sets (or set TFDS_DATA_DIR). Micikevicius et al. 2018 ("Mixed precision training"): float16 with a scaled
 loss is as accurate as float32. The quick form trains LeNet-5 on handwritten digits, and needs no data.
+Result of the quick form, seed 0: float32 98.05 %, bfloat16 97.77 %, float16 98.33 % (docs/compression.md).
 """
 
 from jaxcnn.studies import make_study
