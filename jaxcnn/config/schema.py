@@ -234,9 +234,9 @@ class ChannelsConfig:
     """
 
     method: str = _field('taylor', 'the score. taylor: the squared change of the loss to first order, over training '
-                         'images (Molchanov et al. 2019), divided by the mean of its layers. bn_scale: the magnitude of the BatchNorm '
-                         'scale, see optim.l1 (Liu et al. '
-                         '2017). l1: the L1 norm of the filter, divided by the mean of its layer (Li et al. 2017)',
+                         'images (Molchanov et al. 2019), divided by the mean of its layers. bn_scale: the magnitude of the '
+                         'BatchNorm scale, see optim.l1 (Liu et al. 2017). l1: the L1 norm of the filter, divided by the '
+                         'mean of its layer (Li et al. 2017)',
                          choices=('taylor', 'bn_scale', 'l1'))
     quantity: str = _field('multiply_adds', 'what the target is a fraction of',
                            choices=('multiply_adds', 'parameters', 'channels'))
