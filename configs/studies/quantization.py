@@ -6,6 +6,8 @@
 DIR holds TFDS data sets (or set TFDS_DATA_DIR). Weights and activations have 8, 4 or 2 bits, with the moving ranges of the
 batches (`minmax`) or with learned steps (`lsq`, Esser et al. 2020). The first and the last layer stay in float32, as in the
 paper. The quick form is on handwritten digits, and needs no data.
+Result of the quick form, two seeds: float32 98.05 %; 8 bits 98.19 (minmax) and 98.33 % (lsq), 4 bits 97.91 and 97.49 %,
+2 bits 96.24 and 97.08 % (docs/compression.md).
 """
 
 from jaxcnn.config import make

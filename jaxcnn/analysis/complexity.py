@@ -111,8 +111,9 @@ def cost(network: Network, image_shape: tuple[int, int, int], batch_size: int = 
         if number < 1:
             raise UserError(f'{quantity} must be at least 1, got {number}')
     optimizer_by_name = {name: _optimizer(name) for name in optimizers}
-    # convolutions as single primitives, and BatchNorm as in evaluation, whose statistics do not depend on the image
-    network = network.clone(conv_implementation='xla', bn_frozen=True)
+    # convolutions as single primitives, without the rounding of config.quantization, and BatchNorm as in evaluation, whose
+    # statistics do not depend on the image
+    network = network.clone(conv_implementation='xla', bn_frozen=True, quantizer=None)
     images = jax.ShapeDtypeStruct((batch_size, *image_shape), jnp.float32)
 
     def init(images: jax.Array) -> Any:

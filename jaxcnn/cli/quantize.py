@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument('--checkpoint', default='best', help='best, latest or a step (default: best)')
     parser.add_argument('--method', default='int8', help='int8; or bfloat16 or float16, for weights alone (default: int8)')
     parser.add_argument('--calibration', default='', help='how int8 finds the ranges of activations: minmax, percentile '
-                        '(99.99 %%) or entropy (default: entropy)')
+                        '(99.99 %%) or entropy (default: percentile)')
     parser.add_argument('--images', type=int, default=512, help='number of training images for the calibration, and of '
                         'validation images for the sensitivity of the layers (default: 512)')
     parser.add_argument('--float_layers', default='', metavar='REGEX', help='layers that stay in float32: a regular '

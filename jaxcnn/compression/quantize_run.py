@@ -31,7 +31,7 @@ from jaxcnn.run import Run, SplitEvaluator
 from jaxcnn.tasks import Accumulated
 from jaxcnn.training.state import Weights
 
-DEFAULT_CALIBRATION = 'entropy'
+DEFAULT_CALIBRATION = 'percentile'
 _BATCH = 64  # images in a batch of the calibration
 
 

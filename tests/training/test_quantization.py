@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxcnn import config, experiment
+from jaxcnn import config, experiment, models
+from jaxcnn.analysis.complexity import cost
 from jaxcnn.errors import UserError
 from jaxcnn.models.layers import Conv
 from jaxcnn.models.quantized_layers import Quantizer
@@ -97,3 +98,9 @@ def test_ranges_are_moving_averages_and_evaluation_uses_them():
 def test_wrong_fields_are_refused(fields, message):
     with pytest.raises(UserError, match=message):
         experiment.check(config.parse(config.make(**{'model': NETWORK, **fields})))
+
+
+def test_the_cost_is_that_of_the_network_without_rounding():
+    network = models.create('lenet5')
+    rounded = network.clone(quantizer=Quantizer(4, 'lsq'))
+    assert cost(rounded, (32, 32, 1)).multiply_adds == cost(network, (32, 32, 1)).multiply_adds
