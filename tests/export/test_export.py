@@ -26,12 +26,14 @@ from jaxcnn.training.weight_sources import leaves_by_path
 RNG = np.random.default_rng(0)
 
 
-@pytest.fixture(scope='session')
-def digits_workdir(tmp_path_factory):
-    """The workdir of a small run on digits, with moving averages."""
-    workdir = str(tmp_path_factory.mktemp('export') / 'run')
-    train(config.make(duration=dict(steps=8), batch_size=32,
-                      model=dict(name='shallow_cnn', widths=(4, 4, 8, 8), hidden=16, dropout=0.0),
+@pytest.fixture
+def digits_workdir(tmp_path_factory, no_pictures):
+    """The workdir of a small run on digits with moving averages and test-time augmentation, which is trained once."""
+    workdir = str(tmp_path_factory.getbasetemp() / 'exported_run')
+    if os.path.exists(os.path.join(workdir, 'summary.json')):
+        return workdir
+    train(config.make(duration=dict(steps=6), batch_size=32,
+                      model=dict(name='sequential', layers='conv(4)|norm|relu|max_pool(2)|flatten|dense'),
                       data=dict(name='digits', image_size=18, eval_augment='center_crop(16)', augment='random_crop(16)'),
                       eval=dict(tta='flip'), optim=dict(optimizer='adam', ema_decay=0.5),
                       checkpoint=dict(metric='val_ema_accuracy'), parallel=dict(devices=1)), workdir)
