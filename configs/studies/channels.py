@@ -8,6 +8,8 @@ scores, and the narrower networks are trained for a third of the epochs more. `s
 that the Taylor score leaves from random weights for as long as the wide one (Liu et al. 2019, "Rethinking the value of
 network pruning"), and `uniform` has 1/sqrt(2) of the features in each layer. The quick form is a small ResNet on digits,
 which needs no data.
+Result of the quick form, one seed: 96.66 % before; Taylor 96.94 %, L1 norm 96.66 %, scale 95.82 %, after the penalty
+96.10 %; scratch 97.49 % and uniform 98.05 %, so on 359 easy test images the scores bring nothing.
 """
 
 from jaxcnn.config import make
