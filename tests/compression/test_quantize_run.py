@@ -138,6 +138,7 @@ def test_a_folder_without_a_quantised_network_is_refused(run):
         load_quantized(run.workdir)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures('no_pictures')
 def test_a_run_trained_with_quantisation_keeps_its_ranges_and_steps(small, tmp_path):
     train(small(quantization=dict(method='lsq', bits=4), data=dict(augment='')), str(tmp_path / 'run'))
