@@ -212,7 +212,7 @@ class TrainStep:
         """Return the gradients, the new BatchNorm statistics and the scalars of a batch."""
         params = trained(state)
         micro_batch_gradients = functools.partial(
-            self._micro_batch, arrays=arrays, scale=None if self.loss_scaling is None else state.loss_scale['scale'])
+            self._micro_batch, arrays=arrays, scale=None if self.loss_scaling is None else self._scale(state))
         if self.accumulate == 1:
             return micro_batch_gradients(params, state.batch_stats, examples, key, state.step)
 
@@ -236,11 +236,18 @@ class TrainStep:
         grads, scalars = jax.tree.map(lambda x: x / self.accumulate, sums)
         return optax.tree.cast(grads, self.gradient_dtype or None), stats, scalars
 
+    def _scale(self, state: TrainState) -> jax.Array:
+        """Return the factor of the loss of this device's part of the batch.
+
+        Its mean is over fewer images than that of the batch, so that the gradient of an image is larger by as much.
+        """
+        return state.loss_scale['scale'] / (jax.lax.axis_size(self.axis_name) if self.axis_name else 1)
+
     def _unscaled(self, grads: Any, state: TrainState) -> Any:
         """Return the gradients that devices have averaged without the scale of the loss, in the type of the parameters."""
         if self.loss_scaling is None and not self.gradient_dtype:
             return grads
-        divisor = 1.0 if self.loss_scaling is None else state.loss_scale['scale']
+        divisor = 1.0 if self.loss_scaling is None else self._scale(state)
         return jax.tree.map(lambda g, p: (g.astype(jnp.float32) / divisor).astype(p.dtype), grads, trained(state))
 
     def _skip_overflow(self, state: TrainState, updated: TrainState, grads: Any,
