@@ -12,6 +12,7 @@ from PIL import Image
 from jaxcnn import config, run, tasks
 from jaxcnn.analysis.box_figures import COLOURS
 from jaxcnn.cli import predict
+from jaxcnn.compression import quantized_run
 from jaxcnn.errors import UserError
 
 CONFIG = config.parse({'task': 'detection', 'loss': 'detection', 'data': {'resize': 'pad'}})
@@ -33,7 +34,7 @@ def arguments(tmp_path, monkeypatch):
         info={'image_shape': [20, 20, 3], 'ink': None, 'name': 'voc'}, config=CONFIG, weights=None,
         experiment=types.SimpleNamespace(task=task), predict=lambda images: DETECTIONS)
     loaded.load_picture = types.MethodType(run.Run.load_picture, loaded)
-    monkeypatch.setattr(run, 'load_run', lambda *_: loaded)
+    monkeypatch.setattr(quantized_run, 'load_any_run', lambda *_: loaded)
     return argparse.Namespace(workdir='run', ensemble=[], tta='', samples=None, checkpoint='best',
                               csv=str(tmp_path / 'a.csv'), coco=str(tmp_path / 'a.json'),
                               draw=str(tmp_path / 'pictures'), submission='', threshold=None, svms='', ink='auto',
@@ -75,7 +76,7 @@ def test_a_threshold_shows_more_detections_and_tasks_without_boxes_write_no_coco
     predict.run(arguments)
     with open(arguments.csv) as f:
         assert [row['class'] for row in csv.DictReader(f)] == ['bee', 'ant', 'bee']
-    run.load_run('').experiment.task = tasks.create(config.parse({}), ['ant', 'bee'], [1, 1], 2)
+    quantized_run.load_any_run('').experiment.task = tasks.create(config.parse({}), ['ant', 'bee'], [1, 1], 2)
     arguments.threshold, arguments.coco = None, arguments.csv
     with pytest.raises(UserError, match=r"--coco: the task 'classification' of this run predicts no boxes"):
         predict.run(arguments)
