@@ -20,7 +20,7 @@ QUANTITIES = {'multiply_adds': 'multiply-adds', 'parameters': 'parameters', 'cha
 FLAGS: dict[str, dict[str, Any]] = {
     'weights': {'sparsity': [], 'scope': 'global', 'match': r'kernel$', 'exclude': 'first_and_last'},
     'channels': {**{f'target_{name}': None for name in QUANTITIES}, 'min_remaining': 0.1, 'multiple_of': 1, 'images': 1024,
-                 'benchmark': 0}}
+                 'bn_images': 1024, 'benchmark': 0}}
 
 
 def run(args: argparse.Namespace) -> int:
@@ -76,8 +76,9 @@ def prune_channels(args: argparse.Namespace) -> int:
     (quantity, target), = targets.items() or [('multiply_adds', 0.5)]
     if not 0 < target <= 1:
         raise UserError(f'expected above 0 and at most 1, got {target:g}', field=f'--target_{quantity}')
-    if args.benchmark < 0:
-        raise UserError(f'expected a number of images, got {args.benchmark}', field='--benchmark')
+    for flag in ('benchmark', 'bn_images'):
+        if getattr(args, flag) < 0:
+            raise UserError(f'expected a number of images, got {getattr(args, flag)}', field=f'--{flag}')
     if not 0 <= args.min_remaining <= 1:
         raise UserError(f'expected 0 to 1, got {args.min_remaining:g}', field='--min_remaining')
     for flag in ('multiple_of', 'images'):
@@ -87,7 +88,7 @@ def prune_channels(args: argparse.Namespace) -> int:
     loaded_run = load_run(args.workdir)
     dataset = load_data(loaded_run, args.data_dir, '')
     result = remove_channels(loaded_run, args.output, config, args.checkpoint, dataset, choose_split(args.split, dataset),
-                             args.data_dir, args.benchmark)
+                             args.data_dir, args.benchmark, args.bn_images)
     cli.print_table(summary_rows(result))
     print(f'\nreport: {write_report(result)}\nworkdir: {args.output}')
     return 0
@@ -121,6 +122,8 @@ def main() -> None:
     channels.add_argument('--multiple_of', type=int, metavar='N', help='leave each layer a multiple of N features '
                           '(default: 1)')
     channels.add_argument('--images', type=int, metavar='N', help='training images for the method taylor (default: 1024)')
+    channels.add_argument('--bn_images', type=int, metavar='N', help='training images from which the statistics of '
+                          'BatchNorm are estimated after the removal; 0 keeps those of the run (default: 1024)')
     channels.add_argument('--benchmark', type=int, metavar='N', help='also measure predictions of batches of N images '
                           'before and after')
     parser.add_argument('--checkpoint', default='best', help='best, latest or a step (default: best)')

@@ -16,7 +16,7 @@ from flax.core import FrozenDict
 from jaxcnn import config as cfg
 from jaxcnn.analysis import complexity, figures
 from jaxcnn.analysis.markdown import escape, figure, to_html
-from jaxcnn.compression import derived_run
+from jaxcnn.compression import batch_norm_statistics, derived_run
 from jaxcnn.data import Dataset
 from jaxcnn.errors import counted
 from jaxcnn.experiment import Experiment
@@ -61,6 +61,7 @@ class Result:
       num_images: number of its images.
       metrics: the metrics that are shown, the main one first.
       batch_size: images in a batch of the benchmark; 0 if nothing was measured.
+      bn_images: images from which the statistics of BatchNorm were estimated; 0 if they stayed, or there are none.
       reasons: why layers keep all features, by their names.
       before: the network as it was.
       after: the narrower network.
@@ -74,6 +75,7 @@ class Result:
     num_images: int
     metrics: list[Metric]
     batch_size: int
+    bn_images: int
     reasons: Mapping[str, str]
     before: Network
     after: Network
@@ -81,7 +83,7 @@ class Result:
 
 
 def remove_channels(run: Run, folder: str, config: cfg.ChannelsConfig, checkpoint: str, dataset: Dataset, split: str,
-                    data_dir: str = '', batch_size: int = 0) -> Result:
+                    data_dir: str = '', batch_size: int = 0, bn_images: int = 1024) -> Result:
     """Remove channels of a run, evaluate the network before and after, and write a workdir of the narrower one.
 
     Args:
@@ -93,6 +95,7 @@ def remove_channels(run: Run, folder: str, config: cfg.ChannelsConfig, checkpoin
       split: its split.
       data_dir: another `config.data.dir` than in training.
       batch_size: images in a batch of the benchmark; 0: nothing is measured.
+      bn_images: training images from which the statistics of BatchNorm are estimated anew; 0: they stay as they are.
 
     Raises:
       UserError: The network cannot be narrowed, or the folder is not empty.
@@ -104,15 +107,22 @@ def remove_channels(run: Run, folder: str, config: cfg.ChannelsConfig, checkpoin
     narrowing = narrow_run(os.path.abspath(run.workdir), step, ema, config, data_dir)
     weights = run.load_weights(step)
 
-    def narrow(params: Any, batch_stats: Any) -> tuple[Any, Any]:
-        result = narrowing.narrow({'params': params, 'batch_stats': batch_stats})
-        return result['params'], result['batch_stats']
-    narrow_weights = Weights(*narrow(weights.params, weights.batch_stats),
-                             None if weights.ema is None else narrow(*weights.ema))
     model = dataclasses.replace(run.config.model, args={**run.config.model.args, 'layer_widths': narrowing.layer_widths})
     new_config = dataclasses.replace(run.config, model=model)
     network = experiment.network.clone(layer_widths=FrozenDict(narrowing.layer_widths))
     narrow_experiment = dataclasses.replace(experiment, config=new_config, network=network)
+    bn_images = bn_images if weights.batch_stats else 0
+    images = run.load_dataset(data_dir).splits['train'] if bn_images else None
+
+    def narrow(params: Any, batch_stats: Any) -> tuple[Any, Any]:
+        result = narrowing.narrow({'params': params, 'batch_stats': batch_stats})
+        params, batch_stats = result['params'], result['batch_stats']
+        if images is not None:
+            batch_stats = batch_norm_statistics.estimate(network, params, batch_stats, experiment.preprocessor, images,
+                                                         bn_images, run.config.seed)
+        return params, batch_stats
+    narrow_weights = Weights(*narrow(weights.params, weights.batch_stats),
+                             None if weights.ema is None else narrow(*weights.ema))
 
     measured = []
     speeds = _images_per_second([(experiment, weights), (narrow_experiment, narrow_weights)], batch_size)
@@ -124,7 +134,7 @@ def remove_channels(run: Run, folder: str, config: cfg.ChannelsConfig, checkpoin
         measured.append(Network(cost.parameters, cost.multiply_adds, values, _features(part_weights.params), speed))
     before, after = measured
     result = Result(run, config, step, split, num_images, experiment.displayed_metrics(), batch_size,
-                    narrowing.coupling.reasons, before, after, folder)
+                    bn_images, narrowing.coupling.reasons, before, after, folder)
     summary = derived_run.summary(run, step, split, after.values, params=after.parameters)
     derived_run.write_run(folder, run, new_config, step, jax.tree.map(np.asarray, narrow_weights), summary)
     return result
@@ -194,6 +204,9 @@ def write_report(result: Result) -> str:
     with figures.warn_on_error(path := os.path.join(figure_folder, NAME + '.png')):
         draw_features(result, path)
     title = f'{run.config.model.name} of {os.path.basename(os.path.abspath(run.workdir))} with fewer channels'
+    statistics = ''
+    if result.bn_images:
+        statistics = f' The statistics of BatchNorm were estimated from {counted(result.bn_images, "training image")} then.'
     speed = f' Throughput is that of predictions of {result.batch_size} images.' if result.batch_size else ''
     layers = [['layer', 'features before', 'after', 'remain'],
               *([name, str(count), str(result.after.features[name]), f'{result.after.features[name] / count:.0%}']
@@ -201,8 +214,9 @@ def write_report(result: Result) -> str:
     lines = [
         f'# {escape(title)}', '',
         f'Channels of the run in {escape(run.workdir)}, checkpoint {result.step}, were removed without further training, by '
-        f'the method {config.method}, until at most {config.target:g} of the {config.quantity.replace("_", "-")} remained. '
-        f'The networks were evaluated on the {result.split} split, {counted(result.num_images, "image")}.{speed}', '',
+        f'the method {config.method}, until at most {config.target:g} of the {config.quantity.replace("_", "-")} '
+        f'remained.{statistics} The networks were evaluated on the {result.split} split, '
+        f'{counted(result.num_images, "image")}.{speed}', '',
         *_table(summary_rows(result)), '## Features of each layer', '', figure(figure_folder, NAME), '', *_table(layers)]
     reasons: dict[str, list[str]] = {}
     for layer, reason in result.reasons.items():
@@ -210,6 +224,7 @@ def write_report(result: Result) -> str:
     lines += [f'All features of {", ".join(names)} stay: {reason}.' for reason, names in reasons.items()]
     text = '\n'.join(lines)
     values = {'run': run.workdir, 'checkpoint': result.step, 'split': result.split, **dataclasses.asdict(config),
+              'bn_images': result.bn_images,
               'before': dataclasses.asdict(result.before), 'after': dataclasses.asdict(result.after)}
     contents = {'md': text + '\n', 'html': to_html(text, title, folder), 'json': json.dumps(values, indent=1) + '\n'}
     for suffix, content in contents.items():

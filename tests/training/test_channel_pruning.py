@@ -123,6 +123,15 @@ def test_the_command_writes_a_run_of_the_narrower_network(source, tmp_path, monk
     result = remove_channels(run, folder, cfg.ChannelsConfig('l1', 'parameters', 0.4), 'best', dataset, 'test', batch_size=2)
     narrow = load_run(folder)
     assert narrow.evaluate('test')['test_accuracy'] == pytest.approx(result.after.values['accuracy'])
+    # the statistics are means over batches of the narrower network's activations
+    split, experiment = dataset.splits['train'], narrow.experiment
+    positions = np.random.default_rng(run.config.seed).permutation(len(split))[:1024]
+    conv = narrow.variables['params']['Conv_0']
+    x = experiment.preprocessor(split.take(positions[:len(positions) // 64 * 64]))
+    maps = jax.lax.conv_general_dilated(x, conv['kernel'], (1, 1), 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
+    batches = (maps + conv.get('bias', 0)).reshape(-1, 64 * x.shape[1] * x.shape[2], maps.shape[-1])
+    for name, expected in (('mean', batches.mean((0, 1))), ('var', batches.var(1).mean(0))):
+        np.testing.assert_allclose(narrow.variables['batch_stats']['BatchNorm_0'][name], expected, rtol=1e-4, atol=1e-5)
     assert result.after.parameters == sum(x.size for x in jax.tree.leaves(narrow.variables['params']))
     assert 0.3 * result.before.parameters < result.after.parameters <= 0.4 * result.before.parameters
     assert result.after.features == {**narrow.config.model.args['layer_widths'], 'Dense_1': 10}
