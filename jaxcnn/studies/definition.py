@@ -290,6 +290,8 @@ def _with_protocols(arms: Sequence[Arm], protocols: Protocols) -> tuple[Arm, ...
             if name not in by_arm:
                 raise unknown('arm', str(name), names, field=f'protocols: {protocol!r}')
             with name_field(f'protocols: {protocol!r}'):
+                if not isinstance(text, str):
+                    raise UserError(f"expected a protocol such as 'dense', got {text!r}")
                 parse(text)
             by_arm[name][protocol] = text.strip()
     return tuple(dataclasses.replace(arm, protocols=tuple(by_arm[arm.name].items())) for arm in arms)

@@ -73,6 +73,8 @@ WRONG = {
                        "arm 'a': config.init.run: unknown earlier arm 'b'"),
     'protocol of no arm': (lambda: make_study(BASE, {'a': {}}, protocols={'x': {'b': 'dense'}}),
                            "protocols: 'x': unknown arm 'b'; known: a"),
+    'protocol that is no text': (lambda: make_study(BASE, {'a': {}}, protocols={'x': 3}),
+                                 "protocols: 'x'.*expected a protocol such as 'dense', got 3"),
     'unknown protocol': (lambda: make_study(BASE, {'a': {}}, protocols={'x': 'sparse'}), "protocols: 'x'.*unknown protocol"),
     'column of no protocol': (lambda: make_study(BASE, {'a': {}}, protocols={'x': 'dense'},
                                                  compare="by_protocol('test_accuracy', 'y')"), "unknown protocol 'y'.*x"),
