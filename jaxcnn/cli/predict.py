@@ -119,7 +119,7 @@ def average(predictions: list[tuple[str, Any]], others: Sequence['Run'],
     sums = dict(predictions)
     for run in others:
         sums = {path: sums[path] + prediction for path, prediction in predict(run, args, [*sums])}
-    return [(path, total / (1 + len(others))) for path, total in sums.items()]
+    return [(path, sums[path] / (1 + len(others))) for path, _ in predictions if path in sums]  # a path may be given twice
 
 
 def predict(run: 'Run', args: argparse.Namespace, image_paths: Sequence[str]) -> Iterator[tuple[str, Any]]:
@@ -173,6 +173,9 @@ class SampledPictures:
 
     def __init__(self, run: 'Run', args: argparse.Namespace):
         from jaxcnn.evaluation import sampling
+        from jaxcnn.evaluation.predictions import check_is_classifier
+        with name_field('--tta'):
+            check_is_classifier(run)
         protocol = sampling.parse(args.tta, 10 if args.samples is None else args.samples)
         self._sampler, self._seed = sampling.Sampler(protocol, run.experiment, run.variables), protocol.seed
         self._mode = 'L' if run.info['image_shape'][-1] == 1 else 'RGB'

@@ -47,6 +47,8 @@ def test_a_folder_is_predicted_by_an_ensemble_in_the_order_of_its_names(digits_r
     files = sorted(folder.rglob('*.png'), key=lambda path: path.name)
     run_command(f'--submission={table}', *files, '--ensemble', *digits_runs)
     assert read_submission(table) == rows  # the names of files are Ids, too
+    assert run_command(f'--csv={table}', files[0], files[0], '--ensemble', *digits_runs) == 0
+    assert len(table.read_text().splitlines()) == 3  # a file that is given twice has two rows
 
     (folder / '0000.png').write_text('no picture')
     (folder / '0001.png').rename(folder / '9999.png')
