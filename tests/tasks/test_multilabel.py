@@ -14,6 +14,7 @@ from sklearn import metrics as sklearn_metrics
 
 from jaxcnn import config as cfg
 from jaxcnn import data, experiment, losses, metrics, tasks
+from jaxcnn.cli import predict
 from jaxcnn.config import DataConfig
 from jaxcnn.data.sources import stratified_split
 from jaxcnn.data.targets import LABELS
@@ -170,15 +171,14 @@ def test_class_weights_are_pytorchs_pos_weight():
 
 
 def test_predict_takes_another_threshold():
-    from jaxcnn.cli.predict import with_threshold
     task, prediction = task_of(), np.array([0.4, 0.2, 0.9])
     assert task.category(prediction) == 'owl'
-    assert with_threshold(task, 0.3).category(prediction) == 'cat;owl'
+    assert predict.with_threshold(task, 0.3).category(prediction) == 'cat;owl'
     with pytest.raises(UserError, match=r'^--threshold: expected a number between 0 and 1, got 1\.5$'):
-        with_threshold(task, 1.5)
+        predict.with_threshold(task, 1.5)
     classification = tasks.create(cfg.parse({}), NAMES, [4, 2, 0], 8)
     with pytest.raises(UserError, match=r"^--threshold: the task 'classification' of this run has no threshold; leave "):
-        with_threshold(classification, 0.3)
+        predict.with_threshold(classification, 0.3)
 
 
 @pytest.mark.parametrize('backend', ['sharded', pytest.param('pmap', marks=pytest.mark.slow)])
@@ -212,3 +212,5 @@ def test_a_run_learns_what_each_image_shows_and_is_evaluated_and_predicted(tmp_p
     assert '| test mean average precision |' in report
     assert '| owl |' in report
     assert set(trained.experiment.task.category(np.array([0.9, 0.1, 0.6])).split(';')) == {'cat', 'owl'}
+    with pytest.raises(UserError, match=r"--tta: needs runs with one class for each image.*'multilabel'"):
+        predict.run(predict.make_parser().parse_args([f'--workdir={folder}', '--tta=flip_lr', 'a.png']))
