@@ -124,9 +124,16 @@ def counted(number: int, noun: str) -> str:
     return f'{number:,} {noun}{"s" * (number != 1)}'
 
 
+FEW_CHOICES = 6  # at most this many choices are all shown
+
+
 def unknown(what: str, value: str, choices: Iterable[str], field: str | None = None) -> UserError:
-    """Return the error for a name that is not one of `choices`; its hint gives the nearest of them, or all of them."""
+    """Return the error for a name that is not one of `choices`; its hint gives the nearest of them, and all if they are few or
+    none is near."""
     names = sorted(choices)
     nearest = difflib.get_close_matches(str(value), names, n=3, cutoff=0.5)
     hint = f'nearest: {", ".join(nearest)}' if nearest else f'known: {", ".join(names) or "none"}'
+    others = [name for name in names if name not in nearest]
+    if nearest and others and len(names) <= FEW_CHOICES:
+        hint += f'; also: {", ".join(others)}'
     return UserError(f'unknown {what} {value!r}', field=field, hint=hint)

@@ -3,7 +3,7 @@
 import pytest
 
 from jaxcnn import registry
-from jaxcnn.errors import UserError
+from jaxcnn.errors import UserError, unknown
 
 
 def make(value, name='thing', module='first'):
@@ -40,6 +40,12 @@ def test_an_unknown_name_loads_installed_plugins_and_lookups_are_recorded(monkey
     assert used == {'plugin.far'}
     with pytest.raises(UserError, match=r"config\.thing: unknown thing 'nera'; nearest: near"):
         things.get('nera', 'config.thing')
+
+
+def test_few_choices_are_all_shown_and_of_many_the_nearest():
+    assert str(unknown('norm', 'l1', ('linf', 'l2'))) == "unknown norm 'l1'; nearest: l2; also: linf"
+    assert str(unknown('norm', 'x', ('linf', 'l2'))) == "unknown norm 'x'; known: l2, linf"
+    assert str(unknown('name', 'abcc', ['abcd', *map(str, range(6))])) == "unknown name 'abcc'; nearest: abcd"
 
 
 def test_registrations_in_a_block_are_undone():
