@@ -46,15 +46,25 @@ def load(path):
 
 
 def main():
-    """Print the {printed} of each picture."""
+    """Print the {printed} of each picture, and return the exit status."""
+    if len(sys.argv) == 1:
+        raise SystemExit('usage: python predict.py PICTURE...')
+    status = 0
     for path in sys.argv[1:]:
-        probabilities = predict(load(path)[None])[0]
+        try:
+            image = load(path)
+        except Exception as e:  # Pillow has many for files that are no pictures
+            print(f'error: {{path}}: {{getattr(e, "strerror", None) or e}}', file=sys.stderr)
+            status = 1
+            continue
+        probabilities = predict(image[None])[0]
         order = np.argsort(-probabilities, kind='stable')[:5]
         print(f'{{path}}: ' + ', '.join(f'{{CLASSES[i]}} {{100 * probabilities[i]:.2f}} %' for i in order))
+    return status
 
 
 if __name__ == '__main__':
-    main()
+    sys.exit(main())
 '''
 
 _RUNTIMES = {
@@ -135,7 +145,7 @@ def prepare(image):
             scale_y, scale_x = height / size[0], width / size[1]
             y, x = (round((side - new) / 2) for side, new in zip(size, values))
             if size[0] < values[0] or size[1] < values[1]:
-                raise SystemExit(f'error: a picture of {{image.shape[1]}} x {{image.shape[0]}} pixels is too small')
+                raise ValueError(f'a picture of {{image.shape[1]}} x {{image.shape[0]}} pixels is too small')
             top, left, height, width = top + y * scale_y, left + x * scale_x, values[0] * scale_y, values[1] * scale_x
             size = tuple(values)
     box = tuple(round(v, 6) for v in (max(left, 0), max(top, 0), min(left + width, image.shape[1]),

@@ -49,7 +49,8 @@ def load_script(path, text=None):
 
 @pytest.mark.launch
 @pytest.mark.parametrize('format_name', ['onnx', 'stablehlo'])
-def test_exported_files_compute_in_an_empty_process_what_the_run_does(digits_workdir, tmp_path, format_name, monkeypatch):
+def test_exported_files_compute_in_an_empty_process_what_the_run_does(digits_workdir, tmp_path, format_name, monkeypatch,
+                                                                       capsys):
     run, output = load_run(digits_workdir), tmp_path / 'export'
     lines = folder.export_run(run, format_name, f'{output}/', 'float32')
     assert '32 images of the test split in an empty process' in lines[-1]
@@ -57,9 +58,22 @@ def test_exported_files_compute_in_an_empty_process_what_the_run_does(digits_wor
     assert sorted(os.listdir(output)) == ['README.md', 'classes.json', f'model.{format_name}', 'predict.py']
     assert json.loads((output / 'classes.json').read_text())['class_names'] == [*map(str, range(10))]
     images = RNG.integers(0, 256, (5, 18, 18, 1)).astype(np.uint8)
-    predicted = load_script(output / 'predict.py')['predict'](images)
+    example = load_script(output / 'predict.py')
+    predicted = example['predict'](images)
     np.testing.assert_allclose(predicted, run.predict(images), atol=1e-5)
     assert np.abs(predicted - run_without_average(run, images)).max() > 1e-3  # it has the moving averages
+    broken, picture = tmp_path / 'broken.png', tmp_path / 'picture.png'
+    broken.write_text('no picture')
+    Image.fromarray(images[0, ..., 0]).save(picture)
+    monkeypatch.setattr('sys.argv', ['predict.py', 'missing.png', str(broken), str(picture)])
+    assert example['main']() == 1
+    out, err = capsys.readouterr()
+    assert err.splitlines() == ['error: missing.png: No such file or directory',
+                                f"error: {broken}: cannot identify image file '{broken}'"]
+    assert out.startswith(f'{picture}: ')
+    monkeypatch.setattr('sys.argv', ['predict.py'])
+    with pytest.raises(SystemExit, match=r'usage: python predict\.py PICTURE'):
+        example['main']()
     card = (output / 'README.md').read_text(encoding='utf-8')
     assert 'moving averages' in card
     assert 'images 1,294 in train' in card
