@@ -119,7 +119,10 @@ def _check_names(config: cfg.Config) -> None:
         with name_field('config.init.pretrained'):
             pretrained.find(config.init.pretrained)
     with name_field('config.data.augment'):
-        augment.split_pipeline(config.data, train=True)
+        _, pipeline = augment.split_pipeline(config.data, train=True)
+    if config.trades and pipeline is not None and pipeline.has_attack:
+        raise UserError(f'TRADES attacks the images itself, but so does config.data.augment={config.data.augment!r}',
+                        field='config.trades', hint='leave out one of them')
     with name_field('config.data.eval_augment'):
         augment.split_pipeline(config.data, train=False)
     with name_field('config.data.normalize'):

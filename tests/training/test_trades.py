@@ -86,6 +86,11 @@ def test_trades_is_the_loop_of_its_paper(norm):
     assert np.mean(divergences) > 0.01
 
 
+def test_images_are_attacked_once():
+    with pytest.raises(UserError, match=r"config\.trades: TRADES attacks the images itself, but so does config"):
+        experiment.check(cfg.parse({'trades': {}, 'data': dict(name='digits', augment='flip_lr|fgsm(0.1)')}))
+
+
 def test_a_task_without_classes_is_refused():
     with pytest.raises(UserError, match=r"config\.trades: the task 'detection' has no probabilities"):
         experiment.check(cfg.parse(cfg.override(cfg.load('bccd_fcos'), {'trades': {}})))
