@@ -71,6 +71,9 @@ def make_options(args: argparse.Namespace, splits: Any) -> Any:
     if args.eps and not (attacks or args.checks or everything):
         raise UserError('needs --attacks or --checks', field='--eps')
     eps = sorted({parse_eps(text) for text in args.eps or DEFAULT_EPS[args.norm]})
+    if args.norm == 'linf' and eps[-1] > 1:
+        raise UserError(f'expected at most 1 in the norm linf, for values in [0, 1], got {eps[-1]:g}', field='--eps',
+                        hint='write 8/255 for a change of 8 bytes')
     return Options(
         attacks=attacks, eps=eps, norm=args.norm, target=args.target, checks=args.checks or everything,
         corruptions=corruptions, severities=sorted({*args.severities}), constants=args.constants, reference=args.reference,
@@ -95,8 +98,6 @@ def run(args: argparse.Namespace) -> int:
     check_is_classifier(loaded)
     options = make_options(args, loaded.info['sizes'])
     folder = args.output or os.path.join(args.workdir, 'robustness')
-    if os.path.lexists(folder):
-        raise UserError(f'{folder!r} exists', field='--output', hint='name another folder, or delete it')
     measuring = Measuring(loaded, loaded.load_dataset(args.data_dir), options)
     report.make_folder(folder)
     try:

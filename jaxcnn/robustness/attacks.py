@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jaxcnn.config import bind, parse_call
 from jaxcnn.config.arguments import check_number, check_whole_number
 from jaxcnn.data.augment import adversarial
-from jaxcnn.errors import UserError
+from jaxcnn.errors import UserError, name_field
 from jaxcnn.registry import Registry
 from jaxcnn.robustness.apgd import make_apgd
 from jaxcnn.robustness.square import make_square
@@ -216,7 +216,8 @@ def parse(text: str, threat: Threat, num_classes: int) -> list[Attack]:
         call_text = text.strip() if call is None else ast.unparse(call)
         name, args, kwargs = parse_call(call_text, field)
         function = functools.partial(ATTACKS.get(name, field), threat, num_classes)
-        attack = Attack(call_text, function(**bind(function, args, kwargs, f'the attack {name}')), name == 'auto')
+        with name_field(field):
+            attack = Attack(call_text, function(**bind(function, args, kwargs, f'the attack {name}')), name == 'auto')
         if attack.text in [other.text for other in attacks]:
             raise UserError(f'{attack.text} is named twice', field=field)
         attacks.append(attack)

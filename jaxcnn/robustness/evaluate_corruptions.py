@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxcnn.analysis.batches import map_batches
-from jaxcnn.data.augment.corruptions import CORRUPTIONS, choose_constants
+from jaxcnn.data.augment.corruptions import CORRUPTIONS, SEVERITIES, choose_constants
 from jaxcnn.errors import UserError, unknown
 from jaxcnn.robustness.victim import Images, Victim
 
@@ -34,11 +34,28 @@ class Reference:
       name: its name.
       clean: its error without corruption.
       errors: its mean error over the severities, by kind.
+      severities, constants: see `CorruptionErrors`; errors are comparable only for the same ones.
     """
 
     name: str
     clean: float
     errors: Mapping[str, float]
+    severities: Sequence[int] = SEVERITIES
+    constants: str = 'imagenet'
+
+    def check(self, kinds: Sequence[str], severities: Sequence[int], constants: str) -> None:
+        """Raise a UserError if the errors of a run on these corruptions cannot be divided by those of this classifier."""
+        field = '--reference'
+        for kind in kinds:
+            if not self.errors.get(kind):
+                raise UserError(f'{self.name} has no error on {kind}', field=field,
+                                hint='measure it with the same --corruptions')
+        if [*severities] != [*self.severities]:
+            raise UserError(f'{self.name} has errors for the severities {" ".join(map(str, self.severities))}, not for '
+                            f'{" ".join(map(str, severities))}', field=field, hint='choose the same --severities')
+        if constants != self.constants:
+            raise UserError(f'{self.name} has errors with the constants of {self.constants!r}, not of {constants!r}',
+                            field=field, hint='choose the same --constants')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +128,8 @@ def read_reference(path: str) -> Reference:
         with open(file, encoding='utf-8') as f:
             corruptions = json.load(f)['corruptions']
         errors = {kind: float(np.mean(values)) for kind, values in corruptions['errors'].items()}
-        return Reference(path, float(corruptions['clean_error']), errors)
+        return Reference(path, float(corruptions['clean_error']), errors, [*map(int, corruptions['severities'])],
+                         str(corruptions['constants']))
     except (ValueError, KeyError, TypeError, AttributeError) as e:
         raise UserError(f'{file!r} holds no errors on corrupted images', field='--reference', hint=hint) from e
 

@@ -86,7 +86,7 @@ def corruption_sheet(original: np.ndarray, corrupted: Mapping[str, Sequence[np.n
         titles += [kind.replace('_', ' '), *(f'severity {severity}' for severity in severities)]
     if len(severities) == 1:
         rows, columns = [original, *(images[0] for images in corrupted.values())], 8
-        titles = [f'severity {severities[0]} of', *(kind.replace('_', ' ') for kind in corrupted)]
+        titles = ['original', *(f'{kind.replace("_", " ")}\nseverity {severities[0]}' for kind in corrupted)]
     small = thumbnails(np.rint(np.clip(rows, 0, 1) * 255).astype(np.uint8), 128) / 255
     image_grid(small, titles, path, columns=columns)
 

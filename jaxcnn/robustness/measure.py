@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from jaxcnn.data import Dataset
+from jaxcnn.data.augment.corruptions import check_channels, choose_constants
 from jaxcnn.errors import UserError, unknown
 from jaxcnn.evaluation.data import load_images_of_others
 from jaxcnn.robustness import attacks, evaluate_attacks, evaluate_corruptions, masking, outliers
@@ -73,11 +74,12 @@ class Measuring:
         self._attacks = attacks.parse(options.attacks, self._threat, self._victim.num_classes) if options.attacks else []
         self._kinds = evaluate_corruptions.parse_kinds(options.corruptions)
         self._reference = evaluate_corruptions.read_reference(options.reference) if options.reference else None
+        shape = self._victim.image_shape
+        self._constants = choose_constants(shape) if options.constants == 'auto' else options.constants
+        if self._kinds:
+            check_channels(shape, '--corruptions')
         if self._reference:
-            for kind in self._kinds:
-                if not self._reference.errors.get(kind):
-                    raise UserError(f'{self._reference.name} has no error on {kind}', field='--reference',
-                                    hint='measure it with the same --corruptions')
+            self._reference.check(self._kinds, options.severities, self._constants)
         self._outside = self._load_outside() if options.ood_name else None
         self._images = draw_images(self._victim, dataset, options.split, options.images, options.seed, options.batch_size)
 
@@ -156,5 +158,5 @@ class Measuring:
     def _corrupt(self) -> CorruptionResults:
         options, images = self._options, self._images
         errors, examples = evaluate_corruptions.evaluate(
-            self._victim, images, self._kinds, options.severities, options.constants, options.seed, options.batch_size)
+            self._victim, images, self._kinds, options.severities, self._constants, options.seed, options.batch_size)
         return CorruptionResults(errors, self._reference, images.pixels[0], examples)

@@ -137,14 +137,16 @@ def masking_lines(report: MaskingReport, folder: str) -> list[str]:
 
 
 def corruption_table(results: CorruptionResults) -> list[list[str]]:
-    """Return the table of the errors: a row for each kind, with the mean and, with a reference, the ratio to its error."""
+    """Return the table of the errors: a row for each kind, with the mean over several severities and, with a reference,
+    the ratio to its error."""
     errors, reference = results.errors, results.reference
-    head = ['error', *(f'severity {severity}' for severity in errors.severities), 'mean']
-    rows = [[kind.replace('_', ' '), *(format_percent(value) for value in values), format_percent(errors.mean_error(kind))]
+    several = len(errors.severities) > 1  # otherwise the mean over them would repeat the column
+    head = ['error', *(f'severity {severity}' for severity in errors.severities), *['mean'] * several]
+    rows = [[kind.replace('_', ' '), *map(format_percent, values), *[format_percent(errors.mean_error(kind))] * several]
             for kind, values in errors.errors.items()]
     means = [format_percent(float(np.mean([values[i] for values in errors.errors.values()])))
              for i in range(len(errors.severities))]
-    rows.append(['mean', *means, format_percent(errors.mean)])
+    rows.append(['mean', *means, *[format_percent(errors.mean)] * several])
     if reference:
         ratios = errors.corruption_errors(reference)
         relative = errors.relative_errors(reference)

@@ -54,6 +54,7 @@ class Victim:
     Attributes:
       variables: the network's variables, on the device.
       num_classes: number of its classes.
+      image_shape: height, width and channels of its input.
 
     Raises:
       UserError: The run is not of a classifier.
@@ -64,6 +65,7 @@ class Victim:
         self._network, self._preprocessor = run.experiment.network, run.experiment.preprocessor
         self.variables = jax.device_put(run.variables)
         self.num_classes = len(run.info['class_names'])
+        self.image_shape = run.experiment.image_shape
 
     def logits(self, variables: Any, pixels: jax.Array) -> jax.Array:
         """Return the logits, float32 (N, classes), for images (N, H, W, C) in [0, 1]."""

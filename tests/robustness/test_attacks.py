@@ -198,11 +198,11 @@ def test_squares_shrink_as_scheduled():
 
 @pytest.mark.parametrize(('text', 'line'), [
     ('pgdd', "--attacks: unknown attack 'pgdd'; nearest: "),
-    ('pgd(iterations=0)', 'pgd.iterations: expected a whole number of at least 1, got 0'),
-    ('pgd(steps=3)', "unknown argument of the attack pgd 'steps'"),
+    ('pgd(iterations=0)', '--attacks: pgd.iterations: expected a whole number of at least 1, got 0'),
+    ('pgd(steps=3)', "--attacks: unknown argument of the attack pgd 'steps'"),
     ('fgsm, fgsm', '--attacks: fgsm is named twice'),
     ('fgsm pgd', "--attacks: 'fgsm pgd' is not a name, or name(value, key=value, ...)"),
-    ('apgd_targeted', 'apgd_targeted: needs 4 classes, and the run has 3'),
+    ('apgd_targeted', '--attacks: apgd_targeted: needs 4 classes, and the run has 3'),
 ])
 def test_an_invalid_attack_is_reported(text, line):
     with pytest.raises(UserError) as error:

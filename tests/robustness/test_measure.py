@@ -12,6 +12,7 @@ from jaxcnn.robustness import attacks, evaluate_corruptions, masking, outliers, 
 from jaxcnn.robustness.evaluate_attacks import Attacker
 from jaxcnn.robustness.evaluate_corruptions import CorruptionErrors, Reference
 from jaxcnn.robustness.measure import Measuring, Options
+from jaxcnn.robustness.result import CorruptionResults
 from jaxcnn.robustness.threat import Threat
 from jaxcnn.robustness.victim import Victim, draw_images
 from jaxcnn.run import load_run
@@ -28,7 +29,23 @@ def test_the_mean_corruption_error_is_a_mean_of_ratios():
     assert errors.corruption_errors(reference) == pytest.approx({'fog': 0.3 / 0.6, 'snow': 0.6 / 0.8})
     assert errors.relative_errors(reference) == pytest.approx({'fog': (0.3 - 0.1) / 0.4, 'snow': (0.6 - 0.1) / 0.6})
     assert errors.mean == pytest.approx(0.45)
-    assert evaluate_corruptions.read_reference('alexnet').errors['snow'] == 0.866816
+    alexnet = evaluate_corruptions.read_reference('alexnet')
+    assert alexnet.errors['snow'] == 0.866816
+    alexnet.check(['fog'], (1, 2, 3, 4, 5), 'imagenet')
+    for kinds, severities, constants, line in [
+            (['mist'], (1, 2, 3, 4, 5), 'imagenet', 'AlexNet has no error on mist'),
+            (['fog'], (1, 3), 'imagenet', 'AlexNet has errors for the severities 1 2 3 4 5, not for 1 3'),
+            (['fog'], (1, 2, 3, 4, 5), 'cifar', "AlexNet has errors with the constants of 'imagenet', not of 'cifar'")]:
+        with pytest.raises(UserError, match=line):
+            alexnet.check(kinds, severities, constants)
+
+
+def test_a_single_severity_has_no_column_of_means():
+    def table(severities, errors):
+        results = CorruptionResults(CorruptionErrors(0.1, {'fog': errors}, severities, 'cifar'), None, np.zeros(0), {})
+        return report.corruption_table(results)
+    assert table((3,), [0.25]) == [['error', 'severity 3'], ['fog', '25.00 %'], ['mean', '25.00 %']]
+    assert table((1, 3), [0.25, 0.75])[1] == ['fog', '25.00 %', '75.00 %', '50.00 %']
 
 
 def test_kinds_are_named_by_category():
@@ -102,12 +119,13 @@ def test_the_report_holds_what_was_measured(run, tmp_path):
     assert page == str(folder / 'robustness.html')
     assert 'src="data:image/png' in (folder / 'robustness.html').read_text()
     reference = evaluate_corruptions.read_reference(str(folder))
+    reference.check(['contrast'], (1, 5), 'cifar')
     assert reference.errors['contrast'] == pytest.approx(np.mean(values['corruptions']['errors']['contrast']))
     with pytest.raises(UserError, match='exists; name another folder'):
         report.make_folder(str(folder))
 
 
-def test_a_detector_and_other_mistakes_are_refused(run, tmp_path):
+def test_a_detector_and_other_mistakes_are_refused(run, tmp_path, monkeypatch):
     task = types.SimpleNamespace(kind=BOXES, name='detection')
     detector = types.SimpleNamespace(workdir='runs/boxes', experiment=types.SimpleNamespace(task=task))
     with pytest.raises(UserError, match="the task of 'runs/boxes' is 'detection'"):
@@ -120,4 +138,7 @@ def test_a_detector_and_other_mistakes_are_refused(run, tmp_path):
             (Options(corruptions=['fog'], reference=str(tmp_path)), '--reference: .* holds no robustness.json')]:
         with pytest.raises(UserError, match=line):
             Measuring(run, dataset, options).run()
+    monkeypatch.setattr(Victim, 'image_shape', property(lambda self: (8, 8, 4), lambda self, shape: None), raising=False)
+    with pytest.raises(UserError, match='--corruptions: expected images of 1 or 3 channels, got 4'):
+        Measuring(run, dataset, Options(corruptions=['snow']))
     assert attacks.parse('auto', Threat(), 2)[0].stages[0].name == 'apgd_ce'  # without those that need more classes

@@ -211,6 +211,12 @@ def choose_constants(image_shape: Sequence[int]) -> str:
     return 'imagenet' if min(image_shape[:2]) >= SMALLEST_IMAGENET_SIDE else 'cifar'
 
 
+def check_channels(image_shape: Sequence[int], field: str) -> None:
+    """Raise a UserError, with the field, if corruptions are not for images of a shape (H, W, C)."""
+    if image_shape[-1] not in (1, 3):
+        raise UserError(f'expected images of 1 or 3 channels, got {image_shape[-1]}', field=field)
+
+
 @register
 def corruption(kind: str, severity: int, constants: str = 'auto') -> Op:
     """Corrupt the image as in CIFAR-10-C and ImageNet-C (Hendrycks & Dietterich 2019).
@@ -234,8 +240,7 @@ def corruption(kind: str, severity: int, constants: str = 'auto') -> Op:
     corrupted = CORRUPTIONS[kind]
 
     def apply(key: jax.Array, image: jax.Array) -> jax.Array:
-        if image.shape[-1] not in (1, 3):
-            raise UserError(f'expected images of 1 or 3 channels, got {image.shape[-1]}', field=f'corruption({kind!r})')
+        check_channels(image.shape, f'corruption({kind!r})')
         chosen = choose_constants(image.shape) if constants == 'auto' else constants
         return jnp.clip(corrupted.apply(key, image, *corrupted.arguments(severity, chosen)), 0, 1)
     return apply
