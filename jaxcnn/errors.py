@@ -128,8 +128,8 @@ FEW_CHOICES = 6  # at most this many choices are all shown
 
 
 def unknown(what: str, value: str, choices: Iterable[str], field: str | None = None) -> UserError:
-    """Return the error for a name that is not one of `choices`; its hint gives the nearest of them, and all if they are few or
-    none is near."""
+    """Return the error for a name that is not one of `choices`; its hint gives the nearest of them, and all if they are few
+    or none is near."""
     names = sorted(choices)
     nearest = difflib.get_close_matches(str(value), names, n=3, cutoff=0.5)
     hint = f'nearest: {", ".join(nearest)}' if nearest else f'known: {", ".join(names) or "none"}'
