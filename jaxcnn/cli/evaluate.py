@@ -65,6 +65,8 @@ def check_flags(args: argparse.Namespace) -> None:
     others = [*details, *(f'--{name}' for name in ('watch', 'data_name', 'protocol', 'tta') if getattr(args, name))]
     if args.svms and others:
         raise UserError(f'--svms cannot be combined with {others[0]}')
+    if args.ensemble and any(text.strip().startswith(('attacked', 'corrupted')) for text in args.protocol):
+        raise UserError('--protocol: attacks and corruptions are of single runs', hint='leave --ensemble out')
     if len(args.protocol) > 1 and (details or args.watch):
         raise UserError(f'{[*details, "--watch"][0]} takes a single --protocol')
     if args.save:
@@ -107,7 +109,8 @@ def make_evaluator(run: 'Run', args: argparse.Namespace, protocol: 'Protocol | N
 
 def parse_protocols(args: argparse.Namespace) -> 'Sequence[Protocol | None]':
     """Return the protocols that `--protocol` or `--tta` describe, or None for the evaluation without one."""
-    from jaxcnn.evaluation import protocols, sampling
+    from jaxcnn.evaluation import sampling
+    from jaxcnn.robustness import protocols
     if args.samples is not None and not args.tta:
         raise UserError('--samples: needs --tta')
     if args.protocol and args.tta:
@@ -265,7 +268,8 @@ def make_parser() -> argparse.ArgumentParser:
                         help='the data set or layout in --data_dir, such as folder (default: that of the run)')
     parser.add_argument('--protocol', action='append', default=[], metavar='VIEWS',
                         help='average over views of the original images: center, ten_crop, multi_crop, dense, multi_scale, '
-                        "with arguments as in 'multi_crop(scales=(256, 384), grid=3) + dense'; may be repeated")
+                        "with arguments as in 'multi_crop(scales=(256, 384), grid=3) + dense'; or change the images, as in "
+                        "attacked('pgd', '8/255') or corrupted('noise', severities=3); may be repeated")
     parser.add_argument('--save', action='store_true', help='record the metrics by each --protocol in protocols.json in '
                         'the workdir, from which jaxcnn compare and studies read them')
     parser.add_argument('--tta', default='', metavar='PIPELINE',

@@ -11,7 +11,6 @@ The page robustness.html, its figures, and all values as JSON and CSV are writte
 
 import argparse
 import os
-import re
 from typing import Any
 
 from jaxcnn import cli
@@ -27,18 +26,6 @@ def describe_attacks() -> str:
     return attacks.describe_attacks()
 
 
-def parse_eps(text: str) -> float:
-    """Return the number that a text such as `8/255` or `0.5` gives.
-
-    Raises:
-      UserError: It is not a number of at least 0.
-    """
-    match = re.fullmatch(r'\s*(\d+(?:\.\d*)?|\.\d+)\s*(?:/\s*(\d+(?:\.\d*)?|\.\d+))?\s*', text)
-    if not match or (match[2] and float(match[2]) == 0):
-        raise UserError(f'expected a number of at least 0 or a fraction, such as 8/255, got {text!r}', field='--eps')
-    return float(match[1]) / float(match[2] or 1)
-
-
 def make_options(args: argparse.Namespace, splits: Any) -> Any:
     """Return the `Options` that the flags describe.
 
@@ -46,9 +33,10 @@ def make_options(args: argparse.Namespace, splits: Any) -> Any:
       args: the parsed flags.
       splits: names of the splits of the run's data.
     """
-    from jaxcnn.errors import unknown
+    from jaxcnn.errors import name_field, unknown
     from jaxcnn.robustness.attacks import NORMS
     from jaxcnn.robustness.measure import Options
+    from jaxcnn.robustness.threat import parse_eps
     if args.norm not in NORMS:
         raise unknown('norm', args.norm, NORMS, field='--norm')
     minima = {'--images': (args.images, 1), '--batch_size': (args.batch_size, 1), '--seed': (args.seed, 0)}
@@ -70,10 +58,8 @@ def make_options(args: argparse.Namespace, splits: Any) -> Any:
             raise UserError(f'needs {name}', field=flag)
     if args.eps and not (attacks or args.checks or everything):
         raise UserError('needs --attacks or --checks', field='--eps')
-    eps = sorted({parse_eps(text) for text in args.eps or DEFAULT_EPS[args.norm]})
-    if args.norm == 'linf' and eps[-1] > 1:
-        raise UserError(f'expected at most 1 in the norm linf, for values in [0, 1], got {eps[-1]:g}', field='--eps',
-                        hint='write 8/255 for a change of 8 bytes')
+    with name_field('--eps'):
+        eps = sorted({parse_eps(text, args.norm) for text in args.eps or DEFAULT_EPS[args.norm]})
     return Options(
         attacks=attacks, eps=eps, norm=args.norm, target=args.target, checks=args.checks or everything,
         corruptions=corruptions, severities=sorted({*args.severities}), constants=args.constants, reference=args.reference,

@@ -11,7 +11,8 @@ import dataclasses
 import functools
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -317,24 +318,31 @@ def _make(name: str, argument: str, value: Any, default: tuple[int, ...], cut: C
 _PROTOCOLS: dict[str, Callable[..., Views]] = {f.__name__: f for f in (center, ten_crop, multi_crop, dense, multi_scale)}
 
 
-def parse(text: str) -> Protocol:
+def parse(text: str, others: Mapping[str, Callable[..., Protocol]] = MappingProxyType({})) -> Protocol:
     """Return the protocol that a string such as `'multi_crop(grid=3) + dense'` describes.
 
     Args:
       text: calls that are separated by `+`. Their names are `center`, `ten_crop`, `multi_crop`, `dense` and `multi_scale`.
+      others: further protocols by their names, which are not combined by `+`.
 
     Raises:
       UserError: The string is not a protocol, a name is unknown, or it does not take an argument.
     """
-    parts = []
-    for call in text.split('+'):
+    parts: list[Views] = []
+    calls = text.split('+')
+    for call in calls:
         try:
             name, args, kwargs = parse_call(call, '--protocol')
         except UserError as e:
             e.add_hint("several are separated by '+'")
             raise
+        with name_field('--protocol'):
+            if name in others and len(calls) > 1:
+                raise UserError(f'{name} cannot be combined with other protocols')
+            if name in others:
+                return others[name](**bind(others[name], args, kwargs, f'protocol {name}'))
         if name not in _PROTOCOLS:
-            raise unknown('protocol', name, _PROTOCOLS, field='--protocol')
+            raise unknown('protocol', name, [*_PROTOCOLS, *others], field='--protocol')
         with name_field('--protocol'):
             parts.append(_PROTOCOLS[name](**bind(_PROTOCOLS[name], args, kwargs, f'protocol {name}')))
     return ViewProtocol(tuple(parts))

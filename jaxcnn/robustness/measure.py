@@ -9,6 +9,7 @@ from jaxcnn.data import Dataset
 from jaxcnn.data.augment.corruptions import check_channels, choose_constants
 from jaxcnn.errors import UserError, unknown
 from jaxcnn.evaluation.data import load_images_of_others
+from jaxcnn.evaluation.predictions import check_is_classifier
 from jaxcnn.robustness import attacks, evaluate_attacks, evaluate_corruptions, masking, outliers
 from jaxcnn.robustness.result import AttackResults, CorruptionResults, OutlierResults, Result
 from jaxcnn.robustness.threat import Threat
@@ -69,7 +70,8 @@ class Measuring:
 
     def __init__(self, run: Run, dataset: Dataset, options: Options):
         self._run, self._options = run, options
-        self._victim = Victim(run)
+        check_is_classifier(run)
+        self._victim = Victim(run.experiment, run.variables)
         self._threat = Threat(options.norm, bool(options.target))
         self._attacks = attacks.parse(options.attacks, self._threat, self._victim.num_classes) if options.attacks else []
         self._kinds = evaluate_corruptions.parse_kinds(options.corruptions)

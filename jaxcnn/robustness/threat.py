@@ -1,16 +1,35 @@
 """What an attack on a classifier may do and aims at, and the losses that it raises."""
 
 import dataclasses
+import re
 from collections.abc import Callable
 from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
 
+from jaxcnn.errors import UserError
+
 # from images (N, H, W, C) in [0, 1] to the logits of the classes, float32 (N, classes)
 Logits: TypeAlias = Callable[[jax.Array], jax.Array]
 # from the logits, the labels (N,) and the target classes (N,) to the loss of each image, (N,)
 Loss: TypeAlias = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+
+
+def parse_eps(text: str, norm: str) -> float:
+    """Return the largest norm of a change that a text such as `8/255` or `0.5` gives, for images in [0, 1].
+
+    Raises:
+      UserError: It is not a number of at least 0, or in the norm `linf` it is above 1.
+    """
+    match = re.fullmatch(r'\s*(\d+(?:\.\d*)?|\.\d+)\s*(?:/\s*(\d+(?:\.\d*)?|\.\d+))?\s*', text)
+    if not match or (match[2] and float(match[2]) == 0):
+        raise UserError(f'expected a number of at least 0 or a fraction, such as 8/255, got {text!r}')
+    eps = float(match[1]) / float(match[2] or 1)
+    if norm == 'linf' and eps > 1:
+        raise UserError(f'expected at most 1 in the norm linf, for values in [0, 1], got {eps:g}',
+                        hint='write 8/255 for a change of 8 bytes')
+    return eps
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,9 +12,8 @@ import numpy as np
 from jaxcnn.analysis.batches import compute_in_batches
 from jaxcnn.data import Dataset
 from jaxcnn.errors import UserError
-from jaxcnn.evaluation.predictions import check_is_classifier
+from jaxcnn.experiment import Experiment
 from jaxcnn.robustness.threat import Logits
-from jaxcnn.run import Run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,16 +55,16 @@ class Victim:
       num_classes: number of its classes.
       image_shape: height, width and channels of its input.
 
-    Raises:
-      UserError: The run is not of a classifier.
+    Args:
+      experiment: the experiment of a classifier.
+      variables: the variables of its network.
     """
 
-    def __init__(self, run: Run):
-        check_is_classifier(run)
-        self._network, self._preprocessor = run.experiment.network, run.experiment.preprocessor
-        self.variables = jax.device_put(run.variables)
-        self.num_classes = len(run.info['class_names'])
-        self.image_shape = run.experiment.image_shape
+    def __init__(self, experiment: Experiment, variables: Any):
+        self._network, self._preprocessor = experiment.network, experiment.preprocessor
+        self.variables = jax.device_put(variables)
+        self.num_classes = experiment.task.num_classes
+        self.image_shape = experiment.image_shape
 
     def logits(self, variables: Any, pixels: jax.Array) -> jax.Array:
         """Return the logits, float32 (N, classes), for images (N, H, W, C) in [0, 1]."""

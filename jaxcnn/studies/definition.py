@@ -196,7 +196,7 @@ def make_study(base: Base, arms: Mapping[str, Overrides | Base] | Search, *, see
       baseline: name of the arm with which the others are compared; by default the first one.
       published: published values of the compared measurement, by the name of the arm.
       protocols: protocols by which runs are evaluated after their training, on the split of the compared measurement, see
-        `evaluation.protocols.parse`. Each has a name, and is a string or, if it differs between arms, a mapping from arms to
+        `robustness.protocols.parse`. Each has a name, and is a string or, if it differs between arms, a mapping from arms to
         strings, in which arms may be missing. Each is a column with the accuracy, unless `compare` or `columns` names it.
       title: heading of the report; by default the name of the study file.
       text: Markdown that introduces the report, such as the question of the study and the published answer.
@@ -280,7 +280,7 @@ def _with_protocols(arms: Sequence[Arm], protocols: Protocols) -> tuple[Arm, ...
     Raises:
       UserError: A protocol is not one, or belongs to an arm that does not exist.
     """
-    from jaxcnn.evaluation.protocols import parse
+    from jaxcnn.robustness.protocols import parse
     if not isinstance(protocols, Mapping):
         raise UserError(f'expected a mapping from names to protocols, got {protocols!r}', field='protocols')
     names = [arm.name for arm in arms]

@@ -17,7 +17,8 @@ EPS = {'linf': [0.03, 0.08, 0.2], 'l2': [0.2, 0.5, 1.0]}
 
 @pytest.fixture
 def victim(digits_run):
-    return Victim(load_run(digits_run))
+    run = load_run(digits_run)
+    return Victim(run.experiment, run.variables)
 
 
 @pytest.fixture

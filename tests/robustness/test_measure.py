@@ -87,7 +87,7 @@ def test_scores_separate_as_their_definitions_say():
 
 @pytest.mark.slow
 def test_checks_find_masked_gradients(run, monkeypatch):
-    victim = Victim(run)
+    victim = Victim(run.experiment, run.variables)
     images = draw_images(victim, run.load_dataset(), 'test', 100, 0, 100)
 
     def verdicts():
@@ -129,7 +129,7 @@ def test_a_detector_and_other_mistakes_are_refused(run, tmp_path, monkeypatch):
     task = types.SimpleNamespace(kind=BOXES, name='detection')
     detector = types.SimpleNamespace(workdir='runs/boxes', experiment=types.SimpleNamespace(task=task))
     with pytest.raises(UserError, match="the task of 'runs/boxes' is 'detection'"):
-        Victim(detector)
+        Measuring(detector, None, Options())
     dataset = run.load_dataset()
     for options, line in [
             (Options(attacks='fgsm', eps=(0.1,), target='ten', images=4), "--target: unknown class 'ten'"),

@@ -1,0 +1,157 @@
+"""Evaluation protocols of robustness, which `jaxcnn evaluate` and studies take like those that average views.
+
+    attacked('pgd(iterations=20)', '8/255')
+    corrupted('noise', severities=3)
+
+The accuracy by such a protocol is the robust accuracy, or one minus the mean error on corrupted images. `jaxcnn robustness`
+measures several of them at once, with a report.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxcnn.config.arguments import check_whole_number
+from jaxcnn.data import Dataset
+from jaxcnn.data.augment.corruptions import check_channels
+from jaxcnn.errors import UserError, unknown
+from jaxcnn.evaluation import protocols
+from jaxcnn.evaluation.predictions import Predictions
+from jaxcnn.experiment import Experiment
+from jaxcnn.robustness import attacks
+from jaxcnn.robustness.evaluate_attacks import Attacker
+from jaxcnn.robustness.evaluate_corruptions import corrupt, parse_kinds
+from jaxcnn.robustness.threat import Threat, parse_eps
+from jaxcnn.robustness.victim import Images, Victim, draw_images
+
+
+@dataclasses.dataclass(frozen=True)
+class _RobustnessProtocol(protocols.Protocol):
+    """A protocol that changes the images before they are classified.
+
+    Attributes:
+      images: number of images, drawn by the seed; 0 for all.
+      seed: seed of all random numbers.
+    """
+
+    images: int
+    seed: int
+
+    def changed_images(self, victim: Victim, images: Images, batch_size: int) -> list[np.ndarray]:
+        """Return one or more changed versions of all images, float32 (N, H, W, C) each, in [0, 1]."""
+        raise NotImplementedError
+
+    def log_probabilities(self, experiment: Experiment, variables: Any, dataset: Dataset, split: str,
+                          known: protocols.Known | None = None) -> np.ndarray:
+        """See `Protocol`."""
+        return self.predict(experiment, variables, dataset, split, known).log_probabilities
+
+    def predict(self, experiment: Experiment, variables: Any, dataset: Dataset, split: str,
+                known: protocols.Known | None = None) -> Predictions:
+        """See `Protocol`; the predictions are those for all versions of the images."""
+        victim, batch_size = Victim(experiment, variables), experiment.config.eval.batch_size
+        count = self.images or len(dataset.splits.get(split, ()))
+        images = draw_images(victim, dataset, split, count, self.seed, batch_size)
+        versions = self.changed_images(victim, images, batch_size)
+        logits = np.concatenate([victim.all_logits(version, batch_size) for version in versions])
+        return Predictions([*images.names] * len(versions), np.tile(images.labels, len(versions)),
+                           np.asarray(jax.nn.log_softmax(logits)), dataset.class_names)
+
+
+@dataclasses.dataclass(frozen=True)
+class Attacked(_RobustnessProtocol):
+    """The images after an attack; see `attacked`."""
+
+    attack: str
+    eps: float
+    norm: str
+
+    def describe(self, experiment: Experiment) -> str:
+        """See `Protocol`."""
+        return f'{self.attack}, {self.norm} eps {self.eps:.4g}'
+
+    def changed_images(self, victim: Victim, images: Images, batch_size: int) -> list[np.ndarray]:
+        """See `_RobustnessProtocol`."""
+        threat = Threat(self.norm)
+        attack, = attacks.parse(self.attack, threat, victim.num_classes)
+        return [Attacker(victim, threat, images, images.labels, self.seed, batch_size).run(attack, self.eps).images]
+
+
+@dataclasses.dataclass(frozen=True)
+class Corrupted(_RobustnessProtocol):
+    """The images with each of some corruptions; see `corrupted`."""
+
+    kinds: tuple[str, ...]
+    severities: tuple[int, ...]
+    constants: str
+    text: str
+
+    def describe(self, experiment: Experiment) -> str:
+        """See `Protocol`."""
+        return f'corrupted by {self.text}, severity {", ".join(map(str, self.severities))}'
+
+    def changed_images(self, victim: Victim, images: Images, batch_size: int) -> list[np.ndarray]:
+        """See `_RobustnessProtocol`."""
+        check_channels(victim.image_shape, '--protocol')
+        return [corrupt(images.pixels, images.positions, kind, severity, self.constants, self.seed, batch_size)
+                for kind in self.kinds for severity in self.severities]
+
+
+def attacked(attack: str, eps: Any, norm: str = 'linf', images: int = 0, seed: int = 0) -> Attacked:
+    """Return the protocol that attacks the images.
+
+    Args:
+      attack: the attack, such as `pgd(iterations=20)`; see `robustness.attacks`.
+      eps: the largest norm of the change of an image in [0, 1], a number or a fraction such as `8/255`.
+      norm: `linf` or `l2`.
+      images: number of images, drawn by the seed; 0 for all.
+      seed: seed of all random numbers.
+    """
+    check_whole_number('attacked', 0, images=images, seed=seed)
+    if norm not in attacks.NORMS:
+        raise unknown('norm', str(norm), attacks.NORMS)
+    found = attacks.parse(str(attack), Threat(norm), num_classes=10)  # the names and the arguments are checked here
+    if len(found) != 1:
+        raise UserError(f'expected one attack, got {attack!r}', hint='auto is an ensemble of four')
+    return Attacked(images, seed, found[0].text, parse_eps(str(eps), norm), norm)
+
+
+def corrupted(kinds: Any = 'all', severities: Any = (1, 2, 3, 4, 5), constants: str = 'auto', images: int = 0,
+              seed: int = 0) -> Corrupted:
+    """Return the protocol that corrupts the images.
+
+    Args:
+      kinds: a kind of corruption, `noise`, `blur`, `weather`, `digital` or `all`, or several of them.
+      severities: 1 to 5, or several.
+      constants: `cifar`, `imagenet` or `auto`; see `augment.corruptions.corruption`.
+      images: number of images, drawn by the seed; 0 for all.
+      seed: seed of all random numbers.
+    """
+    check_whole_number('corrupted', 0, images=images, seed=seed)
+    names, levels = _several(kinds), _several(severities)
+    for level in levels:
+        if level not in (1, 2, 3, 4, 5):
+            raise UserError(f'expected severities from 1 to 5, got {level!r}')
+    if constants not in (choices := ('auto', 'cifar', 'imagenet')):
+        raise unknown('constants', str(constants), choices)
+    return Corrupted(images, seed, tuple(parse_kinds([str(name) for name in names])), tuple(levels), constants,
+                     ', '.join(map(str, names)))
+
+
+def _several(values: Any) -> Sequence[Any]:
+    return values if isinstance(values, (tuple, list)) else (values,)
+
+
+PROTOCOLS: dict[str, Callable[..., protocols.Protocol]] = {f.__name__: f for f in (attacked, corrupted)}
+
+
+def parse(text: str) -> protocols.Protocol:
+    """Return the protocol that a text describes: `attacked(...)`, `corrupted(...)`, or one of `evaluation.protocols`.
+
+    Raises:
+      UserError: See `evaluation.protocols.parse`.
+    """
+    return protocols.parse(text, PROTOCOLS)
