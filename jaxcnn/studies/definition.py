@@ -117,12 +117,15 @@ class Study:
 
 
 def value_text(value: object) -> str:
-    """Format the value of a field: a choice as `sgd(momentum=0.9)`, a duration as `3 epochs`."""
+    """Format the value of a field: a choice as `sgd(momentum=0.9)`, a duration as `3 epochs`, and of a group of fields those
+    that are set."""
     if not isinstance(value, Mapping):
         return str(value)
     fields = dict(value)
     if 'name' not in fields:
-        return ', '.join(f'{argument} {key}' for key, argument in fields.items())
+        if len(fields) == 1:
+            return ', '.join(f'{argument} {key}' for key, argument in fields.items())
+        return ', '.join(f'{key}={argument}' for key, argument in fields.items() if argument not in ('', None, (), []))
     name = str(fields.pop('name'))
     return f'{name}({", ".join(f"{key}={argument}" for key, argument in fields.items())})' if fields else name
 
