@@ -176,19 +176,20 @@ def _images_per_second(networks: list[tuple[Experiment, Weights]], batch_size: i
 
 
 def summary_rows(result: Result) -> list[list[str]]:
-    """Return the cells of the table: the headings, the networks before and after, and the change."""
+    """Return the cells of the table: the headings, the networks before and after, and how they compare."""
     before, after = result.before, result.after
-    rows = [['', 'before', 'after', 'change'],
-            ['parameters', f'{before.parameters:,}', f'{after.parameters:,}', f'{after.parameters / before.parameters:.1%}'],
-            ['multiply-adds', f'{before.multiply_adds:,}', f'{after.multiply_adds:,}',
-             f'{after.multiply_adds / before.multiply_adds:.1%}']]
+    rows = [['', 'before', 'after', 'after / before', 'after - before']]
+    for name, old, new in (('parameters', before.parameters, after.parameters),
+                           ('multiply-adds', before.multiply_adds, after.multiply_adds)):
+        rows.append([name, f'{old:,}', f'{new:,}', f'{100 * new / old:.1f} %', ''])
     if before.images_per_second and after.images_per_second:
         rows.append(['images/s', f'{before.images_per_second:.0f}', f'{after.images_per_second:.0f}',
-                     f'{after.images_per_second / before.images_per_second:.2f} times'])
+                     f'{after.images_per_second / before.images_per_second:.2f} times', ''])
     for metric in result.metrics:
-        old, new = (network.values[metric.name] for network in (before, after))
-        rows.append([metric.title, metric.format(old), metric.format(new),
-                     f'{100 * (new - old):+.2f}' if metric.percent else f'{new - old:+.4f}'])
+        old_value, new_value = (network.values[metric.name] for network in (before, after))
+        difference = new_value - old_value
+        rows.append([metric.title, metric.format(old_value), metric.format(new_value), '',
+                     f'{100 * difference:+.2f} points' if metric.percent else f'{difference:+.4f}'])
     return rows
 
 
@@ -208,8 +209,8 @@ def write_report(result: Result) -> str:
     if result.bn_images:
         statistics = f' The statistics of BatchNorm were estimated from {counted(result.bn_images, "training image")} then.'
     speed = f' Throughput is that of predictions of {result.batch_size} images.' if result.batch_size else ''
-    layers = [['layer', 'features before', 'after', 'remain'],
-              *([name, str(count), str(result.after.features[name]), f'{result.after.features[name] / count:.0%}']
+    layers = [['layer', 'features before', 'features after', 'after / before'],
+              *([name, str(count), str(result.after.features[name]), f'{100 * result.after.features[name] / count:.0f} %']
                 for name, count in result.before.features.items())]
     lines = [
         f'# {escape(title)}', '',

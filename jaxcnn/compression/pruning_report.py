@@ -23,9 +23,9 @@ def summary_rows(result: Result) -> list[list[str]]:
         change = network.values[main.name] - result.before.values[main.name]
         size = network.sizes
         rows.append([
-            'before' if network is result.before else f'{network.pruned:.1%}',
+            'before' if network is result.before else f'{100 * network.pruned:.1f} %',
             *(metric.format(network.values[metric.name]) for metric in result.metrics),
-            '' if network is result.before else f'{100 * change:+.2f}' if main.percent else f'{change:+.4f}',
+            '' if network is result.before else f'{100 * change:+.2f} points' if main.percent else f'{change:+.4f}',
             f'{size.nonzero:,} of {size.parameters:,}',
             *(_format_bytes(count) for count in (size.dense, size.compressed_rows, size.bitmap))])
     return rows
@@ -37,11 +37,11 @@ def _format_bytes(count: int) -> str:
 
 def layer_rows(networks: list[PrunedNetwork]) -> list[list[str]]:
     """Return the cells of the table of layers: the headings, and a row for each pruned parameter."""
-    rows = [['parameter', 'shape', 'weights', *(f'at {network.pruned:.1%}' for network in networks)]]
+    rows = [['parameter', 'shape', 'weights', *(f'at {100 * network.pruned:.1f} %' for network in networks)]]
     for layers in zip(*(network.layers for network in networks), strict=True):
         size = math.prod(layers[0]['shape'])
         rows.append([layers[0]['name'], ' x '.join(map(str, layers[0]['shape'])), f'{size:,}',
-                     *(f'{1 - layer["nonzero"] / size:.1%}' for layer in layers)])
+                     *(f'{100 * (1 - layer["nonzero"] / size):.1f} %' for layer in layers)])
     return rows
 
 
@@ -83,7 +83,7 @@ def draw_sparsity(result: Result, path: str) -> None:
     """Draw the main metric over the sparsity."""
     metric = result.metrics[0]
     scale = 100 if metric.percent else 1
-    networks = sorted([result.before, *result.after], key=lambda network: network.pruned)
+    networks = sorted(result.after, key=lambda network: network.pruned)
     with figures.open_figure(path, 6.4, 4) as drawing:
         axis = drawing.subplots()
         axis.axhline(scale * result.before.values[metric.name], color='gray', linestyle=':', label='before')
