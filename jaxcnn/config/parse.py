@@ -128,7 +128,7 @@ def _parse_tuple(kinds: tuple[Any, ...], value: Any, field: str, limits: Mapping
     if kinds[0] is Plugin and isinstance(value, str):
         value = [source.strip() for source in value.split(',')]
     if not isinstance(value, (list, tuple)):
-        raise wrong_value(field, 'a sequence', value)
+        raise wrong_value(field, 'a sequence', value, f'({value!r},) has one entry' if isinstance(value, str) else None)
     if kinds[-1] is Ellipsis:
         kinds = kinds[:1] * len(value)
     if len(value) != len(kinds):
