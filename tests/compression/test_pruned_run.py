@@ -50,7 +50,7 @@ def workdir(tmp_path_factory):
 def test_the_command_reports_and_writes_runs_that_others_start_from(workdir, tmp_path, capsys):
     assert prune.run(arguments(workdir=workdir, output=str(tmp_path / 'pruned'), sparsity=[0.5, 0.9], exclude='first')) == 0
     table = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert [row[0] for row in table[1:4]] == ['before', '50.0%', '89.8%']  # 97 of the 108 weights of two layers
+    assert [row[0] for row in table[1:4]] == ['before', '50.0', '89.8']  # 97 of the 108 weights of two layers
     dense, pruned = load_run(workdir), load_run(str(tmp_path / 'pruned' / 'sparsity0.9'))
     for old, new in ((dense.weights.params, pruned.weights.params), (dense.weights.ema[0], pruned.weights.ema[0])):
         kernels = {name: np.asarray(layer['kernel']) for name, layer in new.items()}
