@@ -15,9 +15,10 @@ from jaxcnn import plugins
 from jaxcnn.errors import UserError
 from jaxcnn.run import Run
 from jaxcnn.training.checkpoint import Checkpoints
+from jaxcnn.training.finish import describe
 from jaxcnn.training.run_progress import RunProgress
 from jaxcnn.training.state import TrainState, Weights
-from jaxcnn.training.workdir import read_json, write_json
+from jaxcnn.training.workdir import write_json
 
 
 def check_output(folder: str) -> None:
@@ -32,21 +33,19 @@ def check_output(folder: str) -> None:
 
 
 def summary(run: Run, step: int, split: str, values: Mapping[str, float], **further: Any) -> dict[str, Any]:
-    """Return the summary of a run that is made from another one.
+    """Return the summary of a run that is made from another one, without what a training measures.
 
     Args:
-      run: the other run, from whose summary it takes what still holds.
+      run: the other run.
       step: step of its checkpoint.
       split: split that was evaluated.
-      values: metrics of that split by name; those of other splits are left out.
+      values: metrics of that split by name, without test-time augmentation; other measurements are None.
       **further: further entries.
     """
-    path = os.path.join(run.workdir, 'summary.json')
-    entries = read_json(path) if os.path.exists(path) else {}
     measured = {f'{split}_{name}': value for name, value in values.items()}
-    return {**entries, **{name: measured.get(name) for name in run.experiment.measurements(tta=True)
-                          if name in entries or name in measured},
-            'steps': step, 'best_step': step, **further, 'pruned_run': os.path.abspath(run.workdir)}
+    names = run.experiment.measurements(tta=run.experiment.preprocessor.tta is not None)
+    return {**describe(run.experiment), **{name: measured.get(name) for name in names}, 'steps': step, 'best_step': step,
+            **further, 'pruned_run': os.path.abspath(run.workdir)}
 
 
 def write_run(folder: str, run: Run, config: cfg.Config, step: int, weights: Weights, summary: Mapping[str, Any],

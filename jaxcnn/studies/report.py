@@ -41,9 +41,7 @@ def write_study_report(table: Table, folder: str, name: str = 'study', sections:
     lines = [
         f'# {escape(table.title)}', '', *([table.text.strip(), ''] if table.text.strip() else []),
         *_introduction(table), '', *_markdown_table(rows), '', *_failures(table), *sections,
-        *(['## Curves', '', _curves_text(table, drawn), '', figure(figure_folder, 'study_curves'), '',
-           '## Parameters and time', '', figure(figure_folder, 'study_tradeoffs'), ''] if drawn else []),
-        *_changed_fields(table),
+        *_curves(table, drawn, figure_folder), *_changed_fields(table),
     ]
     text = '\n'.join(lines)
     contents = {'md': text, 'html': to_html(text, table.title, folder), 'csv': _csv(table, multiply_adds)}
@@ -214,10 +212,18 @@ def _drawn_arms(table: Table) -> list[ArmResult]:
     return [arm for arm in arms if arm in best]
 
 
-def _curves_text(table: Table, drawn: Sequence[ArmResult]) -> str:
+def _curves(table: Table, drawn: Sequence[ArmResult], figure_folder: str) -> list[str]:
+    """Return the sections with the figures, and a sentence on the finished arms that have no curves."""
     arms = sum(any(run.rows for run in arm.runs) for arm in table.arms)
-    which = (f'The figure shows the {len(drawn)} best of {counted(arms, "arm")}.' if len(drawn) < arms else '')
-    return f'{which} Each curve is the mean over seeds; the band reaches from the smallest to the largest value.'.strip()
+    without = [escape(arm.name) for arm in table.arms if arm.finished and not any(run.rows for run in arm.runs)]
+    missing = [f'Without curves, since nothing was logged, as for pruned runs: {", ".join(without)}.', ''] if without else []
+    if not drawn:
+        return ['## Curves', '', *missing] if missing else []
+    which = f'The figure shows the {len(drawn)} best of {counted(arms, "arm")}. ' if len(drawn) < arms else ''
+    return ['## Curves', '',
+            f'{which}Each curve is the mean over seeds; the band reaches from the smallest to the largest value.', '',
+            *missing, figure(figure_folder, 'study_curves'), '',
+            '## Parameters and time', '', figure(figure_folder, 'study_tradeoffs'), '']
 
 
 def _draw_curves(table: Table, arms: Sequence[ArmResult], path: str) -> None:

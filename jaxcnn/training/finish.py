@@ -60,21 +60,27 @@ def summarize(experiment: Experiment, folder: str, values: Mapping[Measurement, 
       best_step: step of the best checkpoint.
       num_devices: number of devices of the run.
     """
-    config, task = experiment.config, experiment.task
+    task = experiment.task
     train_rows = [row for row in workdir.read_metrics(folder) if 'train_loss' in row]
     train_values = {name: train_rows[-1][f'train_{name}'] if train_rows else None for name in task.train_metrics}
     measured = {m.name: values.get(m if m.ema else dataclasses.replace(m, ema=experiment.best.ema))
                 for m in experiment.measurements(tta=experiment.preprocessor.tta is not None).values()}
     versions = {name: importlib.metadata.version(name) for name in ('jax', 'jaxlib', 'flax', 'optax', 'numpy')}
     return {
-        'name': config.name, 'task': task.name, 'model': config.model.name, 'dataset': config.data.name,
-        'num_classes': task.num_classes, 'seed': config.seed, 'steps': step, 'epochs': experiment.timeline.epoch(step),
+        **describe(experiment), 'steps': step, 'epochs': experiment.timeline.epoch(step),
         **{f'train_{name}': value for name, value in train_values.items()},
         **measured,
         'best_step': best_step,
         'device': jax.devices()[0].device_kind, 'num_devices': num_devices,
         'versions': {'jaxcnn': __version__, 'python': platform.python_version(), **versions},
     }
+
+
+def describe(experiment: Experiment) -> dict[str, Any]:
+    """Return the entries of `summary.json` that name the run, its task, its network and its data."""
+    config, task = experiment.config, experiment.task
+    return {'name': config.name, 'task': task.name, 'model': config.model.name, 'dataset': config.data.name,
+            'num_classes': task.num_classes, 'seed': config.seed}
 
 
 def summarize_pruning(folder: str, state: TrainState, is_main_process: bool) -> dict[str, Any]:

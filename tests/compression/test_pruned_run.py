@@ -9,10 +9,13 @@ import pytest
 from scipy import sparse
 
 from jaxcnn import config as cfg
+from jaxcnn.analysis.markdown import escape
 from jaxcnn.cli import prune
 from jaxcnn.compression.pruned_run import sizes
 from jaxcnn.errors import UserError
 from jaxcnn.run import load_run
+from jaxcnn.studies.compare import compare_runs
+from jaxcnn.studies.report import format_seconds, table_rows, write_study_report
 from jaxcnn.training import train
 from jaxcnn.training.workdir import read_json
 
@@ -62,8 +65,15 @@ def test_the_command_reports_and_writes_runs_that_others_start_from(workdir, tmp
     report = read_json(str(tmp_path / 'pruned' / 'pruning.json'))
     accuracy = pruned.evaluate('test')['test_accuracy']
     assert report['after'][1]['values']['accuracy'] == accuracy
-    assert read_json(f'{pruned.workdir}/summary.json')['test_accuracy'] == accuracy
+    summary = read_json(f'{pruned.workdir}/summary.json')
+    assert summary['test_accuracy'] == accuracy
+    assert not {'train_seconds', 'train_accuracy', 'epochs', 'device', 'versions'} & {*summary}  # they are the dense run's
     assert os.path.exists(tmp_path / 'pruned' / 'pruning.html')
+
+    table = compare_runs([workdir, pruned.workdir])
+    write_study_report(table, str(tmp_path / 'comparison'), 'compare')
+    assert [row[-1] for row in table_rows(table)[1:]] == [format_seconds(table.arms[0].mean_of('train_seconds')), '']
+    assert f'pruned runs: {escape(table.arms[1].name)}.' in (tmp_path / 'comparison' / 'compare.md').read_text()
 
     config = cfg.make(**{**cfg.to_dict(dense.config), 'duration': dict(steps=2), 'init': dict(run=pruned.workdir),
                          'pruning': dict(masks=pruned.workdir, exclude='first')})
