@@ -7,10 +7,13 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from jaxcnn import memory
-from jaxcnn.errors import UserError
+from jaxcnn.errors import UserError, name_field
+
+if TYPE_CHECKING:
+    from jaxcnn.run import Run
 
 log = logging.getLogger('jaxcnn')
 
@@ -32,6 +35,33 @@ def add_svms_flag(parser: argparse.ArgumentParser) -> None:
                         help='for runs of rcnn and spp_net: detect with the SVMs that jaxcnn fit_svms fitted on this '
                         'feature (pool5, fc6 or fc7) and its regression of boxes, instead of the softmax; a score of 50 %% '
                         'is the decision boundary of the SVM')
+
+
+def load_run(workdir: str, checkpoint: str = 'best', flag: str = '--workdir', quantized: bool = False) -> 'Run':
+    """Return the run in the folder that a flag names, see `run.load_run`, and name the flag in errors.
+
+    Args:
+      workdir: the folder.
+      checkpoint: value of `--checkpoint`: best, latest or a step.
+      flag: the flag that names the folder.
+      quantized: whether the folder may be one of `jaxcnn quantize`.
+    """
+    from jaxcnn import run
+    from jaxcnn.compression.quantized_run import load_any_run
+    with name_field(flag):
+        loaded = load_any_run(workdir) if quantized else run.load_run(workdir)
+    if checkpoint not in ('best', 'latest'):
+        with name_field('--checkpoint' if loaded.steps() else flag):
+            loaded.find_step(checkpoint)
+    loaded.checkpoint = checkpoint
+    return loaded
+
+
+def load_ensemble(args: argparse.Namespace, quantized: bool = False) -> 'list[Run]':
+    """Return the runs of `--workdir`, if it is set, and of `--ensemble`."""
+    folders = [('--workdir', args.workdir)] if args.workdir else []
+    return [load_run(folder, args.checkpoint, flag, quantized)
+            for flag, folder in [*folders, *(('--ensemble', folder) for folder in args.ensemble)]]
 
 
 def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -215,14 +215,13 @@ def run(args: argparse.Namespace) -> int:
         print('\n'.join(map(augment.describe, augment.names())), end='')
         return 0
     from jaxcnn.errors import UserError, counted
-    from jaxcnn.run import load_run
     for name, value, minimum in (('--draws', args.draws, 1), ('--size', args.size, 8)):
         if value < minimum:
             raise UserError(f'expected at least {minimum}, got {value}', field=name)
     if len(args.images) > 2:
         raise UserError(f'expected one or two, got {len(args.images)}', field='--images')
     text = args.pipeline.strip()
-    loaded = load_run(args.workdir) if args.workdir else None
+    loaded = cli.load_run(args.workdir) if args.workdir else None
     if loaded:
         text = text or loaded.config.data.augment.strip()
         if not text:

@@ -26,18 +26,16 @@ DETAIL_FLAGS = 'ensemble', 'calibration', 'report', 'compare'  # each asks for t
 
 def run(args: argparse.Namespace) -> int:
     """Run the command with its parsed arguments, and return its exit code."""
-    from jaxcnn.compression.quantized_run import load_any_run
-    from jaxcnn.run import load_run
     check_flags(args)
     if any(getattr(args, name) for name in DETAIL_FLAGS):
         return evaluate_in_detail(args)
     if args.watch:
         wait_for_run(args.workdir)
-    loaded_run = load_any_run(args.workdir)
+    loaded_run = cli.load_run(args.workdir, 'best' if args.watch else args.checkpoint, quantized=True)
     if args.svms:
         from jaxcnn.region_svms.detector import with_svms
         with name_field('--svms'):
-            loaded_run = with_svms(load_run(args.workdir, args.checkpoint), args.svms)
+            loaded_run = with_svms(loaded_run, args.svms)
     protocols = parse_protocols(args)
     known: dict | None = None if args.watch else {}  # protocols share what they have in common
     evaluators = [make_evaluator(loaded_run, args, protocol, known) for protocol in protocols]
@@ -189,10 +187,8 @@ def evaluate_in_detail(args: argparse.Namespace) -> int:
     """Evaluate a run or an ensemble by its predictions for all images, and return the exit code."""
     from jaxcnn.evaluation import report, result
     from jaxcnn.evaluation.ensemble import Ensemble
-    from jaxcnn.run import load_run
-    workdirs = [*([args.workdir] if args.workdir else []), *args.ensemble]
-    ensemble = Ensemble([load_run(workdir, args.checkpoint) for workdir in workdirs], args.weights, args.ensemble_mean)
-    other = load_run(args.compare) if args.compare else None
+    ensemble = Ensemble(cli.load_ensemble(args), args.weights, args.ensemble_mean)
+    other = cli.load_run(args.compare, flag='--compare') if args.compare else None
     if args.report:
         report.make_folder(args.report)
     first = ensemble.runs[0]

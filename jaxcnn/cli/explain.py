@@ -32,12 +32,11 @@ def run(args: argparse.Namespace) -> int:
             raise UserError(f'expected at least {minimum}, got {value}', field=flag)
     from jaxcnn.explain import page, views
     from jaxcnn.explain.request import Request
-    from jaxcnn.run import load_run
     sections, paths = views.parse(args.view, args.arguments)
     if paths and (args.mistakes or args.split):
         raise UserError('selects images of the data set, but there are picture files, too',
                         field='--mistakes' if args.mistakes else '--split')
-    loaded = load_run(args.workdir, args.checkpoint)
+    loaded = cli.load_run(args.workdir, args.checkpoint)
     views.check_outputs(sections, loaded.experiment.task.outputs)
     split = args.split or ('test' if 'test' in loaded.info['sizes'] else 'val')
     request = Request(loaded, paths, split=split, count=args.count,

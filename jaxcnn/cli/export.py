@@ -13,12 +13,11 @@ def run(args: argparse.Namespace) -> int:
     """Run the command with its parsed arguments, and return its exit code."""
     from jaxcnn.compression.quantized_run import RECORD
     from jaxcnn.export.folder import check_request, export_run
-    from jaxcnn.run import load_run
     check_request(args.format, args.output, args.dtype)
     if os.path.exists(os.path.join(args.workdir, RECORD)):
         raise UserError(f'{args.workdir!r} holds a quantised network, which cannot be exported', field='--workdir',
                         hint='export the run that it was made from, with --dtype=float16 for half the size')
-    for line in export_run(load_run(args.workdir, args.checkpoint), args.format, args.output, args.dtype, args.data_dir):
+    for line in export_run(cli.load_run(args.workdir, args.checkpoint), args.format, args.output, args.dtype, args.data_dir):
         print(line)
     return 0
 

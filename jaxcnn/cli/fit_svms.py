@@ -19,9 +19,8 @@ from jaxcnn import cli
 def run(args: argparse.Namespace) -> int:
     """Run the command with its parsed arguments, and return its exit code."""
     from jaxcnn.region_svms.second_stage import fit_run
-    from jaxcnn.run import load_run
     features = [name for name in args.features.split(',') if name]
-    rows = fit_run(load_run(args.workdir, args.checkpoint), features, args.split, args.before, args.data_dir)
+    rows = fit_run(cli.load_run(args.workdir, args.checkpoint), features, args.split, args.before, args.data_dir)
     cli.print_table(rows)
     return 0
 

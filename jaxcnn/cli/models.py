@@ -57,11 +57,10 @@ def network_of(args: argparse.Namespace) -> 'tuple[cfg.Config, Network, tuple[in
     from jaxcnn import experiment, models
     from jaxcnn.data import augment
     from jaxcnn.errors import UserError
-    from jaxcnn.run import load_run
     if args.workdir:
         if args.image_size or args.num_classes:
             raise UserError('--image_size and --num_classes are those of the run with --workdir')
-        run = load_run(args.workdir)
+        run = cli.load_run(args.workdir)
         return run.config, run.experiment.network, run.experiment.image_shape
     config = experiment.check(cfg.load(args.config))
     name, fields = config.model.name, config.model.args
@@ -81,7 +80,10 @@ def run(args: argparse.Namespace) -> int:
     from jaxcnn.errors import UserError, unknown
     for name in args.names:
         if name not in models.names() and '|' not in name:
-            raise unknown('model', name, models.names())
+            error = unknown('model', name, models.names())
+            if os.path.exists(os.path.join(name, 'config.json')):
+                error.hint = f'--workdir={name} shows the network of the run in that folder'
+            raise error
     for flag in ('image_size', 'batch_size', 'num_classes'):
         if getattr(args, flag) is not None and getattr(args, flag) < 1:
             raise UserError(f'--{flag}: expected at least 1, got {getattr(args, flag)}')

@@ -100,10 +100,8 @@ def load_runs(args: argparse.Namespace) -> list['Run']:
     Raises:
       UserError: A workdir holds no run, or the runs cannot be averaged.
     """
-    from jaxcnn.compression.quantized_run import load_any_run
     from jaxcnn.evaluation.ensemble import Ensemble, check_same_classes
-    workdirs = [*([args.workdir] if args.workdir else []), *args.ensemble]
-    runs = [load_any_run(workdir, args.checkpoint) for workdir in workdirs]
+    runs = cli.load_ensemble(args, quantized=True)
     if args.ensemble:
         if args.svms:
             raise UserError('--svms cannot be combined with --ensemble')

@@ -21,14 +21,13 @@ def run(args: argparse.Namespace) -> int:
     if not args.workdir:
         os.environ['JAX_PLATFORMS'] = 'cpu'  # this process must not reserve GPU memory
     from jaxcnn.analysis.proposal_report import METHODS, compare_methods, save_proposals
-    from jaxcnn.run import load_run
     if args.images < 0:
         raise UserError(f'expected 0 or more, got {args.images}', field='--images')
     if bool(args.config) == bool(args.workdir):
         raise UserError('give one of them', field='--config, --workdir')
     if args.save and not args.save.endswith('.npz'):
         raise UserError(f'expected a file that ends in .npz, got {args.save!r}', field='--save')
-    runs = [load_run(args.workdir, args.checkpoint)] if args.workdir else []
+    runs = [cli.load_run(args.workdir, args.checkpoint)] if args.workdir else []
     settings = runs[0].config if runs else config.load(args.config, args.overrides)
     if args.save:
         if not runs:

@@ -44,12 +44,11 @@ def prune_weights(args: argparse.Namespace) -> int:
     from jaxcnn.cli.evaluate import choose_split, load_data
     from jaxcnn.compression.pruned_run import check_config, prune_run
     from jaxcnn.compression.pruning_report import summary_rows, write_report
-    from jaxcnn.run import load_run
     config = cfg.PruningConfig(method=args.method, scope=args.scope, match=args.match, exclude=args.exclude)
     if not args.sparsity:
         raise UserError('must be set', field='--sparsity', hint='for example --sparsity 0.5 0.8 0.9')
     check_config(config, args.sparsity)
-    loaded_run = load_run(args.workdir)
+    loaded_run = cli.load_run(args.workdir, args.checkpoint)
     dataset = load_data(loaded_run, args.data_dir, '')
     split = choose_split(args.split, dataset)
     try:
@@ -69,7 +68,6 @@ def prune_channels(args: argparse.Namespace) -> int:
     from jaxcnn import config as cfg
     from jaxcnn.cli.evaluate import choose_split, load_data
     from jaxcnn.compression.narrowed_run import remove_channels, summary_rows, write_report
-    from jaxcnn.run import load_run
     targets = {name: value for name in QUANTITIES if (value := getattr(args, f'target_{name}')) is not None}
     if len(targets) > 1:
         raise UserError(f'--target_{list(targets)[1]} cannot be combined with --target_{next(iter(targets))}')
@@ -85,7 +83,7 @@ def prune_channels(args: argparse.Namespace) -> int:
         if getattr(args, flag) < 1:
             raise UserError(f'expected at least 1, got {getattr(args, flag)}', field=f'--{flag}')
     config = cfg.ChannelsConfig(args.method, quantity, target, args.min_remaining, args.multiple_of, args.images)
-    loaded_run = load_run(args.workdir)
+    loaded_run = cli.load_run(args.workdir, args.checkpoint)
     dataset = load_data(loaded_run, args.data_dir, '')
     result = remove_channels(loaded_run, args.output, config, args.checkpoint, dataset, choose_split(args.split, dataset),
                              args.data_dir, args.benchmark, args.bn_images)

@@ -20,11 +20,10 @@ def run(args: argparse.Namespace) -> int:
     from jaxcnn.compression import quantized_run
     from jaxcnn.compression.quantization_report import summary, write_report
     from jaxcnn.compression.quantize_run import check_arguments, quantize_run
-    from jaxcnn.run import load_run
     if quantized_run.is_quantized(args.workdir):
         raise UserError(f'{args.workdir!r} holds a quantised network already', field='--workdir',
                         hint='give the run that it was made of')
-    loaded_run = load_run(args.workdir, args.checkpoint)
+    loaded_run = cli.load_run(args.workdir, args.checkpoint)
     check_arguments(loaded_run, args.method, args.calibration, args.images)
     if os.path.exists(args.output) and (not os.path.isdir(args.output) or os.listdir(args.output)):
         raise UserError(f'{args.output!r} exists and is not an empty folder', field='--output', hint='give a new folder')

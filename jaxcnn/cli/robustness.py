@@ -79,8 +79,7 @@ def run(args: argparse.Namespace) -> int:
     from jaxcnn.evaluation.predictions import check_is_classifier
     from jaxcnn.robustness import report
     from jaxcnn.robustness.measure import Measuring
-    from jaxcnn.run import load_run
-    loaded = load_run(args.workdir, args.checkpoint)
+    loaded = cli.load_run(args.workdir, args.checkpoint)
     check_is_classifier(loaded)
     options = make_options(args, loaded.info['sizes'])
     folder = args.output or os.path.join(args.workdir, 'robustness')

@@ -87,6 +87,9 @@ def test_the_command_reports_and_writes_runs_that_others_start_from(workdir, tmp
 WRONG = {
     'no sparsity': ({}, r'--sparsity: must be set'),
     'sparsity': (dict(sparsity=[1.0]), r'--sparsity: expected at least 0 and below 1, got 1'),
+    'workdir': (dict(sparsity=[0.5], workdir='nope'), "--workdir: workdir 'nope' does not exist$"),
+    'no run': (dict(sparsity=[0.5], workdir='docs'), r'--workdir: docs: holds no run \(no config.json\)'),
+    'checkpoint': (dict(sparsity=[0.5], checkpoint='7'), "--checkpoint: no checkpoint '7' in "),
     'pattern': (dict(sparsity=[0.5], match='Conv'), r"--match: 'Conv' matches no parameter; "),
     'no layer': (dict(sparsity=[0.5], match='Dense_0/k'), r"--exclude: 'Dense_0/k' matches only layers that .*exclude="),
     'output': (dict(sparsity=[0.5], output='.'), r"--output: '\.' exists and is not empty")}

@@ -57,3 +57,10 @@ def test_an_invalid_argument_is_reported_in_one_line(command, arguments, fragmen
     code, out, err = command('models', *arguments)
     assert (code, out, len(err)) == (2, [], 1)
     assert all(fragment in err[0] for fragment in fragments)
+
+
+def test_a_workdir_in_place_of_a_name_is_explained(command, tmp_path):
+    (tmp_path / 'config.json').write_text('{}')
+    code, out, err = command('models', tmp_path)
+    assert (code, out, len(err)) == (2, [], 1)
+    assert f'--workdir={tmp_path} shows' in err[0]
