@@ -1,10 +1,12 @@
-"""Files that are replaced as a whole, so that readers never see an incomplete one."""
+"""Files that are replaced as a whole, so that readers never see an incomplete one, and folders for results."""
 
 import contextlib
 import os
 import secrets
 from collections.abc import Iterator
 from typing import IO, Any
+
+from jaxcnn.errors import UserError
 
 
 @contextlib.contextmanager
@@ -39,3 +41,18 @@ def open_replacement(path: str, mode: str = 'w', sync: bool = False, **options: 
     finally:
         with contextlib.suppress(OSError):
             os.remove(temporary)
+
+
+def make_output(folder: str) -> None:
+    """Make the folder that `--output` names.
+
+    Raises:
+      UserError: It exists and is not empty, or cannot be made.
+    """
+    try:
+        os.makedirs(folder, exist_ok=True)
+        is_empty = not os.listdir(folder)
+    except OSError as e:
+        raise UserError(f'{folder!r} cannot be made: {e.strerror}', field='--output') from e
+    if not is_empty:
+        raise UserError(f'{folder!r} exists and is not empty', field='--output', hint='name a new folder')

@@ -10,7 +10,9 @@ import os
 
 from jaxcnn import cli
 from jaxcnn.errors import UserError
+from jaxcnn.files import make_output
 
+OUTPUT = 'comparison'
 os.environ['JAX_PLATFORMS'] = 'cpu'  # this process must not reserve GPU memory
 
 
@@ -19,6 +21,8 @@ def run(args: argparse.Namespace) -> int:
     from jaxcnn.studies.compare import compare_runs
     from jaxcnn.studies.report import table_rows, write_study_report
     table = compare_runs(args.workdirs, args.metric)
+    if args.output != OUTPUT or not os.path.exists(os.path.join(OUTPUT, 'compare.html')):
+        make_output(args.output)
     try:
         write_study_report(table, args.output, 'compare')
     except OSError as e:
@@ -36,5 +40,6 @@ def main() -> None:
     parser.add_argument('--metric', default=[], action='append', help="a measurement, such as test_accuracy or "
                         "epochs_to('val_accuracy', 0.9); may be repeated, and the first one is compared (default: the "
                         "first metric of the task on the test split)")
-    parser.add_argument('--output', default='comparison', metavar='DIR', help='folder of the report (default: comparison)')
+    parser.add_argument('--output', default=OUTPUT, metavar='DIR', help=f'new folder for the report (default: {OUTPUT}, '
+                        'where it replaces that of an earlier comparison)')
     cli.main(parser, run, needs_jax=False)

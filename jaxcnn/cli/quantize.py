@@ -9,10 +9,10 @@ the size, and the sensitivity of each layer.
 """
 
 import argparse
-import os
 
 from jaxcnn import cli
 from jaxcnn.errors import UserError
+from jaxcnn.files import make_output
 
 
 def run(args: argparse.Namespace) -> int:
@@ -25,12 +25,7 @@ def run(args: argparse.Namespace) -> int:
                         hint='give the run that it was made of')
     loaded_run = cli.load_run(args.workdir, args.checkpoint)
     check_arguments(loaded_run, args.method, args.calibration, args.images)
-    if os.path.exists(args.output) and (not os.path.isdir(args.output) or os.listdir(args.output)):
-        raise UserError(f'{args.output!r} exists and is not an empty folder', field='--output', hint='give a new folder')
-    try:
-        os.makedirs(args.output, exist_ok=True)
-    except OSError as e:
-        raise UserError(f'{args.output!r} cannot be made: {e.strerror}', field='--output') from e
+    make_output(args.output)
     result = quantize_run(loaded_run, args.output, method=args.method, calibration=args.calibration, images=args.images,
                           float_layers=args.float_layers, split=args.split, data_dir=args.data_dir)
     page = write_report(result, args.output)

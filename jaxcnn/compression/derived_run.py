@@ -12,24 +12,12 @@ import numpy as np
 
 from jaxcnn import config as cfg
 from jaxcnn import plugins
-from jaxcnn.errors import UserError
 from jaxcnn.run import Run
 from jaxcnn.training.checkpoint import Checkpoints
 from jaxcnn.training.finish import describe
 from jaxcnn.training.run_progress import RunProgress
 from jaxcnn.training.state import TrainState, Weights
 from jaxcnn.training.workdir import write_json
-
-
-def check_output(folder: str) -> None:
-    """Raise a UserError if a folder for results exists and is not empty, or cannot be made."""
-    try:
-        os.makedirs(folder, exist_ok=True)
-        is_empty = not os.listdir(folder)
-    except OSError as e:
-        raise UserError(f'{folder!r} cannot be made: {e.strerror}', field='--output') from e
-    if not is_empty:
-        raise UserError(f'{folder!r} exists and is not empty', field='--output', hint='name a new folder')
 
 
 def summary(run: Run, step: int, split: str, values: Mapping[str, float], **further: Any) -> dict[str, Any]:

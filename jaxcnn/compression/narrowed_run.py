@@ -20,7 +20,7 @@ from jaxcnn.compression import batch_norm_statistics, derived_run
 from jaxcnn.data import Dataset
 from jaxcnn.errors import counted
 from jaxcnn.experiment import Experiment
-from jaxcnn.files import open_replacement
+from jaxcnn.files import make_output, open_replacement
 from jaxcnn.metrics import Metric
 from jaxcnn.run import Run, SplitEvaluator
 from jaxcnn.training.channel_pruning import narrow_run
@@ -100,7 +100,7 @@ def remove_channels(run: Run, folder: str, config: cfg.ChannelsConfig, checkpoin
     Raises:
       UserError: The network cannot be narrowed, or the folder is not empty.
     """
-    derived_run.check_output(folder)
+    make_output(folder)
     step = run.find_step(checkpoint)
     ema = run.experiment.best.ema
     experiment = dataclasses.replace(run.experiment, preprocessor=dataclasses.replace(run.experiment.preprocessor, tta=None))

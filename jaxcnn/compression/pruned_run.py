@@ -13,6 +13,7 @@ from jaxcnn import config as cfg
 from jaxcnn.compression import derived_run
 from jaxcnn.data import Dataset
 from jaxcnn.errors import UserError
+from jaxcnn.files import make_output
 from jaxcnn.metrics import Metric
 from jaxcnn.run import Run, SplitEvaluator
 from jaxcnn.training.initial_masks import prunable
@@ -127,7 +128,7 @@ def prune_run(run: Run, folder: str, sparsities: Sequence[float], config: cfg.Pr
       UserError: a sparsity or a pattern is wrong, or the folder is not empty.
     """
     check_config(config, sparsities)
-    derived_run.check_output(folder)
+    make_output(folder)
     step = run.find_step(checkpoint)
     weights = run.load_weights(step)
     experiment = run.experiment

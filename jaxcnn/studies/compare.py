@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from jaxcnn import config as cfg
 from jaxcnn import plugins
-from jaxcnn.errors import UserError
-from jaxcnn.studies.columns import find_column, main_metric
+from jaxcnn.errors import UserError, name_field
+from jaxcnn.studies.columns import Column, find_column, main_metric
 from jaxcnn.studies.results import ArmResult, RunResult, Table, read_run
 from jaxcnn.training.workdir import STUDY, read_config
 
@@ -41,7 +41,9 @@ def compare_runs(folders: Sequence[str], measurements: Sequence[str] = ()) -> Ta
     if tasks := {config.task.name for config in configs} - {configs[0].task.name}:
         raise UserError(f'runs of different tasks cannot be compared: {configs[0].task.name}, {", ".join(sorted(tasks))}',
                         field='--workdirs')
-    columns = [find_column(name, configs[0]) for name in measurements or [f'test_{main_metric(configs[0]).name}']]
+    with name_field('--metric'):
+        columns = [find_column(name, configs[0]) for name in measurements or [f'test_{main_metric(configs[0]).name}']]
+        _check_protocols(columns, [run for _, _, runs in groups for run in runs])
     names = [name for name, _, _ in groups]
     if len({*names}) < len(names):  # the seeds of a folder have different configs
         names = [runs[0].folder for _, _, runs in groups]
@@ -49,6 +51,14 @@ def compare_runs(folders: Sequence[str], measurements: Sequence[str] = ()) -> Ta
     arms = [ArmResult(os.path.relpath(name, prefix), config, runs)
             for name, (_, config, runs) in zip(names, groups, strict=True)]
     return Table('Comparison of runs', '', arms, columns, arms[0].name)
+
+
+def _check_protocols(columns: Sequence[Column], runs: Sequence[RunResult]) -> None:
+    """Raise a UserError if none of the runs has recorded measurements by the protocol of a column."""
+    recorded = sorted({protocol for run in runs for protocol in run.summary.get('protocols', ())})
+    for protocol in [column.protocol for column in columns if column.protocol and column.protocol not in recorded]:
+        raise UserError(f'no run has recorded the protocol {protocol!r}', hint=f'recorded: {"; ".join(recorded)}' if recorded
+                        else f"jaxcnn evaluate --protocol='{protocol}' --save records it")
 
 
 def _arm_folders(folder: str) -> list[str]:

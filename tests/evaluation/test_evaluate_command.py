@@ -1,5 +1,6 @@
 """The command that evaluates ensembles, calibration and reports, in this process."""
 
+import argparse
 import csv
 import json
 import shutil
@@ -8,12 +9,11 @@ import numpy as np
 import pytest
 
 from jaxcnn.analysis import calibration
-from jaxcnn.cli import evaluate
+from jaxcnn.cli import compare, evaluate
 from jaxcnn.errors import UserError
 from jaxcnn.evaluation.ensemble import average
 from jaxcnn.evaluation.predictions import predict_split
 from jaxcnn.run import load_run
-from jaxcnn.studies.columns import find_column
 from jaxcnn.studies.compare import compare_runs
 
 
@@ -62,6 +62,19 @@ def test_a_folder_without_splits_is_evaluated_by_default(digits_runs, digits_fol
     assert values[0]['accuracy'] == pytest.approx(load_run(digits_runs[0]).evaluate('test')['test_accuracy'])
 
 
+def test_a_comparison_replaces_only_one_in_the_default_folder(digits_runs, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+
+    def run(output):
+        return compare.run(argparse.Namespace(workdirs=[digits_runs[0]], metric=[], output=output))
+    assert [run('comparison'), run('comparison'), run('other')] == [0, 0, 0]
+    with pytest.raises(UserError, match="--output: 'other' exists and is not empty"):
+        run('other')
+    (tmp_path / 'comparison' / 'compare.html').unlink()
+    with pytest.raises(UserError, match="--output: 'comparison' exists and is not empty"):
+        run('comparison')
+
+
 def test_recorded_protocols_are_columns_of_comparisons(digits_runs, tmp_path, capsys):
     workdir = tmp_path / 'run'
     shutil.copytree(digits_runs[0], workdir)
@@ -74,7 +87,8 @@ def test_recorded_protocols_are_columns_of_comparisons(digits_runs, tmp_path, ca
         table = compare_runs([str(workdir)], columns)
         assert [table.arms[0].mean(column) for column in table.columns] == [row['accuracy'] for row in printed]
     assert table.columns[0].title == 'test accuracy, center'
-    assert table.arms[0].mean(find_column("by_protocol('test_accuracy', 'dense')", table.arms[0].config)) is None
+    with pytest.raises(UserError, match=r"^--metric: no run .* protocol 'dense'; recorded: center; multi_crop\(grid=2, "):
+        compare_runs([str(workdir)], ["by_protocol('test_accuracy', 'dense')"])
 
 
 @pytest.mark.parametrize(('flags', 'message'), [
