@@ -47,7 +47,7 @@ def write_report(workdir: str, experiment: Experiment, summary: Mapping[str, Any
                                          split_name, folder, experiment.preprocessor.uint8_pixels)
     lines = [
         *_introduction(experiment, summary),
-        '| | |', '|---|---|', *_table_of_metrics(experiment, summary), *_table_of_resources(summary), '',
+        '| | |', '|---|---|', *_table_of_metrics(experiment, summary), *_table_of_resources(config, summary), '',
         '## Curves', '', figure(folder, 'curves'), '',
         *_initial_weights(workdir),
         *_pruning(workdir, config.pruning, summary),
@@ -182,12 +182,14 @@ def _table_of_metrics(experiment: Experiment, summary: Mapping[str, Any]) -> lis
             for m in displayed]
 
 
-def _table_of_resources(summary: Mapping[str, Any]) -> list[str]:
+def _table_of_resources(config: cfg.Config, summary: Mapping[str, Any]) -> list[str]:
     """Return rows with the training loss, the speed, the time and the memory of the run."""
     peak_memory = ', '.join(f'{summary[f"peak_{memory}_bytes"] / 1e9:.2f} GB of the {memory}'
                             for memory in ('host', 'device') if summary[f'peak_{memory}_bytes'] is not None)
+    terms = [name for name, term in (('distillation', config.distillation), ('TRADES', config.trades)) if term]
+    included = f' including {" and ".join(terms)},' if terms else ''
     return [
-        f'| training loss, last interval | {LOSS.format(summary["train_loss"])} |',
+        f'| training loss,{included} last interval | {LOSS.format(summary["train_loss"])} |',
         f'| images/s in training | {_format_number(summary["images_per_second"], 0)} |',
         f'| wall time | {_format_number(summary["wall_seconds"], 1)} s, of which training steps '
         f'{_format_number(summary["train_seconds"], 1)} s |',

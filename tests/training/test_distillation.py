@@ -197,7 +197,9 @@ def test_a_resumed_student_has_the_same_bits_and_needs_the_same_teacher(small, t
     expected_metrics = teacher_metrics(load_run(teacher), load_run(str(folder)))
     summary = json.loads((folder / 'summary.json').read_text())['teachers']
     np.testing.assert_allclose([summary['test_loss'], summary['test_accuracy']], expected_metrics, rtol=1e-5)
-    assert f'| test accuracy | {100 * expected_metrics[1]:.2f} % |' in (folder / 'report.md').read_text()
+    report = (folder / 'report.md').read_text()
+    assert f'| test accuracy | {100 * expected_metrics[1]:.2f} % |' in report
+    assert '| training loss, including distillation, last interval |' in report
 
     shutil.rmtree(folder / 'checkpoints' / '4')
     train(config, str(folder))
