@@ -2,14 +2,17 @@
 
 import base64
 import html
+import json
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
 from jaxcnn.errors import printable
+from jaxcnn.files import open_replacement
 
 
 def escape(text: str) -> str:
@@ -22,6 +25,12 @@ def figure(folder: str, name: str) -> str:
     if not os.path.exists(os.path.join(folder, f'{name}.png')):
         return 'This figure could not be drawn.'
     return f'![{name.replace("_", " ")}](figures/{name}.png)'
+
+
+def table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return the lines of a table and an empty one. Cells are shown literally; the first row has the headings."""
+    headings, *body = [[escape(cell) for cell in row] for row in rows]
+    return [f'| {" | ".join(headings)} |', f'|{"---|" * len(headings)}', *(f'| {" | ".join(row)} |' for row in body), '']
 
 
 _PAGE = '''<!DOCTYPE html>
@@ -60,6 +69,24 @@ def to_html(text: str, title: str, folder: str) -> str:
             with open(path, 'rb') as f:
                 token.attrSet('src', f'data:image/png;base64,{base64.b64encode(f.read()).decode()}')
     return _PAGE.format(title=html.escape(title), body=parser.renderer.render(tokens, parser.options, {}))
+
+
+def write_report(folder: str, name: str, title: str, lines: Sequence[str], values: Mapping[str, Any]) -> str:
+    """Write a report as `NAME.md`, `NAME.html` and `NAME.json`, and return the path of the HTML page.
+
+    Args:
+      folder: the folder, with the figures.
+      name: name of the files.
+      title: title of the page.
+      lines: the Markdown.
+      values: content of the JSON file.
+    """
+    text = '\n'.join(lines)
+    contents = {'md': text + '\n', 'html': to_html(text, title, folder), 'json': json.dumps(values, indent=1) + '\n'}
+    for suffix, content in contents.items():
+        with open_replacement(os.path.join(folder, f'{name}.{suffix}'), errors='surrogateescape') as file:
+            file.write(content)
+    return os.path.join(folder, f'{name}.html')
 
 
 def _all_tokens(tokens: Iterable[Token]) -> Iterable[Token]:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import json
 import os
 import statistics
 import time
@@ -14,13 +13,13 @@ import numpy as np
 from flax.core import FrozenDict
 
 from jaxcnn import config as cfg
-from jaxcnn.analysis import complexity, figures
-from jaxcnn.analysis.markdown import escape, figure, to_html
+from jaxcnn.analysis import complexity, figures, markdown
+from jaxcnn.analysis.markdown import escape, figure, table
 from jaxcnn.compression import batch_norm_statistics, derived_run
 from jaxcnn.data import Dataset
 from jaxcnn.errors import counted
 from jaxcnn.experiment import Experiment
-from jaxcnn.files import make_output, open_replacement
+from jaxcnn.files import make_output
 from jaxcnn.metrics import Metric
 from jaxcnn.run import Run, SplitEvaluator
 from jaxcnn.training.channel_pruning import narrow_run
@@ -193,11 +192,6 @@ def summary_rows(result: Result) -> list[list[str]]:
     return rows
 
 
-def _table(rows: list[list[str]]) -> list[str]:
-    head, *body = [[escape(cell) for cell in row] for row in rows]
-    return [f'| {" | ".join(head)} |', f'|{"---|" * len(head)}', *(f'| {" | ".join(row)} |' for row in body), '']
-
-
 def write_report(result: Result) -> str:
     """Write `channels.md`, `channels.html`, `channels.json` and the figure into the workdir, and return the page's path."""
     run, config, folder = result.run, result.config, result.folder
@@ -218,20 +212,15 @@ def write_report(result: Result) -> str:
         f'the method {config.method}, until at most {config.target:g} of the {config.quantity.replace("_", "-")} '
         f'remained.{statistics} The networks were evaluated on the {result.split} split, '
         f'{counted(result.num_images, "image")}.{speed}', '',
-        *_table(summary_rows(result)), '## Features of each layer', '', figure(figure_folder, NAME), '', *_table(layers)]
+        *table(summary_rows(result)), '## Features of each layer', '', figure(figure_folder, NAME), '', *table(layers)]
     reasons: dict[str, list[str]] = {}
     for layer, reason in result.reasons.items():
         reasons.setdefault(reason, []).append(layer)
     lines += [f'All features of {", ".join(names)} stay: {reason}.' for reason, names in reasons.items()]
-    text = '\n'.join(lines)
     values = {'run': run.workdir, 'checkpoint': result.step, 'split': result.split, **dataclasses.asdict(config),
               'bn_images': result.bn_images,
               'before': dataclasses.asdict(result.before), 'after': dataclasses.asdict(result.after)}
-    contents = {'md': text + '\n', 'html': to_html(text, title, folder), 'json': json.dumps(values, indent=1) + '\n'}
-    for suffix, content in contents.items():
-        with open_replacement(os.path.join(folder, f'{NAME}.{suffix}')) as file:
-            file.write(content)
-    return os.path.join(folder, f'{NAME}.html')
+    return markdown.write_report(folder, NAME, title, lines, values)
 
 
 def draw_features(result: Result, path: str) -> None:

@@ -1,15 +1,13 @@
 """The report of the pruning of a run: a table, the sparsity of each layer, and a figure."""
 
 import dataclasses
-import json
 import math
 import os
 
-from jaxcnn.analysis import figures
-from jaxcnn.analysis.markdown import escape, figure, to_html
+from jaxcnn.analysis import figures, markdown
+from jaxcnn.analysis.markdown import escape, figure, table
 from jaxcnn.compression.pruned_run import PrunedNetwork, Result
 from jaxcnn.errors import counted
-from jaxcnn.files import open_replacement
 
 NAME = 'pruning'
 
@@ -45,11 +43,6 @@ def layer_rows(networks: list[PrunedNetwork]) -> list[list[str]]:
     return rows
 
 
-def _table(rows: list[list[str]]) -> list[str]:
-    head, *body = [[escape(cell) for cell in row] for row in rows]
-    return [f'| {" | ".join(head)} |', f'|{"---|" * len(head)}', *(f'| {" | ".join(row)} |' for row in body), '']
-
-
 def write_report(result: Result, folder: str) -> str:
     """Write `pruning.md`, `pruning.html`, `pruning.json` and the figure into a folder, and return the page's path."""
     run, config = result.run, result.config
@@ -59,7 +52,7 @@ def write_report(result: Result, folder: str) -> str:
         f'# {escape(title)}', '',
         f'Weights of the run in {escape(run.workdir)}, checkpoint {result.step}, were set to zero without further training, '
         f'by {config.method}, {"over all layers" if config.scope == "global" else "in each layer"}. The networks were '
-        f'evaluated on the {result.split} split, {counted(result.num_images, "image")}.', '', *_table(summary_rows(result)),
+        f'evaluated on the {result.split} split, {counted(result.num_images, "image")}.', '', *table(summary_rows(result)),
         'The sparsity is that of the pruned layers. Compressed rows have 32-bit indices; a bit map has a bit for each '
         'weight. Arrays that are smaller as they are count as such.', '']
     if len(result.after) > 1:
@@ -67,16 +60,11 @@ def write_report(result: Result, folder: str) -> str:
             draw_sparsity(result, path)
         lines += ['## Sparsity', '', figure(figure_folder, 'sparsity'), '']
     lines += ['## Layers', '', f'Other parameters, and the layers that exclude={config.exclude} names, are not pruned.', '',
-              *_table(layer_rows(result.after))]
-    text = '\n'.join(lines)
+              *table(layer_rows(result.after))]
     values = {'run': run.workdir, 'checkpoint': result.step, 'split': result.split, 'method': config.method,
               'scope': config.scope, 'before': dataclasses.asdict(result.before),
               'after': [dataclasses.asdict(network) for network in result.after]}
-    contents = {'md': text, 'html': to_html(text, title, folder), 'json': json.dumps(values, indent=1) + '\n'}
-    for suffix, content in contents.items():
-        with open_replacement(os.path.join(folder, f'{NAME}.{suffix}')) as file:
-            file.write(content)
-    return os.path.join(folder, f'{NAME}.html')
+    return markdown.write_report(folder, NAME, title, lines, values)
 
 
 def draw_sparsity(result: Result, path: str) -> None:

@@ -5,7 +5,7 @@ import os
 from collections.abc import Mapping
 
 from jaxcnn.analysis import figures
-from jaxcnn.analysis.markdown import escape, figure, to_html
+from jaxcnn.analysis.markdown import escape, figure, table, to_html
 from jaxcnn.compression.quantize_run import Result, Sensitivity
 from jaxcnn.errors import counted
 from jaxcnn.files import open_replacement
@@ -42,7 +42,7 @@ def write_report(result: Result, folder: str) -> str:
     title = f'{run.config.model.name} on {run.info["name"]}, {quantization.method}'
     ratio = result.float_bytes / result.stored_bytes
     lines = [f'# {escape(title)}', '', f'From `{escape(run.workdir)}`, checkpoint {quantization.step}.', '',
-             *_table(summary(result)), '',
+             *table(summary(result)),
              f'The size is that of the stored file, which is {ratio:.2f} times smaller than parameters and statistics in '
              'float32.', '']
     if quantization.method == 'int8':
@@ -59,11 +59,6 @@ def write_report(result: Result, folder: str) -> str:
         with open_replacement(path) as file:
             file.write(content)
     return page
-
-
-def _table(rows: list[list[str]]) -> list[str]:
-    header, *body = rows
-    return [f'| {" | ".join(header)} |', f'|{"---|" * len(header)}', *(f'| {" | ".join(row)} |' for row in body)]
 
 
 def _int8_sections(result: Result, folder: str) -> list[str]:
@@ -87,15 +82,15 @@ def _int8_sections(result: Result, folder: str) -> list[str]:
         f'Int8 convolutions of oneDNN use {instruction_set()[0]} on this machine.' if has_int8 else
         'This machine does not execute int8 convolutions, so the network is simulated in float32.', '',
         '## Calibrations', '', f'On {images}, simulated in float32.', '',
-        *_table([['calibration', *(metric.title for metric in metrics)],
-                 *([name, *_cells(metrics, values)] for name, values in result.calibrations.items())]), '',
+        *table([['calibration', *(metric.title for metric in metrics)],
+                *([name, *_cells(metrics, values)] for name, values in result.calibrations.items())]),
         '## Sensitivity of the layers', '',
         f'The kernel and the input of each layer alone are quantised; the others stay in float32. The changes are those on '
         f'{images}. The noise is the root mean square of the change of the logits over that of the logits. A sensitive '
         'layer can stay in float32 by `--float_layers`.', '', figure(figure_folder, 'sensitivity'), '',
-        *_table([['layer', 'weights', f'change of {main.title} {unit}'.strip(), 'change of loss', 'noise of logits'],
-                 *([escape(layer.layer), f'{layer.weights:,}', f'{factor * layer.metric:+.2f}', f'{layer.loss:+.5f}',
-                    f'{100 * layer.noise:.2f} %'] for layer in ordered)]), '']
+        *table([['layer', 'weights', f'change of {main.title} {unit}'.strip(), 'change of loss', 'noise of logits'],
+                *([layer.layer, f'{layer.weights:,}', f'{factor * layer.metric:+.2f}', f'{layer.loss:+.5f}',
+                   f'{100 * layer.noise:.2f} %'] for layer in ordered)])]
 
 
 def draw_sensitivity(layers: tuple[Sensitivity, ...], path: str) -> None:

@@ -1,14 +1,14 @@
 """The report on the robustness of a run: a page with tables and figures, and all values as JSON and CSV."""
 
 import csv
-import json
 import os
 from collections.abc import Sequence
 
 import numpy as np
 
+from jaxcnn.analysis import markdown
 from jaxcnn.analysis.figures import warn_on_error
-from jaxcnn.analysis.markdown import escape, figure, to_html
+from jaxcnn.analysis.markdown import escape, figure
 from jaxcnn.errors import UserError, counted
 from jaxcnn.files import open_replacement
 from jaxcnn.metrics import format_percent
@@ -54,15 +54,9 @@ def write_report(result: Result, folder: str, class_names: Sequence[str]) -> str
         lines += corruption_lines(result.corruptions, figure_folder)
     if result.outliers:
         lines += outlier_lines(result.outliers, figure_folder)
-    text = '\n'.join(lines)
-    contents = {'robustness.md': text, 'robustness.html': to_html(text, result.title, folder),
-                'robustness.json': json.dumps(result.values(), indent=1) + '\n'}
-    for name, content in contents.items():
-        with open_replacement(os.path.join(folder, name), errors='surrogateescape') as file:
-            file.write(content)
     with open_replacement(os.path.join(folder, 'robustness.csv'), newline='', errors='surrogateescape') as file:
         csv.writer(file).writerows([['test', 'name', 'setting', 'metric', 'value'], *result.rows()])
-    return os.path.join(folder, 'robustness.html')
+    return markdown.write_report(folder, 'robustness', result.title, lines, result.values())
 
 
 def format_eps(eps: float, norm: str) -> str:
@@ -84,11 +78,6 @@ def attack_table(results: AttackResults) -> list[list[str]]:
     return rows
 
 
-def _markdown_table(rows: Sequence[Sequence[str]]) -> list[str]:
-    head, *body = [f'| {" | ".join(map(escape, row))} |' for row in rows]
-    return [head, '|---' * len(rows[0]) + '|', *body, '']
-
-
 def attack_lines(results: AttackResults, folder: str, class_names: Sequence[str]) -> list[str]:
     """Draw the figures of attacks, and return their section."""
     norm = {'linf': 'L∞', 'l2': 'L2'}[results.threat.norm]
@@ -101,11 +90,11 @@ def attack_lines(results: AttackResults, folder: str, class_names: Sequence[str]
     with warn_on_error(path := os.path.join(folder, 'attacks.png')):
         figures.accuracy_curves(eps, rates, results.rate_name, results.threat.norm, path)
     lines = ['## Attacks', '', f'{aim}. The columns are the largest {norm} norm of the change of an image with values in '
-             '[0, 1].', '', *_markdown_table(attack_table(results)), figure(folder, 'attacks'), '']
+             '[0, 1].', '', *markdown.table(attack_table(results)), figure(folder, 'attacks'), '']
     for outcomes in results.outcomes:
         if len(outcomes[0].by_stage) > 1:
             stages = list(outcomes[0].by_stage)
-            lines += [f'Images that each stage of `{outcomes[0].attack}` has added:', '', *_markdown_table(
+            lines += [f'Images that each stage of `{outcomes[0].attack}` has added:', '', *markdown.table(
                 [['eps', *stages], *([format_eps(o.eps, results.threat.norm), *(str(o.by_stage.get(s, 0)) for s in stages)]
                                      for o in outcomes)])]
             if outcomes[0].attack.startswith('auto'):
@@ -131,8 +120,8 @@ def masking_lines(report: MaskingReport, folder: str) -> list[str]:
             f'2019). The rates are of images that an attack of size {report.eps:.4g} breaks, among those that were right. A '
             'suspicious check asks for other attacks; it proves nothing by itself.')
     return ['## Masked gradients', '', text, '',
-            *_markdown_table([['check', 'result', 'numbers'],
-                              *([check.name, check.verdict, check.numbers] for check in report.checks)]),
+            *markdown.table([['check', 'result', 'numbers'],
+                             *([check.name, check.verdict, check.numbers] for check in report.checks)]),
             figure(folder, 'loss'), '']
 
 
@@ -175,7 +164,7 @@ def corruption_lines(results: CorruptionResults, folder: str) -> list[str]:
     if results.reference:
         lines += [f'CE is the mean error over severities as a fraction of that of {escape(results.reference.name)}, and its '
                   'mean is the mCE; relative CE is the same for the rise over the error without corruption.', '']
-    return [*lines, *_markdown_table(corruption_table(results)), figure(folder, 'corruptions'), '',
+    return [*lines, *markdown.table(corruption_table(results)), figure(folder, 'corruptions'), '',
             figure(folder, 'corrupted_image'), '']
 
 
@@ -194,5 +183,5 @@ def outlier_lines(results: OutlierResults, folder: str) -> list[str]:
             'the larger score; AUPR in and out are average precisions with images of the run, and with the others, as '
             'positives; the last column is the fraction of the others that pass a threshold that 95 % of the images of the '
             'run pass.')
-    return ['## Images of other kinds', '', text, '', *_markdown_table(outlier_table(results)),
+    return ['## Images of other kinds', '', text, '', *markdown.table(outlier_table(results)),
             figure(folder, 'outliers'), '']

@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 
 from jaxcnn import config as cfg
-from jaxcnn.analysis import figures
+from jaxcnn.analysis import figures, markdown
 from jaxcnn.analysis.markdown import escape, figure, to_html
 from jaxcnn.errors import counted, name_file
 from jaxcnn.metrics import LOSS, Measurement
@@ -40,7 +40,7 @@ def write_study_report(table: Table, folder: str, name: str = 'study', sections:
     rows = table_rows(table, multiply_adds)
     lines = [
         f'# {escape(table.title)}', '', *([table.text.strip(), ''] if table.text.strip() else []),
-        *_introduction(table), '', *_markdown_table(rows), '', *_failures(table), *sections,
+        *_introduction(table), '', *markdown.table(rows), *_failures(table), *sections,
         *_curves(table, drawn, figure_folder), *_changed_fields(table),
     ]
     text = '\n'.join(lines)
@@ -138,11 +138,6 @@ def _common_setting(table: Table) -> str:
     return f'All runs: {escape(", ".join([*common, numbers]))}.'
 
 
-def _markdown_table(rows: Sequence[Sequence[str]]) -> list[str]:
-    headings, *body = [[escape(cell) for cell in row] for row in rows]
-    return [f'| {" | ".join(headings)} |', '|---' * len(headings) + '|', *(f'| {" | ".join(row)} |' for row in body)]
-
-
 def _failures(table: Table) -> list[str]:
     lines = [f'- {escape(arm.name)}, seed {run.seed}: {run.status}: {escape(run.reason)}'
              for arm in table.arms for run in arm.runs if run.status in ('diverged', 'failed')]
@@ -157,7 +152,7 @@ def _changed_fields(table: Table) -> list[str]:
     rows = [['', *(field.removeprefix('config.') for field in fields)]]
     for i, arm in enumerate(table.arms):
         rows.append([arm.name, *(value_text(values[i]) for values in fields.values())])
-    return ['## What the arms change', '', *_markdown_table(rows), '']
+    return ['## What the arms change', '', *markdown.table(rows)]
 
 
 def differing_fields(configs: Sequence[cfg.Config]) -> dict[str, list[object]]:
