@@ -316,7 +316,8 @@ class DistillationConfig:
     alpha: float = _field(0.9, 'weight of the teachers, against that of the targets', minimum=0, maximum=1)
     hints: tuple[HintConfig, ...] = _field((), 'feature maps that are to resemble those of a teacher')
     hints_alone: Duration | None = _field(None, 'until when the hints alone are trained, as in the first stage of Romero et '
-                                          'al. (2015); None: never')
+                                          'al. (2015), with the losses of auxiliary classifiers and of config.trades; None: '
+                                          'never')
     checksums: tuple[str, ...] = _field((), 'SHA-256 checksums that the weights of the teachers must have; a run records '
                                         'them in its config.json', affects_result=False)
 

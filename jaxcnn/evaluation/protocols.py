@@ -277,18 +277,20 @@ def dense(scales: Any = None, flip: bool = True, multiple: int = 1) -> Views:
       multiple: a number of pixels, to a multiple of which the longer side is rounded. With a larger one, the images have
         fewer sizes, for each of which a program is compiled.
     """
-    return _make_dense(scales, (256,), flip, multiple)
+    return _make_dense('dense', scales, (256,), flip, multiple)
 
 
 def multi_scale(scales: Any = None, flip: bool = True, multiple: int = 1) -> Views:
     """Return the views of `dense`, with other default scales: 256, 384 and 512, in proportion to the network's input."""
-    return _make_dense(scales, (256, 384, 512), flip, multiple)
+    return _make_dense('multi_scale', scales, (256, 384, 512), flip, multiple)
 
 
-def _make_dense(scales: Any, default: tuple[int, ...], flip: bool, multiple: int) -> Views:
-    check_whole_number('dense', multiple=multiple)
+def _make_dense(name: str, scales: Any, default: tuple[int, ...], flip: bool, multiple: int) -> Views:
+    """Return the views of `dense`, with errors about the arguments of `name`."""
+    check_whole_number(name, multiple=multiple)
     others = f'{_describe_flip(flip)}{f", multiple={multiple}" if multiple > 1 else ""}'
-    return dataclasses.replace(_make('dense', 'scales', scales, default, None, flip, others), multiple=multiple)
+    views = _make(name, 'scales', scales, default, None, flip, others)
+    return dataclasses.replace(views, call=f'dense{views.call.removeprefix(name)}', multiple=multiple)
 
 
 def _describe_flip(flip: bool) -> str:

@@ -54,6 +54,7 @@ class SampledAugmentation(Protocol):
             results.append(sampler(take, index)[:len(examples) - start])
         return np.concatenate(results)
 
+
 class Sampler:
     """Predicts by samples of augmented images; compiled once for batches of one size.
 

@@ -178,6 +178,7 @@ def test_samples_are_drawn_for_each_image_whatever_the_batch_size(halves):
     ('dens', {}, "unknown protocol 'dens'; nearest: dense"),
     ('ten_crop(short=3)', {}, "argument of protocol ten_crop 'short'; nearest: shorter"),
     ('dense(())', {}, r'dense.scales: expected a whole number of at least 1, got \(\)'),
+    ('multi_scale(multiple=0)', {}, 'multi_scale.multiple: expected a whole number of at least 1, got 0'),
     ('center+', {}, "'' is not a name.*several are separated by '\\+'"),
     ('center(1.5)', {}, 'center.shorter: expected a whole number'),
     ('multi_crop(scales=(14, 10))', {}, r'multi_crop\(scales=\(14, 10\), grid=5\): .* 10 pixels .* smaller than the crops, '
