@@ -7,6 +7,7 @@ are.
 
 import collections
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -105,7 +106,7 @@ _layer = core.Primitive('jaxcnn_layer')
 _layer.def_abstract_eval(lambda x, *, layer, shape: jax.core.ShapedArray(shape, jnp.float32))
 
 
-def _intercept(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
+def _intercept(call: Any, args: Any, kwargs: Any, context: Any, copies_inputs: bool) -> Any:
     """Replace the call of a layer by one operation of the trace."""
     module = context.module
     if context.method_name != '__call__' or not isinstance(module, nn.Conv | nn.Dense | BatchNorm):
@@ -114,6 +115,8 @@ def _intercept(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
     if isinstance(module, BatchNorm):
         layer = Layer(name, 'norm', norm=name, epsilon=module.epsilon, activation='relu' if module.relu else 'none')
         return _layer.bind(x, layer=layer, shape=x.shape)
+    if copies_inputs:
+        x = jnp.copy(x)
     if isinstance(module, nn.Dense):
         return _layer.bind(x, layer=Layer(name, 'dense'), shape=(*x.shape[:-1], module.features))
     padding = canonicalize_padding(module.padding, 2)
@@ -169,7 +172,8 @@ class _Flattener:
         return [read(v) for v in jaxpr.outvars]
 
 
-def trace(network: Network, variables: Any, shape: tuple[int, ...], is_quantized: Callable[[str], bool] = bool) -> Graph:
+def trace(network: Network, variables: Any, shape: tuple[int, ...], is_quantized: Callable[[str], bool] = bool,
+          inputs_only: bool = False) -> Graph:
     """Return the graph of a network in evaluation.
 
     Args:
@@ -177,12 +181,13 @@ def trace(network: Network, variables: Any, shape: tuple[int, ...], is_quantized
       variables: its variables, or their shapes.
       shape: (N, H, W, C) of the images.
       is_quantized: whether a layer is quantised, given its name.
+      inputs_only: each layer quantises a copy of its input for itself, and residual sums are not quantised, as in training.
     """
     network = network.clone(conv_implementation='xla', dtype='float32', remat=False)
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32), dict(variables))
 
     def apply(variables: Any, x: jax.Array) -> Any:
-        with nn.intercept_methods(_intercept):
+        with nn.intercept_methods(functools.partial(_intercept, copies_inputs=inputs_only)):
             return network.apply(variables, x, train=False)
     closed = jax.make_jaxpr(apply)(shapes, jax.ShapeDtypeStruct(shape, jnp.float32))
     flattener = _Flattener()
@@ -192,7 +197,7 @@ def trace(network: Network, variables: Any, shape: tuple[int, ...], is_quantized
     nodes = _fuse(_used(flattener.nodes, output), output)
     inputs = {i for node in nodes for i in node.inputs if isinstance(i, int)}
     return Graph(tuple(nodes), image, output, {i: path for i, path in paths.items() if i in inputs}, flattener.constants,
-                 _name_tensors(nodes, is_quantized))
+                 _name_tensors(nodes, is_quantized, inputs_only))
 
 
 def _used(nodes: Sequence[Node], output: int) -> list[Node]:
@@ -275,15 +280,15 @@ def _activation(node: Node) -> str:
     return {0.0: 'relu', 6.0: 'relu6'}[limit] if np.ndim(value) == 0 and value == limit else ''
 
 
-def _name_tensors(nodes: Sequence[Node], is_quantized: Callable[[str], bool]) -> dict[int, str]:
-    """Return the names of the quantised values: inputs of layers, terms of fused sums, and these sums."""
+def _name_tensors(nodes: Sequence[Node], is_quantized: Callable[[str], bool], inputs_only: bool) -> dict[int, str]:
+    """Return the names of the quantised values: inputs of layers and, unless `inputs_only`, fused sums and their terms."""
     names: dict[int, str] = {}
     for node in nodes:
         layer = node.layer
         if layer is None or layer.kind == 'norm' or not is_quantized(layer.name):
             continue
         names.setdefault(node.inputs[0], f'{layer.name}/input')
-        if layer.has_residual:
+        if layer.has_residual and not inputs_only:
             names.setdefault(node.inputs[1], f'{layer.name}/residual')
             names.setdefault(node.outputs[0], f'{layer.name}/output')
     return names

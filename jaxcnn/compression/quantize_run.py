@@ -184,7 +184,8 @@ class _Int8:
     @functools.lru_cache(maxsize=8)  # noqa: B019 (it lives as long as the command)
     def graph(self, shape: tuple[int, ...]) -> Graph:
         """Return the graph for images (N, H, W, C)."""
-        return layer_graph.trace(self.network, self.variables, shape, lambda name: name not in self.float_layers)
+        return layer_graph.trace(self.network, self.variables, shape, lambda name: name not in self.float_layers,
+                                 inputs_only=self.bits < 8)
 
     def batches(self) -> Iterable[np.ndarray]:
         """Yield the images of the calibration as the network gets them."""

@@ -118,7 +118,8 @@ class QuantizedNetwork:
         Raises:
           UserError: An activation was not calibrated.
         """
-        graph = layer_graph.trace(self.network, self._shapes, shape, self.quantization.is_quantized)
+        graph = layer_graph.trace(self.network, self._shapes, shape, self.quantization.is_quantized,
+                                  inputs_only=self.quantization.bits < 8)
         missing = [name for name in graph.tensors.values() if name not in self.quantization.tensors]
         if missing:
             raise UserError(f'the activation {missing[0]} was not calibrated', hint='quantise the run again')

@@ -10,6 +10,7 @@ from jaxcnn.compression import activation_ranges, layer_graph
 from jaxcnn.compression.quantize_run import quantize_run
 from jaxcnn.compression.quantized_run import Quantization, QuantizedNetwork, load_quantized, quantize_layers
 from jaxcnn.errors import UserError
+from jaxcnn.models.quantized_layers import Quantizer, trained_scales
 from jaxcnn.ops import native
 from jaxcnn.run import load_run
 from jaxcnn.training import train
@@ -72,6 +73,26 @@ def test_int8_convolutions_agree_with_the_simulation(name, fields, floats):
         arithmetic = {eqn.primitive.name for eqn in trace.eqns if eqn.outvars[0].aval.dtype == jnp.float32
                       and eqn.outvars[0].aval.ndim == 4 and eqn.outvars[0].aval.shape[-1] == 8}
         assert not arithmetic
+
+
+def test_fewer_than_8_bits_are_simulated_as_in_training():
+    quantizer = Quantizer(3, 'lsq')
+    network = models.create('resnet18', num_classes=5, blocks=(1, 1), width=8, stem='small').clone(quantizer=quantizer)
+    images = np.random.default_rng(1).normal(size=(2, 16, 16, 3)).astype(np.float32)
+    variables = random_variables(network, images.shape)
+    variables['batch_stats'] = jax.tree_util.tree_map_with_path(
+        lambda path, x: x if path[-1].key in ('mean', 'var') else 0 * x, variables['batch_stats'])
+    variables |= jax.jit(lambda v, x: network.apply(v, x, train=True, mutable=['batch_stats'])[1])(variables, images)
+    graph = layer_graph.trace(network, variables, images.shape, inputs_only=True)
+    arrays = layer_graph.fold(graph, variables)
+    scales = {layer.name: trained_scales(layer.name, variables, quantizer) for layer in graph.layers}
+    steps = {name: steps * np.abs(arrays[name]['factor']) for name, (_, _, steps) in scales.items()}
+    tensors = {f'{name}/input': activation_ranges.TensorScale(scale, signed) for name, (scale, signed, _) in scales.items()}
+    simulated = QuantizedNetwork(network, variables, Quantization('int8', 'trained', 2, (), tensors, '', 0, 3))
+    integers = quantize_layers(arrays, bool, 3, steps)
+    result = jax.jit(lambda p, x: simulated.apply({'params': p}, x))(integers, images)
+    expected = jax.jit(lambda v, x: network.apply(v, x, train=False))(variables, images)
+    np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
 
 
 @pytest.fixture(scope='module')
