@@ -6,8 +6,8 @@
 DIR holds TFDS data sets (or set TFDS_DATA_DIR). `PGD` is the accuracy under 20 steps of PGD, `auto` that under the ensemble
 of parameter-free attacks, and `corrupted` the mean over the 15 kinds of corruption, on 1,000 test images. Zhang et al. 2019
 report 84.92 % on clean images and 56.61 % under 20 steps of PGD for TRADES, with the larger WRN-34-10. The quick form is
-LeNet-5 on handwritten digits, which needs no data; its attacked arms start from the ordinary one, as PGD does not learn
-there otherwise.
+LeNet-5 on handwritten digits, which needs no data; there FGSM and PGD start from the ordinary run, as PGD does not learn
+otherwise.
 Result: not yet measured.
 """
 
@@ -16,12 +16,12 @@ from jaxcnn.studies import make_study
 
 
 def arms(operations, eps, step, iterations, common):
-    """Return the arms; `operations` are the augmentation before the attack, and `common` fields of the attacked arms."""
+    """Return the arms; `operations` are the augmentation before the attack, and `common` fields of FGSM and PGD."""
     return {
         'ordinary': {},
         'FGSM from a random start': {'data.augment': f'{operations}|fgsm({eps}, random_start=True)', **common},
         'PGD': {'data.augment': f'{operations}|pgd({eps}, {step}, {iterations})', **common},
-        'TRADES': {'trades': {'eps': eps, 'step': step, 'iterations': iterations}, **common},
+        'TRADES': {'trades': {'eps': eps, 'step': step, 'iterations': iterations}},
     }
 
 
