@@ -2,6 +2,8 @@
 
 The loss is multiplied by a scale before the backward pass, and the gradients are divided by it in float32 afterwards
 (Micikevicius et al. 2018, "Mixed precision training"). A step whose gradients are not finite is skipped.
+
+Attacks need only the direction of the gradient of each image, so these gradients are scaled image by image and stay scaled.
 """
 
 import dataclasses
@@ -21,6 +23,7 @@ FIELD = 'config.optim.loss_scale'
 SMALLEST, LARGEST = 2.0 ** -24, 2.0 ** 24  # scales
 State = dict[str, jax.Array]
 MAX_SKIPPED = 16  # steps that a run with a constant scale may skip in sequence
+LOGIT_GRADIENT = 2.0 ** 6  # largest gradient with respect to a logit of an image, from which those of its pixels follow
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,3 +130,26 @@ def make(optim: cfg.OptimConfig, network: Network) -> LossScaling | None:
 def all_finite(*trees: Any) -> jax.Array:
     """Return whether all numbers of some trees of arrays are finite."""
     return jnp.all(jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(trees)]))
+
+
+def scale_image_gradients(logits: jax.Array, network: Network) -> jax.Array:
+    """Return the logits (N, classes) such that the gradients with respect to the images do not underflow.
+
+    The loss of an image that is classified with confidence has gradients that float16 rounds to 0. If the network computes in
+    float16, the gradients that flow back from the logits of each image are multiplied by a power of two, after which the
+    largest is about `LOGIT_GRADIENT`. The gradients with respect to each image keep their direction, but not their size.
+    """
+    return _scaled_gradients(logits.astype(jnp.float32)) if network.dtype == 'float16' else logits
+
+
+@jax.custom_vjp
+def _scaled_gradients(logits: jax.Array) -> jax.Array:
+    return logits
+
+
+def _scale_gradients(_: None, gradient: jax.Array) -> tuple[jax.Array]:
+    exponent = jnp.frexp(jnp.abs(gradient).max(-1, keepdims=True) / LOGIT_GRADIENT)[1]
+    return (jnp.ldexp(gradient, -exponent),)
+
+
+_scaled_gradients.defvjp(lambda logits: (logits, None), _scale_gradients)

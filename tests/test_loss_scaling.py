@@ -1,5 +1,7 @@
 """The scale of the loss from step to step, and the values of `config.optim.loss_scale` that are refused."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -74,3 +76,21 @@ def test_a_wrong_precision_is_an_error_in_one_line(fields, line):
 
 def test_sgd_updates_float16_parameters():
     experiment.check(cfg.parse(dict(model=dict(name='lenet5', param_dtype='float16'), optim=dict(optimizer='sgd'))))
+
+
+def test_gradients_of_confident_images_do_not_underflow_in_float16():
+    """The probability of the other class is exp(-30.1), which float16 rounds to 0."""
+    kernel, images = jnp.array([[0, -30.0], [0, -0.1]]), jnp.ones((1, 2))
+
+    def gradient(dtype, is_scaled):
+        network = models.create('lenet5', 2, dtype=dtype)
+
+        def loss(x):
+            logits = x.astype(dtype) @ kernel.astype(dtype)
+            logits = loss_scaling.scale_image_gradients(logits, network) if is_scaled else logits
+            return -jax.nn.log_softmax(logits.astype(jnp.float32))[:, 0].sum()
+        return np.asarray(jax.grad(loss)(images))
+    assert (gradient('float16', False) == 0).all()
+    assert (gradient('float16', True) < 0).all()
+    for dtype in ('float32', 'bfloat16'):
+        np.testing.assert_array_equal(gradient(dtype, True), gradient(dtype, False))

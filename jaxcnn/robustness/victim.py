@@ -13,6 +13,7 @@ from jaxcnn.analysis.batches import compute_in_batches
 from jaxcnn.data import Dataset
 from jaxcnn.errors import UserError
 from jaxcnn.experiment import Experiment
+from jaxcnn.loss_scaling import scale_image_gradients
 from jaxcnn.robustness.threat import Logits
 
 
@@ -67,9 +68,12 @@ class Victim:
         self.image_shape = experiment.image_shape
 
     def logits(self, variables: Any, pixels: jax.Array) -> jax.Array:
-        """Return the logits, float32 (N, classes), for images (N, H, W, C) in [0, 1]."""
+        """Return the logits, float32 (N, classes), for images (N, H, W, C) in [0, 1].
+
+        Gradients of a float16 network have the right direction only; see `scale_image_gradients`.
+        """
         outputs: Any = self._network.apply(variables, self._preprocessor.normalize(pixels), train=False)
-        return outputs.astype(jnp.float32)
+        return scale_image_gradients(outputs.astype(jnp.float32), self._network)
 
     def bind(self, variables: Any) -> Logits:
         """Return the logits as a function of the images alone."""

@@ -20,7 +20,7 @@ import optax
 from jaxcnn.config import LookaheadConfig
 from jaxcnn.data.augment import Gradient
 from jaxcnn.errors import UserError
-from jaxcnn.loss_scaling import LossScaling, all_finite
+from jaxcnn.loss_scaling import LossScaling, all_finite, scale_image_gradients
 from jaxcnn.models import Network
 from jaxcnn.optim import Optimizer
 from jaxcnn.preprocessing import Preprocessor
@@ -37,13 +37,14 @@ _IMAGES = ('image', 'pixels')  # in a batch, besides the targets
 def image_gradient(network: Network, preprocessor: Preprocessor, task: Task, weights: Any) -> Gradient:
     """Return the function that attacks use: from images in [0, 1] and their targets to the gradients of their losses.
 
-    The gradient of each image's loss is with respect to the image. The network is in evaluation mode.
+    The gradient of each image's loss is with respect to the image. The network is in evaluation mode. Those of a float16
+    network have the right direction only; see `scale_image_gradients`.
     """
     def gradient(images: jax.Array, targets: Batch) -> jax.Array:
         def loss(images: jax.Array) -> jax.Array:
             outputs: Any = network.apply(weights, preprocessor.normalize(images), train=False,
                                          **task.network_arguments(targets, train=False))
-            return task.example_losses(outputs, targets).sum()
+            return task.example_losses(scale_image_gradients(outputs, network), targets).sum()
         try:
             return jax.grad(loss)(images)
         except flax.errors.ScopeParamShapeError:

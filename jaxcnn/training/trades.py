@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from jaxcnn import config as cfg
 from jaxcnn.data.augment import adversarial
+from jaxcnn.loss_scaling import scale_image_gradients
 from jaxcnn.losses import divergence, log_probabilities
 from jaxcnn.training.loss_terms import Forward, LossTerm
 
@@ -31,7 +32,10 @@ class Trades(LossTerm):
         clean = log_probabilities(forward.evaluate(forward.pixels), kind)
 
         def gradient(images: jax.Array, _: Any) -> jax.Array:
-            return jax.grad(lambda x: divergence(clean, log_probabilities(forward.evaluate(x), kind)).sum())(images)
+            def divergences(x: jax.Array) -> jax.Array:
+                outputs = scale_image_gradients(forward.evaluate(x), forward.network)
+                return divergence(clean, log_probabilities(outputs, kind)).sum()
+            return jax.grad(divergences)(images)
         noise = jax.vmap(functools.partial(jax.random.normal, shape=forward.pixels.shape[1:]))(forward.targets['key'])
         start = jnp.clip(forward.pixels + config.start * noise, 0, 1)
         return adversarial.projected_ascent(forward.pixels, start, forward.targets, gradient, config.eps, config.step,
