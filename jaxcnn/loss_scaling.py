@@ -135,8 +135,8 @@ def all_finite(*trees: Any) -> jax.Array:
 def scale_image_gradients(logits: jax.Array, network: Network) -> jax.Array:
     """Return the logits (N, classes) such that the gradients with respect to the images do not underflow.
 
-    The loss of an image that is classified with confidence has gradients that float16 rounds to 0. If the network computes in
-    float16, the gradients that flow back from the logits of each image are multiplied by a power of two, after which the
+    The loss of an image that is classified with confidence has gradients that float16 rounds to 0. If the network computes
+    in float16, the gradients that flow back from the logits of each image are multiplied by a power of two, after which the
     largest is about `LOGIT_GRADIENT`. The gradients with respect to each image keep their direction, but not their size.
     """
     return _scaled_gradients(logits.astype(jnp.float32)) if network.dtype == 'float16' else logits

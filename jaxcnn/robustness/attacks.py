@@ -218,7 +218,7 @@ def parse(text: str, threat: Threat, num_classes: int) -> list[Attack]:
         function = functools.partial(ATTACKS.get(name, field), threat, num_classes)
         with name_field(field):
             attack = Attack(call_text, function(**bind(function, args, kwargs, f'the attack {name}')), name == 'auto')
-        if attack.text in [other.text for other in attacks]:
+        if attack.text.removesuffix('()') in [other.text.removesuffix('()') for other in attacks]:
             raise UserError(f'{attack.text} is named twice', field=field)
         attacks.append(attack)
     return attacks

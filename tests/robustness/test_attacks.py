@@ -201,7 +201,7 @@ def test_squares_shrink_as_scheduled():
     ('pgdd', "--attacks: unknown attack 'pgdd'; nearest: "),
     ('pgd(iterations=0)', '--attacks: pgd.iterations: expected a whole number of at least 1, got 0'),
     ('pgd(steps=3)', "--attacks: unknown argument of the attack pgd 'steps'"),
-    ('fgsm, fgsm', '--attacks: fgsm is named twice'),
+    ('fgsm, fgsm()', '--attacks: fgsm() is named twice'),
     ('fgsm pgd', "--attacks: 'fgsm pgd' is not a name, or name(value, key=value, ...)"),
     ('apgd_targeted', '--attacks: apgd_targeted: needs 4 classes, and the run has 3'),
 ])

@@ -119,4 +119,4 @@ def plasma(key: jax.Array, side: int, decay: float) -> jax.Array:
         heights = heights.at[half::step, ::step].set(disturb(beside, 3 * step + 2))
         step, roughness = half, roughness / decay
     heights -= heights.min()
-    return heights / heights.max()
+    return heights / jnp.maximum(heights.max(), 1e-12)  # a single height is 0
