@@ -11,6 +11,8 @@ import json
 import os
 import shutil
 import types
+import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -298,7 +300,7 @@ def read_arrays(path: str) -> dict[str, Any]:
     try:
         with np.load(path, allow_pickle=False) as file:
             stored = {name: file[name] for name in file.files}
-    except (OSError, ValueError, EOFError) as e:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as e:
         raise UserError(f'cannot be read: {e}', field=path, hint='quantise the run again') from e
     nested: dict[str, Any] = {}
     for name, array in stored.items():

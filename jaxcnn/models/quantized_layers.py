@@ -126,4 +126,5 @@ def trained_scales(layer: str, variables: dict, quantizer: Quantizer) -> tuple[f
         step = max(float(params['input_step'] * statistics['input_unit']), 1e-8)
         return step, signed, jnp.maximum(params['kernel_step'] * statistics['kernel_unit'], 1e-8)
     _, high = quantize.integer_range(quantizer.bits, signed)
-    return max(-float(statistics['input_low']), float(statistics['input_high'])) / high, signed, None
+    largest = max(-float(statistics['input_low']), float(statistics['input_high']))
+    return (largest or 1.0) / high, signed, None  # an input that was always 0 stays 0

@@ -1,5 +1,7 @@
 """Quantised runs, and the graphs of their networks."""
 
+import os
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,14 @@ import pytest
 from jaxcnn import models
 from jaxcnn.compression import activation_ranges, layer_graph
 from jaxcnn.compression.quantize_run import quantize_run
-from jaxcnn.compression.quantized_run import Quantization, QuantizedNetwork, load_quantized, quantize_layers
+from jaxcnn.compression.quantized_run import (
+    Quantization,
+    QuantizedNetwork,
+    load_quantized,
+    quantize_layers,
+    read_arrays,
+    write_arrays,
+)
 from jaxcnn.errors import UserError
 from jaxcnn.models.quantized_layers import Quantizer, trained_scales
 from jaxcnn.ops import native
@@ -157,6 +166,13 @@ def test_what_was_not_calibrated_is_refused():
 def test_a_folder_without_a_quantised_network_is_refused(run):
     with pytest.raises(UserError, match='holds no quantised network'):
         load_quantized(run.workdir)
+
+
+def test_truncated_weights_are_refused(tmp_path):
+    write_arrays(path := str(tmp_path / 'weights.npz'), {'Conv_0': {'kernel': np.arange(100)}})
+    os.truncate(path, 300)
+    with pytest.raises(UserError, match='cannot be read'):
+        read_arrays(path)
 
 
 @pytest.mark.slow

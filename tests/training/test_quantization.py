@@ -9,7 +9,7 @@ from jaxcnn import config, experiment, models
 from jaxcnn.analysis.complexity import cost
 from jaxcnn.errors import UserError
 from jaxcnn.models.layers import Conv
-from jaxcnn.models.quantized_layers import Quantizer
+from jaxcnn.models.quantized_layers import Quantizer, trained_scales
 from jaxcnn.training.loop import TrainingRun
 from jaxcnn.training.signals import StopRequest
 
@@ -86,6 +86,9 @@ def test_ranges_are_moving_averages_and_evaluation_uses_them():
     unit = 3 / 127
     np.testing.assert_allclose(y[:, 0, 0, 0], [np.rint(-1 / unit) * unit + np.rint(0.5 / unit) * unit,
                                                np.rint(0.25 / unit) * unit + 3], rtol=1e-6)
+    always_zero = {'batch_stats': {'Conv_0': {'input_low': np.float32(0), 'input_high': np.float32(0)}}}
+    scale, _, _ = trained_scales('Conv_0', always_zero, Quantizer(8, 'minmax'))
+    assert scale > 0
 
 
 @pytest.mark.parametrize(('fields', 'message'), [
