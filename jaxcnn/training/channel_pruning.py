@@ -129,6 +129,9 @@ def narrow_run(workdir: str, step: int, ema: bool, config: cfg.ChannelsConfig, d
     network, image_shape = run.experiment.network, run.experiment.image_shape
     if network.outputs != 'logits':
         raise UserError(f'the network {run.config.model.name} is a detector, and channels are removed from classifiers only')
+    if run.config.quantization:
+        raise UserError(f'the run in {workdir!r} was trained with config.quantization, and its ranges are for all channels',
+                        hint='remove channels from a run in float32, and train the narrower network with quantisation')
     variables = state.variables(run.load_weights(step))[ema]
     coupling = couple(network, variables, image_shape)
     _log_reasons(run, coupling)

@@ -1,5 +1,6 @@
 """The choice of channels that are removed from a run, and runs that start without them."""
 
+import dataclasses
 import os
 
 import jax
@@ -160,3 +161,11 @@ def test_blocks_leave_multiples(source):
 def test_mistakes(source, tmp_path, init, model, message):
     with pytest.raises(UserError, match=message):
         train(fields(init={'run': source, **init}, model=model), str(tmp_path / 'run'))
+
+
+def test_a_run_trained_with_quantisation_is_refused(source, monkeypatch):
+    run = load_run(source)
+    run.config = dataclasses.replace(run.config, quantization=cfg.QuantizationConfig())
+    monkeypatch.setattr(channel_pruning, 'load_run', lambda _: run)
+    with pytest.raises(UserError, match=r'trained with config\.quantization'):
+        channel_pruning.narrow_run(source, run.find_step('best'), False, cfg.ChannelsConfig('l1', target=0.99))
