@@ -29,7 +29,7 @@ class Quantizer:
       bits: number of bits, 2 to 8.
       method: one of `METHODS`.
       float_layers: regular expression; the layers whose names it matches are not quantised.
-      is_frozen: the ranges stay as they are.
+      is_frozen: the ranges stay as they are, once the first batch has set them.
       axis_name: name of the pmap axis over which the extremes are taken.
     """
 
@@ -50,7 +50,7 @@ class Quantizer:
         if self.float_layers and re.search(self.float_layers, '/'.join(module.path)):
             return x, kernel
         low, high = (self._statistic(module, name, ()) for name in ('input_low', 'input_high'))
-        updates = module.is_mutable_collection('batch_stats') and not (self.is_frozen or module.is_initializing())
+        updates = module.is_mutable_collection('batch_stats') and not module.is_initializing()
         if updates:
             self._observe(low, high, x)
         is_signed = low.value < 0
@@ -73,11 +73,11 @@ class Quantizer:
         return module.variable('batch_stats', name, jnp.zeros, shape, jnp.float32)
 
     def _observe(self, low: nn.Variable, high: nn.Variable, x: jax.Array) -> None:
-        """Update the moving averages of the extremes; the first batch sets them."""
+        """Update the moving averages of the extremes unless they are frozen; the first batch sets them in any case."""
         extremes = lax.stop_gradient(x.min()), lax.stop_gradient(x.max())
         if self.axis_name is not None:
             extremes = lax.pmin(extremes[0], self.axis_name), lax.pmax(extremes[1], self.axis_name)
-        momentum = jnp.where((low.value == 0) & (high.value == 0), 0.0, _MOMENTUM)
+        momentum = jnp.where((low.value == 0) & (high.value == 0), 0.0, 1.0 if self.is_frozen else _MOMENTUM)
         for variable, value in zip((low, high), extremes, strict=True):
             variable.value = momentum * variable.value + (1 - momentum) * value
 

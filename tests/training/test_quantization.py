@@ -82,6 +82,10 @@ def test_ranges_are_moving_averages_and_evaluation_uses_them():
     assert (stats['input_low'], stats['input_high']) == (-1.0, 3.0)
     _, updates = layer.apply({'params': params, 'batch_stats': stats}, 2 * x, mutable=['batch_stats'])
     assert updates['batch_stats']['input_high'] == pytest.approx(0.99 * 3 + 0.01 * 6)
+    # a frozen range stays, but is set if there is none
+    frozen, params, stats = step_once(Quantizer(8, 'minmax', is_frozen=True), x, kernel, 0.0)
+    _, updates = frozen.apply({'params': params, 'batch_stats': stats}, 2 * x, mutable=['batch_stats'])
+    assert updates['batch_stats']['input_high'] == stats['input_high'] == 3
     y = layer.apply({'params': params, 'batch_stats': stats}, x)
     unit = 3 / 127
     np.testing.assert_allclose(y[:, 0, 0, 0], [np.rint(-1 / unit) * unit + np.rint(0.5 / unit) * unit,
