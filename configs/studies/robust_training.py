@@ -8,7 +8,8 @@ of parameter-free attacks, and `corrupted` the mean over the 15 kinds of corrupt
 report 84.92 % on clean images and 56.61 % under 20 steps of PGD for TRADES, with the larger WRN-34-10. The quick form is
 LeNet-5 on handwritten digits, which needs no data; there FGSM and PGD start from the ordinary run, as PGD does not learn
 otherwise.
-Result: not yet measured.
+Result of the quick form: under `auto` with eps 0.1, 6.78 % for the ordinary training, 44.94 % for FGSM, 53.30 % for PGD and
+45.96 % for TRADES (docs/results.md). The full form is not yet measured.
 """
 
 from jaxcnn.config import make

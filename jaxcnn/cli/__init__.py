@@ -47,8 +47,11 @@ def load_run(workdir: str, checkpoint: str = 'best', flag: str = '--workdir', qu
       quantized: whether the folder may be one of `jaxcnn quantize`.
     """
     from jaxcnn import run
-    from jaxcnn.compression.quantized_run import load_any_run
+    from jaxcnn.compression.quantized_run import is_quantized, load_any_run
     with name_field(flag):
+        if not quantized and is_quantized(workdir):
+            raise UserError(f'{workdir!r} holds a quantised network, which only evaluate and predict take',
+                            hint='give the run that it was made of')
         loaded = load_any_run(workdir) if quantized else run.load_run(workdir)
     if checkpoint not in ('best', 'latest'):
         with name_field('--checkpoint' if loaded.steps() else flag):

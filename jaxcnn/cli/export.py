@@ -2,21 +2,15 @@
 classes, an example script and a model card. It is checked at once, in an empty process, on images of the run's data."""
 
 import argparse
-import os
 
 from jaxcnn import cli
-from jaxcnn.errors import UserError
 from jaxcnn.export import FORMATS
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the command with its parsed arguments, and return its exit code."""
-    from jaxcnn.compression.quantized_run import RECORD
     from jaxcnn.export.folder import check_request, export_run
     check_request(args.format, args.output, args.dtype)
-    if os.path.exists(os.path.join(args.workdir, RECORD)):
-        raise UserError(f'{args.workdir!r} holds a quantised network, which cannot be exported', field='--workdir',
-                        hint='export the run that it was made from, with --dtype=float16 for half the size')
     for line in export_run(cli.load_run(args.workdir, args.checkpoint), args.format, args.output, args.dtype, args.data_dir):
         print(line)
     return 0

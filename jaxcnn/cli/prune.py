@@ -88,7 +88,8 @@ def prune_channels(args: argparse.Namespace) -> int:
     result = remove_channels(loaded_run, args.output, config, args.checkpoint, dataset, choose_split(args.split, dataset),
                              args.data_dir, args.benchmark, args.bn_images)
     cli.print_table(summary_rows(result))
-    print(f'\nreport: {write_report(result)}\nworkdir: {args.output}')
+    print(f'\nreport: {write_report(result)}\nworkdir: {args.output}\ntrain it on: jaxcnn train '
+          f'--config={args.output}/config.json --config.init.run={args.output} --workdir=NEW')
     return 0
 
 

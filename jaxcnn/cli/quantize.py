@@ -11,18 +11,13 @@ the size, and the sensitivity of each layer.
 import argparse
 
 from jaxcnn import cli
-from jaxcnn.errors import UserError
 from jaxcnn.files import make_output
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the command with its parsed arguments, and return its exit code."""
-    from jaxcnn.compression import quantized_run
     from jaxcnn.compression.quantization_report import summary, write_report
     from jaxcnn.compression.quantize_run import check_arguments, quantize_run
-    if quantized_run.is_quantized(args.workdir):
-        raise UserError(f'{args.workdir!r} holds a quantised network already', field='--workdir',
-                        hint='give the run that it was made of')
     loaded_run = cli.load_run(args.workdir, args.checkpoint)
     check_arguments(loaded_run, args.method, args.calibration, args.images)
     make_output(args.output)

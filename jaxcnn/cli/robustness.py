@@ -26,6 +26,14 @@ def describe_attacks() -> str:
     return attacks.describe_attacks()
 
 
+def describe_corruptions() -> str:
+    """Return the kinds of corruption by category, a line for each."""
+    from jaxcnn.data.augment.corruptions import CORRUPTIONS
+    categories = dict.fromkeys(entry.category for entry in CORRUPTIONS.values())
+    return '\n'.join(f'  {category}: {", ".join(kind for kind, entry in CORRUPTIONS.items() if entry.category == category)}'
+                     for category in categories)
+
+
 def make_options(args: argparse.Namespace, splits: Any) -> Any:
     """Return the `Options` that the flags describe.
 
@@ -43,7 +51,8 @@ def make_options(args: argparse.Namespace, splits: Any) -> Any:
     for flag, (value, minimum) in minima.items():
         if value < minimum:
             raise UserError(f'expected at least {minimum}, got {value}', field=flag)
-    for severity in args.severities:
+    severities = args.severities or [1, 2, 3, 4, 5]
+    for severity in severities:
         if not 1 <= severity <= 5:
             raise UserError(f'expected 1 to 5, got {severity}', field='--severities')
     everything = not (args.attacks or args.checks or args.corruptions or args.ood_name)
@@ -51,6 +60,8 @@ def make_options(args: argparse.Namespace, splits: Any) -> Any:
     corruptions = args.corruptions or (['all'] if everything else [])
     needed = {'--target': (args.target, attacks, '--attacks'),
               '--reference': (args.reference, corruptions, '--corruptions'),
+              '--severities': (args.severities, corruptions, '--corruptions'),
+              '--constants': (args.constants, corruptions, '--corruptions'),
               '--ood_dir': (args.ood_dir, args.ood_name, '--ood_name'),
               '--ood_split': (args.ood_split, args.ood_name, '--ood_name')}
     for flag, (value, required, name) in needed.items():
@@ -62,7 +73,8 @@ def make_options(args: argparse.Namespace, splits: Any) -> Any:
         eps = sorted({parse_eps(text, args.norm) for text in args.eps or DEFAULT_EPS[args.norm]})
     return Options(
         attacks=attacks, eps=eps, norm=args.norm, target=args.target, checks=args.checks or everything,
-        corruptions=corruptions, severities=sorted({*args.severities}), constants=args.constants, reference=args.reference,
+        corruptions=corruptions, severities=sorted({*severities}), constants=args.constants or 'auto',
+        reference=args.reference,
         ood_name=args.ood_name, ood_dir=args.ood_dir, ood_split=args.ood_split,
         split=args.split or ('test' if 'test' in splits else 'val'), images=args.images, batch_size=args.batch_size,
         seed=args.seed)
@@ -71,7 +83,7 @@ def make_options(args: argparse.Namespace, splits: Any) -> Any:
 def run(args: argparse.Namespace) -> int:
     """Run the command with its parsed arguments, and return its exit code."""
     if args.list:
-        print(f'The attacks, with their options:\n{describe_attacks()}')
+        print(f'The attacks, with their options:\n{describe_attacks()}\n\nThe corruptions:\n{describe_corruptions()}')
         return 0
     if not args.workdir:
         raise UserError('expected the workdir of a run', field='--workdir')
@@ -119,7 +131,7 @@ def main() -> None:
     group = parser.add_argument_group('attacks')
     group.add_argument('--attacks', default='', metavar='ATTACKS',
                        help="such as 'fgsm, pgd(iterations=20, restarts=5), auto'")
-    group.add_argument('--list', action='store_true', help='list the attacks with their options')
+    group.add_argument('--list', action='store_true', help='list the attacks with their options, and the corruptions')
     group.add_argument('--eps', nargs='+', default=[], metavar='EPS',
                        help='largest changes of an image with values in [0, 1] '
                        '(default: 2/255 4/255 8/255, or 0.25 0.5 1 for l2)')
@@ -130,8 +142,8 @@ def main() -> None:
     group = parser.add_argument_group('corruptions')
     group.add_argument('--corruptions', nargs='+', default=[], metavar='KIND',
                        help='kinds, or noise, blur, weather, digital, or all')
-    group.add_argument('--severities', nargs='+', type=int, default=[1, 2, 3, 4, 5], help='1 to 5 (default: all)')
-    group.add_argument('--constants', default='auto', choices=('auto', 'cifar', 'imagenet'),
+    group.add_argument('--severities', nargs='+', type=int, default=[], help='1 to 5 (default: all)')
+    group.add_argument('--constants', default='', choices=('auto', 'cifar', 'imagenet'),
                        help='those of CIFAR-10-C or of ImageNet-C (default: auto, by the size of the images)')
     group.add_argument('--reference', default='', metavar='DIR',
                        help="another run's report, by whose errors those of this run are divided, or alexnet, "

@@ -137,8 +137,8 @@ def evaluate(attacker: Attacker, attacks: Sequence[Attack], eps: Sequence[float]
             if before:
                 is_earlier = before.reached[:, None, None, None]
                 outcome = dataclasses.replace(outcome, images=np.where(is_earlier, before.images, outcome.images))
-            log.info('%s, eps %.5g: %d of %d images reach the aim', attack.text, size, outcome.reached.sum(),
-                     len(outcome.reached))
+            log.info('%s, eps %.5g: %d of %d images are %s', attack.text, size, outcome.reached.sum(), len(outcome.reached),
+                     'taken for the target class' if attacker.threat.targeted else 'misclassified')
             results[-1].append(outcome)
             worst = worst_outcome(results)
             results = [[o if o is worst else dataclasses.replace(o, images=o.images[:0]) for o in outcomes]

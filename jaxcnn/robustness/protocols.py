@@ -7,8 +7,9 @@ The accuracy by such a protocol is the robust accuracy, or one minus the mean er
 measures several of them at once, with a report.
 """
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -112,11 +113,14 @@ def attacked(attack: str, eps: Any, norm: str = 'linf', images: int = 0, seed: i
     """
     check_whole_number('attacked', 0, images=images, seed=seed)
     if norm not in attacks.NORMS:
-        raise unknown('norm', str(norm), attacks.NORMS)
-    found = attacks.parse(str(attack), Threat(norm), num_classes=10)  # the names and the arguments are checked here
-    if len(found) != 1:
-        raise UserError(f'expected one attack, got {attack!r}', hint='auto is an ensemble of four')
-    return Attacked(images, seed, found[0].text, parse_eps(str(eps), norm), norm)
+        raise unknown('norm', str(norm), attacks.NORMS, field='attacked.norm')
+    with _field('attacked.attack'):
+        found = attacks.parse(str(attack), Threat(norm), num_classes=10)  # the names and the arguments are checked here
+        if len(found) != 1:
+            raise UserError(f'expected one attack, got {attack!r}', hint='auto is an ensemble of four')
+    with _field('attacked.eps'):
+        size = parse_eps(str(eps), norm)
+    return Attacked(images, seed, found[0].text, size, norm)
 
 
 def corrupted(kinds: Any = 'all', severities: Any = (1, 2, 3, 4, 5), constants: str = 'auto', images: int = 0,
@@ -134,11 +138,22 @@ def corrupted(kinds: Any = 'all', severities: Any = (1, 2, 3, 4, 5), constants: 
     names, levels = _several(kinds), _several(severities)
     for level in levels:
         if level not in (1, 2, 3, 4, 5):
-            raise UserError(f'expected severities from 1 to 5, got {level!r}')
+            raise UserError(f'expected 1 to 5, got {level!r}', field='corrupted.severities')
     if constants not in (choices := ('auto', 'cifar', 'imagenet')):
-        raise unknown('constants', str(constants), choices)
-    return Corrupted(images, seed, tuple(parse_kinds([str(name) for name in names])), tuple(levels), constants,
-                     ', '.join(map(str, names)))
+        raise unknown('constants', str(constants), choices, field='corrupted.constants')
+    with _field('corrupted.kinds'):
+        found = parse_kinds([str(name) for name in names])
+    return Corrupted(images, seed, tuple(found), tuple(levels), constants, ', '.join(map(str, names)))
+
+
+@contextlib.contextmanager
+def _field(name: str) -> Iterator[None]:
+    """Name an argument in errors that are raised in the block, in place of a flag of `jaxcnn robustness`."""
+    try:
+        yield
+    except UserError as e:
+        e.field = name
+        raise
 
 
 def _several(values: Any) -> Sequence[Any]:

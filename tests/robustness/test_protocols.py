@@ -33,12 +33,12 @@ def test_accuracies_are_those_of_the_robustness_command(digits_run):
 
 
 @pytest.mark.parametrize(('text', 'message'), [
-    ("attacked('pdg', 0.1)", "unknown .*'pdg'; nearest: pgd"),
-    ("attacked('pgd', '8 255')", '--protocol.*expected a number of at least 0 or a fraction'),
-    ("attacked('pgd, fgsm', 0.1)", '--protocol: expected one attack'),
+    ("attacked('pdg', 0.1)", "--protocol: attacked.attack: unknown attack 'pdg'; nearest: pgd"),
+    ("attacked('pgd', '8 255')", 'attacked.eps: expected a number of at least 0 or a fraction'),
+    ("attacked('pgd, fgsm', 0.1)", 'attacked.attack: expected one attack'),
     ("attacked('pgd')", 'eps'),
     ("corrupted('fogg')", "unknown corruption 'fogg'"),
-    ("corrupted(severities=6)", 'expected severities from 1 to 5, got 6'),
+    ("corrupted(severities=6)", 'corrupted.severities: expected 1 to 5, got 6'),
     ("corrupted() + dense", 'corrupted cannot be combined'),
     ('atacked()', "--protocol: unknown protocol 'atacked'; nearest: attacked")])
 def test_mistakes_are_one_line(text, message):
