@@ -63,8 +63,6 @@ def check_flags(args: argparse.Namespace) -> None:
     others = [*details, *(f'--{name}' for name in ('watch', 'data_name', 'protocol', 'tta') if getattr(args, name))]
     if args.svms and others:
         raise UserError(f'--svms cannot be combined with {others[0]}')
-    if args.ensemble and any(text.strip().startswith(('attacked', 'corrupted')) for text in args.protocol):
-        raise UserError('--protocol: attacks and corruptions are of single runs', hint='leave --ensemble out')
     if len(args.protocol) > 1 and (details or args.watch):
         raise UserError(f'{[*details, "--watch"][0]} takes a single --protocol')
     if args.save:
@@ -187,6 +185,10 @@ def evaluate_in_detail(args: argparse.Namespace) -> int:
     """Evaluate a run or an ensemble by its predictions for all images, and return the exit code."""
     from jaxcnn.evaluation import report, result
     from jaxcnn.evaluation.ensemble import Ensemble
+    from jaxcnn.robustness.protocols import ChangedImages
+    protocol = parse_protocols(args)[0]
+    if args.ensemble and isinstance(protocol, ChangedImages):
+        raise UserError('attacks and corruptions are of single runs', field='--protocol', hint='leave --ensemble out')
     ensemble = Ensemble(cli.load_ensemble(args), args.weights, args.ensemble_mean)
     other = cli.load_run(args.compare, flag='--compare') if args.compare else None
     if args.report:
@@ -198,7 +200,7 @@ def evaluate_in_detail(args: argparse.Namespace) -> int:
     evaluated = result.evaluate(
         ensemble, split, functools.partial(predict, args, args.data_dir), other=other,
         predict_validation=functools.partial(predict, args, '') if args.calibration or args.report else None)
-    if protocol := parse_protocols(args)[0]:
+    if protocol:
         evaluated = dataclasses.replace(evaluated, title=f'{evaluated.title}, {protocol.describe(first.experiment)}')
     if args.json:
         print(json.dumps(evaluated.values()), flush=True)

@@ -41,6 +41,7 @@ def make_options(args: argparse.Namespace, splits: Any) -> Any:
       args: the parsed flags.
       splits: names of the splits of the run's data.
     """
+    from jaxcnn.data.augment.corruptions import SEVERITIES
     from jaxcnn.errors import name_field, unknown
     from jaxcnn.robustness.attacks import NORMS
     from jaxcnn.robustness.measure import Options
@@ -51,7 +52,7 @@ def make_options(args: argparse.Namespace, splits: Any) -> Any:
     for flag, (value, minimum) in minima.items():
         if value < minimum:
             raise UserError(f'expected at least {minimum}, got {value}', field=flag)
-    severities = args.severities or [1, 2, 3, 4, 5]
+    severities = args.severities or SEVERITIES
     for severity in severities:
         if not 1 <= severity <= 5:
             raise UserError(f'expected 1 to 5, got {severity}', field='--severities')

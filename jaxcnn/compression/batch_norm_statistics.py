@@ -10,7 +10,7 @@ from jaxcnn.data import Split
 from jaxcnn.models import Network
 from jaxcnn.preprocessing import Preprocessor
 
-BATCH_SIZE = 64  # of an estimate
+_BATCH_SIZE = 64  # of an estimate
 
 
 def estimate(network: Network, params: Any, batch_stats: Any, preprocessor: Preprocessor, split: Split, num_images: int,
@@ -23,14 +23,12 @@ def estimate(network: Network, params: Any, batch_stats: Any, preprocessor: Prep
     Args:
       network: the network.
       params: its parameters.
-      batch_stats: its statistics, which are returned if they are empty.
+      batch_stats: its statistics, of which there are some.
       preprocessor: makes the inputs of the network from images.
       split: the images, usually those of training.
       num_images: how many of them are drawn; a last incomplete batch is left out, unless it is the only one.
       seed: seed of the draw, and of dropout.
     """
-    if not batch_stats:
-        return batch_stats
     network = network.clone(bn_momentum=0.0, bn_frozen=False)
 
     @jax.jit
@@ -40,8 +38,8 @@ def estimate(network: Network, params: Any, batch_stats: Any, preprocessor: Prep
         return updates['batch_stats']
 
     positions = np.random.default_rng(seed).permutation(len(split))[:num_images]
-    num_batches = max(1, len(positions) // BATCH_SIZE)
-    batches = [np.sort(positions[i * BATCH_SIZE:(i + 1) * BATCH_SIZE]) for i in range(num_batches)]
+    num_batches = max(1, len(positions) // _BATCH_SIZE)
+    batches = [np.sort(positions[i * _BATCH_SIZE:(i + 1) * _BATCH_SIZE]) for i in range(num_batches)]
     total = jax.tree.map(lambda x: jnp.zeros_like(x, jnp.float32), batch_stats)
     for batch, key in zip(batches, jax.random.split(jax.random.key(seed), num_batches), strict=True):
         total = jax.tree.map(jnp.add, total, of_batch(split.take(batch), key))

@@ -111,13 +111,13 @@ def remove_channels(run: Run, folder: str, config: cfg.ChannelsConfig, checkpoin
     network = experiment.network.clone(layer_widths=FrozenDict(narrowing.layer_widths))
     narrow_experiment = dataclasses.replace(experiment, config=new_config, network=network)
     bn_images = bn_images if weights.batch_stats else 0
-    images = run.load_dataset(data_dir).splits['train'] if bn_images else None
+    train_split = run.load_dataset(data_dir).splits['train'] if bn_images else None
 
     def narrow(params: Any, batch_stats: Any) -> tuple[Any, Any]:
         result = narrowing.narrow({'params': params, 'batch_stats': batch_stats})
         params, batch_stats = result['params'], result['batch_stats']
-        if images is not None:
-            batch_stats = batch_norm_statistics.estimate(network, params, batch_stats, experiment.preprocessor, images,
+        if train_split is not None:
+            batch_stats = batch_norm_statistics.estimate(network, params, batch_stats, experiment.preprocessor, train_split,
                                                          bn_images, run.config.seed)
         return params, batch_stats
     narrow_weights = Weights(*narrow(weights.params, weights.batch_stats),

@@ -199,13 +199,12 @@ def describe_attacks() -> str:
     return '\n'.join(lines)
 
 
-def parse(text: str, threat: Threat, num_classes: int) -> list[Attack]:
-    """Return the attacks that a text such as `'fgsm, pgd(iterations=20)'` names.
+def parse(text: str, threat: Threat, num_classes: int, field: str = '--attacks') -> list[Attack]:
+    """Return the attacks that a text such as `'fgsm, pgd(iterations=20)'` names; errors name the field.
 
     Raises:
       UserError: The text is not a list of calls, an attack is unknown or named twice, or does not take an argument.
     """
-    field = '--attacks'
     try:
         node = ast.parse(text.strip(), mode='eval').body
     except (SyntaxError, ValueError):

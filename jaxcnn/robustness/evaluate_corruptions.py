@@ -95,8 +95,8 @@ class CorruptionErrors:
                 for kind, rise in raised.items()}
 
 
-def parse_kinds(names: Sequence[str]) -> list[str]:
-    """Return kinds of corruption by their names, those of categories such as `noise`, or `all`.
+def parse_kinds(names: Sequence[str], field: str = '--corruptions') -> list[str]:
+    """Return kinds of corruption by their names, those of categories such as `noise`, or `all`; errors name the field.
 
     Raises:
       UserError: A name is unknown.
@@ -104,7 +104,7 @@ def parse_kinds(names: Sequence[str]) -> list[str]:
     categories = {entry.category for entry in CORRUPTIONS.values()}
     for name in names:
         if name != 'all' and name not in CORRUPTIONS and name not in categories:
-            raise unknown('corruption', name, ['all', *CORRUPTIONS, *categories], field='--corruptions')
+            raise unknown('corruption', name, ['all', *CORRUPTIONS, *categories], field=field)
     return [kind for kind, entry in CORRUPTIONS.items() if {'all', kind, entry.category} & {*names}]
 
 

@@ -7,18 +7,20 @@ The accuracy by such a protocol is the robust accuracy, or one minus the mean er
 measures several of them at once, with a report.
 """
 
-import contextlib
+import abc
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
-from jaxcnn.config.arguments import check_whole_number
+from jaxcnn.analysis.batches import map_batches
+from jaxcnn.config.arguments import check_choice, check_whole_number
 from jaxcnn.data import Dataset
-from jaxcnn.data.augment.corruptions import check_channels
-from jaxcnn.errors import UserError, unknown
+from jaxcnn.data.augment.corruptions import SEVERITIES, check_channels
+from jaxcnn.errors import UserError, name_field
 from jaxcnn.evaluation import protocols
 from jaxcnn.evaluation.predictions import Predictions
 from jaxcnn.experiment import Experiment
@@ -30,7 +32,7 @@ from jaxcnn.robustness.victim import Images, Victim, draw_images
 
 
 @dataclasses.dataclass(frozen=True)
-class _RobustnessProtocol(protocols.Protocol):
+class ChangedImages(protocols.Protocol):
     """A protocol that changes the images before they are classified.
 
     Attributes:
@@ -41,9 +43,9 @@ class _RobustnessProtocol(protocols.Protocol):
     images: int
     seed: int
 
-    def changed_images(self, victim: Victim, images: Images, batch_size: int) -> list[np.ndarray]:
-        """Return one or more changed versions of all images, float32 (N, H, W, C) each, in [0, 1]."""
-        raise NotImplementedError
+    @abc.abstractmethod
+    def versions(self, victim: Victim, images: Images, batch_size: int) -> Iterator[np.ndarray]:
+        """Yield one or more changed versions of all images, float32 (N, H, W, C) each, in [0, 1]."""
 
     def log_probabilities(self, experiment: Experiment, variables: Any, dataset: Dataset, split: str,
                           known: protocols.Known | None = None) -> np.ndarray:
@@ -56,14 +58,15 @@ class _RobustnessProtocol(protocols.Protocol):
         victim, batch_size = Victim(experiment, variables), experiment.config.eval.batch_size
         count = self.images or len(dataset.splits.get(split, ()))
         images = draw_images(victim, dataset, split, count, self.seed, batch_size)
-        versions = self.changed_images(victim, images, batch_size)
-        logits = np.concatenate([victim.all_logits(version, batch_size) for version in versions])
-        return Predictions([*images.names] * len(versions), np.tile(images.labels, len(versions)),
-                           np.asarray(jax.nn.log_softmax(logits)), dataset.class_names)
+        classify = functools.partial(jax.jit(victim.logits), victim.variables)  # compiled once for all versions
+        logits = [map_batches(classify, len(version), version.__getitem__, batch_size)
+                  for version in self.versions(victim, images, batch_size)]
+        return Predictions([*images.names] * len(logits), np.tile(images.labels, len(logits)),
+                           np.asarray(jax.nn.log_softmax(np.concatenate(logits))), dataset.class_names)
 
 
 @dataclasses.dataclass(frozen=True)
-class Attacked(_RobustnessProtocol):
+class Attacked(ChangedImages):
     """The images after an attack; see `attacked`."""
 
     attack: str
@@ -74,15 +77,15 @@ class Attacked(_RobustnessProtocol):
         """See `Protocol`."""
         return f'{self.attack}, {self.norm} eps {self.eps:.4g}'
 
-    def changed_images(self, victim: Victim, images: Images, batch_size: int) -> list[np.ndarray]:
-        """See `_RobustnessProtocol`."""
+    def versions(self, victim: Victim, images: Images, batch_size: int) -> Iterator[np.ndarray]:
+        """See `ChangedImages`."""
         threat = Threat(self.norm)
-        attack, = attacks.parse(self.attack, threat, victim.num_classes)
-        return [Attacker(victim, threat, images, images.labels, self.seed, batch_size).run(attack, self.eps).images]
+        attack, = attacks.parse(self.attack, threat, victim.num_classes, 'attacked.attack')
+        yield Attacker(victim, threat, images, images.labels, self.seed, batch_size).run(attack, self.eps).images
 
 
 @dataclasses.dataclass(frozen=True)
-class Corrupted(_RobustnessProtocol):
+class Corrupted(ChangedImages):
     """The images with each of some corruptions; see `corrupted`."""
 
     kinds: tuple[str, ...]
@@ -94,11 +97,12 @@ class Corrupted(_RobustnessProtocol):
         """See `Protocol`."""
         return f'corrupted by {self.text}, severity {", ".join(map(str, self.severities))}'
 
-    def changed_images(self, victim: Victim, images: Images, batch_size: int) -> list[np.ndarray]:
-        """See `_RobustnessProtocol`."""
+    def versions(self, victim: Victim, images: Images, batch_size: int) -> Iterator[np.ndarray]:
+        """See `ChangedImages`."""
         check_channels(victim.image_shape, '--protocol')
-        return [corrupt(images.pixels, images.positions, kind, severity, self.constants, self.seed, batch_size)
-                for kind in self.kinds for severity in self.severities]
+        for kind in self.kinds:
+            for severity in self.severities:
+                yield corrupt(images.pixels, images.positions, kind, severity, self.constants, self.seed, batch_size)
 
 
 def attacked(attack: str, eps: Any, norm: str = 'linf', images: int = 0, seed: int = 0) -> Attacked:
@@ -112,18 +116,17 @@ def attacked(attack: str, eps: Any, norm: str = 'linf', images: int = 0, seed: i
       seed: seed of all random numbers.
     """
     check_whole_number('attacked', 0, images=images, seed=seed)
-    if norm not in attacks.NORMS:
-        raise unknown('norm', str(norm), attacks.NORMS, field='attacked.norm')
-    with _field('attacked.attack'):
-        found = attacks.parse(str(attack), Threat(norm), num_classes=10)  # the names and the arguments are checked here
-        if len(found) != 1:
-            raise UserError(f'expected one attack, got {attack!r}', hint='auto is an ensemble of four')
-    with _field('attacked.eps'):
+    check_choice('attacked', attacks.NORMS, norm=norm)
+    # names and arguments are checked here, and whether the run has enough classes when it is known
+    parsed = attacks.parse(str(attack), Threat(norm), num_classes=10, field='attacked.attack')
+    if len(parsed) != 1:
+        raise UserError(f'expected one attack, got {attack!r}', field='attacked.attack', hint='auto is an ensemble of four')
+    with name_field('attacked.eps'):
         size = parse_eps(str(eps), norm)
-    return Attacked(images, seed, found[0].text, size, norm)
+    return Attacked(images, seed, parsed[0].text, size, norm)
 
 
-def corrupted(kinds: Any = 'all', severities: Any = (1, 2, 3, 4, 5), constants: str = 'auto', images: int = 0,
+def corrupted(kinds: Any = 'all', severities: Any = SEVERITIES, constants: str = 'auto', images: int = 0,
               seed: int = 0) -> Corrupted:
     """Return the protocol that corrupts the images.
 
@@ -137,23 +140,11 @@ def corrupted(kinds: Any = 'all', severities: Any = (1, 2, 3, 4, 5), constants: 
     check_whole_number('corrupted', 0, images=images, seed=seed)
     names, levels = _several(kinds), _several(severities)
     for level in levels:
-        if level not in (1, 2, 3, 4, 5):
+        if level not in SEVERITIES:
             raise UserError(f'expected 1 to 5, got {level!r}', field='corrupted.severities')
-    if constants not in (choices := ('auto', 'cifar', 'imagenet')):
-        raise unknown('constants', str(constants), choices, field='corrupted.constants')
-    with _field('corrupted.kinds'):
-        found = parse_kinds([str(name) for name in names])
-    return Corrupted(images, seed, tuple(found), tuple(levels), constants, ', '.join(map(str, names)))
-
-
-@contextlib.contextmanager
-def _field(name: str) -> Iterator[None]:
-    """Name an argument in errors that are raised in the block, in place of a flag of `jaxcnn robustness`."""
-    try:
-        yield
-    except UserError as e:
-        e.field = name
-        raise
+    check_choice('corrupted', ('auto', 'cifar', 'imagenet'), constants=constants)
+    chosen_kinds = parse_kinds([str(name) for name in names], 'corrupted.kinds')
+    return Corrupted(images, seed, tuple(chosen_kinds), tuple(levels), constants, ', '.join(map(str, names)))
 
 
 def _several(values: Any) -> Sequence[Any]:
