@@ -367,12 +367,14 @@ def test_a_call_is_taken_apart():
     assert cfg.parse_call('f()', 'here') == ('f', (), {})
     assert cfg.parse_call('f(1, -2.5, "a", (1, [2]), b=None, c={"d": True})', 'here') == (
         'f', (1, -2.5, 'a', (1, [2])), {'b': None, 'c': {'d': True}})
+    assert cfg.parse_call('f(8/255, a=(1/2, 3))', 'here') == ('f', (8 / 255,), {'a': (0.5, 3)})
 
 
 @pytest.mark.parametrize('text', [
     '', '1', 'f(', 'f(1)(2)', 'a.b(1)', 'f(x)', 'f(a=x)', 'f(1 if True else 2)', 'f(*[1])', 'f(**{"a": 1})', 'f(1); g',
     'lambda: 1', '(f)(lambda: 1)', 'f(open("/etc/passwd"))', '__import__("os").system("true")',
     'f(__import__("os").system("true"))', 'f([x for x in (1,)])', 'f("a" * 3)', 'f(f"{1}")', 'f(b=().__class__)',
+    'f(1 / 0)', 'f(2 * 3)', 'f("a" / 2)',
 ])
 def test_a_call_that_is_not_literal_is_refused(text):
     with pytest.raises(UserError, match='here: ') as error:

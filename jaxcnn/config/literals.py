@@ -7,11 +7,11 @@ from typing import Any
 
 from jaxcnn.errors import UserError, unknown
 
-_SYNTAX_ERRORS = (ValueError, SyntaxError, TypeError, MemoryError, RecursionError)  # that ast raises
+_SYNTAX_ERRORS = (ValueError, SyntaxError, TypeError, ArithmeticError, MemoryError, RecursionError)
 
 
-class _DictCallsToLiterals(ast.NodeTransformer):
-    """Replace `dict(a=1)`, which config files write, by the literal `{'a': 1}`."""
+class _ToLiterals(ast.NodeTransformer):
+    """Replace `dict(a=1)`, which config files write, by the literal `{'a': 1}`, and `8/255` by its value."""
 
     def visit_Call(self, node: ast.Call) -> ast.AST:
         self.generic_visit(node)
@@ -21,11 +21,21 @@ class _DictCallsToLiterals(ast.NodeTransformer):
             return ast.Dict([key for key, _ in keywords], [value for _, value in keywords])
         return node
 
+    def visit_BinOp(self, node: ast.BinOp) -> ast.AST:
+        match node:
+            case ast.BinOp(ast.Constant(int() | float() as dividend), ast.Div(), ast.Constant(int() | float() as divisor)):
+                return ast.Constant(dividend / divisor)
+        return node
+
+
+def _evaluate(node: ast.AST) -> Any:
+    return ast.literal_eval(_ToLiterals().visit(node))
+
 
 def parse_literal(text: str) -> Any:
-    """Return the value of a Python literal, in which `dict(a=1)` is allowed; any other text as the string it is."""
+    """Return the value of a Python literal, in which `dict(a=1)` and `8/255` are allowed; other text as the string it is."""
     try:
-        return ast.literal_eval(_DictCallsToLiterals().visit(ast.parse(text.strip(), mode='eval')))
+        return _evaluate(ast.parse(text.strip(), mode='eval'))
     except _SYNTAX_ERRORS:
         return text
 
@@ -47,8 +57,7 @@ def parse_call(text: str, field: str) -> tuple[str, tuple[Any, ...], dict[str, A
         if isinstance(node, ast.Name):
             return node.id, (), {}
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and all(k.arg for k in node.keywords):
-            return (node.func.id, tuple(ast.literal_eval(a) for a in node.args),
-                    {str(k.arg): ast.literal_eval(k.value) for k in node.keywords})
+            return node.func.id, tuple(map(_evaluate, node.args)), {str(k.arg): _evaluate(k.value) for k in node.keywords}
     except _SYNTAX_ERRORS:
         raise error from None
     raise error

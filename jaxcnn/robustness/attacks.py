@@ -21,6 +21,7 @@ from jaxcnn.data.augment import adversarial
 from jaxcnn.errors import UserError, name_field
 from jaxcnn.registry import Registry
 from jaxcnn.robustness.apgd import make_apgd
+from jaxcnn.robustness.fab import make_fab
 from jaxcnn.robustness.square import make_square
 from jaxcnn.robustness.threat import Logits, Threat, targeted_logits_ratio
 
@@ -151,6 +152,21 @@ def apgd_targeted(threat: Threat, num_classes: int, iterations: int = 100, targe
 
 
 @_register
+def fab(threat: Threat, num_classes: int, iterations: int = 100, targets: int = 9) -> Sequence[Stage]:
+    """The targeted fast adaptive boundary attack, which looks for the smallest change (Croce & Hein 2020).
+
+    Args:
+      iterations: the number of iterations for each class.
+      targets: how many other classes, those with the largest logits first; with a target class, that one alone.
+    """
+    check_whole_number('fab', iterations=iterations, targets=targets)
+    apply = make_fab(threat, iterations)
+    if threat.targeted:
+        return [Stage('fab', apply)]
+    return [Stage('fab', apply, rank, rank) for rank in range(min(targets, num_classes - 1))]
+
+
+@_register
 def square(threat: Threat, num_classes: int, queries: int = 5000, share: float = 0.8) -> Sequence[Stage]:
     """The Square attack, a random search that needs no gradient (Andriushchenko et al. 2020).
 
@@ -165,13 +181,13 @@ def square(threat: Threat, num_classes: int, queries: int = 5000, share: float =
 
 @_register
 def auto(threat: Threat, num_classes: int, iterations: int = 100, queries: int = 5000) -> Sequence[Stage]:
-    """The worst case of apgd_ce, apgd_dlr, apgd_targeted and square, in the manner of AutoAttack (Croce & Hein 2020).
+    """The worst case of apgd_ce, apgd_dlr, apgd_targeted, fab and square, in the manner of AutoAttack (Croce & Hein 2020).
 
-    AutoAttack also has FAB, and its standard version leaves out apgd_dlr. Attacks that need more classes than there are,
-    are left out.
+    The standard version of AutoAttack is the same without apgd_dlr. Attacks that need more classes than there are, are left
+    out.
 
     Args:
-      iterations: the number of iterations of Auto-PGD.
+      iterations: the number of iterations of Auto-PGD and of FAB.
       queries: the number of queries of the Square attack.
     """
     check_whole_number('auto', iterations=iterations, queries=queries)
@@ -180,7 +196,7 @@ def auto(threat: Threat, num_classes: int, iterations: int = 100, queries: int =
         stages += apgd_dlr(threat, num_classes, iterations)
     if num_classes >= 4 and not threat.targeted:
         stages += apgd_targeted(threat, num_classes, iterations)
-    return [*stages, *square(threat, num_classes, queries)]
+    return [*stages, *fab(threat, num_classes, iterations), *square(threat, num_classes, queries)]
 
 
 def check_classes(name: str, num_classes: int, minimum: int) -> None:

@@ -108,8 +108,7 @@ class Attacker:
             logits = self.victim.bind(variables)
             keys = jax.vmap(lambda position: jax.random.fold_in(key, position))(positions)
             attacked = apply(logits, keys, pixels, labels, targets, eps)
-            change = attacked - pixels
-            norms = jnp.abs(change).max((1, 2, 3)) if self.threat.norm == 'linf' else adversarial.l2_norm(change)[:, 0, 0, 0]
+            norms = adversarial.size(attacked - pixels, self.threat.norm)
             # a change that is too large by more than rounding, or a value outside [0, 1], is no success
             allowed = (norms <= eps * 1.0001 + 1e-6) & (attacked >= 0).all((1, 2, 3)) & (attacked <= 1).all((1, 2, 3))
             return attacked, self.threat.is_reached(logits(attacked), labels, targets) & allowed, norms

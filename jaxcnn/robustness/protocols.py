@@ -120,7 +120,7 @@ def attacked(attack: str, eps: Any, norm: str = 'linf', images: int = 0, seed: i
     # names and arguments are checked here, and whether the run has enough classes when it is known
     parsed = attacks.parse(str(attack), Threat(norm), num_classes=10, field='attacked.attack')
     if len(parsed) != 1:
-        raise UserError(f'expected one attack, got {attack!r}', field='attacked.attack', hint='auto is an ensemble of four')
+        raise UserError(f'expected one attack, got {attack!r}', field='attacked.attack', hint='auto is an ensemble of five')
     with name_field('attacked.eps'):
         size = parse_eps(str(eps), norm)
     return Attacked(images, seed, parsed[0].text, size, norm)

@@ -54,14 +54,14 @@ class Threat:
         """Return the cross-entropy of the labels, or the negative one of the targets, (N,)."""
         log_probabilities = jax.nn.log_softmax(logits)
         if self.targeted:
-            return _of_class(log_probabilities, targets)
-        return -_of_class(log_probabilities, labels)
+            return of_class(log_probabilities, targets)
+        return -of_class(log_probabilities, labels)
 
     def margin(self, logits: jax.Array, labels: jax.Array, targets: jax.Array) -> jax.Array:
         """Return by how much the logits miss the aim of the attack, (N,): it is reached where the margin is negative."""
         if self.targeted:
-            return largest_other(logits, targets) - _of_class(logits, targets)
-        return _of_class(logits, labels) - largest_other(logits, labels)
+            return largest_other(logits, targets) - of_class(logits, targets)
+        return of_class(logits, labels) - largest_other(logits, labels)
 
     def logits_ratio(self, logits: jax.Array, labels: jax.Array, targets: jax.Array) -> jax.Array:
         """Return the difference of logits ratio (Croce & Hein 2020, equations 6 and 7), (N,), which does not change if all
@@ -80,7 +80,7 @@ def targeted_logits_ratio(logits: jax.Array, labels: jax.Array, targets: jax.Arr
 
     It needs four classes.
     """
-    return (_of_class(logits, targets) - _of_class(logits, labels)) / _targeted_scale(logits)
+    return (of_class(logits, targets) - of_class(logits, labels)) / _targeted_scale(logits)
 
 
 def _targeted_scale(logits: jax.Array) -> jax.Array:
@@ -89,7 +89,7 @@ def _targeted_scale(logits: jax.Array) -> jax.Array:
     return descending[:, 0] - (descending[:, 2] + descending[:, 3]) / 2 + 1e-12
 
 
-def _of_class(values: jax.Array, classes: jax.Array) -> jax.Array:
+def of_class(values: jax.Array, classes: jax.Array) -> jax.Array:
     """Return the value of one class for each image: (N,)."""
     return jnp.take_along_axis(values, classes[:, None], -1)[:, 0]
 

@@ -5,9 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxcnn.data.augment import adversarial
 from jaxcnn.errors import UserError
 from jaxcnn.robustness import apgd, attacks, square
 from jaxcnn.robustness import evaluate_attacks as evaluation
+from jaxcnn.robustness.fab import make_fab
 from jaxcnn.robustness.threat import Threat, targeted_logits_ratio
 from jaxcnn.robustness.victim import Images, Victim, draw_images
 from jaxcnn.run import load_run
@@ -126,6 +128,34 @@ def test_apgd_follows_its_algorithm(norm):
         np.testing.assert_allclose(result, expected, atol=0.01)
 
 
+@pytest.mark.torch
+@pytest.mark.parametrize('norm', ['linf', 'l2'])
+def test_fab_finds_the_changes_of_torchattacks(norm):
+    torch, torchattacks = pytest.importorskip('torch'), pytest.importorskip('torchattacks')
+    rng = np.random.default_rng(0)
+    images = rng.uniform(size=(50, 5, 8, 1)).astype(np.float32)
+    first, second = (rng.normal(size=size).astype(np.float32) for size in ((40, 64), (64, 5)))
+
+    def logits(x):
+        return jnp.tanh((x.reshape(len(x), -1) - 0.5) @ first / 3) @ second
+
+    class Network(torch.nn.Module):
+        def forward(self, x):
+            return torch.tanh((x.flatten(1) - 0.5) @ torch.tensor(first) / 3) @ torch.tensor(second)
+    labels = np.asarray(logits(images).argmax(-1), np.int32)
+    targets = (labels + 1) % 5
+    eps = np.where(np.arange(50) > 0, np.inf, -1)  # the first image has no small enough change, so the attack goes on
+    attacked = jax.jit(lambda x: make_fab(Threat(norm), 30)(logits, x, x, labels, targets, eps))(images)
+    other = torchattacks.FAB(Network(), norm={'linf': 'Linf', 'l2': 'L2'}[norm], steps=30)
+    other.target_class = torch.tensor(targets, dtype=torch.int64)
+    expected = other.attack_single_run_targeted(torch.tensor(images.reshape(50, 1, 5, 8)), torch.tensor(labels))
+    expected = expected.numpy().reshape(images.shape)
+    sizes = adversarial.size(jnp.asarray(expected - images), norm)
+    np.testing.assert_allclose(adversarial.size(attacked - images, norm)[1:], sizes[1:], rtol=1e-3)
+    np.testing.assert_allclose(attacked[1:], expected[1:], atol=1e-3)
+    assert sizes.min() > 1e-3
+
+
 def test_losses_are_the_published_formulas():
     logits = np.random.default_rng(0).normal(size=(6, 5)).astype(np.float32)
     labels, targets = np.array([0, 1, 2, 3, 4, 0]), np.array([1, 2, 3, 4, 0, 3])
@@ -168,7 +198,7 @@ def test_a_network_that_scales_its_logits_hides_gradients_from_the_cross_entropy
 def test_targeted_attacks_reach_their_class(victim, images):
     targets = ((images.labels + 1) % 10).astype(np.int32)
     under_attack = attacker(victim, images, targets=targets)
-    for text in ('pgd(20)', 'apgd_ce(20)', 'apgd_dlr(20)', 'square(200)'):
+    for text in ('pgd(20)', 'apgd_ce(20)', 'apgd_dlr(20)', 'fab(20)', 'square(200)'):
         outcome = run(under_attack, text, 0.2)
         predicted = victim.all_logits(outcome.images, 200).argmax(1)
         np.testing.assert_array_equal(predicted == targets, outcome.reached)

@@ -19,6 +19,11 @@ def l2_norm(x: jax.Array) -> jax.Array:
     return jnp.sqrt((x ** 2).sum((1, 2, 3), keepdims=True))
 
 
+def size(change: jax.Array, norm: str) -> jax.Array:
+    """Return the norm of each change (N, H, W, C): (N,)."""
+    return jnp.abs(change).max((1, 2, 3)) if norm == 'linf' else l2_norm(change)[:, 0, 0, 0]
+
+
 def steepest_ascent(gradient: jax.Array, norm: str) -> jax.Array:
     """Return the change of norm 1 that raises the loss most, for gradients (N, H, W, C)."""
     return jnp.sign(gradient) if norm == 'linf' else gradient / jnp.maximum(l2_norm(gradient), 1e-12)
