@@ -265,6 +265,25 @@ bool RunWinograd(int threads, int64_t kind, const Window& window, const Dims& x,
   return true;
 }
 
+// Returns whether tap `tap` of a kernel is ever multiplied by one of the `size` pixels of a row or column, rather than by its
+// padding alone.
+bool SeesPixels(int64_t tap, int64_t size, int64_t outputs, int64_t stride, int64_t pad, int64_t dilation) {
+  const int64_t first = std::max<int64_t>(0, pad - tap * dilation + stride - 1) / stride;  // the first output after padding
+  return first < outputs && first * stride + tap * dilation - pad < size;
+}
+
+// Sets the gradient of a kernel to zero for the taps that see only padding. In bfloat16, oneDNN 3.2 computes it from
+// uninitialised memory if the stride is 2 or more.
+void ClearTapsOfPadding(const Window& window, const Dims& x, const Dims& y, ffi::AnyBuffer& kernel) {
+  const Dims size = DimsOf(kernel);
+  const size_t tap_bytes = kernel.size_bytes() / (size[0] * size[1]);
+  for (int64_t i = 0; i < size[0]; ++i)
+    for (int64_t j = 0; j < size[1]; ++j)
+      if (!SeesPixels(i, x[1], y[1], window.stride_y(), window.pad_top(), window.dilation_y()) ||
+          !SeesPixels(j, x[2], y[2], window.stride_x(), window.pad_left(), window.dilation_x()))
+        std::memset(static_cast<char*>(kernel.untyped_data()) + (i * size[1] + j) * tap_bytes, 0, tap_bytes);
+}
+
 void RunOneDnn(int threads, int64_t kind, memory::data_type type, const Window& window, ffi::AnyBuffer& x,
                ffi::AnyBuffer& kernel, ffi::AnyBuffer& y) {
   omp_set_num_threads(threads);
@@ -290,6 +309,7 @@ void RunOneDnn(int threads, int64_t kind, memory::data_type type, const Window& 
   if (primitive.needs_reorder && kind == kKernelGradient)
     primitive.reorder.execute(stream, {{DNNL_ARG_FROM, primitive.kernel}, {DNNL_ARG_TO, primitive.jax_kernel}});
   stream.wait();
+  if (kind == kKernelGradient) ClearTapsOfPadding(window, DimsOf(x), DimsOf(y), kernel);
 }
 
 // Computes a convolution on OpenMP's threads, by Winograd's algorithm or by oneDNN.
