@@ -623,7 +623,14 @@ def test_the_library_is_compiled_once_and_a_damaged_one_again(tmp_path, monkeypa
 
 @needs_onednn
 def test_a_fresh_process_loads_the_compiled_library_silently(tmp_path):
-    assert run_python(FRESH.format(before=''), cache_with_library(tmp_path)) == ['[18. 18.]', '[18. 18.]', 'oneDNN']
+    """Where oneDNN is kept from the processor's bfloat16 instructions, such convolutions are computed in float32."""
+    in_bfloat16 = '''
+x = [a.astype(jnp.bfloat16) for a in x]
+print(conv_general_dilated(*x, (1, 1), 'SAME', dimension_numbers=NHWC)[0, 1, 1])
+print(native.available(jnp.bfloat16))
+'''
+    assert run_python(FRESH.format(before='') + in_bfloat16, cache_with_library(tmp_path), ONEDNN_MAX_CPU_ISA='AVX2') == [
+        '[18. 18.]', '[18. 18.]', 'oneDNN', '[18 18]', 'False']
 
 
 @slow

@@ -41,6 +41,7 @@ SOURCE = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'calls.cc')
 FLAGS = ('-O3', '-march=native', '-ffp-contract=fast', '-falign-functions=64', '-std=c++17', '-shared', '-fPIC', '-fopenmp',
          '-w')
 LIBRARY, HEADERS = 'onednn-cpu-gomp', 'onednn-devel-cpu-gomp'
+_BFLOAT16_BIT = 0x80  # set in the values of dnnl_cpu_isa_t that have AVX512-BF16; they include those with AMX
 _LOAD_LOCK = threading.Lock()
 
 
@@ -158,18 +159,13 @@ def _library() -> Any:
         return None
 
 
-@functools.cache
-def _has_bfloat16() -> bool:
-    try:
-        with open('/proc/cpuinfo', encoding='utf-8') as f:
-            return 'avx512_bf16' in f.read()
-    except OSError:
-        return False
-
-
 def available(dtype: Any) -> bool:
-    """Return whether the library can be used on this machine for arrays of this type."""
-    return (dtype == jnp.float32 or (dtype == jnp.bfloat16 and _has_bfloat16())) and library() is not None
+    """Return whether the library can be used on this machine for arrays of this type.
+
+    bfloat16 needs instructions of the processor that `$ONEDNN_MAX_CPU_ISA` does not forbid.
+    """
+    loaded = library() if dtype in (jnp.float32, jnp.bfloat16) else None
+    return loaded is not None and (dtype == jnp.float32 or bool(loaded.JaxcnnInstructionSet() & _BFLOAT16_BIT))
 
 
 def require(dtype: Any) -> None:
