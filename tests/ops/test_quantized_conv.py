@@ -82,6 +82,15 @@ def test_requantisation_with_bias_residual_and_activation(output_signed, residua
     np.testing.assert_array_equal(np.asarray(jax.jit(lambda x, r: layer(x, r))(x, residual)), result)
 
 
+def test_images_of_other_channels_are_refused():
+    """The layer would read beyond their end, if it took them for the images of the same size that it has seen before."""
+    scale = Integers(1.0, False, 127)
+    layer = QuantizedConv(np.ones((1, 1, 8, 4), np.int8), np.ones(4), np.zeros(4), scale, None)
+    np.testing.assert_array_equal(layer(np.ones((1, 2, 2, 8), np.uint8)), np.full((1, 2, 2, 4), 8))
+    with pytest.raises(jax.errors.JaxRuntimeError, match='int8 convolution'):
+        layer(np.ones((1, 2, 2, 4), np.uint8)).block_until_ready()
+
+
 def test_the_instruction_set_is_that_of_the_processor():
     with open('/proc/cpuinfo') as f:
         flags = f.read().split()

@@ -89,7 +89,8 @@ class Layer {
   }
 
   Primitive& GetPrimitive(int threads, const Dims& x, memory::data_type x_type, const Dims& y, memory::data_type y_type) {
-    const std::vector<int64_t> key{threads, x[0], x[1], x[2], static_cast<int64_t>(x_type), static_cast<int64_t>(y_type)};
+    std::vector<int64_t> key{threads, static_cast<int64_t>(x_type), static_cast<int64_t>(y_type)};
+    key.insert(key.end(), x.begin(), x.end());
     auto cached = primitives_.find(key);
     if (cached != primitives_.end()) return cached->second;
     const Settings& s = settings_;
