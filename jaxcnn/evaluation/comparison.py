@@ -13,22 +13,23 @@ def accuracy_interval(correct: np.ndarray, level: float = CONFIDENCE_LEVEL, samp
                       seed: int = BOOTSTRAP_SEED) -> tuple[float, float]:
     """Return the percentile bootstrap interval of the accuracy (Efron 1979).
 
-    A bootstrap sample draws N images with replacement, so that the number of its correct predictions is binomial.
+    A bootstrap sample draws N images with replacement.
 
     Args:
-      correct: (N,) bool, whether each prediction is correct.
+      correct: (N,) whether each image is classified correctly, or the fraction of its versions that are.
       level: confidence level.
       samples: number of bootstrap samples.
       seed: seed of the samples.
     """
-    count = len(correct)
-    drawn = np.random.default_rng(seed).binomial(count, correct.mean(), samples)
-    return _percentiles(drawn / count, level)
+    return _interval_of_mean(correct, level, samples, seed)
 
 
-def _percentiles(values: np.ndarray, level: float) -> tuple[float, float]:
-    """Return the limits between which the central values lie, whose fraction is `level`."""
-    lower, upper = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+def _interval_of_mean(values: np.ndarray, level: float, samples: int, seed: int) -> tuple[float, float]:
+    """Return the percentile bootstrap interval of the mean of values (N,), of which few are distinct: how often a sample
+    draws each is multinomial."""
+    distinct, counts = np.unique(values, return_counts=True)
+    drawn = np.random.default_rng(seed).multinomial(len(values), counts / len(values), samples)
+    lower, upper = np.quantile(drawn @ distinct / len(values), [(1 - level) / 2, (1 + level) / 2])
     return float(lower), float(upper)
 
 
@@ -37,8 +38,9 @@ class Comparison:
     """Two classifiers on the same images.
 
     Attributes:
-      only_first: number of images that only the first one classifies correctly, McNemar's b.
-      only_second: number of images that only the second one classifies correctly, McNemar's c.
+      only_first: number of images that only the first one classifies correctly, McNemar's b. Of images in several versions,
+        those that it classifies correctly in more of them.
+      only_second: the same for the second one, McNemar's c.
       p_value: of McNemar's exact test, whose null hypothesis is that both have the same accuracy.
       difference: the accuracy of the first minus that of the second.
       interval: the percentile bootstrap interval of the difference, of paired samples of the images.
@@ -56,19 +58,19 @@ def compare(first: np.ndarray, second: np.ndarray, level: float = CONFIDENCE_LEV
     """Compare two classifiers on the same images.
 
     McNemar's test (1947) in its exact form: if both have the same accuracy, an image that only one of them classifies
-    correctly is equally probably one of the first or of the second.
+    correctly is equally probably one of the first or of the second. With several versions of each image it is the sign test,
+    since the versions of an image are not independent.
 
     Args:
-      first, second: (N,) bool, whether each prediction of the two is correct.
+      first, second: (N,) whether each of the two classifies an image correctly, or the fraction of its versions.
       level: confidence level of the interval.
       samples: number of bootstrap samples.
       seed: seed of the samples.
     """
     from scipy.stats import binomtest
-    count, only_first, only_second = len(first), int((first & ~second).sum()), int((second & ~first).sum())
+    differences = np.asarray(first, np.float64) - np.asarray(second, np.float64)
+    only_first, only_second = int((differences > 0).sum()), int((differences < 0).sum())
     num_different = only_first + only_second
     p_value = float(binomtest(only_first, num_different).pvalue) if num_different else 1.0
-    fractions = np.array([only_first, only_second, count - num_different]) / count
-    drawn = np.random.default_rng(seed).multinomial(count, fractions, samples)
-    interval = _percentiles((drawn[:, 0] - drawn[:, 1]) / count, level)
-    return Comparison(only_first, only_second, p_value, (only_first - only_second) / count, interval)
+    interval = _interval_of_mean(differences, level, samples, seed)
+    return Comparison(only_first, only_second, p_value, float(differences.mean()), interval)

@@ -145,4 +145,4 @@ def average(members: Sequence[Predictions], weights: Sequence[float] | None = No
             term = np.log(weight) + log_probabilities
             total = term if total is None else np.logaddexp(total, term)
     averaged = log_softmax(total, axis=-1)  # the probabilities of a mean of probabilities add up to 1 already
-    return Predictions(first.names, first.labels, averaged.astype(np.float32), first.class_names)
+    return dataclasses.replace(first, log_probabilities=averaged.astype(np.float32))

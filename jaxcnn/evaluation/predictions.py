@@ -21,16 +21,25 @@ class Predictions:
 
     Attributes:
       names: (N,) the path of each image, relative to the folder of the data set, or `test image 3` if it has no file.
+        Protocols that change the images may have several versions of them: N counts all images in the first version, then
+        all in the second, and so on.
       labels: (N,) int32, the true classes.
       log_probabilities: (N, classes) float32, the logarithms of the predicted probabilities. They also serve as logits,
         because adding a constant to the logits of an image does not change its probabilities.
       class_names: the names of the classes.
+      versions: what each version of the images is, such as `fog, severity 3`; a single one needs no text.
     """
 
     names: Sequence[str]
     labels: np.ndarray
     log_probabilities: np.ndarray
     class_names: Sequence[str]
+    versions: Sequence[str] = ('',)
+
+    @property
+    def num_images(self) -> int:
+        """The number of images, without their further versions."""
+        return len(self.labels) // len(self.versions)
 
     @property
     def probabilities(self) -> np.ndarray:
@@ -47,6 +56,11 @@ class Predictions:
     def correct(self) -> np.ndarray:
         """Whether the most probable class is the true one, (N,) bool."""
         return self.predicted == self.labels
+
+    @property
+    def correct_by_image(self) -> np.ndarray:
+        """The fraction of the versions of each image that are classified correctly, (num_images,)."""
+        return np.asarray(self.correct.reshape(len(self.versions), -1).mean(0))
 
 
 def predict_split(run: Run, split: str, data_dir: str = '', *, tta: bool = False) -> Predictions:

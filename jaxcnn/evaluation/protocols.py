@@ -117,7 +117,7 @@ class ProtocolEvaluator:
         sums = task.eval_sums(jnp.asarray(predictions.log_probabilities), {'label': jnp.asarray(predictions.labels)},
                               jnp.ones(len(predictions.labels)))
         values = task.compute(Accumulated(jax.tree.map(np.asarray, sums), {}))
-        return len(predictions.labels), {Measurement(self._split, task.metrics[name], ema, False): value
+        return predictions.num_images, {Measurement(self._split, task.metrics[name], ema, False): value
                                          for name, value in values.items()}
 
 

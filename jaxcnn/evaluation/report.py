@@ -41,7 +41,7 @@ def write_report(result: Result, folder: str, task: Task, train_counts: Sequence
     """
     text = '\n'.join([
         f'# {escape(result.title)}', '',
-        f'Evaluated on the {result.split} split, {counted(len(result.predictions.labels), "image")}.', '',
+        f'Evaluated on the {result.split} split, {counted(result.predictions.num_images, "image")}.', '',
         '| | |', '|---|---|', f'| accuracy | {result.describe_accuracy()} |',
         *([] if result.top5 is None else [f'| top-5 | {format_percent(result.top5)} |']), '',
         f'The interval is the percentile bootstrap interval of {comparisons.BOOTSTRAP_SAMPLES:,} samples, seed '
@@ -59,16 +59,22 @@ def write_report(result: Result, folder: str, task: Task, train_counts: Sequence
 
 
 def write_predictions(result: Result, path: str) -> None:
-    """Write a CSV file with a row for each image: its path, its label, the predicted class and all probabilities."""
+    """Write a CSV file with a row for each image: its path, its label, the predicted class and all probabilities.
+
+    With several versions of the images, there is a row for each, and a column that names them.
+    """
     predictions = result.predictions
-    names = predictions.class_names
+    names, several = predictions.class_names, len(predictions.versions) > 1
+    versions = [[version] * several for version in predictions.versions for _ in range(predictions.num_images)]
     with open_replacement(path, newline='', errors='surrogateescape') as file:
         writer = csv.writer(file)
-        writer.writerow(['image', 'label', 'predicted', 'correct', *(f'probability of {name}' for name in names)])
-        for image, label, predicted, probabilities in zip(
-                predictions.names, predictions.labels, predictions.predicted, predictions.probabilities, strict=True):
-            writer.writerow([image, names[label], names[predicted] if predicted >= 0 else '', int(label == predicted),
-                             *(f'{p:.6g}' for p in probabilities)])
+        writer.writerow(['image', *['version'] * several, 'label', 'predicted', 'correct',
+                         *(f'probability of {name}' for name in names)])
+        for image, version, label, predicted, probabilities in zip(
+                predictions.names, versions, predictions.labels, predictions.predicted, predictions.probabilities,
+                strict=True):
+            writer.writerow([image, *version, names[label], names[predicted] if predicted >= 0 else '',
+                             int(label == predicted), *(f'{p:.6g}' for p in probabilities)])
 
 
 def _members(result: Result) -> list[str]:

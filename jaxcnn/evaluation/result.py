@@ -111,7 +111,7 @@ class Result:
     @functools.cached_property
     def accuracy_interval(self) -> tuple[float, float]:
         """The bootstrap interval of the accuracy."""
-        return comparisons.accuracy_interval(self.predictions.correct)
+        return comparisons.accuracy_interval(self.predictions.correct_by_image)
 
     @property
     def top5(self) -> float | None:
@@ -147,7 +147,8 @@ class Result:
         """Return everything as a value for JSON."""
         names = self.predictions.class_names
         values: dict[str, Any] = {
-            'title': self.title, 'split': self.split, 'count': len(self.predictions.labels),
+            'title': self.title, 'split': self.split, 'count': self.predictions.num_images,
+            **({'versions': self.predictions.versions} if len(self.predictions.versions) > 1 else {}),
             'members': [dataclasses.asdict(member) for member in self.members],
             **({'mean': self.mean} if len(self.members) > 1 else {}),
             'accuracy': self.accuracy, 'accuracy_interval': self.accuracy_interval,
@@ -174,7 +175,7 @@ class Result:
         """Return lines of text for the terminal."""
         top5 = '' if self.top5 is None else f'  top-5 {format_percent(self.top5)}'
         lines = [f'{self.title}, {self.split}: accuracy {self.describe_accuracy()}{top5}  '
-                 f'({counted(len(self.predictions.labels), "image")})']
+                 f'({counted(self.predictions.num_images, "image")})']
         if len(self.members) > 1:
             lines += [f'  {m.workdir}, checkpoint {m.step}, weight {m.weight:.3g}: accuracy {format_percent(m.accuracy)}'
                       for m in self.members]
@@ -190,11 +191,14 @@ class Result:
         assert other is not None
         assert comparison is not None
         lower, upper = (f'{100 * limit:+.2f}' for limit in comparison.interval)
+        adverb, test = 'only', "McNemar's exact test"
+        if len(self.predictions.versions) > 1:
+            adverb, test = 'in more versions', 'sign test'
         return (f'compared with {other.workdir}, checkpoint {other.step}, accuracy {format_percent(other.accuracy)}: '
                 f'difference {100 * comparison.difference:+.2f} percentage points '
                 f'({100 * comparisons.CONFIDENCE_LEVEL:g} % interval {lower} to {upper}); '
-                f'{counted(comparison.only_first, "image")} correct only here (b), {comparison.only_second:,} only there '
-                f"(c), McNemar's exact test p = {comparison.p_value:.3g}")
+                f'{counted(comparison.only_first, "image")} correct {adverb} here (b), {comparison.only_second:,} {adverb} '
+                f'there (c), {test} p = {comparison.p_value:.3g}')
 
 
 def evaluate(ensemble: Ensemble, split: str, predict: Predict, predict_validation: Predict | None = None,
@@ -225,7 +229,7 @@ def evaluate(ensemble: Ensemble, split: str, predict: Predict, predict_validatio
         members_by_run = {(run.workdir, run.checkpoint): member for run, member in zip(ensemble.runs, members, strict=True)}
         other_predictions = members_by_run.get((other.workdir, other.checkpoint)) or predict(other, split)
         check_same_images(predictions, other_predictions, ensemble.runs[0].workdir, other.workdir)
-        comparison = comparisons.compare(predictions.correct, other_predictions.correct)
+        comparison = comparisons.compare(predictions.correct_by_image, other_predictions.correct_by_image)
         result = dataclasses.replace(result, other=Member.of_run(other, other_predictions), comparison=comparison)
     return result
 
@@ -240,7 +244,7 @@ def _fit_temperature(result: Result, ensemble: Ensemble, predict: Predict) -> Re
     except UserError as e:
         log.warning('no temperature is fitted: %s', e)
         return result
-    is_finite, images = np.isfinite(validation.log_probabilities).all(-1), counted(len(validation.labels), 'image')
+    is_finite, images = np.isfinite(validation.log_probabilities).all(-1), counted(validation.num_images, 'image')
     if not is_finite.any():
         log.warning('no temperature is fitted: the predictions for the %s of the validation split are not finite', images)
         return result
@@ -251,4 +255,5 @@ def _fit_temperature(result: Result, ensemble: Ensemble, predict: Predict) -> Re
     if temperature > 0.99 * calibrations.TEMPERATURES[1]:
         log.warning('the predictions for the %s of the validation split are no better than chance, so that the temperature '
                     'is the largest one that is tried', images)
-    return dataclasses.replace(result, temperature=temperature, num_validation=int(is_finite.sum()))
+    num_fitted = int(is_finite.reshape(len(validation.versions), -1).any(0).sum())
+    return dataclasses.replace(result, temperature=temperature, num_validation=num_fitted)

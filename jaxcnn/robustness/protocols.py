@@ -44,8 +44,8 @@ class ChangedImages(protocols.Protocol):
     seed: int
 
     @abc.abstractmethod
-    def versions(self, victim: Victim, images: Images, batch_size: int) -> Iterator[np.ndarray]:
-        """Yield one or more changed versions of all images, float32 (N, H, W, C) each, in [0, 1]."""
+    def versions(self, victim: Victim, images: Images, batch_size: int) -> Iterator[tuple[str, np.ndarray]]:
+        """Yield what each changed version is, and all images in it, float32 (N, H, W, C), in [0, 1]."""
 
     def log_probabilities(self, experiment: Experiment, variables: Any, dataset: Dataset, split: str,
                           known: protocols.Known | None = None) -> np.ndarray:
@@ -59,10 +59,11 @@ class ChangedImages(protocols.Protocol):
         count = self.images or len(dataset.splits.get(split, ()))
         images = draw_images(victim, dataset, split, count, self.seed, batch_size)
         classify = functools.partial(jax.jit(victim.logits), victim.variables)  # compiled once for all versions
-        logits = [map_batches(classify, len(version), version.__getitem__, batch_size)
-                  for version in self.versions(victim, images, batch_size)]
+        logits = {text: map_batches(classify, len(version), version.__getitem__, batch_size)
+                  for text, version in self.versions(victim, images, batch_size)}
         return Predictions([*images.names] * len(logits), np.tile(images.labels, len(logits)),
-                           np.asarray(jax.nn.log_softmax(np.concatenate(logits))), dataset.class_names)
+                           np.asarray(jax.nn.log_softmax(np.concatenate([*logits.values()]))), dataset.class_names,
+                           [*logits])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,11 +78,11 @@ class Attacked(ChangedImages):
         """See `Protocol`."""
         return f'{self.attack}, {self.norm} eps {self.eps:.4g}'
 
-    def versions(self, victim: Victim, images: Images, batch_size: int) -> Iterator[np.ndarray]:
+    def versions(self, victim: Victim, images: Images, batch_size: int) -> Iterator[tuple[str, np.ndarray]]:
         """See `ChangedImages`."""
         threat = Threat(self.norm)
         attack, = attacks.parse(self.attack, threat, victim.num_classes, 'attacked.attack')
-        yield Attacker(victim, threat, images, images.labels, self.seed, batch_size).run(attack, self.eps).images
+        yield '', Attacker(victim, threat, images, images.labels, self.seed, batch_size).run(attack, self.eps).images
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,14 +96,16 @@ class Corrupted(ChangedImages):
 
     def describe(self, experiment: Experiment) -> str:
         """See `Protocol`."""
-        return f'corrupted by {self.text}, severity {", ".join(map(str, self.severities))}'
+        count, text = len(self.kinds) * len(self.severities), f'severity {", ".join(map(str, self.severities))}'
+        return f'corrupted by {self.text}, {text}{f" ({count} versions of each image)" if count > 1 else ""}'
 
-    def versions(self, victim: Victim, images: Images, batch_size: int) -> Iterator[np.ndarray]:
+    def versions(self, victim: Victim, images: Images, batch_size: int) -> Iterator[tuple[str, np.ndarray]]:
         """See `ChangedImages`."""
         check_channels(victim.image_shape, '--protocol')
         for kind in self.kinds:
             for severity in self.severities:
-                yield corrupt(images.pixels, images.positions, kind, severity, self.constants, self.seed, batch_size)
+                yield f'{kind}, severity {severity}', corrupt(images.pixels, images.positions, kind, severity,
+                                                              self.constants, self.seed, batch_size)
 
 
 def attacked(attack: str, eps: Any, norm: str = 'linf', images: int = 0, seed: int = 0) -> Attacked:
@@ -144,7 +147,7 @@ def corrupted(kinds: Any = 'all', severities: Any = SEVERITIES, constants: str =
             raise UserError(f'expected 1 to 5, got {level!r}', field='corrupted.severities')
     check_choice('corrupted', ('auto', 'cifar', 'imagenet'), constants=constants)
     chosen_kinds = parse_kinds([str(name) for name in names], 'corrupted.kinds')
-    return Corrupted(images, seed, tuple(chosen_kinds), tuple(levels), constants, ', '.join(map(str, names)))
+    return Corrupted(images, seed, tuple(chosen_kinds), tuple(dict.fromkeys(levels)), constants, ', '.join(map(str, names)))
 
 
 def _several(values: Any) -> Sequence[Any]:

@@ -5,6 +5,7 @@ import pytest
 from scipy import stats
 
 from jaxcnn.evaluation.comparison import accuracy_interval, compare
+from jaxcnn.evaluation.predictions import Predictions
 
 
 def test_the_bootstrap_interval_is_deterministic_contains_the_accuracy_and_agrees_with_scipy():
@@ -29,3 +30,12 @@ def test_mcnemars_exact_test_by_hand():
     assert (mirrored.p_value, mirrored.difference) == (result.p_value, -result.difference)
     assert compare(first, first).p_value == 1
     assert compare(first, first).interval == (0, 0)
+
+
+def test_versions_of_an_image_are_not_counted_as_further_images():
+    first, second = np.arange(200) % 5 > 0, np.arange(200) % 7 > 0
+    predictions = [Predictions([], np.ones(600, int), np.log(np.eye(2)[np.tile(correct, 3).astype(int)] + 1e-9), ['x', 'y'],
+                               ['fog', 'snow', 'frost']) for correct in (first, second)]
+    assert predictions[0].num_images == 200
+    assert accuracy_interval(predictions[0].correct_by_image) == accuracy_interval(first)
+    assert compare(*(p.correct_by_image for p in predictions)) == compare(first, second)
