@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxcnn.data.augment import adversarial
 from jaxcnn.robustness.attacks import Apply, Attack, Stage
-from jaxcnn.robustness.threat import Threat, class_order
+from jaxcnn.robustness.threat import Threat, class_order, format_eps
 from jaxcnn.robustness.victim import Images, Victim
 
 log = logging.getLogger('jaxcnn')
@@ -136,8 +136,8 @@ def evaluate(attacker: Attacker, attacks: Sequence[Attack], eps: Sequence[float]
             if before:
                 is_earlier = before.reached[:, None, None, None]
                 outcome = dataclasses.replace(outcome, images=np.where(is_earlier, before.images, outcome.images))
-            log.info('%s, eps %.5g: %d of %d images are %s', attack.text, size, outcome.reached.sum(), len(outcome.reached),
-                     'taken for the target class' if attacker.threat.targeted else 'misclassified')
+            log.info('%s, eps %s: %d of %d images are %s', attack.text, format_eps(size), outcome.reached.sum(),
+                     len(outcome.reached), 'taken for the target class' if attacker.threat.targeted else 'misclassified')
             results[-1].append(outcome)
             worst = worst_outcome(results)
             results = [[o if o is worst else dataclasses.replace(o, images=o.images[:0]) for o in outcomes]

@@ -7,6 +7,7 @@ import numpy as np
 from jaxcnn.analysis.figures import image_grid, open_figure, thumbnails
 from jaxcnn.robustness.evaluate_corruptions import CorruptionErrors
 from jaxcnn.robustness.outliers import Separation
+from jaxcnn.robustness.threat import format_eps
 
 # the colours of Okabe and Ito, which people with colour blindness can tell apart, and markers for prints without colour
 COLOURS = '#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#000000'
@@ -42,7 +43,7 @@ def loss_curve(losses: Sequence[float], eps: float, path: str) -> None:
         axis = figure.subplots()
         axis.plot(losses, color=COLOURS[0], marker='o', markersize=4)
         axis.locator_params(axis='x', integer=True)
-        axis.set(xlabel='step', ylabel='mean loss', title=f'loss along projected gradient ascent, eps {eps:.4g}')
+        axis.set(xlabel='step', ylabel='mean loss', title=f'loss along projected gradient ascent, eps {format_eps(eps)}')
         axis.grid(alpha=0.3)
 
 

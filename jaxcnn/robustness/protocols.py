@@ -27,7 +27,7 @@ from jaxcnn.experiment import Experiment
 from jaxcnn.robustness import attacks
 from jaxcnn.robustness.evaluate_attacks import Attacker
 from jaxcnn.robustness.evaluate_corruptions import corrupt, parse_kinds
-from jaxcnn.robustness.threat import Threat, parse_eps
+from jaxcnn.robustness.threat import Threat, format_eps, parse_eps
 from jaxcnn.robustness.victim import Images, Victim, draw_images
 
 
@@ -76,7 +76,7 @@ class Attacked(ChangedImages):
 
     def describe(self, experiment: Experiment) -> str:
         """See `Protocol`."""
-        return f'{self.attack}, {self.norm} eps {self.eps:.4g}'
+        return f'{self.attack}, {self.norm} eps {format_eps(self.eps)}'
 
     def versions(self, victim: Victim, images: Images, batch_size: int) -> Iterator[tuple[str, np.ndarray]]:
         """See `ChangedImages`."""

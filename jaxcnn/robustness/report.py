@@ -16,6 +16,7 @@ from jaxcnn.robustness import figures
 from jaxcnn.robustness.evaluate_attacks import worst_outcome
 from jaxcnn.robustness.masking import MaskingReport
 from jaxcnn.robustness.result import AttackResults, CorruptionResults, OutlierResults, Result
+from jaxcnn.robustness.threat import format_eps
 
 EXAMPLES = 8  # attacked images in the figure
 
@@ -59,16 +60,9 @@ def write_report(result: Result, folder: str, class_names: Sequence[str]) -> str
     return markdown.write_report(folder, 'robustness', result.title, lines, result.values())
 
 
-def format_eps(eps: float, norm: str) -> str:
-    """Return the size of a change as text: `8/255` for changes of whole bytes in the norm `linf`, otherwise a number."""
-    if norm == 'linf' and abs(eps * 255 - round(eps * 255)) < 1e-6:
-        return f'{round(eps * 255)}/255'
-    return f'{eps:g}'
-
-
 def attack_table(results: AttackResults) -> list[list[str]]:
     """Return the table of the rates: a row for each attack, and for the worst case if there are several."""
-    rows = [[results.rate_name, '0', *(format_eps(eps, results.threat.norm) for eps in results.eps)]]
+    rows = [[results.rate_name, '0', *map(format_eps, results.eps)]]
     before = format_percent(results.rate(results.reached_before))
     rows += [[outcomes[0].attack, before, *(format_percent(results.rate(o.reached)) for o in outcomes)]
              for outcomes in results.outcomes]
@@ -95,7 +89,7 @@ def attack_lines(results: AttackResults, folder: str, class_names: Sequence[str]
         if len(outcomes[0].by_stage) > 1:
             stages = list(outcomes[0].by_stage)
             lines += [f'Images that each stage of `{outcomes[0].attack}` has added:', '', *markdown.table(
-                [['eps', *stages], *([format_eps(o.eps, results.threat.norm), *(str(o.by_stage.get(s, 0)) for s in stages)]
+                [['eps', *stages], *([format_eps(o.eps), *(str(o.by_stage.get(s, 0)) for s in stages)]
                                      for o in outcomes)])]
             if outcomes[0].attack.startswith('auto'):
                 lines += ['An image that a smaller change breaks counts as broken by larger ones, and is not attacked '
@@ -107,7 +101,7 @@ def attack_lines(results: AttackResults, folder: str, class_names: Sequence[str]
                          for predicted in (results.predicted, results.attacked_predictions))
         with warn_on_error(path := os.path.join(folder, 'attacked_images.png')):
             figures.attacked_sheet(results.images.pixels[rows], worst.images[rows], before, after, path)
-        lines += [f'Images that `{worst.attack}` has broken, eps {format_eps(worst.eps, results.threat.norm)}, with the '
+        lines += [f'Images that `{worst.attack}` has broken, eps {format_eps(worst.eps)}, with the '
                   'predicted classes:', '', figure(folder, 'attacked_images'), '']
     return lines
 
@@ -117,8 +111,8 @@ def masking_lines(report: MaskingReport, folder: str) -> list[str]:
     with warn_on_error(path := os.path.join(folder, 'loss.png')):
         figures.loss_curve(report.losses, report.eps, path)
     text = ('A network whose gradients mislead attacks looks more robust than it is (Athalye et al. 2018, Carlini et al. '
-            f'2019). The rates are of images that an attack of size {report.eps:.4g} breaks, among those that were right. A '
-            'suspicious check asks for other attacks; it proves nothing by itself.')
+            f'2019). The rates are of images that an attack of size {format_eps(report.eps)} breaks, among those that were '
+            'right. A suspicious check asks for other attacks; it proves nothing by itself.')
     return ['## Masked gradients', '', text, '',
             *markdown.table([['check', 'result', 'numbers'],
                              *([check.name, check.verdict, check.numbers] for check in report.checks)]),

@@ -27,9 +27,14 @@ def parse_eps(text: str, norm: str) -> float:
         raise UserError(f'expected a number of at least 0 or a fraction, such as 8/255, got {text!r}')
     eps = float(match[1]) / float(match[2] or 1)
     if norm == 'linf' and eps > 1:
-        raise UserError(f'expected at most 1 in the norm linf, for values in [0, 1], got {eps:g}',
+        raise UserError(f'expected at most 1 in the norm linf, for values in [0, 1], got {text.strip()}',
                         hint='write 8/255 for a change of 8 bytes')
     return eps
+
+
+def format_eps(eps: float) -> str:
+    """Return the size of a change as text, as a number or, if this is shorter, as a fraction such as `8/255`."""
+    return min(f'{eps:g}', f'{255 * eps:g}/255', key=len)
 
 
 @dataclasses.dataclass(frozen=True)

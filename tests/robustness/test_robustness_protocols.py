@@ -32,6 +32,13 @@ def test_accuracies_are_those_of_the_robustness_command(digits_run):
     assert accuracy("corrupted(('fog', 'contrast'), (2, 5), images=40, seed=1)") == expected
 
 
+def test_sizes_of_changes_are_printed_as_they_are_given():
+    for eps in ('0', '0.05', '0.5/255', '2/255', '1'):
+        assert protocols.parse(f"attacked('fgsm', '{eps}')").describe(None) == f'fgsm, linf eps {eps}'
+    with pytest.raises(UserError, match='got 300/255'):
+        protocols.parse("attacked('fgsm', '300/255')")
+
+
 @pytest.mark.parametrize(('text', 'message'), [
     ("attacked('pdg', 0.1)", "--protocol: attacked.attack: unknown attack 'pdg'; nearest: pgd"),
     ("attacked('pgd', '8 255')", 'attacked.eps: expected a number of at least 0 or a fraction'),
