@@ -20,11 +20,17 @@ def escape(text: str) -> str:
     return re.sub(r'[\\`*\[\]<>|~$&]|(?<!\w)_|_(?!\w)', r'\\\g<0>', printable(text))
 
 
-def figure(folder: str, name: str) -> str:
-    """Return Markdown that shows `NAME.png` of the folder, or a sentence if it does not exist."""
+def figure(folder: str, name: str, description: str = '') -> str:
+    """Return Markdown that shows `NAME.png` of the folder, or a sentence if it does not exist.
+
+    Args:
+      folder: the folder.
+      name: name of the figure.
+      description: what it shows, for those who do not see it; by default its name.
+    """
     if not os.path.exists(os.path.join(folder, f'{name}.png')):
         return 'This figure could not be drawn.'
-    return f'![{name.replace("_", " ")}](figures/{name}.png)'
+    return f'![{escape(description) or name.replace("_", " ")}](figures/{name}.png)'
 
 
 def table(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -81,15 +81,17 @@ def corruption_table(errors: CorruptionErrors, path: str) -> None:
 def corruption_sheet(original: np.ndarray, corrupted: Mapping[str, Sequence[np.ndarray]], severities: Sequence[int],
                      path: str) -> None:
     """Draw an image with each corruption: a row for each kind and a column for each severity, or eight kinds in a row."""
-    rows, titles, columns = [], [], 1 + len(severities)
-    for kind, images in corrupted.items():
-        rows += [original, *images]
-        titles += [kind.replace('_', ' '), *(f'severity {severity}' for severity in severities)]
-    if len(severities) == 1:
-        rows, columns = [original, *(images[0] for images in corrupted.values())], 8
-        titles = ['original', *(f'{kind.replace("_", " ")}\nseverity {severities[0]}' for kind in corrupted)]
-    small = thumbnails(np.rint(np.clip(rows, 0, 1) * 255).astype(np.uint8), 128) / 255
-    image_grid(small, titles, path, columns=columns)
+    kinds = [kind.replace('_', ' ') for kind in corrupted]
+    if len(severities) > 1:
+        cells = [cell for images in corrupted.values() for cell in (original, *images)]
+        titles = ['original', *(f'severity {severity}' for severity in severities)] * len(kinds)
+        columns, headings = 1 + len(severities), kinds
+    else:
+        cells = [original, *(images[0] for images in corrupted.values())]
+        titles = ['original', *(f'{kind}\nseverity {severities[0]}' for kind in kinds)]
+        columns, headings = 8, []
+    small = thumbnails(np.rint(np.clip(cells, 0, 1) * 255).astype(np.uint8), 128) / 255
+    image_grid(small, titles, path, columns=columns, headings=headings)
 
 
 def score_histograms(separations: Sequence[Separation], name: str, other_name: str, path: str) -> None:

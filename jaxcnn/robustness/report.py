@@ -84,7 +84,8 @@ def attack_lines(results: AttackResults, folder: str, class_names: Sequence[str]
     with warn_on_error(path := os.path.join(folder, 'attacks.png')):
         figures.accuracy_curves(eps, rates, results.rate_name, results.threat.norm, path)
     lines = ['## Attacks', '', f'{aim}. The columns are the largest {norm} norm of the change of an image with values in '
-             '[0, 1].', '', *markdown.table(attack_table(results)), figure(folder, 'attacks'), '']
+             '[0, 1].', '', *markdown.table(attack_table(results)),
+             figure(folder, 'attacks', f'{results.rate_name} under each attack over the size of the change'), '']
     for outcomes in results.outcomes:
         if len(outcomes[0].by_stage) > 1:
             stages = list(outcomes[0].by_stage)
@@ -102,7 +103,8 @@ def attack_lines(results: AttackResults, folder: str, class_names: Sequence[str]
         with warn_on_error(path := os.path.join(folder, 'attacked_images.png')):
             figures.attacked_sheet(results.images.pixels[rows], worst.images[rows], before, after, path)
         lines += [f'Images that `{worst.attack}` has broken, eps {format_eps(worst.eps)}, with the '
-                  'predicted classes:', '', figure(folder, 'attacked_images'), '']
+                  'predicted classes:', '',
+                  figure(folder, 'attacked_images', 'images, their changes, and the attacked images'), '']
     return lines
 
 
@@ -116,7 +118,7 @@ def masking_lines(report: MaskingReport, folder: str) -> list[str]:
     return ['## Masked gradients', '', text, '',
             *markdown.table([['check', 'result', 'numbers'],
                              *([check.name, check.verdict, check.numbers] for check in report.checks)]),
-            figure(folder, 'loss'), '']
+            figure(folder, 'loss', 'mean loss along projected gradient ascent'), '']
 
 
 def corruption_table(results: CorruptionResults) -> list[list[str]]:
@@ -158,8 +160,10 @@ def corruption_lines(results: CorruptionResults, folder: str) -> list[str]:
     if results.reference:
         lines += [f'CE is the mean error over severities as a fraction of that of {escape(results.reference.name)}, and its '
                   'mean is the mCE; relative CE is the same for the rise over the error without corruption.', '']
-    return [*lines, *markdown.table(corruption_table(results)), figure(folder, 'corruptions'), '',
-            figure(folder, 'corrupted_image'), '']
+    return [*lines, *markdown.table(corruption_table(results)),
+            figure(folder, 'corruptions', 'error for each kind of corruption and each severity'), '',
+            'The first image with each corruption:', '',
+            figure(folder, 'corrupted_image', 'the first image with each corruption'), '']
 
 
 def outlier_table(results: OutlierResults) -> list[list[str]]:
@@ -178,4 +182,4 @@ def outlier_lines(results: OutlierResults, folder: str) -> list[str]:
             'positives; the last column is the fraction of the others that pass a threshold that 95 % of the images of the '
             'run pass.')
     return ['## Images of other kinds', '', text, '', *markdown.table(outlier_table(results)),
-            figure(folder, 'outliers'), '']
+            figure(folder, 'outliers', 'histograms of each score for images of both kinds'), '']
