@@ -2,6 +2,7 @@
 
 import dataclasses
 import glob
+import logging
 import os
 from collections.abc import Sequence
 
@@ -11,6 +12,8 @@ from jaxcnn.errors import UserError, name_field
 from jaxcnn.studies.columns import Column, find_column, main_metric
 from jaxcnn.studies.results import ArmResult, RunResult, Table, read_run
 from jaxcnn.training.workdir import STUDY, read_config
+
+log = logging.getLogger('jaxcnn')
 
 
 def compare_runs(folders: Sequence[str], measurements: Sequence[str] = ()) -> Table:
@@ -27,9 +30,10 @@ def compare_runs(folders: Sequence[str], measurements: Sequence[str] = ()) -> Ta
     for folder in dict.fromkeys(path for workdir in folders for path in _arm_folders(os.path.abspath(workdir))):
         seeds = sorted(glob.glob(os.path.join(glob.escape(folder), 'seed*', 'config.json')))
         for path in map(os.path.dirname, seeds) if seeds else [folder]:
-            config = read_config(path)
-            plugins.load(config.plugins, path)
-            run = read_run(path, config.seed)
+            with name_field('--workdirs'):
+                config = read_config(path)
+                plugins.load(config.plugins, path)
+                run = read_run(path, config.seed)
             for _, other, runs in groups:
                 is_equal = not cfg.differences(dataclasses.replace(other, seed=0), dataclasses.replace(config, seed=0))
                 if is_equal and config.seed not in [r.seed for r in runs]:
@@ -54,11 +58,21 @@ def compare_runs(folders: Sequence[str], measurements: Sequence[str] = ()) -> Ta
 
 
 def _check_protocols(columns: Sequence[Column], runs: Sequence[RunResult]) -> None:
-    """Raise a UserError if none of the runs has recorded measurements by the protocol of a column."""
+    """Log how to record the measurements by protocols that some of the finished runs lack.
+
+    Raises:
+      UserError: No run has recorded a protocol.
+    """
     recorded = sorted({protocol for run in runs for protocol in run.summary.get('protocols', ())})
-    for protocol in [column.protocol for column in columns if column.protocol and column.protocol not in recorded]:
-        raise UserError(f'no run has recorded the protocol {protocol!r}', hint=f'recorded: {"; ".join(recorded)}' if recorded
-                        else f"jaxcnn evaluate --protocol='{protocol}' --save records it")
+    for column in [column for column in columns if column.protocol]:
+        missing = [run.folder for run in runs if run.summary and column.value(run.summary, run.rows) is None]
+        arguments = f'{"" if column.split == "test" else f" --split={column.split}"} --protocol="{column.protocol}" --save'
+        if column.protocol not in recorded:
+            others = f'recorded: {"; ".join(recorded)}; ' if recorded else ''
+            raise UserError(f'no run has recorded the protocol {column.protocol!r}',
+                            hint=f'{others}to record it: jaxcnn evaluate --workdir=DIR{arguments}')
+        for folder in missing:
+            log.info('%s is not measured; to record it: jaxcnn evaluate --workdir=%s%s', column.title, folder, arguments)
 
 
 def _arm_folders(folder: str) -> list[str]:
