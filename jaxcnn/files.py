@@ -43,16 +43,24 @@ def open_replacement(path: str, mode: str = 'w', sync: bool = False, **options: 
             os.remove(temporary)
 
 
+def check_output(folder: str) -> None:
+    """Raise a UserError if the folder that `--output` names exists and is not empty, or cannot be examined."""
+    try:
+        is_new = not os.path.lexists(folder) or not os.listdir(folder)
+    except OSError as e:
+        raise UserError(f'{folder!r} cannot be made: {e.strerror}', field='--output') from e
+    if not is_new:
+        raise UserError(f'{folder!r} exists and is not empty', field='--output', hint='name another folder, or delete it')
+
+
 def make_output(folder: str) -> None:
     """Make the folder that `--output` names.
 
     Raises:
       UserError: It exists and is not empty, or cannot be made.
     """
+    check_output(folder)
     try:
         os.makedirs(folder, exist_ok=True)
-        is_empty = not os.listdir(folder)
     except OSError as e:
         raise UserError(f'{folder!r} cannot be made: {e.strerror}', field='--output') from e
-    if not is_empty:
-        raise UserError(f'{folder!r} exists and is not empty', field='--output', hint='name a new folder')

@@ -21,7 +21,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--workdir', required=True, help='folder of the run')
     parser.add_argument('--format', required=True, help=f'{", ".join(FORMATS)}')
-    parser.add_argument('--output', required=True, metavar='FOLDER', help='folder that is written; it must not exist')
+    parser.add_argument('--output', required=True, metavar='FOLDER', help='new folder that is written')
     parser.add_argument('--checkpoint', default='best', help='best, latest or a step (default: best)')
     parser.add_argument('--dtype', default='float32', help='type of the stored weights: float32, float16 or bfloat16; the '
                         'program computes in float32 (default: float32)')

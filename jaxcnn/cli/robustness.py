@@ -90,6 +90,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError('expected the workdir of a run', field='--workdir')
     from jaxcnn.errors import from_os_error
     from jaxcnn.evaluation.predictions import check_is_classifier
+    from jaxcnn.files import make_output
     from jaxcnn.robustness import report
     from jaxcnn.robustness.measure import Measuring
     loaded = cli.load_run(args.workdir, args.checkpoint)
@@ -97,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
     options = make_options(args, loaded.info['sizes'])
     folder = args.output or os.path.join(args.workdir, 'robustness')
     measuring = Measuring(loaded, loaded.load_dataset(args.data_dir), options)
-    report.make_folder(folder)
+    make_output(folder)
     try:
         result = measuring.run()
         path = report.write_report(result, folder, loaded.info['class_names'])

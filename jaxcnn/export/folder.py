@@ -11,6 +11,7 @@ from typing import NamedTuple
 from jaxcnn.errors import UserError, name_file, unknown
 from jaxcnn.export import FORMATS, card, check, onnx_file, safetensors_file, script, stablehlo, tensorflow
 from jaxcnn.export.program import DTYPES, Program
+from jaxcnn.files import check_output
 from jaxcnn.run import Run
 
 log = logging.getLogger('jaxcnn')
@@ -46,7 +47,7 @@ def check_request(format_name: str, output: str, dtype: str) -> None:
     """Check what was asked for, before any work is done.
 
     Raises:
-      UserError: The format or the type is unknown, a library is missing, or the folder exists.
+      UserError: The format or the type is unknown, a library is missing, or the folder is not new or empty.
     """
     if format_name not in FORMATS:
         raise unknown('format', format_name, FORMATS, '--format')
@@ -58,8 +59,7 @@ def check_request(format_name: str, output: str, dtype: str) -> None:
                             hint=_FORMATS[format_name].install)
     if not output:
         raise UserError('names no folder', field='--output')
-    if os.path.lexists(output):
-        raise UserError(f'{output!r} exists', field='--output', hint='name a folder that does not')
+    check_output(output)
 
 
 def export_run(run: Run, format_name: str, output: str, dtype: str = 'float32', data_dir: str = '') -> list[str]:
@@ -70,7 +70,7 @@ def export_run(run: Run, format_name: str, output: str, dtype: str = 'float32', 
     Args:
       run: the run; `Run.variables` are exported.
       format_name: one of `FORMATS`.
-      output: the folder, which must not exist.
+      output: the folder, which must be new or empty.
       dtype: type of the stored weights: `float32`, `float16` or `bfloat16`. The program computes in float32.
       data_dir: another `config.data.dir` than in training.
 
@@ -84,8 +84,8 @@ def export_run(run: Run, format_name: str, output: str, dtype: str = 'float32', 
     chosen_format = _FORMATS[format_name]
     program = Program.of_run(run, dtype)
     dataset = run.load_dataset(data_dir)
-    output = output.rstrip('/')
-    partial = f'{output}.partial'
+    target = os.path.realpath(output)
+    partial = f'{target}.partial'
     with name_file(output):
         shutil.rmtree(partial, ignore_errors=True)
         os.makedirs(partial)
@@ -107,11 +107,11 @@ def export_run(run: Run, format_name: str, output: str, dtype: str = 'float32', 
         text = card.write_card(program, partial, format_name, step, result, notes)
         with open(os.path.join(partial, 'README.md'), 'w', encoding='utf-8') as f:
             f.write(text)
-        os.rename(partial, output)
+        os.rename(partial, target)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    size = sum(os.path.getsize(os.path.join(parent, name)) for parent, _, names in os.walk(output) for name in names)
-    return [f'{output}: {chosen_format.file} and its model card, {size:,} bytes',
+    size = sum(os.path.getsize(os.path.join(parent, name)) for parent, _, names in os.walk(target) for name in names)
+    return [f'{output.rstrip("/")}: {chosen_format.file} and its model card, {size:,} bytes',
             f'check: {result.describe()}' if result else f'check: {notes[-1]}']
 
 

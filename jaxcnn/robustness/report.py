@@ -9,7 +9,7 @@ import numpy as np
 from jaxcnn.analysis import markdown
 from jaxcnn.analysis.figures import warn_on_error
 from jaxcnn.analysis.markdown import escape, figure
-from jaxcnn.errors import UserError, counted
+from jaxcnn.errors import counted
 from jaxcnn.files import open_replacement
 from jaxcnn.metrics import format_percent
 from jaxcnn.robustness import figures
@@ -21,29 +21,16 @@ from jaxcnn.robustness.threat import format_eps
 EXAMPLES = 8  # attacked images in the figure
 
 
-def make_folder(folder: str) -> None:
-    """Make the folder of a report, with one for its figures.
-
-    Raises:
-      UserError: It exists, or cannot be made.
-    """
-    if os.path.lexists(folder):
-        raise UserError(f'{folder!r} exists', field='--output', hint='name another folder, or delete it')
-    try:
-        os.makedirs(os.path.join(folder, 'figures'))
-    except OSError as e:
-        raise UserError(f'{folder}: cannot be made: {e.strerror}', field='--output') from e
-
-
 def write_report(result: Result, folder: str, class_names: Sequence[str]) -> str:
     """Write `robustness.md`, `.html`, `.json` and `.csv` and the figures, and return the path of the page.
 
     Args:
       result: the results.
-      folder: a folder from `make_folder`.
+      folder: the folder, which exists.
       class_names: names of the classes.
     """
     figure_folder = os.path.join(folder, 'figures')
+    os.makedirs(figure_folder, exist_ok=True)
     lines = [f'# Robustness of {escape(result.title)}', '',
              f'Checkpoint {result.step} of `{result.workdir}`, {counted(result.count, "image")} of the {result.split} '
              f'split, seed {result.seed}. Accuracy on them: {format_percent(result.accuracy)}.', '']

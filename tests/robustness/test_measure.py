@@ -8,6 +8,7 @@ import pytest
 
 from jaxcnn.data.targets import BOXES
 from jaxcnn.errors import UserError
+from jaxcnn.files import make_output
 from jaxcnn.robustness import attacks, evaluate_corruptions, masking, outliers, report
 from jaxcnn.robustness.evaluate_attacks import Attacker
 from jaxcnn.robustness.evaluate_corruptions import CorruptionErrors, Reference
@@ -106,7 +107,7 @@ def test_the_report_holds_what_was_measured(run, tmp_path):
     options = Options(attacks='fgsm, pgd(3)', eps=(0.1, 0.02), corruptions=['contrast'], severities=(1, 5), images=50,
                       ood_name='digits', ood_split='train', batch_size=25)
     result = Measuring(run, run.load_dataset(), options).run()
-    report.make_folder(str(folder))
+    make_output(str(folder))
     page = report.write_report(result, str(folder), run.info['class_names'])
     values = json.loads((folder / 'robustness.json').read_text())
     outcomes = {(o['attack'], o['eps']): o for o in values['attacks']['outcomes']}
@@ -121,8 +122,8 @@ def test_the_report_holds_what_was_measured(run, tmp_path):
     reference = evaluate_corruptions.read_reference(str(folder))
     reference.check(['contrast'], (1, 5), 'cifar')
     assert reference.errors['contrast'] == pytest.approx(np.mean(values['corruptions']['errors']['contrast']))
-    with pytest.raises(UserError, match='exists; name another folder'):
-        report.make_folder(str(folder))
+    with pytest.raises(UserError, match='exists and is not empty; name another folder'):
+        make_output(str(folder))
 
 
 def test_a_detector_and_other_mistakes_are_refused(run, tmp_path, monkeypatch):
