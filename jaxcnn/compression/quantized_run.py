@@ -300,7 +300,8 @@ def read_arrays(path: str) -> dict[str, Any]:
     try:
         with np.load(path, allow_pickle=False) as file:
             stored = {name: file[name] for name in file.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as e:
+    # RuntimeError and NotImplementedError, if damaged flags ask for a password or another compression
+    except (OSError, ValueError, EOFError, RuntimeError, SyntaxError, zipfile.BadZipFile, zlib.error) as e:
         raise UserError(f'cannot be read: {e}', field=path, hint='quantise the run again') from e
     nested: dict[str, Any] = {}
     for name, array in stored.items():

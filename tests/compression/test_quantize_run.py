@@ -1,6 +1,6 @@
 """Quantised runs, and the graphs of their networks."""
 
-import os
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -168,11 +168,16 @@ def test_a_folder_without_a_quantised_network_is_refused(run):
         load_quantized(run.workdir)
 
 
-def test_truncated_weights_are_refused(tmp_path):
+def test_damaged_weights_are_refused(tmp_path):
     write_arrays(path := str(tmp_path / 'weights.npz'), {'Conv_0': {'kernel': np.arange(100)}})
-    os.truncate(path, 300)
-    with pytest.raises(UserError, match='cannot be read'):
-        read_arrays(path)
+    content = pathlib.Path(path).read_bytes()
+    directory = content.index(b'PK\1\2')  # the version, the flags and the compression of the array follow at 6, 8 and 10
+    damaged = [content[:300], *(content[:directory + i] + b'\x7f' + content[directory + i + 1:] for i in (6, 8, 10))]
+    damaged.append(content.replace(b'\x63', b'\x64'))  # the last value, whose checksum no longer holds
+    for data in damaged:
+        pathlib.Path(path).write_bytes(data)
+        with pytest.raises(UserError, match='cannot be read'):
+            read_arrays(path)
 
 
 @pytest.mark.slow
