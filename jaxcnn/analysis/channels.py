@@ -51,6 +51,7 @@ class Coupling:
       products: the products that the logits need.
       reasons: why layers keep all of their features, by the name of the layer.
       layers: names of the layers with features that can be removed, in the order of their parameters.
+      evaluated: paths of the variables that the logits need; auxiliary classifiers have others.
     """
 
     axes: dict[tuple[str, int], np.ndarray]
@@ -59,6 +60,7 @@ class Coupling:
     products: tuple[Product, ...]
     reasons: dict[str, str]
     layers: tuple[str, ...]
+    evaluated: frozenset[str]
 
     def multiply_adds(self, removed: np.ndarray) -> float:
         """Return the multiply-adds for one image without the units for which `removed` (num_units,) is True."""
@@ -88,6 +90,7 @@ def couple(network: Network, variables: Mapping[str, Any], image_shape: Sequence
     """Return the units of channels of a network.
 
     In a grouped convolution, the channels at the same position of all groups are one unit, so that the groups stay equal.
+    Channels that only auxiliary classifiers have stay: without them, evaluation costs as much as before.
 
     Args:
       network: the network.
@@ -110,10 +113,13 @@ def couple(network: Network, variables: Mapping[str, Any], image_shape: Sequence
             return network.apply(variables, images, train=train, rngs={'dropout': jax.random.key(0)})
         trace = jax.make_jaxpr(apply)(shapes, images)
         walk.products_count = not train
+        if not train:
+            read = {v for eqn in trace.jaxpr.eqns for v in eqn.invars if not hasattr(v, 'val')}
+            evaluated = frozenset(path for path, v in zip(paths, trace.jaxpr.invars, strict=False) if v in read)
         outputs = walk.walk(trace.jaxpr, [*parameter_labels, [np.full(n, FIXED) for n in images.shape]])
         for labels in outputs:
             walk.fix(labels, 'its features are the outputs of the network')
-    return walk.coupling(paths, parameter_labels)
+    return walk.coupling(paths, parameter_labels, evaluated)
 
 
 def _array(labels: Labels, size: int, label: int = FIXED) -> np.ndarray:
@@ -353,8 +359,9 @@ class _Walk:
         if self.products_count:
             self._products.append((factor, axes))
 
-    def coupling(self, paths: Sequence[str], parameter_labels: Sequence[Sequence[Any]]) -> Coupling:
-        """Return the units, given the labels of the axes of each variable."""
+    def coupling(self, paths: Sequence[str], parameter_labels: Sequence[Sequence[Any]],
+                 evaluated: frozenset[str]) -> Coupling:
+        """Return the units, given the labels of the axes of each variable, and the variables that the logits need."""
         from scipy import sparse
         pairs = np.concatenate([np.zeros((2, 0), int), *self._pairs], 1)
         size = self._num_labels
@@ -363,6 +370,10 @@ class _Walk:
         reason_by_component = {component[FIXED]: ''}
         for labels, reason in self._fixed:
             reason_by_component.update({c: reason_by_component.get(c) or reason for c in np.unique(component[labels])})
+        needed = {c for path, labels_by_axis in zip(paths, parameter_labels, strict=True) if path in evaluated
+                  for labels in labels_by_axis for c in np.unique(component[labels])}
+        reason_by_component.update({c: 'only auxiliary classifiers have them'
+                                    for c in np.unique(component) if c not in needed and c not in reason_by_component})
         is_fixed = np.zeros(size, bool)
         is_fixed[list(reason_by_component)] = True
         free_components = np.unique(component[~is_fixed[component]])
@@ -384,4 +395,4 @@ class _Walk:
                 layers.append('/'.join(modules))
             else:
                 reasons['/'.join(modules)] = reason_by_component[component[labels_by_axis[-1][0]]] or 'it has one feature'
-        return Coupling(axes, features, len(free_components), products, reasons, tuple(layers))
+        return Coupling(axes, features, len(free_components), products, reasons, tuple(layers), evaluated)

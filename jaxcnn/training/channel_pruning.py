@@ -362,7 +362,8 @@ def _quantity(coupling: Any, variables: Any, name: str) -> Callable[[np.ndarray]
         return measure
     if name == 'channels':
         return lambda removed: sum(coupling.widths(removed).values())
-    shapes = {path: np.shape(leaf) for path, leaf in leaves_by_path(variables).items() if path.startswith('params/')}
+    shapes = {path: np.shape(leaf) for path, leaf in leaves_by_path(variables).items()
+              if path.startswith('params/') and path in coupling.evaluated}
 
     def parameters(removed: np.ndarray) -> float:
         stays = np.append(~removed, True)

@@ -1,5 +1,6 @@
 """Channels that are removed together, and networks without them."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 
 from jaxcnn import models
 from jaxcnn.analysis import channels, complexity
+from jaxcnn.training import channel_pruning
 
 NETWORKS = {
     'basic': ('resnet18', (16, 16, 3), dict(blocks=(1, 1), width=8, stem='small')),
@@ -25,6 +27,9 @@ SLOW = {
 }
 
 
+AUXILIARY = 'only auxiliary classifiers have them'
+
+
 def random_variables(network, shape):
     """Return variables with random BatchNorm parameters and statistics."""
     images = jnp.zeros((1, *shape))
@@ -40,7 +45,7 @@ def test_channels_that_give_zeros_can_be_removed(name, shape, fields):
     network = models.create(name, conv_implementation='xla', **fields)
     variables = random_variables(network, shape)
     coupling = channels.couple(network, variables, shape)
-    assert set(coupling.reasons.values()) == {'its features are the outputs of the network'}
+    assert set(coupling.reasons.values()) - {AUXILIARY} == {'its features are the outputs of the network'}
     rng = np.random.default_rng(1)
     removed = rng.random(coupling.num_units) < 0.4
     for units in coupling.axes.values():  # one channel of each layer remains
@@ -60,6 +65,24 @@ def test_channels_that_give_zeros_can_be_removed(name, shape, fields):
     for removal, cost in ((np.zeros_like(removed), complexity.cost(network, shape, optimizers=())),
                           (removed, complexity.cost(narrow, shape, optimizers=()))):
         assert coupling.multiply_adds(removal) == cost.multiply_adds
+        assert channel_pruning._quantity(coupling, variables, 'parameters')(removal) == cost.parameters
+
+
+def test_auxiliary_classifiers_lose_inputs_only():
+    class Auxiliary(models.Network):
+        def forward(self, x, train, maps):
+            x = nn.relu(self.conv(4, 3)(x)).mean((1, 2))
+            logits = self.dense(self.num_classes)(x)
+            auxiliary = self.dense(self.num_classes)(self.dense(5)(x)) if train or self.is_initializing() else None
+            return (logits, auxiliary) if train else logits
+    network, shape = Auxiliary(), (8, 8, 3)
+    variables = random_variables(network, shape)
+    coupling = channels.couple(network, variables, shape)
+    assert (coupling.layers, coupling.reasons['Dense_2']) == (('Conv_0',), AUXILIARY)
+    removed = np.array([True, False, False, True])
+    assert coupling.narrow(variables, removed)['params']['Dense_2']['kernel'].shape == (2, 5)
+    cost = complexity.cost(network.clone(layer_widths={'Conv_0': 2}), shape, optimizers=())
+    assert channel_pruning._quantity(coupling, variables, 'parameters')(removed) == cost.parameters
 
 
 def test_layers_whose_channels_are_mixed_stay():
