@@ -371,7 +371,7 @@ def _set_widths(widths: Mapping[str, int], parent: tuple[str, ...]) -> contextli
             # the layer is an object of this call of the network alone, so that it may be changed
             if isinstance(layer, nn.Conv):
                 channels, groups = args[0].shape[-1], layer.feature_group_count
-                groups = channels if groups == layer.features else min(groups, channels)
+                groups = channels if groups == layer.features and width == channels else min(groups, channels)
                 object.__setattr__(layer, 'feature_group_count', groups)
             object.__setattr__(layer, 'features', width)
         return call(*args, **kwargs)

@@ -85,6 +85,13 @@ def test_auxiliary_classifiers_lose_inputs_only():
     assert channel_pruning._quantity(coupling, variables, 'parameters')(removed) == cost.parameters
 
 
+def test_groups_of_several_channels_stay_where_each_has_one_feature():
+    fields = dict(layers='conv(16)|relu|conv(8,groups=8)|relu|global_avg_pool|dense')
+    shapes = [jax.eval_shape(models.create('sequential', **fields, layer_widths=widths).init, jax.random.key(0),
+                             jnp.zeros((1, 8, 8, 3))) for widths in ({}, {'Conv_0': 16, 'Conv_1': 8})]
+    assert shapes[0] == shapes[1]
+
+
 def test_layers_whose_channels_are_mixed_stay():
     network = models.create('sequential', layers='conv(4)|relu|lrn|conv(5,1)|relu|global_avg_pool|dense')
     images = jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32)
