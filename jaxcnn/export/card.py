@@ -68,7 +68,7 @@ def write_card(program: Program, folder: str, runtime: str, step: int, result: C
            f'(`{run.config.data.normalize}`) is part of the program.',
            f'- output `probabilities`: float32 (N, {len(program.class_names)}), in the order of `classes.json`. '
            f'{probabilities}',
-           f'- `predict.py` resizes pictures of any size as the run does (`{run.config.data.resize}`).', '']
+           '- `predict.py` brings pictures of any size to this one as the run does.', '']
           if runtime != 'safetensors' else []),
         '## Data', '', *_data_lines(info), '',
         '## Metrics', '', *_metric_lines(program, step), '',
