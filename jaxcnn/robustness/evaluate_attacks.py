@@ -1,6 +1,7 @@
 """Robust accuracy under attacks, over a list of sizes of the change."""
 
 import dataclasses
+import itertools
 import logging
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -74,12 +75,17 @@ class Attacker:
         reached = (self.reached_before if reached is None else reached).copy()
         images, distance = self.images.pixels.copy(), 0.0
         by_stage: dict[str, int] = {}
-        for stage in attack.stages:
-            rows = np.flatnonzero(~reached)
-            attacked, success, distances = self.apply(stage, eps, rows)
-            images[rows], reached[rows] = attacked, success
-            distance = max(distance, float(distances.max(initial=0)))
-            by_stage[stage.name] = by_stage.get(stage.name, 0) + int(success.sum())
+        for name, stages in itertools.groupby(attack.stages, key=lambda stage: stage.name):
+            before = reached.sum()
+            for stage in stages:
+                rows = np.flatnonzero(~reached)
+                attacked, success, distances = self.apply(stage, eps, rows)
+                images[rows], reached[rows] = attacked, success
+                distance = max(distance, float(distances.max(initial=0)))
+            by_stage[name] = int(reached.sum() - before)
+            log.info('%s, eps %s: %d of %d images are %s%s', attack.text, format_eps(eps), reached.sum(), len(reached),
+                     'taken for the target class' if self.threat.targeted else 'misclassified',
+                     f' after {name}' if name != attack.stages[-1].name else '')
         return Outcome(attack.text, eps, reached, by_stage, images, distance)
 
     def apply(self, stage: Stage, eps: float, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -136,8 +142,6 @@ def evaluate(attacker: Attacker, attacks: Sequence[Attack], eps: Sequence[float]
             if before:
                 is_earlier = before.reached[:, None, None, None]
                 outcome = dataclasses.replace(outcome, images=np.where(is_earlier, before.images, outcome.images))
-            log.info('%s, eps %s: %d of %d images are %s', attack.text, format_eps(size), outcome.reached.sum(),
-                     len(outcome.reached), 'taken for the target class' if attacker.threat.targeted else 'misclassified')
             results[-1].append(outcome)
             worst = worst_outcome(results)
             results = [[o if o is worst else dataclasses.replace(o, images=o.images[:0]) for o in outcomes]
