@@ -24,7 +24,7 @@ def test_the_command_measures_a_run(command, tiny_run, tmp_path):
     (['--attacks=pgd(iter=3)', '--output=.'], "--attacks: unknown argument of the attack pgd 'iter'; nearest: iterations"),
     (['--norm=l1', '--attacks=fgsm'], "--norm: unknown norm 'l1'; nearest: l2; also: linf"),
     (['--target=3', '--checks'], '--target: needs --attacks'),
-    (['--ood_name=digits', '--output=.'], "--output: '.' exists; name another folder, or delete it"),
+    (['--ood_name=digits', '--output=.'], "--output: '.' exists and is not empty; name another folder, or delete it"),
 ])
 def test_a_mistake_is_reported_in_one_line(command, tiny_run, arguments, line):
     code, _, err = command('robustness', f'--workdir={tiny_run}', *arguments)
