@@ -7,6 +7,8 @@
 
 import dataclasses
 import functools
+import hashlib
+import io
 import json
 import os
 import shutil
@@ -175,7 +177,7 @@ class QuantizedRun(Run):
 
     def load_weights(self, step: int) -> Weights:
         """Return the arrays of the network; see `QuantizedNetwork.apply`."""
-        arrays = read_arrays(os.path.join(self.workdir, WEIGHTS))
+        arrays = _read_weights(self.workdir)
         if self.quantization.method == 'int8':
             return Weights(arrays, {})
         return Weights(arrays['params'], arrays.get('batch_stats', {}))
@@ -222,7 +224,7 @@ def load_quantized(workdir: str, execution: str = 'auto') -> QuantizedRun:
         if execution == 'int8':
             int8_execution.check_available(quantization.bits)
         selected = executions(quantization.bits)[-1] if execution == 'auto' else execution
-        network: Any = quantized_network(run, quantization, selected, read_arrays(os.path.join(workdir, WEIGHTS)))
+        network: Any = quantized_network(run, quantization, selected, _read_weights(workdir))
         built = dataclasses.replace(built, network=network)
     fields = {field.name: getattr(run, field.name) for field in dataclasses.fields(run)}
     return QuantizedRun(**{**fields, 'experiment': built}, quantization=quantization)
@@ -274,9 +276,17 @@ def save(run: Run, quantization: Quantization, arrays: Mapping[str, Any], folder
     plugins.save_copies(run.config.plugins, folder)
     path = os.path.join(folder, WEIGHTS)
     write_arrays(path, arrays)
+    with open(path, 'rb') as weights:
+        checksum = hashlib.file_digest(weights, 'sha256').hexdigest()
     with open_replacement(os.path.join(folder, RECORD)) as file:
-        json.dump({'quantization': dataclasses.asdict(quantization)}, file, indent=1)
+        json.dump({'weights_sha256': checksum, 'quantization': dataclasses.asdict(quantization)}, file, indent=1)
     return os.path.getsize(path)
+
+
+def _read_weights(workdir: str) -> dict[str, Any]:
+    """Return the arrays that `save` has written into a folder; earlier versions recorded no checksum."""
+    checksum = read_json(os.path.join(workdir, RECORD)).get('weights_sha256', '')
+    return read_arrays(os.path.join(workdir, WEIGHTS), checksum)
 
 
 def write_arrays(path: str, arrays: Mapping[str, Any]) -> None:
@@ -291,15 +301,23 @@ def write_arrays(path: str, arrays: Mapping[str, Any]) -> None:
         np.savez(file, **stored)
 
 
-def read_arrays(path: str) -> dict[str, Any]:
+def read_arrays(path: str, checksum: str = '') -> dict[str, Any]:
     """Return the nested dict of arrays of a file of `write_arrays`; those of 16 bits are converted to float32.
+
+    Args:
+      path: the file.
+      checksum: its SHA-256 checksum; '' if it is unknown.
 
     Raises:
       UserError: The file is missing or damaged.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
-            stored = {name: file[name] for name in file.files}
+        with open(path, 'rb') as file:
+            content = file.read()
+        if checksum and hashlib.sha256(content).hexdigest() != checksum:
+            raise UserError(f'is damaged: {RECORD} records another checksum', field=path, hint='quantise the run again')
+        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+            stored = {name: arrays[name] for name in arrays.files}
     # RuntimeError and NotImplementedError, if damaged flags ask for a password or another compression
     except (OSError, ValueError, EOFError, RuntimeError, SyntaxError, zipfile.BadZipFile, zlib.error) as e:
         raise UserError(f'cannot be read: {e}', field=path, hint='quantise the run again') from e

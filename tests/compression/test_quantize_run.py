@@ -1,5 +1,6 @@
 """Quantised runs, and the graphs of their networks."""
 
+import json
 import pathlib
 
 import jax
@@ -132,6 +133,13 @@ def test_int8_loses_less_than_a_point_and_loads_again(run, tmp_path):
     assert loaded.predict(images).shape == (2, 10)
     with pytest.raises(UserError, match='feature maps'):
         loaded.features(images)
+    arrays = read_arrays(weights := str(tmp_path / 'weights.npz'))
+    write_arrays(weights, {**arrays, '': {}, 'Dense_0': {**arrays['Dense_0'], 'bias': np.zeros(10, np.float32)}})
+    with pytest.raises(UserError, match=r'weights.npz: is damaged: .* quantise the run again'):
+        load_quantized(str(tmp_path))
+    record = json.loads((tmp_path / 'quantization.json').read_text())
+    (tmp_path / 'quantization.json').write_text(json.dumps({'quantization': record['quantization']}))
+    load_quantized(str(tmp_path))  # earlier versions recorded no checksum
 
 
 @pytest.mark.parametrize(('method', 'error'), [('bfloat16', 2 ** -8), ('float16', 2 ** -11)])
