@@ -11,6 +11,7 @@ from jax import lax
 from jaxcnn.ops import quantize
 
 METHODS = 'minmax', 'lsq'
+STATISTICS = 'input_low', 'input_high', 'input_unit', 'kernel_unit'  # 0 before the first batch
 _MOMENTUM = 0.99
 
 

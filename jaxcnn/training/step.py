@@ -22,6 +22,7 @@ from jaxcnn.data.augment import Gradient
 from jaxcnn.errors import UserError
 from jaxcnn.loss_scaling import LossScaling, all_finite, scale_image_gradients
 from jaxcnn.models import Network
+from jaxcnn.models.quantized_layers import STATISTICS as QUANTIZER_STATISTICS
 from jaxcnn.optim import Optimizer
 from jaxcnn.preprocessing import Preprocessor
 from jaxcnn.tasks import Task
@@ -343,13 +344,17 @@ class TrainStep:
         """Return parameters, BatchNorm statistics and the slow ones, after `num_steps` steps, with look-ahead.
 
         Every `lookahead.every` steps the slow ones move towards the others, which are then set to the slow ones. At the end
-        of the run, they are set to the slow ones in any case.
+        of the run, they are set to the slow ones in any case. The slow ranges and steps of quantisation begin at the values
+        that the first batch gives them.
         """
         assert self.lookahead is not None
         slow_step_size, ramp = self.lookahead.slow_step_size, self.lookahead.ramp
         moves = num_steps % self.lookahead.every == 0
         retained = jnp.where(moves, (1 - slow_step_size) * (num_steps / self.total) ** ramp, 1.0)
         is_set = moves | (num_steps == self.total)
+        slow_params, slow_stats = slow
+        slow = slow_params, jax.tree.map_with_path(
+            lambda path, s, x: jnp.where(s == 0, x, s) if path[-1].key in QUANTIZER_STATISTICS else s, slow_stats, stats)
         slow = jax.tree.map(lambda s, x: jnp.where(is_set, retained * s + (1 - retained) * x, s).astype(s.dtype),
                             slow, (params, stats))
         params, stats = jax.tree.map(lambda s, x: jnp.where(is_set, s, x), slow, (params, stats))

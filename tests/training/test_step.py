@@ -17,6 +17,7 @@ from jaxcnn.data.normalize import Normalization
 from jaxcnn.errors import UserError
 from jaxcnn.loss_scaling import LossScaling
 from jaxcnn.losses import cross_entropy
+from jaxcnn.models.quantized_layers import Quantizer
 from jaxcnn.optim import make_optimizer
 from jaxcnn.preprocessing import Preprocessor
 from jaxcnn.timeline import Timeline
@@ -221,6 +222,16 @@ def test_look_ahead_with_a_ramp_includes_statistics_and_ends_with_the_slow_param
         chex.assert_trees_all_close(after.slow, slow, rtol=1e-5, atol=1e-6)
         state = after
     assert max(jax.tree.leaves(jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), fast, slow))) > 1e-3
+
+
+def test_the_first_batch_sets_the_slow_ranges_of_quantisation():
+    fields = cfg.LookaheadConfig(every=1, slow_step_size=0.4)
+    step, state = make(model=Plain(quantizer=Quantizer()), optim=dict(lookahead=fields), lookahead=fields, total=100)
+    batch = batch_of(8)
+    after, _ = jax.jit(step)(state, batch, KEY)
+    largest = (batch['image'].max() / 255 - 0.5) / 0.25
+    for stats in (after.batch_stats, after.slow[1]):
+        np.testing.assert_allclose(stats['Dense_1']['input_high'], largest, rtol=1e-5)
 
 
 def test_frozen_statistics_are_used_and_do_not_change():
