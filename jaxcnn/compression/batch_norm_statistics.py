@@ -17,8 +17,9 @@ def estimate(network: Network, params: Any, batch_stats: Any, preprocessor: Prep
              seed: int) -> Any:
     """Return the statistics of BatchNorm as means over batches of images, without augmentation.
 
-    Removing channels changes the inputs of all later layers, so the running statistics no longer hold. The mean over
-    batches of 64 images is that of Wu & Johnson 2021, "Rethinking 'Batch' in BatchNorm".
+    Removing channels changes the inputs of all later layers, so the running statistics no longer hold. The statistics of
+    batches of 64 images are averaged (Wu & Johnson 2021, "Rethinking 'Batch' in BatchNorm"); the variance is the mean of
+    those within batches, as in the running statistics of training.
 
     Args:
       network: the network.
