@@ -36,6 +36,18 @@ def summary(run: Run, step: int, split: str, values: Mapping[str, float], **furt
             **further, 'pruned_run': os.path.abspath(run.workdir)}
 
 
+def with_masks(config: cfg.Config, pruning: cfg.PruningConfig, folder: str) -> cfg.Config:
+    """Return the config of a run whose further training keeps the masks of its checkpoint.
+
+    Args:
+      config: config of the run.
+      pruning: which parameters are pruned, by `match` and `exclude`.
+      folder: its workdir.
+    """
+    fields = cfg.PruningConfig(match=pruning.match, exclude=pruning.exclude, masks=os.path.abspath(folder))
+    return dataclasses.replace(config, pruning=fields)
+
+
 def write_run(folder: str, run: Run, config: cfg.Config, step: int, weights: Weights, summary: Mapping[str, Any],
               pruning: Any = None) -> None:
     """Write a workdir with other weights, and perhaps another network, than those of a run.

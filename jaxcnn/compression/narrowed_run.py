@@ -23,6 +23,7 @@ from jaxcnn.files import make_output
 from jaxcnn.metrics import Metric
 from jaxcnn.run import Run, SplitEvaluator
 from jaxcnn.training.channel_pruning import narrow_run
+from jaxcnn.training.initial_masks import read_pruning
 from jaxcnn.training.state import Weights, variables
 
 NAME = 'channels'  # of the files of the report
@@ -135,7 +136,14 @@ def remove_channels(run: Run, folder: str, config: cfg.ChannelsConfig, checkpoin
     result = Result(run, config, step, split, num_images, experiment.displayed_metrics(), batch_size,
                     bn_images, narrowing.coupling.reasons, before, after, folder)
     summary = derived_run.summary(run, step, split, after.values, params=after.parameters)
-    derived_run.write_run(folder, run, new_config, step, jax.tree.map(np.asarray, narrow_weights), summary)
+    pruning = None
+    if run.config.pruning:
+        masks = narrowing.narrow({'params': read_pruning(run, step)['masks']})['params']
+        remain, total = (sum(f(x) for x in jax.tree.leaves(masks)) for f in (np.count_nonzero, np.size))
+        pruning = {'masks': masks, 'sparsity': np.float32(1 - remain / total)}
+        new_config = derived_run.with_masks(new_config, run.config.pruning, folder)
+        summary['sparsity'] = 1 - remain / total
+    derived_run.write_run(folder, run, new_config, step, jax.tree.map(np.asarray, narrow_weights), summary, pruning)
     return result
 
 

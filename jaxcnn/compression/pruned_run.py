@@ -20,8 +20,6 @@ from jaxcnn.training.initial_masks import prunable
 from jaxcnn.training.pruning import Tree, apply_masks, layer_table, magnitude_masks, pruned_counts, random_scores, remaining
 from jaxcnn.training.state import Weights, variables
 
-_END = cfg.Duration('fraction', 1)
-
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
@@ -155,8 +153,7 @@ def prune_run(run: Run, folder: str, sparsities: Sequence[float], config: cfg.Pr
         pruned = jax.device_get(Weights(apply_masks(weights.params, masks), weights.batch_stats, ema))
         workdir = folder if len(sparsities) == 1 else os.path.join(folder, f'sparsity{sparsity:g}')
         after.append(network(pruned, sparsity, masks, workdir))
-        new_config = dataclasses.replace(run.config, pruning=dataclasses.replace(
-            config, sparsity=sparsity, begin=_END, end=_END))
+        new_config = derived_run.with_masks(run.config, config, workdir)
         state = {'masks': masks, 'sparsity': np.float32(after[-1].pruned)}
         sizes_after = after[-1].sizes
         summary = derived_run.summary(run, step, split, after[-1].values, params=sizes_after.parameters,

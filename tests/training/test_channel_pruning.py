@@ -11,9 +11,11 @@ import pytest
 from jaxcnn import config as cfg
 from jaxcnn.analysis import channels, complexity
 from jaxcnn.compression.narrowed_run import remove_channels, write_report
+from jaxcnn.compression.pruned_run import prune_run
 from jaxcnn.errors import UserError
 from jaxcnn.run import load_run
 from jaxcnn.training import channel_pruning, train
+from jaxcnn.training.initial_masks import read_pruning
 from jaxcnn.training.workdir import read_config
 
 MODEL = dict(name='sequential',
@@ -141,6 +143,19 @@ def test_the_command_writes_a_run_of_the_narrower_network(source, tmp_path, monk
     assert os.path.exists(os.path.join(folder, 'figures', 'channels.png'))
     with open(page, encoding='utf-8') as file:
         assert f'{result.after.multiply_adds:,}' in file.read()
+
+
+def test_masks_of_pruned_weights_lose_the_same_channels(source, tmp_path):
+    dense, dataset = load_run(source), load_run(source).load_dataset()
+    prune_run(dense, str(tmp_path / 'sparse'), [0.5], cfg.PruningConfig(exclude='none'), 'best', dataset, 'test')
+    sparse, folder = load_run(str(tmp_path / 'sparse')), str(tmp_path / 'narrow')
+    remove_channels(sparse, folder, cfg.ChannelsConfig('l1', 'parameters', 0.4), 'best', dataset, 'test', bn_images=0)
+    narrow = load_run(folder)
+    masks = read_pruning(narrow, narrow.find_step('best'))['masks']
+    for layer, mask in masks.items():
+        np.testing.assert_array_equal(narrow.variables['params'][layer]['kernel'] != 0, mask['kernel'])
+    summary = train(narrow.config, str(tmp_path / 'tuned'))
+    assert summary['sparsity'] == pytest.approx(1 - np.mean(np.concatenate([x.ravel() for x in jax.tree.leaves(masks)])))
 
 
 def test_blocks_leave_multiples(source):
