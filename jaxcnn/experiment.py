@@ -15,6 +15,7 @@ import numpy as np
 from jaxcnn import config as cfg
 from jaxcnn import loss_scaling, metrics, models, optim, plugins, registry, schedules, tasks
 from jaxcnn.data import augment, normalize, sources, tta
+from jaxcnn.data.augment import adversarial
 from jaxcnn.data.targets import LABEL
 from jaxcnn.errors import UserError, name_field, unknown
 from jaxcnn.interop import pretrained
@@ -120,9 +121,11 @@ def _check_names(config: cfg.Config) -> None:
             pretrained.find(config.init.pretrained)
     with name_field('config.data.augment'):
         _, pipeline = augment.split_pipeline(config.data, train=True)
-    if config.trades and pipeline is not None and pipeline.has_attack:
-        raise UserError(f'TRADES attacks the images itself, but so does config.data.augment={config.data.augment!r}',
-                        field='config.trades', hint='leave out one of them')
+    if config.trades:
+        adversarial.check_eps(config.trades.eps, config.trades.norm, 'config.trades.eps')
+        if pipeline is not None and pipeline.has_attack:
+            raise UserError(f'TRADES attacks the images itself, but so does config.data.augment={config.data.augment!r}',
+                            field='config.trades', hint='leave out one of them')
     with name_field('config.data.eval_augment'):
         augment.split_pipeline(config.data, train=False)
     with name_field('config.data.normalize'):

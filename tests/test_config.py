@@ -367,7 +367,7 @@ def test_a_call_is_taken_apart():
     assert cfg.parse_call('f()', 'here') == ('f', (), {})
     assert cfg.parse_call('f(1, -2.5, "a", (1, [2]), b=None, c={"d": True})', 'here') == (
         'f', (1, -2.5, 'a', (1, [2])), {'b': None, 'c': {'d': True}})
-    assert cfg.parse_call('f(8/255, a=(1/2, 3))', 'here') == ('f', (8 / 255,), {'a': (0.5, 3)})
+    assert cfg.parse_call('f(8/255, a=(-1/2, 3))', 'here') == ('f', (8 / 255,), {'a': (-0.5, 3)})
 
 
 @pytest.mark.parametrize('text', [

@@ -90,13 +90,14 @@ def run(args: argparse.Namespace) -> int:
         raise UserError('expected the workdir of a run', field='--workdir')
     from jaxcnn.errors import from_os_error
     from jaxcnn.evaluation.predictions import check_is_classifier
-    from jaxcnn.files import make_output
+    from jaxcnn.files import check_output, make_output
     from jaxcnn.robustness import report
     from jaxcnn.robustness.measure import Measuring
     loaded = cli.load_run(args.workdir, args.checkpoint)
     check_is_classifier(loaded)
     options = make_options(args, loaded.info['sizes'])
     folder = args.output or os.path.join(args.workdir, 'robustness')
+    check_output(folder)
     measuring = Measuring(loaded, loaded.load_dataset(args.data_dir), options)
     make_output(folder)
     try:

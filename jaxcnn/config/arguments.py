@@ -23,7 +23,8 @@ def check_number(call: str, minimum: float = 0.0, maximum: float = math.inf, **a
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
         if not is_number or not minimum <= value <= maximum:
             limits = f'between {minimum:g} and {maximum:g}' if maximum < math.inf else f'of at least {minimum:g}'
-            raise UserError(f'expected a number {limits}, got {value!r}', field=f'{call}.{name}')
+            raise UserError(f'expected a number {limits}, got {value!r}', field=f'{call}.{name}',
+                            hint='numbers need no quotes' if isinstance(value, str) else None)
 
 
 def check_range(call: str, minimum: float = 0.0, maximum: float = math.inf, **arguments: Any) -> None:

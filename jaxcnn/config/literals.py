@@ -22,10 +22,10 @@ class _ToLiterals(ast.NodeTransformer):
         return node
 
     def visit_BinOp(self, node: ast.BinOp) -> ast.AST:
-        match node:
-            case ast.BinOp(ast.Constant(int() | float() as dividend), ast.Div(), ast.Constant(int() | float() as divisor)):
-                return ast.Constant(dividend / divisor)
-        return node
+        if not isinstance(node.op, ast.Div):
+            return node
+        dividend, divisor = ast.literal_eval(node.left), ast.literal_eval(node.right)
+        return ast.Constant(dividend / divisor)
 
 
 def _evaluate(node: ast.AST) -> Any:
@@ -50,8 +50,8 @@ def parse_call(text: str, field: str) -> tuple[str, tuple[Any, ...], dict[str, A
     Raises:
       UserError: the text is neither a name nor a call with literal arguments.
     """
-    error = UserError(f'{text.strip()!r} is not a name, or name(value, key=value, ...) with numbers, tuples, or strings in '
-                      'quotes', field=field)
+    error = UserError(f'{text.strip()!r} is not a name, or name(value, key=value, ...) with numbers or fractions, tuples, '
+                      'or strings in quotes', field=field)
     try:
         node = ast.parse(text.strip(), mode='eval').body
         if isinstance(node, ast.Name):

@@ -9,24 +9,18 @@ BOOTSTRAP_SAMPLES = 10_000
 BOOTSTRAP_SEED = 0
 
 
-def accuracy_interval(correct: np.ndarray, level: float = CONFIDENCE_LEVEL, samples: int = BOOTSTRAP_SAMPLES,
-                      seed: int = BOOTSTRAP_SEED) -> tuple[float, float]:
-    """Return the percentile bootstrap interval of the accuracy (Efron 1979).
+def interval_of_mean(values: np.ndarray, level: float = CONFIDENCE_LEVEL, samples: int = BOOTSTRAP_SAMPLES,
+                     seed: int = BOOTSTRAP_SEED) -> tuple[float, float]:
+    """Return the percentile bootstrap interval of a mean over images, such as the accuracy (Efron 1979).
 
-    A bootstrap sample draws N images with replacement.
+    A bootstrap sample draws N images with replacement. As few values are distinct, it draws how often each occurs.
 
     Args:
-      correct: (N,) whether each image is classified correctly, or the fraction of its versions that are.
+      values: (N,) whether each image is classified correctly, for instance.
       level: confidence level.
       samples: number of bootstrap samples.
       seed: seed of the samples.
     """
-    return _interval_of_mean(correct, level, samples, seed)
-
-
-def _interval_of_mean(values: np.ndarray, level: float, samples: int, seed: int) -> tuple[float, float]:
-    """Return the percentile bootstrap interval of the mean of values (N,), of which few are distinct: how often a sample
-    draws each is multinomial."""
     distinct, counts = np.unique(values, return_counts=True)
     drawn = np.random.default_rng(seed).multinomial(len(values), counts / len(values), samples)
     lower, upper = np.quantile(drawn @ distinct / len(values), [(1 - level) / 2, (1 + level) / 2])
@@ -72,5 +66,5 @@ def compare(first: np.ndarray, second: np.ndarray, level: float = CONFIDENCE_LEV
     only_first, only_second = int((differences > 0).sum()), int((differences < 0).sum())
     num_different = only_first + only_second
     p_value = float(binomtest(only_first, num_different).pvalue) if num_different else 1.0
-    interval = _interval_of_mean(differences, level, samples, seed)
+    interval = interval_of_mean(differences, level, samples, seed)
     return Comparison(only_first, only_second, p_value, float(differences.mean()), interval)

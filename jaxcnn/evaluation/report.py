@@ -65,10 +65,10 @@ def write_predictions(result: Result, path: str) -> None:
     """
     predictions = result.predictions
     names, several = predictions.class_names, len(predictions.versions) > 1
-    versions = [[version] * several for version in predictions.versions for _ in range(predictions.num_images)]
+    versions = [[version] if several else [] for version in predictions.versions for _ in range(predictions.num_images)]
     with open_replacement(path, newline='', errors='surrogateescape') as file:
         writer = csv.writer(file)
-        writer.writerow(['image', *['version'] * several, 'label', 'predicted', 'correct',
+        writer.writerow(['image', *(['version'] if several else []), 'label', 'predicted', 'correct',
                          *(f'probability of {name}' for name in names)])
         for image, version, label, predicted, probabilities in zip(
                 predictions.names, versions, predictions.labels, predictions.predicted, predictions.probabilities,

@@ -111,7 +111,7 @@ class Result:
     @functools.cached_property
     def accuracy_interval(self) -> tuple[float, float]:
         """The bootstrap interval of the accuracy."""
-        return comparisons.accuracy_interval(self.predictions.correct_by_image)
+        return comparisons.interval_of_mean(self.predictions.correct_by_image)
 
     @property
     def top5(self) -> float | None:

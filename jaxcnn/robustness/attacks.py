@@ -148,7 +148,7 @@ def apgd_targeted(threat: Threat, num_classes: int, iterations: int = 100, targe
         raise UserError('there is one target class already', field='apgd_targeted',
                         hint='use apgd_dlr, or leave out --target')
     apply = make_apgd(threat, targeted_logits_ratio, iterations)
-    return [Stage('apgd_targeted', apply, rank, rank) for rank in range(min(targets, num_classes - 1))]
+    return _towards_largest('apgd_targeted', apply, min(targets, num_classes - 1))
 
 
 @_register
@@ -163,7 +163,12 @@ def fab(threat: Threat, num_classes: int, iterations: int = 100, targets: int = 
     apply = make_fab(threat, iterations)
     if threat.targeted:
         return [Stage('fab', apply)]
-    return [Stage('fab', apply, rank, rank) for rank in range(min(targets, num_classes - 1))]
+    return _towards_largest('fab', apply, min(targets, num_classes - 1))
+
+
+def _towards_largest(name: str, apply: Apply, count: int) -> Sequence[Stage]:
+    """Return the stages towards each of the `count` other classes with the largest logits."""
+    return [Stage(name, apply, rank, rank) for rank in range(count)]
 
 
 @_register

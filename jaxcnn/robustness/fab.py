@@ -36,7 +36,7 @@ def make_fab(threat: Threat, iterations: int) -> Callable[..., jax.Array]:
     """Return the attack `(logits, keys, images, labels, targets, eps) -> images` in its targeted form.
 
     It moves along the boundary between the labels and the target classes. An image is returned as it is if no change of at
-    most `eps` was found. The attack ends when one was found for all images.
+    most `eps` was found, and with the first such change otherwise. The attack ends when all images have one.
 
     Args:
       threat: what the attack may do and aims at.
@@ -46,11 +46,12 @@ def make_fab(threat: Threat, iterations: int) -> Callable[..., jax.Array]:
               eps: jax.Array) -> jax.Array:
         def linearize(x: jax.Array) -> tuple[jax.Array, jax.Array]:
             """Return by how much the targets' logits are larger than the labels', (N,), and the gradients at x."""
+            scale = LOGIT_GRADIENT / 2  # gradients of a float16 network keep their size with this one alone
+
             def summed(x: jax.Array) -> tuple[jax.Array, jax.Array]:
                 outputs = logits(x)
                 lead = of_class(outputs, targets) - of_class(outputs, labels)
                 return lead.sum() * scale, lead
-            scale = LOGIT_GRADIENT / 2  # gradients of a float16 network keep their size with this one alone
             gradient, lead = jax.grad(summed, has_aux=True)(x)
             return lead, gradient / scale
 
@@ -65,7 +66,7 @@ def make_fab(threat: Threat, iterations: int) -> Callable[..., jax.Array]:
             x = jnp.clip(x, 0, 1)
             reached = threat.is_reached(logits(x), labels, targets)
             distance = adversarial.size(x - images, threat.norm)
-            is_nearest = reached & (distance < s.distance)
+            is_nearest = reached & (distance < s.distance) & (s.distance > eps)  # what is near enough stays as it is
             return State(s.iteration + 1, jnp.where(_column(reached), images + RETREAT * (x - images), x),
                          jnp.where(_column(is_nearest), x, s.nearest), jnp.where(is_nearest, distance, s.distance))
 

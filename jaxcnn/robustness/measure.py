@@ -82,6 +82,11 @@ class Measuring:
             check_channels(shape, '--corruptions')
         if self._reference:
             self._reference.check(self._kinds, options.severities, self._constants)
+        self._class_names = [str(name) for name in run.info['class_names']]
+        if options.target not in ('', 'random', 'least_likely', *self._class_names):
+            error = unknown('class', options.target, self._class_names, field='--target')
+            error.add_hint('or random, or least_likely')
+            raise error
         self._outside = self._load_outside() if options.ood_name else None
         self._images = draw_images(self._victim, dataset, options.split, options.images, options.seed, options.batch_size)
 
@@ -144,18 +149,14 @@ class Measuring:
     def _targets(self, logits: np.ndarray) -> np.ndarray:
         """Return the target class of each image, (N,) int32."""
         options, labels = self._options, self._images.labels
-        num_classes, names = self._victim.num_classes, [str(name) for name in self._run.info['class_names']]
+        num_classes = self._victim.num_classes
         if options.target == 'least_likely':
             return logits.argmin(-1).astype(np.int32)
         if options.target == 'random':
             drawn = [np.random.default_rng([options.seed, position]).integers(1, num_classes)
                      for position in self._images.positions]
             return ((labels + np.array(drawn)) % num_classes).astype(np.int32)
-        if options.target not in names:
-            error = unknown('class', options.target, names, field='--target')
-            error.add_hint('or random, or least_likely')
-            raise error
-        return np.full(len(labels), names.index(options.target), np.int32)
+        return np.full(len(labels), self._class_names.index(options.target), np.int32)
 
     def _corrupt(self) -> CorruptionResults:
         options, images = self._options, self._images

@@ -141,16 +141,18 @@ def corrupted(kinds: Any = 'all', severities: Any = SEVERITIES, constants: str =
       seed: seed of all random numbers.
     """
     check_whole_number('corrupted', 0, images=images, seed=seed)
-    names, levels = _several(kinds), _several(severities)
+    names, levels = _several(kinds, 'kinds'), _several(severities, 'severities')
     for level in levels:
-        if level not in SEVERITIES:
+        if level not in SEVERITIES or isinstance(level, bool):
             raise UserError(f'expected 1 to 5, got {level!r}', field='corrupted.severities')
     check_choice('corrupted', ('auto', 'cifar', 'imagenet'), constants=constants)
     chosen_kinds = parse_kinds([str(name) for name in names], 'corrupted.kinds')
     return Corrupted(images, seed, tuple(chosen_kinds), tuple(dict.fromkeys(levels)), constants, ', '.join(map(str, names)))
 
 
-def _several(values: Any) -> Sequence[Any]:
+def _several(values: Any, name: str) -> Sequence[Any]:
+    if values in ((), []):
+        raise UserError('expected at least one', field=f'corrupted.{name}')
     return values if isinstance(values, (tuple, list)) else (values,)
 
 

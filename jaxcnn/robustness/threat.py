@@ -8,6 +8,7 @@ from typing import TypeAlias
 import jax
 import jax.numpy as jnp
 
+from jaxcnn.data.augment import adversarial
 from jaxcnn.errors import UserError
 
 # from images (N, H, W, C) in [0, 1] to the logits of the classes, float32 (N, classes)
@@ -22,13 +23,12 @@ def parse_eps(text: str, norm: str) -> float:
     Raises:
       UserError: It is not a number of at least 0, or in the norm `linf` it is above 1.
     """
-    match = re.fullmatch(r'\s*(\d+(?:\.\d*)?|\.\d+)\s*(?:/\s*(\d+(?:\.\d*)?|\.\d+))?\s*', text)
+    number = r'\s*((?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*'
+    match = re.fullmatch(f'{number}(?:/{number})?', text)
     if not match or (match[2] and float(match[2]) == 0):
         raise UserError(f'expected a number of at least 0 or a fraction, such as 8/255, got {text!r}')
     eps = float(match[1]) / float(match[2] or 1)
-    if norm == 'linf' and eps > 1:
-        raise UserError(f'expected at most 1 in the norm linf, for values in [0, 1], got {text.strip()}',
-                        hint='write 8/255 for a change of 8 bytes')
+    adversarial.check_eps(eps, norm, text=text.strip())
     return eps
 
 

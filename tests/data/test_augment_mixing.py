@@ -222,6 +222,8 @@ def test_pgd_starts_at_a_uniform_point_within_eps(norm):
     ('random_erasing(value="noise")', "random_erasing.value: expected a number between 0 and 1, or 'random', got 'noise'"),
     ('random_erasing(scale=(0, 0.2))', r'random_erasing\.scale\[0\]: expected a number between 1e-06 and 1, got 0'),
     ('fgsm(-0.1)', 'fgsm.eps: expected a number of at least 0, got -0.1'),
+    ('fgsm("8/255")', "fgsm.eps: expected a number of at least 0, got '8/255'; numbers need no quotes"),
+    ('pgd(2, 1, 1)', 'pgd.eps: expected at most 1 in the norm linf, '),
     ('fgsm(0.1, step=0.2)', 'fgsm.step: got 0.2, but without random_start=True the size of the step is eps'),
     ('pgd(0.1, 0.1, 0)', 'pgd.iterations: expected a whole number of at least 1, got 0'),
     ('pgd(0.1, 0.1, 3, "l1")', "unknown norm of pgd 'l1'; nearest: l2"),

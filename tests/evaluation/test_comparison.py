@@ -4,18 +4,18 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from jaxcnn.evaluation.comparison import accuracy_interval, compare
+from jaxcnn.evaluation.comparison import compare, interval_of_mean
 from jaxcnn.evaluation.predictions import Predictions
 
 
 def test_the_bootstrap_interval_is_deterministic_contains_the_accuracy_and_agrees_with_scipy():
     correct = np.arange(200) < 150
-    lower, upper = accuracy_interval(correct)
-    assert (lower, upper) == accuracy_interval(correct[::-1])
+    lower, upper = interval_of_mean(correct)
+    assert (lower, upper) == interval_of_mean(correct[::-1])
     assert lower < 0.75 < upper
     expected = stats.bootstrap((correct,), np.mean, n_resamples=4000, method='percentile', rng=1).confidence_interval
     np.testing.assert_allclose([lower, upper], expected, atol=0.01)
-    assert accuracy_interval(np.ones(50, bool)) == (1, 1)
+    assert interval_of_mean(np.ones(50, bool)) == (1, 1)
 
 
 def test_mcnemars_exact_test_by_hand():
@@ -37,5 +37,5 @@ def test_versions_of_an_image_are_not_counted_as_further_images():
     predictions = [Predictions([], np.ones(600, int), np.log(np.eye(2)[np.tile(correct, 3).astype(int)] + 1e-9), ['x', 'y'],
                                ['fog', 'snow', 'frost']) for correct in (first, second)]
     assert predictions[0].num_images == 200
-    assert accuracy_interval(predictions[0].correct_by_image) == accuracy_interval(first)
+    assert interval_of_mean(predictions[0].correct_by_image) == interval_of_mean(first)
     assert compare(*(p.correct_by_image for p in predictions)) == compare(first, second)

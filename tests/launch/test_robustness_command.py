@@ -19,6 +19,7 @@ def test_the_command_measures_a_run(command, tiny_run, tmp_path):
 
 
 @pytest.mark.parametrize(('arguments', 'line'), [
+    (['--target=seven'], "--target: unknown class 'seven'; nearest: "),
     (['--eps', '-0.1'], '--eps: expected a number of at least 0 or a fraction, such as 8/255'),
     (['--eps', '1/255', '8'], '--eps: expected at most 1 in the norm linf, for values in [0, 1], got 8; write 8/255'),
     (['--attacks=pgd(iter=3)', '--output=.'], "--attacks: unknown argument of the attack pgd 'iter'; nearest: iterations"),

@@ -46,6 +46,8 @@ def test_sizes_of_changes_are_printed_as_they_are_given():
     ("attacked('pgd')", 'eps'),
     ("corrupted('fogg')", "unknown corruption 'fogg'"),
     ("corrupted(severities=6)", 'corrupted.severities: expected 1 to 5, got 6'),
+    ("corrupted(severities=True)", 'corrupted.severities: expected 1 to 5, got True'),
+    ("corrupted(())", 'corrupted.kinds: expected at least one'),
     ("corrupted() + dense", 'corrupted cannot be combined'),
     ('atacked()', "--protocol: unknown protocol 'atacked'; nearest: attacked")])
 def test_mistakes_are_one_line(text, message):

@@ -92,5 +92,7 @@ def test_images_are_attacked_once():
 
 
 def test_a_task_without_classes_is_refused():
+    with pytest.raises(UserError, match=r'config\.trades\.eps: expected at most 1 in the norm linf, .* got 2'):
+        experiment.check(cfg.parse({'trades': {'eps': 2.0}}))
     with pytest.raises(UserError, match=r"config\.trades: the task 'detection' has no probabilities"):
         experiment.check(cfg.parse(cfg.override(cfg.load('bccd_fcos'), {'trades': {}})))

@@ -14,6 +14,16 @@ from jaxcnn.errors import UserError, check_bool
 NORMS = ('linf', 'l2')
 
 
+def check_eps(eps: float, norm: str, field: str | None = None, text: str = '') -> None:
+    """Raise a UserError for a largest change of more than 1 in the norm `linf`, which allows any image.
+
+    The error has the text that a person wrote, if there is one.
+    """
+    if norm == 'linf' and eps > 1:
+        raise UserError(f'expected at most 1 in the norm linf, for values in [0, 1], got {text or f"{eps:g}"}', field=field,
+                        hint='write 8/255 for a change of 8 bytes')
+
+
 def l2_norm(x: jax.Array) -> jax.Array:
     """Return the L2 norm of each image of (N, H, W, C): (N, 1, 1, 1)."""
     return jnp.sqrt((x ** 2).sum((1, 2, 3), keepdims=True))
@@ -84,7 +94,7 @@ def fgsm(eps: float, norm: str = 'linf', random_start: bool = False, step: float
     gradient.
 
     Args:
-      eps: the largest distance from the image, at least 0, for values in [0, 1]: 8/255 is 0.0314. Without a random start it
+      eps: the largest distance from the image, at least 0, for values in [0, 1], such as 8/255. Without a random start it
         is the size of the step.
       norm: the norm in which `eps` is measured, `linf` or `l2`.
       random_start: start at a point drawn uniformly within `eps` of the image, and project the result to within `eps` (Wong
@@ -93,6 +103,7 @@ def fgsm(eps: float, norm: str = 'linf', random_start: bool = False, step: float
     """
     check_number('fgsm', eps=eps)
     check_choice('fgsm', NORMS, norm=norm)
+    check_eps(eps, norm, 'fgsm.eps')
     check_bool('fgsm.random_start', False, random_start)
     if random_start:
         step = 1.25 * eps if step is None else step
@@ -122,6 +133,7 @@ def pgd(eps: float, step: float, iterations: int, norm: str = 'linf') -> Attack:
     check_number('pgd', eps=eps, step=step)
     check_whole_number('pgd', iterations=iterations)
     check_choice('pgd', NORMS, norm=norm)
+    check_eps(eps, norm, 'pgd.eps')
 
     def apply(keys: jax.Array, images: jax.Array, targets: Targets, gradient: Gradient) -> jax.Array:
         offsets = jax.vmap(lambda key, image: random_offset(key, image, eps, norm))(keys, images)
