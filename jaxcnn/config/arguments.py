@@ -4,6 +4,7 @@ The errors name the argument as `call.argument`.
 """
 
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,8 +24,9 @@ def check_number(call: str, minimum: float = 0.0, maximum: float = math.inf, **a
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
         if not is_number or not minimum <= value <= maximum:
             limits = f'between {minimum:g} and {maximum:g}' if maximum < math.inf else f'of at least {minimum:g}'
+            is_quoted = isinstance(value, str) and re.fullmatch(r'[-+.\d/]+', value)
             raise UserError(f'expected a number {limits}, got {value!r}', field=f'{call}.{name}',
-                            hint='numbers need no quotes' if isinstance(value, str) else None)
+                            hint='numbers need no quotes' if is_quoted else None)
 
 
 def check_range(call: str, minimum: float = 0.0, maximum: float = math.inf, **arguments: Any) -> None:

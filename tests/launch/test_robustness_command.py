@@ -19,10 +19,10 @@ def test_the_command_measures_a_run(command, tiny_run, tmp_path):
 
 
 @pytest.mark.parametrize(('arguments', 'line'), [
-    (['--target=seven'], "--target: unknown class 'seven'; nearest: "),
+    (['--target=seven'], "--target: unknown class 'seven'; known: 0, 1, "),
     (['--eps', '-0.1'], '--eps: expected a number of at least 0 or a fraction, such as 8/255'),
     (['--eps', '1/255', '8'], '--eps: expected at most 1 in the norm linf, for values in [0, 1], got 8; write 8/255'),
-    (['--attacks=pgd(iter=3)', '--output=.'], "--attacks: unknown argument of the attack pgd 'iter'; nearest: iterations"),
+    (['--attacks=pgd(iter=3)'], "--attacks: unknown argument of the attack pgd 'iter'; nearest: iterations"),
     (['--norm=l1', '--attacks=fgsm'], "--norm: unknown norm 'l1'; nearest: l2; also: linf"),
     (['--target=3', '--checks'], '--target: needs --attacks'),
     (['--ood_name=digits', '--output=.'], "--output: '.' exists and is not empty; name another folder, or delete it"),
