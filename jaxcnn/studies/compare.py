@@ -4,6 +4,7 @@ import dataclasses
 import glob
 import logging
 import os
+import shlex
 from collections.abc import Sequence
 
 from jaxcnn import config as cfg
@@ -61,18 +62,25 @@ def _check_protocols(columns: Sequence[Column], runs: Sequence[RunResult]) -> No
     """Log how to record the measurements by protocols that some of the finished runs lack.
 
     Raises:
-      UserError: No run has recorded a protocol.
+      UserError: No run has recorded a protocol, or there is no such protocol.
     """
+    from jaxcnn.robustness import protocols
     recorded = sorted({protocol for run in runs for protocol in run.summary.get('protocols', ())})
-    for column in [column for column in columns if column.protocol]:
+    for column in columns:
+        if not column.protocol:
+            continue
         missing = [run.folder for run in runs if run.summary and column.value(run.summary, run.rows) is None]
-        arguments = f'{"" if column.split == "test" else f" --split={column.split}"} --protocol="{column.protocol}" --save'
+        split = '' if column.split == 'test' else f' --split={column.split}'
+        arguments = f'{split} --protocol={shlex.quote(column.protocol)} --save'
         if column.protocol not in recorded:
+            with name_field('--metric'):
+                protocols.parse(column.protocol)
             others = f'recorded: {"; ".join(recorded)}; ' if recorded else ''
             raise UserError(f'no run has recorded the protocol {column.protocol!r}',
                             hint=f'{others}to record it: jaxcnn evaluate --workdir=DIR{arguments}')
         for folder in missing:
-            log.info('%s is not measured; to record it: jaxcnn evaluate --workdir=%s%s', column.title, folder, arguments)
+            log.info('%s is not measured; to record it: jaxcnn evaluate --workdir=%s%s', column.title,
+                     shlex.quote(folder), arguments)
 
 
 def _arm_folders(folder: str) -> list[str]:

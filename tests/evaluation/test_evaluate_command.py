@@ -89,11 +89,13 @@ def test_recorded_protocols_are_columns_of_comparisons(digits_runs, tmp_path, ca
     assert table.columns[0].title == 'test accuracy, center'
     with pytest.raises(UserError, match=r"^--metric: no run .* protocol 'dense'; recorded: center; multi_crop\(grid=2, "):
         compare_runs([str(workdir)], ["by_protocol('test_accuracy', 'dense')"])
+    with pytest.raises(UserError, match=r"^--metric: .*unknown protocol 'centre'; nearest: center"):
+        compare_runs([str(workdir)], ["by_protocol('test_accuracy', 'centre')"])
     caplog.set_level('INFO', 'jaxcnn')
     compare_runs([str(workdir), digits_runs[1]], ["by_protocol('val_accuracy', 'center')"])
     assert [record.getMessage() for record in caplog.records] == [
         'validation accuracy, center is not measured; to record it: '
-        f'jaxcnn evaluate --workdir={digits_runs[1]} --split=val --protocol="center" --save']
+        f'jaxcnn evaluate --workdir={digits_runs[1]} --split=val --protocol=center --save']
     with pytest.raises(UserError, match=rf'^--workdirs: {tmp_path}: holds no run'):
         compare_runs([str(tmp_path)])
 
