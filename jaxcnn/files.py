@@ -1,6 +1,7 @@
 """Files that are replaced as a whole, so that readers never see an incomplete one, and folders for results."""
 
 import contextlib
+import hashlib
 import os
 import secrets
 from collections.abc import Iterator
@@ -41,6 +42,12 @@ def open_replacement(path: str, mode: str = 'w', sync: bool = False, **options: 
     finally:
         with contextlib.suppress(OSError):
             os.remove(temporary)
+
+
+def file_checksum(path: str) -> str:
+    """Return the SHA-256 checksum of a file."""
+    with open(path, 'rb') as file:
+        return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
 def check_output(folder: str) -> None:

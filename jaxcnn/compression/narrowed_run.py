@@ -140,9 +140,9 @@ def remove_channels(run: Run, folder: str, config: cfg.ChannelsConfig, checkpoin
     if run.config.pruning:
         masks = narrowing.narrow({'params': read_pruning(run, step)['masks']})['params']
         remain, total = (sum(f(x) for x in jax.tree.leaves(masks)) for f in (np.count_nonzero, np.size))
-        pruning = {'masks': masks, 'sparsity': np.float32(1 - remain / total)}
-        new_config = derived_run.with_masks(new_config, run.config.pruning, folder)
         summary['sparsity'] = 1 - remain / total
+        pruning = {'masks': masks, 'sparsity': np.float32(summary['sparsity'])}
+        new_config = derived_run.with_masks(new_config, run.config.pruning, folder)
     derived_run.write_run(folder, run, new_config, step, jax.tree.map(np.asarray, narrow_weights), summary, pruning)
     return result
 

@@ -7,8 +7,6 @@
 
 import dataclasses
 import functools
-import hashlib
-import io
 import json
 import os
 import shutil
@@ -28,7 +26,7 @@ from jaxcnn.compression.activation_ranges import TensorScale
 from jaxcnn.compression.int8_execution import Int8Network
 from jaxcnn.compression.layer_graph import Graph, Layer
 from jaxcnn.errors import UserError, unknown
-from jaxcnn.files import open_replacement
+from jaxcnn.files import file_checksum, open_replacement
 from jaxcnn.ops import quantize
 from jaxcnn.run import Run, load_run
 from jaxcnn.training.state import Weights
@@ -276,10 +274,8 @@ def save(run: Run, quantization: Quantization, arrays: Mapping[str, Any], folder
     plugins.save_copies(run.config.plugins, folder)
     path = os.path.join(folder, WEIGHTS)
     write_arrays(path, arrays)
-    with open(path, 'rb') as weights:
-        checksum = hashlib.file_digest(weights, 'sha256').hexdigest()
     with open_replacement(os.path.join(folder, RECORD)) as file:
-        json.dump({'weights_sha256': checksum, 'quantization': dataclasses.asdict(quantization)}, file, indent=1)
+        json.dump({'weights_sha256': file_checksum(path), 'quantization': dataclasses.asdict(quantization)}, file, indent=1)
     return os.path.getsize(path)
 
 
@@ -312,12 +308,10 @@ def read_arrays(path: str, checksum: str = '') -> dict[str, Any]:
       UserError: The file is missing or damaged.
     """
     try:
-        with open(path, 'rb') as file:
-            content = file.read()
-        if checksum and hashlib.sha256(content).hexdigest() != checksum:
+        if checksum and file_checksum(path) != checksum:
             raise UserError(f'is damaged: {RECORD} records another checksum', field=path, hint='quantise the run again')
-        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-            stored = {name: arrays[name] for name in arrays.files}
+        with np.load(path, allow_pickle=False) as file:
+            stored = {name: file[name] for name in file.files}
     # RuntimeError and NotImplementedError, if damaged flags ask for a password or another compression
     except (OSError, ValueError, EOFError, RuntimeError, SyntaxError, zipfile.BadZipFile, zlib.error) as e:
         raise UserError(f'cannot be read: {e}', field=path, hint='quantise the run again') from e

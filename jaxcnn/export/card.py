@@ -1,6 +1,5 @@
 """The model card of an export: what the network was trained on, how well it works, what it costs, and its limits."""
 
-import hashlib
 import json
 import math
 import os
@@ -15,6 +14,7 @@ from jaxcnn.analysis import complexity
 from jaxcnn.analysis.markdown import escape
 from jaxcnn.export.check import CheckResult
 from jaxcnn.export.program import Program
+from jaxcnn.files import file_checksum
 from jaxcnn.training.workdir import read_json
 from jaxcnn.version import __version__
 
@@ -29,12 +29,6 @@ _USE = {
     'safetensors': '`model.safetensors` holds the parameters and the BatchNorm statistics, but no program. '
                    "`jaxcnn train --config.init=\"dict(safetensors='model.safetensors')\"` starts from them.",
 }
-
-
-def checksum(path: str) -> str:
-    """Return the SHA-256 checksum of a file."""
-    with open(path, 'rb') as f:
-        return hashlib.file_digest(f, 'sha256').hexdigest()
 
 
 def write_card(program: Program, folder: str, runtime: str, step: int, result: CheckResult | None,
@@ -83,7 +77,8 @@ def write_card(program: Program, folder: str, runtime: str, step: int, result: C
         f'Written with Python {platform.python_version()}, {_versions(runtime)}, on '
         f'{jax.default_backend()}. Seed {run.config.seed}.', '',
         '| file | bytes | SHA-256 |', '|---|---|---|',
-        *(f'| {escape(os.path.relpath(path, folder))} | {os.path.getsize(path):,} | {checksum(path)} |' for path in files),
+        *(f'| {escape(os.path.relpath(path, folder))} | {os.path.getsize(path):,} | {file_checksum(path)} |'
+          for path in files),
         '', '## Config', '', '```json', json.dumps(program.config, indent=1), '```', '']
     return '\n'.join(lines)
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from jaxcnn import config as cfg
 from jaxcnn.errors import UserError, name_field
+from jaxcnn.files import file_checksum
 from jaxcnn.interop import pretrained, weights
 from jaxcnn.models import Network
 from jaxcnn.run import load_run
@@ -98,8 +99,7 @@ def checksum(variables: Any) -> str:
 
 def _file_checksum(path: str) -> str:
     try:
-        with open(path, 'rb') as file:
-            return hashlib.file_digest(file, 'sha256').hexdigest()
+        return file_checksum(path)
     except OSError as e:
         raise UserError(e.strerror or str(e), field=path) from e
 
